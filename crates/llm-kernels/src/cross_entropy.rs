@@ -1,0 +1,136 @@
+//! Cross-entropy of each token: `-log softmax(logits)[label]`, without keeping the probabilities for the backward.
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::norm::cpu;
+use crate::simd::{contiguous, exp, max, sum2};
+
+/// The label of a position that has no target; its loss and its gradient are zero.
+pub const IGNORED: i64 = -100;
+
+/// The cross-entropy of each row of `logits` `(n, vocab)` with its label, in nats: `(n,)`.
+///
+/// The negative of it is the log-probability of the label, so this is also what policies are scored with. A label
+/// outside the vocabulary that is not [`IGNORED`] is an error.
+pub fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
+    let (n, vocab) = logits.dims2()?;
+    if labels.len() != n {
+        bail!("cross_entropy: {n} rows of logits, {} labels", labels.len());
+    }
+    if let Some(bad) = labels.iter().find(|&&l| l != IGNORED && (l < 0 || l >= vocab as i64)) {
+        bail!("cross_entropy: label {bad} is outside the vocabulary of {vocab}");
+    }
+    if crate::is_fused(logits) {
+        logits.contiguous()?.apply_op1(CrossEntropy { labels: labels.into() })
+    } else {
+        naive(logits, labels)
+    }
+}
+
+fn naive(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
+    let top = logits.detach().max_keepdim(D::Minus1)?;
+    let shifted = logits.broadcast_sub(&top)?;
+    let logsumexp = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    let index: Vec<u32> = labels.iter().map(|&l| if l == IGNORED { 0 } else { l as u32 }).collect();
+    let index = Tensor::from_vec(index, (labels.len(), 1), logits.device())?;
+    let keep: Vec<f32> = labels.iter().map(|&l| f32::from(l != IGNORED)).collect();
+    let keep = Tensor::from_vec(keep, labels.len(), logits.device())?.to_dtype(logits.dtype())?;
+    (logsumexp - shifted.gather(&index, 1)?)?.squeeze(1)? * keep
+}
+
+struct CrossEntropy {
+    labels: Arc<[i64]>,
+}
+
+impl CustomOp1 for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross_entropy"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let logits = contiguous(storage, layout)?;
+        let (n, vocab) = layout.shape().dims2()?;
+        let mut loss = vec![0f32; n];
+        loss.par_iter_mut().zip(self.labels.par_iter()).enumerate().with_min_len(8).for_each(|(i, (loss, &label))| {
+            if label != IGNORED {
+                let row = &logits[i * vocab..(i + 1) * vocab];
+                *loss = log_sum_exp(row) - row[label as usize];
+            }
+        });
+        Ok((CpuStorage::F32(loss), Shape::from(n)))
+    }
+
+    // d loss / d logits = softmax(logits) - one_hot(label).
+    fn bwd(&self, logits: &Tensor, _loss: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        let ((ls, ll), (gs, gl)) = (logits.storage_and_layout(), grad.storage_and_layout());
+        let (data, grad) = (cpu(&ls, ll)?, cpu(&gs, gl)?);
+        let (n, vocab) = logits.dims2()?;
+        let mut d = vec![0f32; n * vocab];
+        if vocab > 0 {
+            d.par_chunks_mut(vocab).enumerate().with_min_len(8).for_each(|(i, d)| {
+                let label = self.labels[i];
+                if label != IGNORED {
+                    scaled_softmax(&data[i * vocab..(i + 1) * vocab], grad[i], d);
+                    d[label as usize] -= grad[i];
+                }
+            });
+        }
+        Tensor::from_vec(d, (n, vocab), logits.device()).map(Some)
+    }
+}
+
+#[pulp::with_simd(log_sum_exp = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn log_sum_exp_simd<S: pulp::Simd>(_simd: S, row: &[f32]) -> f32 {
+    let top = max(row);
+    top + sum2(row, row, |x, _| exp(x - top)).ln()
+}
+
+#[pulp::with_simd(scaled_softmax = pulp::Arch::new())]
+#[inline(always)]
+fn scaled_softmax_simd<'a, S: pulp::Simd>(_simd: S, row: &'a [f32], scale: f32, out: &'a mut [f32]) {
+    let top = max(row);
+    for (out, x) in out.iter_mut().zip(row) {
+        *out = exp(x - top);
+    }
+    let factor = scale / sum2(out, out, |x, _| x);
+    out.iter_mut().for_each(|x| *x *= factor);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_same_gradients, random};
+
+    #[test]
+    fn fused_cross_entropy_equals_the_naive_one_in_f64() -> Result<()> {
+        for (n, vocab, scale) in [(1, 1, 1.), (3, 7, 1.), (40, 300, 1.), (4, 33, 80.), (4, 33, 1e-4)] {
+            let logits = random(&[n, vocab], 1, scale)?;
+            let labels: Vec<i64> =
+                (0..n).map(|i| if i % 3 == 2 { IGNORED } else { (i * 7 % vocab) as i64 }).collect();
+            assert_same_gradients(&[&logits], 1e-5, |t| cross_entropy(&t[0], &labels))?;
+        }
+        let logits = random(&[7, 5], 1, 1.)?;
+        assert_same_gradients(&[&logits], 1e-5, |t| cross_entropy(&t[0].t()?, &[0, 1, 6, IGNORED, 3]))
+    }
+
+    #[test]
+    fn even_logits_cost_the_logarithm_of_the_vocabulary() -> Result<()> {
+        let logits = Tensor::zeros((1, 50), candle_core::DType::F32, &candle_core::Device::Cpu)?;
+        assert!((cross_entropy(&logits, &[7])?.to_vec1::<f32>()?[0] - 50f32.ln()).abs() < 1e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn a_label_outside_the_vocabulary_is_an_error() -> Result<()> {
+        let logits = random(&[2, 5], 1, 1.)?;
+        assert!(cross_entropy(&logits, &[0, 5]).is_err());
+        assert!(cross_entropy(&logits, &[0, -1]).is_err());
+        assert!(cross_entropy(&logits, &[0]).is_err());
+        Ok(())
+    }
+}

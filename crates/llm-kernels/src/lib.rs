@@ -1,0 +1,59 @@
+//! What candle lacks for training language models on a CPU: fused operations with their own backward.
+//!
+//! Each function here is a plain function on candle tensors. Behind it stand two ways to the same result: the
+//! *naive* composition of candle operations, which serves every dtype and device and is the oracle of the tests, and
+//! a *fused* path for f32 on the CPU, compiled for the widest vector unit of the machine at run time and spread over
+//! rayon's pool. Both have a backward. This crate knows nothing of models, files or training.
+//!
+//! ```
+//! use candle_core::{Device, Tensor, Var};
+//!
+//! // Two tokens, a vocabulary of four; the second token's label is ignored.
+//! let logits = Var::from_tensor(&Tensor::zeros((2, 4), candle_core::DType::F32, &Device::Cpu)?)?;
+//! let loss = llm_kernels::cross_entropy(&logits, &[3, -100])?; // (2,)
+//! assert_eq!(loss.to_vec1::<f32>()?, [4f32.ln(), 0.]);
+//! let grads = loss.sum_all()?.backward()?;
+//! assert!(grads.get(&logits).is_some());
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+//!
+//! Every function returns candle's `Result`; it fails on shapes that do not fit and on devices that candle does not
+//! support. Where to look next: `llm-model` builds its decoder from these functions, `llm-train` its losses.
+#![allow(clippy::inline_always)] // a vector unit's features reach a helper only if it is inlined
+
+mod adamw;
+mod attention;
+mod cross_entropy;
+mod kl;
+mod norm;
+mod rope;
+mod simd;
+mod swiglu;
+#[cfg(test)]
+mod testing;
+
+pub use adamw::{AdamWStep, adamw_step, square_sum};
+pub use attention::{Visible, attention, attention_weights};
+pub use cross_entropy::{IGNORED, cross_entropy};
+pub use kl::kl_divergence;
+pub use norm::rms_norm;
+pub use rope::{Rotary, Rotation, rope};
+pub use swiglu::swiglu;
+
+use candle_core::{DType, Result, Tensor};
+
+/// `x · wᵀ`: a linear map without bias. `x` is `(…, in)`, `w` is `(out, in)`; the result is `(…, out)`.
+pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let mut shape = x.dims().to_vec();
+    let Some(last) = shape.last_mut() else {
+        candle_core::bail!("linear: x is a scalar, it needs at least one dimension");
+    };
+    let (out, input) = w.dims2()?;
+    *last = out;
+    x.reshape(((), input))?.matmul(&w.t()?)?.reshape(shape)
+}
+
+/// True where the fused path serves: f32 in the CPU's memory.
+fn is_fused(x: &Tensor) -> bool {
+    x.dtype() == DType::F32 && x.device().is_cpu()
+}

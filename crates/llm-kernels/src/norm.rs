@@ -1,0 +1,144 @@
+//! RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467): `y = x / sqrt(mean(x²) + eps) · w`.
+
+use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::simd::{contiguous, sum2};
+
+/// Scales each row of `x` `(…, n)` to a root mean square of one and then by `weight` `(n,)`.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    if x.dim(D::Minus1)? != weight.dims1()? {
+        bail!("rms_norm: x is {:?}, its last dimension must be that of the weight {:?}", x.dims(), weight.dims());
+    }
+    if crate::is_fused(x) && crate::is_fused(weight) {
+        x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 })
+    } else {
+        naive(x, weight, eps)
+    }
+}
+
+fn naive(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    // Half precision loses the small terms of the mean; f32 and f64 stay as they are.
+    let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let y = x.to_dtype(wide)?;
+    let rms = (y.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
+    y.broadcast_div(&rms)?.to_dtype(x.dtype())?.broadcast_mul(weight)
+}
+
+struct RmsNorm {
+    eps: f32,
+}
+
+impl CustomOp2 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, ws: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, w) = (contiguous(xs, xl)?, contiguous(ws, wl)?);
+        let mut y = vec![0f32; x.len()];
+        let n = w.len();
+        let rows = rows_per_task(n);
+        y.par_chunks_mut(rows * n).zip(x.par_chunks(rows * n)).for_each(|(y, x)| forward(x, w, self.eps, y));
+        Ok((CpuStorage::F32(y), xl.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dy = dy.contiguous()?;
+        let (xs, xl) = x.storage_and_layout();
+        let (ws, wl) = w.storage_and_layout();
+        let (ds, dl) = dy.storage_and_layout();
+        let (x_data, w_data, dy_data) = (cpu(&xs, xl)?, cpu(&ws, wl)?, cpu(&ds, dl)?);
+        let n = w_data.len();
+        let rows = rows_per_task(n);
+        let mut dx = vec![0f32; x_data.len()];
+        let partial: Vec<Vec<f32>> = dx
+            .par_chunks_mut(rows * n)
+            .zip(x_data.par_chunks(rows * n))
+            .zip(dy_data.par_chunks(rows * n))
+            .map(|((dx, x), dy)| backward(x, w_data, dy, self.eps, dx))
+            .collect();
+        let mut dw = vec![0f32; n];
+        for part in partial {
+            dw.iter_mut().zip(part).for_each(|(sum, p)| *sum += p);
+        }
+        let dx = Tensor::from_vec(dx, x.shape(), x.device())?;
+        Ok((Some(dx), Some(Tensor::from_vec(dw, w.shape(), w.device())?)))
+    }
+}
+
+/// The elements behind a contiguous f32 CPU tensor whose lock is held.
+pub(crate) fn cpu<'a>(storage: &'a candle_core::Storage, layout: &Layout) -> Result<&'a [f32]> {
+    match storage {
+        candle_core::Storage::Cpu(storage) => contiguous(storage, layout),
+        _ => bail!("a fused kernel got a tensor that is not in the CPU's memory"),
+    }
+}
+
+/// Rows of `n` numbers that one task takes: enough to outweigh the cost of handing it out.
+pub(crate) fn rows_per_task(n: usize) -> usize {
+    (16384 / n.max(1)).max(1)
+}
+
+#[pulp::with_simd(forward = pulp::Arch::new())]
+#[inline(always)]
+fn forward_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [f32], eps: f32, y: &'a mut [f32]) {
+    let n = w.len();
+    for (x, y) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)) {
+        let inverse = 1. / (sum2(x, x, |a, b| a * b) / n as f32 + eps).sqrt();
+        for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+            *y = x * inverse * w;
+        }
+    }
+}
+
+// With s = 1/rms and x̂ = x·s:  dw = Σ_rows dy·x̂,  dx = s · (dy·w - x̂ · mean(dy·w·x̂)).
+#[pulp::with_simd(backward = pulp::Arch::new())]
+#[inline(always)]
+fn backward_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    x: &'a [f32],
+    w: &'a [f32],
+    dy: &'a [f32],
+    eps: f32,
+    dx: &'a mut [f32],
+) -> Vec<f32> {
+    let n = w.len();
+    let mut dw = vec![0f32; n];
+    for ((x, dy), dx) in x.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n)) {
+        let inverse = 1. / (sum2(x, x, |a, b| a * b) / n as f32 + eps).sqrt();
+        for i in 0..n {
+            dx[i] = dy[i] * w[i];
+            dw[i] += dy[i] * x[i] * inverse;
+        }
+        let mean = sum2(dx, x, |a, b| a * b) * inverse / n as f32;
+        for i in 0..n {
+            dx[i] = inverse * (dx[i] - x[i] * inverse * mean);
+        }
+    }
+    dw
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{assert_same_gradients, random};
+
+    #[test]
+    fn fused_rms_norm_equals_the_naive_one_in_f64() -> candle_core::Result<()> {
+        for (rows, n, scale) in [(1, 2, 1.), (3, 7, 1.), (130, 192, 1.), (5, 33, 1e-4), (5, 64, 1e4), (0, 8, 1.)] {
+            let x = random(&[rows, n], 1, scale)?;
+            let w = random(&[n], 2, 1.)?;
+            assert_same_gradients(&[&x, &w], 1e-5, |t| super::rms_norm(&t[0], &t[1], 1e-5))?;
+        }
+        // A transposed view goes through the same path.
+        let x = random(&[9, 6], 3, 1.)?;
+        let w = random(&[9], 4, 1.)?;
+        assert_same_gradients(&[&x, &w], 1e-5, |t| super::rms_norm(&t[0].t()?, &t[1], 1e-5))
+    }
+
+    #[test]
+    fn a_weight_of_another_size_is_an_error() -> candle_core::Result<()> {
+        assert!(super::rms_norm(&random(&[2, 4], 1, 1.)?, &random(&[5], 1, 1.)?, 1e-5).is_err());
+        Ok(())
+    }
+}

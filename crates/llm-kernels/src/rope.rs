@@ -1,0 +1,157 @@
+//! Rotary positions (Su et al. 2021, arXiv 2104.09864) in the half-split layout of Hugging Face checkpoints.
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::simd::contiguous;
+
+/// The frequencies of rotary positions: pair `i` of a head turns by `position · theta^(-2i/d)`.
+#[derive(Debug, Clone)]
+pub struct Rotary {
+    inverse_frequencies: Vec<f64>, // (d / 2)
+}
+
+impl Rotary {
+    /// Frequencies for heads of `head_dim` numbers (even) and the base `theta`.
+    pub fn new(head_dim: usize, theta: f64) -> Self {
+        let half = head_dim / 2;
+        Self { inverse_frequencies: (0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect() }
+    }
+
+    /// The rotation of each of the given positions, to be shared by all layers of a forward pass.
+    pub fn at(&self, positions: &[u32]) -> Rotation {
+        let half = self.inverse_frequencies.len();
+        let low = positions.iter().copied().min().unwrap_or(0);
+        let high = positions.iter().copied().max().unwrap_or(0);
+        let table: Vec<(f32, f32)> = (low..=high)
+            .flat_map(|position| {
+                self.inverse_frequencies.iter().map(move |frequency| {
+                    let (sin, cos) = (f64::from(position) * frequency).sin_cos();
+                    (cos as f32, sin as f32)
+                })
+            })
+            .collect();
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for &position in positions {
+            let row = (position - low) as usize * half;
+            cos.extend(table[row..row + half].iter().map(|&(c, _)| c));
+            sin.extend(table[row..row + half].iter().map(|&(_, s)| s));
+        }
+        Rotation { cos: Arc::new(cos), sin: Arc::new(sin), half }
+    }
+}
+
+/// Cosines and sines `(tokens, d / 2)` for the tokens of one batch; made by [`Rotary::at`].
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    cos: Arc<Vec<f32>>,
+    sin: Arc<Vec<f32>>,
+    half: usize,
+}
+
+/// Turns each head of `x` `(b, t, h, d)` by the rotation of its token; `rotation` holds `b · t` tokens in order.
+pub fn rope(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
+    let (b, t, _h, d) = x.dims4()?;
+    if d != 2 * rotation.half || b * t * rotation.half != rotation.cos.len() {
+        bail!("rope: x is {:?}, the rotation is for {} numbers of heads of {}", x.dims(), rotation.cos.len(), rotation.half * 2);
+    }
+    if crate::is_fused(x) {
+        x.contiguous()?.apply_op1(Turn { rotation: rotation.clone(), sign: 1. })
+    } else {
+        naive(x, rotation)
+    }
+}
+
+fn naive(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
+    let (b, t, _h, d) = x.dims4()?;
+    let table = |data: &Vec<f32>| {
+        Tensor::from_slice(data, (b, t, 1, d / 2), x.device())?.to_dtype(x.dtype())
+    };
+    let (cos, sin) = (table(&rotation.cos)?, table(&rotation.sin)?);
+    let (x1, x2) = (x.narrow(D::Minus1, 0, d / 2)?, x.narrow(D::Minus1, d / 2, d / 2)?);
+    let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
+    let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[y1, y2], D::Minus1)
+}
+
+struct Turn {
+    rotation: Rotation,
+    sign: f32,
+}
+
+impl CustomOp1 for Turn {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = contiguous(storage, layout)?;
+        let mut y = vec![0f32; x.len()];
+        let (half, tokens) = (self.rotation.half, self.rotation.cos.len() / self.rotation.half.max(1));
+        let row = x.len() / tokens.max(1); // h · d numbers of one token
+        if row > 0 {
+            y.par_chunks_mut(row).zip(x.par_chunks(row)).enumerate().with_min_len(32).for_each(|(token, (y, x))| {
+                let cos = &self.rotation.cos[token * half..(token + 1) * half];
+                let sin = &self.rotation.sin[token * half..(token + 1) * half];
+                turn(x, cos, sin, self.sign, y);
+            });
+        }
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    // The inverse of a rotation is its transpose: the gradient turns back.
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let back = Turn { rotation: self.rotation.clone(), sign: -self.sign };
+        dy.contiguous()?.apply_op1_no_bwd(&back).map(Some)
+    }
+}
+
+#[pulp::with_simd(turn = pulp::Arch::new())]
+#[inline(always)]
+fn turn_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    x: &'a [f32],
+    cos: &'a [f32],
+    sin: &'a [f32],
+    sign: f32,
+    y: &'a mut [f32],
+) {
+    let half = cos.len();
+    for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
+        let ((x1, x2), (y1, y2)) = (x.split_at(half), y.split_at_mut(half));
+        for i in 0..half {
+            y1[i] = x1[i] * cos[i] - x2[i] * sin[i] * sign;
+            y2[i] = x2[i] * cos[i] + x1[i] * sin[i] * sign;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_same_gradients, random};
+
+    #[test]
+    fn fused_rope_equals_the_naive_one_in_f64() -> Result<()> {
+        let rotary = Rotary::new(6, 10_000.);
+        let rotation = rotary.at(&[0, 1, 2, 3, 0, 0, 1000, 1001]);
+        let x = random(&[2, 4, 3, 6], 1, 1.)?;
+        assert_same_gradients(&[&x], 1e-6, |t| rope(&t[0], &rotation))?;
+        let x = random(&[2, 3, 4, 6], 1, 1.)?;
+        assert_same_gradients(&[&x], 1e-6, |t| rope(&t[0].transpose(1, 2)?, &rotation))
+    }
+
+    #[test]
+    fn the_product_of_two_turned_heads_depends_on_their_distance_alone() -> Result<()> {
+        let rotary = Rotary::new(8, 10_000.);
+        let (q, k) = (random(&[1, 1, 1, 8], 1, 1.)?, random(&[1, 1, 1, 8], 2, 1.)?);
+        let score = |i, j| -> Result<f32> {
+            (rope(&q, &rotary.at(&[i]))? * rope(&k, &rotary.at(&[j]))?)?.sum_all()?.to_scalar::<f32>()
+        };
+        assert!((score(5, 2)? - score(105, 102)?).abs() < 1e-5);
+        assert!((score(5, 2)? - score(5, 3)?).abs() > 1e-3);
+        Ok(())
+    }
+}

@@ -1,0 +1,100 @@
+//! The scalar pieces that the fused loops are made of, and how those loops read candle's memory.
+
+use candle_core::{CpuStorage, Layout, Result, bail};
+
+/// `e^x` for f32 with a relative error under 2e-7, without a call, so that a loop over it becomes vector code.
+///
+/// Cephes' scheme: `e^x = 2^n · e^r` with `|r| <= ln2 / 2` and a polynomial for `e^r`. Below -87.3 it gives a value
+/// under 1.3e-38 instead of a denormal, above 88.3 it saturates near `f32::MAX`.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    let x = x.clamp(-87.3, 88.3);
+    let n = (x * std::f32::consts::LOG2_E + 12582912.0) - 12582912.0; // round to nearest: 1.5 * 2^23 drops the fraction
+    let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
+    let p = 1.987_569_2e-4;
+    let p = p * r + 1.398_2e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 5.0e-1;
+    let e = p * r * r + r + 1.0;
+    e * f32::from_bits(((n as i32 + 127) << 23) as u32)
+}
+
+/// The largest value of a row; `-inf` for an empty one. Lanes keep the loop free of a serial dependency.
+#[inline(always)]
+pub fn max(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (chunks, rest) = row.as_chunks::<16>();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = if x > *lane { x } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+}
+
+/// `Σ f(a, b)` over two rows of the same length, summed in 16 lanes: vector code, and the same bits every time.
+#[inline(always)]
+pub fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0f32; 16];
+    let (a_chunks, a_rest) = a.as_chunks::<16>();
+    let (b_chunks, b_rest) = b.as_chunks::<16>();
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for i in 0..16 {
+            lanes[i] += f(a[i], b[i]);
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(&a, &b)| f(a, b)).sum();
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// Turns scores into `exp(score - max)` in place and returns `(max, sum of the results)`.
+#[inline(always)]
+pub fn exp_row(row: &mut [f32]) -> (f32, f32) {
+    let top = max(row);
+    for x in &mut *row {
+        *x = exp(*x - top);
+    }
+    (top, sum2(row, row, |a, _| a))
+}
+
+/// `y += a · x`.
+#[inline(always)]
+pub fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += a * x;
+    }
+}
+
+/// The elements of a contiguous f32 tensor.
+pub fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let CpuStorage::F32(data) = storage else { bail!("a fused kernel got a tensor that is not f32") };
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("a fused kernel got a tensor with strides") };
+    Ok(&data[start..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_agrees_with_the_standard_library() {
+        for i in -8700..=8800 {
+            let x = i as f32 / 100.;
+            let (ours, theirs) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!((ours / theirs - 1.).abs() < 3e-7, "exp({x}) = {ours}, not {theirs}");
+        }
+        assert!(exp(f32::NEG_INFINITY) < 2e-38);
+        assert!(exp(1e30).is_finite());
+        assert_eq!(exp(0.), 1.);
+    }
+
+    #[test]
+    fn max_and_sum_see_the_tail_of_a_row() {
+        let row: Vec<f32> = (0..37).map(|i| if i == 36 { 100. } else { i as f32 }).collect();
+        assert_eq!(max(&row), 100.);
+        assert_eq!(sum2(&row, &row, |a, _| a), (0..36).sum::<i32>() as f32 + 100.);
+        assert_eq!(max(&[]), f32::NEG_INFINITY);
+    }
+}

@@ -1,0 +1,51 @@
+//! Keys and values of the tokens that a model has already read.
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{Error, ModelConfig, Result};
+
+/// Keys and values of every layer, `(b, capacity, g, d)` each, filled from the front.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<(Tensor, Tensor)>,
+    capacity: usize,
+    len: usize,
+}
+
+impl KvCache {
+    /// Room for `capacity` tokens in each of `rows` rows.
+    pub fn new(config: &ModelConfig, rows: usize, capacity: usize) -> Result<Self> {
+        let shape = (rows, capacity, config.num_key_value_heads, config.head_dim);
+        let zeros = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        let layers = (0..config.num_hidden_layers).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<_>>()?;
+        Ok(Self { layers, capacity, len: 0 })
+    }
+
+    /// Tokens held, padding included.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True before the first token.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Writes the keys and values `(b, t, g, d)` of one layer behind those held, and returns all of them.
+    pub(crate) fn append(&self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let t = k.dim(1)?;
+        if self.len + t > self.capacity {
+            let (len, capacity) = (self.len, self.capacity);
+            return Err(Error::Input(format!("the cache holds {len} tokens and has room for {capacity}, not {t} more")));
+        }
+        let (keys, values) = &self.layers[layer];
+        keys.slice_set(&k.contiguous()?, 1, self.len)?;
+        values.slice_set(&v.contiguous()?, 1, self.len)?;
+        Ok((keys.narrow(1, 0, self.len + t)?, values.narrow(1, 0, self.len + t)?))
+    }
+
+    /// Counts `t` tokens as held, once every layer has appended them.
+    pub(crate) fn advance(&mut self, t: usize) {
+        self.len += t;
+    }
+}

@@ -1,0 +1,46 @@
+//! A transformer: its configuration, decoder, heads and files.
+//!
+//! One decoder serves every family: what differs between families is data in [`ModelConfig`]. A [`Model`] is a decoder
+//! with a [`Head`]: the next token (`…ForCausalLM`), one score for a text (`…ForSequenceClassification`, the reward
+//! model) or one value for each token (`…ForTokenClassification`, the critic). Folders are Hugging Face's.
+//!
+//! ```
+//! use llm_model::{Batch, Head, Model, ModelConfig};
+//!
+//! let config = ModelConfig { vocab_size: 100, hidden_size: 48, num_hidden_layers: 2, ..ModelConfig::default() };
+//! let model = Model::init(config, Head::LanguageModel, 42)?;
+//! let logits = model.forward(&Batch::new(&[vec![1, 2, 3]])?)?;
+//! assert_eq!(logits.dims(), [1, 3, 100]); // (batch, seq, vocab)
+//!
+//! let dir = std::env::temp_dir().join("llm-model-doc-example");
+//! model.save(&dir)?;
+//! assert_eq!(Model::load(&dir)?.config(), model.config());
+//! # std::fs::remove_dir_all(dir).ok();
+//! # Ok::<(), llm_model::Error>(())
+//! ```
+//!
+//! This crate knows nothing of text, tokenizers or training. Where to look next: `llm-infer` generates with a model,
+//! `llm-train` teaches it.
+
+mod batch;
+mod cache;
+mod checkpoint;
+mod config;
+mod count;
+mod decoder;
+mod error;
+pub mod families;
+mod model;
+mod params;
+
+pub use batch::Batch;
+pub use cache::KvCache;
+pub use checkpoint::{read_safetensors, write_atomic, write_safetensors};
+pub use config::ModelConfig;
+pub use count::ParamCount;
+pub use error::Error;
+pub use model::{Head, Model};
+pub use params::Params;
+
+/// What every fallible function of this crate returns.
+pub type Result<T> = std::result::Result<T, Error>;

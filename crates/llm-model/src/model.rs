@@ -1,0 +1,164 @@
+//! A decoder with a head, its parameters and its folder.
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use llm_kernels::linear;
+use serde_json::Value;
+
+use crate::decoder::Decoder;
+use crate::{Batch, Error, KvCache, ModelConfig, ParamCount, Params, Result, checkpoint, families};
+
+/// What a model says about each token of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// Logits over the next token (`…ForCausalLM`).
+    LanguageModel,
+    /// One score, of which the last token's counts (`…ForSequenceClassification` with one label): a reward model.
+    Sequence,
+    /// One number for each token (`…ForTokenClassification` with one label): the value network of PPO.
+    Token,
+}
+
+/// A decoder with its head.
+#[derive(Debug, Clone)]
+pub struct Model {
+    config: ModelConfig,
+    head: Head,
+    params: Params,
+    decoder: Decoder,
+    output: Tensor,       // (vocab, hidden) or (1, hidden)
+    bias: Option<Tensor>, // (1,)
+    /// Keys of `config.json` beyond the decoder's own, kept as they are and saved again (reward statistics, say).
+    pub extra: serde_json::Map<String, Value>,
+}
+
+impl Model {
+    /// A model of these parameters, which must be exactly those that `config` and `head` ask for.
+    pub fn new(config: ModelConfig, head: Head, params: Params) -> Result<Self> {
+        let config = config.validated("model configuration")?;
+        params.check(&config, head, "parameters")?;
+        let decoder = Decoder::new(&config, &params)?;
+        let output = match head {
+            Head::LanguageModel if config.tie_word_embeddings => decoder.embed_tokens.clone(),
+            Head::LanguageModel => params.get("lm_head.weight")?,
+            Head::Sequence | Head::Token => params.get("score.weight")?,
+        };
+        let bias = if head == Head::Token { Some(params.get("score.bias")?) } else { None };
+        Ok(Self { config, head, params, decoder, output, bias, extra: serde_json::Map::new() })
+    }
+
+    /// A trainable model with fresh weights; the same seed gives the same bytes.
+    pub fn init(config: ModelConfig, head: Head, seed: u64) -> Result<Self> {
+        let config = config.validated("model configuration")?;
+        let params = Params::init(&config, head, seed)?;
+        Self::new(config, head, params.trainable()?)
+    }
+
+    /// The frozen model of a Hugging Face folder, in f32.
+    pub fn load(dir: &Path) -> Result<Self> {
+        checkpoint::load(dir)
+    }
+
+    /// Writes `config.json`, `generation_config.json` and `model.safetensors` into `dir`, which is made if need be.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        checkpoint::save(self, dir)
+    }
+
+    /// A copy whose weights can be trained without touching this one's.
+    pub fn trainable(&self) -> Result<Self> {
+        self.with_params(self.params.trainable()?)
+    }
+
+    /// A copy of the weights as they are now, which no training changes and for which no gradient is computed.
+    pub fn frozen(&self) -> Result<Self> {
+        self.with_params(self.params.frozen()?)
+    }
+
+    fn with_params(&self, params: Params) -> Result<Self> {
+        let mut model = Self::new(self.config.clone(), self.head, params)?;
+        model.extra = self.extra.clone();
+        Ok(model)
+    }
+
+    /// A trainable model with the same decoder and another head; a score head that is not there is made from `seed`.
+    pub fn with_head(&self, head: Head, seed: u64) -> Result<Self> {
+        let params = self.params.for_head(&self.config, head, seed)?;
+        Self::new(self.config.clone(), head, params.trainable()?)
+    }
+
+    /// The shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Changes the token ids that the configuration names (a fine-tuned model ends its turn with another token).
+    pub fn set_eos_token_id(&mut self, id: Option<u32>) {
+        self.config.eos_token_id = id;
+    }
+
+    /// The head.
+    pub fn head(&self) -> Head {
+        self.head
+    }
+
+    /// The parameters by name.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Parameters by part.
+    pub fn count(&self) -> ParamCount {
+        ParamCount::of(&self.config, self.head)
+    }
+
+    /// The hidden states behind the last norm, `(b, t, hidden)`; with a cache the batch continues what it holds.
+    pub fn hidden(&self, batch: &Batch, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        self.check_ids(batch)?;
+        self.decoder.forward(batch, cache, None)
+    }
+
+    /// The head's output for hidden states `(…, hidden)`: `(…, vocab)` or `(…, 1)`.
+    pub fn output(&self, hidden: &Tensor) -> Result<Tensor> {
+        let y = linear(hidden, &self.output)?;
+        Ok(match &self.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        })
+    }
+
+    /// The head's output for every token of the batch: `(b, t, vocab)` or `(b, t, 1)`.
+    pub fn forward(&self, batch: &Batch) -> Result<Tensor> {
+        self.output(&self.hidden(batch, None)?)
+    }
+
+    /// The attention weights of every layer, `(b, h, t, t)` each: how much each token looks at each earlier one.
+    pub fn attentions(&self, batch: &Batch) -> Result<Vec<Tensor>> {
+        self.check_ids(batch)?;
+        let mut weights = Vec::new();
+        self.decoder.forward(batch, None, Some(&mut weights))?;
+        Ok(weights)
+    }
+
+    fn check_ids(&self, batch: &Batch) -> Result<()> {
+        let top = batch.input_ids.flatten_all()?.max(0)?.to_scalar::<u32>()?;
+        if top as usize >= self.config.vocab_size {
+            let vocab = self.config.vocab_size;
+            return Err(Error::Input(format!(
+                "token id {top} is outside the model's vocabulary of {vocab}; is this the model's own tokenizer?"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The `config.json` of this model.
+    pub(crate) fn config_json(&self) -> Value {
+        let mut json = families::llama::to_json(&self.config, self.head);
+        if let Value::Object(map) = &mut json {
+            for (key, value) in &self.extra {
+                map.insert(key.clone(), value.clone());
+            }
+        }
+        json
+    }
+}
