@@ -1,1 +1,44 @@
-//! x
+//! Text to token ids and back.
+//!
+//! A [`Tokenizer`] is trained on text with [`train_bpe`] or loaded from a folder in Hugging Face's format
+//! (`tokenizer.json`, `tokenizer_config.json`). It encodes and decodes text, turns conversations into ids through the
+//! folder's chat template, and decodes ids one at a time while a model is still writing.
+//!
+//! What holds everywhere:
+//! - [`Tokenizer::encode`] never yields a special token, whatever the text says: nobody can write `<|end|>` into a
+//!   message and have it end the turn. Special tokens come from the chat template, or from the caller by id.
+//! - No begin-of-sequence token is added behind the caller's back.
+//! - Training the same text with the same settings gives the same file, byte for byte.
+//! - Every fallible function returns this crate's [`Error`], whose text says what to do.
+//!
+//! ```
+//! use llm_tokenizer::{ChatMessage, Tokenizer, TrainConfig, train_bpe};
+//!
+//! let texts = ["the cat sat on the mat", "the dog sat on the log"];
+//! let config = TrainConfig { vocab_size: 280, min_frequency: 2 };
+//! let tokenizer = train_bpe(&config, texts.iter())?.with_default_chat_template()?;
+//!
+//! let ids = tokenizer.encode("the cat 🐈")?;
+//! assert_eq!(tokenizer.decode(&ids)?, "the cat 🐈");
+//!
+//! let chat = [ChatMessage::new("user", "who sat?")];
+//! assert_eq!(tokenizer.render_chat(&chat, true)?, "<|user|>who sat?<|end|><|assistant|>");
+//!
+//! let folder = tempfile::tempdir()?;
+//! tokenizer.save(folder.path())?;
+//! assert_eq!(Tokenizer::from_dir(folder.path())?.encode("the cat 🐈")?, ids);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod chat;
+mod error;
+mod folder;
+mod stream;
+mod tokenizer;
+mod train;
+
+pub use chat::ChatMessage;
+pub use error::{Error, Result};
+pub use stream::StreamDecoder;
+pub use tokenizer::Tokenizer;
+pub use train::{TrainConfig, train_bpe};

@@ -1,0 +1,273 @@
+//! The folder of a tokenizer, in Hugging Face's format.
+//!
+//! `tokenizer.json` holds the vocabulary, the merges and how text is split and joined; `tokenizer_config.json` says which
+//! token begins, ends and pads, and holds the chat template. Newer folders keep the template in `chat_template.jinja`,
+//! which then counts.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use serde_json::{Map, Value, json};
+use tokenizers::AddedToken;
+
+use crate::chat::ChatTemplate;
+use crate::train::{DOCUMENT_END, PAD};
+use crate::{Error, Result, Tokenizer};
+
+const TOKENIZER_FILE: &str = "tokenizer.json";
+const CONFIG_FILE: &str = "tokenizer_config.json";
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` from a folder, and `tokenizer_config.json` and `chat_template.jinja` where they are.
+    pub fn from_dir(dir: &Path) -> Result<Self> {
+        let path = dir.join(TOKENIZER_FILE);
+        let text = read(&path)?.ok_or_else(|| Error::Missing { path: path.clone() })?;
+        let mut inner: tokenizers::Tokenizer =
+            text.parse().map_err(|cause| Error::Parse { path: path.clone(), cause })?;
+        // Left over from the last call in the program that saved the file; no property of the vocabulary.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|cause| Error::Parse { path, cause })?;
+
+        let path = dir.join(CONFIG_FILE);
+        let mut config = match read(&path)? {
+            Some(text) => {
+                serde_json::from_str(&text).map_err(|cause| Error::Parse { path: path.clone(), cause: cause.into() })?
+            }
+            None => default_config(),
+        };
+        if let Some(template) = read(&dir.join(TEMPLATE_FILE))? {
+            config.insert("chat_template".into(), template.into());
+        }
+        let chat = chat_template(&config, &path)?;
+        let special = special_tokens(&config, &path)?;
+        mark_special(&mut inner, special).map_err(|cause| Error::Parse { path, cause })?;
+        Self::new(inner, config, chat)
+    }
+
+    /// A freshly trained vocabulary, with `<|endoftext|>` as begin and end.
+    pub(crate) fn from_trained(inner: tokenizers::Tokenizer) -> Result<Self> {
+        let mut config = default_config();
+        config.insert("bos_token".into(), DOCUMENT_END.into());
+        config.insert("eos_token".into(), DOCUMENT_END.into());
+        config.insert("pad_token".into(), PAD.into());
+        Self::new(inner, config, None)
+    }
+
+    /// Writes the folder that [`Tokenizer::from_dir`] and the Python libraries read; makes it if need be, and replaces
+    /// each file in one step, so that a reader never sees half of one.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        fs::create_dir_all(dir).map_err(|cause| Error::Write { path: dir.to_owned(), cause })?;
+        let vocabulary = self.inner.to_string(true).map_err(|cause| Error::Serialize { cause })?;
+        let config =
+            serde_json::to_string_pretty(&self.config).map_err(|cause| Error::Serialize { cause: cause.into() })?;
+        replace(&dir.join(TOKENIZER_FILE), &vocabulary)?;
+        replace(&dir.join(CONFIG_FILE), &config)?;
+        // A template file counts before the configuration: where the folder has one, it must say the same.
+        match &self.chat {
+            Some(chat) if dir.join(TEMPLATE_FILE).exists() => replace(&dir.join(TEMPLATE_FILE), &chat.source),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What `transformers` needs to know when nothing else is given.
+fn default_config() -> Map<String, Value> {
+    let config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        // "No limit", the value that transformers writes itself: the limit belongs to the model.
+        "model_max_length": 1e30,
+        "clean_up_tokenization_spaces": false,
+        "add_bos_token": false,
+        "add_eos_token": false,
+    });
+    config.as_object().cloned().unwrap_or_default()
+}
+
+/// The chat template of a configuration: a text, or a list of named ones of which "default" counts.
+fn chat_template(config: &Map<String, Value>, path: &Path) -> Result<Option<ChatTemplate>> {
+    let key = "chat_template";
+    let source = match config.get(key) {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(source)) => Some(source.as_str()),
+        Some(Value::Array(named)) => named
+            .iter()
+            .find(|template| template["name"] == "default")
+            .and_then(|template| template["template"].as_str()),
+        Some(_) => None,
+    };
+    let expected = "a text, or a list of {\"name\", \"template\"} with one named \"default\"";
+    let source = source.ok_or_else(|| Error::ConfigKey { path: path.to_owned(), key, expected })?;
+    Ok(Some(ChatTemplate::new(source)))
+}
+
+/// The tokens that a configuration calls special.
+fn special_tokens(config: &Map<String, Value>, path: &Path) -> Result<Vec<String>> {
+    let mut tokens = Vec::new();
+    for key in ["bos_token", "eos_token", "pad_token"] {
+        let Some(value) = config.get(key).filter(|value| !value.is_null()) else { continue };
+        let expected = "a token's text, {\"content\": text} or null";
+        let token = token_text(value).ok_or_else(|| Error::ConfigKey { path: path.to_owned(), key, expected })?;
+        tokens.push(token.to_owned());
+    }
+    let additional = config.get("additional_special_tokens").and_then(Value::as_array);
+    tokens.extend(additional.into_iter().flatten().filter_map(token_text).map(str::to_owned));
+    Ok(tokens)
+}
+
+/// A token's text, written plainly or as `{"content": text}`.
+pub(crate) fn token_text(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+/// Makes tokens of the vocabulary special that `tokenizer.json` does not list as such, as transformers does.
+fn mark_special(inner: &mut tokenizers::Tokenizer, tokens: Vec<String>) -> std::result::Result<(), tokenizers::Error> {
+    let known =
+        |token: &String| inner.token_to_id(token).is_some() && !inner.get_added_vocabulary().is_special_token(token);
+    let new: Vec<_> = tokens.into_iter().filter(known).map(|token| AddedToken::from(token, true)).collect();
+    if !new.is_empty() {
+        inner.add_special_tokens(new)?;
+    }
+    Ok(())
+}
+
+/// The text of a file, or `None` if there is no such file.
+fn read(path: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(Error::Read { path: path.to_owned(), cause }),
+    }
+}
+
+/// Writes a file beside its place and moves it there.
+fn replace(path: &Path, text: &str) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let unfinished: PathBuf = path.with_file_name(name);
+    fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, path)).map_err(|cause| {
+        // Best effort: the first error is the one to report.
+        let _ = fs::remove_file(&unfinished);
+        Error::Write { path: path.to_owned(), cause }
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::{ChatMessage, TrainConfig, train_bpe};
+
+    fn trained() -> Tokenizer {
+        let texts = ["the cat sat on the mat <|end|>", "the dog sat on the log <|end|> <|end|>"];
+        train_bpe(&TrainConfig { vocab_size: 300, min_frequency: 2 }, texts.iter()).unwrap()
+    }
+
+    /// A folder with a tokenizer over the letters of `<s>`, some of them merged, and the given configuration.
+    pub(crate) fn folder(config: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let vocabulary = json!({
+            "version": "1.0",
+            "truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0},
+            "added_tokens": [
+                {"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+                 "special": true}],
+            "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}}], "pair": [], "special_tokens": {"<s>": {"id": "<s>", "ids": [0],
+                "tokens": ["<s>"]}}},
+            "decoder": {"type": "Fuse"},
+            "model": {"type": "BPE", "vocab": {"<s>": 0, "<": 1, "s": 2, ">": 3, "s>": 4, "<e>": 9},
+                "merges": [["s", ">"], ["<", "s>"]]},
+        });
+        fs::write(dir.path().join(TOKENIZER_FILE), vocabulary.to_string()).unwrap();
+        fs::write(dir.path().join(CONFIG_FILE), config).unwrap();
+        dir
+    }
+
+    #[test]
+    fn truncation_and_begin_of_sequence_of_a_foreign_file_are_not_applied() {
+        let tokenizer = Tokenizer::from_dir(folder("{}").path()).unwrap();
+        assert_eq!(tokenizer.encode("s<s").unwrap(), [2, 1, 2]);
+    }
+
+    #[test]
+    fn tokens_that_the_configuration_names_are_special() {
+        let dir = folder(r#"{"eos_token": {"content": "<e>"}, "pad_token": null}"#);
+        let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        assert_eq!((tokenizer.eos_id(), tokenizer.pad_id(), tokenizer.bos_id()), (Some(9), None, None));
+        assert_eq!((tokenizer.end_of_turn_id(), tokenizer.document_end_id()), (Some(9), Some(9)));
+        assert_eq!(tokenizer.decode(&[2, 9]).unwrap(), "s");
+        let plain = Tokenizer::from_dir(folder("{}").path()).unwrap();
+        assert_eq!(plain.decode(&[2, 9]).unwrap(), "s<e>");
+    }
+
+    #[test]
+    fn a_saved_tokenizer_loads_as_the_same_one_and_saves_the_same_bytes() {
+        let tokenizer = trained().with_default_chat_template().unwrap();
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        tokenizer.save(first.path()).unwrap();
+        let loaded = Tokenizer::from_dir(first.path()).unwrap();
+        loaded.save(second.path()).unwrap();
+        for file in [TOKENIZER_FILE, CONFIG_FILE] {
+            let bytes = |dir: &tempfile::TempDir| fs::read(dir.path().join(file)).unwrap();
+            assert_eq!(bytes(&first), bytes(&second), "{file}");
+        }
+        assert_eq!(fs::read_dir(first.path()).unwrap().count(), 2, "nothing unfinished is left behind");
+        let text = "the cat <|user|> 猫";
+        assert_eq!(loaded.encode(text).unwrap(), tokenizer.encode(text).unwrap());
+        let chat = [ChatMessage::new("user", text)];
+        assert_eq!(loaded.encode_chat(&chat, true).unwrap(), tokenizer.encode_chat(&chat, true).unwrap());
+        assert_eq!(loaded.fingerprint(), tokenizer.fingerprint());
+        assert_eq!((loaded.eos_id(), loaded.bos_id(), loaded.pad_id()), (Some(5), Some(0), Some(1)));
+    }
+
+    #[test]
+    fn unknown_keys_of_the_configuration_are_kept() {
+        let dir = folder(r#"{"tokenizer_class": "LlamaTokenizer", "legacy": true, "eos_token": "<e>"}"#);
+        let (from, to) = (dir.path(), dir.path().join("new/folder"));
+        Tokenizer::from_dir(from).unwrap().save(&to).unwrap();
+        let config: Value = serde_json::from_str(&fs::read_to_string(to.join(CONFIG_FILE)).unwrap()).unwrap();
+        assert_eq!(config, json!({"tokenizer_class": "LlamaTokenizer", "legacy": true, "eos_token": "<e>"}));
+    }
+
+    #[test]
+    fn a_template_file_counts_before_the_configuration_also_after_saving() {
+        let dir = folder(r#"{"chat_template": "old"}"#);
+        fs::write(dir.path().join(TEMPLATE_FILE), "new").unwrap();
+        let mut tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        assert_eq!(tokenizer.render_chat(&[], false).unwrap(), "new");
+        tokenizer.chat = Some(ChatTemplate::new("newest"));
+        tokenizer.save(dir.path()).unwrap();
+        assert_eq!(Tokenizer::from_dir(dir.path()).unwrap().render_chat(&[], false).unwrap(), "newest");
+    }
+
+    #[test]
+    fn of_several_named_templates_the_default_one_counts() {
+        let templates =
+            r#"{"chat_template": [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]}"#;
+        let tokenizer = Tokenizer::from_dir(folder(templates).path()).unwrap();
+        assert_eq!(tokenizer.render_chat(&[], false).unwrap(), "b");
+    }
+
+    #[test]
+    fn errors_name_the_file_the_key_and_the_way_out() {
+        let empty = tempfile::tempdir().unwrap();
+        let error = Tokenizer::from_dir(empty.path()).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json: no such file; name a folder"), "{error}");
+
+        let error = Tokenizer::from_dir(folder(r#"{"eos_token": 3}"#).path()).unwrap_err().to_string();
+        assert!(error.contains("tokenizer_config.json: \"eos_token\" must be"), "{error}");
+
+        let error = Tokenizer::from_dir(folder("{").path()).unwrap_err().to_string();
+        assert!(error.contains("tokenizer_config.json: not a valid file"), "{error}");
+
+        let dir = folder("{}");
+        fs::write(dir.path().join(TOKENIZER_FILE), r#"{"version": "1.0", "model": {"type": "BPE"}}"#).unwrap();
+        let error = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json: not a valid file"), "{error}");
+
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = trained().save(&file.join("below")).unwrap_err().to_string();
+        assert!(error.contains("below: cannot be written"), "{error}");
+    }
+}

@@ -1,0 +1,125 @@
+//! Learning a vocabulary from text: byte-level byte-pair encoding, as in GPT-2
+//! (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units"; Radford et al. 2019).
+
+use serde::{Deserialize, Serialize};
+use tokenizers::AddedToken;
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
+use crate::{Error, Result, Tokenizer};
+
+/// Ends a document; also what stands before the first one.
+pub(crate) const DOCUMENT_END: &str = "<|endoftext|>";
+/// Fills a batch's short rows.
+pub(crate) const PAD: &str = "<|pad|>";
+/// Ends a turn of a conversation.
+pub(crate) const TURN_END: &str = "<|end|>";
+/// Open the turns of the system, the user and the assistant.
+pub(crate) const ROLES: [&str; 3] = ["<|system|>", "<|user|>", "<|assistant|>"];
+
+/// The special tokens of a trained vocabulary; the place in the list is the id.
+const SPECIAL: [&str; 6] = [DOCUMENT_END, PAD, ROLES[0], ROLES[1], ROLES[2], TURN_END];
+
+/// How a vocabulary is learned.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Entries in the vocabulary, special tokens and the 256 bytes included; fewer come out if the text holds too few
+    /// repetitions.
+    pub vocab_size: usize,
+    /// How often a pair must occur to be merged.
+    pub min_frequency: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self { vocab_size: 2048, min_frequency: 2 }
+    }
+}
+
+/// Learns a byte-level vocabulary from `texts`: any text can be encoded with it and comes back unchanged.
+///
+/// Ids 0 to 5 are `<|endoftext|>` (begin and end of documents), `<|pad|>`, `<|system|>`, `<|user|>`, `<|assistant|>` and
+/// `<|end|>`; then come the 256 bytes, then the merges, the most frequent first. The same texts, in any order, give the
+/// same tokenizer.
+pub fn train_bpe(
+    config: &TrainConfig,
+    texts: impl Iterator<Item = impl AsRef<str> + Send> + Send,
+) -> Result<Tokenizer> {
+    let least = SPECIAL.len() + 256;
+    if config.vocab_size < least {
+        return Err(Error::VocabSize { asked: config.vocab_size, least });
+    }
+    let mut trainer: TrainerWrapper = BpeTrainer::builder()
+        .vocab_size(config.vocab_size)
+        .min_frequency(config.min_frequency)
+        .special_tokens(SPECIAL.map(|token| AddedToken::from(token, true)).to_vec())
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+        .show_progress(false)
+        .build()
+        .into();
+    let byte_level = ByteLevel::new(false, false, true);
+    let mut tokenizer = tokenizers::Tokenizer::new(BPE::default());
+    tokenizer.with_pre_tokenizer(Some(byte_level));
+    tokenizer.with_post_processor(Some(byte_level));
+    tokenizer.with_decoder(Some(byte_level));
+    tokenizer.train(&mut trainer, texts).map_err(|cause| Error::Train { cause })?;
+    Tokenizer::from_trained(tokenizer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXTS: [&str; 3] =
+        ["the cat sat on the mat", "the dog sat on the log <|end|><|end|><|end|>", "der Hund, die Katze: 猫 🐈"];
+
+    fn train(vocab_size: usize) -> Tokenizer {
+        train_bpe(&TrainConfig { vocab_size, min_frequency: 2 }, TEXTS.iter()).unwrap()
+    }
+
+    #[test]
+    fn training_twice_gives_the_same_tokenizer() {
+        let many = || (0..200).map(|i| format!("{} {} {}", TEXTS[i % 3], i * 7919, TEXTS[(i * 5) % 3]));
+        let config = TrainConfig { vocab_size: 600, min_frequency: 2 };
+        let first = train_bpe(&config, many()).unwrap();
+        let backwards = train_bpe(&config, many().collect::<Vec<_>>().into_iter().rev()).unwrap();
+        assert_eq!(first.fingerprint(), backwards.fingerprint());
+        let other = train_bpe(&config, many().skip(100)).unwrap();
+        assert_ne!(first.fingerprint(), other.fingerprint(), "other text, same fingerprint");
+    }
+
+    #[test]
+    fn special_tokens_have_the_first_ids() {
+        let tokenizer = train(280);
+        for (id, token) in SPECIAL.iter().enumerate() {
+            assert_eq!(tokenizer.token_id(token), Some(id as u32), "{token}");
+            assert_eq!(tokenizer.token(id as u32).as_deref(), Some(*token));
+        }
+        assert_eq!((tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()), (Some(0), Some(0), Some(1)));
+        assert_eq!((tokenizer.document_end_id(), tokenizer.end_of_turn_id()), (Some(0), Some(5)));
+    }
+
+    #[test]
+    fn merges_fill_the_vocabulary_up_to_its_size_and_shorten_the_text() {
+        assert_eq!(train(262).vocab_size(), 262);
+        assert_eq!(train(270).vocab_size(), 270);
+        assert_eq!(train(262).encode("the the").unwrap().len(), 7);
+        assert_eq!(train(280).encode("the the").unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_vocabulary_too_small_for_the_bytes_is_refused_with_the_least_size() {
+        let config = TrainConfig { vocab_size: 261, min_frequency: 2 };
+        let error = train_bpe(&config, TEXTS.iter()).unwrap_err().to_string();
+        assert!(error.contains("vocab_size = 261") && error.contains("at least 262"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_setting_is_refused_and_a_missing_one_has_its_default() {
+        let config: TrainConfig = serde_json::from_str(r#"{"vocab_size": 300}"#).unwrap();
+        assert_eq!(config, TrainConfig { vocab_size: 300, ..TrainConfig::default() });
+        assert!(serde_json::from_str::<TrainConfig>(r#"{"vocabsize": 300}"#).is_err());
+    }
+}
