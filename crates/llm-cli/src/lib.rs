@@ -1,1 +1,41 @@
-//! x
+//! What both programs show a person: logging, progress, one-line errors and exit codes.
+//!
+//! ```
+//! use llm_cli::{Failure, Progress};
+//!
+//! let mut progress = Progress::new("sum", 3, "numbers", 0);
+//! for done in 1..=3 {
+//!     progress.update(done, "adding");
+//! }
+//! progress.finish();
+//!
+//! let code = llm_cli::run(|| Err(Failure::input("data.txt: no such file; check the path")));
+//! assert_eq!(code, std::process::ExitCode::from(2));
+//! ```
+//!
+//! This crate knows nothing of models. Where to look next: the `cli` modules of `llm-train` and `llm-infer`.
+
+mod failure;
+mod logging;
+mod progress;
+
+pub use failure::{Failure, run};
+pub use logging::{init_logging, print};
+pub use progress::Progress;
+
+/// Parses `key=value` for clap (`--set optimizer.learning_rate=0.001`).
+pub fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.trim().to_owned())),
+        _ => Err("write it as key=value".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_setting_is_cut_at_its_first_equals_sign() {
+        assert_eq!(super::key_value("a.b = c=d").unwrap(), ("a.b".to_owned(), "c=d".to_owned()));
+        assert!(super::key_value("steps").is_err() && super::key_value("=3").is_err());
+    }
+}

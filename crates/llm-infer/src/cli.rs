@@ -1,0 +1,202 @@
+//! The commands of the program `llm-infer`.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::{Args, Parser, Subcommand};
+use llm_cli::Failure;
+use llm_model::{Batch, Model, write_safetensors};
+use llm_tokenizer::ChatMessage;
+
+use crate::{Error, Sampling, TextModel, TextOptions};
+
+/// Turns a checkpoint and a prompt into text.
+#[derive(Debug, Parser)]
+#[command(name = "llm-infer", version, about)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Answer one prompt
+    Generate(Generate),
+    /// Talk with the model, line by line
+    Chat(Chat),
+    /// Write the logits of some token ids to a safetensors file
+    Logits(Logits),
+}
+
+#[derive(Debug, Args)]
+struct Speech {
+    /// A Hugging Face folder: config.json, model.safetensors, tokenizer.json
+    #[arg(long)]
+    model: PathBuf,
+    /// A system message: a role to play, rules to keep
+    #[arg(long)]
+    system: Option<String>,
+    /// 0 takes the most likely token each time; above 1 the unlikely ones come up more often
+    #[arg(long, default_value_t = 0.7)]
+    temperature: f64,
+    /// Choose among the k most likely tokens only (0: all)
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+    /// Choose among the likeliest tokens that together reach this probability
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f64,
+    /// The same seed gives the same text
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// End before this text (may be given several times)
+    #[arg(long)]
+    stop: Vec<String>,
+    /// At most so many tokens
+    #[arg(long, default_value_t = 256)]
+    max_new_tokens: usize,
+}
+
+impl Speech {
+    fn options(&self) -> TextOptions {
+        let sampling =
+            Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed };
+        TextOptions { max_new_tokens: self.max_new_tokens, stop: self.stop.clone(), sampling }
+    }
+
+    fn system_message(&self) -> Vec<ChatMessage> {
+        self.system.iter().map(|text| ChatMessage::new("system", text)).collect()
+    }
+}
+
+#[derive(Debug, Args)]
+struct Generate {
+    #[command(flatten)]
+    speech: Speech,
+    /// The prompt
+    #[arg(long)]
+    prompt: String,
+    /// Continue the prompt as a text, even where the model has a chat template
+    #[arg(long)]
+    raw: bool,
+}
+
+#[derive(Debug, Args)]
+struct Chat {
+    #[command(flatten)]
+    speech: Speech,
+}
+
+#[derive(Debug, Args)]
+struct Logits {
+    /// A Hugging Face folder: config.json, model.safetensors
+    #[arg(long)]
+    model: PathBuf,
+    /// Token ids, separated by commas
+    #[arg(long, value_delimiter = ',', required = true)]
+    ids: Vec<u32>,
+    /// The file to write; its tensor `logits` is (seq, vocab), f32
+    #[arg(long)]
+    out: PathBuf,
+}
+
+/// Runs the command that the arguments name.
+pub fn execute(arguments: Arguments) -> Result<(), Failure> {
+    match arguments.command {
+        Command::Generate(generate) => answer(&generate),
+        Command::Chat(chat) => talk(&chat),
+        Command::Logits(logits) => write_logits(&logits),
+    }
+}
+
+/// Whatever fails here fails on what the person gave: a folder, a prompt, an option.
+fn input(error: impl Into<Error>) -> Failure {
+    match error.into() {
+        Error::Candle(error) => Failure::internal(error.to_string()),
+        error => Failure::input(error.to_string()),
+    }
+}
+
+fn answer(args: &Generate) -> Result<(), Failure> {
+    let options = args.speech.options();
+    options.sampling.validate().map_err(input)?;
+    let text_model = TextModel::load(&args.speech.model).map_err(input)?;
+    let prompt = if args.raw || !text_model.tokenizer.has_chat_template() {
+        if args.speech.system.is_some() {
+            let reason = if args.raw { "with --raw" } else { "as the model has no chat template" };
+            return Err(Failure::input(format!("--system cannot be used {reason}; put the text into --prompt")));
+        }
+        text_model.document_ids(&args.prompt).map_err(input)?
+    } else {
+        let mut messages = args.speech.system_message();
+        messages.push(ChatMessage::new("user", &args.prompt));
+        text_model.chat_ids(&messages).map_err(input)?
+    };
+    speak(&text_model, &prompt, &options)?;
+    Ok(())
+}
+
+fn talk(args: &Chat) -> Result<(), Failure> {
+    let options = args.speech.options();
+    options.sampling.validate().map_err(input)?;
+    let text_model = TextModel::load(&args.speech.model).map_err(input)?;
+    if !text_model.tokenizer.has_chat_template() {
+        let dir = args.speech.model.display();
+        let message = format!("{dir}: this model has no chat template; continue a text with `llm-infer generate`");
+        return Err(Failure::input(message));
+    }
+    let mut messages = args.speech.system_message();
+    let terminal = std::io::stdin().is_terminal();
+    if terminal {
+        llm_cli::print("Write a line and press enter; an empty line ends the talk.\n")?;
+    }
+    loop {
+        if terminal {
+            llm_cli::print("> ")?;
+        }
+        let mut line = String::new();
+        let read = std::io::stdin().lock().read_line(&mut line);
+        read.map_err(|e| Failure::input(format!("standard input: {e}")))?;
+        if line.trim().is_empty() {
+            return Ok(());
+        }
+        messages.push(ChatMessage::new("user", line.trim()));
+        let prompt = text_model.chat_ids(&messages).map_err(input)?;
+        let reply = speak(&text_model, &prompt, &options)?;
+        messages.push(ChatMessage::new("assistant", reply));
+    }
+}
+
+/// Streams the reply to standard output and logs its rate.
+fn speak(text_model: &TextModel, prompt: &[u32], options: &TextOptions) -> Result<String, Failure> {
+    let start = Instant::now();
+    let mut written = Ok(());
+    let completion = text_model.complete(prompt, options, |piece| {
+        if written.is_ok() && !piece.is_empty() {
+            written = llm_cli::print(piece);
+        }
+    });
+    let completion = completion.map_err(input)?;
+    written?;
+    llm_cli::print("\n")?;
+    let rate = completion.tokens as f64 / start.elapsed().as_secs_f64();
+    tracing::debug!("{} prompt tokens, {} new ones, {rate:.0} tokens/s", prompt.len(), completion.tokens);
+    Ok(completion.text)
+}
+
+fn write_logits(args: &Logits) -> Result<(), Failure> {
+    let model = Model::load(&args.model).map_err(input)?;
+    let logits =
+        (|| -> Result<_, Error> { Ok(model.forward(&Batch::new(std::slice::from_ref(&args.ids))?)?.squeeze(0)?) })();
+    let tensors = BTreeMap::from([("logits".to_owned(), logits.map_err(input)?)]);
+    refuse_folder(&args.out)?;
+    write_safetensors(&args.out, &tensors).map_err(input)
+}
+
+fn refuse_folder(path: &Path) -> Result<(), Failure> {
+    if path.is_dir() {
+        return Err(Failure::input(format!("{}: is a folder; name the file to write", path.display())));
+    }
+    Ok(())
+}

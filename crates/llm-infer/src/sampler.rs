@@ -1,0 +1,143 @@
+//! From the logits of the next token to one token.
+//!
+//! Temperature first, then the k most likely, then the smallest set whose probability reaches p (Holtzman et al. 2020,
+//! arXiv 1904.09751), then one draw.
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// Logits are divided by it; 0 takes the most likely token, exactly.
+    pub temperature: f64,
+    /// Only the k most likely tokens; 0: all.
+    pub top_k: usize,
+    /// Only the most likely tokens that together reach this probability; 1: all.
+    pub top_p: f64,
+    /// The same seed gives the same text.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 1., top_k: 0, top_p: 1., seed: 42 }
+    }
+}
+
+impl Sampling {
+    /// Checks that the numbers make sense.
+    pub fn validate(&self) -> Result<()> {
+        if !(self.temperature.is_finite() && self.temperature >= 0.) {
+            return Err(Error::Input(format!("temperature is {}; it must be 0 or more", self.temperature)));
+        }
+        if !(self.top_p > 0. && self.top_p <= 1.) {
+            return Err(Error::Input(format!("top_p is {}; it must lie above 0 and at most at 1", self.top_p)));
+        }
+        Ok(())
+    }
+}
+
+/// Chooses a token by its `logits` `(vocab,)`. Equal logits at temperature 0: the lowest id. Logits that are not
+/// numbers are an error.
+pub fn sample(logits: &[f32], sampling: &Sampling, rng: &mut ChaCha8Rng) -> Result<u32> {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if !top.is_finite() || logits.iter().any(|l| l.is_nan()) {
+        return Err(Error::Input("the model's logits are not numbers; its weights are damaged".to_owned()));
+    }
+    if sampling.temperature == 0. {
+        return Ok(logits.iter().position(|&l| l == top).unwrap_or(0) as u32);
+    }
+    let weight = |logit: f32| (f64::from(logit - top) / sampling.temperature).exp();
+    let mut choices: Vec<(u32, f64)> = logits.iter().enumerate().map(|(id, &l)| (id as u32, weight(l))).collect();
+    if sampling.top_k > 0 && sampling.top_k < choices.len() || sampling.top_p < 1. {
+        choices.sort_by(|a, b| b.1.total_cmp(&a.1)); // stable: of equals the lower id stands first
+        if sampling.top_k > 0 {
+            choices.truncate(sampling.top_k);
+        }
+        let total: f64 = choices.iter().map(|c| c.1).sum();
+        let mut sum = 0.;
+        let kept = choices.iter().take_while(|c| {
+            let open = sum < sampling.top_p * total;
+            sum += c.1;
+            open
+        });
+        let kept = kept.count().max(1);
+        choices.truncate(kept);
+    }
+    let mut dart = rng.random::<f64>() * choices.iter().map(|c| c.1).sum::<f64>();
+    for &(id, weight) in &choices {
+        dart -= weight;
+        if dart < 0. {
+            return Ok(id);
+        }
+    }
+    // Rounding let the dart fly past the end: the last token that has a chance.
+    Ok(choices.iter().rev().find(|c| c.1 > 0.).map_or(0, |c| c.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    const LOGITS: [f32; 4] = [0., 2., 1., 2.];
+
+    fn frequencies(sampling: &Sampling) -> [f64; 4] {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let mut counts = [0.; 4];
+        for _ in 0..20_000 {
+            counts[sample(&LOGITS, sampling, &mut rng).unwrap() as usize] += 1. / 20_000.;
+        }
+        counts
+    }
+
+    #[test]
+    fn temperature_zero_is_the_first_of_the_most_likely() {
+        let sampling = Sampling { temperature: 0., ..Sampling::default() };
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        assert!((0..100).all(|_| sample(&LOGITS, &sampling, &mut rng).unwrap() == 1));
+    }
+
+    #[test]
+    fn frequencies_follow_the_softmax_at_each_temperature() {
+        for temperature in [0.5, 1., 1.5] {
+            let weights = LOGITS.map(|l| (f64::from(l) / temperature).exp());
+            let total: f64 = weights.iter().sum();
+            let seen = frequencies(&Sampling { temperature, ..Sampling::default() });
+            for (seen, weight) in seen.iter().zip(weights) {
+                // four standard errors of a frequency of 20,000 draws
+                assert!((seen - weight / total).abs() < 4. * (0.25f64 / 20_000.).sqrt(), "{temperature}: {seen}");
+            }
+        }
+    }
+
+    #[test]
+    fn top_k_and_top_p_leave_only_the_likely() {
+        let seen = frequencies(&Sampling { top_k: 2, ..Sampling::default() });
+        assert!(seen[0] == 0. && seen[2] == 0. && (seen[1] - 0.5).abs() < 0.02);
+        let seen = frequencies(&Sampling { top_k: 1, ..Sampling::default() });
+        assert_eq!(seen[1], 1.);
+        // The two likeliest have 0.79 together: 0.7 keeps both of them, 0.85 the third as well, never the last.
+        assert_eq!(frequencies(&Sampling { top_p: 0.7, ..Sampling::default() })[2], 0.);
+        let seen = frequencies(&Sampling { top_p: 0.85, ..Sampling::default() });
+        assert!(seen[2] > 0.1 && seen[0] == 0.);
+        assert_eq!(frequencies(&Sampling { top_p: 1e-9, ..Sampling::default() })[1], 1.);
+    }
+
+    #[test]
+    fn a_ban_is_never_broken_and_nonsense_is_refused() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let logits = [f32::NEG_INFINITY, 0., f32::NEG_INFINITY];
+        let hot = Sampling { temperature: 100., ..Sampling::default() };
+        assert!((0..1000).all(|_| sample(&logits, &hot, &mut rng).unwrap() == 1));
+        assert!(sample(&[f32::NAN, 0.], &hot, &mut rng).is_err());
+        assert!(Sampling { temperature: -1., ..hot }.validate().is_err());
+        assert!(Sampling { top_p: 0., ..hot }.validate().is_err());
+    }
+}
