@@ -1,6 +1,42 @@
-//! Data for language models: the built-in world, readers and shards.
+//! Turns files into batches.
+//!
+//! - [`world`]: the built-in world, a small closed English with the truth known everywhere;
+//! - [`read_documents`], [`prepare`], [`TokenDataset`], [`Batches`]: text to token shards to rows of tokens;
+//! - [`read_conversations`]: instruction data in the common forms;
+//! - [`read_rankings`], [`split_by_prompt`]: ranked answers.
+//!
+//! ```
+//! use llm_data::{Batches, TokenDataset, prepare, world::{Split, World, WorldConfig}};
+//! use llm_tokenizer::{TrainConfig, train_bpe};
+//!
+//! let world = World::new(WorldConfig { corpus_bytes: 50_000, ..WorldConfig::default() });
+//! let documents = world.corpus(Split::Train);
+//! let config = TrainConfig { vocab_size: 400, ..TrainConfig::default() };
+//! let tokenizer = train_bpe(&config, documents.iter().map(String::as_str))?;
+//!
+//! let dir = std::env::temp_dir().join(format!("llm-data-doc-example-{}", std::process::id()));
+//! prepare(&tokenizer, &[("train", &documents)], &dir, &mut |_bytes| ())?;
+//! let dataset = TokenDataset::open(&dir, "train")?;
+//! let (inputs, targets) = Batches::new(&dataset, 4, 32, 42)?.batch(0)?;
+//! assert_eq!((inputs.len(), &inputs[1..32]), (4 * 32, &targets[..31])); // each target is the next input
+//! # std::fs::remove_dir_all(dir).ok();
+//! # Ok::<(), llm_data::Error>(())
+//! ```
+//!
+//! This crate knows nothing of models. Where to look next: the recipes of `llm-train` read all of this.
 
 mod conversation;
+mod error;
+mod files;
+mod ranking;
+mod shards;
 pub mod world;
 
-pub use conversation::{Conversation, Message, Role};
+pub use conversation::{Conversation, Message, Role, read_conversations};
+pub use error::Error;
+pub use files::{read_documents, read_jsonl, write_jsonl};
+pub use ranking::{Ranking, Rankings, read_rankings, split_by_prompt};
+pub use shards::{Batches, Manifest, SplitInfo, TokenDataset, eval_windows, prepare};
+
+/// What every fallible function of this crate returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -122,12 +122,13 @@ mod tests {
         let seen = frequencies(&Sampling { top_k: 2, ..Sampling::default() });
         assert!(seen[0] == 0. && seen[2] == 0. && (seen[1] - 0.5).abs() < 0.02);
         let seen = frequencies(&Sampling { top_k: 1, ..Sampling::default() });
-        assert_eq!(seen[1], 1.);
+        assert!(seen[0] + seen[2] + seen[3] == 0.);
         // The two likeliest have 0.79 together: 0.7 keeps both of them, 0.85 the third as well, never the last.
         assert_eq!(frequencies(&Sampling { top_p: 0.7, ..Sampling::default() })[2], 0.);
         let seen = frequencies(&Sampling { top_p: 0.85, ..Sampling::default() });
         assert!(seen[2] > 0.1 && seen[0] == 0.);
-        assert_eq!(frequencies(&Sampling { top_p: 1e-9, ..Sampling::default() })[1], 1.);
+        let seen = frequencies(&Sampling { top_p: 1e-9, ..Sampling::default() });
+        assert!(seen[0] + seen[2] + seen[3] == 0.);
     }
 
     #[test]

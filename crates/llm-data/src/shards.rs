@@ -1,0 +1,337 @@
+//! Token shards: a folder with `manifest.json` and, for each split, files of little-endian token ids.
+//!
+//! Every document ends with the tokenizer's end-of-document token. Ids take two bytes where the vocabulary allows it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use llm_tokenizer::Tokenizer;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::files::{read_text, write_atomic};
+use crate::{Error, Result};
+
+/// Tokens of a shard file at most.
+const SHARD_TOKENS: usize = 100_000_000;
+
+/// What `manifest.json` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The version of this format: 1.
+    pub version: u32,
+    /// The fingerprint of the tokenizer.
+    pub tokenizer: String,
+    /// Ids are below this.
+    pub vocab_size: usize,
+    /// "u16" or "u32", little-endian.
+    pub dtype: String,
+    /// The splits by name.
+    pub splits: BTreeMap<String, SplitInfo>,
+}
+
+/// What a manifest says of a split.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitInfo {
+    /// Its files, in order.
+    pub files: Vec<String>,
+    /// Tokens in all, those that end documents included.
+    pub tokens: usize,
+    /// Bytes of text in all.
+    pub bytes: usize,
+    /// Documents.
+    pub documents: usize,
+}
+
+/// Writes the documents of each split as token shards into `dir`; the manifest, which makes them readable, comes last.
+/// `on_bytes` hears how many bytes of text are done.
+pub fn prepare(
+    tokenizer: &Tokenizer,
+    splits: &[(&str, &[String])],
+    dir: &Path,
+    on_bytes: &mut dyn FnMut(u64),
+) -> Result<Manifest> {
+    let vocab_size = tokenizer.vocab_size();
+    let Some(end) = tokenizer.document_end_id() else {
+        return Err(Error::Input("the tokenizer has no token that ends a document; add \"<|endoftext|>\"".to_owned()));
+    };
+    let narrow = vocab_size <= 1 << 16;
+    let mut manifest = Manifest {
+        version: 1,
+        tokenizer: tokenizer.fingerprint(),
+        vocab_size,
+        dtype: if narrow { "u16" } else { "u32" }.to_owned(),
+        splits: BTreeMap::new(),
+    };
+    let mut done = 0;
+    for &(name, documents) in splits {
+        let mut info = SplitInfo { files: Vec::new(), tokens: 0, bytes: 0, documents: documents.len() };
+        let mut ids: Vec<u32> = Vec::new();
+        for document in documents {
+            ids.extend(tokenizer.encode(document)?);
+            ids.push(end);
+            info.bytes += document.len();
+            done += document.len() as u64;
+            on_bytes(done);
+            while ids.len() >= SHARD_TOKENS {
+                let rest = ids.split_off(SHARD_TOKENS);
+                write_shard(dir, name, &mut info, &ids, narrow)?;
+                ids = rest;
+            }
+        }
+        write_shard(dir, name, &mut info, &ids, narrow)?;
+        manifest.splits.insert(name.to_owned(), info);
+    }
+    write_atomic(&dir.join("manifest.json"), |out| {
+        serde_json::to_writer_pretty(&mut *out, &manifest)?;
+        out.write_all(b"\n")
+    })?;
+    Ok(manifest)
+}
+
+fn write_shard(dir: &Path, split: &str, info: &mut SplitInfo, ids: &[u32], narrow: bool) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let file = format!("{split}-{:05}.bin", info.files.len());
+    let bytes: Vec<u8> = match narrow {
+        true => ids.iter().flat_map(|&id| (id as u16).to_le_bytes()).collect(),
+        false => ids.iter().flat_map(|&id| id.to_le_bytes()).collect(),
+    };
+    write_atomic(&dir.join(&file), |out| out.write_all(&bytes))?;
+    info.files.push(file);
+    info.tokens += ids.len();
+    Ok(())
+}
+
+/// The tokens of one split.
+#[derive(Debug, Clone)]
+pub struct TokenDataset {
+    tokens: Vec<u32>,
+    bytes: usize,
+    manifest: Manifest,
+}
+
+impl TokenDataset {
+    /// Reads a split of what [`prepare`] wrote.
+    pub fn open(dir: &Path, split: &str) -> Result<Self> {
+        let path = dir.join("manifest.json");
+        if !path.exists() {
+            return Err(Error::unusable(dir, "holds no manifest.json; write token shards with `llm-train prepare`"));
+        }
+        let manifest: Manifest = serde_json::from_str(&read_text(&path)?)
+            .map_err(|e| Error::unusable(&path, format!("{e}; prepare again")))?;
+        let known: Vec<&str> = manifest.splits.keys().map(String::as_str).collect();
+        let Some(info) = manifest.splits.get(split) else {
+            return Err(Error::unusable(&path, format!("has no split \"{split}\", but {}", known.join(", "))));
+        };
+        let width = match manifest.dtype.as_str() {
+            "u16" => 2,
+            "u32" => 4,
+            other => return Err(Error::unusable(&path, format!("\"dtype\" is \"{other}\"; it must be u16 or u32"))),
+        };
+        let mut tokens = Vec::with_capacity(info.tokens.min(SHARD_TOKENS));
+        for name in &info.files {
+            let file = dir.join(name);
+            let bytes = std::fs::read(&file).map_err(Error::io(&file))?;
+            tokens.extend(bytes.chunks_exact(width).map(|c| c.iter().rev().fold(0, |id, &b| id << 8 | u32::from(b))));
+        }
+        if tokens.len() != info.tokens {
+            let (is, wanted) = (tokens.len(), info.tokens);
+            return Err(Error::unusable(
+                dir,
+                format!("split \"{split}\" holds {is} tokens, the manifest says {wanted}; prepare again"),
+            ));
+        }
+        if let Some(bad) = tokens.iter().find(|&&id| id as usize >= manifest.vocab_size) {
+            let vocab = manifest.vocab_size;
+            return Err(Error::unusable(
+                dir,
+                format!("token id {bad} is outside the vocabulary of {vocab}; prepare again"),
+            ));
+        }
+        Ok(Self { tokens, bytes: info.bytes, manifest })
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Bytes of the text.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The manifest of the folder.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// All tokens, documents laid end to end.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+}
+
+/// Rows of consecutive tokens in random order; the rows of a step hang on the seed and the step alone.
+#[derive(Debug)]
+pub struct Batches<'a> {
+    tokens: &'a [u32],
+    batch_size: usize,
+    seq_len: usize,
+    seed: u64,
+    epoch: Option<(u64, usize, Vec<usize>)>,
+}
+
+impl<'a> Batches<'a> {
+    /// Batches of `batch_size` rows of `seq_len` tokens; the data must fill at least one.
+    pub fn new(dataset: &'a TokenDataset, batch_size: usize, seq_len: usize, seed: u64) -> Result<Self> {
+        let tokens = dataset.tokens();
+        let needed = batch_size.saturating_mul(seq_len).saturating_add(seq_len).saturating_add(1);
+        if batch_size == 0 || seq_len == 0 || tokens.len() < needed {
+            return Err(Error::Input(format!(
+                "{} tokens do not fill a batch of {batch_size} rows of {seq_len}; use more text, fewer rows or shorter ones",
+                tokens.len()
+            )));
+        }
+        Ok(Self { tokens, batch_size, seq_len, seed, epoch: None })
+    }
+
+    /// Batches in one pass over the data.
+    pub fn steps_per_epoch(&self) -> u64 {
+        // One row less: each epoch begins at a random offset.
+        (((self.tokens.len() - 1) / self.seq_len - 1) / self.batch_size) as u64
+    }
+
+    /// The inputs and targets of a step, `batch_size · seq_len` ids each; a target is the token behind its input.
+    pub fn batch(&mut self, step: u64) -> Result<(Vec<u32>, Vec<u32>)> {
+        let (epoch, at) = (step / self.steps_per_epoch(), (step % self.steps_per_epoch()) as usize);
+        if self.epoch.as_ref().is_none_or(|(current, ..)| *current != epoch) {
+            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+            rng.set_stream(epoch);
+            let offset = rand::RngExt::random_range(&mut rng, 0..self.seq_len);
+            let mut rows: Vec<usize> = (0..(self.tokens.len() - 1 - offset) / self.seq_len).collect();
+            rows.shuffle(&mut rng);
+            self.epoch = Some((epoch, offset, rows));
+        }
+        let (mut inputs, mut targets) = (Vec::new(), Vec::new());
+        if let Some((_, offset, rows)) = &self.epoch {
+            for row in &rows[at * self.batch_size..(at + 1) * self.batch_size] {
+                let start = offset + row * self.seq_len;
+                inputs.extend(&self.tokens[start..start + self.seq_len]);
+                targets.extend(&self.tokens[start + 1..=start + self.seq_len]);
+            }
+        }
+        Ok((inputs, targets))
+    }
+}
+
+/// All windows of `seq_len` tokens in order, in batches of `batch_size` rows: (inputs, targets). A last window that is
+/// shorter comes alone, so that every token but the first is predicted once.
+pub fn eval_windows(
+    dataset: &TokenDataset,
+    batch_size: usize,
+    seq_len: usize,
+) -> Result<impl Iterator<Item = (Vec<u32>, Vec<u32>)>> {
+    let tokens = dataset.tokens();
+    if tokens.len() < 2 || batch_size == 0 || seq_len == 0 {
+        return Err(Error::Input(format!("{} tokens in rows of {seq_len}: nothing to evaluate on", tokens.len())));
+    }
+    let whole = (tokens.len() - 1) / seq_len * seq_len;
+    let window = move |(start, end): (usize, usize)| (tokens[start..end].to_vec(), tokens[start + 1..=end].to_vec());
+    let step = batch_size * seq_len;
+    let full = (0..whole).step_by(step).map(move |start| (start, (start + step).min(whole)));
+    let rest = (whole < tokens.len() - 1).then_some((whole, tokens.len() - 1));
+    Ok(full.chain(rest).map(window))
+}
+
+#[cfg(test)]
+mod tests {
+    use llm_tokenizer::{TrainConfig, train_bpe};
+
+    use super::*;
+
+    fn dataset(documents: &[&str]) -> (tempfile::TempDir, Tokenizer) {
+        let dir = tempfile::tempdir().unwrap();
+        let config = TrainConfig { vocab_size: 300, ..TrainConfig::default() };
+        let tokenizer = train_bpe(&config, documents.iter().copied()).unwrap();
+        let documents: Vec<String> = documents.iter().map(|&d| d.to_owned()).collect();
+        prepare(&tokenizer, &[("train", &documents)], dir.path(), &mut |_| ()).unwrap();
+        (dir, tokenizer)
+    }
+
+    #[test]
+    fn shards_hold_the_documents_with_an_end_behind_each() {
+        let (dir, tokenizer) = dataset(&["one two", "", "three é"]);
+        let data = TokenDataset::open(dir.path(), "train").unwrap();
+        let end = tokenizer.document_end_id().unwrap();
+        let parts: Vec<String> =
+            data.tokens().split(|&id| id == end).map(|ids| tokenizer.decode(ids).unwrap()).collect();
+        assert_eq!(parts, ["one two", "", "three é", ""]);
+        assert_eq!(data.bytes(), 15);
+        assert_eq!(data.manifest().splits["train"].documents, 3);
+    }
+
+    #[test]
+    fn an_epoch_shows_every_row_once_and_a_step_is_always_the_same() {
+        let text: String = (0..400).map(|i| format!("{i} ")).collect();
+        let (dir, _) = dataset(&[&text]);
+        let data = TokenDataset::open(dir.path(), "train").unwrap();
+        let mut batches = Batches::new(&data, 3, 8, 5).unwrap();
+        let epoch: Vec<_> = (0..batches.steps_per_epoch()).map(|step| batches.batch(step).unwrap()).collect();
+        for (inputs, targets) in &epoch {
+            assert_eq!((inputs.len(), targets.len()), (24, 24));
+            let chunks = inputs.chunks(8).zip(targets.chunks(8));
+            assert!(chunks.into_iter().all(|(i, t)| i[1..] == t[..7]));
+        }
+        let mut rows: Vec<&[u32]> = epoch.iter().flat_map(|(inputs, _)| inputs.chunks(8)).collect();
+        let all = rows.len();
+        rows.sort_unstable();
+        rows.dedup();
+        assert_eq!(rows.len(), all, "no row comes twice");
+        let later = batches.batch(1000).unwrap();
+        let mut fresh = Batches::new(&data, 3, 8, 5).unwrap();
+        assert_eq!(fresh.batch(1000).unwrap(), later);
+        assert_eq!(fresh.batch(1).unwrap(), epoch[1]);
+        assert!(Batches::new(&data, 1000, 8, 5).is_err());
+    }
+
+    #[test]
+    fn evaluation_predicts_every_token_but_the_first_once() {
+        let (dir, _) = dataset(&["a quick brown fox jumps over the lazy dog and then again over it"]);
+        let data = TokenDataset::open(dir.path(), "train").unwrap();
+        for (batch, seq) in [(2, 5), (3, 4), (1, 1), (2, 1000)] {
+            let targets: Vec<u32> = eval_windows(&data, batch, seq).unwrap().flat_map(|(_, targets)| targets).collect();
+            assert_eq!(targets, data.tokens()[1..], "rows of {seq}");
+        }
+    }
+
+    #[test]
+    fn damaged_shards_are_refused_with_their_name() {
+        let (dir, _) = dataset(&["one two three"]);
+        let message = |split: &str| TokenDataset::open(dir.path(), split).unwrap_err().to_string();
+        assert!(message("test").contains("has no split \"test\", but train"));
+        let file = dir.path().join("train-00000.bin");
+        let bytes = std::fs::read(&file).unwrap();
+        std::fs::write(&file, &bytes[..bytes.len() - 2]).unwrap();
+        assert!(message("train").contains("the manifest says"));
+        let mut wrong = bytes.clone();
+        wrong[1] = 0xff;
+        std::fs::write(&file, wrong).unwrap();
+        assert!(message("train").contains("outside the vocabulary"));
+        assert!(
+            TokenDataset::open(&dir.path().join("none"), "train")
+                .unwrap_err()
+                .to_string()
+                .contains("llm-train prepare")
+        );
+    }
+}
