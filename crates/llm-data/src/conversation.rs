@@ -79,6 +79,30 @@ pub fn read_conversations(path: &Path) -> Result<Vec<Conversation>> {
     Ok(conversations)
 }
 
+/// Reads a JSONL file (`.gz` too) of prompts: `{"prompt": text or messages}`, or anything that [`read_conversations`]
+/// takes, without its last answer.
+pub fn read_prompts(path: &Path) -> Result<Vec<Vec<Message>>> {
+    let mut prompts = Vec::new();
+    for (line, value) in read_jsonl(path)? {
+        let parsed = match value.get("prompt") {
+            Some(Value::String(text)) => Ok(vec![Message::user(text)]),
+            Some(Value::Array(list)) => messages(list, "role", "content"),
+            _ => parse(&value),
+        };
+        let checked = parsed.and_then(|mut prompt| {
+            if prompt.last().is_some_and(|m| m.role == Role::Assistant) {
+                prompt.pop();
+            }
+            if prompt.iter().any(|m| m.role == Role::User) { Ok(prompt) } else { Err("no turn of the user".to_owned()) }
+        });
+        prompts.push(checked.map_err(|message| Error::Line { path: path.into(), line, message })?);
+    }
+    if prompts.is_empty() {
+        return Err(Error::unusable(path, "holds no prompts"));
+    }
+    Ok(prompts)
+}
+
 fn parse(value: &Value) -> Result<Vec<Message>, String> {
     let text = |key: &str| value.get(key).and_then(Value::as_str);
     if let Some(list) = value.as_array().or_else(|| value.get("messages").and_then(Value::as_array)) {
@@ -146,6 +170,23 @@ mod tests {
         }
         let with_input = read(r#"{"instruction": "Add.", "input": "1 2", "output": "3"}"#).unwrap();
         assert_eq!(with_input[0].messages[0].content, "Add.\n\n1 2");
+    }
+
+    #[test]
+    fn prompts_are_conversations_without_their_last_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("prompts.jsonl");
+        for line in [
+            r#"{"prompt": "q"}"#,
+            r#"{"prompt": [{"role": "user", "content": "q"}]}"#,
+            r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#,
+            r#"{"question": "q", "answer": "a"}"#,
+        ] {
+            std::fs::write(&path, line).unwrap();
+            assert_eq!(read_prompts(&path).unwrap(), [vec![Message::user("q")]], "{line}");
+        }
+        std::fs::write(&path, r#"{"prompt": []}"#).unwrap();
+        assert!(read_prompts(&path).unwrap_err().to_string().contains("no turn of the user"));
     }
 
     #[test]

@@ -32,7 +32,7 @@ mod ranking;
 mod shards;
 pub mod world;
 
-pub use conversation::{Conversation, Message, Role, read_conversations};
+pub use conversation::{Conversation, Message, Role, read_conversations, read_prompts};
 pub use error::Error;
 pub use files::{read_documents, read_jsonl, write_jsonl};
 pub use ranking::{Ranking, Rankings, read_rankings, split_by_prompt};

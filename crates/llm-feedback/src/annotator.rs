@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn the_same_question_is_ranked_the_same_and_a_mistake_is_named() {
         let annotator = Annotator::default();
-        let rank = |id| annotator.rank(id, &[0.1, 0.2, 0.3], &TEXTS).unwrap();
+        let rank = |id: &str| annotator.rank(id, &[0.1, 0.2, 0.3], &TEXTS).unwrap();
         assert_eq!(rank("a"), rank("a"));
         assert!((0..50).map(|i| rank(&i.to_string())).any(|order| order != rank("a")));
         assert!(annotator.rank("a", &[0.1], &TEXTS).is_err());

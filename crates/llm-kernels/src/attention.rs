@@ -72,11 +72,7 @@ pub fn attention_weights(q: &Tensor, k: &Tensor, scale: f64, visible: &Visible) 
 /// `(b, s, g, d)` to `(b, g * times, s, d)`: each key/value head serves `times` query heads that stand together.
 fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
     let (b, s, g, d) = x.dims4()?;
-    x.transpose(1, 2)?
-        .unsqueeze(2)?
-        .broadcast_as((b, g, times, s, d))?
-        .contiguous()?
-        .reshape((b, g * times, s, d))
+    x.transpose(1, 2)?.unsqueeze(2)?.broadcast_as((b, g, times, s, d))?.contiguous()?.reshape((b, g * times, s, d))
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -168,8 +164,7 @@ impl CustomOp3 for Attention {
         let k = Heads::new(f32s(ks)?, kl, d);
         let v = Heads::new(f32s(vs)?, vl, d);
         // One task per sequence and head; each gives its (t, d), and all are laid out side by side afterwards.
-        let heads: Vec<Vec<f32>> =
-            (0..b * h).into_par_iter().map(|i| forward(self, q, k, v, i / h, i % h)).collect();
+        let heads: Vec<Vec<f32>> = (0..b * h).into_par_iter().map(|i| forward(self, q, k, v, i / h, i % h)).collect();
         let mut out = vec![0f32; b * t * h * d];
         for (i, head) in heads.iter().enumerate() {
             for (j, row) in head.chunks_exact(d.max(1)).enumerate() {
@@ -208,7 +203,8 @@ impl CustomOp3 for Attention {
             .into_par_iter()
             .map(|i| backward(self, [q_heads, k_heads, v_heads, g_heads], i / g, i % g))
             .collect();
-        let (mut dq, mut dk, mut dv) = (vec![0f32; b * t * h * d], vec![0f32; b * s * g * d], vec![0f32; b * s * g * d]);
+        let (mut dq, mut dk, mut dv) =
+            (vec![0f32; b * t * h * d], vec![0f32; b * s * g * d], vec![0f32; b * s * g * d]);
         for (i, part) in parts.iter().enumerate() {
             let (row, group) = (i / g, i % g);
             for j in 0..s {
@@ -340,7 +336,16 @@ mod tests {
     use crate::testing::{assert_same_gradients, random};
     use proptest::prelude::*;
 
-    fn check(b: usize, t: usize, s: usize, g: usize, heads: usize, d: usize, visible: &Visible, scale: f64) -> Result<()> {
+    fn check(
+        b: usize,
+        t: usize,
+        s: usize,
+        g: usize,
+        heads: usize,
+        d: usize,
+        visible: &Visible,
+        scale: f64,
+    ) -> Result<()> {
         let q = random(&[b, t, g * heads, d], 1, scale)?;
         let (k, v) = (random(&[b, s, g, d], 2, scale)?, random(&[b, s, g, d], 3, 1.)?);
         assert_same_gradients(&[&q, &k, &v], 3e-5, |x| attention(&x[0], &x[1], &x[2], (d as f64).powf(-0.5), visible))

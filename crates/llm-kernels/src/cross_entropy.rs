@@ -110,8 +110,7 @@ mod tests {
     fn fused_cross_entropy_equals_the_naive_one_in_f64() -> Result<()> {
         for (n, vocab, scale) in [(1, 1, 1.), (3, 7, 1.), (40, 300, 1.), (4, 33, 80.), (4, 33, 1e-4)] {
             let logits = random(&[n, vocab], 1, scale)?;
-            let labels: Vec<i64> =
-                (0..n).map(|i| if i % 3 == 2 { IGNORED } else { (i * 7 % vocab) as i64 }).collect();
+            let labels: Vec<i64> = (0..n).map(|i| if i % 3 == 2 { IGNORED } else { (i * 7 % vocab) as i64 }).collect();
             assert_same_gradients(&[&logits], 1e-5, |t| cross_entropy(&t[0], &labels))?;
         }
         let logits = random(&[7, 5], 1, 1.)?;

@@ -55,7 +55,12 @@ pub struct Rotation {
 pub fn rope(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
     let (b, t, _h, d) = x.dims4()?;
     if d != 2 * rotation.half || b * t * rotation.half != rotation.cos.len() {
-        bail!("rope: x is {:?}, the rotation is for {} numbers of heads of {}", x.dims(), rotation.cos.len(), rotation.half * 2);
+        bail!(
+            "rope: x is {:?}, the rotation is for {} numbers of heads of {}",
+            x.dims(),
+            rotation.cos.len(),
+            rotation.half * 2
+        );
     }
     if crate::is_fused(x) {
         x.contiguous()?.apply_op1(Turn { rotation: rotation.clone(), sign: 1. })
@@ -66,9 +71,7 @@ pub fn rope(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
 
 fn naive(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
     let (b, t, _h, d) = x.dims4()?;
-    let table = |data: &Vec<f32>| {
-        Tensor::from_slice(data, (b, t, 1, d / 2), x.device())?.to_dtype(x.dtype())
-    };
+    let table = |data: &Vec<f32>| Tensor::from_slice(data, (b, t, 1, d / 2), x.device())?.to_dtype(x.dtype());
     let (cos, sin) = (table(&rotation.cos)?, table(&rotation.sin)?);
     let (x1, x2) = (x.narrow(D::Minus1, 0, d / 2)?, x.narrow(D::Minus1, d / 2, d / 2)?);
     let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
@@ -110,14 +113,7 @@ impl CustomOp1 for Turn {
 
 #[pulp::with_simd(turn = pulp::Arch::new())]
 #[inline(always)]
-fn turn_simd<'a, S: pulp::Simd>(
-    _simd: S,
-    x: &'a [f32],
-    cos: &'a [f32],
-    sin: &'a [f32],
-    sign: f32,
-    y: &'a mut [f32],
-) {
+fn turn_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], cos: &'a [f32], sin: &'a [f32], sign: f32, y: &'a mut [f32]) {
     let half = cos.len();
     for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
         let ((x1, x2), (y1, y2)) = (x.split_at(half), y.split_at_mut(half));

@@ -49,10 +49,7 @@ impl CustomOp2 for SwiGlu {
             .zip(d.par_chunks(CHUNK))
             .for_each(|(((dg, du), (g, u)), d)| backward(g, u, d, dg, du));
         let shape = gate.shape();
-        Ok((
-            Some(Tensor::from_vec(dg, shape, gate.device())?),
-            Some(Tensor::from_vec(du, shape, gate.device())?),
-        ))
+        Ok((Some(Tensor::from_vec(dg, shape, gate.device())?), Some(Tensor::from_vec(du, shape, gate.device())?)))
     }
 }
 
@@ -88,7 +85,9 @@ mod tests {
 
     #[test]
     fn fused_swiglu_equals_the_naive_one_in_f64() -> candle_core::Result<()> {
-        for (shape, scale) in [([1, 1], 1.), ([3, 17], 1.), ([40, 512], 1.), ([3, 5], 60.), ([3, 5], 1e-4), ([0, 4], 1.)] {
+        for (shape, scale) in
+            [([1, 1], 1.), ([3, 17], 1.), ([40, 512], 1.), ([3, 5], 60.), ([3, 5], 1e-4), ([0, 4], 1.)]
+        {
             let (gate, up) = (random(&shape, 1, scale)?, random(&shape, 2, 1.)?);
             assert_same_gradients(&[&gate, &up], 1e-5, |t| super::swiglu(&t[0], &t[1]))?;
         }

@@ -36,7 +36,9 @@ impl KvCache {
         let t = k.dim(1)?;
         if self.len + t > self.capacity {
             let (len, capacity) = (self.len, self.capacity);
-            return Err(Error::Input(format!("the cache holds {len} tokens and has room for {capacity}, not {t} more")));
+            return Err(Error::Input(format!(
+                "the cache holds {len} tokens and has room for {capacity}, not {t} more"
+            )));
         }
         let (keys, values) = &self.layers[layer];
         keys.slice_set(&k.contiguous()?, 1, self.len)?;

@@ -79,7 +79,8 @@ impl ModelConfig {
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             let (heads, groups) = (self.num_attention_heads, self.num_key_value_heads);
-            let message = format!("\"num_key_value_heads\" is {groups}; it must divide \"num_attention_heads\" {heads}");
+            let message =
+                format!("\"num_key_value_heads\" is {groups}; it must divide \"num_attention_heads\" {heads}");
             return Err(Error::config(origin, message));
         }
         if self.head_dim == 0 {

@@ -93,10 +93,8 @@ impl Params {
         for (name, shape) in &expected {
             match self.tensors.get(name) {
                 None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
-                Some(tensor) if tensor.dims() != shape => problems.push(format!(
-                    "tensor \"{name}\" has shape {:?}, config.json says {shape:?}",
-                    tensor.dims()
-                )),
+                Some(tensor) if tensor.dims() != shape => problems
+                    .push(format!("tensor \"{name}\" has shape {:?}, config.json says {shape:?}", tensor.dims())),
                 Some(_) => {}
             }
         }

@@ -1,0 +1,271 @@
+//! AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), the learning rate over time, and a model that learns by them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+use llm_kernels::{AdamWStep, adamw_step, square_sum};
+use llm_model::{Model, read_safetensors, write_safetensors};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// How weights follow their gradients.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// The highest learning rate.
+    pub learning_rate: f64,
+    /// How the learning rate falls after the warm-up.
+    pub schedule: Schedule,
+    /// Steps in which the learning rate rises from 0.
+    pub warmup_steps: u64,
+    /// The share of `learning_rate` at which a cosine schedule ends.
+    pub min_learning_rate_ratio: f64,
+    /// Decay of the mean of the gradients.
+    pub beta1: f64,
+    /// Decay of the mean of their squares.
+    pub beta2: f64,
+    /// Added to the root of the bias-corrected mean square.
+    pub eps: f64,
+    /// Decoupled decay, of matrices only: norms and biases are left alone.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this norm over all weights; 0: never.
+    pub max_grad_norm: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-3,
+            schedule: Schedule::Cosine,
+            warmup_steps: 20,
+            min_learning_rate_ratio: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            max_grad_norm: 1.,
+        }
+    }
+}
+
+/// How the learning rate falls after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// Half a cosine, down to `min_learning_rate_ratio`.
+    Cosine,
+    /// A straight line to 0.
+    Linear,
+    /// It does not.
+    Constant,
+}
+
+impl OptimizerConfig {
+    /// The learning rate of step `step` (from 0) of `steps`.
+    pub fn learning_rate_at(&self, step: u64, steps: u64) -> f64 {
+        if step < self.warmup_steps {
+            return self.learning_rate * (step + 1) as f64 / self.warmup_steps as f64;
+        }
+        let past = (step - self.warmup_steps) as f64 / (steps.saturating_sub(self.warmup_steps)).max(1) as f64;
+        self.learning_rate
+            * match self.schedule {
+                Schedule::Cosine => {
+                    let low = self.min_learning_rate_ratio;
+                    low + (1. - low) * 0.5 * (1. + (std::f64::consts::PI * past.min(1.)).cos())
+                }
+                Schedule::Linear => 1. - past.min(1.),
+                Schedule::Constant => 1.,
+            }
+    }
+}
+
+/// A trainable model with its optimizer and the gradients gathered since the last step.
+#[derive(Debug)]
+pub struct Learner {
+    /// The model; its weights change with each step.
+    pub model: Model,
+    config: OptimizerConfig,
+    moments: BTreeMap<String, Tensor>, // (2, n) each
+    gradients: BTreeMap<String, Tensor>,
+    steps: u64,
+}
+
+impl Learner {
+    /// A learner with fresh moments; `model` must be trainable.
+    pub fn new(model: Model, config: &OptimizerConfig) -> Result<Self> {
+        let mut moments = BTreeMap::new();
+        for (name, var) in model.params().vars() {
+            moments.insert(name.clone(), Tensor::zeros((2, var.elem_count()), DType::F32, var.device())?);
+        }
+        if moments.is_empty() {
+            return Err(Error::Input("this model is frozen; train a copy: `model.trainable()`".to_owned()));
+        }
+        Ok(Self { model, config: config.clone(), moments, gradients: BTreeMap::new(), steps: 0 })
+    }
+
+    /// Adds the gradient of `loss` (a scalar) to those gathered so far.
+    pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
+        let mut grads = loss.backward()?;
+        for (name, var) in self.model.params().vars() {
+            let Some(grad) = grads.remove(var) else { continue };
+            let sum = match self.gradients.remove(name) {
+                Some(before) => (before + grad)?,
+                None => grad,
+            };
+            self.gradients.insert(name.clone(), sum);
+        }
+        Ok(())
+    }
+
+    /// The gradients gathered since the last step, by name.
+    pub fn gradients(&self) -> &BTreeMap<String, Tensor> {
+        &self.gradients
+    }
+
+    /// Clips the gathered gradients, takes one AdamW step with this learning rate and forgets them. Returns the norm
+    /// before clipping; if it is not finite the weights stay as they are.
+    pub fn step(&mut self, learning_rate: f64) -> Result<f64> {
+        let mut square = 0.;
+        for grad in self.gradients.values() {
+            square += square_sum(grad)?;
+        }
+        let norm = square.sqrt();
+        let gradients = std::mem::take(&mut self.gradients);
+        if !norm.is_finite() {
+            return Ok(norm);
+        }
+        self.steps += 1;
+        let config = &self.config;
+        let clip = config.max_grad_norm > 0. && norm > config.max_grad_norm;
+        for (name, grad) in &gradients {
+            let (var, moments) = (&self.model.params().vars()[name], &self.moments[name]);
+            let matrix = var.rank() > 1;
+            let step = AdamWStep {
+                learning_rate,
+                beta1: config.beta1,
+                beta2: config.beta2,
+                eps: config.eps,
+                weight_decay: if matrix { config.weight_decay } else { 0. },
+                step: self.steps,
+                gradient_scale: if clip { config.max_grad_norm / norm } else { 1. },
+            };
+            adamw_step(var, grad, moments, &step)?;
+        }
+        Ok(norm)
+    }
+
+    /// Writes the moments and the step count.
+    pub fn save_optimizer(&self, path: &Path) -> Result<()> {
+        let mut tensors = self.moments.clone();
+        tensors.insert(
+            STEPS.to_owned(),
+            Tensor::new(&[i64::try_from(self.steps).unwrap_or(i64::MAX)], &candle_core::Device::Cpu)?,
+        );
+        Ok(write_safetensors(path, &tensors)?)
+    }
+
+    /// Reads what [`Self::save_optimizer`] wrote.
+    pub fn load_optimizer(&mut self, path: &Path) -> Result<()> {
+        let mut tensors = read_safetensors(path)?;
+        let broken = |what: &str| Error::Input(format!("{}: {what}; remove this checkpoint", path.display()));
+        let steps = tensors.remove(STEPS).ok_or_else(|| broken("the step count is missing"))?;
+        self.steps = steps.to_vec1::<i64>()?.first().and_then(|&n| u64::try_from(n).ok()).unwrap_or(0);
+        for (name, moments) in &mut self.moments {
+            let read = tensors.remove(name).filter(|t| t.dims() == moments.dims());
+            *moments = read.ok_or_else(|| broken(&format!("the moments of \"{name}\" are missing")))?;
+        }
+        Ok(())
+    }
+}
+
+const STEPS: &str = "steps";
+
+#[cfg(test)]
+mod tests {
+    use llm_model::{Batch, Head, ModelConfig};
+
+    use super::*;
+
+    #[test]
+    fn the_learning_rate_rises_then_falls_to_where_it_should() {
+        let config = OptimizerConfig { learning_rate: 1., warmup_steps: 10, ..OptimizerConfig::default() };
+        assert!((config.learning_rate_at(0, 110) - 0.1).abs() < 1e-12);
+        assert!((config.learning_rate_at(9, 110) - 1.).abs() < 1e-12);
+        assert!((config.learning_rate_at(60, 110) - 0.55).abs() < 1e-12);
+        assert!((config.learning_rate_at(110, 110) - 0.1).abs() < 1e-12);
+        let linear = OptimizerConfig { schedule: Schedule::Linear, ..config.clone() };
+        assert!((linear.learning_rate_at(60, 110) - 0.5).abs() < 1e-12);
+        assert_eq!(linear.learning_rate_at(110, 110), 0.);
+        let constant = OptimizerConfig { schedule: Schedule::Constant, warmup_steps: 0, ..config };
+        assert_eq!(constant.learning_rate_at(0, 10), 1.);
+    }
+
+    fn learner(decay: f64) -> Learner {
+        let config = ModelConfig {
+            vocab_size: 20,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            ..ModelConfig::default()
+        };
+        let model = Model::init(config, Head::LanguageModel, 3).unwrap();
+        Learner::new(model, &OptimizerConfig { weight_decay: decay, ..OptimizerConfig::default() }).unwrap()
+    }
+
+    #[test]
+    fn decay_reaches_matrices_and_leaves_norms_alone() {
+        let mut learner = learner(0.5);
+        let zeros: BTreeMap<String, Tensor> =
+            learner.model.params().vars().iter().map(|(n, v)| (n.clone(), v.zeros_like().unwrap())).collect();
+        let before = learner.model.frozen().unwrap();
+        learner.gradients = zeros;
+        learner.step(0.1).unwrap();
+        for (name, after) in learner.model.params().tensors() {
+            let before = &before.params().tensors()[name];
+            let expected = if after.rank() > 1 { (before * 0.95).unwrap() } else { before.clone() };
+            let gap = (after - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+            assert!(gap.to_scalar::<f32>().unwrap() < 1e-7, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing() {
+        let mut learner = learner(0.);
+        let before = learner.model.frozen().unwrap();
+        let loss = (learner.model.forward(&Batch::new(&[vec![1, 2]]).unwrap()).unwrap().sum_all().unwrap() * f64::NAN)
+            .unwrap();
+        learner.backward(&loss).unwrap();
+        assert!(!learner.step(0.1).unwrap().is_finite());
+        for (name, after) in learner.model.params().tensors() {
+            let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(bits(after), bits(&before.params().tensors()[name]), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_saved_optimizer_goes_on_as_if_nothing_had_happened() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut one, batch) = (learner(0.1), Batch::new(&[vec![1, 2, 3]]).unwrap());
+        let train = |learner: &mut Learner| {
+            let loss = learner.model.forward(&batch).unwrap().sqr().unwrap().mean_all().unwrap();
+            learner.backward(&loss).unwrap();
+            learner.step(0.01).unwrap();
+        };
+        train(&mut one);
+        one.save_optimizer(&dir.path().join("optimizer.safetensors")).unwrap();
+        one.model.save(dir.path()).unwrap();
+        let model = Model::load(dir.path()).unwrap().trainable().unwrap();
+        let mut two = Learner::new(model, &one.config).unwrap();
+        two.load_optimizer(&dir.path().join("optimizer.safetensors")).unwrap();
+        train(&mut one);
+        train(&mut two);
+        for (name, a) in one.model.params().tensors() {
+            let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(bits(a), bits(&two.model.params().tensors()[name]), "{name}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Recipes: TOML files that hold every number of a run.
+//!
+//! A recipe mirrors the config struct of its stage. Missing keys have their defaults, unknown keys are errors that name
+//! the nearest known one, and every key can be overridden (`optimizer.learning_rate=0.001`).
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+use crate::{Error, Result};
+
+/// The recipes that ship with the program, by name.
+const BUILT_IN: [(&str, &str); 6] = [
+    ("pretrain", include_str!("../recipes/pretrain.toml")),
+    ("finetune", include_str!("../recipes/finetune.toml")),
+    ("reward", include_str!("../recipes/reward.toml")),
+    ("ppo", include_str!("../recipes/ppo.toml")),
+    ("distill", include_str!("../recipes/distill.toml")),
+    ("lifecycle", include_str!("../recipes/lifecycle.toml")),
+];
+
+/// Reads the recipe `name`: one that ships with the program or a TOML file, with `overrides` (`key`, `value`) applied.
+///
+/// The `recipe.toml` of an earlier run can be read as well: what it says of that run's inputs is left out.
+pub fn read<R: DeserializeOwned>(name: &str, overrides: &[(String, String)]) -> Result<R> {
+    let text = match BUILT_IN.iter().find(|(known, _)| *known == name) {
+        Some((_, text)) => (*text).to_owned(),
+        None => {
+            let path = Path::new(name);
+            if !path.exists() {
+                let known = BUILT_IN.map(|(known, _)| known).join(", ");
+                return Err(Error::Input(format!("{name}: no such recipe; give a TOML file or one of {known}")));
+            }
+            std::fs::read_to_string(path).map_err(Error::io(path))?
+        }
+    };
+    parse(name, &text, overrides)
+}
+
+fn parse<R: DeserializeOwned>(origin: &str, text: &str, overrides: &[(String, String)]) -> Result<R> {
+    let syntax = |e: toml::de::Error| Error::Input(format!("{origin}: {}", one_line(&e)));
+    let mut table: Table = text.parse().map_err(syntax)?;
+    table.remove("inputs");
+    for (key, value) in overrides {
+        // What is not a TOML value is a text: `--set optimizer.schedule=linear` needs no quotes.
+        let value = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
+        let value = value.unwrap_or_else(|| Value::String(overrides_text(overrides, key)));
+        set(&mut table, key, value)?;
+    }
+    Value::Table(table).try_into().map_err(|e: toml::de::Error| Error::Input(format!("{origin}: {}", named(&e))))
+}
+
+fn overrides_text(overrides: &[(String, String)], key: &str) -> String {
+    overrides.iter().rev().find(|(k, _)| k == key).map(|(_, v)| v.clone()).unwrap_or_default()
+}
+
+fn set(table: &mut Table, key: &str, value: Value) -> Result<()> {
+    let (mut table, mut rest) = (table, key);
+    while let Some((head, tail)) = rest.split_once('.') {
+        let entry = table.entry(head).or_insert_with(|| Value::Table(Table::new()));
+        table = entry.as_table_mut().ok_or_else(|| Error::Input(format!("--set {key}: \"{head}\" is not a table")))?;
+        rest = tail;
+    }
+    table.insert(rest.to_owned(), value);
+    Ok(())
+}
+
+fn one_line(error: &toml::de::Error) -> String {
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The message, with the nearest known key if an unknown one was met.
+fn named(error: &toml::de::Error) -> String {
+    let message = one_line(error);
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    if !message.contains("unknown field") || quoted.len() < 2 {
+        return message;
+    }
+    let nearest = quoted[1..].iter().min_by_key(|known| strsim::damerau_levenshtein(quoted[0], known));
+    let nearest = nearest.copied().unwrap_or_default();
+    format!("unknown key \"{}\"; did you mean \"{nearest}\"? (keys: {})", quoted[0], quoted[1..].join(", "))
+}
+
+/// The text of `recipe.toml`: the recipe as it was run, and the inputs that it was run on.
+pub(crate) fn to_text<R: Serialize>(recipe: &R, inputs: &[(&str, String)]) -> Result<String> {
+    let broken = |e: toml::ser::Error| Error::Input(format!("the recipe cannot be written as TOML: {e}"));
+    let mut table = Table::try_from(recipe).map_err(broken)?;
+    let inputs: Table = inputs.iter().map(|(name, value)| ((*name).to_owned(), Value::String(value.clone()))).collect();
+    table.insert("inputs".to_owned(), Value::Table(inputs));
+    toml::to_string_pretty(&table).map_err(broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipes::{DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe};
+
+    fn overrides(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn every_recipe_that_ships_is_read() {
+        read::<PretrainRecipe>("pretrain", &[]).unwrap();
+        read::<FinetuneRecipe>("finetune", &[]).unwrap();
+        read::<RewardRecipe>("reward", &[]).unwrap();
+        read::<PpoRecipe>("ppo", &[]).unwrap();
+        read::<DistillRecipe>("distill", &[]).unwrap();
+        read::<LifecycleRecipe>("lifecycle", &[]).unwrap();
+    }
+
+    #[test]
+    fn every_key_can_be_overridden_and_the_last_one_wins() {
+        let sets =
+            overrides(&[("steps", "7"), ("optimizer.schedule", "linear"), ("model.hidden_size", "48"), ("steps", "8")]);
+        let recipe: PretrainRecipe = read("pretrain", &sets).unwrap();
+        assert_eq!((recipe.steps, recipe.model.hidden_size), (8, 48));
+        assert_eq!(recipe.optimizer.schedule, crate::optim::Schedule::Linear);
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_known_one() {
+        let message =
+            |key: &str| read::<PretrainRecipe>("pretrain", &overrides(&[(key, "1")])).unwrap_err().to_string();
+        assert!(message("optimizer.learning_rat").contains("did you mean \"learning_rate\""));
+        assert!(message("stepz").contains("did you mean \"steps\""));
+        let wrong = read::<PretrainRecipe>("pretrain", &overrides(&[("steps", "many")])).unwrap_err().to_string();
+        assert!(wrong.contains("steps") && !wrong.contains('\n'), "{wrong}");
+        assert!(read::<PretrainRecipe>("nowhere.toml", &[]).unwrap_err().to_string().contains("no such recipe"));
+    }
+
+    #[test]
+    fn what_a_run_wrote_can_be_run_again() {
+        let recipe: PpoRecipe = read("ppo", &overrides(&[("seed", "5")])).unwrap();
+        let text = to_text(&recipe, &[("model", "runs/instruct".to_owned())]).unwrap();
+        assert_eq!(parse::<PpoRecipe>("recipe.toml", &text, &[]).unwrap(), recipe);
+    }
+}

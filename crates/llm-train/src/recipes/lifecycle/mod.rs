@@ -1,0 +1,192 @@
+//! The whole life of a model on the built-in world: born, taught, ranked, aligned, distilled and examined.
+
+mod evaluate;
+mod report;
+
+use std::path::Path;
+
+use llm_data::world::{Question, Split, World, WorldConfig};
+use llm_data::{Conversation, Message, Ranking, write_jsonl};
+use llm_feedback::Annotator;
+use llm_infer::{GenerateOptions, Sampling, TextModel};
+use llm_tokenizer::TrainConfig;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{
+    DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, PpoInputs, PpoRecipe, PrepareInputs, PretrainInputs,
+    PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, ppo, prepare, pretrain, reward, train_tokenizer,
+};
+use crate::examples::chat_messages;
+use crate::run::{Event, RunOptions, Times, is_finished, open_folder};
+use crate::{Error, Result};
+
+/// The numbers of a whole life.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LifecycleRecipe {
+    /// The built-in world.
+    pub world: WorldConfig,
+    /// How many questions of it are asked.
+    pub questions: Questions,
+    /// The tokenizer.
+    pub tokenizer: TrainConfig,
+    /// Who ranks the answers.
+    pub annotator: Annotator,
+    /// Pre-training on the world's texts.
+    pub pretrain: PretrainRecipe,
+    /// Fine-tuning on its tasks and on what the crowd says.
+    pub finetune: FinetuneRecipe,
+    /// The reward model, from ranked answers.
+    pub reward: RewardRecipe,
+    /// PPO.
+    pub ppo: PpoRecipe,
+    /// The student.
+    pub distill: DistillRecipe,
+}
+
+/// How many questions of the world are asked, and for what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Questions {
+    /// Tasks with a known answer to learn from.
+    pub tasks: usize,
+    /// Questions that ask for advice, answered by the crowd, to learn from.
+    pub crowd: usize,
+    /// Questions whose answers the annotator ranks.
+    pub rankings: usize,
+    /// Questions that PPO practises on.
+    pub prompts: usize,
+    /// Held-out tasks, questions and minimal pairs of each phenomenon, to test on.
+    pub held_out: usize,
+}
+
+impl Default for Questions {
+    fn default() -> Self {
+        Self { tasks: 8000, crowd: 2000, rankings: 1500, prompts: 1000, held_out: 300 }
+    }
+}
+
+/// Lives a whole life in the folder `out` and writes `report.md` there; returns the report's table.
+pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> Result<String> {
+    let RunOptions { resume, observer } = options;
+    open_folder(out, recipe, &[], resume)?;
+    let dir = |name: &str| out.join(name);
+    let (data, tokenizer, shards) = (dir("data"), dir("tokenizer"), dir("shards"));
+    let (base, instruct, reward_model) = (dir("base"), dir("instruct"), dir("reward"));
+    let (aligned, student) = (dir("aligned"), dir("student"));
+    let world = World::new(recipe.world.clone());
+    let mut times = Times::open(&dir("times.json"))?;
+
+    times.of("world", || write_world(recipe, &world, &data))?;
+    let text = |split: &str| [data.join(format!("text-{split}.jsonl"))];
+    times.of("tokenizer", || train_tokenizer(&recipe.tokenizer, &text("train"), &tokenizer, resume))?;
+    times.of("prepare", || {
+        let (train, held_out) = (text("train"), text("held_out"));
+        let inputs = PrepareInputs { tokenizer: &tokenizer, train: &train, held_out: &held_out, held_out_share: 0. };
+        prepare(&inputs, &shards, RunOptions { resume, observer: &mut *observer })
+    })?;
+    if !is_finished(&base) {
+        let inputs = PretrainInputs { tokenizer: &tokenizer, data: &shards };
+        pretrain(&recipe.pretrain, inputs, &base, RunOptions { resume, observer: &mut *observer })?;
+    }
+    if !is_finished(&instruct) {
+        let (data, held_out) = (data.join("instruct-train.jsonl"), data.join("instruct-held_out.jsonl"));
+        let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&held_out) };
+        finetune(&recipe.finetune, inputs, &instruct, RunOptions { resume, observer: &mut *observer })?;
+    }
+    if !is_finished(&reward_model) {
+        let (data, held_out) = (data.join("rankings-train.jsonl"), data.join("rankings-held_out.jsonl"));
+        let inputs = RewardInputs { model: &instruct, data: &data, held_out: Some(&held_out) };
+        reward(&recipe.reward, inputs, &reward_model, RunOptions { resume, observer: &mut *observer })?;
+    }
+    if !is_finished(&aligned) {
+        let inputs = PpoInputs { model: &instruct, reward: &reward_model, data: &data.join("prompts.jsonl") };
+        ppo(&recipe.ppo, inputs, &aligned, RunOptions { resume, observer: &mut *observer })?;
+    }
+    if !is_finished(&student) {
+        let lessons = data.join("student.jsonl");
+        times.of("teacher", || write_lessons(recipe, &world, &aligned, &lessons, observer))?;
+        let inputs =
+            DistillInputs { teacher: &aligned, student: None, data: &lessons, held_out: None, text: Some(&shards) };
+        distill(&recipe.distill, inputs, &student, RunOptions { resume, observer: &mut *observer })?;
+    }
+    let evaluation = times.of("evaluation", || evaluate::evaluate(recipe, &world, out, observer))?;
+    report::write(recipe, &evaluation, &times, out)
+}
+
+/// Writes the texts, conversations and rankings of the world; the same recipe gives the same bytes.
+fn write_world(recipe: &LifecycleRecipe, world: &World, dir: &Path) -> Result<()> {
+    let count = &recipe.questions;
+    for (split, name) in [(Split::Train, "train"), (Split::HeldOut, "held_out")] {
+        let train = split == Split::Train;
+        let texts: Vec<_> = world.corpus(split).into_iter().map(|text| json!({ "text": text })).collect();
+        write_jsonl(&dir.join(format!("text-{name}.jsonl")), &texts)?;
+
+        let tasks = world.tasks(split, if train { count.tasks } else { count.held_out });
+        let mut conversations: Vec<Conversation> = tasks.iter().map(llm_data::world::Task::conversation).collect();
+        if train {
+            conversations.extend(world.crowd(count.crowd));
+        }
+        write_jsonl(&dir.join(format!("instruct-{name}.jsonl")), &conversations)?;
+
+        let questions = world.questions(split, if train { count.rankings } else { count.held_out });
+        let rankings = questions.iter().enumerate().map(|(i, q)| ranked(&recipe.annotator, q, &format!("{name} {i}")));
+        write_jsonl(&dir.join(format!("rankings-{name}.jsonl")), &rankings.collect::<Result<Vec<_>>>()?)?;
+    }
+    let prompts: Vec<_> =
+        world.questions(Split::Train, count.prompts).into_iter().map(|q| json!({ "prompt": q.prompt })).collect();
+    Ok(write_jsonl(&dir.join("prompts.jsonl"), &prompts)?)
+}
+
+/// The answers of a question as the annotator ranks them; `label` tells apart two sights of the same question.
+fn ranked(annotator: &Annotator, question: &Question, label: &str) -> Result<Ranking> {
+    let utilities: Vec<f64> = question.answers.iter().map(|a| a.utility).collect();
+    let texts: Vec<&str> = question.answers.iter().map(|a| a.text.as_str()).collect();
+    let order = annotator.rank(label, &utilities, &texts)?;
+    Ok(Ranking {
+        id: question.prompt.clone(),
+        prompt: vec![Message::user(&question.prompt)],
+        answers: question.answers.iter().map(|a| a.text.clone()).collect(),
+        order,
+    })
+}
+
+/// What the student reads: the tasks with their answers, and the questions as its teacher answers them.
+fn write_lessons(
+    recipe: &LifecycleRecipe,
+    world: &World,
+    teacher: &Path,
+    path: &Path,
+    observer: &mut dyn FnMut(Event),
+) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let model = TextModel::load(teacher)?;
+    let questions = world.questions(Split::Train, recipe.questions.crowd);
+    let prompts = questions.iter().map(|q| model.chat_ids(&chat_messages(&[Message::user(&q.prompt)])));
+    let prompts = prompts.collect::<Result<Vec<_>, _>>()?;
+    let options = GenerateOptions {
+        max_new_tokens: recipe.ppo.max_new_tokens,
+        stop_ids: model.stop_ids(),
+        sampling: Sampling { temperature: recipe.ppo.temperature, seed: recipe.distill.seed, ..Sampling::default() },
+    };
+    observer(Event::Begin { stage: "teacher", total: prompts.len() as u64, done: 0, unit: "answers" });
+    let replies = model.complete_all(&prompts, &options, 64, |done| {
+        observer(Event::Progress { done: done as u64, message: "" });
+    })?;
+    observer(Event::End);
+    let answered = questions.iter().zip(replies).map(|(question, reply)| Conversation {
+        messages: vec![Message::user(&question.prompt), Message::assistant(reply.text)],
+    });
+    let tasks = world.tasks(Split::Train, recipe.questions.tasks);
+    let mut lessons: Vec<Conversation> = answered.collect();
+    // Interleaved, so that the twentieth at the end, on which the student is tested, holds both.
+    let every = (tasks.len() / lessons.len().max(1)).max(1);
+    for (i, task) in tasks.iter().enumerate() {
+        let at = (i / every * (every + 1) + i % every).min(lessons.len());
+        lessons.insert(at, task.conversation());
+    }
+    write_jsonl(path, &lessons).map_err(Error::from)
+}

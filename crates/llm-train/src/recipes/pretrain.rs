@@ -1,0 +1,178 @@
+//! Pre-training: the next token of plain text.
+
+use std::path::Path;
+
+use llm_data::{Batches, TokenDataset};
+use llm_infer::{GenerateOptions, Sampling, TextModel};
+use llm_model::{Batch, Head, Model, ModelConfig};
+use llm_tokenizer::Tokenizer;
+use serde::{Deserialize, Serialize};
+
+use crate::eval::text_loss;
+use crate::optim::{Learner, OptimizerConfig};
+use crate::run::{Run, RunOptions, learner};
+use crate::{Error, Result, loss};
+
+/// The numbers of a pre-training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PretrainRecipe {
+    /// Seed of the weights and of the order of the text.
+    pub seed: u64,
+    /// Steps of the optimizer.
+    pub steps: u64,
+    /// Rows of a micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches for each step.
+    pub gradient_accumulation_steps: u64,
+    /// Tokens of a row.
+    pub seq_len: usize,
+    /// Steps between two evaluations on held-out text.
+    pub eval_every: u64,
+    /// Batches of each evaluation but the last, which takes all; 0: all.
+    pub eval_batches: usize,
+    /// Texts that each evaluation lets the model continue.
+    pub sample_prompts: Vec<String>,
+    /// Steps between two checkpoints.
+    pub save_every: u64,
+    /// The optimizer.
+    pub optimizer: OptimizerConfig,
+    /// The model; `vocab_size` and the special ids are the tokenizer's.
+    pub model: ModelConfig,
+}
+
+impl Default for PretrainRecipe {
+    fn default() -> Self {
+        Self {
+            seed: 42,
+            steps: 1000,
+            batch_size: 16,
+            gradient_accumulation_steps: 1,
+            seq_len: 128,
+            eval_every: 200,
+            eval_batches: 20,
+            sample_prompts: Vec::new(),
+            save_every: 200,
+            optimizer: OptimizerConfig::default(),
+            model: ModelConfig::default(),
+        }
+    }
+}
+
+/// What [`pretrain`] reads.
+#[derive(Debug, Clone, Copy)]
+pub struct PretrainInputs<'a> {
+    /// The folder of the tokenizer.
+    pub tokenizer: &'a Path,
+    /// The folder of the token shards.
+    pub data: &'a Path,
+}
+
+/// Trains a fresh model on token shards; the run folder `out` becomes its Hugging Face folder.
+pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, options: RunOptions) -> Result<()> {
+    let tokenizer = Tokenizer::from_dir(inputs.tokenizer)?;
+    let train = TokenDataset::open(inputs.data, "train")?;
+    let held_out = TokenDataset::open(inputs.data, "held_out")?;
+    if train.manifest().tokenizer != tokenizer.fingerprint() {
+        let (data, tokenizer) = (inputs.data.display(), inputs.tokenizer.display());
+        return Err(Error::Input(format!(
+            "{data}: was prepared with another tokenizer than {tokenizer}; prepare it again"
+        )));
+    }
+    let shown = [("tokenizer", inputs.tokenizer.display().to_string()), ("data", inputs.data.display().to_string())];
+    let mut batches = Batches::new(&train, recipe.batch_size, recipe.seq_len, recipe.seed)?;
+    let (mut run, checkpoint) = Run::open(out, recipe, &shown, options)?;
+    let mut learner = learner(checkpoint.as_ref(), &recipe.optimizer, || {
+        let config = ModelConfig {
+            vocab_size: tokenizer.vocab_size(),
+            bos_token_id: tokenizer.bos_id(),
+            eos_token_id: tokenizer.eos_id(),
+            pad_token_id: tokenizer.pad_id(),
+            ..recipe.model.clone()
+        };
+        Ok(Model::init(config, Head::LanguageModel, recipe.seed)?)
+    })?;
+    let first = checkpoint.map_or(0, |c| c.step);
+    let micro_batches = recipe.gradient_accumulation_steps.max(1);
+    let tokens_per_step = micro_batches * (recipe.batch_size * recipe.seq_len) as u64;
+    run.begin(recipe.steps * tokens_per_step, first * tokens_per_step, "tokens");
+
+    for step in first..recipe.steps {
+        if step == 0 {
+            evaluate(&run_context(recipe, &tokenizer, &held_out), &learner, &mut run, 0)?;
+        }
+        let mut mean_loss = 0.;
+        for micro in 0..micro_batches {
+            let (input_ids, targets) = batches.batch(step * micro_batches + micro)?;
+            let labels: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
+            let logits = learner.model.forward(&Batch::from_flat(&input_ids, recipe.seq_len)?)?; // (b, t, vocab)
+            let loss = (loss::cross_entropy(&logits.flatten(0, 1)?, &labels)? / micro_batches as f64)?;
+            mean_loss += loss::scalar(&loss)?;
+            learner.backward(&loss)?;
+        }
+        let learning_rate = recipe.optimizer.learning_rate_at(step, recipe.steps);
+        let grad_norm = learner.step(learning_rate)?;
+        let done = step + 1;
+        run.check_finite(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
+        let rate = ((done - first) * tokens_per_step) as f64 / run.seconds();
+        run.log(
+            done,
+            &[
+                ("loss", mean_loss),
+                ("grad_norm", grad_norm),
+                ("learning_rate", learning_rate),
+                ("tokens_per_second", rate.round()),
+            ],
+        )?;
+        run.progress(done * tokens_per_step, &format!("loss {mean_loss:.3}"));
+        if done.is_multiple_of(recipe.eval_every) || done == recipe.steps {
+            evaluate(&run_context(recipe, &tokenizer, &held_out), &learner, &mut run, done)?;
+        }
+        if done.is_multiple_of(recipe.save_every) {
+            run.checkpoint(done, serde_json::Map::new(), |dir| {
+                learner.model.save(dir)?;
+                tokenizer.save(dir)?;
+                learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
+            })?;
+        }
+    }
+    run.finish(recipe.steps, |dir| {
+        tokenizer.save(dir)?;
+        Ok(learner.model.save(dir)?)
+    })
+}
+
+struct Evaluation<'a> {
+    recipe: &'a PretrainRecipe,
+    tokenizer: &'a Tokenizer,
+    held_out: &'a TokenDataset,
+}
+
+fn run_context<'a>(recipe: &'a PretrainRecipe, tokenizer: &'a Tokenizer, held_out: &'a TokenDataset) -> Evaluation<'a> {
+    Evaluation { recipe, tokenizer, held_out }
+}
+
+/// Loss on held-out text, and what the model makes of the sample prompts.
+fn evaluate(with: &Evaluation, learner: &Learner, run: &mut Run, step: u64) -> Result<()> {
+    let recipe = with.recipe;
+    let max_batches = if step == recipe.steps { 0 } else { recipe.eval_batches };
+    let model = learner.model.frozen()?;
+    let seen = text_loss(&model, with.held_out, recipe.batch_size, recipe.seq_len, max_batches)?;
+    run.log(step, &[("eval_loss", seen.loss), ("eval_bits_per_byte", seen.bits_per_byte)])?;
+    tracing::info!("step {step}: held-out loss {:.4}, {:.4} bits per byte", seen.loss, seen.bits_per_byte);
+    if recipe.sample_prompts.is_empty() {
+        return Ok(());
+    }
+    let text_model = TextModel { model, tokenizer: with.tokenizer.clone() };
+    let prompts = recipe.sample_prompts.iter().map(|p| text_model.document_ids(p)).collect::<Result<Vec<_>, _>>()?;
+    let options = GenerateOptions {
+        max_new_tokens: 32,
+        stop_ids: text_model.stop_ids(),
+        sampling: Sampling { temperature: 0., ..Sampling::default() },
+    };
+    let completions = text_model.complete_all(&prompts, &options, prompts.len(), |_| ())?;
+    let pairs = recipe.sample_prompts.iter().zip(completions);
+    let text: String = pairs.map(|(prompt, c)| format!("{prompt}|{}\n", c.text)).collect();
+    tracing::info!("{}", text.lines().next().unwrap_or_default());
+    run.sample(step, &text)
+}

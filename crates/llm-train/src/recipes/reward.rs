@@ -1,0 +1,287 @@
+//! The reward model: one score for a conversation, learnt from ranked answers (Bradley and Terry 1952; Stiennon et al.
+//! 2020, arXiv 2009.01325; the K-way form of Ouyang et al. 2022, arXiv 2203.02155).
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use llm_data::{Ranking, read_rankings, split_by_prompt};
+use llm_model::{Batch, Head, Model};
+use llm_tokenizer::{ChatMessage, Tokenizer};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{load_model, pad_id};
+use crate::examples::{LengthBatches, chat_messages, pick_rows};
+use crate::optim::OptimizerConfig;
+use crate::run::{Run, RunOptions, learner};
+use crate::{Error, Result, loss};
+
+/// The numbers of a reward model's training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RewardRecipe {
+    /// Seed of the score head and of the order of the prompts.
+    pub seed: u64,
+    /// Passes over the rankings.
+    pub epochs: u64,
+    /// Prompts of a step; all answers of a prompt go through the model together.
+    pub batch_size: usize,
+    /// Answers that make the conversation longer than this, in tokens, are left out with their ranking.
+    pub max_length: usize,
+    /// Weight of `(better + worse)²`, which keeps the scores around zero.
+    pub center_rewards_coefficient: f64,
+    /// The share of the prompts that is held out if there is no file of its own for that.
+    pub held_out_share: f64,
+    /// Steps between two evaluations.
+    pub eval_every: u64,
+    /// Steps between two checkpoints.
+    pub save_every: u64,
+    /// The optimizer.
+    pub optimizer: OptimizerConfig,
+}
+
+impl Default for RewardRecipe {
+    fn default() -> Self {
+        let optimizer =
+            OptimizerConfig { learning_rate: 3e-4, eps: 1e-5, weight_decay: 0., ..OptimizerConfig::default() };
+        Self {
+            seed: 42,
+            epochs: 1,
+            batch_size: 16,
+            max_length: 512,
+            center_rewards_coefficient: 0.01,
+            held_out_share: 0.1,
+            eval_every: 50,
+            save_every: 50,
+            optimizer,
+        }
+    }
+}
+
+/// What [`reward`] reads.
+#[derive(Debug, Clone, Copy)]
+pub struct RewardInputs<'a> {
+    /// The folder of the fine-tuned model to start from.
+    pub model: &'a Path,
+    /// Ranked answers.
+    pub data: &'a Path,
+    /// Ranked answers to test on; none: a share of the prompts of `data`.
+    pub held_out: Option<&'a Path>,
+}
+
+/// The answers of one prompt in token ids, with their pairs (better, worse).
+struct Ranked {
+    rows: Vec<Vec<u32>>,
+    pairs: Vec<(usize, usize)>,
+}
+
+/// Trains a reward model; the run folder `out` becomes its Hugging Face folder (a classifier with one label).
+pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: RunOptions) -> Result<()> {
+    let mut tokenizer = Tokenizer::from_dir(inputs.model)?;
+    if !tokenizer.has_chat_template() {
+        tokenizer = tokenizer.with_default_chat_template()?;
+    }
+    let pad = pad_id(&tokenizer, inputs.model)?;
+    let policy = load_model(inputs.model, Head::LanguageModel)?;
+    let max_length = recipe.max_length.min(policy.config().max_position_embeddings);
+    let (train, held_out) = rankings(recipe, &inputs, &tokenizer, max_length)?;
+    let mut shown = vec![("model", inputs.model.display().to_string()), ("data", inputs.data.display().to_string())];
+    shown.extend(inputs.held_out.map(|path| ("held_out", path.display().to_string())));
+    let (mut run, checkpoint) = Run::open(out, recipe, &shown, options)?;
+    let mut learner = learner(checkpoint.as_ref(), &recipe.optimizer, || {
+        let mut model = policy.with_head(Head::Sequence, recipe.seed)?;
+        model.set_eos_token_id(tokenizer.end_of_turn_id());
+        Ok(model)
+    })?;
+    let longest = |ranked: &Ranked| ranked.rows.iter().map(Vec::len).max().unwrap_or(0);
+    let mut batches = LengthBatches::new(train.iter().map(longest).collect(), recipe.batch_size, recipe.seed)?;
+    let steps = batches.per_epoch() * recipe.epochs;
+    let first = checkpoint.map_or(0, |c| c.step);
+    run.begin(steps, first, "steps");
+
+    for step in first..steps {
+        let prompts: Vec<&Ranked> = batches.batch(step).into_iter().map(|i| &train[i]).collect();
+        // All answers of all prompts in one forward: (rows,) scores.
+        let rows: Vec<Vec<u32>> = prompts.iter().flat_map(|p| p.rows.iter().cloned()).collect();
+        let scores = score_rows(&learner.model, &rows, pad)?;
+        let pairs = offset_pairs(&prompts);
+        let loss = loss::k_way(&scores, &pairs, recipe.center_rewards_coefficient)?;
+        learner.backward(&loss)?;
+        let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
+        let grad_norm = learner.step(learning_rate)?;
+        let (done, mean_loss) = (step + 1, loss::scalar(&loss)?);
+        run.check_finite(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
+        let scores: Vec<f64> = scores.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
+        let (accuracy, margin) = accuracy_and_margin(&scores, &pairs);
+        run.log(
+            done,
+            &[
+                ("loss", mean_loss),
+                ("accuracy", accuracy),
+                ("margin", margin),
+                ("min_reward", scores.iter().copied().fold(f64::INFINITY, f64::min)),
+                ("mean_reward", scores.iter().sum::<f64>() / scores.len() as f64),
+                ("max_reward", scores.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
+                ("grad_norm", grad_norm),
+                ("learning_rate", learning_rate),
+            ],
+        )?;
+        run.progress(done, &format!("loss {mean_loss:.3}, accuracy {accuracy:.2}"));
+        if done.is_multiple_of(recipe.eval_every) || done == steps {
+            let (accuracy, margin, ..) = evaluate(&learner.model.frozen()?, &held_out, recipe.batch_size, pad)?;
+            run.log(done, &[("eval_accuracy", accuracy), ("eval_margin", margin)])?;
+            tracing::info!("step {done}: {:.1} % of the held-out pairs ranked right", 100. * accuracy);
+        }
+        if done.is_multiple_of(recipe.save_every) {
+            run.checkpoint(done, serde_json::Map::new(), |dir| {
+                learner.model.save(dir)?;
+                tokenizer.save(dir)?;
+                learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
+            })?;
+        }
+    }
+    // The scale of a reward is arbitrary: mean and deviation over the answers let PPO set it to 0 and 1.
+    let mut model = learner.model.frozen()?;
+    let (_, _, mean, std) = evaluate(&model, &train, recipe.batch_size, pad)?;
+    model.extra.insert("reward_mean".to_owned(), json!(mean));
+    model.extra.insert("reward_std".to_owned(), json!(std));
+    run.finish(steps, |dir| {
+        tokenizer.save(dir)?;
+        Ok(model.save(dir)?)
+    })
+}
+
+/// The score of each row of token ids, at its last token: `(rows,)`.
+pub(crate) fn score_rows(model: &Model, rows: &[Vec<u32>], pad: u32) -> Result<Tensor> {
+    let batch = Batch::right_padded(rows, pad)?;
+    let width = batch.input_ids.dim(1)?;
+    let last = rows.iter().enumerate().map(|(i, row)| (i * width + row.len() - 1) as u32).collect();
+    Ok(model.output(&pick_rows(&model.hidden(&batch, None)?, last)?)?.squeeze(1)?)
+}
+
+/// The pairs of each prompt as indices into the scores of all prompts.
+fn offset_pairs(prompts: &[&Ranked]) -> Vec<Vec<(usize, usize)>> {
+    let mut offset = 0;
+    let mut all = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        all.push(prompt.pairs.iter().map(|(b, w)| (b + offset, w + offset)).collect());
+        offset += prompt.rows.len();
+    }
+    all
+}
+
+fn accuracy_and_margin(scores: &[f64], pairs: &[Vec<(usize, usize)>]) -> (f64, f64) {
+    let margins: Vec<f64> = pairs.iter().flatten().map(|&(b, w)| scores[b] - scores[w]).collect();
+    let n = margins.len().max(1) as f64;
+    (margins.iter().filter(|m| **m > 0.).count() as f64 / n, margins.iter().sum::<f64>() / n)
+}
+
+/// Accuracy and mean margin over all pairs, mean and standard deviation over all scores.
+fn evaluate(model: &Model, rankings: &[Ranked], batch_size: usize, pad: u32) -> Result<(f64, f64, f64, f64)> {
+    let mut scores = Vec::new();
+    for chunk in rankings.chunks(batch_size) {
+        let rows: Vec<Vec<u32>> = chunk.iter().flat_map(|p| p.rows.iter().cloned()).collect();
+        scores.extend(score_rows(model, &rows, pad)?.to_vec1::<f32>()?.into_iter().map(f64::from));
+    }
+    let (accuracy, margin) = accuracy_and_margin(&scores, &offset_pairs(&rankings.iter().collect::<Vec<_>>()));
+    let n = scores.len() as f64;
+    let mean = scores.iter().sum::<f64>() / n;
+    let std = (scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / n).sqrt();
+    Ok((accuracy, margin, mean, std))
+}
+
+fn rankings(
+    recipe: &RewardRecipe,
+    inputs: &RewardInputs,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+) -> Result<(Vec<Ranked>, Vec<Ranked>)> {
+    let read = |path: &Path| -> Result<Vec<Ranking>> {
+        let read = read_rankings(path)?;
+        if read.skipped > 0 {
+            tracing::warn!(
+                "{}: {} rankings say nothing (equal answers) and are left out",
+                path.display(),
+                read.skipped
+            );
+        }
+        Ok(read.rankings)
+    };
+    let (train, held_out) = match inputs.held_out {
+        Some(path) => (read(inputs.data)?, read(path)?),
+        // By prompt, never by pair: answers to one prompt would leak.
+        None => split_by_prompt(read(inputs.data)?, |r| r.id.as_str(), recipe.held_out_share, recipe.seed),
+    };
+    let encode = |rankings: Vec<Ranking>, what: &str| -> Result<Vec<Ranked>> {
+        let all = rankings.len();
+        let mut ranked = Vec::with_capacity(all);
+        for ranking in rankings {
+            let rows = ranking.answers.iter().map(|a| conversation_ids(tokenizer, &ranking.prompt, a));
+            let rows = rows.collect::<Result<Vec<_>>>()?;
+            if rows.iter().all(|row| row.len() <= max_length) {
+                ranked.push(Ranked { rows, pairs: ranking.pairs() });
+            }
+        }
+        let left = ranked.len();
+        if left < all {
+            tracing::warn!("{} of {all} {what} rankings are longer than {max_length} tokens and left out", all - left);
+        }
+        if left == 0 {
+            return Err(Error::Input(format!(
+                "{}: no {what} rankings; give more of them or raise max_length",
+                inputs.data.display()
+            )));
+        }
+        Ok(ranked)
+    };
+    Ok((encode(train, "training")?, encode(held_out, "held-out")?))
+}
+
+/// A whole conversation, ended by the token that ends a turn.
+fn conversation_ids(tokenizer: &Tokenizer, prompt: &[llm_data::Message], answer: &str) -> Result<Vec<u32>> {
+    let mut messages = chat_messages(prompt);
+    messages.push(ChatMessage::new("assistant", answer));
+    Ok(tokenizer.encode_chat(&messages, false)?)
+}
+
+/// A trained reward model, scaled so that the answers it was trained on have mean 0 and standard deviation 1.
+#[derive(Debug)]
+pub struct RewardModel {
+    /// The model.
+    pub model: Model,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    pad: u32,
+    mean: f64,
+    std: f64,
+}
+
+impl RewardModel {
+    /// The reward model of a folder that [`reward`] wrote, or any classifier with one label (unscaled).
+    pub fn load(dir: &Path) -> Result<Self> {
+        let (model, tokenizer) = (load_model(dir, Head::Sequence)?, Tokenizer::from_dir(dir)?);
+        let number = |key: &str| model.extra.get(key).and_then(serde_json::Value::as_f64).filter(|x| x.is_finite());
+        let (mean, std) = (number("reward_mean").unwrap_or(0.), number("reward_std").filter(|&s| s > 0.).unwrap_or(1.));
+        Ok(Self { pad: pad_id(&tokenizer, dir)?, model, tokenizer, mean, std })
+    }
+
+    /// The scores of whole conversations in token ids, read at the last token of each.
+    pub fn scores(&self, rows: &[Vec<u32>]) -> Result<Vec<f64>> {
+        let raw = score_rows(&self.model, rows, self.pad)?.to_vec1::<f32>()?;
+        Ok(raw.into_iter().map(|score| (f64::from(score) - self.mean) / self.std).collect())
+    }
+
+    /// The share of pairs of these rankings that the model orders as they do.
+    pub fn accuracy(&self, rankings: &[Ranking]) -> Result<f64> {
+        let (mut right, mut all) = (0., 0.);
+        for ranking in rankings {
+            let rows = ranking.answers.iter().map(|a| conversation_ids(&self.tokenizer, &ranking.prompt, a));
+            let scores = self.scores(&rows.collect::<Result<Vec<_>>>()?)?;
+            for (better, worse) in ranking.pairs() {
+                right += f64::from(u8::from(scores[better] > scores[worse]));
+                all += 1.;
+            }
+        }
+        Ok(right / f64::max(all, 1.))
+    }
+}

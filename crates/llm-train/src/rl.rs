@@ -1,0 +1,360 @@
+//! The formulas of PPO for language models: advantages, whitening, clipped losses, the price of leaving the reference
+//! (Schulman et al. 2017, arXiv 1707.06347; Ziegler et al. 2019, arXiv 1909.08593).
+//!
+//! Letters: r reward, V value, γ discount, λ the mixture of n-step estimates, one entry for each token of a reply.
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+
+/// Generalised advantage estimates of one reply and the returns `A + V` (Schulman et al. 2016, arXiv 1506.02438).
+///
+/// `rewards` and `values` hold the reply's tokens only, without padding; behind the last one the value is 0.
+///
+/// ```
+/// let (advantages, returns) = llm_train::rl::gae(&[0., 0., 1.], &[0.5, 0.4, 0.3], 1., 0.95);
+/// assert!((advantages[0] - 0.43675).abs() < 1e-9 && (returns[0] - 0.93675).abs() < 1e-9);
+/// ```
+pub fn gae(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> (Vec<f64>, Vec<f64>) {
+    let mut advantages = vec![0.; rewards.len()];
+    let (mut next_value, mut next_advantage) = (0., 0.);
+    for t in (0..rewards.len()).rev() {
+        let delta = rewards[t] + gamma * next_value - values[t];
+        next_advantage = delta + gamma * lambda * next_advantage;
+        next_value = values[t];
+        advantages[t] = next_advantage;
+    }
+    let returns = advantages.iter().zip(values).map(|(a, v)| a + v).collect();
+    (advantages, returns)
+}
+
+/// Divides by the standard deviation, and takes away the mean if `shift_mean`. The variance is that of the population
+/// plus 1e-8; all entries count, so leave padding out.
+pub fn whiten(x: &mut [f64], shift_mean: bool) {
+    if x.is_empty() {
+        return;
+    }
+    let n = x.len() as f64;
+    let mean = x.iter().sum::<f64>() / n;
+    let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+    let scale = (variance + 1e-8).sqrt().recip();
+    for x in x {
+        *x = (*x - mean) * scale + if shift_mean { 0. } else { mean };
+    }
+}
+
+/// Estimates of `KL(π ‖ ref)` from one token drawn from π, by `logp` and `ref_logp` of that token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KlEstimator {
+    /// `logp - ref_logp`: unbiased, the one to put into the reward.
+    K1,
+    /// `(logp - ref_logp)² / 2`: its gradient as a loss is that of `KL(π ‖ ref)`.
+    K2,
+    /// `exp(ref - logp) - 1 - (ref - logp)`: unbiased and never negative; only as a loss or a figure, never in the reward.
+    K3,
+}
+
+impl KlEstimator {
+    /// The estimate of one token.
+    pub fn estimate(self, logp: f64, ref_logp: f64) -> f64 {
+        let difference = logp - ref_logp;
+        match self {
+            Self::K1 => difference,
+            Self::K2 => difference * difference / 2.,
+            Self::K3 => (-difference).exp() - 1. + difference,
+        }
+    }
+}
+
+/// The rewards of a reply's tokens: `-kl_coef · (logp - ref_logp)` each, and the score at the last one.
+pub fn token_rewards(logprobs: &[f64], ref_logprobs: &[f64], score: f64, kl_coef: f64) -> Vec<f64> {
+    let penalty = |(&logp, &reference)| -kl_coef * KlEstimator::K1.estimate(logp, reference);
+    let mut rewards: Vec<f64> = logprobs.iter().zip(ref_logprobs).map(penalty).collect();
+    if let Some(last) = rewards.last_mut() {
+        *last += score;
+    }
+    rewards
+}
+
+/// What happens to the score of a reply that was cut off before its end token.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MissingEos {
+    /// Nothing.
+    None,
+    /// The penalty is subtracted.
+    Subtract(f64),
+    /// The score is replaced.
+    Replace(f64),
+}
+
+impl MissingEos {
+    /// The score to use.
+    pub fn apply(self, score: f64, has_eos: bool) -> f64 {
+        match self {
+            _ if has_eos => score,
+            Self::None => score,
+            Self::Subtract(penalty) => score - penalty,
+            Self::Replace(value) => value,
+        }
+    }
+}
+
+/// What a clipped loss says of a minibatch.
+#[derive(Debug)]
+pub struct ClippedLoss {
+    /// The loss, a scalar.
+    pub loss: Tensor,
+    /// Share of the entries where the clipped branch is the larger one.
+    pub clip_fraction: f64,
+}
+
+/// The clipped surrogate: the mean of `max(-A·ratio, -A·clip(ratio, 1-ε, 1+ε))`, `ratio = exp(new - old)` with the
+/// difference clamped to ±20. All tensors are `(n,)`, tokens of replies only.
+pub fn policy_loss(logprobs: &Tensor, old_logprobs: &Tensor, advantages: &Tensor, clip: f64) -> Result<ClippedLoss> {
+    let ratio = (logprobs - old_logprobs)?.clamp(-20., 20.)?.exp()?;
+    let unclipped = (advantages.neg()? * &ratio)?;
+    let clipped = (advantages.neg()? * ratio.clamp(1. - clip, 1. + clip)?)?;
+    larger(&unclipped, &clipped)
+}
+
+/// The clipped value loss: half the mean of `max((V-R)², (clip(V, V_old-c, V_old+c)-R)²)`. All tensors are `(n,)`.
+pub fn value_loss(values: &Tensor, old_values: &Tensor, returns: &Tensor, clip: f64) -> Result<ClippedLoss> {
+    let near = (old_values + (values - old_values)?.clamp(-clip, clip)?)?;
+    let mut half = larger(&(values - returns)?.sqr()?, &(near - returns)?.sqr()?)?;
+    half.loss = (half.loss * 0.5)?;
+    Ok(half)
+}
+
+fn larger(unclipped: &Tensor, clipped: &Tensor) -> Result<ClippedLoss> {
+    let above = clipped.gt(unclipped)?; // (n,)
+    // Where both are equal the unclipped branch keeps its gradient.
+    let loss = above.where_cond(clipped, unclipped)?.mean_all()?;
+    let clip_fraction = crate::loss::scalar(&above.to_dtype(candle_core::DType::F64)?.mean_all()?)?;
+    Ok(ClippedLoss { loss, clip_fraction })
+}
+
+/// Steers the KL coefficient towards a target, in nats for each sequence (Ziegler et al. 2019).
+///
+/// `e = clip(KL / target - 1, ±0.2)`, then `kl_coef *= 1 + e · episodes / horizon`.
+pub fn adapted_kl_coef(
+    kl_coef: f64,
+    kl_per_sequence: f64,
+    target_per_sequence: f64,
+    episodes: usize,
+    horizon: f64,
+) -> f64 {
+    let error = (kl_per_sequence / target_per_sequence - 1.).clamp(-0.2, 0.2);
+    kl_coef * (1. + error * episodes as f64 / horizon)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Var};
+    use llm_kernels::{AdamWStep, adamw_step};
+    use proptest::prelude::*;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::loss::scalar;
+
+    fn tensor(data: &[f64]) -> Tensor {
+        Tensor::new(data, &Device::Cpu).unwrap()
+    }
+
+    fn assert_near(x: &[f64], expected: &[f64]) {
+        assert!(x.len() == expected.len() && x.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-9), "{x:?}");
+    }
+
+    #[test]
+    fn advantages_have_their_golden_values() {
+        let (r, v) = ([0., 0., 1.], [0.5, 0.4, 0.3]);
+        let (advantages, returns) = gae(&r, &v, 1., 0.95);
+        assert_near(&advantages, &[0.43675, 0.565, 0.7]);
+        assert_near(&returns, &[0.93675, 0.965, 1.]);
+        let (advantages, returns) = gae(&r, &v, 1., 1.);
+        assert_near(&advantages, &[0.5, 0.6, 0.7]);
+        assert_near(&returns, &[1., 1., 1.]);
+        assert_near(&gae(&r, &v, 1., 0.).0, &[-0.1, -0.1, 0.7]);
+        let rewards = token_rewards(&[-1., -1., -1.], &[-2., -2., -2.], 1., 0.05);
+        assert_near(&rewards, &[-0.05, -0.05, 0.95]);
+        assert_near(&gae(&rewards, &v, 1., 0.95).0, &[0.294125, 0.4675, 0.65]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_recursion_is_the_sum_of_discounted_errors(
+            entries in prop::collection::vec((-2.0..2.0f64, -2.0..2.0f64), 1..12), gamma in 0.5..1.0f64, lambda in 0.0..1.0f64,
+        ) {
+            let (r, v): (Vec<f64>, Vec<f64>) = entries.into_iter().unzip();
+            let next = |t: usize| v.get(t + 1).copied().unwrap_or(0.);
+            let delta: Vec<f64> = (0..r.len()).map(|t| r[t] + gamma * next(t) - v[t]).collect();
+            let (advantages, _) = gae(&r, &v, gamma, lambda);
+            for t in 0..r.len() {
+                let sum: f64 = (t..r.len()).map(|k| (gamma * lambda).powi((k - t) as i32) * delta[k]).sum();
+                prop_assert!((advantages[t] - sum).abs() < 1e-9);
+            }
+        }
+
+        #[test]
+        fn the_value_loss_is_never_below_the_unclipped_loss(v in -3.0..3.0f64, old in -3.0..3.0f64, r in -3.0..3.0f64) {
+            let clipped = scalar(&value_loss(&tensor(&[v]), &tensor(&[old]), &tensor(&[r]), 0.2).unwrap().loss).unwrap();
+            let plain = 0.5 * (v - r).powi(2);
+            prop_assert!(clipped >= plain - 1e-12);
+            if (v - old).abs() < 0.2 {
+                prop_assert!((clipped - plain).abs() < 1e-12);
+            }
+        }
+
+        #[test]
+        fn k3_is_never_negative(logp in -9.0..0.0f64, reference in -9.0..0.0f64) {
+            prop_assert!(KlEstimator::K3.estimate(logp, reference) >= 0.);
+        }
+    }
+
+    #[test]
+    fn kl_estimates_average_to_the_kl() {
+        let (p, r) = ([0.5f64, 0.3, 0.2], [0.2f64, 0.3, 0.5]);
+        let mean = |k: KlEstimator| -> f64 { p.iter().zip(r).map(|(p, r)| p * k.estimate(p.ln(), r.ln())).sum() };
+        assert!((mean(KlEstimator::K1) - 0.274887).abs() < 1e-6);
+        assert!((mean(KlEstimator::K3) - 0.274887).abs() < 1e-6);
+        assert!((mean(KlEstimator::K2) - 0.293856).abs() < 1e-6);
+        assert!(KlEstimator::K1.estimate(0.2f64.ln(), 0.5f64.ln()) < 0.);
+    }
+
+    #[test]
+    fn the_policy_loss_clips_only_what_would_go_too_far() {
+        for (advantage, ratio, expected, moves) in
+            [(1., 1.5f64, -1.2, false), (1., 0.5, -0.5, true), (-1., 1.5, 1.5, true), (-1., 0.5, 0.8, false)]
+        {
+            let logp = Var::new(&[ratio.ln()], &Device::Cpu).unwrap();
+            let clipped = policy_loss(&logp, &tensor(&[0.]), &tensor(&[advantage]), 0.2).unwrap();
+            assert!((scalar(&clipped.loss).unwrap() - expected).abs() < 1e-9, "A {advantage}, ratio {ratio}");
+            let grads = clipped.loss.backward().unwrap();
+            let grad = grads.get(&logp).map_or(0., |g| g.to_vec1::<f64>().unwrap()[0]);
+            assert_eq!(grad != 0., moves, "A {advantage}, ratio {ratio}");
+            assert_eq!(clipped.clip_fraction, if moves { 0. } else { 1. });
+        }
+    }
+
+    #[test]
+    fn whitened_numbers_have_mean_zero_and_variance_one() {
+        let mut x = [1., 2., 3., 10.];
+        whiten(&mut x, true);
+        let mean = x.iter().sum::<f64>() / 4.;
+        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 4.;
+        assert!(mean.abs() < 1e-9 && (variance - 1.).abs() < 1e-6);
+        let mut x = [1., 2., 3., 10.];
+        whiten(&mut x, false);
+        assert!((x.iter().sum::<f64>() / 4. - 4.).abs() < 1e-9, "the mean is kept");
+        let mut equal = [2.; 5];
+        whiten(&mut equal, true);
+        assert!(equal.iter().all(|x| x.is_finite()));
+    }
+
+    #[test]
+    fn the_kl_coefficient_moves_by_a_fifth_at_most() {
+        let adapted = |kl| adapted_kl_coef(0.15, kl, 6., 512, 1e4);
+        for (kl, expected) in [(12., 0.151536), (1e6, 0.151536), (0., 0.148464), (6., 0.15), (6.6, 0.150768)] {
+            assert!((adapted(kl) - expected).abs() < 1e-9, "KL {kl}");
+        }
+    }
+
+    #[test]
+    fn the_score_is_placed_once_wherever_the_reply_ends() {
+        for len in [1, 2, 5] {
+            let (logp, reference) = (vec![-0.5; len], vec![-0.7; len]);
+            let rewards = token_rewards(&logp, &reference, 3., 0.1);
+            assert!((rewards.iter().sum::<f64>() - (3. - 0.1 * 0.2 * len as f64)).abs() < 1e-9);
+            assert!(rewards[..len - 1].iter().all(|r| *r < 0.));
+        }
+        assert_eq!(MissingEos::Subtract(1.).apply(3., true), 3.);
+        assert_eq!(MissingEos::Subtract(1.).apply(3., false), 2.);
+        assert_eq!(MissingEos::Replace(-1.).apply(3., false), -1.);
+        assert_eq!(MissingEos::None.apply(3., false), 3.);
+    }
+
+    /// L1: one token out of eight, the reference uniform, reward 1 for token 0. Returns π(0) after training.
+    fn bandit(beta: f64, reward_kl: fn(f64, f64) -> f64, seed: u64) -> f64 {
+        let reference = -(8f64.ln());
+        let policy = Var::zeros(8, DType::F32, &Device::Cpu).unwrap();
+        let critic = Var::zeros(1, DType::F32, &Device::Cpu).unwrap();
+        let moments = |n: usize| Tensor::zeros((2, n), DType::F32, &Device::Cpu).unwrap();
+        let (policy_moments, critic_moments) = (moments(8), moments(1));
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let (updates, n) = (400u64, 256);
+        let logprobs = |actions: &[i64]| -> Tensor {
+            let logits = policy.broadcast_as((actions.len(), 8)).unwrap().contiguous().unwrap();
+            llm_kernels::cross_entropy(&logits, actions).unwrap().neg().unwrap()
+        };
+        let mut step = 0;
+        for update in 0..updates {
+            let table: Vec<f64> = logprobs(&(0..8).collect::<Vec<i64>>())
+                .to_vec1::<f32>()
+                .unwrap()
+                .iter()
+                .map(|&x| f64::from(x))
+                .collect();
+            let draw = |rng: &mut ChaCha8Rng| -> i64 {
+                let mut dart = rng.random::<f64>();
+                for (i, logp) in table.iter().enumerate() {
+                    dart -= logp.exp();
+                    if dart < 0. {
+                        return i as i64;
+                    }
+                }
+                7
+            };
+            let actions: Vec<i64> = (0..n).map(|_| draw(&mut rng)).collect();
+            let value = f64::from(critic.to_vec1::<f32>().unwrap()[0]);
+            let (mut advantages, mut returns) = (Vec::new(), Vec::new());
+            for &action in &actions {
+                let score = f64::from(action == 0);
+                let reward = score - beta * reward_kl(table[action as usize], reference);
+                let (a, r) = gae(&[reward], &[value], 1., 0.95);
+                advantages.push(a[0]);
+                returns.push(r[0]);
+            }
+            whiten(&mut advantages, true);
+            let f32s = |x: &[f64]| tensor(x).to_dtype(DType::F32).unwrap();
+            let old = logprobs(&actions).detach();
+            let (advantages, returns, values) = (f32s(&advantages), f32s(&returns), f32s(&vec![value; n]));
+            for _ in 0..4 {
+                step += 1;
+                let policy_term = policy_loss(&logprobs(&actions), &old, &advantages, 0.2).unwrap().loss;
+                let now = critic.broadcast_as(n).unwrap();
+                let value_term = value_loss(&now, &values, &returns, 0.2).unwrap().loss;
+                let grads = (policy_term + (value_term * 0.1).unwrap()).unwrap().backward().unwrap();
+                let numbers = AdamWStep {
+                    learning_rate: 0.02 * (1. - update as f64 / updates as f64),
+                    beta1: 0.9,
+                    beta2: 0.999,
+                    eps: 1e-5,
+                    weight_decay: 0.,
+                    step,
+                    gradient_scale: 1.,
+                };
+                adamw_step(&policy, grads.get(&policy).unwrap(), &policy_moments, &numbers).unwrap();
+                adamw_step(&critic, grads.get(&critic).unwrap(), &critic_moments, &numbers).unwrap();
+            }
+        }
+        f64::from(logprobs(&[0]).to_vec1::<f32>().unwrap()[0]).exp()
+    }
+
+    #[test]
+    fn ppo_finds_the_optimum_of_the_regularised_bandit() {
+        let k1 = |logp, reference| KlEstimator::K1.estimate(logp, reference);
+        for (beta, optimum) in [(1., 0.2797), (0.5, 0.5135), (0.2, 0.9550)] {
+            let found = bandit(beta, k1, 1);
+            assert!((found - optimum).abs() < 0.01, "beta {beta}: {found} is not {optimum}");
+        }
+    }
+
+    #[test]
+    fn k3_in_the_reward_would_not_regularise() {
+        let found = bandit(0.5, |logp, reference| KlEstimator::K3.estimate(logp, reference), 1);
+        assert!(found > 0.95, "{found}: the negative control must collapse");
+    }
+}
