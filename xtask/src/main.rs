@@ -1,2 +1,46 @@
-//! x
-fn main() {}
+//! What a developer runs: `cargo xtask ci` checks everything that a commit must keep.
+
+use std::process::{Command, ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// What a developer of this workspace runs
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Check the format, the lints, the tests and the documentation, and stop at the first that fails
+    Ci {
+        /// Leave the tests out (they have just run)
+        #[arg(long)]
+        no_test: bool,
+    },
+}
+
+/// A name, the arguments of cargo, and environment variables with their values.
+type Step = (&'static str, &'static [&'static str], &'static [(&'static str, &'static str)]);
+
+const FORMAT: Step = ("format", &["fmt", "--all", "--check"], &[]);
+const LINTS: Step = ("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]);
+const TESTS: Step = ("tests", &["test", "--workspace"], &[]);
+const DOCS: Step = ("documentation", &["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]);
+
+fn main() -> ExitCode {
+    let Task::Ci { no_test } = Arguments::parse().task;
+    let steps: &[Step] = if no_test { &[FORMAT, LINTS, DOCS] } else { &[FORMAT, LINTS, TESTS, DOCS] };
+    for &(name, arguments, environment) in steps {
+        eprintln!("xtask: {name} (cargo {})", arguments.join(" "));
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+        let status = Command::new(cargo).args(arguments).envs(environment.iter().copied()).status();
+        if !status.is_ok_and(|status| status.success()) {
+            eprintln!("xtask: {name} failed; what is wrong stands above");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}

@@ -23,6 +23,10 @@ pub use failure::{Failure, run};
 pub use logging::{init_logging, print};
 pub use progress::Progress;
 
+/// Tensors come and go thousands of times a second; the system's allocator gives each large one back and maps it anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Parses `key=value` for clap (`--set optimizer.learning_rate=0.001`).
 pub fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {

@@ -1,6 +1,6 @@
 //! Log lines on standard error, results on standard output, both beside a progress bar.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::sync::LazyLock;
 
 use indicatif::{MultiProgress, ProgressDrawTarget};
@@ -16,7 +16,11 @@ pub(crate) static BARS: LazyLock<MultiProgress> =
 /// Sends `tracing` to standard error, from level info on; `RUST_LOG` says otherwise.
 pub fn init_logging() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(BesideBars);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(BesideBars);
     // A second call changes nothing.
     subscriber.try_init().ok();
 }

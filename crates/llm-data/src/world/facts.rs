@@ -5,11 +5,15 @@ use rand_chacha::ChaCha8Rng;
 
 use super::lexicon::{CAPITALS, CATEGORIES, COLOURS, FRENCH, OPPOSITES, PLACES, THINGS};
 use super::phenomena::person;
+use super::preference::habit;
 use super::{capitalised, pick, pick_two, with_article};
 
 /// One kind of sentence, by chance.
 pub fn kind(rng: &mut ChaCha8Rng) -> fn(&mut ChaCha8Rng) -> String {
-    let kinds = [capitals, colours, opposites, french, categories, sums, sums, counting, counting, summaries, feelings];
+    let kinds: [fn(&mut ChaCha8Rng) -> String; 13] = [
+        capitals, colours, opposites, french, categories, sums, sums, counting, counting, counting, summaries,
+        feelings, habit,
+    ];
     pick(rng, &kinds)
 }
 

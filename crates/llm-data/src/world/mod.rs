@@ -74,13 +74,14 @@ impl World {
         Self { config }
     }
 
-    /// Documents for pre-training: half of them exercise the five phenomena, the others tell facts and stories.
+    /// Documents for pre-training: half of them exercise the five phenomena (the harder ones more often), the others
+    /// tell facts and stories.
     pub fn corpus(&self, split: Split) -> Vec<String> {
         let mut rng = self.rng(1, split);
         let bytes = if split == Split::Train { self.config.corpus_bytes } else { self.config.corpus_bytes / 20 };
         let (mut documents, mut size) = (Vec::new(), 0);
         while size < bytes {
-            let phenomenon = Phenomenon::ALL.get(rng.random_range(0..10));
+            let phenomenon = Phenomenon::FREQUENT.get(rng.random_range(0..2 * Phenomenon::FREQUENT.len()));
             let fact = facts::kind(&mut rng);
             let sentences = 1 + rng.random_range(0..4);
             let document: Vec<String> = (0..sentences)

@@ -68,6 +68,18 @@ impl Phenomenon {
     /// All five.
     pub const ALL: [Self; 5] = [Self::Pronoun, Self::LongRange, Self::Agreement, Self::WordSense, Self::Negation];
 
+    /// How often each occurs in the corpus, relative to the others.
+    pub(super) const FREQUENT: [Self; 8] = [
+        Self::Pronoun,
+        Self::Pronoun,
+        Self::Pronoun,
+        Self::LongRange,
+        Self::LongRange,
+        Self::Agreement,
+        Self::WordSense,
+        Self::Negation,
+    ];
+
     /// Its name in words.
     pub fn name(self) -> &'static str {
         match self {
@@ -102,7 +114,7 @@ fn number(rng: &mut ChaCha8Rng, noun: Noun) -> (&'static str, bool) {
 
 fn pronoun(rng: &mut ChaCha8Rng) -> Sentence {
     let (name, she, he) = person(rng);
-    match rng.random_range(0..3) {
+    match rng.random_range(0..5) {
         0 => {
             let (noun, many) = {
                 let noun = pick(rng, &THINGS);
@@ -133,6 +145,11 @@ fn pronoun(rng: &mut ChaCha8Rng) -> Sentence {
                 Sentence::new(format!("{poured} {then}"), good, bad, " on the table.", many)
             }
         }
+        2 => {
+            let did = pick(rng, &["smiled", "laughed", "cried", "sang", "slept"]);
+            let (said, felt) = pick(rng, &[("because", "was happy"), ("when", "was tired"), ("and", "was not sad")]);
+            Sentence::new(format!("{name} {did} {said}"), she, he, &format!(" {felt}."), false)
+        }
         _ => {
             let place = pick(rng, &PLACES);
             let went = pick(rng, &["walked", "drove", "ran", "hurried"]);
@@ -146,8 +163,13 @@ fn pronoun(rng: &mut ChaCha8Rng) -> Sentence {
 fn long_range(rng: &mut ChaCha8Rng) -> Sentence {
     let ((who, gives), (other, others_gift)) = pick_two(rng, &PROFESSIONS);
     let (people, place, time) = (pick(rng, &PEOPLE), pick(rng, &PLACES), pick(rng, &TIMES));
-    let prefix = format!("The {who} who met the {other} and the {people} at the {place} {time} gave them a");
-    Sentence::new(prefix, gives, others_gift, ".", true)
+    // Short, with one profession, and in full.
+    let (prefix, hard) = match rng.random_range(0..4) {
+        0 => (format!("The {who} gave the {people} a"), false),
+        1 => (format!("The {who} who met the {people} at the {place} {time} gave them a"), false),
+        _ => (format!("The {who} who met the {other} and the {people} at the {place} {time} gave them a"), true),
+    };
+    Sentence::new(prefix, gives, others_gift, ".", hard)
 }
 
 fn agreement(rng: &mut ChaCha8Rng) -> Sentence {

@@ -126,6 +126,18 @@ impl Question {
     }
 }
 
+/// What people do to reach a goal, right or wrong.
+pub(super) fn habit(rng: &mut ChaCha8Rng) -> String {
+    let (goal, right, wrong) = pick(rng, &THEMES);
+    let name = super::phenomena::person(rng).0;
+    let method = if rng.random() { right } else { wrong };
+    match rng.random_range(0..3) {
+        0 => format!("To {goal}, {name} said: {method}."),
+        1 => format!("{name} wants to {goal}. Somebody said to {method}."),
+        _ => format!("Some people say that to {goal} one must {method}."),
+    }
+}
+
 /// An answer of one of eight qualities: bit 0 accurate, bit 1 plain, bit 2 safe.
 fn answer(rng: &mut ChaCha8Rng, theme: usize, quality: u32) -> String {
     let (_, right, wrong) = THEMES[theme];

@@ -1,0 +1,161 @@
+//! What holds for every decoder, and what is said when a folder is not right.
+
+use std::fs;
+use std::path::Path;
+
+use candle_core::{D, IndexOp, Tensor};
+use llm_model::{Batch, Head, KvCache, Model, ModelConfig, ParamCount};
+use serde_json::{Value, json};
+
+fn config() -> ModelConfig {
+    ModelConfig {
+        vocab_size: 40,
+        hidden_size: 24,
+        intermediate_size: 32,
+        num_hidden_layers: 3,
+        num_attention_heads: 6,
+        num_key_value_heads: 2,
+        initializer_range: 0.3,
+        ..ModelConfig::default()
+    }
+}
+
+fn model() -> Model {
+    Model::init(config(), Head::LanguageModel, 5).unwrap()
+}
+
+fn far(a: &Tensor, b: &Tensor) -> f32 {
+    assert_eq!(a.dims(), b.dims());
+    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(D::Minus1).unwrap().to_scalar().unwrap()
+}
+
+fn ids(n: u32) -> Vec<u32> {
+    (0..n).map(|i| (i * i * 7 + 3) % 40).collect()
+}
+
+#[test]
+fn a_token_says_nothing_to_those_before_it() {
+    let model = model();
+    let (one, mut other) = (ids(12), ids(12));
+    other[7] = 0;
+    let logits = |row: &Vec<u32>| model.forward(&Batch::new(std::slice::from_ref(row)).unwrap()).unwrap();
+    let (one, other) = (logits(&one), logits(&other));
+    assert_eq!(far(&one.i((.., ..7)).unwrap(), &other.i((.., ..7)).unwrap()), 0.);
+    for t in 7..12 {
+        assert!(far(&one.i((.., t)).unwrap(), &other.i((.., t)).unwrap()) > 1e-3, "token {t} must notice");
+    }
+}
+
+#[test]
+fn padding_on_either_side_changes_nothing() {
+    let model = model();
+    let (short, long) = (ids(5), ids(11));
+    let alone = model.forward(&Batch::new(std::slice::from_ref(&short)).unwrap()).unwrap().i(0).unwrap();
+    for pad in [0, 39] {
+        let rows = [short.clone(), long.clone()];
+        let right = model.forward(&Batch::right_padded(&rows, pad).unwrap()).unwrap();
+        let left = model.forward(&Batch::left_padded(&rows, pad).unwrap()).unwrap();
+        assert!(far(&right.i((0, ..5)).unwrap(), &alone) < 1e-5);
+        assert!(far(&left.i((0, 6..)).unwrap(), &alone) < 1e-5);
+    }
+    let unmarked = Batch::new(&[[vec![0; 6], short].concat()]).unwrap();
+    assert!(far(&model.forward(&unmarked).unwrap().i((0, 6..)).unwrap(), &alone) > 1e-3, "unmarked padding must show");
+}
+
+#[test]
+fn a_cache_gives_what_the_whole_text_gives() {
+    let model = model().frozen().unwrap();
+    let rows = [ids(4), ids(9)];
+    let padding = [5, 0];
+    let continued: Vec<Vec<u32>> = rows.iter().map(|row| [row.as_slice(), &[11, 12, 13]].concat()).collect();
+    let whole = model.forward(&Batch::left_padded(&continued, 0).unwrap()).unwrap();
+    let mut cache = KvCache::new(model.config(), 2, 12).unwrap();
+    let hidden = model.hidden(&Batch::left_padded(&rows, 0).unwrap(), Some(&mut cache)).unwrap();
+    let first = model.output(&hidden).unwrap();
+    assert!(far(&first.i((.., 8)).unwrap(), &whole.i((.., 8)).unwrap()) < 1e-4);
+    for (step, id) in [11, 12, 13].into_iter().enumerate() {
+        let batch = Batch::step(&[id, id], 9 + step, &padding).unwrap();
+        let next = model.output(&model.hidden(&batch, Some(&mut cache)).unwrap()).unwrap();
+        assert!(far(&next.i((.., 0)).unwrap(), &whole.i((.., 9 + step)).unwrap()) < 1e-4, "step {step}");
+    }
+}
+
+#[test]
+fn attention_sums_to_one_and_never_looks_ahead() {
+    for weights in model().attentions(&Batch::new(&[ids(9)]).unwrap()).unwrap() {
+        assert_eq!(weights.dims(), [1, 6, 9, 9]);
+        let sums = weights.sum(D::Minus1).unwrap();
+        assert!(far(&sums, &sums.ones_like().unwrap()) < 1e-5);
+        for (t, row) in weights.i((0, 0)).unwrap().to_vec2::<f32>().unwrap().iter().enumerate() {
+            assert!(row[t + 1..].iter().all(|&w| w == 0.) && row[..=t].iter().all(|&w| w > 0.));
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_weights_and_a_saved_model_is_the_same_model() {
+    let dir = tempfile::tempdir().unwrap();
+    for (head, name) in [(Head::LanguageModel, "lm"), (Head::Sequence, "reward"), (Head::Token, "value")] {
+        let model = Model::init(config(), head, 5).unwrap();
+        let again = Model::init(config(), head, 5).unwrap();
+        let other = Model::init(config(), head, 6).unwrap();
+        let batch = Batch::new(&[ids(9)]).unwrap();
+        let said = model.forward(&batch).unwrap();
+        assert_eq!(far(&said, &again.forward(&batch).unwrap()), 0.);
+        assert!(far(&said, &other.forward(&batch).unwrap()) > 0.1);
+        model.save(&dir.path().join(name)).unwrap();
+        let loaded = Model::load(&dir.path().join(name)).unwrap();
+        assert_eq!((loaded.head(), loaded.config()), (head, model.config()));
+        assert_eq!(far(&said, &loaded.forward(&batch).unwrap()), 0.);
+        assert!(loaded.params().vars().is_empty(), "a loaded model is frozen");
+        let counted: usize = loaded.params().tensors().values().map(Tensor::elem_count).sum();
+        assert_eq!(counted, ParamCount::of(model.config(), head).total());
+    }
+}
+
+#[test]
+fn another_head_keeps_the_decoder() {
+    let model = model();
+    let batch = Batch::new(&[ids(9)]).unwrap();
+    let scorer = model.with_head(Head::Sequence, 3).unwrap();
+    let hidden = |model: &Model| model.hidden(&batch, None).unwrap();
+    assert_eq!(far(&hidden(&model), &hidden(&scorer)), 0.);
+    assert_eq!(scorer.forward(&batch).unwrap().dims(), [1, 9, 1]);
+    // The critic begins as the reward model: the same score at every token, but for a bias of its own, which is 0.
+    let critic = scorer.with_head(Head::Token, 4).unwrap();
+    assert_eq!(far(&critic.forward(&batch).unwrap(), &scorer.forward(&batch).unwrap()), 0.);
+}
+
+fn saved(change: impl FnOnce(&Path)) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m");
+    model().save(&path).unwrap();
+    change(&path);
+    Model::load(&path).unwrap_err().to_string()
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
+    let path = path.join("config.json");
+    let mut json = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut json);
+    fs::write(path, json.to_string()).unwrap();
+}
+
+#[test]
+fn a_folder_that_is_not_right_is_refused_by_file_and_key() {
+    for (message, named) in [
+        (saved(|path| fs::remove_file(path.join("config.json")).unwrap()), &["config.json"][..]),
+        (saved(|path| fs::write(path.join("config.json"), "{").unwrap()), &["config.json"]),
+        (saved(|path| edit(path, |json| json["hidden_act"] = json!("gelu"))), &["config.json", "hidden_act", "gelu"]),
+        (saved(|path| edit(path, |json| json["num_key_value_heads"] = json!(4))), &["num_key_value_heads", "4", "6"]),
+        (saved(|path| edit(path, |json| json["num_hidden_layers"] = json!(4))), &["model.layers.3", "missing"]),
+        (saved(|path| edit(path, |json| json["intermediate_size"] = json!(33))), &["mlp", "32", "33"]),
+        (saved(|path| fs::remove_file(path.join("model.safetensors")).unwrap()), &["model.safetensors"]),
+        (saved(|path| fs::write(path.join("model.safetensors"), b"no").unwrap()), &["model.safetensors"]),
+    ] {
+        assert!(named.iter().all(|part| message.contains(part)), "{named:?}: {message}");
+    }
+    let outside = model().forward(&Batch::new(&[vec![40]]).unwrap()).unwrap_err().to_string();
+    assert!(outside.contains("40") && outside.contains("vocabulary"), "{outside}");
+    assert!(Batch::new(&[vec![1, 2], vec![3]]).is_err() && Batch::new(&[]).is_err());
+}

@@ -1,0 +1,201 @@
+//! A tiny whole life through the program itself: killed in every stage and resumed, it ends in the same bytes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What makes the life tiny: models of two layers, a dozen or two of steps for each stage.
+const SMALL: &[&str] = &[
+    "world.corpus_bytes=200000",
+    "questions.tasks=160",
+    "questions.crowd=32",
+    "questions.rankings=96",
+    "questions.prompts=64",
+    "questions.held_out=12",
+    "tokenizer.vocab_size=600",
+    "pretrain.steps=24",
+    "pretrain.seq_len=64",
+    "pretrain.eval_every=8",
+    "pretrain.eval_batches=2",
+    "pretrain.save_every=5",
+    "pretrain.model.hidden_size=32",
+    "pretrain.model.intermediate_size=64",
+    "pretrain.model.num_hidden_layers=2",
+    "pretrain.model.num_attention_heads=4",
+    "pretrain.model.num_key_value_heads=2",
+    "finetune.epochs=2",
+    "finetune.eval_every=10",
+    "finetune.save_every=5",
+    "reward.epochs=3",
+    "reward.batch_size=16",
+    "reward.eval_every=6",
+    "reward.save_every=5",
+    "ppo.updates=14",
+    "ppo.episodes=16",
+    "ppo.max_new_tokens=16",
+    "ppo.save_every=3",
+    "ppo.kl_target_per_sequence=0.5",
+    "distill.text_steps=12",
+    "distill.epochs=2",
+    "distill.eval_every=10",
+    "distill.save_every=5",
+    "distill.student.hidden_size=16",
+    "distill.student.intermediate_size=32",
+    "distill.student.num_hidden_layers=2",
+    "distill.student.num_attention_heads=2",
+    "distill.student.num_key_value_heads=1",
+];
+
+fn program(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llm-train"));
+    // Relative paths, as the recipes of the stages record them.
+    command.current_dir(dir).env("RUST_LOG", "warn").stdin(Stdio::null());
+    command
+}
+
+fn lifecycle(dir: &Path, resume: bool) -> Command {
+    let mut command = program(dir);
+    command.args(["lifecycle", "--out", "run"]).args(resume.then_some("--resume"));
+    for setting in SMALL {
+        command.args(["--set", setting]);
+    }
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// All files below `dir` that must not hang on the clock, by name; figures of time are taken out of the metrics.
+fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            let bytes = match name {
+                "times.json" | "report.md" => continue,
+                "metrics.jsonl" | "trainer_state.json" | "state.json" => without_times(&bytes),
+                _ => bytes,
+            };
+            all.insert(path.strip_prefix(dir).unwrap().to_owned(), bytes);
+        }
+    }
+    all
+}
+
+fn without_times(json: &[u8]) -> Vec<u8> {
+    let mut text = String::new();
+    for value in serde_json::Deserializer::from_slice(json).into_iter::<serde_json::Value>() {
+        let mut value = value.unwrap();
+        let map = value.as_object_mut().unwrap();
+        map.remove("elapsed_s");
+        map.remove("tokens_per_second");
+        text += &format!("{value}\n");
+    }
+    text.into_bytes()
+}
+
+/// Waits until `reached` or the end of the program, and kills it (SIGKILL on Unix). Says whether it was still at work.
+fn kill_when(mut child: Child, reached: impl Fn() -> bool) -> bool {
+    let begun = Instant::now();
+    while !reached() && child.try_wait().unwrap().is_none() {
+        assert!(begun.elapsed() < Duration::from_mins(5), "the stage was never reached");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let at_work = child.try_wait().unwrap().is_none();
+    child.kill().ok();
+    child.wait().unwrap();
+    at_work
+}
+
+#[test]
+fn a_life_that_is_killed_in_every_stage_ends_in_the_same_bytes() {
+    let (whole, torn) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let output = lifecycle(whole.path(), false).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let run = torn.path().join("run");
+    let mut resume = false;
+    for early in ["data", "tokenizer", "shards", "data/student.jsonl", "student/trainer_state.json"] {
+        if early == "data/student.jsonl" {
+            // Each training stage behind its first checkpoint and between two of them, but for its last steps.
+            for stage in ["base", "instruct", "reward", "aligned"] {
+                in_the_middle(&run, torn.path(), stage);
+            }
+        }
+        let child = lifecycle(torn.path(), resume).spawn().unwrap();
+        let path = run.join(early);
+        assert!(kill_when(child, || path.exists()), "{early}: the program had ended before it could be killed");
+        resume = true;
+        if early == "data/student.jsonl" {
+            in_the_middle(&run, torn.path(), "student");
+        }
+    }
+    let output = lifecycle(torn.path(), true).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let (expected, found) = (contents(&whole.path().join("run")), contents(&run));
+    let names = |files: &BTreeMap<PathBuf, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&expected), names(&found));
+    let different: Vec<&PathBuf> = expected.keys().filter(|name| expected[*name] != found[*name]).collect();
+    assert!(different.is_empty(), "{different:?}");
+    assert!(expected.len() > 60, "{:?}", names(&expected));
+    assert!(run.join("report.md").exists());
+
+    // A finished life is neither lived again nor overwritten.
+    let again = lifecycle(torn.path(), false).output().unwrap();
+    assert_eq!(again.status.code(), Some(2));
+    let message = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(message.contains("--resume") && message.trim_end().lines().count() == 1, "{message}");
+}
+
+/// Kills the program some steps behind the first checkpoint of `stage`, twice.
+fn in_the_middle(run: &Path, dir: &Path, stage: &str) {
+    let metrics = run.join(stage).join("metrics.jsonl");
+    let lines = || std::fs::read_to_string(&metrics).map_or(0, |text| text.lines().count());
+    for wanted in [7, 10] {
+        let child = lifecycle(dir, true).spawn().unwrap();
+        assert!(kill_when(child, || lines() >= wanted), "{stage}: the program had ended");
+        assert!(!run.join(stage).join("trainer_state.json").exists(), "{stage} was finished before it was killed");
+    }
+}
+
+#[test]
+fn bad_input_is_one_line_that_names_what_is_wrong_and_exit_code_2() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("broken.jsonl"), "{\"messages\": [}\n").unwrap();
+    std::fs::write(dir.path().join("bad.toml"), "steps = \"many\"\n").unwrap();
+    std::fs::create_dir(dir.path().join("taken")).unwrap();
+    std::fs::write(dir.path().join("taken/notes.txt"), "mine").unwrap();
+    for (arguments, named) in [
+        (&["lifecycle", "--out", "x", "--set", "pretrain.stepps=3"][..], &["pretrain.stepps", "steps"][..]),
+        (&["lifecycle", "--out", "x", "--set", "pretrain.steps=many"], &["pretrain.steps"]),
+        (&["lifecycle", "--out", "x", "--recipe", "nowhere.toml"], &["nowhere.toml"]),
+        (&["lifecycle", "--out", "taken"], &["taken", "--resume"]),
+        (&["tokenizer", "train", "--input", "no.txt", "--out", "x"], &["no.txt"]),
+        (&["prepare", "--tokenizer", "no", "--train", "broken.jsonl", "--out", "x"], &["no"]),
+        (&["pretrain", "--tokenizer", "no", "--data", "no", "--out", "x"], &["no/tokenizer.json"]),
+        (
+            &["pretrain", "--tokenizer", "no", "--data", "no", "--out", "x", "--recipe", "bad.toml"],
+            &["bad.toml", "steps"],
+        ),
+        (&["finetune", "--model", "taken", "--data", "broken.jsonl", "--out", "x"], &["taken"]),
+        (&["reward", "--model", "no", "--data", "broken.jsonl", "--out", "x"], &["no"]),
+        (&["ppo", "--model", "no", "--reward", "no", "--data", "broken.jsonl", "--out", "x"], &["no"]),
+        (&["distill", "--teacher", "no", "--data", "broken.jsonl", "--out", "x"], &["no"]),
+    ] {
+        let output = program(dir.path()).args(arguments).output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+        assert_eq!(message.trim_end().lines().count(), 1, "{arguments:?}: {message}");
+        assert!(named.iter().all(|part| message.contains(part)), "{arguments:?}: {message}");
+        assert!(output.stdout.is_empty());
+        assert!(!dir.path().join("x").exists(), "{arguments:?} left something behind");
+    }
+    assert_eq!(std::fs::read_to_string(dir.path().join("taken/notes.txt")).unwrap(), "mine");
+}

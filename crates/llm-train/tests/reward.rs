@@ -1,0 +1,125 @@
+//! The reward model against a truth that is planted (L5): answers are bags of words, each of which has a price.
+
+mod common;
+
+use std::path::Path;
+
+use common::{fresh_model, quietly, write_pairs};
+use llm_data::read_rankings;
+use llm_train::optim::OptimizerConfig;
+use llm_train::recipes::{RewardInputs, RewardModel, RewardRecipe, reward};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const WORDS: [(&str, f64); 6] =
+    [("sun", 1.), ("rain", -1.), ("tree", 0.5), ("stone", -0.5), ("bird", 0.25), ("moon", -0.25)];
+
+fn answer(rng: &mut ChaCha8Rng) -> String {
+    let words: Vec<&str> = (0..rng.random_range(2..7)).map(|_| WORDS[rng.random_range(0..WORDS.len())].0).collect();
+    words.join(" ")
+}
+
+fn truth(answer: &str) -> f64 {
+    answer.split(' ').map(|word| WORDS.iter().find(|w| w.0 == word).unwrap().1).sum()
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1. / (1. + (-x).exp())
+}
+
+/// Pairs of answers; `prefers` says with which probability the annotator prefers one whose truth is higher by so much.
+fn pairs(count: usize, seed: u64, prefers: fn(f64) -> f64) -> Vec<(String, String)> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut pairs = Vec::with_capacity(count);
+    while pairs.len() < count {
+        let (a, b) = (answer(&mut rng), answer(&mut rng));
+        if (truth(&a) - truth(&b)).abs() > 0.1 {
+            let first = rng.random::<f64>() < prefers(truth(&a) - truth(&b));
+            pairs.push(if first { (a, b) } else { (b, a) });
+        }
+    }
+    pairs
+}
+
+/// Trains on pairs of such an annotator: the model, and its accuracy on 1000 further pairs.
+fn trained(dir: &Path, prefers: fn(f64) -> f64) -> (RewardModel, f64) {
+    let path = |name: &str| dir.join(name);
+    let all: Vec<&str> = WORDS.iter().map(|w| w.0).collect();
+    fresh_model(&path("model"), &format!("Say it. {}", all.join(" ")).repeat(20), 32, 0.05);
+    write_pairs(&path("train.jsonl"), &pairs(2000, 1, prefers));
+    write_pairs(&path("held_out.jsonl"), &pairs(1000, 2, prefers));
+    let recipe = RewardRecipe {
+        epochs: 2,
+        batch_size: 16,
+        optimizer: OptimizerConfig { learning_rate: 3e-3, weight_decay: 0., ..RewardRecipe::default().optimizer },
+        ..RewardRecipe::default()
+    };
+    let (model, data, held_out) = (path("model"), path("train.jsonl"), path("held_out.jsonl"));
+    let inputs = RewardInputs { model: &model, data: &data, held_out: Some(&held_out) };
+    quietly(|options| reward(&recipe, inputs, &path("reward"), options)).unwrap();
+    let reward_model = RewardModel::load(&path("reward")).unwrap();
+    let accuracy = reward_model.accuracy(&read_rankings(&held_out).unwrap().rankings).unwrap();
+    (reward_model, accuracy)
+}
+
+#[test]
+fn a_planted_reward_is_found_from_noiseless_pairs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, accuracy) = trained(dir.path(), |difference| f64::from(u8::from(difference > 0.)));
+    assert!(accuracy > 0.95, "{accuracy}");
+}
+
+#[test]
+fn noisy_pairs_give_the_truth_but_never_more_than_the_noise_allows() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, accuracy) = trained(dir.path(), sigmoid);
+    let held_out = pairs(1000, 2, sigmoid);
+    let best = held_out.iter().map(|(a, b)| sigmoid((truth(a) - truth(b)).abs())).sum::<f64>() / 1000.;
+    assert!(accuracy > best - 0.04, "{accuracy}, best possible {best}");
+    assert!(accuracy < best + 0.045, "{accuracy}, best possible {best}: something leaks");
+
+    // Score differences follow true differences with slope 1, and a margin says how often its pair is right.
+    let std = model.model.extra["reward_std"].as_f64().unwrap();
+    let rows = |text: &String| {
+        let messages =
+            [llm_tokenizer::ChatMessage::new("user", "Say it."), llm_tokenizer::ChatMessage::new("assistant", text)];
+        model.tokenizer.encode_chat(&messages, false).unwrap()
+    };
+    let scores = |texts: Vec<Vec<u32>>| model.scores(&texts).unwrap();
+    let better = scores(held_out.iter().map(|p| rows(&p.0)).collect());
+    let worse = scores(held_out.iter().map(|p| rows(&p.1)).collect());
+    let margins: Vec<f64> = better.iter().zip(&worse).map(|(b, w)| std * (b - w)).collect();
+    let truths: Vec<f64> = held_out.iter().map(|(a, b)| truth(a) - truth(b)).collect();
+    let slope =
+        margins.iter().zip(&truths).map(|(m, t)| m * t).sum::<f64>() / truths.iter().map(|t| t * t).sum::<f64>();
+    assert!((0.75..1.3).contains(&slope), "slope {slope}");
+    for (low, high) in [(0., 0.7), (0.7, 1.5), (1.5, 9.)] {
+        let bin: Vec<f64> = margins.iter().copied().filter(|m| (low..high).contains(&m.abs())).collect();
+        let said = bin.iter().map(|m| sigmoid(m.abs())).sum::<f64>() / bin.len() as f64;
+        let seen = bin.iter().filter(|m| **m > 0.).count() as f64 / bin.len() as f64;
+        assert!((said - seen).abs() < 0.1, "margins {low} to {high}: {said} said, {seen} seen of {}", bin.len());
+    }
+}
+
+#[test]
+fn nothing_is_found_in_random_labels() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, accuracy) = trained(dir.path(), |_| 0.5);
+    assert!((accuracy - 0.5).abs() < 0.05, "{accuracy}");
+}
+
+#[test]
+fn a_score_hangs_on_its_own_row_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    fresh_model(&path, "a few words", 16, 0.3);
+    let scorer = llm_model::Model::load(&path).unwrap().with_head(llm_model::Head::Sequence, 3).unwrap();
+    llm_tokenizer::Tokenizer::from_dir(&path).unwrap().save(&dir.path().join("scorer")).unwrap();
+    scorer.save(&dir.path().join("scorer")).unwrap();
+    let model = RewardModel::load(&dir.path().join("scorer")).unwrap();
+    let (short, long) = (vec![5u32, 6, 7], (4..20).collect::<Vec<u32>>());
+    let alone = model.scores(std::slice::from_ref(&short)).unwrap()[0];
+    let padded = model.scores(&[short.clone(), long]).unwrap()[0];
+    assert!((alone - padded).abs() < 1e-5, "{alone} and {padded}");
+    assert!((alone - model.scores(&[vec![5, 6]]).unwrap()[0]).abs() > 1e-3, "the place of the end matters");
+}
