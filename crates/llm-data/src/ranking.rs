@@ -1,6 +1,6 @@
 //! Ranked answers: what people, or a simulated annotator, prefer.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::path::Path;
 
 use rand::SeedableRng;
@@ -79,14 +79,12 @@ pub fn read_rankings(path: &Path) -> Result<Rankings> {
 ///
 /// Never by item: answers to one prompt on both sides of the split would leak.
 pub fn split_by_prompt<T>(items: Vec<T>, id: impl Fn(&T) -> &str, share: f64, seed: u64) -> (Vec<T>, Vec<T>) {
-    let mut ids: Vec<String> = Vec::new();
-    let mut seen = HashMap::new();
-    for item in &items {
-        seen.entry(id(item).to_owned()).or_insert_with(|| ids.push(id(item).to_owned()));
-    }
+    let mut seen = HashSet::new();
+    let mut ids: Vec<String> = items.iter().map(|item| id(item).to_owned()).collect();
+    ids.retain(|id| seen.insert(id.clone()));
     ids.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
     let held_out = (ids.len() as f64 * share.clamp(0., 1.)).round() as usize;
-    let held_out: std::collections::HashSet<&String> = ids[..held_out].iter().collect();
+    let held_out: HashSet<&String> = ids[..held_out].iter().collect();
     let mut parts = (Vec::new(), Vec::new());
     for item in items {
         let part = if held_out.contains(&id(&item).to_owned()) { &mut parts.1 } else { &mut parts.0 };

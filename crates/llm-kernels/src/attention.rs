@@ -336,16 +336,9 @@ mod tests {
     use crate::testing::{assert_same_gradients, random};
     use proptest::prelude::*;
 
-    fn check(
-        b: usize,
-        t: usize,
-        s: usize,
-        g: usize,
-        heads: usize,
-        d: usize,
-        visible: &Visible,
-        scale: f64,
-    ) -> Result<()> {
+    type Sizes = (usize, usize, usize, usize, usize, usize);
+
+    fn check((b, t, s, g, heads, d): Sizes, visible: &Visible, scale: f64) -> Result<()> {
         let q = random(&[b, t, g * heads, d], 1, scale)?;
         let (k, v) = (random(&[b, s, g, d], 2, scale)?, random(&[b, s, g, d], 3, 1.)?);
         assert_same_gradients(&[&q, &k, &v], 3e-5, |x| attention(&x[0], &x[1], &x[2], (d as f64).powf(-0.5), visible))
@@ -357,18 +350,18 @@ mod tests {
         for (b, t, s, g, heads, d) in
             [(1, 1, 1, 1, 1, 1), (2, 7, 7, 2, 3, 5), (1, 33, 33, 1, 4, 32), (2, 1, 9, 2, 2, 8), (1, 4, 19, 3, 1, 16)]
         {
-            check(b, t, s, g, heads, d, &all, 1.)?;
-            check(b, t, s, g, heads, d, &all, 20.)?;
-            check(b, t, s, g, heads, d, &all, 1e-3)?;
+            check((b, t, s, g, heads, d), &all, 1.)?;
+            check((b, t, s, g, heads, d), &all, 20.)?;
+            check((b, t, s, g, heads, d), &all, 1e-3)?;
         }
-        check(0, 3, 3, 1, 2, 4, &all, 1.)
+        check((0, 3, 3, 1, 2, 4), &all, 1.)
     }
 
     #[test]
     fn a_query_that_sees_nothing_gives_zero_and_no_gradient() -> Result<()> {
         // Two positions of left padding: the padding's own rows see nothing.
         let visible = Visible { first_key: Some([2u32; 5].into()) };
-        check(1, 5, 5, 1, 2, 4, &visible, 1.)?;
+        check((1, 5, 5, 1, 2, 4), &visible, 1.)?;
         let x = random(&[1, 5, 2, 4], 1, 1.)?;
         let out = attention(&x, &x, &x, 1., &visible)?;
         assert_eq!(out.narrow(1, 0, 2)?.abs()?.sum_all()?.to_scalar::<f32>()?, 0.);
@@ -416,7 +409,7 @@ mod tests {
         ) {
             let s = t + past;
             let first: Vec<u32> = (0..b * t).map(|i| (seed >> (i % 20)) % (s as u32 + 2)).collect();
-            check(b, t, s, g, heads, d, &Visible { first_key: Some(first.into()) }, 2.).unwrap();
+            check((b, t, s, g, heads, d), &Visible { first_key: Some(first.into()) }, 2.).unwrap();
         }
     }
 }

@@ -77,7 +77,7 @@ impl Model {
 
     fn with_params(&self, params: Params) -> Result<Self> {
         let mut model = Self::new(self.config.clone(), self.head, params)?;
-        model.extra = self.extra.clone();
+        model.extra.clone_from(&self.extra);
         Ok(model)
     }
 

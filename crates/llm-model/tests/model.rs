@@ -1,5 +1,7 @@
 //! What holds for every decoder, and what is said when a folder is not right.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::fs;
 use std::path::Path;
 

@@ -90,7 +90,7 @@ struct Common {
     /// A recipe: a TOML file, or the name of one that ships with the program
     #[arg(long)]
     recipe: Option<String>,
-    /// Overrides a key of the recipe, such as optimizer.learning_rate=0.001 (may be given several times)
+    /// Overrides a key of the recipe, such as `optimizer.learning_rate=0.001` (may be given several times)
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
     /// Go on with the interrupted run in the folder

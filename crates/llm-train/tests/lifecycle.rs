@@ -1,5 +1,7 @@
 //! A tiny whole life through the program itself: killed in every stage and resumed, it ends in the same bytes.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

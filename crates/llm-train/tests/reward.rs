@@ -1,5 +1,7 @@
 //! The reward model against a truth that is planted (L5): answers are bags of words, each of which has a price.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 mod common;
 
 use std::path::Path;

@@ -42,7 +42,7 @@ pub struct PrepareInputs<'a> {
     pub held_out_share: f64,
 }
 
-/// Turns text into token shards in `out`: the splits "train" and "held_out".
+/// Turns text into token shards in `out`: the splits `train` and `held_out`.
 pub fn prepare(inputs: &PrepareInputs, out: &Path, options: RunOptions) -> Result<()> {
     if options.resume && out.join("manifest.json").exists() {
         return Ok(());

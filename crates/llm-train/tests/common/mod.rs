@@ -19,7 +19,7 @@ pub fn quietly<T>(work: impl FnOnce(RunOptions) -> T) -> T {
 pub fn fresh_model(dir: &Path, text: &str, hidden_size: usize, initializer_range: f64) {
     let file = dir.with_extension("txt");
     std::fs::write(&file, text).unwrap();
-    let config = TrainConfig { vocab_size: 400, min_frequency: 1, ..TrainConfig::default() };
+    let config = TrainConfig { vocab_size: 400, min_frequency: 1 };
     let tokenizer_dir = dir.with_extension("tokenizer");
     train_tokenizer(&config, &[file], &tokenizer_dir, false).unwrap();
     let tokenizer = Tokenizer::from_dir(&tokenizer_dir).unwrap();
