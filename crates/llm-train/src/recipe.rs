@@ -73,14 +73,16 @@ fn one_line(error: &toml::de::Error) -> String {
 
 /// The message, with the nearest known key if an unknown one was met.
 fn named(error: &toml::de::Error) -> String {
-    let message = one_line(error);
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    if !message.contains("unknown field") || quoted.len() < 2 {
-        return message;
+    let quoted: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
+    if !error.message().contains("unknown field") || quoted.len() < 2 {
+        return one_line(error);
     }
     let nearest = quoted[1..].iter().min_by_key(|known| strsim::damerau_levenshtein(quoted[0], known));
     let nearest = nearest.copied().unwrap_or_default();
-    format!("unknown key \"{}\"; did you mean \"{nearest}\"? (keys: {})", quoted[0], quoted[1..].join(", "))
+    let whole = error.to_string();
+    let table = whole.rsplit_once("in `").map_or("", |(_, table)| table.trim_end().trim_end_matches('`'));
+    let key = if table.is_empty() { quoted[0].to_owned() } else { format!("{table}.{}", quoted[0]) };
+    format!("unknown key \"{key}\"; did you mean \"{nearest}\"? (keys: {})", quoted[1..].join(", "))
 }
 
 /// The text of `recipe.toml`: the recipe as it was run, and the inputs that it was run on.

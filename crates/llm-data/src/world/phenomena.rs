@@ -114,7 +114,7 @@ fn number(rng: &mut ChaCha8Rng, noun: Noun) -> (&'static str, bool) {
 
 fn pronoun(rng: &mut ChaCha8Rng) -> Sentence {
     let (name, she, he) = person(rng);
-    match rng.random_range(0..5) {
+    match rng.random_range(0..7) {
         0 => {
             let (noun, many) = {
                 let noun = pick(rng, &THINGS);
@@ -145,7 +145,7 @@ fn pronoun(rng: &mut ChaCha8Rng) -> Sentence {
                 Sentence::new(format!("{poured} {then}"), good, bad, " on the table.", many)
             }
         }
-        2 => {
+        2 | 3 => {
             let did = pick(rng, &["smiled", "laughed", "cried", "sang", "slept"]);
             let (said, felt) = pick(rng, &[("because", "was happy"), ("when", "was tired"), ("and", "was not sad")]);
             Sentence::new(format!("{name} {did} {said}"), she, he, &format!(" {felt}."), false)
