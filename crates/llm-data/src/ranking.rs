@@ -49,7 +49,7 @@ impl Ranking {
 pub struct Rankings {
     /// Those that say something.
     pub rankings: Vec<Ranking>,
-    /// How many were left out because their answers are the same.
+    /// How many were left out: their answers are the same, or the dialogues part before their last turn.
     pub skipped: usize,
 }
 
@@ -63,10 +63,9 @@ pub fn read_rankings(path: &Path) -> Result<Rankings> {
     let mut read = Rankings { rankings: Vec::new(), skipped: 0 };
     for (line, value) in read_jsonl(path)? {
         let ranking = parse(&value).map_err(|message| Error::Line { path: path.into(), line, message })?;
-        if ranking.answers.iter().all(|a| *a == ranking.answers[0]) {
-            read.skipped += 1;
-        } else {
-            read.rankings.push(ranking);
+        match ranking.filter(|ranking| ranking.answers.iter().any(|a| *a != ranking.answers[0])) {
+            Some(ranking) => read.rankings.push(ranking),
+            None => read.skipped += 1,
         }
     }
     if read.rankings.is_empty() {
@@ -93,11 +92,12 @@ pub fn split_by_prompt<T>(items: Vec<T>, id: impl Fn(&T) -> &str, share: f64, se
     parts
 }
 
-fn parse(value: &Value) -> Result<Ranking, String> {
+/// A ranking; none if two dialogues part before their last turn, so that they are no two answers to one prompt.
+fn parse(value: &Value) -> Result<Option<Ranking>, String> {
     if value.get("answers").is_some() {
         let ranking: Ranking = serde_json::from_value(value.clone()).map_err(|e| e.to_string())?;
         ranking.validate()?;
-        return Ok(ranking);
+        return Ok(Some(ranking));
     }
     let (Some(chosen), Some(rejected)) = (value.get("chosen"), value.get("rejected")) else {
         let keys: Vec<&str> = value.as_object().map(|o| o.keys().map(String::as_str).collect()).unwrap_or_default();
@@ -113,17 +113,18 @@ fn parse(value: &Value) -> Result<Ranking, String> {
     let (Some(best), Some(worst)) = (chosen.pop(), rejected.pop()) else {
         return Err("\"chosen\" or \"rejected\" is empty".to_owned());
     };
-    if chosen != rejected || best.role != Role::Assistant || worst.role != Role::Assistant {
-        return Err(
-            "\"chosen\" and \"rejected\" must be one conversation up to their last turn, the assistant's".to_owned()
-        );
+    if best.role != Role::Assistant || worst.role != Role::Assistant {
+        return Err("\"chosen\" and \"rejected\" must end with the assistant's turn".to_owned());
+    }
+    if chosen != rejected {
+        return Ok(None);
     }
     prompt.extend(chosen);
     if prompt.is_empty() {
         return Err("there is no prompt; write \"prompt\"".to_owned());
     }
     let id = prompt.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n");
-    Ok(Ranking { id, prompt, answers: vec![best.content, worst.content], order: vec![0, 1] })
+    Ok(Some(Ranking { id, prompt, answers: vec![best.content, worst.content], order: vec![0, 1] }))
 }
 
 fn turns(value: &Value) -> Result<Vec<Message>, String> {
@@ -198,10 +199,14 @@ mod tests {
     }
 
     #[test]
-    fn equal_answers_are_counted_and_left_out_and_nonsense_is_named() {
-        let both = "{\"prompt\": \"q\", \"chosen\": \"a\", \"rejected\": \"a\"}\n{\"prompt\": \"q\", \"chosen\": \"a\", \"rejected\": \"b\"}";
-        let read_both = read(both).unwrap();
-        assert_eq!((read_both.rankings.len(), read_both.skipped), (1, 1));
+    fn pairs_that_say_nothing_are_counted_and_left_out_and_nonsense_is_named() {
+        let all = [
+            r#"{"prompt": "q", "chosen": "a", "rejected": "a"}"#,
+            r#"{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"}"#,
+            r#"{"prompt": "q", "chosen": "a", "rejected": "b"}"#,
+        ];
+        let all = read(&all.join("\n")).unwrap();
+        assert_eq!((all.rankings.len(), all.skipped), (1, 2));
         for (content, part) in [
             (r#"{"prompt": "q", "choosen": "a", "rejected": "b"}"#, "write \"chosen\" and \"rejected\""),
             (r#"{"chosen": "a", "rejected": "b"}"#, "there is no prompt"),
@@ -210,8 +215,8 @@ mod tests {
                 "must name each of the 2 answers once",
             ),
             (
-                r#"{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"}"#,
-                "one conversation",
+                r#"{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q"}"#,
+                "must end with the assistant's turn",
             ),
         ] {
             let message = read(content).unwrap_err().to_string();
