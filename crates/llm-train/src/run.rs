@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use llm_model::{Model, write_atomic};
+use llm_tokenizer::Tokenizer;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -160,6 +161,15 @@ impl<'a> Run<'a> {
             fs::remove_dir_all(&old).map_err(Error::io(&old))?;
         }
         Ok(())
+    }
+
+    /// Writes the checkpoint of a stage in which one model learns.
+    pub fn checkpoint_of(&self, step: u64, learner: &Learner, tokenizer: &Tokenizer) -> Result<()> {
+        self.checkpoint(step, Map::new(), |dir| {
+            learner.model.save(dir)?;
+            tokenizer.save(dir)?;
+            learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
+        })
     }
 
     /// Stops the run if the loss or the gradient of `step` (from 1) is not finite.

@@ -166,11 +166,7 @@ pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, option
             tracing::info!("step {done}: held-out KL from the teacher {kl:.4}, loss {cross_entropy:.4}");
         }
         if done.is_multiple_of(recipe.save_every) {
-            run.checkpoint(done, serde_json::Map::new(), |dir| {
-                learner.model.save(dir)?;
-                tokenizer.save(dir)?;
-                learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
-            })?;
+            run.checkpoint_of(done, &learner, &tokenizer)?;
         }
     }
     run.finish(steps, |dir| {

@@ -133,11 +133,7 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
             tracing::info!("step {done}: {:.1} % of the held-out pairs ranked right", 100. * accuracy);
         }
         if done.is_multiple_of(recipe.save_every) {
-            run.checkpoint(done, serde_json::Map::new(), |dir| {
-                learner.model.save(dir)?;
-                tokenizer.save(dir)?;
-                learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
-            })?;
+            run.checkpoint_of(done, &learner, &tokenizer)?;
         }
     }
     // The scale of a reward is arbitrary: mean and deviation over the answers let PPO set it to 0 and 1.
@@ -200,7 +196,7 @@ fn rankings(
         let read = read_rankings(path)?;
         if read.skipped > 0 {
             tracing::warn!(
-                "{}: {} rankings say nothing (equal answers) and are left out",
+                "{}: {} rankings say nothing (equal answers, or dialogues that part earlier) and are left out",
                 path.display(),
                 read.skipped
             );
