@@ -1,4 +1,7 @@
-//! What a developer runs: `cargo xtask ci` checks everything that a commit must keep.
+//! What a developer runs: `cargo xtask ci` checks everything that a commit must keep, `cargo xtask bench` compares with
+//! other programs.
+
+mod bench;
 
 use std::process::{Command, ExitCode};
 
@@ -20,6 +23,9 @@ enum Task {
         #[arg(long)]
         no_test: bool,
     },
+    /// Measure ours and other programs in turn
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 /// A name, the arguments of cargo, and environment variables with their values.
@@ -31,7 +37,19 @@ const TESTS: Step = ("tests", &["test", "--workspace"], &[]);
 const DOCS: Step = ("documentation", &["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]);
 
 fn main() -> ExitCode {
-    let Task::Ci { no_test } = Arguments::parse().task;
+    match Arguments::parse().task {
+        Task::Ci { no_test } => ci(no_test),
+        Task::Bench(bench) => match bench::run(bench) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(message) => {
+                eprintln!("error: {message}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn ci(no_test: bool) -> ExitCode {
     let steps: &[Step] = if no_test { &[FORMAT, LINTS, DOCS] } else { &[FORMAT, LINTS, TESTS, DOCS] };
     for &(name, arguments, environment) in steps {
         eprintln!("xtask: {name} (cargo {})", arguments.join(" "));

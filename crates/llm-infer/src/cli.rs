@@ -5,17 +5,21 @@ use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::{Args, Parser, Subcommand};
+use candle_core::DType;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use llm_cli::Failure;
 use llm_model::{Batch, Model, write_safetensors};
 use llm_tokenizer::ChatMessage;
 
-use crate::{Error, Sampling, TextModel, TextOptions};
+use crate::{Error, Sampling, TextModel, TextOptions, bench};
 
 /// Turns a checkpoint and a prompt into text.
 #[derive(Debug, Parser)]
 #[command(name = "llm-infer", version, about)]
 pub struct Arguments {
+    /// Threads to compute with; without it one for each physical core
+    #[arg(long, global = true)]
+    threads: Option<usize>,
     #[command(subcommand)]
     command: Command,
 }
@@ -28,6 +32,32 @@ enum Command {
     Chat(Chat),
     /// Write the logits of some token ids to a safetensors file
     Logits(Logits),
+    /// Time the reading of a prompt and each further token; prints a JSON object
+    Bench(Bench),
+}
+
+/// What the matrices of a model are held in.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Weights {
+    /// 4 bytes for each number
+    F32,
+    /// 2 bytes: decoding is about twice as fast; the rounding shows in the third digit
+    Bf16,
+}
+
+impl Weights {
+    fn load(self, dir: &Path) -> Result<TextModel, Failure> {
+        let mut text_model = TextModel::load(dir).map_err(input)?;
+        text_model.model = self.hold(text_model.model)?;
+        Ok(text_model)
+    }
+
+    fn hold(self, model: Model) -> Result<Model, Failure> {
+        match self {
+            Self::F32 => Ok(model),
+            Self::Bf16 => model.frozen_as(DType::BF16).map_err(input),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -35,6 +65,9 @@ struct Speech {
     /// A Hugging Face folder: config.json, model.safetensors, tokenizer.json
     #[arg(long)]
     model: PathBuf,
+    /// What the matrices are held in
+    #[arg(long, value_enum, default_value_t = Weights::F32)]
+    dtype: Weights,
     /// A system message: a role to play, rules to keep
     #[arg(long)]
     system: Option<String>,
@@ -101,12 +134,37 @@ struct Logits {
     out: PathBuf,
 }
 
+#[derive(Debug, Args)]
+struct Bench {
+    /// A Hugging Face folder: config.json, model.safetensors
+    #[arg(long, required_unless_present = "config")]
+    model: Option<PathBuf>,
+    /// Instead of a model: a config.json, whose model is filled with random weights
+    #[arg(long, conflicts_with = "model")]
+    config: Option<PathBuf>,
+    /// What the matrices are held in
+    #[arg(long, value_enum, default_value_t = Weights::F32)]
+    dtype: Weights,
+    /// Tokens of the prompt
+    #[arg(long, default_value_t = 512)]
+    prompt_tokens: usize,
+    /// Tokens behind it
+    #[arg(long, default_value_t = 64)]
+    new_tokens: usize,
+    /// How often
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+}
+
 /// Runs the command that the arguments name.
 pub fn execute(arguments: Arguments) -> Result<(), Failure> {
+    let threads = arguments.threads.unwrap_or_else(llm_kernels::default_threads);
+    llm_kernels::set_threads(threads).map_err(|e| Failure::input(format!("--threads: {e}")))?;
     match arguments.command {
         Command::Generate(generate) => answer(&generate),
         Command::Chat(chat) => talk(&chat),
         Command::Logits(logits) => write_logits(&logits),
+        Command::Bench(args) => time(&args),
     }
 }
 
@@ -121,7 +179,7 @@ fn input(error: impl Into<Error>) -> Failure {
 fn answer(args: &Generate) -> Result<(), Failure> {
     let options = args.speech.options();
     options.sampling.validate().map_err(input)?;
-    let text_model = TextModel::load(&args.speech.model).map_err(input)?;
+    let text_model = args.speech.dtype.load(&args.speech.model)?;
     let prompt = if args.raw || !text_model.tokenizer.has_chat_template() {
         if args.speech.system.is_some() {
             let reason = if args.raw { "with --raw" } else { "as the model has no chat template" };
@@ -140,7 +198,7 @@ fn answer(args: &Generate) -> Result<(), Failure> {
 fn talk(args: &Chat) -> Result<(), Failure> {
     let options = args.speech.options();
     options.sampling.validate().map_err(input)?;
-    let text_model = TextModel::load(&args.speech.model).map_err(input)?;
+    let text_model = args.speech.dtype.load(&args.speech.model)?;
     if !text_model.tokenizer.has_chat_template() {
         let dir = args.speech.model.display();
         let message = format!("{dir}: this model has no chat template; continue a text with `llm-infer generate`");
@@ -192,6 +250,18 @@ fn write_logits(args: &Logits) -> Result<(), Failure> {
     let tensors = BTreeMap::from([("logits".to_owned(), logits.map_err(input)?)]);
     refuse_folder(&args.out)?;
     write_safetensors(&args.out, &tensors).map_err(input)
+}
+
+fn time(args: &Bench) -> Result<(), Failure> {
+    let model = match (&args.model, &args.config) {
+        (Some(dir), _) => Model::load(dir),
+        (None, Some(path)) => Model::random(path, 42),
+        (None, None) => return Err(Failure::input("give --model or --config")),
+    };
+    let model = args.dtype.hold(model.map_err(input)?)?;
+    let cost = bench(&model, args.prompt_tokens, args.new_tokens, args.rounds).map_err(input)?;
+    let json = serde_json::to_string(&cost).map_err(|e| Failure::internal(e.to_string()))?;
+    llm_cli::print(&format!("{json}\n"))
 }
 
 fn refuse_folder(path: &Path) -> Result<(), Failure> {

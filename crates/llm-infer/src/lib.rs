@@ -22,6 +22,7 @@
 //!
 //! This crate knows nothing of training. Where to look next: `llm-train` rolls out its policies with [`generate`].
 
+mod bench;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod engine;
@@ -29,6 +30,7 @@ mod error;
 mod sampler;
 mod text;
 
+pub use bench::{InferenceCost, bench, peak_memory};
 pub use engine::{GenerateOptions, generate};
 pub use error::Error;
 pub use sampler::{Sampling, sample};

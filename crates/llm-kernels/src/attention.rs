@@ -4,13 +4,14 @@
 //! Letters: b batch, t queries, s keys, h query heads, g key/value heads, d head size. Queries are the *last* `t` of
 //! the `s` positions, so that the same call serves a whole sequence (`t == s`) and a step with a cache (`t < s`).
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::norm::cpu;
-use crate::simd::{axpy, exp_row, sum2};
+use crate::matmul::{Matrix, Threads, product_into};
+use crate::simd::{exp, max, sum2, tanh};
 
 /// Which keys a query may look at, besides being causal.
 #[derive(Debug, Clone, Default)]
@@ -31,28 +32,54 @@ impl Visible {
     }
 }
 
+/// What is made of the product of a query and a key before the softmax.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    /// It is multiplied by this, `1 / sqrt(d)` as a rule.
+    pub scale: f64,
+    /// Then it is held between `-cap` and `cap`: `cap · tanh(score / cap)` (Gemma 2, arXiv 2408.00118).
+    pub soft_cap: Option<f64>,
+}
+
+impl Scores {
+    /// `1 / sqrt(head_dim)` and no cap.
+    pub fn of_head(head_dim: usize) -> Self {
+        Self { scale: (head_dim as f64).powf(-0.5), soft_cap: None }
+    }
+
+    /// The cap, or 0.
+    fn soft_cap(&self) -> f32 {
+        self.soft_cap.map_or(0., |cap| cap as f32)
+    }
+}
+
 /// `softmax(q · kᵀ · scale) · v` over the visible keys.
 ///
 /// `q` is `(b, t, h, d)`, `k` and `v` are `(b, s, g, d)` with `h` a multiple of `g`; the result is `(b, t, h, d)`.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, visible: &Visible) -> Result<Tensor> {
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, visible: &Visible) -> Result<Tensor> {
     let shape = Dims::of(q, k, v, visible)?;
     let rows = |x: &Tensor| if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() };
     if crate::is_fused(q) && crate::is_fused(k) && crate::is_fused(v) {
-        let op = Attention { shape, scale: scale as f32, visible: visible.clone() };
+        let op = Attention { shape, scores, visible: visible.clone(), log_sums: OnceLock::new() };
         rows(q)?.apply_op3(&rows(k)?, &rows(v)?, op)
     } else {
-        let weights = attention_weights(q, k, scale, visible)?; // (b, h, t, s)
+        let weights = attention_weights(q, k, scores, visible)?; // (b, h, t, s)
         let v = repeat_heads(v, shape.h / shape.g)?; // (b, h, s, d)
         weights.matmul(&v)?.transpose(1, 2)?.contiguous()
     }
 }
 
 /// The weights of [`attention`] themselves, `(b, h, t, s)`, for those who want to look at them; rows sum to one.
-pub fn attention_weights(q: &Tensor, k: &Tensor, scale: f64, visible: &Visible) -> Result<Tensor> {
+pub fn attention_weights(q: &Tensor, k: &Tensor, scores: Scores, visible: &Visible) -> Result<Tensor> {
     let Dims { b, t, s, h, g, .. } = Dims::of(q, k, k, visible)?;
     let q = q.transpose(1, 2)?.contiguous()?; // (b, h, t, d)
     let k = repeat_heads(k, h / g)?; // (b, h, s, d)
+    let Scores { scale, soft_cap } = scores;
     let scores = (q.matmul(&k.t()?)? * scale)?; // (b, h, t, s)
+    let scores = match soft_cap {
+        Some(cap) => ((scores / cap)?.tanh()? * cap)?,
+        None => scores,
+    };
     let mut mask = Vec::with_capacity(b * t * s);
     for (row, i) in (0..b).flat_map(|row| (0..t).map(move |i| (row, i))) {
         let (start, end) = visible.range(row, i, t, s);
@@ -99,10 +126,16 @@ impl Dims {
     }
 }
 
+/// A block of queries and a block of keys: their scores stay in the first two levels of the cache.
+const QUERIES: usize = 64;
+const KEYS: usize = 256;
+
 struct Attention {
     shape: Dims,
-    scale: f32,
+    scores: Scores,
     visible: Visible,
+    /// The logarithm of each softmax's denominator `(b, h, t)`, from which the backward makes the weights again.
+    log_sums: OnceLock<Vec<f32>>,
 }
 
 /// A tensor `(b, t, h, d)` whose last dimension is dense, read head by head.
@@ -119,22 +152,15 @@ impl<'a> Heads<'a> {
         Self { data: &data[layout.start_offset()..], stride: [stride[0], stride[1], stride[2]], d }
     }
 
-    #[inline(always)]
     fn row(&self, b: usize, t: usize, h: usize) -> &'a [f32] {
         let start = b * self.stride[0] + t * self.stride[1] + h * self.stride[2];
         &self.data[start..start + self.d]
     }
 
-    /// Head `h` of sequence `b` as `(d, s)`, so that scores are built from long rows.
-    #[inline(always)]
-    fn transposed(&self, b: usize, h: usize, s: usize) -> Vec<f32> {
-        let mut out = vec![0f32; self.d * s];
-        for j in 0..s {
-            for (c, &x) in self.row(b, j, h).iter().enumerate() {
-                out[c * s + j] = x;
-            }
-        }
-        out
+    /// Rows `rows` of head `h` of sequence `b`: `(rows, d)`.
+    fn block(&self, b: usize, rows: Range<usize>, h: usize) -> Matrix<'a> {
+        let start = b * self.stride[0] + rows.start * self.stride[1] + h * self.stride[2];
+        Matrix::with_stride(&self.data[start..], rows.len(), self.d, self.stride[1])
     }
 }
 
@@ -164,15 +190,12 @@ impl CustomOp3 for Attention {
         let k = Heads::new(f32s(ks)?, kl, d);
         let v = Heads::new(f32s(vs)?, vl, d);
         // One task per sequence and head; each gives its (t, d), and all are laid out side by side afterwards.
-        let heads: Vec<Vec<f32>> = (0..b * h).into_par_iter().map(|i| forward(self, q, k, v, i / h, i % h)).collect();
-        let mut out = vec![0f32; b * t * h * d];
-        for (i, head) in heads.iter().enumerate() {
-            for (j, row) in head.chunks_exact(d.max(1)).enumerate() {
-                let start = ((i / h * t + j) * h + i % h) * d;
-                out[start..start + d].copy_from_slice(row);
-            }
+        let (heads, log_sums): (Vec<_>, Vec<_>) =
+            (0..b * h).into_par_iter().map(|i| self.forward([q, k, v], i / h, i % h)).unzip();
+        if self.log_sums.set(log_sums.concat()).is_err() {
+            bail!("attention: an operation is used once");
         }
-        Ok((CpuStorage::F32(out), Shape::from((b, t, h, d))))
+        Ok((CpuStorage::F32(side_by_side(&heads, t, h, d)), Shape::from((b, t, h, d))))
     }
 
     fn bwd(
@@ -180,160 +203,255 @@ impl CustomOp3 for Attention {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        _out: &Tensor,
+        out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let Dims { b, t, s, h, g, d } = self.shape;
-        let (q, k, v, grad) = (q.contiguous()?, k.contiguous()?, v.contiguous()?, grad.contiguous()?);
-        let (qs, ks, vs, gs) =
-            (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout(), grad.storage_and_layout());
-        let dense = |data: &'_ [f32], t: usize, h: usize| -> [usize; 3] {
-            debug_assert!(data.len() >= b * t * h * d);
-            [t * h * d, h * d, d]
-        };
-        let (qd, kd, vd, gd) = (cpu(&qs.0, qs.1)?, cpu(&ks.0, ks.1)?, cpu(&vs.0, vs.1)?, cpu(&gs.0, gs.1)?);
-        let (q_heads, k_heads, v_heads, g_heads) = (
-            Heads { data: qd, stride: dense(qd, t, h), d },
-            Heads { data: kd, stride: dense(kd, s, g), d },
-            Heads { data: vd, stride: dense(vd, s, g), d },
-            Heads { data: gd, stride: dense(gd, t, h), d },
-        );
+        let grad = grad.contiguous()?;
+        let ((qs, ql), (ks, kl), (vs, vl)) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
+        let ((os, ol), (gs, gl)) = (out.storage_and_layout(), grad.storage_and_layout());
+        let tensors = [(&qs, ql), (&ks, kl), (&vs, vl), (&os, ol), (&gs, gl)];
+        let mut heads = Vec::with_capacity(tensors.len());
+        for (storage, layout) in tensors {
+            let Storage::Cpu(storage) = &**storage else { bail!("attention: a gradient left the CPU's memory") };
+            heads.push(Heads::new(f32s(storage)?, layout, d));
+        }
+        let Some(log_sums) = self.log_sums.get() else { bail!("attention: its backward came before its forward") };
         // One task per sequence and key/value head: it alone sums the gradients of that head.
-        let parts: Vec<Gradients> = (0..b * g)
-            .into_par_iter()
-            .map(|i| backward(self, [q_heads, k_heads, v_heads, g_heads], i / g, i % g))
-            .collect();
-        let (mut dq, mut dk, mut dv) =
-            (vec![0f32; b * t * h * d], vec![0f32; b * s * g * d], vec![0f32; b * s * g * d]);
-        for (i, part) in parts.iter().enumerate() {
-            let (row, group) = (i / g, i % g);
-            for j in 0..s {
-                let start = ((row * s + j) * g + group) * d;
-                dk[start..start + d].copy_from_slice(&part.dk[j * d..(j + 1) * d]);
-                dv[start..start + d].copy_from_slice(&part.dv[j * d..(j + 1) * d]);
-            }
-            let width = h / g * d; // the heads of a group stand together
-            for j in 0..t {
-                let start = (row * t + j) * h * d + group * width;
-                dq[start..start + width].copy_from_slice(&part.dq[j * width..(j + 1) * width]);
-            }
+        let parts: Vec<Gradients> =
+            (0..b * g).into_par_iter().map(|i| self.backward(&heads, log_sums, i / g, i % g)).collect();
+        let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
+        for part in parts {
+            dq.extend(part.dq);
+            dk.push(part.dk);
+            dv.push(part.dv);
         }
-        Ok((
-            Some(Tensor::from_vec(dq, (b, t, h, d), q.device())?),
-            Some(Tensor::from_vec(dk, (b, s, g, d), q.device())?),
-            Some(Tensor::from_vec(dv, (b, s, g, d), q.device())?),
-        ))
+        let tensor = |heads: &[Vec<f32>], t: usize, h: usize| {
+            Tensor::from_vec(side_by_side(heads, t, h, d), (b, t, h, d), &Device::Cpu).map(Some)
+        };
+        Ok((tensor(&dq, t, h)?, tensor(&dk, s, g)?, tensor(&dv, s, g)?))
     }
 }
 
-/// The softmax row of query `i`, over the keys of its range, left in `row`.
-#[inline(always)]
-fn weights_row(q: &[f32], keys: &[f32], s: usize, (start, end): (usize, usize), scale: f32, row: &mut [f32]) {
-    row.fill(0.);
-    for (c, &x) in q.iter().enumerate() {
-        axpy(x * scale, &keys[c * s + start..c * s + end], row);
-    }
-    let (_, sum) = exp_row(row);
-    let inverse = 1. / sum;
-    row.iter_mut().for_each(|p| *p *= inverse);
-}
-
-#[pulp::with_simd(forward = pulp::Arch::new())]
-#[inline(always)]
-fn forward_simd<'a, S: pulp::Simd>(
-    _simd: S,
-    op: &'a Attention,
-    q: Heads<'a>,
-    k: Heads<'a>,
-    v: Heads<'a>,
-    b: usize,
-    head: usize,
-) -> Vec<f32> {
-    let Dims { t, s, h, g, d, .. } = op.shape;
-    let group = head / (h / g);
-    let mut out = vec![0f32; t * d];
-    let mut scores = vec![0f32; s];
-    // Turning the keys round pays only when several queries use them.
-    let keys = if t > 1 { k.transposed(b, group, s) } else { Vec::new() };
-    for i in 0..t {
-        let (start, end) = op.visible.range(b, i, t, s);
-        if start == end {
-            continue;
-        }
-        let row = &mut scores[..end - start];
-        let query = q.row(b, i, head);
-        if t > 1 {
-            weights_row(query, &keys, s, (start, end), op.scale, row);
-        } else {
-            for (p, j) in row.iter_mut().zip(start..end) {
-                *p = sum2(query, k.row(b, j, group), |a, b| a * b) * op.scale;
+/// Lays `b · h` heads of `(t, d)` out as `(b, t, h, d)`.
+fn side_by_side(heads: &[Vec<f32>], t: usize, h: usize, d: usize) -> Vec<f32> {
+    let mut out = vec![0f32; heads.len() * t * d];
+    if !out.is_empty() {
+        out.par_chunks_mut(h * d).enumerate().with_min_len(16).for_each(|(row, out)| {
+            let (b, i) = (row / t, row % t);
+            for (head, out) in heads[b * h..].iter().zip(out.chunks_exact_mut(d)) {
+                out.copy_from_slice(&head[i * d..(i + 1) * d]);
             }
-            let (_, sum) = exp_row(row);
-            row.iter_mut().for_each(|p| *p /= sum);
-        }
-        let out = &mut out[i * d..(i + 1) * d];
-        for (p, j) in row.iter().zip(start..end) {
-            axpy(*p, v.row(b, j, group), out);
-        }
+        });
     }
     out
 }
 
-/// What one key/value head gives back: `dq` `(t, h/g, d)`, `dk` and `dv` `(s, d)`.
+/// What one key/value head gives back: `dq` `(t, d)` for each of its query heads, `dk` and `dv` `(s, d)`.
 struct Gradients {
-    dq: Vec<f32>,
+    dq: Vec<Vec<f32>>,
     dk: Vec<f32>,
     dv: Vec<f32>,
 }
 
-// With P = softmax(S), S = q·kᵀ·scale, O = P·v:
-//   dv = Pᵀ·dO,  dP = dO·vᵀ,  dS = P ∘ (dP - Σ_j P_j dP_j),  dq = dS·k·scale,  dk = dSᵀ·q·scale.
-#[pulp::with_simd(backward = pulp::Arch::new())]
-#[inline(always)]
-fn backward_simd<'a, S: pulp::Simd>(
-    _simd: S,
-    op: &'a Attention,
-    tensors: [Heads<'a>; 4],
-    b: usize,
-    group: usize,
-) -> Gradients {
-    let Dims { t, s, h, g, d, .. } = op.shape;
-    let [q, k, v, grad] = tensors;
-    let heads = h / g;
-    let (keys, values) = (k.transposed(b, group, s), v.transposed(b, group, s));
-    let mut out = Gradients { dq: vec![0f32; t * heads * d], dk: vec![0f32; s * d], dv: vec![0f32; s * d] };
-    let (mut p, mut dp) = (vec![0f32; s], vec![0f32; s]);
-    for i in 0..t {
-        let (start, end) = op.visible.range(b, i, t, s);
-        if start == end {
-            continue;
+/// Some queries of one sequence with the range of keys that each sees.
+struct Queries {
+    rows: Range<usize>,
+    seen: Vec<(usize, usize)>,
+}
+
+impl Queries {
+    /// The blocks of keys that any of the queries sees.
+    fn key_blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        let start = self.seen.iter().filter(|(start, end)| start < end).map(|r| r.0).min().unwrap_or(0);
+        let end = self.seen.iter().filter(|(start, end)| start < end).map(|r| r.1).max().unwrap_or(0);
+        (start..end).step_by(KEYS).map(move |at| at..(at + KEYS).min(end))
+    }
+
+    /// The columns of a block of keys that query `row` sees.
+    fn columns(&self, row: usize, keys: &Range<usize>) -> Range<usize> {
+        let (start, end) = self.seen[row];
+        let from = start.clamp(keys.start, keys.end) - keys.start;
+        from..(end.clamp(keys.start, keys.end) - keys.start).max(from)
+    }
+}
+
+impl Attention {
+    /// The queries of sequence `b`, block by block.
+    fn query_blocks(&self, b: usize) -> impl Iterator<Item = Queries> {
+        let Dims { t, s, .. } = self.shape;
+        (0..t).step_by(QUERIES).map(move |start| {
+            let rows = start..(start + QUERIES).min(t);
+            let seen = rows.clone().map(|i| self.visible.range(b, i, t, s)).collect();
+            Queries { rows, seen }
+        })
+    }
+
+    /// The result `(t, d)` of one query head and the logarithms of its softmaxes' denominators `(t,)`.
+    ///
+    /// Keys come block by block; what was summed before is scaled down when a block brings a larger score (Dao et al.
+    /// 2022, arXiv 2205.14135).
+    fn forward(&self, [q, k, v]: [Heads; 3], b: usize, head: usize) -> (Vec<f32>, Vec<f32>) {
+        let Dims { t, s, h, g, d, .. } = self.shape;
+        let group = head / (h / g);
+        let mut out = vec![0f32; t * d];
+        let mut log_sums = vec![0f32; t];
+        let mut weights = vec![0f32; t.min(QUERIES) * s.min(KEYS)];
+        for queries in self.query_blocks(b) {
+            let out = &mut out[queries.rows.start * d..queries.rows.end * d];
+            let mut softmaxes = vec![(f32::NEG_INFINITY, 0f32); queries.rows.len()]; // largest score, sum
+            for keys in queries.key_blocks() {
+                let width = keys.len();
+                let weights = &mut weights[..queries.rows.len() * width];
+                self.raw_scores(q.block(b, queries.rows.clone(), head), k.block(b, keys.clone(), group), weights);
+                for (i, row) in weights.chunks_exact_mut(width).enumerate() {
+                    let columns = queries.columns(i, &keys);
+                    let shrunk = weigh(row, columns, self.scores.soft_cap(), &mut softmaxes[i]);
+                    if shrunk != 1. {
+                        out[i * d..(i + 1) * d].iter_mut().for_each(|x| *x *= shrunk);
+                    }
+                }
+                let weights = Matrix::new(weights, queries.rows.len(), width);
+                product_into(weights, v.block(b, keys, group), out, d, true, 1., Threads::One);
+            }
+            for ((out, log_sum), (top, sum)) in out.chunks_exact_mut(d).zip(&mut log_sums[queries.rows]).zip(softmaxes)
+            {
+                if sum > 0. {
+                    out.iter_mut().for_each(|x| *x /= sum);
+                    *log_sum = top + sum.ln();
+                }
+            }
         }
-        for n in 0..heads {
-            let head = group * heads + n;
-            let (query, upstream) = (q.row(b, i, head), grad.row(b, i, head));
-            let (p, dp) = (&mut p[..end - start], &mut dp[..end - start]);
-            weights_row(query, &keys, s, (start, end), op.scale, p);
-            dp.fill(0.);
-            for (c, &x) in upstream.iter().enumerate() {
-                axpy(x, &values[c * s + start..c * s + end], dp);
-            }
-            let mean = sum2(p, dp, |a, b| a * b);
-            let dq = &mut out.dq[(i * heads + n) * d..(i * heads + n + 1) * d];
-            for (j, (&p, &dp)) in (start..end).zip(p.iter().zip(&*dp)) {
-                let ds = p * (dp - mean) * op.scale;
-                axpy(ds, k.row(b, j, group), dq);
-                axpy(ds, query, &mut out.dk[j * d..(j + 1) * d]);
-                axpy(p, upstream, &mut out.dv[j * d..(j + 1) * d]);
-            }
+        (out, log_sums)
+    }
+
+    /// `q · kᵀ · scale` of two blocks.
+    fn raw_scores(&self, q: Matrix, k: Matrix, out: &mut [f32]) {
+        let width = k.rows();
+        if q.rows() == 1 {
+            // A single query, as in decoding: the keys are read once and packing them would cost more.
+            dots(q.row(0), k, self.scores.scale as f32, out);
+        } else {
+            product_into(q, k.t(), out, width, false, self.scores.scale as f32, Threads::One);
         }
     }
-    out
+
+    // With P = softmax(S), S = q·kᵀ·scale, O = P·v:
+    //   dv = Pᵀ·dO,  dP = dO·vᵀ,  dS = P ∘ (dP - Σ_c dO_c O_c),  dq = dS·k·scale,  dk = dSᵀ·q·scale.
+    fn backward(&self, tensors: &[Heads], log_sums: &[f32], b: usize, group: usize) -> Gradients {
+        let Dims { t, s, h, g, d, .. } = self.shape;
+        let &[q, k, v, out, grad] = tensors else { unreachable!("bwd gives five tensors") };
+        let heads = h / g;
+        let mut gradients =
+            Gradients { dq: vec![vec![0f32; t * d]; heads], dk: vec![0f32; s * d], dv: vec![0f32; s * d] };
+        let size = t.min(QUERIES) * s.min(KEYS);
+        let (mut p, mut ds) = (vec![0f32; size], vec![0f32; size]);
+        for (n, dq) in gradients.dq.iter_mut().enumerate() {
+            let head = group * heads + n;
+            let log_sums = &log_sums[(b * h + head) * t..][..t];
+            for queries in self.query_blocks(b) {
+                let rows = queries.rows.clone();
+                let dots: Vec<f32> = rows.clone().map(|i| dot(out.row(b, i, head), grad.row(b, i, head))).collect();
+                let (q_rows, grad_rows) = (q.block(b, rows.clone(), head), grad.block(b, rows.clone(), head));
+                for keys in queries.key_blocks() {
+                    let width = keys.len();
+                    let (p, ds) = (&mut p[..rows.len() * width], &mut ds[..rows.len() * width]);
+                    let (k_rows, v_rows) = (k.block(b, keys.clone(), group), v.block(b, keys.clone(), group));
+                    product_into(q_rows, k_rows.t(), p, width, false, self.scores.scale as f32, Threads::One);
+                    product_into(grad_rows, v_rows.t(), ds, width, false, 1., Threads::One);
+                    for (i, (p, ds)) in p.chunks_exact_mut(width).zip(ds.chunks_exact_mut(width)).enumerate() {
+                        let log_sum = log_sums[rows.start + i];
+                        differentiate(p, ds, queries.columns(i, &keys), self.scores.soft_cap(), log_sum, dots[i]);
+                    }
+                    let (p, ds) = (Matrix::new(p, rows.len(), width), Matrix::new(ds, rows.len(), width));
+                    let of_keys = keys.start * d..keys.end * d;
+                    let scale = self.scores.scale as f32;
+                    product_into(p.t(), grad_rows, &mut gradients.dv[of_keys.clone()], d, true, 1., Threads::One);
+                    product_into(ds.t(), q_rows, &mut gradients.dk[of_keys], d, true, scale, Threads::One);
+                    let dq = &mut dq[rows.start * d..rows.end * d];
+                    product_into(ds, k_rows, dq, d, true, scale, Threads::One);
+                }
+            }
+        }
+        gradients
+    }
+}
+
+/// Turns the scores of a block into weights relative to the largest score so far; outside `columns` they are zero.
+/// Returns the factor by which what was summed before must shrink.
+#[pulp::with_simd(weigh = pulp::Arch::new())]
+#[inline(always)]
+fn weigh_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    row: &'a mut [f32],
+    columns: Range<usize>,
+    soft_cap: f32,
+    softmax: &'a mut (f32, f32),
+) -> f32 {
+    row[..columns.start].fill(0.);
+    row[columns.end..].fill(0.);
+    let row = &mut row[columns];
+    if row.is_empty() {
+        return 1.;
+    }
+    if soft_cap > 0. {
+        row.iter_mut().for_each(|x| *x = soft_cap * tanh(*x / soft_cap));
+    }
+    let (before, sum) = *softmax;
+    let top = max(row).max(before);
+    for x in &mut *row {
+        *x = exp(*x - top);
+    }
+    let shrunk = if before == f32::NEG_INFINITY { 1. } else { exp(before - top) };
+    *softmax = (top, sum * shrunk + sum2(row, row, |a, _| a));
+    shrunk
+}
+
+/// Turns the raw scores `p` into the weights and the gradients `ds` of the weights into those of the raw scores.
+#[pulp::with_simd(differentiate = pulp::Arch::new())]
+#[inline(always)]
+fn differentiate_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    p: &'a mut [f32],
+    ds: &'a mut [f32],
+    columns: Range<usize>,
+    soft_cap: f32,
+    log_sum: f32,
+    mean: f32,
+) {
+    for row in [&mut *p, &mut *ds] {
+        row[..columns.start].fill(0.);
+        row[columns.end..].fill(0.);
+    }
+    for (p, ds) in p[columns.clone()].iter_mut().zip(&mut ds[columns]) {
+        let mut slope = 1.;
+        if soft_cap > 0. {
+            let y = tanh(*p / soft_cap);
+            slope = 1. - y * y;
+            *p = soft_cap * y;
+        }
+        *p = exp(*p - log_sum);
+        *ds = *p * (*ds - mean) * slope;
+    }
+}
+
+/// `q · k · scale` for each row of `k`.
+#[pulp::with_simd(dots = pulp::Arch::new())]
+#[inline(always)]
+fn dots_simd<'a, S: pulp::Simd>(_simd: S, q: &'a [f32], k: Matrix<'a>, scale: f32, out: &'a mut [f32]) {
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = sum2(q, k.row(j), |a, b| a * b) * scale;
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    sum2(a, b, |a, b| a * b)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_same_gradients, random};
+    use crate::testing::{assert_same_gradients_within, random};
     use proptest::prelude::*;
 
     type Sizes = (usize, usize, usize, usize, usize, usize);
@@ -341,14 +459,29 @@ mod tests {
     fn check((b, t, s, g, heads, d): Sizes, visible: &Visible, scale: f64) -> Result<()> {
         let q = random(&[b, t, g * heads, d], 1, scale)?;
         let (k, v) = (random(&[b, s, g, d], 2, scale)?, random(&[b, s, g, d], 3, 1.)?);
-        assert_same_gradients(&[&q, &k, &v], 3e-5, |x| attention(&x[0], &x[1], &x[2], (d as f64).powf(-0.5), visible))
+        for soft_cap in [None, Some(1.5)] {
+            let scores = Scores { soft_cap, ..Scores::of_head(d) };
+            // A query that sees one key has no gradient: there the difference of two equal sums of f32 is left.
+            let run = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], scores, visible);
+            assert_same_gradients_within(&[&q, &k, &v], 3e-5, 1e-6 * scale, run)?;
+        }
+        Ok(())
     }
+
+    const PLAIN: Scores = Scores { scale: 1., soft_cap: None };
 
     #[test]
     fn fused_attention_equals_the_naive_one_in_f64() -> Result<()> {
         let all = Visible::default();
-        for (b, t, s, g, heads, d) in
-            [(1, 1, 1, 1, 1, 1), (2, 7, 7, 2, 3, 5), (1, 33, 33, 1, 4, 32), (2, 1, 9, 2, 2, 8), (1, 4, 19, 3, 1, 16)]
+        for (b, t, s, g, heads, d) in [
+            (1, 1, 1, 1, 1, 1),
+            (2, 7, 7, 2, 3, 5),
+            (1, 33, 33, 1, 4, 32),
+            (2, 1, 9, 2, 2, 8),
+            (1, 4, 19, 3, 1, 16),
+            (1, 70, 300, 1, 2, 8),
+        ]
+        // several blocks of queries and of keys
         {
             check((b, t, s, g, heads, d), &all, 1.)?;
             check((b, t, s, g, heads, d), &all, 20.)?;
@@ -363,7 +496,7 @@ mod tests {
         let visible = Visible { first_key: Some([2u32; 5].into()) };
         check((1, 5, 5, 1, 2, 4), &visible, 1.)?;
         let x = random(&[1, 5, 2, 4], 1, 1.)?;
-        let out = attention(&x, &x, &x, 1., &visible)?;
+        let out = attention(&x, &x, &x, PLAIN, &visible)?;
         assert_eq!(out.narrow(1, 0, 2)?.abs()?.sum_all()?.to_scalar::<f32>()?, 0.);
         Ok(())
     }
@@ -373,9 +506,9 @@ mod tests {
         let q = random(&[2, 1, 4, 8], 1, 1.)?;
         let cache = random(&[2, 32, 2, 8], 2, 1.)?;
         let view = cache.narrow(1, 0, 11)?;
-        let ours = attention(&q, &view, &view, 1., &Visible::default())?;
+        let ours = attention(&q, &view, &view, PLAIN, &Visible::default())?;
         let dense = view.contiguous()?;
-        let theirs = attention(&q, &dense, &dense, 1., &Visible::default())?;
+        let theirs = attention(&q, &dense, &dense, PLAIN, &Visible::default())?;
         assert_eq!(ours.flatten_all()?.to_vec1::<f32>()?, theirs.flatten_all()?.to_vec1::<f32>()?);
         Ok(())
     }
@@ -383,7 +516,7 @@ mod tests {
     #[test]
     fn weights_sum_to_one_and_look_only_back() -> Result<()> {
         let x = random(&[1, 4, 2, 4], 1, 1.)?;
-        let weights = attention_weights(&x, &x, 0.5, &Visible::default())?;
+        let weights = attention_weights(&x, &x, PLAIN, &Visible::default())?;
         for row in weights.sum(3)?.flatten_all()?.to_vec1::<f32>()? {
             assert!((row - 1.).abs() < 1e-6);
         }
@@ -395,8 +528,8 @@ mod tests {
     fn tensors_that_do_not_fit_are_errors() -> Result<()> {
         let all = Visible::default();
         let (q, k) = (random(&[1, 2, 3, 4], 1, 1.)?, random(&[1, 2, 2, 4], 1, 1.)?);
-        assert!(attention(&q, &k, &k, 1., &all).is_err()); // 3 heads over 2
-        assert!(attention(&q, &q, &q, 1., &Visible { first_key: Some([0u32; 3].into()) }).is_err());
+        assert!(attention(&q, &k, &k, PLAIN, &all).is_err()); // 3 heads over 2
+        assert!(attention(&q, &q, &q, PLAIN, &Visible { first_key: Some([0u32; 3].into()) }).is_err());
         Ok(())
     }
 

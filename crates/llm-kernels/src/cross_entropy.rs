@@ -17,16 +17,22 @@ pub const IGNORED: i64 = -100;
 /// outside the vocabulary that is not [`IGNORED`] is an error.
 pub fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
     let (n, vocab) = logits.dims2()?;
-    if labels.len() != n {
-        bail!("cross_entropy: {n} rows of logits, {} labels", labels.len());
-    }
-    if let Some(bad) = labels.iter().find(|&&l| l != IGNORED && (l < 0 || l >= vocab as i64)) {
-        bail!("cross_entropy: label {bad} is outside the vocabulary of {vocab}");
-    }
+    check_labels(labels, n, vocab)?;
     if crate::is_fused(logits) {
         logits.contiguous()?.apply_op1(CrossEntropy { labels: labels.into() })
     } else {
         naive(logits, labels)
+    }
+}
+
+/// One label for each of `n` rows, each within the vocabulary or [`IGNORED`].
+pub(crate) fn check_labels(labels: &[i64], n: usize, vocab: usize) -> Result<()> {
+    if labels.len() != n {
+        bail!("cross_entropy: {n} rows, {} labels", labels.len());
+    }
+    match labels.iter().find(|&&l| l != IGNORED && (l < 0 || l >= vocab as i64)) {
+        Some(bad) => bail!("cross_entropy: label {bad} is outside the vocabulary of {vocab}"),
+        None => Ok(()),
     }
 }
 

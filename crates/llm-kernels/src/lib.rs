@@ -24,34 +24,30 @@
 mod adamw;
 mod attention;
 mod cross_entropy;
+mod head;
 mod kl;
+mod linear;
+mod matmul;
 mod norm;
 mod rope;
 mod simd;
 mod swiglu;
 #[cfg(test)]
 mod testing;
+mod threads;
 
 pub use adamw::{AdamWStep, adamw_step, square_sum};
-pub use attention::{Visible, attention, attention_weights};
+pub use attention::{Scores, Visible, attention, attention_weights};
 pub use cross_entropy::{IGNORED, cross_entropy};
+pub use head::{CrossEntropyOptions, linear_cross_entropy};
 pub use kl::kl_divergence;
+pub use linear::linear;
 pub use norm::rms_norm;
 pub use rope::{Rotary, Rotation, rope};
 pub use swiglu::swiglu;
+pub use threads::{default_threads, set_threads};
 
-use candle_core::{DType, Result, Tensor};
-
-/// `x · wᵀ`: a linear map without bias. `x` is `(…, in)`, `w` is `(out, in)`; the result is `(…, out)`.
-pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let mut shape = x.dims().to_vec();
-    let Some(last) = shape.last_mut() else {
-        candle_core::bail!("linear: x is a scalar, it needs at least one dimension");
-    };
-    let (out, input) = w.dims2()?;
-    *last = out;
-    x.reshape(((), input))?.matmul(&w.t()?)?.reshape(shape)
-}
+use candle_core::{DType, Tensor};
 
 /// True where the fused path serves: f32 in the CPU's memory.
 fn is_fused(x: &Tensor) -> bool {

@@ -89,6 +89,12 @@ pub(crate) fn load(dir: &Path) -> Result<Model> {
     Ok(model)
 }
 
+pub(crate) fn random(path: &Path, seed: u64) -> Result<Model> {
+    let (config, head, _) = families::llama::from_json(&read_json(path)?, &path.display().to_string())?;
+    let params = Params::init(&config, head, seed)?;
+    Model::new(config, head, params)
+}
+
 /// `model.safetensors`, or the shards that `model.safetensors.index.json` names.
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let index = dir.join("model.safetensors.index.json");

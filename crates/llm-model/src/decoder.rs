@@ -2,8 +2,8 @@
 //!
 //! Letters: b batch, t tokens, h query heads, g key/value heads, d head size.
 
-use candle_core::Tensor;
-use llm_kernels::{Rotary, Rotation, Visible, attention, attention_weights, linear, rms_norm, rope, swiglu};
+use candle_core::{DType, Tensor};
+use llm_kernels::{Rotary, Rotation, Scores, Visible, attention, attention_weights, linear, rms_norm, rope, swiglu};
 
 use crate::{Batch, KvCache, ModelConfig, Params, Result};
 
@@ -38,6 +38,9 @@ impl Decoder {
         let (b, t) = batch.input_ids.dims2()?;
         let ids = batch.input_ids.flatten_all()?;
         let mut x = self.embed_tokens.index_select(&ids, 0)?.reshape((b, t, ()))?; // (b, t, hidden)
+        if x.dtype() == DType::BF16 {
+            x = x.to_dtype(DType::F32)?; // weights may be in bf16, what flows between them is not
+        }
         let rotation = self.rotary.at(&batch.positions);
         for (i, layer) in self.layers.iter().enumerate() {
             let past = cache.as_deref().map(|cache| (cache, i));
@@ -115,11 +118,11 @@ impl Attention {
             Some((cache, layer)) => cache.append(layer, &k, &v)?, // (b, s, g, d)
             None => (k, v),
         };
-        let scale = (self.d as f64).powf(-0.5);
+        let scores = Scores::of_head(self.d);
         if let Some(look) = look {
-            look.push(attention_weights(&q, &k, scale, visible)?);
+            look.push(attention_weights(&q, &k, scores, visible)?);
         }
-        let y = attention(&q, &k, &v, scale, visible)?; // (b, t, h, d)
+        let y = attention(&q, &k, &v, scores, visible)?; // (b, t, h, d)
         Ok(linear(&y.reshape((b, t, self.h * self.d))?, &self.o_proj)?)
     }
 }

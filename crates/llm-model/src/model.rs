@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
-use llm_kernels::linear;
+use candle_core::{DType, Tensor};
+use llm_kernels::{CrossEntropyOptions, linear, linear_cross_entropy};
 use serde_json::Value;
 
 use crate::decoder::Decoder;
@@ -60,6 +60,11 @@ impl Model {
         checkpoint::load(dir)
     }
 
+    /// A frozen model of the shape that a `config.json` describes, with random weights: for measuring, not for use.
+    pub fn random(config: &Path, seed: u64) -> Result<Self> {
+        checkpoint::random(config, seed)
+    }
+
     /// Writes `config.json`, `generation_config.json` and `model.safetensors` into `dir`, which is made if need be.
     pub fn save(&self, dir: &Path) -> Result<()> {
         checkpoint::save(self, dir)
@@ -73,6 +78,14 @@ impl Model {
     /// A copy of the weights as they are now, which no training changes and for which no gradient is computed.
     pub fn frozen(&self) -> Result<Self> {
         self.with_params(self.params.frozen()?)
+    }
+
+    /// A frozen copy whose matrices are in `dtype`, f32 or bf16; norms and biases stay in f32.
+    pub fn frozen_as(&self, dtype: DType) -> Result<Self> {
+        if !matches!(dtype, DType::F32 | DType::BF16) {
+            return Err(Error::Input(format!("weights in {} are not supported; choose f32 or bf16", dtype.as_str())));
+        }
+        self.with_params(self.params.frozen()?.with_matrices_in(dtype)?)
     }
 
     fn with_params(&self, params: Params) -> Result<Self> {
@@ -132,6 +145,16 @@ impl Model {
         self.output(&self.hidden(batch, None)?)
     }
 
+    /// The mean cross-entropy in nats of the next tokens `labels` behind the hidden states `(n, hidden)`: a scalar.
+    ///
+    /// Labels of -100 do not count. The logits are never held whole ([`llm_kernels::linear_cross_entropy`]).
+    pub fn cross_entropy(&self, hidden: &Tensor, labels: &[i64]) -> Result<Tensor> {
+        if self.head != Head::LanguageModel {
+            return Err(Error::Input("this model scores texts and has no next token; use a causal one".to_owned()));
+        }
+        Ok(linear_cross_entropy(hidden, &self.output, labels, CrossEntropyOptions::default())?)
+    }
+
     /// The attention weights of every layer, `(b, h, t, t)` each: how much each token looks at each earlier one.
     pub fn attentions(&self, batch: &Batch) -> Result<Vec<Tensor>> {
         self.check_ids(batch)?;
@@ -154,6 +177,9 @@ impl Model {
     /// The `config.json` of this model.
     pub(crate) fn config_json(&self) -> Value {
         let mut json = families::llama::to_json(&self.config, self.head);
+        if self.decoder.embed_tokens.dtype() == DType::BF16 {
+            json["torch_dtype"] = Value::from("bfloat16");
+        }
         if let Value::Object(map) = &mut json {
             for (key, value) in &self.extra {
                 map.insert(key.clone(), value.clone());

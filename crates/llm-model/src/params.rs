@@ -51,6 +51,15 @@ impl Params {
         Ok(Self::new(self.tensors.iter().map(copy).collect::<Result<_>>()?))
     }
 
+    /// The same numbers, frozen, with matrices rounded to `dtype`.
+    pub(crate) fn with_matrices_in(&self, dtype: DType) -> Result<Self> {
+        let round = |(name, tensor): (&String, &Tensor)| {
+            let tensor = if tensor.rank() > 1 { tensor.to_dtype(dtype)? } else { tensor.clone() };
+            Ok((name.clone(), tensor))
+        };
+        Ok(Self::new(self.tensors.iter().map(round).collect::<Result<_>>()?))
+    }
+
     /// Keeps what `head` needs of these parameters and makes what it lacks (a score head) from `seed`.
     pub fn for_head(&self, config: &ModelConfig, head: Head, seed: u64) -> Result<Self> {
         let mut tensors = BTreeMap::new();

@@ -7,6 +7,7 @@ use llm_cli::{Failure, Progress, key_value};
 use llm_tokenizer::TrainConfig;
 use serde::de::DeserializeOwned;
 
+use crate::bench::bench;
 use crate::recipes::{
     DistillInputs, FinetuneInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs, distill, finetune,
     lifecycle, ppo, prepare, pretrain, reward, train_tokenizer,
@@ -18,6 +19,9 @@ use crate::{Error, read_recipe};
 #[derive(Debug, Parser)]
 #[command(name = "llm-train", version, about)]
 pub struct Arguments {
+    /// Threads to compute with; without it one for each physical core
+    #[arg(long, global = true)]
+    threads: Option<usize>,
     #[command(subcommand)]
     command: Command,
 }
@@ -41,6 +45,8 @@ enum Command {
     Ppo(Ppo),
     /// Teach a small student what a teacher knows
     Distill(Distill),
+    /// Time the pre-training step on random tokens; prints a JSON object
+    Bench(Bench),
 }
 
 #[derive(Debug, Subcommand)]
@@ -200,6 +206,19 @@ struct Distill {
     common: Common,
 }
 
+#[derive(Debug, Args)]
+struct Bench {
+    /// A recipe of pre-training: a TOML file, or the name of one that ships with the program
+    #[arg(long, default_value = "pretrain")]
+    recipe: String,
+    /// Overrides a key of the recipe, such as `model.hidden_size=384` (may be given several times)
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+    /// Steps to time, after one to warm up
+    #[arg(long, default_value_t = 5)]
+    steps: usize,
+}
+
 impl Common {
     fn recipe<R: DeserializeOwned>(&self, name: &str) -> Result<R, Error> {
         read_recipe(self.recipe.as_deref().unwrap_or(name), &self.set)
@@ -208,6 +227,8 @@ impl Common {
 
 /// Runs the command that the arguments name.
 pub fn execute(arguments: Arguments) -> Result<(), Failure> {
+    let threads = arguments.threads.unwrap_or_else(llm_kernels::default_threads);
+    llm_kernels::set_threads(threads).map_err(|e| Failure::input(format!("--threads: {e}")))?;
     let mut progress: Option<Progress> = None;
     let mut observer = |event: Event| match event {
         Event::Begin { stage, total, done, unit } => progress = Some(Progress::new(stage, total, unit, done)),
@@ -279,6 +300,11 @@ fn perform(command: Command, observer: &mut dyn FnMut(Event)) -> Result<String, 
             };
             let options = RunOptions { resume: args.common.resume, observer };
             distill(&args.common.recipe("distill")?, inputs, &args.out, options)?;
+        }
+        Command::Bench(args) => {
+            let cost = bench(&read_recipe(&args.recipe, &args.set)?, args.steps)?;
+            let json = serde_json::to_string(&cost).map_err(|e| Error::Input(format!("bench: {e}")))?;
+            return Ok(format!("{json}\n"));
         }
     }
     Ok(String::new())

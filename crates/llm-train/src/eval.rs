@@ -37,8 +37,8 @@ pub fn text_loss(
         let width =
             if inputs.len() < seq_len || !inputs.len().is_multiple_of(seq_len) { inputs.len() } else { seq_len };
         let labels: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
-        let logits = model.forward(&Batch::from_flat(&inputs, width)?)?.flatten(0, 1)?;
-        sum += scalar(&llm_kernels::cross_entropy(&logits, &labels)?.sum_all()?)?;
+        let hidden = model.hidden(&Batch::from_flat(&inputs, width)?, None)?.flatten(0, 1)?;
+        sum += labels.len() as f64 * scalar(&model.cross_entropy(&hidden, &labels)?)?;
         count += labels.len();
     }
     let loss = sum / count.max(1) as f64;

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use llm_data::{Conversation, read_conversations};
-use llm_kernels::IGNORED;
 use llm_model::{Batch, Model};
 use llm_tokenizer::{ChatMessage, Tokenizer};
 use rand::seq::SliceRandom;
@@ -96,10 +95,10 @@ pub(crate) fn answer_places(examples: &[&Example], pad: u32) -> Result<(Batch, V
     Ok((batch, places, labels))
 }
 
-/// The logits at the positions whose next token is to be learnt, `(n, vocab)`, and those tokens.
-pub fn answer_logits(model: &Model, examples: &[&Example], pad: u32) -> Result<(Tensor, Vec<i64>)> {
+/// The hidden states at the positions whose next token is to be learnt, `(n, hidden)`, and those tokens.
+pub fn answer_states(model: &Model, examples: &[&Example], pad: u32) -> Result<(Tensor, Vec<i64>)> {
     let (batch, places, labels) = answer_places(examples, pad)?;
-    Ok((model.output(&pick_rows(&model.hidden(&batch, None)?, places)?)?, labels))
+    Ok((pick_rows(&model.hidden(&batch, None)?, places)?, labels))
 }
 
 /// The rows `places` of `hidden` `(b, t, hidden)` laid end to end: `(n, hidden)`.
@@ -112,9 +111,9 @@ pub(crate) fn pick_rows(hidden: &Tensor, places: Vec<u32>) -> Result<Tensor> {
 pub fn answer_loss(model: &Model, examples: &[Example], batch_size: usize, pad: u32) -> Result<f64> {
     let (mut sum, mut count) = (0., 0);
     for chunk in examples.chunks(batch_size) {
-        let (logits, labels) = answer_logits(model, &chunk.iter().collect::<Vec<_>>(), pad)?;
-        sum += crate::loss::scalar(&llm_kernels::cross_entropy(&logits, &labels)?.sum_all()?)?;
-        count += labels.iter().filter(|&&l| l != IGNORED).count();
+        let (hidden, labels) = answer_states(model, &chunk.iter().collect::<Vec<_>>(), pad)?;
+        sum += labels.len() as f64 * crate::loss::scalar(&model.cross_entropy(&hidden, &labels)?)?;
+        count += labels.len();
     }
     Ok(sum / count.max(1) as f64)
 }

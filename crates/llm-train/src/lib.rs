@@ -5,7 +5,7 @@
 //! - [`rl`], [`rollout`]: the formulas of PPO and the replies that they are applied to;
 //! - [`recipes`]: pre-training, fine-tuning, reward model, PPO, distillation, and a whole life;
 //! - [`run`]: what a run leaves on disk, and how it goes on after an interruption;
-//! - [`eval`]: what a model has learnt, in figures.
+//! - [`eval`]: what a model has learnt, in figures; [`mod@bench`]: what a training step costs.
 //!
 //! ```
 //! use llm_data::{prepare, world::{Split, World, WorldConfig}};
@@ -36,6 +36,7 @@
 //!
 //! Where to look next: `llm-infer` talks with what comes out; `docs/guide.md` walks through the commands.
 
+pub mod bench;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod error;

@@ -7,7 +7,7 @@ use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use super::{load_model, pad_id};
-use crate::examples::{Example, LengthBatches, answer_logits, answer_loss, train_and_held_out};
+use crate::examples::{Example, LengthBatches, answer_loss, answer_states, train_and_held_out};
 use crate::optim::OptimizerConfig;
 use crate::run::{Run, RunOptions, learner};
 use crate::{Result, loss};
@@ -97,8 +97,9 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
         let tokens = micro.iter().flatten().map(|e| e.learnt[1..].iter().filter(|&&l| l).count()).sum::<usize>();
         let mut mean_loss = 0.;
         for examples in &micro {
-            let (logits, labels) = answer_logits(&learner.model, examples, pad)?; // (n, vocab)
-            let loss = (llm_kernels::cross_entropy(&logits, &labels)?.sum_all()? / tokens as f64)?;
+            let (hidden, labels) = answer_states(&learner.model, examples, pad)?; // (n, hidden)
+            let share = labels.len() as f64 / tokens as f64;
+            let loss = (learner.model.cross_entropy(&hidden, &labels)? * share)?;
             mean_loss += loss::scalar(&loss)?;
             learner.backward(&loss)?;
         }
@@ -114,11 +115,7 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
             tracing::info!("step {done}: held-out loss of the answers {eval_loss:.4}");
         }
         if done.is_multiple_of(recipe.save_every) {
-            run.checkpoint(done, serde_json::Map::new(), |dir| {
-                learner.model.save(dir)?;
-                tokenizer.save(dir)?;
-                learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
-            })?;
+            run.checkpoint_of(done, &learner, &tokenizer)?;
         }
     }
     run.finish(steps, |dir| {

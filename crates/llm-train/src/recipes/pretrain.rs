@@ -105,8 +105,8 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
         for micro in 0..micro_batches {
             let (input_ids, targets) = batches.batch(step * micro_batches + micro)?;
             let labels: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
-            let logits = learner.model.forward(&Batch::from_flat(&input_ids, recipe.seq_len)?)?; // (b, t, vocab)
-            let loss = (loss::cross_entropy(&logits.flatten(0, 1)?, &labels)? / micro_batches as f64)?;
+            let hidden = learner.model.hidden(&Batch::from_flat(&input_ids, recipe.seq_len)?, None)?; // (b, t, hidden)
+            let loss = (learner.model.cross_entropy(&hidden.flatten(0, 1)?, &labels)? / micro_batches as f64)?;
             mean_loss += loss::scalar(&loss)?;
             learner.backward(&loss)?;
         }
@@ -129,11 +129,7 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
             evaluate(&run_context(recipe, &tokenizer, &held_out), &learner, &mut run, done)?;
         }
         if done.is_multiple_of(recipe.save_every) {
-            run.checkpoint(done, serde_json::Map::new(), |dir| {
-                learner.model.save(dir)?;
-                tokenizer.save(dir)?;
-                learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
-            })?;
+            run.checkpoint_of(done, &learner, &tokenizer)?;
         }
     }
     run.finish(recipe.steps, |dir| {

@@ -1,0 +1,96 @@
+//! What inference costs: the time to read a prompt and the time for each further token.
+
+use std::time::Instant;
+
+use llm_model::Model;
+use serde::Serialize;
+
+use crate::{Error, GenerateOptions, Result, Sampling, generate};
+
+/// The figures of some generations.
+#[derive(Debug, Clone, Serialize)]
+pub struct InferenceCost {
+    /// Parameters of the model.
+    pub parameters: usize,
+    /// Prompt tokens in a second, by the median round.
+    pub prefill_tokens_per_second: f64,
+    /// New tokens in a second behind the prompt, by the median round.
+    pub decode_tokens_per_second: f64,
+    /// The most memory that the process held, in bytes; none where the system does not say.
+    pub peak_memory: Option<u64>,
+}
+
+/// Reads `prompt_tokens` and generates `new_tokens`, greedily, for one person, `rounds` times.
+pub fn bench(model: &Model, prompt_tokens: usize, new_tokens: usize, rounds: usize) -> Result<InferenceCost> {
+    if prompt_tokens == 0 || new_tokens < 2 || rounds == 0 {
+        return Err(Error::Input("a benchmark needs a prompt token, 2 new tokens and 1 round at least".to_owned()));
+    }
+    let vocab = model.config().vocab_size as u32;
+    let prompt: Vec<u32> = (0..prompt_tokens as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab).collect();
+    let sampling = Sampling { temperature: 0., ..Sampling::default() };
+    let options = GenerateOptions { max_new_tokens: new_tokens, stop_ids: Vec::new(), sampling };
+    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let start = Instant::now();
+        let mut first = None;
+        let replies = generate(model, std::slice::from_ref(&prompt), &options, |_, _| {
+            first.get_or_insert_with(Instant::now);
+            true
+        })?;
+        let made = replies[0].len();
+        if made < new_tokens {
+            let room = model.config().max_position_embeddings;
+            return Err(Error::Input(format!(
+                "{prompt_tokens} and {new_tokens} tokens do not fit the model's {room} positions"
+            )));
+        }
+        let first = first.unwrap_or(start);
+        prefill.push((first - start).as_secs_f64() / prompt_tokens as f64);
+        decode.push(first.elapsed().as_secs_f64() / (made - 1) as f64);
+    }
+    Ok(InferenceCost {
+        parameters: model.count().total(),
+        prefill_tokens_per_second: 1. / median(prefill),
+        decode_tokens_per_second: 1. / median(decode),
+        peak_memory: peak_memory(),
+    })
+}
+
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
+/// The high-water mark of the process's resident memory, in bytes; none where the system does not say (Linux does).
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use llm_model::{Head, ModelConfig};
+
+    use super::*;
+
+    #[test]
+    fn the_figures_are_of_what_was_asked() {
+        let config = ModelConfig {
+            vocab_size: 40,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            max_position_embeddings: 32,
+            ..ModelConfig::default()
+        };
+        let model = Model::init(config, Head::LanguageModel, 7).unwrap().frozen().unwrap();
+        let cost = bench(&model, 8, 4, 2).unwrap();
+        assert!(cost.prefill_tokens_per_second > 0. && cost.decode_tokens_per_second > 0.);
+        assert_eq!(cost.parameters, model.count().total());
+        assert!(bench(&model, 30, 4, 1).unwrap_err().to_string().contains("32 positions"));
+        assert!(bench(&model, 8, 1, 1).is_err());
+    }
+}

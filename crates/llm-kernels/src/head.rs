@@ -1,0 +1,231 @@
+//! The output layer and its loss in one: the logits `(tokens, vocab)` never stand in memory whole.
+//!
+//! A chunk of tokens at a time, the logits are computed, turned into the loss and, in place, into their own gradient,
+//! and that is multiplied into the gradients of the hidden states and of the weight at once. A vocabulary of 8192 and
+//! 4096 tokens would otherwise hold three matrices of 128 MB.
+
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::cross_entropy::{IGNORED, check_labels};
+use crate::matmul::{Matrix, Threads, product_into};
+use crate::simd::{contiguous, exp, max, sum2};
+
+/// What [`linear_cross_entropy`] adds to the plain cross-entropy.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct CrossEntropyOptions {
+    /// This share of the target is spread evenly over the vocabulary (Szegedy et al. 2016, arXiv 1512.00567).
+    pub label_smoothing: f64,
+    /// The coefficient of `logsumexp(logits)²`, which keeps logits from drifting (arXiv 2204.02311).
+    pub z_loss: f64,
+}
+
+/// The mean cross-entropy in nats of the logits `x · wᵀ` with `labels`, over the labels that are not [`IGNORED`].
+///
+/// `x` is `(n, hidden)`, `w` is `(vocab, hidden)`; the result is a scalar, 0 if every label is ignored. It equals the
+/// mean of [`crate::cross_entropy`] of [`crate::linear`] to the rounding, without keeping the logits. A label outside
+/// the vocabulary is an error.
+pub fn linear_cross_entropy(x: &Tensor, w: &Tensor, labels: &[i64], options: CrossEntropyOptions) -> Result<Tensor> {
+    let ((n, k), (vocab, kw)) = (x.dims2()?, w.dims2()?);
+    if k != kw {
+        bail!("linear_cross_entropy: x is {:?}, w is {:?}; their last dimensions must be alike", x.dims(), w.dims());
+    }
+    check_labels(labels, n, vocab)?;
+    if !(crate::is_fused(x) && crate::is_fused(w)) {
+        return naive(x, w, labels, options);
+    }
+    let op = Head { labels: labels.into(), options, wants: [x.track_op(), w.track_op()], gradients: OnceLock::new() };
+    x.contiguous()?.apply_op2(&w.contiguous()?, op)
+}
+
+fn counted(labels: &[i64]) -> usize {
+    labels.iter().filter(|&&label| label != IGNORED).count().max(1)
+}
+
+fn naive(x: &Tensor, w: &Tensor, labels: &[i64], options: CrossEntropyOptions) -> Result<Tensor> {
+    let logits = x.matmul(&w.t()?)?; // (n, vocab)
+    let top = logits.detach().max_keepdim(D::Minus1)?;
+    let log_sum = (logits.broadcast_sub(&top)?.exp()?.sum_keepdim(D::Minus1)?.log()? + top)?; // (n, 1)
+    let index: Vec<u32> = labels.iter().map(|&l| if l == IGNORED { 0 } else { l as u32 }).collect();
+    let target = logits.gather(&Tensor::from_vec(index, (labels.len(), 1), x.device())?, 1)?; // (n, 1)
+    let smooth = options.label_smoothing;
+    let aim = ((target * (1. - smooth))? + (logits.mean_keepdim(D::Minus1)? * smooth)?)?;
+    let loss = ((&log_sum - aim)? + (log_sum.sqr()? * options.z_loss)?)?.squeeze(1)?; // (n,)
+    let keep: Vec<f32> = labels.iter().map(|&l| f32::from(l != IGNORED)).collect();
+    let keep = Tensor::from_vec(keep, labels.len(), x.device())?.to_dtype(x.dtype())?;
+    (loss * keep)?.sum_all()? / counted(labels) as f64
+}
+
+struct Head {
+    labels: Arc<[i64]>,
+    options: CrossEntropyOptions,
+    /// Whether the gradients of `x` and of `w` are asked for.
+    wants: [bool; 2],
+    /// The gradients of the loss with respect to `x` and `w`, made beside the loss.
+    gradients: OnceLock<[Option<Tensor>; 2]>,
+}
+
+/// Logits of one chunk: 16 MB of them fit the last-level cache of most machines.
+const CHUNK: usize = 4 << 20;
+
+impl CustomOp2 for Head {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy"
+    }
+
+    fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, ws: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let ((n, k), (vocab, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
+        let (x, w) = (contiguous(xs, xl)?, contiguous(ws, wl)?);
+        let [dx, dw] = self.wants;
+        let scale = 1. / counted(&self.labels) as f32;
+        let mut gradients = [vec![0f32; if dx { x.len() } else { 0 }], vec![0f32; if dw { w.len() } else { 0 }]];
+        let rows = (CHUNK / vocab.max(1)).clamp(16, n.max(16));
+        let mut logits = vec![0f32; rows.min(n) * vocab];
+        let mut loss = 0f64;
+        for start in (0..n).step_by(rows) {
+            let range = start..(start + rows).min(n);
+            let logits = &mut logits[..range.len() * vocab];
+            let x = Matrix::new(&x[range.start * k..range.end * k], range.len(), k);
+            let w = Matrix::new(w, vocab, k);
+            product_into(x, w.t(), logits, vocab.max(1), false, 1., Threads::All);
+            loss += self.losses(range.clone(), logits, vocab, dx || dw, scale);
+            let d = Matrix::new(logits, range.len(), vocab);
+            if dx {
+                let dx = &mut gradients[0][range.start * k..range.end * k];
+                product_into(d, w, dx, k, false, 1., Threads::All);
+            }
+            if dw {
+                product_into(d.t(), x, &mut gradients[1], k, true, 1., Threads::All);
+            }
+        }
+        let [x_grad, w_grad] = gradients;
+        let tensor = |wanted: bool, data: Vec<f32>, shape: &Shape| match wanted {
+            true => Tensor::from_vec(data, shape, &Device::Cpu).map(Some),
+            false => Ok(None),
+        };
+        let made = [tensor(dx, x_grad, xl.shape())?, tensor(dw, w_grad, wl.shape())?];
+        if self.gradients.set(made).is_err() {
+            bail!("linear_cross_entropy: an operation is used once");
+        }
+        Ok((CpuStorage::F32(vec![(loss * f64::from(scale)) as f32]), Shape::from(())))
+    }
+
+    fn bwd(&self, _x: &Tensor, _w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let factor = f64::from(dy.to_scalar::<f32>()?);
+        let Some([dx, dw]) = self.gradients.get() else {
+            bail!("linear_cross_entropy: its backward came before its forward")
+        };
+        let scaled = |grad: &Option<Tensor>| match grad {
+            Some(grad) if factor != 1. => (grad * factor).map(Some),
+            grad => Ok(grad.clone()),
+        };
+        Ok((scaled(dx)?, scaled(dw)?))
+    }
+}
+
+impl Head {
+    /// The sum of the losses of some rows of `logits`; with `differentiate` each row becomes its gradient times `scale`.
+    fn losses(&self, rows: Range<usize>, logits: &mut [f32], vocab: usize, differentiate: bool, scale: f32) -> f64 {
+        let (smooth, z_loss) = (self.options.label_smoothing as f32, self.options.z_loss as f32);
+        let labels = &self.labels[rows];
+        let losses: Vec<f64> = logits
+            .par_chunks_mut(vocab.max(1))
+            .zip(labels.par_iter())
+            .with_min_len(4)
+            .map(|(row, &label)| {
+                if label == IGNORED {
+                    row.fill(0.);
+                    return 0.;
+                }
+                let target = row[label as usize];
+                let mean = if smooth > 0. { sum2(row, row, |a, _| a) / vocab as f32 } else { 0. };
+                let log_sum = if differentiate {
+                    let log_sum = softmax_gradient(row, scale, z_loss);
+                    let evenly = scale * smooth / vocab as f32;
+                    if smooth > 0. {
+                        row.iter_mut().for_each(|d| *d -= evenly);
+                    }
+                    row[label as usize] -= scale * (1. - smooth);
+                    log_sum
+                } else {
+                    crate::cross_entropy::log_sum_exp(row)
+                };
+                f64::from(log_sum - (1. - smooth) * target - smooth * mean + z_loss * log_sum * log_sum)
+            })
+            .collect();
+        losses.iter().sum()
+    }
+}
+
+/// Turns a row of logits into `softmax · scale · (1 + 2 · z_loss · logsumexp)` and returns the logsumexp.
+#[pulp::with_simd(softmax_gradient = pulp::Arch::new())]
+#[inline(always)]
+fn softmax_gradient_simd<S: pulp::Simd>(_simd: S, row: &mut [f32], scale: f32, z_loss: f32) -> f32 {
+    let top = max(row);
+    for x in &mut *row {
+        *x = exp(*x - top);
+    }
+    let sum = sum2(row, row, |a, _| a);
+    let log_sum = top + sum.ln();
+    let factor = scale * (1. + 2. * z_loss * log_sum) / sum;
+    row.iter_mut().for_each(|x| *x *= factor);
+    log_sum
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::*;
+    use crate::testing::{assert_same_gradients, random};
+
+    fn labels(n: usize, vocab: usize) -> Vec<i64> {
+        (0..n).map(|i| if i % 3 == 2 { IGNORED } else { (i * 7 % vocab) as i64 }).collect()
+    }
+
+    #[test]
+    fn the_fused_head_equals_the_naive_one_in_f64() -> Result<()> {
+        let smooth = CrossEntropyOptions { label_smoothing: 0.1, z_loss: 0. };
+        let held = CrossEntropyOptions { label_smoothing: 0.2, z_loss: 0.01 };
+        // The last shape takes several chunks, the one before a vocabulary that is larger than a chunk.
+        for (n, k, vocab) in [(1, 1, 1), (5, 7, 11), (33, 16, 50), (40, 2, 300_001), (150, 3, 60_000)] {
+            let (x, w) = (random(&[n, k], 1, 2.)?, random(&[vocab, k], 2, 1.)?);
+            for options in [CrossEntropyOptions::default(), smooth, held] {
+                assert_same_gradients(&[&x, &w], 1e-4, |t| {
+                    linear_cross_entropy(&t[0], &t[1], &labels(n, vocab), options)
+                })?;
+            }
+        }
+        // Large logits, a transposed weight, a loss that is scaled on its way back.
+        let (x, w) = (random(&[6, 8], 1, 60.)?, random(&[8, 9], 2, 1.)?);
+        assert_same_gradients(&[&x, &w], 1e-4, |t| {
+            linear_cross_entropy(&t[0], &t[1].t()?, &labels(6, 9), CrossEntropyOptions::default())? * 0.25
+        })
+    }
+
+    #[test]
+    fn it_is_the_mean_of_the_two_functions_it_is_made_of() -> Result<()> {
+        let (x, w) = (random(&[50, 12], 1, 2.)?, random(&[70, 12], 2, 1.)?);
+        let labels = labels(50, 70);
+        let fused = linear_cross_entropy(&x, &w, &labels, CrossEntropyOptions::default())?.to_scalar::<f32>()?;
+        let apart = crate::cross_entropy(&crate::linear(&x, &w)?, &labels)?.sum_all()?.to_scalar::<f32>()?;
+        assert!((fused - apart / counted(&labels) as f32).abs() < 1e-5);
+        let none = linear_cross_entropy(&x, &w, &[IGNORED; 50], CrossEntropyOptions::default())?;
+        assert_eq!(none.to_scalar::<f32>()?, 0.);
+        Ok(())
+    }
+
+    #[test]
+    fn what_does_not_train_has_no_gradient_and_a_wrong_label_is_an_error() -> Result<()> {
+        let (x, w) = (Var::from_tensor(&random(&[4, 3], 1, 1.)?)?, random(&[5, 3], 2, 1.)?);
+        let loss = linear_cross_entropy(&x, &w, &[0, 1, 2, 4], CrossEntropyOptions::default())?;
+        let grads = loss.backward()?;
+        assert!(grads.get(&x).is_some() && grads.get(&w).is_none());
+        assert!(linear_cross_entropy(&x, &w, &[0, 1, 2, 5], CrossEntropyOptions::default()).is_err());
+        assert!(linear_cross_entropy(&x, &w, &[0], CrossEntropyOptions::default()).is_err());
+        Ok(())
+    }
+}

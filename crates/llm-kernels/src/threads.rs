@@ -1,0 +1,53 @@
+//! How many threads a process computes with: one pool for everything.
+
+use candle_core::{Result, bail};
+
+/// Gives every parallel loop of this process `threads` threads; call it first in `main`, before anything is computed.
+///
+/// Our loops and the matrix products share rayon's pool. candle's element-wise loops have a second pool whose threads
+/// wait by spinning, which starves the first one; they are made serial, as what is large goes through this crate.
+/// candle takes that from the environment, which may be changed only while the process has a single thread: where
+/// that cannot be told (outside Linux) candle keeps its own pool. The same number of threads gives the same bits.
+pub fn set_threads(threads: usize) -> Result<()> {
+    if threads == 0 {
+        bail!("the number of threads is 0; it must be at least 1");
+    }
+    if is_single_threaded() {
+        for (name, value) in [("CANDLE_NUM_THREADS", 1), ("RAYON_NUM_THREADS", threads)] {
+            // SAFETY: no other thread runs that could read the environment at the same time.
+            #[allow(unsafe_code)]
+            unsafe {
+                std::env::set_var(name, value.to_string());
+            }
+        }
+    }
+    match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
+        Ok(()) => Ok(()),
+        Err(_) if rayon::current_num_threads() == threads => Ok(()),
+        Err(_) => bail!("{} threads are at work already; set their number before the first computation", {
+            rayon::current_num_threads()
+        }),
+    }
+}
+
+/// One thread for each physical core, or for each logical one where the system does not tell them apart.
+pub fn default_threads() -> usize {
+    let physical = candle_core::utils::get_num_threads();
+    std::thread::available_parallelism().map_or(physical, |available| physical.min(available.get()))
+}
+
+fn is_single_threaded() -> bool {
+    std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_number_of_threads_is_set_once() {
+        assert!(super::set_threads(0).unwrap_err().to_string().contains("at least 1"));
+        let now = rayon::current_num_threads();
+        super::set_threads(now).unwrap();
+        assert!(super::set_threads(now + 1).unwrap_err().to_string().contains("at work already"));
+        assert!(super::default_threads() >= 1);
+    }
+}
