@@ -14,6 +14,8 @@ use serde_json::{Map, Value};
 pub enum Bench {
     /// The pre-training step: forward, backward, clipping, AdamW
     Train(Options),
+    /// Reading a prompt of 512 tokens and generating behind it, in the shape of SmolLM2-135M with random weights
+    Infer(Options),
 }
 
 #[derive(Args)]
@@ -30,7 +32,7 @@ pub struct Options {
 }
 
 struct Contender {
-    name: &'static str,
+    name: String,
     program: PathBuf,
     arguments: Vec<String>,
 }
@@ -55,35 +57,96 @@ const TORCH_MODES: [(&str, &str); 4] = [
     ("PyTorch bf16, compiled", "compiled-bf16"),
 ];
 
+/// What the matrices are held in, and the engines of peers that have it.
+const DTYPES: [(&str, &[&str]); 6] = [
+    ("f32", &["llama.cpp", "transformers"]),
+    ("bf16", &["llama.cpp", "transformers"]),
+    ("q8_0", &["llama.cpp"]),
+    ("q4_0", &["llama.cpp"]),
+    ("q4_k", &["llama.cpp"]),
+    ("q6_k", &["llama.cpp"]),
+];
+
 /// Runs a comparison; an error is one line for the person.
-pub fn run(bench: Bench) -> Result<(), String> {
+pub fn run(bench: &Bench) -> Result<(), String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let Bench::Train(options) = bench;
+    let (Bench::Train(options) | Bench::Infer(options)) = bench;
     if options.rounds == 0 {
         return Err("--rounds is 0; each contender must run at least once".to_owned());
     }
-    build(&root, "llm-train")?;
-    let ours = |name, extra: &[&str]| {
-        let mut arguments = vec!["bench".to_owned(), "--threads".to_owned(), options.threads.to_string()];
+    match bench {
+        Bench::Train(_) => train(options, &root),
+        Bench::Infer(_) => infer(options, &root),
+    }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+fn train(options: &Options, root: &Path) -> Result<(), String> {
+    build(root, "llm-train")?;
+    let threads = options.threads.to_string();
+    let mut contenders = Vec::new();
+    for (name, setting) in [("ours, f32", "false"), ("ours, f32, activations checkpointed", "true")] {
+        let mut arguments = words(&["bench", "--threads", &threads, "--set"]);
+        arguments.push(format!("activation_checkpointing={setting}"));
         for (key, _, value) in TRAIN_SHAPE {
             arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
         }
-        arguments.extend(extra.iter().map(|&word| word.to_owned()));
-        Contender { name, program: root.join("target/release/llm-train"), arguments }
-    };
-    let mut contenders = vec![ours("ours, f32", &[])];
+        contenders.push(Contender { name: name.to_owned(), program: root.join("target/release/llm-train"), arguments });
+    }
     if let Some(python) = &options.peers {
+        let script = root.join("xtask/peers/train.py").display().to_string();
         for (name, mode) in TORCH_MODES {
-            let script = root.join("xtask/peers/train.py").display().to_string();
-            let mut arguments = vec![script, "--mode".to_owned(), mode.to_owned()];
-            arguments.extend(["--threads".to_owned(), options.threads.to_string()]);
+            let mut arguments = words(&[&script, "--mode", mode, "--threads", &threads]);
             arguments
                 .extend(TRAIN_SHAPE.iter().flat_map(|(_, option, value)| [(*option).to_owned(), value.to_string()]));
-            contenders.push(Contender { name, program: python.clone(), arguments });
+            contenders.push(Contender { name: name.to_owned(), program: python.clone(), arguments });
         }
     }
     let figures = [("tokens/s", "tokens_per_second", 1.), ("peak memory, MB", "peak_memory", 1e-6)];
     print!("{}", compare(&contenders, &figures, options.rounds)?);
+    Ok(())
+}
+
+fn infer(options: &Options, root: &Path) -> Result<(), String> {
+    build(root, "llm-infer")?;
+    let threads = options.threads.to_string();
+    let config = root.join("xtask/peers/smollm2-135m.json").display().to_string();
+    let script = root.join("xtask/peers/infer.py").display().to_string();
+    let folder = root.join("target/peers/smollm2-135m");
+    let model = folder.display().to_string();
+    if let Some(python) = &options.peers
+        && !folder.exists()
+    {
+        let made = Command::new(python).args([&script, "--make", &config, "--out", &model]).status();
+        if !made.is_ok_and(|status| status.success()) {
+            std::fs::remove_dir_all(&folder).ok();
+            return Err(format!("{} cannot make {model}; what is wrong stands above", python.display()));
+        }
+    }
+    // One table for each dtype: ratios across them would say nothing.
+    for (dtype, engines) in DTYPES {
+        let arguments = words(&["bench", "--threads", &threads, "--config", &config, "--dtype", dtype]);
+        let mut contenders = vec![Contender {
+            name: format!("ours, {dtype}"),
+            program: root.join("target/release/llm-infer"),
+            arguments,
+        }];
+        for engine in engines.iter().filter(|_| options.peers.is_some()) {
+            let arguments =
+                words(&[&script, "--engine", engine, "--dtype", dtype, "--model", &model, "--threads", &threads]);
+            let program = options.peers.clone().unwrap_or_default();
+            contenders.push(Contender { name: format!("{engine}, {dtype}"), program, arguments });
+        }
+        let figures = [
+            ("prefill, tokens/s", "prefill_tokens_per_second", 1.),
+            ("decode, tokens/s", "decode_tokens_per_second", 1.),
+            ("peak memory, MB", "peak_memory", 1e-6),
+        ];
+        println!("{}", compare(&contenders, &figures, options.rounds)?);
+    }
     Ok(())
 }
 
@@ -131,7 +194,7 @@ fn compare(contenders: &[Contender], figures: &[(&str, &str, f64)], rounds: usiz
 
 /// The JSON object on the last line that a contender prints.
 fn measure(contender: &Contender) -> Result<Map<String, Value>, String> {
-    let name = contender.name;
+    let name = &contender.name;
     let output = Command::new(&contender.program)
         .args(&contender.arguments)
         .output()
@@ -152,9 +215,9 @@ fn measure(contender: &Contender) -> Result<Map<String, Value>, String> {
 mod tests {
     use super::*;
 
-    fn shell(name: &'static str, script: &str) -> Contender {
+    fn shell(name: &str, script: &str) -> Contender {
         let arguments = vec!["-c".to_owned(), script.to_owned()];
-        Contender { name, program: PathBuf::from("sh"), arguments }
+        Contender { name: name.to_owned(), program: PathBuf::from("sh"), arguments }
     }
 
     #[test]

@@ -39,7 +39,7 @@ const DOCS: Step = ("documentation", &["doc", "--workspace", "--no-deps"], &[("R
 fn main() -> ExitCode {
     match Arguments::parse().task {
         Task::Ci { no_test } => ci(no_test),
-        Task::Bench(bench) => match bench::run(bench) {
+        Task::Bench(bench) => match bench::run(&bench) {
             Ok(()) => ExitCode::SUCCESS,
             Err(message) => {
                 eprintln!("error: {message}");

@@ -5,10 +5,10 @@ use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::DType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use llm_cli::Failure;
-use llm_model::{Batch, Model, write_safetensors};
+use llm_kernels::BlockFormat;
+use llm_model::{Batch, Model, WeightFormat, write_safetensors};
 use llm_tokenizer::ChatMessage;
 
 use crate::{Error, Sampling, TextModel, TextOptions, bench};
@@ -38,14 +38,24 @@ enum Command {
 
 /// What the matrices of a model are held in.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Weights {
+#[allow(non_camel_case_types, reason = "ggml's names")]
+#[value(rename_all = "snake_case")]
+enum Dtype {
     /// 4 bytes for each number
     F32,
     /// 2 bytes: decoding is about twice as fast; the rounding shows in the third digit
     Bf16,
+    /// 8.5 bits
+    Q8_0,
+    /// 4.5 bits
+    Q4_0,
+    /// 4.5 bits, with finer scales; for rows of a multiple of 256 numbers
+    Q4_K,
+    /// 6.6 bits; for rows of a multiple of 256 numbers
+    Q6_K,
 }
 
-impl Weights {
+impl Dtype {
     fn load(self, dir: &Path) -> Result<TextModel, Failure> {
         let mut text_model = TextModel::load(dir).map_err(input)?;
         text_model.model = self.hold(text_model.model)?;
@@ -53,10 +63,15 @@ impl Weights {
     }
 
     fn hold(self, model: Model) -> Result<Model, Failure> {
-        match self {
-            Self::F32 => Ok(model),
-            Self::Bf16 => model.frozen_as(DType::BF16).map_err(input),
-        }
+        let format = match self {
+            Self::F32 => return Ok(model),
+            Self::Bf16 => WeightFormat::Bf16,
+            Self::Q8_0 => WeightFormat::Blocks(BlockFormat::Q8_0),
+            Self::Q4_0 => WeightFormat::Blocks(BlockFormat::Q4_0),
+            Self::Q4_K => WeightFormat::Blocks(BlockFormat::Q4_K),
+            Self::Q6_K => WeightFormat::Blocks(BlockFormat::Q6_K),
+        };
+        model.frozen_as(format).map_err(input)
     }
 }
 
@@ -66,8 +81,8 @@ struct Speech {
     #[arg(long)]
     model: PathBuf,
     /// What the matrices are held in
-    #[arg(long, value_enum, default_value_t = Weights::F32)]
-    dtype: Weights,
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    dtype: Dtype,
     /// A system message: a role to play, rules to keep
     #[arg(long)]
     system: Option<String>,
@@ -143,8 +158,8 @@ struct Bench {
     #[arg(long, conflicts_with = "model")]
     config: Option<PathBuf>,
     /// What the matrices are held in
-    #[arg(long, value_enum, default_value_t = Weights::F32)]
-    dtype: Weights,
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    dtype: Dtype,
     /// Tokens of the prompt
     #[arg(long, default_value_t = 512)]
     prompt_tokens: usize,
@@ -159,13 +174,13 @@ struct Bench {
 /// Runs the command that the arguments name.
 pub fn execute(arguments: Arguments) -> Result<(), Failure> {
     let threads = arguments.threads.unwrap_or_else(llm_kernels::default_threads);
-    llm_kernels::set_threads(threads).map_err(|e| Failure::input(format!("--threads: {e}")))?;
-    match arguments.command {
+    let done = llm_kernels::with_threads(threads, || match arguments.command {
         Command::Generate(generate) => answer(&generate),
         Command::Chat(chat) => talk(&chat),
         Command::Logits(logits) => write_logits(&logits),
         Command::Bench(args) => time(&args),
-    }
+    });
+    done.map_err(|e| Failure::input(format!("--threads: {e}")))?
 }
 
 /// Whatever fails here fails on what the person gave: a folder, a prompt, an option.

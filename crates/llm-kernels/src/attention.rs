@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Stora
 use rayon::prelude::*;
 
 use crate::matmul::{Matrix, Threads, product_into};
-use crate::simd::{exp, max, sum2, tanh};
+use crate::simd::{axpy, exp, max, sum2, tanh};
 
 /// Which keys a query may look at, besides being causal.
 #[derive(Debug, Clone, Default)]
@@ -311,8 +311,13 @@ impl Attention {
                         out[i * d..(i + 1) * d].iter_mut().for_each(|x| *x *= shrunk);
                     }
                 }
-                let weights = Matrix::new(weights, queries.rows.len(), width);
-                product_into(weights, v.block(b, keys, group), out, d, true, 1., Threads::One);
+                let values = v.block(b, keys, group);
+                if queries.rows.len() == 1 {
+                    mixture(weights, values, out);
+                } else {
+                    let weights = Matrix::new(weights, queries.rows.len(), width);
+                    product_into(weights, values, out, d, true, 1., Threads::One);
+                }
             }
             for ((out, log_sum), (top, sum)) in out.chunks_exact_mut(d).zip(&mut log_sums[queries.rows]).zip(softmaxes)
             {
@@ -441,6 +446,15 @@ fn differentiate_simd<'a, S: pulp::Simd>(
 fn dots_simd<'a, S: pulp::Simd>(_simd: S, q: &'a [f32], k: Matrix<'a>, scale: f32, out: &'a mut [f32]) {
     for (j, out) in out.iter_mut().enumerate() {
         *out = sum2(q, k.row(j), |a, b| a * b) * scale;
+    }
+}
+
+/// `out += Σ weights[j] · v[j]` over the rows of `v`.
+#[pulp::with_simd(mixture = pulp::Arch::new())]
+#[inline(always)]
+fn mixture_simd<'a, S: pulp::Simd>(_simd: S, weights: &'a [f32], v: Matrix<'a>, out: &'a mut [f32]) {
+    for (j, &weight) in weights.iter().enumerate() {
+        axpy(weight, v.row(j), out);
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::cross_entropy::{IGNORED, check_labels};
+use crate::cross_entropy::{IGNORED, check_labels, log_sum_exp};
 use crate::matmul::{Matrix, Threads, product_into};
 use crate::simd::{contiguous, exp, max, sum2};
 
@@ -34,14 +34,27 @@ pub fn linear_cross_entropy(x: &Tensor, w: &Tensor, labels: &[i64], options: Cro
         bail!("linear_cross_entropy: x is {:?}, w is {:?}; their last dimensions must be alike", x.dims(), w.dims());
     }
     check_labels(labels, n, vocab)?;
+    if n == 0 || vocab == 0 {
+        bail!("linear_cross_entropy: x is {:?}, w is {:?}; neither may be empty", x.dims(), w.dims());
+    }
     if !(crate::is_fused(x) && crate::is_fused(w)) {
         return naive(x, w, labels, options);
     }
-    let op = Head { labels: labels.into(), options, wants: [x.track_op(), w.track_op()], gradients: OnceLock::new() };
-    x.contiguous()?.apply_op2(&w.contiguous()?, op)
+    let scale = 1. / counted(labels) as f32;
+    let labels: Arc<[i64]> = labels.into();
+    Head::apply(x, w, move |rows, logits, differentiate| {
+        let losses: Vec<f64> = logits
+            .par_chunks_mut(vocab)
+            .zip(labels[rows].par_iter())
+            .with_min_len(4)
+            .map(|(row, &label)| row_loss(row, label, options, differentiate, scale))
+            .collect();
+        Ok(losses.iter().sum::<f64>() * f64::from(scale))
+    })
 }
 
-fn counted(labels: &[i64]) -> usize {
+/// How many labels count, at least one.
+pub(crate) fn counted(labels: &[i64]) -> usize {
     labels.iter().filter(|&&label| label != IGNORED).count().max(1)
 }
 
@@ -59,11 +72,15 @@ fn naive(x: &Tensor, w: &Tensor, labels: &[i64], options: CrossEntropyOptions) -
     (loss * keep)?.sum_all()? / counted(labels) as f64
 }
 
-struct Head {
-    labels: Arc<[i64]>,
-    options: CrossEntropyOptions,
+/// `losses(rows, logits, differentiate)` gives the loss of some rows of logits, in their mean over all rows; if asked to,
+/// it leaves in each row the gradient of that loss.
+type Losses = Box<dyn Fn(Range<usize>, &mut [f32], bool) -> Result<f64> + Send + Sync>;
+
+/// The logits `x · wᵀ`, a chunk at a time, and a loss of them: a scalar.
+pub(crate) struct Head {
     /// Whether the gradients of `x` and of `w` are asked for.
     wants: [bool; 2],
+    losses: Losses,
     /// The gradients of the loss with respect to `x` and `w`, made beside the loss.
     gradients: OnceLock<[Option<Tensor>; 2]>,
 }
@@ -71,18 +88,34 @@ struct Head {
 /// Logits of one chunk: 16 MB of them fit the last-level cache of most machines.
 const CHUNK: usize = 4 << 20;
 
+impl Head {
+    /// Applies the head `w` `(vocab, hidden)` and the loss to `x` `(n, hidden)`.
+    pub fn apply(
+        x: &Tensor,
+        w: &Tensor,
+        losses: impl Fn(Range<usize>, &mut [f32], bool) -> Result<f64> + Send + Sync + 'static,
+    ) -> Result<Tensor> {
+        let head = Self { wants: [x.track_op(), w.track_op()], losses: Box::new(losses), gradients: OnceLock::new() };
+        x.contiguous()?.apply_op2(&w.contiguous()?, head)
+    }
+
+    /// How many rows of logits stand in memory at a time.
+    fn rows(n: usize, vocab: usize) -> usize {
+        (CHUNK / vocab.max(1)).clamp(16, n.max(16))
+    }
+}
+
 impl CustomOp2 for Head {
     fn name(&self) -> &'static str {
-        "linear_cross_entropy"
+        "head"
     }
 
     fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, ws: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         let ((n, k), (vocab, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
         let (x, w) = (contiguous(xs, xl)?, contiguous(ws, wl)?);
         let [dx, dw] = self.wants;
-        let scale = 1. / counted(&self.labels) as f32;
         let mut gradients = [vec![0f32; if dx { x.len() } else { 0 }], vec![0f32; if dw { w.len() } else { 0 }]];
-        let rows = (CHUNK / vocab.max(1)).clamp(16, n.max(16));
+        let rows = Self::rows(n, vocab);
         let mut logits = vec![0f32; rows.min(n) * vocab];
         let mut loss = 0f64;
         for start in (0..n).step_by(rows) {
@@ -91,7 +124,7 @@ impl CustomOp2 for Head {
             let x = Matrix::new(&x[range.start * k..range.end * k], range.len(), k);
             let w = Matrix::new(w, vocab, k);
             product_into(x, w.t(), logits, vocab.max(1), false, 1., Threads::All);
-            loss += self.losses(range.clone(), logits, vocab, dx || dw, scale);
+            loss += (self.losses)(range.clone(), logits, dx || dw)?;
             let d = Matrix::new(logits, range.len(), vocab);
             if dx {
                 let dx = &mut gradients[0][range.start * k..range.end * k];
@@ -108,16 +141,14 @@ impl CustomOp2 for Head {
         };
         let made = [tensor(dx, x_grad, xl.shape())?, tensor(dw, w_grad, wl.shape())?];
         if self.gradients.set(made).is_err() {
-            bail!("linear_cross_entropy: an operation is used once");
+            bail!("head: an operation is used once");
         }
-        Ok((CpuStorage::F32(vec![(loss * f64::from(scale)) as f32]), Shape::from(())))
+        Ok((CpuStorage::F32(vec![loss as f32]), Shape::from(())))
     }
 
     fn bwd(&self, _x: &Tensor, _w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let factor = f64::from(dy.to_scalar::<f32>()?);
-        let Some([dx, dw]) = self.gradients.get() else {
-            bail!("linear_cross_entropy: its backward came before its forward")
-        };
+        let Some([dx, dw]) = self.gradients.get() else { bail!("head: its backward came before its forward") };
         let scaled = |grad: &Option<Tensor>| match grad {
             Some(grad) if factor != 1. => (grad * factor).map(Some),
             grad => Ok(grad.clone()),
@@ -126,38 +157,27 @@ impl CustomOp2 for Head {
     }
 }
 
-impl Head {
-    /// The sum of the losses of some rows of `logits`; with `differentiate` each row becomes its gradient times `scale`.
-    fn losses(&self, rows: Range<usize>, logits: &mut [f32], vocab: usize, differentiate: bool, scale: f32) -> f64 {
-        let (smooth, z_loss) = (self.options.label_smoothing as f32, self.options.z_loss as f32);
-        let labels = &self.labels[rows];
-        let losses: Vec<f64> = logits
-            .par_chunks_mut(vocab.max(1))
-            .zip(labels.par_iter())
-            .with_min_len(4)
-            .map(|(row, &label)| {
-                if label == IGNORED {
-                    row.fill(0.);
-                    return 0.;
-                }
-                let target = row[label as usize];
-                let mean = if smooth > 0. { sum2(row, row, |a, _| a) / vocab as f32 } else { 0. };
-                let log_sum = if differentiate {
-                    let log_sum = softmax_gradient(row, scale, z_loss);
-                    let evenly = scale * smooth / vocab as f32;
-                    if smooth > 0. {
-                        row.iter_mut().for_each(|d| *d -= evenly);
-                    }
-                    row[label as usize] -= scale * (1. - smooth);
-                    log_sum
-                } else {
-                    crate::cross_entropy::log_sum_exp(row)
-                };
-                f64::from(log_sum - (1. - smooth) * target - smooth * mean + z_loss * log_sum * log_sum)
-            })
-            .collect();
-        losses.iter().sum()
+/// The cross-entropy of one row of logits, which becomes its gradient times `scale` if `differentiate`.
+fn row_loss(row: &mut [f32], label: i64, options: CrossEntropyOptions, differentiate: bool, scale: f32) -> f64 {
+    if label == IGNORED {
+        row.fill(0.);
+        return 0.;
     }
+    let (smooth, z_loss) = (options.label_smoothing as f32, options.z_loss as f32);
+    let target = row[label as usize];
+    let mean = if smooth > 0. { sum2(row, row, |a, _| a) / row.len() as f32 } else { 0. };
+    let log_sum = if differentiate {
+        let log_sum = softmax_gradient(row, scale, z_loss);
+        if smooth > 0. {
+            let evenly = scale * smooth / row.len() as f32;
+            row.iter_mut().for_each(|d| *d -= evenly);
+        }
+        row[label as usize] -= scale * (1. - smooth);
+        log_sum
+    } else {
+        log_sum_exp(row)
+    };
+    f64::from(log_sum - (1. - smooth) * target - smooth * mean + z_loss * log_sum * log_sum)
 }
 
 /// Turns a row of logits into `softmax · scale · (1 + 2 · z_loss · logsumexp)` and returns the logsumexp.

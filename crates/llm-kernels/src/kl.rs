@@ -86,7 +86,12 @@ fn log_sum(row: &[f32], inverse_temperature: f32) -> f32 {
 
 #[pulp::with_simd(forward = pulp::Arch::new())]
 #[inline(always)]
-fn forward_simd<'a, S: pulp::Simd>(_simd: S, student: &'a [f32], teacher: &'a [f32], inverse_temperature: f32) -> f32 {
+pub(crate) fn forward_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    student: &'a [f32],
+    teacher: &'a [f32],
+    inverse_temperature: f32,
+) -> f32 {
     let (ls, lt) = (log_sum(student, inverse_temperature), log_sum(teacher, inverse_temperature));
     sum2(teacher, student, |t, s| {
         let (log_p, log_q) = (t * inverse_temperature - lt, s * inverse_temperature - ls);

@@ -24,11 +24,14 @@
 mod adamw;
 mod attention;
 mod cross_entropy;
+mod distillation;
 mod head;
 mod kl;
 mod linear;
 mod matmul;
 mod norm;
+mod quant;
+mod recompute;
 mod rope;
 mod simd;
 mod swiglu;
@@ -39,13 +42,16 @@ mod threads;
 pub use adamw::{AdamWStep, adamw_step, square_sum};
 pub use attention::{Scores, Visible, attention, attention_weights};
 pub use cross_entropy::{IGNORED, cross_entropy};
+pub use distillation::{Distillation, Output, linear_distillation};
 pub use head::{CrossEntropyOptions, linear_cross_entropy};
 pub use kl::kl_divergence;
 pub use linear::linear;
 pub use norm::rms_norm;
+pub use quant::{BlockFormat, QuantizedWeight, linear_quantized};
+pub use recompute::{Recomputed, recompute};
 pub use rope::{Rotary, Rotation, rope};
 pub use swiglu::swiglu;
-pub use threads::{default_threads, set_threads};
+pub use threads::{default_threads, with_threads};
 
 use candle_core::{DType, Tensor};
 

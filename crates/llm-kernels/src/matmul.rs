@@ -7,6 +7,8 @@ use gemm::Parallelism;
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::simd::halved;
+
 /// A view of `rows x cols` numbers in memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
@@ -213,15 +215,11 @@ fn dot<W: Element>(x: &[f32], w: &[W]) -> f32 {
             lanes[i] += x[i] * w[i].widen();
         }
     }
-    let rest: f32 = x_rest.iter().zip(w_rest).map(|(x, w)| x * w.widen()).sum();
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
+    let mut rest = 0f32;
+    for (x, w) in x_rest.iter().zip(w_rest) {
+        rest += x * w.widen();
     }
-    lanes[0] + rest
+    halved(&mut lanes) + rest
 }
 
 /// Some rows of a weight in f32.

@@ -1,4 +1,7 @@
 //! The scalar pieces that the fused loops are made of, and how those loops read candle's memory.
+//!
+//! They are plain `for` loops: an iterator's `sum` or `fold` is a function of its own, which is not compiled for the vector
+//! unit of the function that calls it.
 
 use candle_core::{CpuStorage, Layout, Result, bail};
 
@@ -31,7 +34,13 @@ pub fn max(row: &[f32]) -> f32 {
             *lane = if x > *lane { x } else { *lane };
         }
     }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+    let mut top = f32::NEG_INFINITY;
+    for part in [&lanes[..], rest] {
+        for &x in part {
+            top = if x > top { x } else { top };
+        }
+    }
+    top
 }
 
 /// `Σ f(a, b)` over two rows of the same length, summed in 16 lanes: vector code, and the same bits every time.
@@ -45,14 +54,38 @@ pub fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
             lanes[i] += f(a[i], b[i]);
         }
     }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(&a, &b)| f(a, b)).sum();
-    lanes.iter().sum::<f32>() + rest
+    let mut rest = 0f32;
+    for (&a, &b) in a_rest.iter().zip(b_rest) {
+        rest += f(a, b);
+    }
+    halved(&mut lanes) + rest
+}
+
+/// The sum of some lanes, a power of two of them, in halves: short chains of additions.
+#[inline(always)]
+pub fn halved(lanes: &mut [f32]) -> f32 {
+    let mut width = lanes.len() / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 /// The hyperbolic tangent, to an absolute error under 1e-6, as vector code.
 #[inline(always)]
 pub fn tanh(x: f32) -> f32 {
     1. - 2. / (exp(2. * x) + 1.)
+}
+
+/// `y += a · x`.
+#[inline(always)]
+pub fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += a * x;
+    }
 }
 
 /// The elements of a contiguous f32 tensor.

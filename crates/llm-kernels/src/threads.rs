@@ -2,13 +2,14 @@
 
 use candle_core::{Result, bail};
 
-/// Gives every parallel loop of this process `threads` threads; call it first in `main`, before anything is computed.
+/// Gives every parallel loop of this process `threads` threads and runs `program` on one of them, so that a small loop
+/// begins without waking anybody. Call it first in `main`, before anything is computed.
 ///
 /// Our loops and the matrix products share rayon's pool. candle's element-wise loops have a second pool whose threads
 /// wait by spinning, which starves the first one; they are made serial, as what is large goes through this crate.
 /// candle takes that from the environment, which may be changed only while the process has a single thread: where
 /// that cannot be told (outside Linux) candle keeps its own pool. The same number of threads gives the same bits.
-pub fn set_threads(threads: usize) -> Result<()> {
+pub fn with_threads<T: Send>(threads: usize, program: impl FnOnce() -> T + Send) -> Result<T> {
     if threads == 0 {
         bail!("the number of threads is 0; it must be at least 1");
     }
@@ -21,13 +22,12 @@ pub fn set_threads(threads: usize) -> Result<()> {
             }
         }
     }
-    match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
-        Ok(()) => Ok(()),
-        Err(_) if rayon::current_num_threads() == threads => Ok(()),
-        Err(_) => bail!("{} threads are at work already; set their number before the first computation", {
-            rayon::current_num_threads()
-        }),
+    let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    let now = rayon::current_num_threads();
+    if built.is_err() && now != threads {
+        bail!("{now} threads are at work already; set their number before the first computation");
     }
+    Ok(rayon::scope(|_| program()))
 }
 
 /// One thread for each physical core, or for each logical one where the system does not tell them apart.
@@ -44,10 +44,10 @@ fn is_single_threaded() -> bool {
 mod tests {
     #[test]
     fn the_number_of_threads_is_set_once() {
-        assert!(super::set_threads(0).unwrap_err().to_string().contains("at least 1"));
+        assert!(super::with_threads(0, || ()).unwrap_err().to_string().contains("at least 1"));
         let now = rayon::current_num_threads();
-        super::set_threads(now).unwrap();
-        assert!(super::set_threads(now + 1).unwrap_err().to_string().contains("at work already"));
+        assert!(super::with_threads(now, || rayon::current_thread_index().is_some()).unwrap());
+        assert!(super::with_threads(now + 1, || ()).unwrap_err().to_string().contains("at work already"));
         assert!(super::default_threads() >= 1);
     }
 }

@@ -54,6 +54,12 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
+    if let Some(name) = model.params().quantized().keys().next() {
+        let dir = dir.display();
+        return Err(Error::Input(format!(
+            "{dir}: \"{name}\" is held in blocks, which a Hugging Face folder has not; save the model in f32 or bf16"
+        )));
+    }
     write_safetensors(&dir.join("model.safetensors"), model.params().tensors())?;
     write_json(&dir.join("config.json"), &model.config_json())?;
     if model.head() == Head::LanguageModel {

@@ -40,7 +40,7 @@ pub use config::ModelConfig;
 pub use count::ParamCount;
 pub use error::Error;
 pub use model::{Head, Model};
-pub use params::Params;
+pub use params::{Params, WeightFormat};
 
 /// What every fallible function of this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;

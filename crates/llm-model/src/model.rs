@@ -1,12 +1,14 @@
 //! A decoder with a head, its parameters and its folder.
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
-use llm_kernels::{CrossEntropyOptions, linear, linear_cross_entropy};
+use candle_core::{DType, Tensor, TensorId};
+use llm_kernels::{CrossEntropyOptions, Distillation, Output, Recomputed, linear_cross_entropy, linear_distillation};
 use serde_json::Value;
 
 use crate::decoder::Decoder;
+use crate::params::{Matrix, WeightFormat};
 use crate::{Batch, Error, KvCache, ModelConfig, ParamCount, Params, Result, checkpoint, families};
 
 /// What a model says about each token of a text.
@@ -27,7 +29,7 @@ pub struct Model {
     head: Head,
     params: Params,
     decoder: Decoder,
-    output: Tensor,       // (vocab, hidden) or (1, hidden)
+    output: Matrix,       // (vocab, hidden) or (1, hidden)
     bias: Option<Tensor>, // (1,)
     /// Keys of `config.json` beyond the decoder's own, kept as they are and saved again (reward statistics, say).
     pub extra: serde_json::Map<String, Value>,
@@ -41,8 +43,8 @@ impl Model {
         let decoder = Decoder::new(&config, &params)?;
         let output = match head {
             Head::LanguageModel if config.tie_word_embeddings => decoder.embed_tokens.clone(),
-            Head::LanguageModel => params.get("lm_head.weight")?,
-            Head::Sequence | Head::Token => params.get("score.weight")?,
+            Head::LanguageModel => params.matrix("lm_head.weight")?,
+            Head::Sequence | Head::Token => params.matrix("score.weight")?,
         };
         let bias = if head == Head::Token { Some(params.get("score.bias")?) } else { None };
         Ok(Self { config, head, params, decoder, output, bias, extra: serde_json::Map::new() })
@@ -80,12 +82,11 @@ impl Model {
         self.with_params(self.params.frozen()?)
     }
 
-    /// A frozen copy whose matrices are in `dtype`, f32 or bf16; norms and biases stay in f32.
-    pub fn frozen_as(&self, dtype: DType) -> Result<Self> {
-        if !matches!(dtype, DType::F32 | DType::BF16) {
-            return Err(Error::Input(format!("weights in {} are not supported; choose f32 or bf16", dtype.as_str())));
-        }
-        self.with_params(self.params.frozen()?.with_matrices_in(dtype)?)
+    /// A frozen copy whose matrices are held in `format`: less memory, and faster decoding, which waits for memory.
+    ///
+    /// A copy in blocks generates but is not saved by [`Self::save`]: a Hugging Face folder has no such weights.
+    pub fn frozen_as(&self, format: WeightFormat) -> Result<Self> {
+        self.with_params(self.params.with_matrices_in(format)?)
     }
 
     fn with_params(&self, params: Params) -> Result<Self> {
@@ -98,6 +99,18 @@ impl Model {
     pub fn with_head(&self, head: Head, seed: u64) -> Result<Self> {
         let params = self.params.for_head(&self.config, head, seed)?;
         Self::new(self.config.clone(), head, params.trainable()?)
+    }
+
+    /// Makes every block keep nothing but its input for the backward and run again there: a third more computation
+    /// for the activations of one block instead of all. Gradients keep their bits; [`Self::take_recomputed`] has them.
+    pub fn checkpoint_activations(&mut self) {
+        self.decoder.recomputed = Some(Recomputed::default());
+    }
+
+    /// The gradients of the blocks' parameters since the last call, by tensor id, after
+    /// [`Self::checkpoint_activations`]: they do not stand in what `backward` returns.
+    pub fn take_recomputed(&self) -> HashMap<TensorId, Tensor> {
+        self.decoder.recomputed.as_ref().map(Recomputed::take).unwrap_or_default()
     }
 
     /// The shape.
@@ -133,7 +146,7 @@ impl Model {
 
     /// The head's output for hidden states `(…, hidden)`: `(…, vocab)` or `(…, 1)`.
     pub fn output(&self, hidden: &Tensor) -> Result<Tensor> {
-        let y = linear(hidden, &self.output)?;
+        let y = self.output.apply(hidden)?;
         Ok(match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,
             None => y,
@@ -152,7 +165,23 @@ impl Model {
         if self.head != Head::LanguageModel {
             return Err(Error::Input("this model scores texts and has no next token; use a causal one".to_owned()));
         }
-        Ok(linear_cross_entropy(hidden, &self.output, labels, CrossEntropyOptions::default())?)
+        Ok(linear_cross_entropy(hidden, &self.output.dense()?, labels, CrossEntropyOptions::default())?)
+    }
+
+    /// `alpha · T² · KL(teacher/T ‖ this/T) + (1 - alpha) · cross-entropy` of the next tokens `labels` behind the hidden
+    /// states `(n, hidden)`; `teacher` is a model of the same vocabulary with its own hidden states of the same tokens.
+    pub fn distillation(
+        &self,
+        hidden: &Tensor,
+        teacher: (&Self, &Tensor),
+        labels: &[i64],
+        alpha: f64,
+        temperature: f64,
+    ) -> Result<Distillation> {
+        let (ours, theirs) = (self.output.dense()?, teacher.0.output.dense()?);
+        let student = Output { hidden, weight: &ours };
+        let teacher = Output { hidden: teacher.1, weight: &theirs };
+        Ok(linear_distillation(student, teacher, labels, alpha, temperature)?)
     }
 
     /// The attention weights of every layer, `(b, h, t, t)` each: how much each token looks at each earlier one.
@@ -177,7 +206,7 @@ impl Model {
     /// The `config.json` of this model.
     pub(crate) fn config_json(&self) -> Value {
         let mut json = families::llama::to_json(&self.config, self.head);
-        if self.decoder.embed_tokens.dtype() == DType::BF16 {
+        if matches!(&self.decoder.embed_tokens, Matrix::Dense(w) if w.dtype() == DType::BF16) {
             json["torch_dtype"] = Value::from("bfloat16");
         }
         if let Value::Object(map) = &mut json {

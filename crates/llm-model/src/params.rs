@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
+use llm_kernels::{BlockFormat, QuantizedWeight, linear, linear_quantized};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -14,12 +15,65 @@ use crate::{Error, Head, ModelConfig, Result};
 pub struct Params {
     tensors: BTreeMap<String, Tensor>,
     vars: BTreeMap<String, Var>,
+    quantized: BTreeMap<String, QuantizedWeight>,
+}
+
+/// How the matrices of a frozen model are held; norms and biases are f32 always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// 4 bytes for each number.
+    F32,
+    /// 2 bytes.
+    Bf16,
+    /// ggml's blocks. Rows that a block does not divide fall back to `Q8_0`, and to f32 if 32 does not divide them.
+    Blocks(BlockFormat),
+}
+
+/// The format itself if its blocks divide rows of `row` numbers, or the one to fall back to.
+fn blocks_for(format: BlockFormat, row: usize) -> Option<BlockFormat> {
+    [format, BlockFormat::Q8_0].into_iter().find(|format| row.is_multiple_of(format.elements()))
+}
+
+/// A matrix of a model: a tensor, or blocks.
+#[derive(Debug, Clone)]
+pub(crate) enum Matrix {
+    Dense(Tensor),
+    Blocks(QuantizedWeight),
+}
+
+impl Matrix {
+    /// `x · wᵀ`.
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Dense(w) => linear(x, w)?,
+            Self::Blocks(w) => linear_quantized(x, w)?,
+        })
+    }
+
+    /// Rows `ids` `(n,)` in f32 or f64: `(n, in)`.
+    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            // Weights may be in bf16, what flows between them is not.
+            Self::Dense(w) if w.dtype() == DType::BF16 => w.index_select(ids, 0)?.to_dtype(DType::F32)?,
+            Self::Dense(w) => w.index_select(ids, 0)?,
+            Self::Blocks(w) => w.rows(&ids.to_vec1::<u32>()?)?,
+        })
+    }
+
+    /// The whole matrix, in f32 or f64.
+    pub fn dense(&self) -> Result<Tensor> {
+        Ok(match self {
+            Self::Dense(w) if w.dtype() == DType::BF16 => w.to_dtype(DType::F32)?,
+            Self::Dense(w) => w.clone(),
+            Self::Blocks(w) => w.dequantize()?,
+        })
+    }
 }
 
 impl Params {
     /// Frozen parameters.
     pub fn new(tensors: BTreeMap<String, Tensor>) -> Self {
-        Self { tensors, vars: BTreeMap::new() }
+        Self { tensors, ..Self::default() }
     }
 
     /// Fresh parameters for `config` and `head`: norms at one, matrices normal with `initializer_range` (those that
@@ -48,16 +102,29 @@ impl Params {
     /// The same numbers, at this moment, that no training changes.
     pub fn frozen(&self) -> Result<Self> {
         let copy = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), tensor.detach().copy()?));
-        Ok(Self::new(self.tensors.iter().map(copy).collect::<Result<_>>()?))
+        let tensors = self.tensors.iter().map(copy).collect::<Result<_>>()?;
+        Ok(Self { tensors, vars: BTreeMap::new(), quantized: self.quantized.clone() })
     }
 
-    /// The same numbers, frozen, with matrices rounded to `dtype`.
-    pub(crate) fn with_matrices_in(&self, dtype: DType) -> Result<Self> {
-        let round = |(name, tensor): (&String, &Tensor)| {
-            let tensor = if tensor.rank() > 1 { tensor.to_dtype(dtype)? } else { tensor.clone() };
-            Ok((name.clone(), tensor))
-        };
-        Ok(Self::new(self.tensors.iter().map(round).collect::<Result<_>>()?))
+    /// The same numbers, frozen, with matrices rounded to `format`.
+    pub(crate) fn with_matrices_in(&self, format: WeightFormat) -> Result<Self> {
+        let mut rounded = Self { quantized: self.quantized.clone(), ..Self::default() };
+        for (name, tensor) in &self.tensors {
+            let tensor = tensor.detach();
+            let row = tensor.dims().last().copied().unwrap_or(0);
+            let blocks = match format {
+                WeightFormat::Blocks(format) if tensor.rank() == 2 => blocks_for(format, row),
+                _ => None,
+            };
+            if let Some(format) = blocks {
+                rounded.quantized.insert(name.clone(), QuantizedWeight::quantize(&tensor, format)?);
+            } else {
+                let half = format == WeightFormat::Bf16 && tensor.rank() == 2;
+                let tensor = if half { tensor.to_dtype(DType::BF16)? } else { tensor.copy()? };
+                rounded.tensors.insert(name.clone(), tensor);
+            }
+        }
+        Ok(rounded)
     }
 
     /// Keeps what `head` needs of these parameters and makes what it lacks (a score head) from `seed`.
@@ -85,6 +152,19 @@ impl Params {
         })
     }
 
+    /// The matrix of that name.
+    pub(crate) fn matrix(&self, name: &str) -> Result<Matrix> {
+        match self.quantized.get(name) {
+            Some(blocks) => Ok(Matrix::Blocks(blocks.clone())),
+            None => self.get(name).map(Matrix::Dense),
+        }
+    }
+
+    /// The matrices that are held in blocks, by name; they are not among [`Self::tensors`].
+    pub fn quantized(&self) -> &BTreeMap<String, QuantizedWeight> {
+        &self.quantized
+    }
+
     /// All tensors, by name.
     pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
         &self.tensors
@@ -100,14 +180,16 @@ impl Params {
         let expected: BTreeMap<String, Vec<usize>> = config.tensor_shapes(head).into_iter().collect();
         let mut problems = Vec::new();
         for (name, shape) in &expected {
-            match self.tensors.get(name) {
+            let blocks = self.quantized.get(name).map(|w| vec![w.shape().0, w.shape().1]);
+            match blocks.or_else(|| self.tensors.get(name).map(|tensor| tensor.dims().to_vec())) {
                 None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
-                Some(tensor) if tensor.dims() != shape => problems
-                    .push(format!("tensor \"{name}\" has shape {:?}, config.json says {shape:?}", tensor.dims())),
+                Some(found) if found != *shape => {
+                    problems.push(format!("tensor \"{name}\" has shape {found:?}, config.json says {shape:?}"));
+                }
                 Some(_) => {}
             }
         }
-        let extra = self.tensors.keys().filter(|name| !expected.contains_key(*name));
+        let extra = self.tensors.keys().chain(self.quantized.keys()).filter(|name| !expected.contains_key(*name));
         problems.extend(extra.map(|name| format!("tensor \"{name}\" belongs to no part of this model")));
         if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { origin: origin.to_owned(), problems }) }
     }

@@ -36,6 +36,9 @@ pub fn bench(recipe: &PretrainRecipe, steps: usize) -> Result<TrainingCost> {
     }
     let mut learner =
         Learner::new(Model::init(recipe.model.clone(), Head::LanguageModel, recipe.seed)?, &recipe.optimizer)?;
+    if recipe.activation_checkpointing {
+        learner.model.checkpoint_activations();
+    }
     let (tokens, vocab) = (recipe.batch_size * recipe.seq_len, learner.model.config().vocab_size as u32);
     let mut seconds = Vec::with_capacity(steps);
     let mut last = f64::NAN;

@@ -228,7 +228,12 @@ impl Common {
 /// Runs the command that the arguments name.
 pub fn execute(arguments: Arguments) -> Result<(), Failure> {
     let threads = arguments.threads.unwrap_or_else(llm_kernels::default_threads);
-    llm_kernels::set_threads(threads).map_err(|e| Failure::input(format!("--threads: {e}")))?;
+    let done = llm_kernels::with_threads(threads, || show(arguments.command));
+    done.map_err(|e| Failure::input(format!("--threads: {e}")))?
+}
+
+/// Performs a command and shows how far it is.
+fn show(command: Command) -> Result<(), Failure> {
     let mut progress: Option<Progress> = None;
     let mut observer = |event: Event| match event {
         Event::Begin { stage, total, done, unit } => progress = Some(Progress::new(stage, total, unit, done)),
@@ -243,7 +248,7 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
             }
         }
     };
-    let table = perform(arguments.command, &mut observer).map_err(|error| match error {
+    let table = perform(command, &mut observer).map_err(|error| match error {
         Error::Candle(_) | Error::Diverged { .. } => Failure::internal(error.to_string()),
         error => Failure::input(error.to_string()),
     })?;

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use llm_data::{Batches, TokenDataset};
+use llm_kernels::Distillation;
 use llm_model::{Batch, Head, Model, ModelConfig};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
@@ -141,20 +142,19 @@ pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, option
                 Lesson::of_answers(&chosen, pad)?
             }
         };
-        let (kl, cross_entropy) = compare(&learner.model, &teacher, &lesson, recipe.temperature)?;
         // α · T² · KL(teacher/T ‖ student/T) + (1 - α) · cross-entropy
-        let loss = ((&kl * recipe.alpha)? + (&cross_entropy * (1. - recipe.alpha))?)?;
-        learner.backward(&loss)?;
+        let taught = lesson.teach(&learner.model, &teacher, recipe.alpha, recipe.temperature)?;
+        learner.backward(&taught.loss)?;
         let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
         let grad_norm = learner.step(learning_rate)?;
-        let (done, loss) = (step + 1, loss::scalar(&loss)?);
+        let (done, loss) = (step + 1, loss::scalar(&taught.loss)?);
         run.check_finite(done, &[("loss", loss), ("grad_norm", grad_norm)])?;
         run.log(
             done,
             &[
                 ("loss", loss),
-                ("kl_loss", loss::scalar(&kl)?),
-                ("cross_entropy_loss", loss::scalar(&cross_entropy)?),
+                ("kl_loss", recipe.temperature * recipe.temperature * taught.kl),
+                ("cross_entropy_loss", taught.cross_entropy),
                 ("grad_norm", grad_norm),
                 ("learning_rate", learning_rate),
             ],
@@ -195,22 +195,19 @@ impl Lesson {
         Ok(Self { batch, places: Some(places), labels })
     }
 
-    fn logits(&self, model: &Model) -> Result<Tensor> {
+    /// The hidden states from which a model tells the tokens that count: `(n, hidden)`.
+    fn states(&self, model: &Model) -> Result<Tensor> {
         let hidden = model.hidden(&self.batch, None)?; // (b, t, hidden)
-        let rows = match &self.places {
+        Ok(match &self.places {
             Some(places) => pick_rows(&hidden, places.clone())?,
             None => hidden.flatten(0, 1)?,
-        };
-        Ok(model.output(&rows)?) // (n, vocab)
+        })
     }
-}
 
-/// `T² · KL(teacher/T ‖ student/T)` and the cross-entropy of a lesson, each the mean over its tokens: two scalars.
-fn compare(student: &Model, teacher: &Model, lesson: &Lesson, temperature: f64) -> Result<(Tensor, Tensor)> {
-    let student = lesson.logits(student)?;
-    let teacher = lesson.logits(teacher)?.detach();
-    let kl = loss::distillation(&student, &teacher, temperature)?;
-    Ok((kl, loss::cross_entropy(&student, &lesson.labels)?))
+    fn teach(&self, student: &Model, teacher: &Model, alpha: f64, temperature: f64) -> Result<Distillation> {
+        let theirs = self.states(teacher)?.detach();
+        Ok(student.distillation(&self.states(student)?, (teacher, &theirs), &self.labels, alpha, temperature)?)
+    }
 }
 
 /// KL divergence from the teacher (at T = 1) and cross-entropy, the means over all tokens of the answers.
@@ -218,10 +215,10 @@ fn evaluate(student: &Model, teacher: &Model, held_out: &[Example], batch_size: 
     let (mut kl_sum, mut loss_sum, mut count) = (0., 0., 0.);
     for chunk in held_out.chunks(batch_size) {
         let lesson = Lesson::of_answers(&chunk.iter().collect::<Vec<_>>(), pad)?;
-        let (kl, cross_entropy) = compare(student, teacher, &lesson, 1.)?;
+        let seen = lesson.teach(student, teacher, 1., 1.)?;
         let n = lesson.labels.len() as f64;
-        kl_sum += n * loss::scalar(&kl)?;
-        loss_sum += n * loss::scalar(&cross_entropy)?;
+        kl_sum += n * seen.kl;
+        loss_sum += n * seen.cross_entropy;
         count += n;
     }
     Ok((kl_sum / f64::max(count, 1.), loss_sum / f64::max(count, 1.)))

@@ -24,6 +24,8 @@ pub struct FinetuneRecipe {
     pub batch_size: usize,
     /// Micro-batches for each step.
     pub gradient_accumulation_steps: u64,
+    /// Whether blocks run again in the backward instead of keeping their activations: less memory, a third more work.
+    pub activation_checkpointing: bool,
     /// Longer conversations, in tokens, are left out.
     pub max_length: usize,
     /// Steps between two evaluations on held-out conversations.
@@ -42,6 +44,7 @@ impl Default for FinetuneRecipe {
             epochs: 3,
             batch_size: 32,
             gradient_accumulation_steps: 1,
+            activation_checkpointing: false,
             max_length: 512,
             eval_every: 100,
             save_every: 100,
@@ -79,6 +82,9 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
         model.set_eos_token_id(tokenizer.end_of_turn_id());
         Ok(model)
     })?;
+    if recipe.activation_checkpointing {
+        learner.model.checkpoint_activations();
+    }
     let mut batches = LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), recipe.batch_size, recipe.seed)?;
     let micro_batches = recipe.gradient_accumulation_steps.max(1);
     let steps = (batches.per_epoch() * recipe.epochs).div_ceil(micro_batches);

@@ -25,6 +25,8 @@ pub struct PretrainRecipe {
     pub batch_size: usize,
     /// Micro-batches for each step.
     pub gradient_accumulation_steps: u64,
+    /// Whether blocks run again in the backward instead of keeping their activations: less memory, a third more work.
+    pub activation_checkpointing: bool,
     /// Tokens of a row.
     pub seq_len: usize,
     /// Steps between two evaluations on held-out text.
@@ -48,6 +50,7 @@ impl Default for PretrainRecipe {
             steps: 1000,
             batch_size: 16,
             gradient_accumulation_steps: 1,
+            activation_checkpointing: false,
             seq_len: 128,
             eval_every: 200,
             eval_batches: 20,
@@ -92,6 +95,9 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
         };
         Ok(Model::init(config, Head::LanguageModel, recipe.seed)?)
     })?;
+    if recipe.activation_checkpointing {
+        learner.model.checkpoint_activations();
+    }
     let first = checkpoint.map_or(0, |c| c.step);
     let micro_batches = recipe.gradient_accumulation_steps.max(1);
     let tokens_per_step = micro_batches * (recipe.batch_size * recipe.seq_len) as u64;

@@ -1,0 +1,194 @@
+//! Distillation in one with the output layers: neither the student's nor the teacher's logits stand in memory whole.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::cross_entropy::{IGNORED, check_labels, log_sum_exp};
+use crate::head::{Head, counted};
+use crate::matmul::{Matrix, Threads, product_into};
+use crate::norm::cpu;
+use crate::simd::{exp, max, sum2};
+
+/// Hidden states `(n, hidden)` and the output layer `(vocab, hidden)` that reads them.
+#[derive(Debug, Clone, Copy)]
+pub struct Output<'a> {
+    /// The hidden states.
+    pub hidden: &'a Tensor,
+    /// The output layer.
+    pub weight: &'a Tensor,
+}
+
+/// The loss of [`linear_distillation`] and what it is made of.
+#[derive(Debug)]
+pub struct Distillation {
+    /// `alpha · T² · kl + (1 - alpha) · cross_entropy`, a scalar with its gradient.
+    pub loss: Tensor,
+    /// The mean of `KL(softmax(teacher / T) ‖ softmax(student / T))`, in nats.
+    pub kl: f64,
+    /// The mean cross-entropy of the student, in nats.
+    pub cross_entropy: f64,
+}
+
+/// `alpha · T² · KL(teacher/T ‖ student/T) + (1 - alpha) · cross-entropy`, means over the labels that are not ignored
+/// (Hinton et al. 2015, arXiv 1503.02531).
+///
+/// Both outputs have `n` rows and one vocabulary; no gradient flows to the teacher. `labels` `(n,)` are the next tokens.
+pub fn linear_distillation(
+    student: Output,
+    teacher: Output,
+    labels: &[i64],
+    alpha: f64,
+    temperature: f64,
+) -> Result<Distillation> {
+    let ((n, k), (vocab, kw)) = (student.hidden.dims2()?, student.weight.dims2()?);
+    let ((tn, tk), (teacher_vocab, tkw)) = (teacher.hidden.dims2()?, teacher.weight.dims2()?);
+    if k != kw || tk != tkw || n != tn || vocab != teacher_vocab || n * vocab == 0 {
+        let shapes = [student.hidden, student.weight, teacher.hidden, teacher.weight].map(Tensor::dims);
+        bail!(
+            "linear_distillation: student {:?} · {:?} and teacher {:?} · {:?} do not fit",
+            shapes[0],
+            shapes[1],
+            shapes[2],
+            shapes[3]
+        );
+    }
+    check_labels(labels, n, vocab)?;
+    let tensors = [student.hidden, student.weight, teacher.hidden, teacher.weight];
+    if !tensors.iter().all(|x| crate::is_fused(x)) {
+        return naive(student, teacher, labels, alpha, temperature);
+    }
+    let count = counted(labels) as f64;
+    let numbers = Numbers { alpha: alpha as f32, temperature: temperature as f32, scale: (1. / count) as f32 };
+    let labels: Arc<[i64]> = labels.into();
+    let (hidden, weight) = (teacher.hidden.detach().contiguous()?, teacher.weight.detach().contiguous()?);
+    let sums = Arc::new(Mutex::new((0f64, 0f64)));
+    let gathered = Arc::clone(&sums);
+    let loss = Head::apply(student.hidden, student.weight, move |rows, logits, differentiate| {
+        let ((hs, hl), (ws, wl)) = (hidden.storage_and_layout(), weight.storage_and_layout());
+        let states = Matrix::new(&cpu(&hs, hl)?[rows.start * tk..rows.end * tk], rows.len(), tk);
+        let mut theirs = vec![0f32; logits.len()];
+        let weight = Matrix::new(cpu(&ws, wl)?, vocab, tk);
+        product_into(states, weight.t(), &mut theirs, vocab, false, 1., Threads::All);
+        let losses: Vec<(f64, f64)> = logits
+            .par_chunks_mut(vocab)
+            .zip(theirs.par_chunks(vocab))
+            .zip(labels[rows].par_iter())
+            .with_min_len(4)
+            .map(|((student, teacher), &label)| numbers.row(student, teacher, label, differentiate))
+            .collect();
+        let (kl, cross_entropy) = losses.iter().fold((0., 0.), |sum, row| (sum.0 + row.0, sum.1 + row.1));
+        let mut sums = gathered.lock().unwrap_or_else(PoisonError::into_inner);
+        *sums = (sums.0 + kl, sums.1 + cross_entropy);
+        Ok((alpha * temperature * temperature * kl + (1. - alpha) * cross_entropy) / count)
+    })?;
+    let (kl, cross_entropy) = *sums.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(Distillation { loss, kl: kl / count, cross_entropy: cross_entropy / count })
+}
+
+fn naive(student: Output, teacher: Output, labels: &[i64], alpha: f64, temperature: f64) -> Result<Distillation> {
+    let keep: Vec<u32> = (0..labels.len() as u32).filter(|&i| labels[i as usize] != IGNORED).collect();
+    let count = keep.len().max(1) as f64;
+    let of_kept = |sum: Tensor| sum.sum_all()? / count;
+    let logits = crate::linear(student.hidden, student.weight)?;
+    let theirs = crate::linear(&teacher.hidden.detach(), &teacher.weight.detach())?;
+    let rows = keep.len();
+    let index = Tensor::from_vec(keep, rows, logits.device())?;
+    let (some, their_some) = (logits.index_select(&index, 0)?, theirs.index_select(&index, 0)?);
+    let kl = of_kept(crate::kl_divergence(&some, &their_some, temperature)?)?;
+    let cross_entropy = of_kept(crate::cross_entropy(&logits, labels)?)?;
+    let loss = ((&kl * (alpha * temperature * temperature))? + (&cross_entropy * (1. - alpha))?)?;
+    let number = |x: &Tensor| x.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>();
+    Ok(Distillation { loss, kl: number(&kl)?, cross_entropy: number(&cross_entropy)? })
+}
+
+#[derive(Clone, Copy)]
+struct Numbers {
+    alpha: f32,
+    temperature: f32,
+    scale: f32,
+}
+
+impl Numbers {
+    /// KL and cross-entropy of one row; `student` becomes the gradient of the loss if `differentiate`.
+    fn row(self, student: &mut [f32], teacher: &[f32], label: i64, differentiate: bool) -> (f64, f64) {
+        if label == IGNORED {
+            student.fill(0.);
+            return (0., 0.);
+        }
+        let inverse = 1. / self.temperature;
+        let kl = crate::kl::forward(student, teacher, inverse);
+        let log_sum = log_sum_exp(student);
+        let cross_entropy = log_sum - student[label as usize];
+        if differentiate {
+            let (of_kl, of_labels) = (self.scale * self.alpha * self.temperature, self.scale * (1. - self.alpha));
+            gradient(student, teacher, [inverse, of_kl, of_labels, log_sum]);
+            student[label as usize] -= of_labels;
+        }
+        (f64::from(kl), f64::from(cross_entropy))
+    }
+}
+
+// d = of_kl · (softmax(student / T) - softmax(teacher / T)) + of_labels · softmax(student).
+#[pulp::with_simd(gradient = pulp::Arch::new())]
+#[inline(always)]
+fn gradient_simd<'a, S: pulp::Simd>(_simd: S, student: &'a mut [f32], teacher: &'a [f32], numbers: [f32; 4]) {
+    let [inverse, of_kl, of_labels, log_sum] = numbers;
+    let scaled = |row: &[f32]| {
+        let top = max(row);
+        top * inverse + sum2(row, row, |x, _| exp((x - top) * inverse)).ln()
+    };
+    let (ours, theirs) = (scaled(student), scaled(teacher));
+    for (s, t) in student.iter_mut().zip(teacher) {
+        let soft = exp(*s * inverse - ours) - exp(t * inverse - theirs);
+        *s = of_kl * soft + of_labels * exp(*s - log_sum);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_same_gradients, random};
+
+    #[test]
+    fn the_fused_distillation_equals_the_naive_one_in_f64() -> Result<()> {
+        for (n, k, tk, vocab) in [(1, 1, 2, 3), (7, 5, 9, 11), (40, 2, 3, 300_001)] {
+            let (x, w) = (random(&[n, k], 1, 2.)?, random(&[vocab, k], 2, 1.)?);
+            let (tx, tw) = (random(&[n, tk], 3, 2.)?, random(&[vocab, tk], 4, 1.)?);
+            let labels: Vec<i64> = (0..n).map(|i| if i % 3 == 2 { IGNORED } else { (i * 7 % vocab) as i64 }).collect();
+            for (alpha, temperature) in [(0.9, 2.), (1., 1.), (0., 3.)] {
+                assert_same_gradients(&[&x, &w], 1e-4, |t| {
+                    let (tx, tw) = (tx.to_dtype(t[0].dtype())?, tw.to_dtype(t[0].dtype())?);
+                    let (student, teacher) =
+                        (Output { hidden: &t[0], weight: &t[1] }, Output { hidden: &tx, weight: &tw });
+                    Ok(linear_distillation(student, teacher, &labels, alpha, temperature)?.loss)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn its_parts_are_those_of_the_two_losses() -> Result<()> {
+        let (x, w) = (random(&[30, 6], 1, 2.)?, random(&[20, 6], 2, 1.)?);
+        let (tx, tw) = (random(&[30, 4], 3, 2.)?, random(&[20, 4], 4, 1.)?);
+        let labels: Vec<i64> = (0..30).map(|i| i % 20).collect();
+        let (student, teacher) = (Output { hidden: &x, weight: &w }, Output { hidden: &tx, weight: &tw });
+        let fused = linear_distillation(student, teacher, &labels, 0.7, 2.)?;
+        let apart = naive(student, teacher, &labels, 0.7, 2.)?;
+        assert!((fused.kl - apart.kl).abs() < 1e-5 && (fused.cross_entropy - apart.cross_entropy).abs() < 1e-5);
+        let same = linear_distillation(student, student, &labels, 1., 2.)?;
+        assert!(same.kl.abs() < 1e-6 && same.loss.to_scalar::<f32>()?.abs() < 1e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn outputs_that_do_not_fit_are_errors() -> Result<()> {
+        let (x, w, other) = (random(&[3, 6], 1, 2.)?, random(&[5, 6], 2, 1.)?, random(&[4, 6], 2, 1.)?);
+        let output = |weight| Output { hidden: &x, weight };
+        assert!(linear_distillation(output(&w), output(&other), &[0, 1, 2], 1., 1.).is_err());
+        assert!(linear_distillation(output(&w), output(&w), &[0, 1], 1., 1.).is_err());
+        Ok(())
+    }
+}

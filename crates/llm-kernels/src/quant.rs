@@ -1,0 +1,525 @@
+//! Frozen weights in ggml's block formats, and their product with activations.
+//!
+//! A block holds 32 numbers (Q8_0, Q4_0) or 256 (Q4_K, Q6_K) as small integers with their scales; the layouts are those
+//! of GGUF files. For a few rows, as in decoding, activations are rounded to 8 bits for each 32 numbers and multiplied as
+//! integers, so that a weight is read as it lies in memory; for many rows parts of the weight are widened to f32.
+
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::matmul::{FEW_ROWS, Matrix, Threads, product_into};
+use crate::norm::cpu;
+use crate::simd::contiguous;
+
+/// How the numbers of a frozen weight are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(non_camel_case_types, reason = "ggml's names")]
+pub enum BlockFormat {
+    /// 8 bits and a scale for each 32: 8.5 bits for each number.
+    Q8_0,
+    /// 4 bits and a scale for each 32: 4.5 bits for each number.
+    Q4_0,
+    /// 4 bits; 6-bit scales and minima for each 32, in blocks of 256: 4.5 bits for each number.
+    Q4_K,
+    /// 6 bits; 8-bit scales for each 16, in blocks of 256: 6.56 bits for each number.
+    Q6_K,
+}
+
+impl BlockFormat {
+    /// Numbers in a block.
+    pub fn elements(self) -> usize {
+        match self {
+            Self::Q8_0 | Self::Q4_0 => 32,
+            Self::Q4_K | Self::Q6_K => 256,
+        }
+    }
+
+    /// Bytes of a block.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Q8_0 => 34,
+            Self::Q4_0 => 18,
+            Self::Q4_K => 144,
+            Self::Q6_K => 210,
+        }
+    }
+
+    fn ggml(self) -> GgmlDType {
+        match self {
+            Self::Q8_0 => GgmlDType::Q8_0,
+            Self::Q4_0 => GgmlDType::Q4_0,
+            Self::Q4_K => GgmlDType::Q4K,
+            Self::Q6_K => GgmlDType::Q6K,
+        }
+    }
+}
+
+/// A frozen weight `(out, in)` in blocks along its rows.
+#[derive(Debug, Clone)]
+pub struct QuantizedWeight {
+    format: BlockFormat,
+    shape: (usize, usize),
+    blocks: Arc<[u8]>,
+}
+
+impl QuantizedWeight {
+    /// Rounds `w` `(out, in)` to `format`; `in` must be a multiple of the block's size.
+    pub fn quantize(w: &Tensor, format: BlockFormat) -> Result<Self> {
+        let (rows, cols) = w.dims2()?;
+        if !cols.is_multiple_of(format.elements()) {
+            bail!("{format:?} has blocks of {}, the weight has rows of {cols}", format.elements());
+        }
+        let quantized = QTensor::quantize(&w.to_dtype(candle_core::DType::F32)?, format.ggml())?;
+        Self::from_blocks(quantized.data()?.as_ref(), (rows, cols), format)
+    }
+
+    /// The blocks of a GGUF file's tensor of `shape` (out, in).
+    pub fn from_blocks(blocks: &[u8], shape: (usize, usize), format: BlockFormat) -> Result<Self> {
+        let (rows, cols) = shape;
+        let expected = cols.is_multiple_of(format.elements()).then(|| cols / format.elements() * format.bytes());
+        if expected.and_then(|row| row.checked_mul(rows)) != Some(blocks.len()) {
+            bail!("{} bytes are not {rows} x {cols} numbers in {format:?}", blocks.len());
+        }
+        Ok(Self { format, shape, blocks: blocks.into() })
+    }
+
+    /// `(out, in)`.
+    pub fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    /// How it is written.
+    pub fn format(&self) -> BlockFormat {
+        self.format
+    }
+
+    /// Its blocks, as they stand in a GGUF file.
+    pub fn blocks(&self) -> &[u8] {
+        &self.blocks
+    }
+
+    /// The numbers in f32, `(out, in)`.
+    pub fn dequantize(&self) -> Result<Tensor> {
+        let mut numbers = Vec::new();
+        self.widen(0..self.shape.0, &mut numbers);
+        Tensor::from_vec(numbers, self.shape, &candle_core::Device::Cpu)
+    }
+
+    /// Some rows in f32.
+    pub fn rows(&self, index: &[u32]) -> Result<Tensor> {
+        let (rows, cols) = self.shape;
+        let mut numbers = Vec::with_capacity(index.len() * cols);
+        let mut row = Vec::new();
+        for &i in index {
+            if i as usize >= rows {
+                bail!("row {i} of a weight of {rows} rows");
+            }
+            self.widen(i as usize..i as usize + 1, &mut row);
+            numbers.extend_from_slice(&row);
+        }
+        Tensor::from_vec(numbers, (index.len(), cols), &candle_core::Device::Cpu)
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.shape.1 / self.format.elements() * self.format.bytes()
+    }
+
+    fn widen(&self, rows: std::ops::Range<usize>, out: &mut Vec<f32>) {
+        let (bytes, cols) = (self.row_bytes(), self.shape.1);
+        out.clear();
+        out.resize(rows.len() * cols, 0.);
+        if !out.is_empty() {
+            let blocks = &self.blocks[rows.start * bytes..rows.end * bytes];
+            out.par_chunks_mut(cols).zip(blocks.par_chunks(bytes)).with_min_len(8).for_each(|(out, row)| {
+                widen_row(self.format, row, out);
+            });
+        }
+    }
+}
+
+/// `x · wᵀ` with a quantised, frozen `w` `(out, in)`; `x` is `(…, in)` in f32, the result `(…, out)`.
+///
+/// A gradient flows to `x`, through the widened weight: adapters train upon it.
+pub fn linear_quantized(x: &Tensor, w: &QuantizedWeight) -> Result<Tensor> {
+    let mut shape = x.dims().to_vec();
+    let (out, input) = w.shape;
+    match shape.last_mut() {
+        Some(last) if *last == input => *last = out,
+        _ => bail!("linear_quantized: x is {:?}, the weight is {out} x {input}", x.dims()),
+    }
+    let rows: usize = shape.iter().rev().skip(1).product();
+    x.reshape((rows, input))?.contiguous()?.apply_op1(Quantized(w.clone()))?.reshape(shape)
+}
+
+struct Quantized(QuantizedWeight);
+
+/// Rows of a weight that are widened at a time.
+const PART: usize = 512;
+
+impl Quantized {
+    /// Runs `f(first row, widened rows)` for one part of the weight after the other.
+    fn parts(&self, mut f: impl FnMut(usize, Matrix)) {
+        let ((rows, cols), mut wide) = (self.0.shape, Vec::new());
+        for start in (0..rows).step_by(PART) {
+            let end = (start + PART).min(rows);
+            self.0.widen(start..end, &mut wide);
+            f(start, Matrix::new(&wide, end - start, cols));
+        }
+    }
+}
+
+impl CustomOp1 for Quantized {
+    fn name(&self) -> &'static str {
+        "linear_quantized"
+    }
+
+    fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = contiguous(xs, xl)?;
+        let ((n, k), (m, _)) = (xl.shape().dims2()?, self.0.shape);
+        let mut y = vec![0f32; n * m];
+        if n > 0 && n <= FEW_ROWS {
+            let bytes = self.0.row_bytes();
+            for (x, y) in x.chunks_exact(k).zip(y.chunks_exact_mut(m)) {
+                let x = Activations::of(x);
+                let rows = crate::norm::rows_per_task(k).min(m.div_ceil(rayon::current_num_threads()).max(1));
+                y.par_chunks_mut(rows).zip(self.0.blocks.par_chunks(rows * bytes)).for_each(|(y, blocks)| {
+                    dots(self.0.format, blocks, bytes, &x, y);
+                });
+            }
+        } else if n > 0 {
+            let x = Matrix::new(x, n, k);
+            self.parts(|start, w| product_into(x, w.t(), &mut y[start..], m, false, 1., Threads::All));
+        }
+        Ok((CpuStorage::F32(y), Shape::from((n, m))))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dy = dy.contiguous()?;
+        let (ds, dl) = dy.storage_and_layout();
+        let ((n, k), (m, _)) = (x.dims2()?, self.0.shape);
+        let (dy, mut dx) = (cpu(&ds, dl)?, vec![0f32; n * k]);
+        if n > 0 {
+            self.parts(|start, w| {
+                let dy = Matrix::with_stride(&dy[start..], n, w.rows(), m);
+                product_into(dy, w, &mut dx, k, true, 1., Threads::All);
+            });
+        }
+        Tensor::from_vec(dx, (n, k), x.device()).map(Some)
+    }
+}
+
+/// A row of activations in 8 bits: for each 32 numbers a scale and the sum of the integers.
+struct Activations {
+    integers: Vec<[i8; 32]>,
+    scales: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+impl Activations {
+    fn of(x: &[f32]) -> Self {
+        let blocks = x.len() / 32;
+        let mut all = Self { integers: vec![[0; 32]; blocks], scales: vec![0.; blocks], sums: vec![0.; blocks] };
+        for (i, x) in x.as_chunks::<32>().0.iter().enumerate() {
+            let largest = x.iter().fold(0f32, |a, b| a.max(b.abs()));
+            let inverse = if largest > 0. { 127. / largest } else { 0. };
+            for (q, x) in all.integers[i].iter_mut().zip(x) {
+                *q = (x * inverse).round() as i8;
+            }
+            all.scales[i] = largest / 127.;
+            all.sums[i] = all.integers[i].iter().map(|&q| i32::from(q)).sum::<i32>() as f32;
+        }
+        all
+    }
+}
+
+/// The product of each row of blocks with the activations.
+#[pulp::with_simd(dots = pulp::Arch::new())]
+#[inline(always)]
+fn dots_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    format: BlockFormat,
+    blocks: &'a [u8],
+    row_bytes: usize,
+    x: &'a Activations,
+    y: &'a mut [f32],
+) {
+    for (row, y) in blocks.chunks_exact(row_bytes).zip(y) {
+        let mut sum = 0.;
+        // A loop for each format: a function that is passed on would not be compiled for the vector unit at hand.
+        match format {
+            BlockFormat::Q8_0 => {
+                for (i, block) in row.as_chunks().0.iter().enumerate() {
+                    sum += q8_0(block, x, i);
+                }
+            }
+            BlockFormat::Q4_0 => {
+                for (i, block) in row.as_chunks().0.iter().enumerate() {
+                    sum += q4_0(block, x, i);
+                }
+            }
+            BlockFormat::Q4_K => {
+                for (i, block) in row.as_chunks().0.iter().enumerate() {
+                    sum += q4_k(block, x, i);
+                }
+            }
+            BlockFormat::Q6_K => {
+                for (i, block) in row.as_chunks().0.iter().enumerate() {
+                    sum += q6_k(block, x, i);
+                }
+            }
+        }
+        *y = sum;
+    }
+}
+
+#[inline(always)]
+fn integer_dot<const N: usize>(a: &[i8; N], b: &[i8; N]) -> i32 {
+    let mut sum = 0;
+    for i in 0..N {
+        sum += i32::from(a[i]) * i32::from(b[i]);
+    }
+    sum
+}
+
+#[inline(always)]
+fn q8_0(block: &[u8; 34], x: &Activations, i: usize) -> f32 {
+    let mut w = [0i8; 32];
+    for j in 0..32 {
+        w[j] = block[2 + j] as i8;
+    }
+    half(block, 0) * x.scales[i] * integer_dot(&w, &x.integers[i]) as f32
+}
+
+#[inline(always)]
+fn q4_0(block: &[u8; 18], x: &Activations, i: usize) -> f32 {
+    // w = d · (q - 8): the 8 is taken away from the sum at once.
+    let sum = nibbles_dot(&block[2..18], &x.integers[i]);
+    half(block, 0) * x.scales[i] * (sum as f32 - 8. * x.sums[i])
+}
+
+/// 16 bytes of low nibbles for the first half of `x`, high nibbles for the second.
+#[inline(always)]
+fn nibbles_dot(q: &[u8], x: &[i8; 32]) -> i32 {
+    let mut w = [0i8; 32];
+    for j in 0..16 {
+        w[j] = (q[j] & 15) as i8;
+        w[j + 16] = (q[j] >> 4) as i8;
+    }
+    integer_dot(&w, x)
+}
+
+#[inline(always)]
+fn q4_k(block: &[u8; 144], x: &Activations, i: usize) -> f32 {
+    let (d, low) = (half(block, 0), half(block, 2));
+    let mut sum = 0.;
+    for part in 0..4 {
+        let q = &block[16 + 32 * part..48 + 32 * part];
+        for high in 0..2 {
+            let (j, at) = (2 * part + high, 8 * i + 2 * part + high);
+            let (scale, min) = scale_and_min(&block[4..16], j);
+            let mut w = [0i8; 32];
+            for l in 0..32 {
+                w[l] = ((q[l] >> (4 * high)) & 15) as i8;
+            }
+            let product = integer_dot(&w, &x.integers[at]) as f32;
+            sum += x.scales[at] * (d * scale * product - low * min * x.sums[at]);
+        }
+    }
+    sum
+}
+
+/// Scale and minimum of sub-block `j`, 6 bits each, packed into 12 bytes.
+#[inline(always)]
+fn scale_and_min(q: &[u8], j: usize) -> (f32, f32) {
+    let (scale, min) = if j < 4 {
+        (q[j] & 63, q[j + 4] & 63)
+    } else {
+        ((q[j + 4] & 15) | ((q[j - 4] >> 6) << 4), (q[j + 4] >> 4) | ((q[j] >> 6) << 4))
+    };
+    (f32::from(scale), f32::from(min))
+}
+
+/// The integers of 32 numbers of a Q6_K block, part `part` of 8.
+#[inline(always)]
+fn six_bits(block: &[u8; 210], part: usize) -> [i8; 32] {
+    let (half, quarter) = (part / 4, part % 4);
+    let low = &block[64 * half + 32 * (quarter % 2)..][..32];
+    let high = &block[128 + 32 * half..][..32];
+    let (low_shift, high_shift) = (4 * (quarter / 2), 2 * quarter);
+    let mut integers = [0i8; 32];
+    for l in 0..32 {
+        integers[l] = (((low[l] >> low_shift) & 15) | (((high[l] >> high_shift) & 3) << 4)) as i8 - 32;
+    }
+    integers
+}
+
+#[inline(always)]
+fn q6_k(block: &[u8; 210], x: &Activations, i: usize) -> f32 {
+    let mut sum = 0.;
+    for part in 0..8 {
+        let (w, x_part) = (six_bits(block, part), &x.integers[8 * i + part]);
+        let scale = |j: usize| f32::from(block[192 + 2 * part + j] as i8);
+        let (ours, theirs) = (w.as_chunks::<16>().0, x_part.as_chunks::<16>().0);
+        let first = scale(0) * integer_dot(&ours[0], &theirs[0]) as f32;
+        let second = scale(1) * integer_dot(&ours[1], &theirs[1]) as f32;
+        sum += x.scales[8 * i + part] * (first + second);
+    }
+    half(block, 208) * sum
+}
+
+#[pulp::with_simd(widen_row = pulp::Arch::new())]
+#[inline(always)]
+fn widen_row_simd<'a, S: pulp::Simd>(_simd: S, format: BlockFormat, row: &'a [u8], out: &'a mut [f32]) {
+    match format {
+        BlockFormat::Q8_0 => {
+            for (block, out) in row.as_chunks::<34>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+                let d = half(block, 0);
+                for (out, &q) in out.iter_mut().zip(&block[2..]) {
+                    *out = d * f32::from(q as i8);
+                }
+            }
+        }
+        BlockFormat::Q4_0 => {
+            for (block, out) in row.as_chunks::<18>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+                let d = half(block, 0);
+                for (j, &q) in block[2..].iter().enumerate() {
+                    out[j] = d * (f32::from(q & 15) - 8.);
+                    out[j + 16] = d * (f32::from(q >> 4) - 8.);
+                }
+            }
+        }
+        BlockFormat::Q4_K => {
+            for (block, out) in row.as_chunks::<144>().0.iter().zip(out.as_chunks_mut::<256>().0) {
+                let (d, low) = (half(block, 0), half(block, 2));
+                for (j, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                    let (scale, min) = scale_and_min(&block[4..16], j);
+                    let q = &block[16 + 32 * (j / 2)..][..32];
+                    for (out, q) in out.iter_mut().zip(q) {
+                        *out = d * scale * f32::from((q >> (4 * (j % 2))) & 15) - low * min;
+                    }
+                }
+            }
+        }
+        BlockFormat::Q6_K => {
+            for (block, out) in row.as_chunks::<210>().0.iter().zip(out.as_chunks_mut::<256>().0) {
+                let d = half(block, 208);
+                for (part, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                    for (l, (out, q)) in out.iter_mut().zip(six_bits(block, part)).enumerate() {
+                        *out = d * f32::from(block[192 + 2 * part + l / 16] as i8) * f32::from(q);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The f16 at byte `at`, by shifting its bits into an f32: scales are finite.
+#[inline(always)]
+fn half(block: &[u8], at: usize) -> f32 {
+    let bits = u32::from(u16::from_le_bytes([block[at], block[at + 1]]));
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23); // · 2^112
+    f32::from_bits(magnitude.to_bits() | ((bits & 0x8000) << 16))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::*;
+    use crate::testing::random;
+
+    const ALL: [BlockFormat; 4] = [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_K, BlockFormat::Q6_K];
+
+    fn flat(x: &Tensor) -> Vec<f32> {
+        x.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn a_half_is_what_the_half_crate_says() {
+        for bits in (0..0x7c00u16).chain(0x8000..0xfc00) {
+            assert_eq!(super::half(&bits.to_le_bytes(), 0), half::f16::from_bits(bits).to_f32());
+        }
+    }
+
+    #[test]
+    fn blocks_are_read_as_candle_reads_them() -> Result<()> {
+        for format in ALL {
+            for scale in [1., 1e-3, 50.] {
+                let w = random(&[5, 512], 1, scale)?;
+                let theirs = QTensor::quantize(&w, format.ggml())?.dequantize(&candle_core::Device::Cpu)?;
+                let ours = QuantizedWeight::quantize(&w, format)?;
+                let near = |a: &f32, b: &f32| (a - b).abs() <= 1e-6 * scale as f32;
+                assert!(flat(&ours.dequantize()?).iter().zip(&flat(&theirs)).all(|(a, b)| near(a, b)), "{format:?}");
+                let picked = flat(&ours.rows(&[4, 0])?);
+                assert_eq!(picked[..512], flat(&ours.dequantize()?)[4 * 512..]);
+                assert!(ours.rows(&[5]).is_err());
+            }
+        }
+        Ok(())
+    }
+
+    /// Small integers survive the rounding of activations, so the product is exact to the rounding of f32.
+    #[test]
+    fn a_product_of_integers_is_that_of_the_widened_weight() -> Result<()> {
+        for format in ALL {
+            let w = QuantizedWeight::quantize(&random(&[37, 256], 1, 1.)?, format)?;
+            for n in [1, 3, 9] {
+                let mut x: Vec<f32> = flat(&random(&[n * 256], 2, 127.)?).iter().map(|x| x.round()).collect();
+                x.iter_mut().step_by(32).for_each(|x| *x = 127.);
+                let x = Tensor::from_vec(x, (n, 256), &candle_core::Device::Cpu)?;
+                let (ours, theirs) = (linear_quantized(&x, &w)?, crate::linear(&x, &w.dequantize()?)?);
+                let gap = flat(&(ours - &theirs)?).iter().fold(0f32, |a, b| a.max(b.abs()));
+                assert!(gap < 2e-5 * flat(&theirs).iter().fold(0f32, |a, b| a.max(b.abs())), "{format:?} {n}: {gap}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_error_of_any_product_is_that_of_rounding_to_8_bits() -> Result<()> {
+        for format in ALL {
+            for scale in [1e-4, 1., 1e4] {
+                let w = QuantizedWeight::quantize(&random(&[16, 512], 1, 0.3)?, format)?;
+                let x = random(&[2, 512], 3, scale)?;
+                let (ours, theirs) = (linear_quantized(&x, &w)?, crate::linear(&x, &w.dequantize()?)?);
+                // Each of 512 products is off by half a step (scale / 254) times at most 0.3, with random signs.
+                let bound = 0.3 * scale as f32 / 254. * 512f32.sqrt() * 2.;
+                let gap = flat(&(ours - theirs)?).iter().fold(0f32, |a, b| a.max(b.abs()));
+                assert!(gap < bound && gap > 0., "{format:?} {scale}: {gap} of {bound}");
+            }
+        }
+        let zeros = QuantizedWeight::quantize(&random(&[4, 256], 1, 1.)?, BlockFormat::Q4_K)?;
+        let x = Tensor::zeros((1, 256), candle_core::DType::F32, &candle_core::Device::Cpu)?;
+        assert_eq!(flat(&linear_quantized(&x, &zeros)?), [0.; 4]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_gradient_flows_through_the_weight() -> Result<()> {
+        for format in ALL {
+            let w = QuantizedWeight::quantize(&random(&[600, 256], 1, 1.)?, format)?;
+            let x = Var::from_tensor(&random(&[2, 3, 256], 2, 1.)?)?;
+            let gradient = |y: Tensor| -> Result<Vec<f32>> {
+                let mask = random(y.dims(), 3, 1.)?;
+                Ok(flat((y * mask)?.sum_all()?.backward()?.get(&x).unwrap()))
+            };
+            let ours = gradient(linear_quantized(&x, &w)?)?;
+            let theirs = gradient(crate::linear(&x, &w.dequantize()?)?)?;
+            assert!(ours.iter().zip(theirs).all(|(a, b)| (a - b).abs() < 1e-3), "{format:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_errors() -> Result<()> {
+        assert!(QuantizedWeight::quantize(&random(&[2, 64], 1, 1.)?, BlockFormat::Q4_K).is_err());
+        assert!(QuantizedWeight::from_blocks(&[0; 33], (1, 32), BlockFormat::Q8_0).is_err());
+        assert!(QuantizedWeight::from_blocks(&[0; 34], (1, 31), BlockFormat::Q8_0).is_err());
+        let w = QuantizedWeight::from_blocks(&[0; 34], (1, 32), BlockFormat::Q8_0)?;
+        assert!(linear_quantized(&random(&[2, 31], 1, 1.)?, &w).is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+//! Activation checkpointing: a block keeps its input alone and runs again in its backward (Chen et al. 2016, arXiv
+//! 1604.06174). A third more computation, and the memory of one block's activations instead of all blocks'.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Storage, Tensor, TensorId, Var, bail};
+
+/// Gradients of the parameters inside of recomputed blocks: they do not stand in what `backward` returns.
+#[derive(Debug, Clone, Default)]
+pub struct Recomputed(Arc<Mutex<HashMap<TensorId, Tensor>>>);
+
+impl Recomputed {
+    /// The gradients since the last call, by the id of their parameter.
+    pub fn take(&self) -> HashMap<TensorId, Tensor> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A parameter that several blocks or passes share has the sum of their gradients.
+    fn add(&self, id: TensorId, gradient: Tensor) -> Result<()> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sum = match all.remove(&id) {
+            Some(before) => (before + gradient)?,
+            None => gradient,
+        };
+        all.insert(id, sum);
+        Ok(())
+    }
+}
+
+/// `f(x)`, of which only `x` is kept; `f` runs again in the backward, with the same bits as without this.
+///
+/// The gradients of `params`, which `f` uses besides `x`, go to `gradients`. Where nothing trains before `x` there is no
+/// backward to run `f` again in: then it runs as if by itself. `f` must give the same result each time.
+pub fn recompute(
+    x: &Tensor,
+    params: Vec<Tensor>,
+    gradients: &Recomputed,
+    f: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    if !x.track_op() {
+        return f(x);
+    }
+    let value = f(&x.detach())?.detach().contiguous()?; // what led to the value is dropped here
+    x.apply_op1(Recompute { value: Mutex::new(Some(value)), params, gradients: gradients.clone(), f: Box::new(f) })
+}
+
+type Block = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>;
+
+struct Recompute {
+    value: Mutex<Option<Tensor>>,
+    params: Vec<Tensor>,
+    gradients: Recomputed,
+    f: Block,
+}
+
+impl CustomOp1 for Recompute {
+    fn name(&self) -> &'static str {
+        "recompute"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let Some(value) = self.value.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            bail!("recompute: an operation is used once");
+        };
+        let (storage, layout) = value.storage_and_layout();
+        let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+            bail!("recompute: the block's result left the CPU's memory");
+        };
+        let copy = match storage {
+            CpuStorage::F32(data) => CpuStorage::F32(data[start..end].to_vec()),
+            CpuStorage::F64(data) => CpuStorage::F64(data[start..end].to_vec()),
+            _ => bail!("recompute: a block gives f32 or f64"),
+        };
+        Ok((copy, layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let x = Var::from_tensor(&x.detach())?;
+        let y = (self.f)(&x)?;
+        let mut grads = y.apply_op1(Seed { gradient: dy.clone() })?.backward()?;
+        for param in &self.params {
+            if let Some(gradient) = grads.remove(param) {
+                self.gradients.add(param.id(), gradient)?;
+            }
+        }
+        Ok(grads.remove(&x))
+    }
+}
+
+/// A scalar whose gradient with respect to its argument is given: the way into a backward that begins in the middle.
+struct Seed {
+    gradient: Tensor,
+}
+
+impl CustomOp1 for Seed {
+    fn name(&self) -> &'static str {
+        "seed"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let zero = Tensor::zeros((), candle_core::backend::BackendStorage::dtype(storage), &Device::Cpu)?;
+        let (zero, _) = zero.storage_and_layout();
+        let Storage::Cpu(zero) = &*zero else { bail!("recompute: a zero left the CPU's memory") };
+        Ok((zero.clone(), Shape::from(())))
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, _dy: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(self.gradient.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::random;
+
+    fn bits(x: &Tensor) -> Vec<u32> {
+        x.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
+    fn a_recomputed_block_gives_the_same_bits() -> Result<()> {
+        let (x, w) = (Var::from_tensor(&random(&[9, 6], 1, 1.)?)?, Var::from_tensor(&random(&[6, 6], 2, 1.)?)?);
+        let norm = Var::from_tensor(&random(&[6], 3, 1.)?)?;
+        let run = |gradients: Option<&Recomputed>| -> Result<[Tensor; 4]> {
+            let params = vec![w.as_tensor().clone(), norm.as_tensor().clone()];
+            let block = {
+                let (w, norm) = (w.as_tensor().clone(), norm.as_tensor().clone());
+                move |x: &Tensor| x + crate::linear(&crate::rms_norm(x, &norm, 1e-5)?, &w)?
+            };
+            let start = (x.as_tensor() * 1.5)?;
+            let y = match gradients {
+                Some(gradients) => recompute(&start, params, gradients, block)?,
+                None => block(&start)?,
+            };
+            let grads = (y.sqr()? * 0.5)?.sum_all()?.backward()?;
+            let dx = grads.get(&x).unwrap().clone();
+            Ok(match gradients {
+                Some(gradients) => {
+                    let inside = gradients.take();
+                    [y, dx, inside[&w.id()].clone(), inside[&norm.id()].clone()]
+                }
+                None => [y, dx, grads.get(&w).unwrap().clone(), grads.get(&norm).unwrap().clone()],
+            })
+        };
+        let gradients = Recomputed::default();
+        for (plain, again) in run(None)?.iter().zip(run(Some(&gradients))?) {
+            assert_eq!(bits(plain), bits(&again));
+        }
+        assert!(gradients.take().is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn a_weight_of_two_blocks_has_the_sum_of_their_gradients() -> Result<()> {
+        let (x, w) = (Var::from_tensor(&random(&[4, 3], 1, 1.)?)?, Var::from_tensor(&random(&[3, 3], 2, 1.)?)?);
+        let block = |gradients: &Recomputed, x: &Tensor| {
+            let weight = w.as_tensor().clone();
+            recompute(x, vec![weight.clone()], gradients, move |x| crate::linear(x, &weight))
+        };
+        let gradients = Recomputed::default();
+        block(&gradients, &block(&gradients, &x)?)?.sum_all()?.backward()?;
+        let plain = crate::linear(&crate::linear(&x, &w)?, &w)?.sum_all()?.backward()?;
+        let (ours, plain) = (gradients.take()[&w.id()].clone(), plain.get(&w).unwrap().clone());
+        let gap = (ours - plain)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        assert!(gap < 1e-5, "{gap}");
+        Ok(())
+    }
+
+    #[test]
+    fn where_nothing_trains_before_the_block_its_own_weights_still_do() -> Result<()> {
+        let (x, w) = (random(&[4, 3], 1, 1.)?, Var::from_tensor(&random(&[2, 3], 2, 1.)?)?);
+        let weight = w.as_tensor().clone();
+        let y = recompute(&x, vec![weight.clone()], &Recomputed::default(), move |x| crate::linear(x, &weight))?;
+        assert!(y.sum_all()?.backward()?.get(&w).is_some());
+        Ok(())
+    }
+}
