@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Stora
 use rayon::prelude::*;
 
 use crate::matmul::{Matrix, Threads, product_into};
-use crate::simd::{axpy, exp, max, sum2, tanh};
+use crate::simd::{axpy, exp, halved, max, sum2, tanh};
 
 /// Which keys a query may look at, besides being causal.
 #[derive(Debug, Clone, Default)]
@@ -444,17 +444,47 @@ fn differentiate_simd<'a, S: pulp::Simd>(
 #[pulp::with_simd(dots = pulp::Arch::new())]
 #[inline(always)]
 fn dots_simd<'a, S: pulp::Simd>(_simd: S, q: &'a [f32], k: Matrix<'a>, scale: f32, out: &'a mut [f32]) {
-    for (j, out) in out.iter_mut().enumerate() {
-        *out = sum2(q, k.row(j), |a, b| a * b) * scale;
+    // Four keys at a time: their sums do not wait for each other.
+    let (fours, rest) = out.as_chunks_mut::<4>();
+    for (i, out) in fours.iter_mut().enumerate() {
+        let keys: [&[f32]; 4] = [k.row(4 * i), k.row(4 * i + 1), k.row(4 * i + 2), k.row(4 * i + 3)];
+        let mut lanes = [[0f32; 8]; 4];
+        let (parts, tail) = q.as_chunks::<8>();
+        for (at, part) in parts.iter().enumerate() {
+            for (lanes, key) in lanes.iter_mut().zip(keys) {
+                let key = &key[8 * at..8 * at + 8];
+                for c in 0..8 {
+                    lanes[c] += part[c] * key[c];
+                }
+            }
+        }
+        for ((out, lanes), key) in out.iter_mut().zip(&mut lanes).zip(keys) {
+            let mut sum = halved(lanes);
+            for (a, b) in tail.iter().zip(&key[q.len() - tail.len()..]) {
+                sum += a * b;
+            }
+            *out = sum * scale;
+        }
+    }
+    let done = 4 * fours.len();
+    for (j, out) in rest.iter_mut().enumerate() {
+        *out = sum2(q, k.row(done + j), |a, b| a * b) * scale;
     }
 }
 
-/// `out += Σ weights[j] · v[j]` over the rows of `v`.
+/// `out += Σ weights[j] · v[j]` over the rows of `v`, four at a time.
 #[pulp::with_simd(mixture = pulp::Arch::new())]
 #[inline(always)]
 fn mixture_simd<'a, S: pulp::Simd>(_simd: S, weights: &'a [f32], v: Matrix<'a>, out: &'a mut [f32]) {
-    for (j, &weight) in weights.iter().enumerate() {
-        axpy(weight, v.row(j), out);
+    let (fours, rest) = weights.as_chunks::<4>();
+    for (i, &[p0, p1, p2, p3]) in fours.iter().enumerate() {
+        let (v0, v1, v2, v3) = (v.row(4 * i), v.row(4 * i + 1), v.row(4 * i + 2), v.row(4 * i + 3));
+        for ((((out, v0), v1), v2), v3) in out.iter_mut().zip(v0).zip(v1).zip(v2).zip(v3) {
+            *out += (p0 * v0 + p1 * v1) + (p2 * v2 + p3 * v3);
+        }
+    }
+    for (j, &weight) in rest.iter().enumerate() {
+        axpy(weight, v.row(4 * fours.len() + j), out);
     }
 }
 
@@ -492,6 +522,7 @@ mod tests {
             (2, 7, 7, 2, 3, 5),
             (1, 33, 33, 1, 4, 32),
             (2, 1, 9, 2, 2, 8),
+            (1, 1, 300, 1, 3, 21),
             (1, 4, 19, 3, 1, 16),
             (1, 70, 300, 1, 2, 8),
         ]

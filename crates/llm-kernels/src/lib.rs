@@ -23,6 +23,8 @@
 
 mod adamw;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod cross_entropy;
 mod distillation;
 mod head;

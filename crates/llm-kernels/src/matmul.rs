@@ -166,6 +166,10 @@ impl Element for bf16 {
     }
 
     fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = pulp::x86::V3::try_new().filter(|_| x.len() == k) {
+            return simd.vectorize(crate::avx2::HalfDots { simd, x, w, y: out });
+        }
         dots_bf16(x, w, k, out);
     }
 }
@@ -294,7 +298,11 @@ mod tests {
             let mut wide = Vec::new();
             widened(&half, &mut wide);
             assert!(wide.iter().zip(&half).all(|(a, b)| *a == b.to_f32()));
-            assert!(few_rows(&x, &half, k).iter().zip(few_rows(&x, &wide, k)).all(|(a, b)| *a == b));
+            for other in [few_rows(&x, &half, k), few_rows(&x, &wide, k)] {
+                let mut portable = vec![0f32; n * m]; // (m, n)
+                dots_bf16(&x, &half, k, &mut portable);
+                assert!((0..n * m).all(|at| (other[at] - portable[at % m * n + at / m]).abs() < 1e-4), "{n} {k} {m}");
+            }
         }
     }
 

@@ -212,10 +212,10 @@ impl CustomOp1 for Quantized {
 }
 
 /// A row of activations in 8 bits: for each 32 numbers a scale and the sum of the integers.
-struct Activations {
-    integers: Vec<[i8; 32]>,
-    scales: Vec<f32>,
-    sums: Vec<f32>,
+pub(crate) struct Activations {
+    pub integers: Vec<[i8; 32]>,
+    pub scales: Vec<f32>,
+    pub sums: Vec<f32>,
 }
 
 impl Activations {
@@ -236,9 +236,17 @@ impl Activations {
 }
 
 /// The product of each row of blocks with the activations.
-#[pulp::with_simd(dots = pulp::Arch::new())]
+fn dots(format: BlockFormat, blocks: &[u8], row_bytes: usize, x: &Activations, y: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return simd.vectorize(crate::avx2::Dots { simd, format, blocks, row_bytes, x, y });
+    }
+    portable_dots(format, blocks, row_bytes, x, y);
+}
+
+#[pulp::with_simd(portable_dots = pulp::Arch::new())]
 #[inline(always)]
-fn dots_simd<'a, S: pulp::Simd>(
+fn portable_dots_simd<'a, S: pulp::Simd>(
     _simd: S,
     format: BlockFormat,
     blocks: &'a [u8],
@@ -333,7 +341,7 @@ fn q4_k(block: &[u8; 144], x: &Activations, i: usize) -> f32 {
 
 /// Scale and minimum of sub-block `j`, 6 bits each, packed into 12 bytes.
 #[inline(always)]
-fn scale_and_min(q: &[u8], j: usize) -> (f32, f32) {
+pub(crate) fn scale_and_min(q: &[u8], j: usize) -> (f32, f32) {
     let (scale, min) = if j < 4 {
         (q[j] & 63, q[j + 4] & 63)
     } else {
@@ -418,7 +426,7 @@ fn widen_row_simd<'a, S: pulp::Simd>(_simd: S, format: BlockFormat, row: &'a [u8
 
 /// The f16 at byte `at`, by shifting its bits into an f32: scales are finite.
 #[inline(always)]
-fn half(block: &[u8], at: usize) -> f32 {
+pub(crate) fn half(block: &[u8], at: usize) -> f32 {
     let bits = u32::from(u16::from_le_bytes([block[at], block[at + 1]]));
     let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23); // · 2^112
     f32::from_bits(magnitude.to_bits() | ((bits & 0x8000) << 16))
@@ -476,6 +484,38 @@ mod tests {
             }
         }
         Ok(())
+    }
+
+    /// The portable loops and those for AVX2, where the machine has it, on blocks of random bytes.
+    #[test]
+    fn every_path_gives_the_same_product() {
+        for format in ALL {
+            let (rows, cols) = (9, 512);
+            let mut w = QuantizedWeight::quantize(&random(&[rows, cols], 1, 1.).unwrap(), format).unwrap();
+            // Scales stay as they are; all other bits are as wild as a file may have them.
+            let mut blocks = w.blocks.to_vec();
+            let noise = flat(&random(&[blocks.len()], 2, 128.).unwrap());
+            for (block, noise) in blocks.chunks_mut(format.bytes()).zip(noise.chunks(format.bytes())) {
+                let wild = match format {
+                    BlockFormat::Q8_0 | BlockFormat::Q4_0 => 2..format.bytes(),
+                    BlockFormat::Q4_K => 4..144,
+                    BlockFormat::Q6_K => 0..208,
+                };
+                for i in wild {
+                    block[i] = noise[i].round().clamp(-128., 127.) as i8 as u8;
+                }
+            }
+            w.blocks = blocks.into();
+            let x = Activations::of(&flat(&random(&[cols], 3, 5.).unwrap()));
+            let (mut chosen, mut portable) = (vec![0f32; rows], vec![0f32; rows]);
+            dots(format, &w.blocks, w.row_bytes(), &x, &mut chosen);
+            portable_dots(format, &w.blocks, w.row_bytes(), &x, &mut portable);
+            let scale = portable.iter().fold(0f32, |a, b| a.max(b.abs()));
+            assert!(scale > 0.1, "{format:?}: {portable:?}");
+            for (a, b) in chosen.iter().zip(&portable) {
+                assert!((a - b).abs() < 1e-5 * scale, "{format:?}: {a} and {b}");
+            }
+        }
     }
 
     #[test]

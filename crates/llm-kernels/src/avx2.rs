@@ -1,0 +1,202 @@
+//! The products of decoding on AVX2, through pulp's safe names of the instructions. The loops that they stand for are in
+//! `quant.rs` and `matmul.rs`; tests compare both.
+
+use std::arch::x86_64::{__m128i, __m256, __m256i};
+
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use pulp::x86::V3;
+
+use crate::quant::{Activations, BlockFormat, half, scale_and_min};
+
+/// The product of each row of blocks with the activations.
+pub struct Dots<'a> {
+    pub simd: V3,
+    pub format: BlockFormat,
+    pub blocks: &'a [u8],
+    pub row_bytes: usize,
+    pub x: &'a Activations,
+    pub y: &'a mut [f32],
+}
+
+impl pulp::NullaryFnOnce for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { simd, format, blocks, row_bytes, x, y } = self;
+        for (row, y) in blocks.chunks_exact(row_bytes).zip(y) {
+            let mut sum = Sum { simd, lanes: simd.avx._mm256_setzero_ps(), rest: 0. };
+            match format {
+                BlockFormat::Q8_0 => {
+                    for (i, block) in row.as_chunks().0.iter().enumerate() {
+                        sum.q8_0(block, x, i);
+                    }
+                }
+                BlockFormat::Q4_0 => {
+                    for (i, block) in row.as_chunks().0.iter().enumerate() {
+                        sum.q4_0(block, x, i);
+                    }
+                }
+                BlockFormat::Q4_K => {
+                    for (i, block) in row.as_chunks().0.iter().enumerate() {
+                        sum.q4_k(block, x, i);
+                    }
+                }
+                BlockFormat::Q6_K => {
+                    for (i, block) in row.as_chunks().0.iter().enumerate() {
+                        sum.q6_k(block, x, i);
+                    }
+                }
+            }
+            *y = sum.total();
+        }
+    }
+}
+
+/// 32 bytes of a slice.
+#[inline(always)]
+fn load(bytes: &[u8], at: usize) -> __m256i {
+    let mut copy = [0u8; 32];
+    copy.copy_from_slice(&bytes[at..at + 32]);
+    pulp::cast(copy)
+}
+
+/// A sum in eight lanes, and what is known without them.
+struct Sum {
+    simd: V3,
+    lanes: __m256,
+    rest: f32,
+}
+
+impl Sum {
+    /// Adds `scale · Σ integers`.
+    #[inline(always)]
+    fn add(&mut self, scale: f32, integers: __m256i) {
+        let (avx, fma) = (self.simd.avx, self.simd.fma);
+        self.lanes = fma._mm256_fmadd_ps(avx._mm256_set1_ps(scale), avx._mm256_cvtepi32_ps(integers), self.lanes);
+    }
+
+    /// The products of 32 unsigned with 32 signed bytes, neighbours added: 8 sums of four.
+    #[inline(always)]
+    fn unsigned_dot(&self, w: __m256i, x: __m256i) -> __m256i {
+        let avx2 = self.simd.avx2;
+        avx2._mm256_madd_epi16(avx2._mm256_maddubs_epi16(w, x), self.simd.avx._mm256_set1_epi16(1))
+    }
+
+    #[inline(always)]
+    fn q8_0(&mut self, block: &[u8; 34], x: &Activations, i: usize) {
+        let avx2 = self.simd.avx2;
+        let (w, integers): (__m256i, __m256i) = (load(block, 2), pulp::cast(x.integers[i]));
+        // |w| · (x with the sign of w): the instruction wants one side unsigned.
+        let product = self.unsigned_dot(avx2._mm256_sign_epi8(w, w), avx2._mm256_sign_epi8(integers, w));
+        self.add(half(block, 0) * x.scales[i], product);
+    }
+
+    /// The low or the high half of each byte.
+    #[inline(always)]
+    fn nibbles(&self, bytes: __m256i, high: bool) -> __m256i {
+        let (avx, avx2) = (self.simd.avx, self.simd.avx2);
+        let bytes = if high { avx2._mm256_srli_epi16::<4>(bytes) } else { bytes };
+        avx2._mm256_and_si256(bytes, avx._mm256_set1_epi8(15))
+    }
+
+    #[inline(always)]
+    fn q4_0(&mut self, block: &[u8; 18], x: &Activations, i: usize) {
+        let mut bytes = [0u8; 16];
+        bytes.copy_from_slice(&block[2..]);
+        let bytes: __m128i = pulp::cast(bytes);
+        // Both copies of the 16 bytes; the upper one is shifted, so that its low nibbles are the second half's.
+        let shifted = self.simd.sse2._mm_srli_epi16::<4>(bytes);
+        let both = self.nibbles(self.simd.avx._mm256_set_m128i(shifted, bytes), false);
+        let scale = half(block, 0) * x.scales[i];
+        self.add(scale, self.unsigned_dot(both, pulp::cast(x.integers[i])));
+        self.rest -= 8. * scale * x.sums[i];
+    }
+
+    #[inline(always)]
+    fn q4_k(&mut self, block: &[u8; 144], x: &Activations, i: usize) {
+        let (d, low) = (half(block, 0), half(block, 2));
+        for part in 0..4 {
+            let bytes = load(block, 16 + 32 * part);
+            for high in 0..2 {
+                let (j, at) = (2 * part + high, 8 * i + 2 * part + high);
+                let (scale, min) = scale_and_min(&block[4..16], j);
+                let product = self.unsigned_dot(self.nibbles(bytes, high == 1), pulp::cast(x.integers[at]));
+                self.add(d * scale * x.scales[at], product);
+                self.rest -= low * min * x.scales[at] * x.sums[at];
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn q6_k(&mut self, block: &[u8; 210], x: &Activations, i: usize) {
+        let (avx, avx2) = (self.simd.avx, self.simd.avx2);
+        let d = half(block, 208);
+        for part in 0..8 {
+            let (side, quarter) = (part / 4, part % 4);
+            let low = self.nibbles(load(block, 64 * side + 32 * (quarter % 2)), quarter >= 2);
+            let high = load(block, 128 + 32 * side);
+            // Two bits of each byte, moved to where 16 and 32 stand.
+            let high = match quarter {
+                0 => avx2._mm256_slli_epi16::<4>(high),
+                1 => avx2._mm256_slli_epi16::<2>(high),
+                2 => high,
+                _ => avx2._mm256_srli_epi16::<2>(high),
+            };
+            let high = avx2._mm256_and_si256(high, avx._mm256_set1_epi8(48));
+            let w = avx2._mm256_sub_epi8(avx2._mm256_or_si256(low, high), avx._mm256_set1_epi8(32));
+            let integers: __m256i = pulp::cast(x.integers[8 * i + part]);
+            let pairs = avx2._mm256_maddubs_epi16(avx2._mm256_sign_epi8(w, w), avx2._mm256_sign_epi8(integers, w));
+            // Each 16 numbers have a scale of their own, which is multiplied in as the pairs are added.
+            let scale = |j: usize| i16::from(block[192 + 2 * part + j] as i8);
+            let (first, second) = (self.simd.sse2._mm_set1_epi16(scale(0)), self.simd.sse2._mm_set1_epi16(scale(1)));
+            let product = avx2._mm256_madd_epi16(pairs, avx._mm256_set_m128i(second, first));
+            self.add(d * x.scales[8 * i + part], product);
+        }
+    }
+
+    #[inline(always)]
+    fn total(self) -> f32 {
+        let mut lanes: [f32; 8] = pulp::cast(self.lanes);
+        crate::simd::halved(&mut lanes) + self.rest
+    }
+}
+
+/// The product of each row of a bf16 weight with one row of activations.
+pub struct HalfDots<'a> {
+    pub simd: V3,
+    pub x: &'a [f32],
+    pub w: &'a [bf16],
+    pub y: &'a mut [f32],
+}
+
+impl pulp::NullaryFnOnce for HalfDots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { simd, x, w, y } = self;
+        let (avx, avx2, fma) = (simd.avx, simd.avx2, simd.fma);
+        let (x_chunks, x_rest) = x.as_chunks::<32>();
+        let w: &[u16] = w.reinterpret_cast();
+        for (w, y) in w.chunks_exact(x.len()).zip(y) {
+            let (w_chunks, w_rest) = w.as_chunks::<32>();
+            let mut lanes = [avx._mm256_setzero_ps(); 4];
+            for (x, w) in x_chunks.iter().zip(w_chunks) {
+                let (x, w) = (x.as_chunks::<8>().0, w.as_chunks::<8>().0);
+                for i in 0..4 {
+                    let wide = avx2._mm256_slli_epi32::<16>(avx2._mm256_cvtepu16_epi32(pulp::cast(w[i])));
+                    lanes[i] = fma._mm256_fmadd_ps(avx._mm256_castsi256_ps(wide), pulp::cast(x[i]), lanes[i]);
+                }
+            }
+            let sums = avx._mm256_add_ps(avx._mm256_add_ps(lanes[0], lanes[1]), avx._mm256_add_ps(lanes[2], lanes[3]));
+            let mut sums: [f32; 8] = pulp::cast(sums);
+            let mut rest = 0f32;
+            for (x, w) in x_rest.iter().zip(w_rest) {
+                rest += x * f32::from_bits(u32::from(*w) << 16);
+            }
+            *y = crate::simd::halved(&mut sums) + rest;
+        }
+    }
+}
