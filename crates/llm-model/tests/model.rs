@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use candle_core::{D, IndexOp, Tensor};
-use llm_model::{Batch, Head, KvCache, Model, ModelConfig, ParamCount};
+use llm_kernels::BlockFormat;
+use llm_model::{Batch, Head, KvCache, Model, ModelConfig, ParamCount, Params, WeightFormat};
 use serde_json::{Value, json};
 
 fn config() -> ModelConfig {
@@ -160,4 +162,52 @@ fn a_folder_that_is_not_right_is_refused_by_file_and_key() {
     let outside = model().forward(&Batch::new(&[vec![40]]).unwrap()).unwrap_err().to_string();
     assert!(outside.contains("40") && outside.contains("vocabulary"), "{outside}");
     assert!(Batch::new(&[vec![1, 2], vec![3]]).is_err() && Batch::new(&[]).is_err());
+}
+
+#[test]
+fn weights_in_less_memory_are_used_as_they_are_and_blocks_are_not_saved() {
+    let config = ModelConfig {
+        vocab_size: 64,
+        hidden_size: 256,
+        intermediate_size: 96, // no multiple of 256: falls back to 8 bits
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        num_hidden_layers: 2,
+        initializer_range: 0.1,
+        ..ModelConfig::default()
+    };
+    let model = Model::init(config, Head::LanguageModel, 3).unwrap().frozen().unwrap();
+    let batch = Batch::new(&[(1..20).collect()]).unwrap();
+    let logits = |model: &Model| model.forward(&batch).unwrap();
+    let exact = logits(&model);
+    let dir = tempfile::tempdir().unwrap();
+    let mut gap_before = 0.;
+    // From the finest to the coarsest.
+    for format in [
+        WeightFormat::F32,
+        WeightFormat::Bf16,
+        WeightFormat::Blocks(BlockFormat::Q8_0),
+        WeightFormat::Blocks(BlockFormat::Q6_K),
+        WeightFormat::Blocks(BlockFormat::Q4_0),
+    ] {
+        let small = model.frozen_as(format).unwrap();
+        let gap = far(&logits(&small), &exact);
+        assert!(gap > gap_before || format == WeightFormat::F32, "{format:?}: {gap} after {gap_before}");
+        gap_before = gap;
+        // The same numbers in f32 give the same logits.
+        let wide = |t: &Tensor| t.to_dtype(candle_core::DType::F32).unwrap();
+        let mut tensors: BTreeMap<String, Tensor> =
+            small.params().tensors().iter().map(|(name, t)| (name.clone(), wide(t))).collect();
+        tensors.extend(small.params().quantized().iter().map(|(n, w)| (n.clone(), w.dequantize().unwrap())));
+        let widened = Model::new(small.config().clone(), Head::LanguageModel, Params::new(tensors)).unwrap();
+        assert!(far(&logits(&small), &logits(&widened)) < 1e-4, "{format:?}");
+
+        let folder = dir.path().join(format!("{format:?}"));
+        if let WeightFormat::Blocks(_) = format {
+            assert!(small.save(&folder).unwrap_err().to_string().contains("save the model in f32 or bf16"));
+        } else {
+            small.save(&folder).unwrap();
+            assert!(far(&logits(&Model::load(&folder).unwrap()), &logits(&small)) < 1e-4);
+        }
+    }
 }
