@@ -165,7 +165,9 @@ fn compare(contenders: &[Contender], figures: &[(&str, &str, f64)], rounds: usiz
     for round in 1..=rounds {
         for (contender, seen) in contenders.iter().zip(&mut seen) {
             eprintln!("xtask: round {round} of {rounds}: {}", contender.name);
-            seen.push(measure(contender)?);
+            let figures = measure(contender)?;
+            eprintln!("xtask: {}", Value::Object(figures.clone())); // not lost if a later one is too slow to wait for
+            seen.push(figures);
         }
     }
     let median = |runs: &[Map<String, Value>], key: &str| -> Option<f64> {
