@@ -7,9 +7,10 @@ use rayon::prelude::*;
 
 use crate::cross_entropy::{IGNORED, check_labels, log_sum_exp};
 use crate::head::{Head, counted};
+use crate::kl::log_sum_scaled;
 use crate::matmul::{Matrix, Threads, product_into};
 use crate::norm::cpu;
-use crate::simd::{exp, max, sum2};
+use crate::simd::exp;
 
 /// Hidden states `(n, hidden)` and the output layer `(vocab, hidden)` that reads them.
 #[derive(Debug, Clone, Copy)]
@@ -135,11 +136,7 @@ impl Numbers {
 #[inline(always)]
 fn gradient_simd<'a, S: pulp::Simd>(_simd: S, student: &'a mut [f32], teacher: &'a [f32], numbers: [f32; 4]) {
     let [inverse, of_kl, of_labels, log_sum] = numbers;
-    let scaled = |row: &[f32]| {
-        let top = max(row);
-        top * inverse + sum2(row, row, |x, _| exp((x - top) * inverse)).ln()
-    };
-    let (ours, theirs) = (scaled(student), scaled(teacher));
+    let (ours, theirs) = (log_sum_scaled(student, inverse), log_sum_scaled(teacher, inverse));
     for (s, t) in student.iter_mut().zip(teacher) {
         let soft = exp(*s * inverse - ours) - exp(t * inverse - theirs);
         *s = of_kl * soft + of_labels * exp(*s - log_sum);

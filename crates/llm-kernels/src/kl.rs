@@ -79,7 +79,7 @@ impl CustomOp1 for Kl {
 
 /// `log Σ exp(x / T)` of a row.
 #[inline(always)]
-fn log_sum(row: &[f32], inverse_temperature: f32) -> f32 {
+pub(crate) fn log_sum_scaled(row: &[f32], inverse_temperature: f32) -> f32 {
     let top = max(row);
     top * inverse_temperature + sum2(row, row, |x, _| exp((x - top) * inverse_temperature)).ln()
 }
@@ -92,7 +92,7 @@ pub(crate) fn forward_simd<'a, S: pulp::Simd>(
     teacher: &'a [f32],
     inverse_temperature: f32,
 ) -> f32 {
-    let (ls, lt) = (log_sum(student, inverse_temperature), log_sum(teacher, inverse_temperature));
+    let (ls, lt) = (log_sum_scaled(student, inverse_temperature), log_sum_scaled(teacher, inverse_temperature));
     sum2(teacher, student, |t, s| {
         let (log_p, log_q) = (t * inverse_temperature - lt, s * inverse_temperature - ls);
         exp(log_p) * (log_p - log_q)
@@ -109,7 +109,7 @@ fn backward_simd<'a, S: pulp::Simd>(
     grad: f32,
     d: &'a mut [f32],
 ) {
-    let (ls, lt) = (log_sum(student, inverse_temperature), log_sum(teacher, inverse_temperature));
+    let (ls, lt) = (log_sum_scaled(student, inverse_temperature), log_sum_scaled(teacher, inverse_temperature));
     for ((d, s), t) in d.iter_mut().zip(student).zip(teacher) {
         let (q, p) = (exp(s * inverse_temperature - ls), exp(t * inverse_temperature - lt));
         *d = (q - p) * inverse_temperature * grad;
