@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::matmul::{Matrix, Threads, product_into};
+use crate::matmul::{How, Matrix, product_into};
 use crate::simd::{axpy, exp, halved, max, sum2, tanh};
 
 /// Which keys a query may look at, besides being causal.
@@ -316,7 +316,7 @@ impl Attention {
                     mixture(weights, values, out);
                 } else {
                     let weights = Matrix::new(weights, queries.rows.len(), width);
-                    product_into(weights, values, out, d, true, 1., Threads::One);
+                    product_into(weights, values, out, d, true, 1., How::ONE);
                 }
             }
             for ((out, log_sum), (top, sum)) in out.chunks_exact_mut(d).zip(&mut log_sums[queries.rows]).zip(softmaxes)
@@ -337,7 +337,7 @@ impl Attention {
             // A single query, as in decoding: the keys are read once and packing them would cost more.
             dots(q.row(0), k, self.scores.scale as f32, out);
         } else {
-            product_into(q, k.t(), out, width, false, self.scores.scale as f32, Threads::One);
+            product_into(q, k.t(), out, width, false, self.scores.scale as f32, How::ONE);
         }
     }
 
@@ -362,8 +362,8 @@ impl Attention {
                     let width = keys.len();
                     let (p, ds) = (&mut p[..rows.len() * width], &mut ds[..rows.len() * width]);
                     let (k_rows, v_rows) = (k.block(b, keys.clone(), group), v.block(b, keys.clone(), group));
-                    product_into(q_rows, k_rows.t(), p, width, false, self.scores.scale as f32, Threads::One);
-                    product_into(grad_rows, v_rows.t(), ds, width, false, 1., Threads::One);
+                    product_into(q_rows, k_rows.t(), p, width, false, self.scores.scale as f32, How::ONE);
+                    product_into(grad_rows, v_rows.t(), ds, width, false, 1., How::ONE);
                     for (i, (p, ds)) in p.chunks_exact_mut(width).zip(ds.chunks_exact_mut(width)).enumerate() {
                         let log_sum = log_sums[rows.start + i];
                         differentiate(p, ds, queries.columns(i, &keys), self.scores.soft_cap(), log_sum, dots[i]);
@@ -371,10 +371,10 @@ impl Attention {
                     let (p, ds) = (Matrix::new(p, rows.len(), width), Matrix::new(ds, rows.len(), width));
                     let of_keys = keys.start * d..keys.end * d;
                     let scale = self.scores.scale as f32;
-                    product_into(p.t(), grad_rows, &mut gradients.dv[of_keys.clone()], d, true, 1., Threads::One);
-                    product_into(ds.t(), q_rows, &mut gradients.dk[of_keys], d, true, scale, Threads::One);
+                    product_into(p.t(), grad_rows, &mut gradients.dv[of_keys.clone()], d, true, 1., How::ONE);
+                    product_into(ds.t(), q_rows, &mut gradients.dk[of_keys], d, true, scale, How::ONE);
                     let dq = &mut dq[rows.start * d..rows.end * d];
-                    product_into(ds, k_rows, dq, d, true, scale, Threads::One);
+                    product_into(ds, k_rows, dq, d, true, scale, How::ONE);
                 }
             }
         }
@@ -507,7 +507,9 @@ mod tests {
             let scores = Scores { soft_cap, ..Scores::of_head(d) };
             // A query that sees one key has no gradient: there the difference of two equal sums of f32 is left.
             let run = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], scores, visible);
-            assert_same_gradients_within(&[&q, &k, &v], 3e-5, 1e-6 * scale, run)?;
+            // A weight is off by the rounding of its score, which grows with `q · k`.
+            let tolerance = 3e-5 + 3e-7 * scale * scale;
+            assert_same_gradients_within(&[&q, &k, &v], tolerance, 1e-6 * scale, run)?;
         }
         Ok(())
     }

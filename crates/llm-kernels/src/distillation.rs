@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::cross_entropy::{IGNORED, check_labels, log_sum_exp};
 use crate::head::{Head, counted};
 use crate::kl::log_sum_scaled;
-use crate::matmul::{Matrix, Threads, product_into};
+use crate::matmul::{How, Matrix, Precision, product_into};
 use crate::norm::cpu;
 use crate::simd::exp;
 
@@ -71,7 +71,7 @@ pub fn linear_distillation(
         let states = Matrix::new(&cpu(&hs, hl)?[rows.start * tk..rows.end * tk], rows.len(), tk);
         let mut theirs = vec![0f32; logits.len()];
         let weight = Matrix::new(cpu(&ws, wl)?, vocab, tk);
-        product_into(states, weight.t(), &mut theirs, vocab, false, 1., Threads::All);
+        product_into(states, weight.t(), &mut theirs, vocab, false, 1., How::all(Precision::F32));
         let losses: Vec<(f64, f64)> = logits
             .par_chunks_mut(vocab)
             .zip(theirs.par_chunks(vocab))

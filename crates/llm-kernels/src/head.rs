@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use crate::cross_entropy::{IGNORED, check_labels, log_sum_exp};
-use crate::matmul::{Matrix, Threads, product_into};
+use crate::matmul::{How, Matrix, Precision, product_into};
 use crate::simd::{contiguous, exp, max, sum2};
 
 /// What [`linear_cross_entropy`] adds to the plain cross-entropy.
@@ -123,15 +123,15 @@ impl CustomOp2 for Head {
             let logits = &mut logits[..range.len() * vocab];
             let x = Matrix::new(&x[range.start * k..range.end * k], range.len(), k);
             let w = Matrix::new(w, vocab, k);
-            product_into(x, w.t(), logits, vocab.max(1), false, 1., Threads::All);
+            product_into(x, w.t(), logits, vocab.max(1), false, 1., How::all(Precision::F32));
             loss += (self.losses)(range.clone(), logits, dx || dw)?;
             let d = Matrix::new(logits, range.len(), vocab);
             if dx {
                 let dx = &mut gradients[0][range.start * k..range.end * k];
-                product_into(d, w, dx, k, false, 1., Threads::All);
+                product_into(d, w, dx, k, false, 1., How::all(Precision::F32));
             }
             if dw {
-                product_into(d.t(), x, &mut gradients[1], k, true, 1., Threads::All);
+                product_into(d.t(), x, &mut gradients[1], k, true, 1., How::all(Precision::F32));
             }
         }
         let [x_grad, w_grad] = gradients;

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
-use crate::matmul::{FEW_ROWS, Matrix, Threads, few_rows, product, product_into, widened};
+use crate::matmul::{Element, FEW_ROWS, How, Matrix, Precision, few_rows, product};
 use crate::norm::cpu;
 use crate::simd::contiguous;
 
@@ -14,6 +14,14 @@ use crate::simd::contiguous;
 /// No gradient is computed for a `w` or an `x` that is neither a variable nor made of one, so that the frozen weights
 /// under an adapter or a reward head cost nothing.
 pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    linear_in(x, w, Precision::F32)
+}
+
+/// [`linear`] whose numbers are rounded to `precision` before they are multiplied, forward and backward. Sums, `x`, `w`,
+/// the result and the gradients are f32 all the same: a weight in training keeps what a small step adds to it.
+///
+/// In f64, and on other devices than the CPU, nothing is rounded.
+pub fn linear_in(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
     let Some(last) = shape.last_mut() else {
         bail!("linear: x is a scalar, it needs at least one dimension");
@@ -25,14 +33,13 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     *last = out;
     let rows: usize = shape.iter().rev().skip(1).product();
     let x = x.reshape((rows, input))?;
-    let half = w.dtype() == DType::BF16 && x.dtype() == DType::F32;
-    let y = if half && w.device().is_cpu() {
-        if w.track_op() {
+    let half = w.dtype() == DType::BF16 && w.device().is_cpu();
+    let y = if crate::is_fused(&x) && (half || crate::is_fused(w)) {
+        if half && w.track_op() {
             bail!("linear: a weight in bf16 does not train; keep it in f32");
         }
-        x.contiguous()?.apply_op2(&w.contiguous()?, HalfLinear)?
-    } else if crate::is_fused(&x) && crate::is_fused(w) {
-        let op = Linear { dx: x.track_op(), dw: w.track_op() };
+        let precision = if half { of_halves() } else { precision };
+        let op = Linear { dx: x.track_op(), dw: w.track_op(), precision };
         x.contiguous()?.apply_op2(&w.contiguous()?, op)?
     } else {
         x.matmul(&w.to_dtype(x.dtype())?.t()?)?
@@ -40,9 +47,15 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     y.reshape(shape)
 }
 
+/// What `x` is rounded to beside a weight in bf16: where nothing is won by rounding, nothing is rounded.
+fn of_halves() -> Precision {
+    if Precision::Bf16.is_fast() { Precision::Bf16 } else { Precision::F32 }
+}
+
 struct Linear {
     dx: bool,
     dw: bool,
+    precision: Precision,
 }
 
 impl CustomOp2 for Linear {
@@ -52,11 +65,10 @@ impl CustomOp2 for Linear {
 
     fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, ws: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         let ((n, k), (m, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
-        let (x, w) = (contiguous(xs, xl)?, contiguous(ws, wl)?);
-        let y = if n <= FEW_ROWS && n * k * m > 0 {
-            few_rows(x, w, k)
-        } else {
-            product(Matrix::new(x, n, k), Matrix::new(w, m, k).t(), Threads::All)
+        let x = contiguous(xs, xl)?;
+        let y = match weight(ws, wl)? {
+            Weight::Full(w) => self.forward(x, w, n, k, m),
+            Weight::Half(w) => self.forward(x, w, n, k, m),
         };
         Ok((CpuStorage::F32(y), Shape::from((n, m))))
     }
@@ -67,67 +79,40 @@ impl CustomOp2 for Linear {
         let ((xs, xl), (ws, wl), (ds, dl)) = (x.storage_and_layout(), w.storage_and_layout(), dy.storage_and_layout());
         let ((n, k), (m, _)) = (x.dims2()?, w.dims2()?);
         let x_rows = Matrix::new(cpu(&xs, xl)?, n, k);
-        let w_rows = Matrix::new(cpu(&ws, wl)?, m, k);
         let dy_rows = Matrix::new(cpu(&ds, dl)?, n, m);
-        let tensor = |wanted: bool, a: Matrix, b: Matrix, like: &Tensor| match wanted {
-            true => Tensor::from_vec(product(a, b, Threads::All), like.shape(), like.device()).map(Some),
-            false => Ok(None),
-        };
-        Ok((tensor(self.dx, dy_rows, w_rows, x)?, tensor(self.dw, dy_rows.t(), x_rows, w)?))
-    }
-}
-
-/// A frozen weight in bf16: read as it is for a few rows, widened a part at a time for many.
-struct HalfLinear;
-
-/// Rows of a weight that are widened at a time.
-const PART: usize = 512;
-
-fn bf16s<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [bf16]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::BF16(data), Some((start, end))) => Ok(&data[start..end]),
-        _ => bail!("linear: the weight must be contiguous bf16"),
-    }
-}
-
-impl CustomOp2 for HalfLinear {
-    fn name(&self) -> &'static str {
-        "linear_bf16"
-    }
-
-    fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, ws: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let ((n, k), (m, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
-        let (x, w) = (contiguous(xs, xl)?, bf16s(ws, wl)?);
-        if n <= FEW_ROWS && n * k * m > 0 {
-            return Ok((CpuStorage::F32(few_rows(x, w, k)), Shape::from((n, m))));
-        }
-        let (mut y, mut wide) = (vec![0f32; n * m], Vec::new());
-        if n > 0 {
-            for (i, part) in w.chunks((PART * k).max(1)).enumerate() {
-                widened(part, &mut wide);
-                let part = Matrix::new(&wide, part.len() / k, k);
-                product_into(Matrix::new(x, n, k), part.t(), &mut y[i * PART..], m, false, 1., Threads::All);
-            }
-        }
-        Ok((CpuStorage::F32(y), Shape::from((n, m))))
-    }
-
-    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dy = dy.contiguous()?;
-        let ((n, k), (m, _)) = (x.dims2()?, w.dims2()?);
-        let ((ws, wl), (ds, dl)) = (w.storage_and_layout(), dy.storage_and_layout());
         let Storage::Cpu(ws) = &*ws else { bail!("linear: the weight left the CPU's memory") };
-        let (w, dy) = (bf16s(ws, wl)?, cpu(&ds, dl)?);
-        let (mut dx, mut wide) = (vec![0f32; n * k], Vec::new());
-        if n > 0 {
-            for (i, part) in w.chunks((PART * k).max(1)).enumerate() {
-                widened(part, &mut wide);
-                let rows = part.len() / k;
-                let dy = Matrix::with_stride(&dy[i * PART..], n, rows, m);
-                product_into(dy, Matrix::new(&wide, rows, k), &mut dx, k, true, 1., Threads::All);
-            }
+        let how = How::all(self.precision);
+        let tensor = |data: Vec<f32>, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device());
+        let dx = match weight(ws, wl)? {
+            _ if !self.dx => None,
+            Weight::Full(w) => Some(tensor(product(dy_rows, Matrix::new(w, m, k), how), x)?),
+            Weight::Half(w) => Some(tensor(product(dy_rows, Matrix::new(w, m, k), how), x)?),
+        };
+        let dw = self.dw.then(|| tensor(product(dy_rows.t(), x_rows, how), w)).transpose()?;
+        Ok((dx, dw))
+    }
+}
+
+impl Linear {
+    fn forward<W: Element>(&self, x: &[f32], w: &[W], n: usize, k: usize, m: usize) -> Vec<f32> {
+        if n <= FEW_ROWS && n * k * m > 0 {
+            return few_rows(x, w, k);
         }
-        Ok((Some(Tensor::from_vec(dx, x.shape(), x.device())?), None))
+        product(Matrix::new(x, n, k), Matrix::new(w, m, k).t(), How::all(self.precision))
+    }
+}
+
+/// The numbers of a weight.
+enum Weight<'a> {
+    Full(&'a [f32]),
+    Half(&'a [bf16]),
+}
+
+fn weight<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Weight<'a>> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(data), Some((start, end))) => Ok(Weight::Full(&data[start..end])),
+        (CpuStorage::BF16(data), Some((start, end))) => Ok(Weight::Half(&data[start..end])),
+        _ => bail!("linear: the weight must be contiguous, in f32 or bf16"),
     }
 }
 
@@ -169,22 +154,39 @@ mod tests {
         Ok(())
     }
 
+    /// What a product in bf16 may be off by, relative to the largest entry: a rounding of each factor.
+    const HALF: f64 = 1. / 128.;
+
+    #[test]
+    fn linear_in_bf16_is_the_naive_one_to_the_rounding_of_its_factors() -> Result<()> {
+        for (n, k, m, scale) in [(5, 64, 33, 1.), (130, 70, 65, 1e3), (13, 257, 40, 1e-4), (0, 4, 3, 1.)] {
+            let (x, w) = (random(&[n, k], 1, scale)?, random(&[m, k], 2, 1.)?);
+            assert_same_gradients(&[&x, &w], HALF, |t| linear_in(&t[0], &t[1], Precision::Bf16))?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn numbers_that_bf16_holds_lose_nothing_in_it() -> Result<()> {
+        let half = |t: Tensor| t.to_dtype(DType::BF16)?.to_dtype(DType::F32);
+        let (x, w) = (half(random(&[40, 90], 1, 1.)?)?, half(random(&[50, 90], 2, 1.)?)?);
+        let difference = (linear_in(&x, &w, Precision::Bf16)? - linear(&x, &w)?)?;
+        assert!(difference.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()? < 1e-5);
+        Ok(())
+    }
+
     #[test]
     fn a_weight_in_bf16_gives_what_its_widened_self_gives() -> Result<()> {
         for (n, k, m) in [(1, 37, 50), (4, 9, 7), (5, 64, 33), (30, 20, 1100), (0, 4, 3)] {
             let (x, w) = (random(&[n, k], 1, 1.)?, random(&[m, k], 2, 1.)?.to_dtype(DType::BF16)?);
-            let mask = random(&[n, m], 3, 1.)?;
-            let run = |w: &Tensor| -> Result<(Tensor, Tensor)> {
+            let run = |w: &Tensor, precision: Precision| -> Result<Vec<f32>> {
                 let x = Var::from_tensor(&x)?;
-                let y = linear(&x, w)?;
-                let grads = (&y * &mask)?.flatten_all()?.sum(0)?.backward()?;
-                Ok((y, grads.get(&x).unwrap().clone()))
+                let y = linear_in(&x, w, precision)?;
+                let grads = (&y * &random(&[n, m], 3, 1.)?)?.flatten_all()?.sum(0)?.backward()?;
+                Tensor::cat(&[y.flatten_all()?, grads.get(&x).unwrap().flatten_all()?], 0)?.to_vec1()
             };
-            let (half, wide) = (run(&w)?, run(&w.to_dtype(DType::F32)?)?);
-            for (half, wide) in [(half.0, wide.0), (half.1, wide.1)] {
-                let (half, wide) = (half.flatten_all()?.to_vec1::<f32>()?, wide.flatten_all()?.to_vec1::<f32>()?);
-                assert!(half.iter().zip(wide).all(|(a, b)| (a - b).abs() < 1e-4), "{n} {k} {m}");
-            }
+            let (half, wide) = (run(&w, Precision::F32)?, run(&w.to_dtype(DType::F32)?, of_halves())?);
+            assert!(half.iter().zip(wide).all(|(a, b)| (a - b).abs() < 1e-4), "{n} {k} {m}");
         }
         let trained = Var::from_tensor(&random(&[3, 4], 2, 1.)?.to_dtype(DType::BF16)?)?;
         assert!(linear(&random(&[2, 4], 1, 1.)?, &trained).is_err());

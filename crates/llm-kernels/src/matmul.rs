@@ -1,34 +1,40 @@
-//! Products of matrices in f32 on plain slices: the `gemm` crate behind checked bounds, and rows against a vector.
+//! Products of matrices on plain slices, behind checked bounds: sums in f32 of numbers in f32 or rounded to bf16.
+//!
+//! On AVX-512 with bf16 they are made by [`packed`], elsewhere by the `gemm` crate ([`general`]); [`few_rows`] is the
+//! product of decoding.
 //!
 //! candle's own product reads the machine's core count from the system on every call and clears its result first; a
 //! model of a few million parameters spends more time there than in the product.
 
-use gemm::Parallelism;
-use half::bf16;
-use rayon::prelude::*;
+mod few_rows;
+mod general;
+#[cfg(target_arch = "x86_64")]
+mod packed;
 
-use crate::simd::halved;
+use half::bf16;
+
+pub use few_rows::{FEW_ROWS, few_rows};
 
 /// A view of `rows x cols` numbers in memory.
 #[derive(Debug, Clone, Copy)]
-pub struct Matrix<'a> {
-    data: &'a [f32],
+pub struct Matrix<'a, T = f32> {
+    data: &'a [T],
     rows: usize,
     cols: usize,
     row_stride: usize,
     col_stride: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, T: Copy> Matrix<'a, T> {
     /// `rows` rows of `cols` numbers, one behind the other.
     #[inline]
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
         Self::with_stride(data, rows, cols, cols)
     }
 
     /// `rows` rows of `cols` numbers that begin `row_stride` apart.
     #[inline]
-    pub fn with_stride(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub fn with_stride(data: &'a [T], rows: usize, cols: usize, row_stride: usize) -> Self {
         let needed = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * row_stride + cols };
         assert!(data.len() >= needed, "a matrix reaches beyond its memory");
         Self { data, rows, cols, row_stride, col_stride: 1 }
@@ -42,7 +48,7 @@ impl<'a> Matrix<'a> {
 
     /// Row `i` of a view that is not transposed.
     #[inline]
-    pub fn row(self, i: usize) -> &'a [f32] {
+    pub fn row(self, i: usize) -> &'a [T] {
         debug_assert_eq!(self.col_stride, 1);
         &self.data[i * self.row_stride..][..self.cols]
     }
@@ -51,6 +57,80 @@ impl<'a> Matrix<'a> {
     #[inline]
     pub fn t(self) -> Self {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    /// At most `rows` rows from `start` on.
+    #[inline]
+    fn rows_from(self, start: usize, rows: usize) -> Self {
+        let data = self.data.get(start * self.row_stride..).unwrap_or_default();
+        Self { data, rows: rows.min(self.rows.saturating_sub(start)), ..self }
+    }
+
+    /// At most `cols` columns from `start` on.
+    #[inline]
+    fn cols_from(self, start: usize, cols: usize) -> Self {
+        self.t().rows_from(start, cols).t()
+    }
+}
+
+/// A number of a weight as it lies in memory.
+pub trait Element: Copy + Default + Send + Sync {
+    /// The number in f32.
+    fn widen(self) -> f32;
+
+    /// The bits of the nearest number in bf16, the even one of two.
+    fn halve(self) -> u16;
+
+    /// The product of each row of `w` with each row of `x`, both of `k` numbers: `(rows of w, rows of x)`.
+    fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]);
+
+    /// The numbers themselves, if they are f32.
+    fn f32s(data: &[Self]) -> Option<&[f32]>;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn halve(self) -> u16 {
+        let bits = self.to_bits();
+        let nearest = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+        if self.is_nan() { 0x7fc0 } else { nearest }
+    }
+
+    fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]) {
+        few_rows::dots_f32(x, w, k, out);
+    }
+
+    fn f32s(data: &[Self]) -> Option<&[f32]> {
+        Some(data)
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn halve(self) -> u16 {
+        self.to_bits()
+    }
+
+    fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = pulp::x86::V3::try_new().filter(|_| x.len() == k) {
+            return simd.vectorize(crate::avx2::HalfDots { simd, x, w, y: out });
+        }
+        few_rows::dots_bf16(x, w, k, out);
+    }
+
+    fn f32s(_: &[Self]) -> Option<&[f32]> {
+        None
     }
 }
 
@@ -63,8 +143,45 @@ pub enum Threads {
     All,
 }
 
+/// What the numbers of a product are rounded to before they are multiplied; sums are f32 always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// f32: not at all.
+    #[default]
+    F32,
+    /// bf16, with eight bits of mantissa: twice as fast where the machine has instructions for it.
+    Bf16,
+}
+
+impl Precision {
+    /// Whether this machine has instructions for it.
+    pub fn is_fast(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Self::F32 || packed::is_available();
+        #[cfg(not(target_arch = "x86_64"))]
+        return self == Self::F32;
+    }
+}
+
+/// How a product is made.
+#[derive(Debug, Clone, Copy)]
+pub struct How {
+    pub precision: Precision,
+    pub threads: Threads,
+}
+
+impl How {
+    /// In f32 on the thread that asks.
+    pub const ONE: Self = Self { precision: Precision::F32, threads: Threads::One };
+
+    /// On all threads.
+    pub const fn all(precision: Precision) -> Self {
+        Self { precision, threads: Threads::All }
+    }
+}
+
 /// `a · b`, row by row.
-pub fn product(a: Matrix, b: Matrix, threads: Threads) -> Vec<f32> {
+pub fn product<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>, how: How) -> Vec<f32> {
     let len = a.rows * b.cols;
     let mut out: Vec<f32> = Vec::with_capacity(len);
     if a.cols == 0 {
@@ -75,7 +192,7 @@ pub fn product(a: Matrix, b: Matrix, threads: Threads) -> Vec<f32> {
     // them and writes each of them, as `a.cols` is not 0.
     #[allow(unsafe_code)]
     unsafe {
-        run(a, b, out.as_mut_ptr(), b.cols, false, 1., threads);
+        run(a, b, Out { data: out.as_mut_ptr(), stride: b.cols, add: false, scale: 1. }, how);
         out.set_len(len);
     }
     out
@@ -83,7 +200,15 @@ pub fn product(a: Matrix, b: Matrix, threads: Threads) -> Vec<f32> {
 
 /// `out = a · b · scale`, or `out += a · b · scale`; `out` holds rows of `b.cols` numbers that begin `stride` apart.
 #[inline]
-pub fn product_into(a: Matrix, b: Matrix, out: &mut [f32], stride: usize, add: bool, scale: f32, threads: Threads) {
+pub fn product_into<A: Element, B: Element>(
+    a: Matrix<A>,
+    b: Matrix<B>,
+    out: &mut [f32],
+    stride: usize,
+    add: bool,
+    scale: f32,
+    how: How,
+) {
     if a.rows == 0 || b.cols == 0 {
         return;
     }
@@ -97,149 +222,40 @@ pub fn product_into(a: Matrix, b: Matrix, out: &mut [f32], stride: usize, add: b
     // SAFETY: the assertion above says that every row of the result lies within `out`, which nobody else borrows.
     #[allow(unsafe_code)]
     unsafe {
-        run(a, b, out.as_mut_ptr(), stride, add, scale, threads);
+        run(a, b, Out { data: out.as_mut_ptr(), stride, add, scale }, how);
     }
+}
+
+/// Where a product is written.
+#[derive(Debug, Clone, Copy)]
+struct Out {
+    /// Valid for writes of every row of the result, and for reads too if `add`; nobody else uses it meanwhile.
+    data: *mut f32,
+    /// How far apart rows begin.
+    stride: usize,
+    /// Whether the product is added to what is there.
+    add: bool,
+    /// What the product is multiplied with first.
+    scale: f32,
 }
 
 /// # Safety
-/// `out` must be valid for writes of `a.rows` rows of `b.cols` numbers `stride` apart, and for reads too if `add`.
+/// `out` is what [`Out`] says, for `a.rows` rows of `b.cols` numbers.
 #[allow(unsafe_code)]
-unsafe fn run(a: Matrix, b: Matrix, out: *mut f32, stride: usize, add: bool, scale: f32, threads: Threads) {
+unsafe fn run<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>, out: Out, how: How) {
     assert_eq!(a.cols, b.rows, "the inner sizes of a product differ");
-    let parallelism = match threads {
-        Threads::One => Parallelism::None,
-        Threads::All => Parallelism::Rayon(rayon::current_num_threads()),
-    };
-    // SAFETY: `Matrix` checked that all its numbers lie within its slice; the caller answers for `out`.
-    unsafe {
-        gemm::gemm(
-            a.rows,
-            b.cols,
-            a.cols,
-            out,
-            1,
-            stride as isize,
-            add,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            1.,
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    #[cfg(target_arch = "x86_64")]
+    if packed::is_available() {
+        // SAFETY: the instructions are there; the caller answers for `out`.
+        return unsafe {
+            match how.precision {
+                Precision::F32 => packed::product::<false, A, B>(a, b, out, how.threads),
+                Precision::Bf16 => packed::product::<true, A, B>(a, b, out, how.threads),
+            }
+        };
     }
-}
-
-/// The most rows of `x` for which [`few_rows`] beats the general product: the weight is read once for all of them.
-pub const FEW_ROWS: usize = 4;
-
-/// A number of a weight as it lies in memory.
-pub trait Element: Copy + Send + Sync {
-    /// The number in f32.
-    fn widen(self) -> f32;
-
-    /// The product of each row of `w` with each row of `x`, both of `k` numbers: `(rows of w, rows of x)`.
-    fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]);
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-
-    fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]) {
-        dots_f32(x, w, k, out);
-    }
-}
-
-impl Element for bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-
-    fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(simd) = pulp::x86::V3::try_new().filter(|_| x.len() == k) {
-            return simd.vectorize(crate::avx2::HalfDots { simd, x, w, y: out });
-        }
-        dots_bf16(x, w, k, out);
-    }
-}
-
-/// `x · wᵀ` for at most [`FEW_ROWS`] rows `x` `(n, k)`, bound by how fast `w` `(m, k)` is read: `(n, m)`.
-pub fn few_rows<W: Element>(x: &[f32], w: &[W], k: usize) -> Vec<f32> {
-    let (n, m) = (x.len() / k, w.len() / k);
-    let mut columns = vec![0f32; n * m]; // (m, n): each task owns whole columns of the result
-    let rows = crate::norm::rows_per_task(k).min(m.div_ceil(rayon::current_num_threads()).max(1));
-    columns.par_chunks_mut((rows * n).max(1)).zip(w.par_chunks(rows * k)).for_each(|(out, w)| W::dots(x, w, k, out));
-    if n == 1 {
-        return columns;
-    }
-    (0..n).flat_map(|i| (0..m).map(move |j| (i, j))).map(|(i, j)| columns[j * n + i]).collect()
-}
-
-#[pulp::with_simd(dots_f32 = pulp::Arch::new())]
-#[inline(always)]
-fn dots_f32_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [f32], k: usize, out: &'a mut [f32]) {
-    dots(x, w, k, out);
-}
-
-#[pulp::with_simd(dots_bf16 = pulp::Arch::new())]
-#[inline(always)]
-fn dots_bf16_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [bf16], k: usize, out: &'a mut [f32]) {
-    dots(x, w, k, out);
-}
-
-#[inline(always)]
-fn dots<W: Element>(x: &[f32], w: &[W], k: usize, out: &mut [f32]) {
-    let n = x.len() / k;
-    for (out, w) in out.chunks_exact_mut(n).zip(w.chunks_exact(k)) {
-        for (out, x) in out.iter_mut().zip(x.chunks_exact(k)) {
-            *out = dot(x, w);
-        }
-    }
-}
-
-/// 32 lanes: four vectors of AVX2 hide the latency of an addition.
-#[inline(always)]
-fn dot<W: Element>(x: &[f32], w: &[W]) -> f32 {
-    const LANES: usize = 32;
-    let mut lanes = [0f32; LANES];
-    let ((x_chunks, x_rest), (w_chunks, w_rest)) = (x.as_chunks::<LANES>(), w.as_chunks::<LANES>());
-    for (x, w) in x_chunks.iter().zip(w_chunks) {
-        for i in 0..LANES {
-            lanes[i] += x[i] * w[i].widen();
-        }
-    }
-    let mut rest = 0f32;
-    for (x, w) in x_rest.iter().zip(w_rest) {
-        rest += x * w.widen();
-    }
-    halved(&mut lanes) + rest
-}
-
-/// Some rows of a weight in f32.
-pub fn widened(w: &[bf16], out: &mut Vec<f32>) {
-    const PART: usize = 1 << 16;
-    out.clear();
-    out.resize(w.len(), 0.);
-    out.par_chunks_mut(PART).zip(w.par_chunks(PART)).for_each(|(out, w)| widen_part(w, out));
-}
-
-#[pulp::with_simd(widen_part = pulp::Arch::new())]
-#[inline(always)]
-fn widen_part_simd<'a, S: pulp::Simd>(_simd: S, w: &'a [bf16], out: &'a mut [f32]) {
-    for (out, w) in out.iter_mut().zip(w) {
-        *out = w.widen();
-    }
+    // SAFETY: the caller answers for `out`.
+    unsafe { general::product(a, b, out, how) }
 }
 
 #[cfg(test)]
@@ -250,58 +266,93 @@ mod tests {
         crate::testing::random(&[n], seed, 1.).unwrap().to_vec1().unwrap()
     }
 
-    /// `Σ_k a[i][k] b[k][j]`, in f64.
-    fn by_hand(a: Matrix, b: Matrix, i: usize, j: usize) -> f64 {
-        let at = |m: Matrix, i: usize, j: usize| f64::from(m.data[i * m.row_stride + j * m.col_stride]);
-        (0..a.cols).map(|k| at(a, i, k) * at(b, k, j)).sum()
+    /// `Σ_k a[i][k] b[k][j]`, in f64, of numbers rounded as asked.
+    fn by_hand<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>, i: usize, j: usize, precision: Precision) -> f64 {
+        fn at<T: Element>(m: Matrix<T>, i: usize, j: usize, precision: Precision) -> f64 {
+            let x = m.data[i * m.row_stride + j * m.col_stride];
+            f64::from(if precision == Precision::F32 { x.widen() } else { bf16::from_f32(x.widen()).to_f32() })
+        }
+        (0..a.cols).map(|k| at(a, i, k, precision) * at(b, k, j, precision)).sum()
     }
 
-    #[test]
-    fn products_of_all_orientations_are_sums_of_products() {
-        for (m, k, n) in [(1, 1, 1), (7, 5, 3), (33, 70, 65), (64, 1, 9), (3, 0, 4), (0, 3, 2), (200, 130, 150)] {
-            let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
-            let (at, bt) = (Matrix::new(&a, k, m).t(), Matrix::new(&b, n, k).t());
-            for (a, b) in [
-                (Matrix::new(&a, m, k), Matrix::new(&b, k, n)),
-                (at, Matrix::new(&b, k, n)),
-                (Matrix::new(&a, m, k), bt),
-            ] {
-                for threads in [Threads::One, Threads::All] {
-                    let out = product(a, b, threads);
-                    assert_eq!(out.len(), m * n);
-                    for (at, x) in out.iter().enumerate() {
-                        assert!((f64::from(*x) - by_hand(a, b, at / n, at % n)).abs() < 1e-4);
-                    }
-                    let mut sum = vec![1f32; m * n];
-                    product_into(a, b, &mut sum, n.max(1), true, 0.5, threads);
-                    assert!(sum.iter().zip(&out).all(|(s, x)| (s - 1. - 0.5 * x).abs() < 1e-4));
+    /// A product on one of the paths.
+    type Path<A, B> = unsafe fn(Matrix<A>, Matrix<B>, Out, How);
+
+    /// Checks one product on every path that this machine has, beside other columns and added to what is there.
+    fn check<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>) {
+        let (m, n, stride) = (a.rows, b.cols, b.cols + 3);
+        let paths: [Path<A, B>; 2] = [run, general::product];
+        for (path, precision) in paths.into_iter().flat_map(|p| [(p, Precision::F32), (p, Precision::Bf16)]) {
+            for threads in [Threads::One, Threads::All] {
+                let mut out = vec![1f32; m * stride];
+                let [first, more] = [false, true].map(|add| Out { data: out.as_mut_ptr(), stride, add, scale: 0.5 });
+                // SAFETY: the result has `m` rows, `stride` apart, and more than `n` numbers in each.
+                #[allow(unsafe_code)]
+                unsafe {
+                    path(a, b, first, How { precision, threads });
+                    path(a, b, more, How { precision, threads });
+                }
+                let scale = (a.cols as f64).sqrt().max(1.);
+                for (at, &x) in out.iter().enumerate() {
+                    let (i, j) = (at / stride, at % stride);
+                    let expected = if j < n { by_hand(a, b, i, j, precision) } else { 1. };
+                    let size = format!("{m} {} {n}", a.cols);
+                    assert!((f64::from(x) - expected).abs() < 2e-6 * scale, "{size}: {x} is not {expected}");
                 }
             }
         }
     }
 
     #[test]
-    fn a_product_between_other_columns_leaves_them_alone() {
-        let (a, b) = (numbers(6, 1), numbers(6, 2));
-        let mut out = vec![9f32; 3 * 5];
-        product_into(Matrix::new(&a, 3, 2), Matrix::new(&b, 2, 3), &mut out, 5, false, 1., Threads::One);
-        assert!(out.chunks(5).all(|row| row[3..] == [9.; 2] && row[0] != 9.));
+    fn products_of_all_orientations_are_sums_of_products() {
+        let sizes = [(1, 1, 1), (7, 5, 3), (33, 70, 65), (64, 1, 9), (12, 32, 32), (13, 31, 33), (100, 33, 150)];
+        // The last takes the contraction in two parts, or `b` in two.
+        for (m, k, n) in sizes.into_iter().chain([(3, 2500, 40), (2, 4200, 1050)]) {
+            let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
+            let (at, bt) = (Matrix::new(&a, k, m).t(), Matrix::new(&b, n, k).t());
+            check(Matrix::new(&a, m, k), Matrix::new(&b, k, n));
+            check(at, Matrix::new(&b, k, n));
+            check(Matrix::new(&a, m, k), bt);
+            let halves: Vec<bf16> = b.iter().map(|&b| bf16::from_f32(b)).collect();
+            check(Matrix::new(&a, m, k), Matrix::new(&halves, n, k).t());
+            check(at, Matrix::new(&halves, k, n));
+        }
+    }
+
+    #[test]
+    fn nothing_to_multiply_is_zero_and_nothing_to_write_stays() {
+        assert_eq!(product::<f32, f32>(Matrix::new(&[], 3, 0), Matrix::new(&[], 0, 2), How::ONE), [0.; 6]);
+        assert!(product::<f32, f32>(Matrix::new(&[], 0, 3), Matrix::new(&[0.; 6], 3, 2), How::ONE).is_empty());
+        let mut out = [7.; 4];
+        product_into::<f32, f32>(Matrix::new(&[], 2, 0), Matrix::new(&[], 0, 1), &mut out, 2, true, 1., How::ONE);
+        assert_eq!(out, [7.; 4]);
+        product_into::<f32, f32>(Matrix::new(&[], 2, 0), Matrix::new(&[], 0, 1), &mut out, 2, false, 1., How::ONE);
+        assert_eq!(out, [0., 7., 0., 7.]);
+    }
+
+    #[test]
+    fn halves_are_the_nearest_even_ones() {
+        let odd = [0., -0., 1., 1.003_906_3, 1.011_718_8, -3.3e38, 1e-40, f32::INFINITY, f32::NEG_INFINITY, f32::MAX];
+        for x in odd.into_iter().chain(numbers(10_000, 3)) {
+            assert_eq!(x.halve(), bf16::from_f32(x).to_bits(), "{x}");
+        }
+        assert!(bf16::from_bits(f32::from_bits(0x7fff_ffff).halve()).is_nan());
+        assert!(bf16::from_bits(f32::from_bits(0xff80_0001).halve()).is_nan());
     }
 
     #[test]
     fn a_few_rows_are_the_general_product() {
         for (n, k, m) in [(1, 1, 1), (1, 37, 50), (3, 64, 129), (4, 100, 7)] {
             let (x, w) = (numbers(n * k, 1), numbers(m * k, 2));
-            let general = product(Matrix::new(&x, n, k), Matrix::new(&w, m, k).t(), Threads::One);
+            let general = product(Matrix::new(&x, n, k), Matrix::new(&w, m, k).t(), How::ONE);
             assert!(few_rows(&x, &w, k).iter().zip(&general).all(|(a, b)| (a - b).abs() < 1e-4), "{n} {k} {m}");
             let half: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
-            let mut wide = Vec::new();
-            widened(&half, &mut wide);
-            assert!(wide.iter().zip(&half).all(|(a, b)| *a == b.to_f32()));
-            for other in [few_rows(&x, &half, k), few_rows(&x, &wide, k)] {
-                let mut portable = vec![0f32; n * m]; // (m, n)
-                dots_bf16(&x, &half, k, &mut portable);
-                assert!((0..n * m).all(|at| (other[at] - portable[at % m * n + at / m]).abs() < 1e-4), "{n} {k} {m}");
+            let general = product(Matrix::new(&x, n, k), Matrix::new(&half, m, k).t(), How::ONE);
+            let mut portable = vec![0f32; n * m]; // (m, n)
+            few_rows::dots_bf16(&x, &half, k, &mut portable);
+            for (at, other) in few_rows(&x, &half, k).into_iter().enumerate() {
+                assert!((other - general[at]).abs() < 1e-4, "{n} {k} {m}");
+                assert!((other - portable[at % m * n + at / m]).abs() < 1e-4, "{n} {k} {m}");
             }
         }
     }

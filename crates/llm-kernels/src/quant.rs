@@ -10,7 +10,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::matmul::{FEW_ROWS, Matrix, Threads, product_into};
+use crate::matmul::{FEW_ROWS, How, Matrix, Precision, product_into};
 use crate::norm::cpu;
 use crate::simd::contiguous;
 
@@ -191,7 +191,7 @@ impl CustomOp1 for Quantized {
             }
         } else if n > 0 {
             let x = Matrix::new(x, n, k);
-            self.parts(|start, w| product_into(x, w.t(), &mut y[start..], m, false, 1., Threads::All));
+            self.parts(|start, w| product_into(x, w.t(), &mut y[start..], m, false, 1., How::all(Precision::F32)));
         }
         Ok((CpuStorage::F32(y), Shape::from((n, m))))
     }
@@ -204,7 +204,7 @@ impl CustomOp1 for Quantized {
         if n > 0 {
             self.parts(|start, w| {
                 let dy = Matrix::with_stride(&dy[start..], n, w.rows(), m);
-                product_into(dy, w, &mut dx, k, true, 1., Threads::All);
+                product_into(dy, w, &mut dx, k, true, 1., How::all(Precision::F32));
             });
         }
         Tensor::from_vec(dx, (n, k), x.device()).map(Some)

@@ -1,0 +1,62 @@
+//! The products of decoding: a few rows with a whole weight, bound by how fast the weight is read.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::Element;
+use crate::simd::halved;
+
+/// The most rows of `x` for which [`few_rows`] beats the general product: the weight is read once for all of them.
+pub const FEW_ROWS: usize = 4;
+
+/// `x · wᵀ` for at most [`FEW_ROWS`] rows `x` `(n, k)`, bound by how fast `w` `(m, k)` is read: `(n, m)`.
+pub fn few_rows<W: Element>(x: &[f32], w: &[W], k: usize) -> Vec<f32> {
+    let (n, m) = (x.len() / k, w.len() / k);
+    let mut columns = vec![0f32; n * m]; // (m, n): each task owns whole columns of the result
+    let rows = crate::norm::rows_per_task(k).min(m.div_ceil(rayon::current_num_threads()).max(1));
+    columns.par_chunks_mut((rows * n).max(1)).zip(w.par_chunks(rows * k)).for_each(|(out, w)| W::dots(x, w, k, out));
+    if n == 1 {
+        return columns;
+    }
+    (0..n).flat_map(|i| (0..m).map(move |j| (i, j))).map(|(i, j)| columns[j * n + i]).collect()
+}
+
+#[pulp::with_simd(dots_f32 = pulp::Arch::new())]
+#[inline(always)]
+pub(super) fn dots_f32_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [f32], k: usize, out: &'a mut [f32]) {
+    dots(x, w, k, out);
+}
+
+#[pulp::with_simd(dots_bf16 = pulp::Arch::new())]
+#[inline(always)]
+pub(super) fn dots_bf16_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [bf16], k: usize, out: &'a mut [f32]) {
+    dots(x, w, k, out);
+}
+
+#[inline(always)]
+fn dots<W: Element>(x: &[f32], w: &[W], k: usize, out: &mut [f32]) {
+    let n = x.len() / k;
+    for (out, w) in out.chunks_exact_mut(n).zip(w.chunks_exact(k)) {
+        for (out, x) in out.iter_mut().zip(x.chunks_exact(k)) {
+            *out = dot(x, w);
+        }
+    }
+}
+
+/// 32 lanes: four vectors of AVX2 hide the latency of an addition.
+#[inline(always)]
+fn dot<W: Element>(x: &[f32], w: &[W]) -> f32 {
+    const LANES: usize = 32;
+    let mut lanes = [0f32; LANES];
+    let ((x_chunks, x_rest), (w_chunks, w_rest)) = (x.as_chunks::<LANES>(), w.as_chunks::<LANES>());
+    for (x, w) in x_chunks.iter().zip(w_chunks) {
+        for i in 0..LANES {
+            lanes[i] += x[i] * w[i].widen();
+        }
+    }
+    let mut rest = 0f32;
+    for (x, w) in x_rest.iter().zip(w_rest) {
+        rest += x * w.widen();
+    }
+    halved(&mut lanes) + rest
+}
