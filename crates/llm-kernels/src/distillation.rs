@@ -19,6 +19,8 @@ pub struct Output<'a> {
     pub hidden: &'a Tensor,
     /// The output layer.
     pub weight: &'a Tensor,
+    /// What both are rounded to before they are multiplied.
+    pub precision: Precision,
 }
 
 /// The loss of [`linear_distillation`] and what it is made of.
@@ -66,12 +68,13 @@ pub fn linear_distillation(
     let (hidden, weight) = (teacher.hidden.detach().contiguous()?, teacher.weight.detach().contiguous()?);
     let sums = Arc::new(Mutex::new((0f64, 0f64)));
     let gathered = Arc::clone(&sums);
-    let loss = Head::apply(student.hidden, student.weight, move |rows, logits, differentiate| {
+    let theirs_how = How::all(teacher.precision);
+    let loss = Head::apply(student.hidden, student.weight, student.precision, move |rows, logits, differentiate| {
         let ((hs, hl), (ws, wl)) = (hidden.storage_and_layout(), weight.storage_and_layout());
         let states = Matrix::new(&cpu(&hs, hl)?[rows.start * tk..rows.end * tk], rows.len(), tk);
         let mut theirs = vec![0f32; logits.len()];
         let weight = Matrix::new(cpu(&ws, wl)?, vocab, tk);
-        product_into(states, weight.t(), &mut theirs, vocab, false, 1., How::all(Precision::F32));
+        product_into(states, weight.t(), &mut theirs, vocab, false, 1., theirs_how);
         let losses: Vec<(f64, f64)> = logits
             .par_chunks_mut(vocab)
             .zip(theirs.par_chunks(vocab))
@@ -157,8 +160,10 @@ mod tests {
             for (alpha, temperature) in [(0.9, 2.), (1., 1.), (0., 3.)] {
                 assert_same_gradients(&[&x, &w], 1e-4, |t| {
                     let (tx, tw) = (tx.to_dtype(t[0].dtype())?, tw.to_dtype(t[0].dtype())?);
-                    let (student, teacher) =
-                        (Output { hidden: &t[0], weight: &t[1] }, Output { hidden: &tx, weight: &tw });
+                    let (student, teacher) = (
+                        Output { hidden: &t[0], weight: &t[1], precision: Precision::F32 },
+                        Output { hidden: &tx, weight: &tw, precision: Precision::F32 },
+                    );
                     Ok(linear_distillation(student, teacher, &labels, alpha, temperature)?.loss)
                 })?;
             }
@@ -171,7 +176,10 @@ mod tests {
         let (x, w) = (random(&[30, 6], 1, 2.)?, random(&[20, 6], 2, 1.)?);
         let (tx, tw) = (random(&[30, 4], 3, 2.)?, random(&[20, 4], 4, 1.)?);
         let labels: Vec<i64> = (0..30).map(|i| i % 20).collect();
-        let (student, teacher) = (Output { hidden: &x, weight: &w }, Output { hidden: &tx, weight: &tw });
+        let (student, teacher) = (
+            Output { hidden: &x, weight: &w, precision: Precision::F32 },
+            Output { hidden: &tx, weight: &tw, precision: Precision::F32 },
+        );
         let fused = linear_distillation(student, teacher, &labels, 0.7, 2.)?;
         let apart = naive(student, teacher, &labels, 0.7, 2.)?;
         assert!((fused.kl - apart.kl).abs() < 1e-5 && (fused.cross_entropy - apart.cross_entropy).abs() < 1e-5);
@@ -183,7 +191,7 @@ mod tests {
     #[test]
     fn outputs_that_do_not_fit_are_errors() -> Result<()> {
         let (x, w, other) = (random(&[3, 6], 1, 2.)?, random(&[5, 6], 2, 1.)?, random(&[4, 6], 2, 1.)?);
-        let output = |weight| Output { hidden: &x, weight };
+        let output = |weight| Output { hidden: &x, weight, precision: Precision::F32 };
         assert!(linear_distillation(output(&w), output(&other), &[0, 1, 2], 1., 1.).is_err());
         assert!(linear_distillation(output(&w), output(&w), &[0, 1], 1., 1.).is_err());
         Ok(())

@@ -21,6 +21,8 @@ pub struct CrossEntropyOptions {
     pub label_smoothing: f64,
     /// The coefficient of `logsumexp(logits)²`, which keeps logits from drifting (arXiv 2204.02311).
     pub z_loss: f64,
+    /// What hidden states, weight and the gradient of the logits are rounded to before they are multiplied.
+    pub precision: Precision,
 }
 
 /// The mean cross-entropy in nats of the logits `x · wᵀ` with `labels`, over the labels that are not [`IGNORED`].
@@ -42,7 +44,7 @@ pub fn linear_cross_entropy(x: &Tensor, w: &Tensor, labels: &[i64], options: Cro
     }
     let scale = 1. / counted(labels) as f32;
     let labels: Arc<[i64]> = labels.into();
-    Head::apply(x, w, move |rows, logits, differentiate| {
+    Head::apply(x, w, options.precision, move |rows, logits, differentiate| {
         let losses: Vec<f64> = logits
             .par_chunks_mut(vocab)
             .zip(labels[rows].par_iter())
@@ -80,6 +82,7 @@ type Losses = Box<dyn Fn(Range<usize>, &mut [f32], bool) -> Result<f64> + Send +
 pub(crate) struct Head {
     /// Whether the gradients of `x` and of `w` are asked for.
     wants: [bool; 2],
+    precision: Precision,
     losses: Losses,
     /// The gradients of the loss with respect to `x` and `w`, made beside the loss.
     gradients: OnceLock<[Option<Tensor>; 2]>,
@@ -93,9 +96,11 @@ impl Head {
     pub fn apply(
         x: &Tensor,
         w: &Tensor,
+        precision: Precision,
         losses: impl Fn(Range<usize>, &mut [f32], bool) -> Result<f64> + Send + Sync + 'static,
     ) -> Result<Tensor> {
-        let head = Self { wants: [x.track_op(), w.track_op()], losses: Box::new(losses), gradients: OnceLock::new() };
+        let wants = [x.track_op(), w.track_op()];
+        let head = Self { wants, precision, losses: Box::new(losses), gradients: OnceLock::new() };
         x.contiguous()?.apply_op2(&w.contiguous()?, head)
     }
 
@@ -115,7 +120,7 @@ impl CustomOp2 for Head {
         let (x, w) = (contiguous(xs, xl)?, contiguous(ws, wl)?);
         let [dx, dw] = self.wants;
         let mut gradients = [vec![0f32; if dx { x.len() } else { 0 }], vec![0f32; if dw { w.len() } else { 0 }]];
-        let rows = Self::rows(n, vocab);
+        let (rows, how) = (Self::rows(n, vocab), How::all(self.precision));
         let mut logits = vec![0f32; rows.min(n) * vocab];
         let mut loss = 0f64;
         for start in (0..n).step_by(rows) {
@@ -123,15 +128,15 @@ impl CustomOp2 for Head {
             let logits = &mut logits[..range.len() * vocab];
             let x = Matrix::new(&x[range.start * k..range.end * k], range.len(), k);
             let w = Matrix::new(w, vocab, k);
-            product_into(x, w.t(), logits, vocab.max(1), false, 1., How::all(Precision::F32));
+            product_into(x, w.t(), logits, vocab.max(1), false, 1., how);
             loss += (self.losses)(range.clone(), logits, dx || dw)?;
             let d = Matrix::new(logits, range.len(), vocab);
             if dx {
                 let dx = &mut gradients[0][range.start * k..range.end * k];
-                product_into(d, w, dx, k, false, 1., How::all(Precision::F32));
+                product_into(d, w, dx, k, false, 1., how);
             }
             if dw {
-                product_into(d.t(), x, &mut gradients[1], k, true, 1., How::all(Precision::F32));
+                product_into(d.t(), x, &mut gradients[1], k, true, 1., how);
             }
         }
         let [x_grad, w_grad] = gradients;
@@ -208,8 +213,8 @@ mod tests {
 
     #[test]
     fn the_fused_head_equals_the_naive_one_in_f64() -> Result<()> {
-        let smooth = CrossEntropyOptions { label_smoothing: 0.1, z_loss: 0. };
-        let held = CrossEntropyOptions { label_smoothing: 0.2, z_loss: 0.01 };
+        let smooth = CrossEntropyOptions { label_smoothing: 0.1, ..CrossEntropyOptions::default() };
+        let held = CrossEntropyOptions { label_smoothing: 0.2, z_loss: 0.01, ..CrossEntropyOptions::default() };
         // The last shape takes several chunks, the one before a vocabulary that is larger than a chunk.
         for (n, k, vocab) in [(1, 1, 1), (5, 7, 11), (33, 16, 50), (40, 2, 300_001), (150, 3, 60_000)] {
             let (x, w) = (random(&[n, k], 1, 2.)?, random(&[vocab, k], 2, 1.)?);
@@ -224,6 +229,13 @@ mod tests {
         assert_same_gradients(&[&x, &w], 1e-4, |t| {
             linear_cross_entropy(&t[0], &t[1].t()?, &labels(6, 9), CrossEntropyOptions::default())? * 0.25
         })
+    }
+
+    #[test]
+    fn in_bf16_it_is_the_naive_one_to_the_rounding_of_the_factors() -> Result<()> {
+        let options = CrossEntropyOptions { precision: Precision::Bf16, ..CrossEntropyOptions::default() };
+        let (x, w) = (random(&[33, 16], 1, 2.)?, random(&[50, 16], 2, 1.)?);
+        assert_same_gradients(&[&x, &w], 1. / 64., |t| linear_cross_entropy(&t[0], &t[1], &labels(33, 50), options))
     }
 
     #[test]

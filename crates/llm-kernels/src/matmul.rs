@@ -12,6 +12,7 @@ mod general;
 mod packed;
 
 use half::bf16;
+use serde::{Deserialize, Serialize};
 
 pub use few_rows::{FEW_ROWS, few_rows};
 
@@ -144,7 +145,8 @@ pub enum Threads {
 }
 
 /// What the numbers of a product are rounded to before they are multiplied; sums are f32 always.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// f32: not at all.
     #[default]

@@ -118,7 +118,7 @@ impl Block {
         let norms = [&self.input_layernorm, &self.post_attention_layernorm];
         let matrices = matrices.into_iter().chain([&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj]);
         let dense = matrices.filter_map(|matrix| match matrix {
-            Matrix::Dense(w) => Some(w),
+            Matrix::Dense(w, _) => Some(w),
             Matrix::Blocks(_) => None,
         });
         dense.chain(norms).cloned().collect()

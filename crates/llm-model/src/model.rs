@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Tensor, TensorId};
-use llm_kernels::{CrossEntropyOptions, Distillation, Output, Recomputed, linear_cross_entropy, linear_distillation};
+use llm_kernels::{
+    CrossEntropyOptions, Distillation, Output, Precision, Recomputed, linear_cross_entropy, linear_distillation,
+};
 use serde_json::Value;
 
 use crate::decoder::Decoder;
@@ -89,6 +91,12 @@ impl Model {
         self.with_params(self.params.with_matrices_in(format)?)
     }
 
+    /// The same model, with the same variables, whose products are made in `precision`: bf16 is mixed precision
+    /// (Micikevicius et al. 2018, arXiv 1710.03740), where weights, sums and all else stay in f32.
+    pub fn in_precision(&self, precision: Precision) -> Result<Self> {
+        self.with_params(self.params.in_precision(precision))
+    }
+
     fn with_params(&self, params: Params) -> Result<Self> {
         let mut model = Self::new(self.config.clone(), self.head, params)?;
         model.extra.clone_from(&self.extra);
@@ -165,7 +173,8 @@ impl Model {
         if self.head != Head::LanguageModel {
             return Err(Error::Input("this model scores texts and has no next token; use a causal one".to_owned()));
         }
-        Ok(linear_cross_entropy(hidden, &self.output.dense()?, labels, CrossEntropyOptions::default())?)
+        let options = CrossEntropyOptions { precision: self.output.precision(), ..CrossEntropyOptions::default() };
+        Ok(linear_cross_entropy(hidden, &self.output.dense()?, labels, options)?)
     }
 
     /// `alpha · T² · KL(teacher/T ‖ this/T) + (1 - alpha) · cross-entropy` of the next tokens `labels` behind the hidden
@@ -179,8 +188,8 @@ impl Model {
         temperature: f64,
     ) -> Result<Distillation> {
         let (ours, theirs) = (self.output.dense()?, teacher.0.output.dense()?);
-        let student = Output { hidden, weight: &ours };
-        let teacher = Output { hidden: teacher.1, weight: &theirs };
+        let student = Output { hidden, weight: &ours, precision: self.output.precision() };
+        let teacher = Output { hidden: teacher.1, weight: &theirs, precision: teacher.0.output.precision() };
         Ok(linear_distillation(student, teacher, labels, alpha, temperature)?)
     }
 
@@ -206,7 +215,7 @@ impl Model {
     /// The `config.json` of this model.
     pub(crate) fn config_json(&self) -> Value {
         let mut json = families::llama::to_json(&self.config, self.head);
-        if matches!(&self.decoder.embed_tokens, Matrix::Dense(w) if w.dtype() == DType::BF16) {
+        if matches!(&self.decoder.embed_tokens, Matrix::Dense(w, _) if w.dtype() == DType::BF16) {
             json["torch_dtype"] = Value::from("bfloat16");
         }
         if let Value::Object(map) = &mut json {

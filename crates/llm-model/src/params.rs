@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
-use llm_kernels::{BlockFormat, QuantizedWeight, linear, linear_quantized};
+use llm_kernels::{BlockFormat, Precision, QuantizedWeight, linear_in, linear_quantized};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -16,6 +16,8 @@ pub struct Params {
     tensors: BTreeMap<String, Tensor>,
     vars: BTreeMap<String, Var>,
     quantized: BTreeMap<String, QuantizedWeight>,
+    /// What the matrices are rounded to as they are multiplied.
+    precision: Precision,
 }
 
 /// How the matrices of a frozen model are held; norms and biases are f32 always.
@@ -37,7 +39,7 @@ fn blocks_for(format: BlockFormat, row: usize) -> Option<BlockFormat> {
 /// A matrix of a model: a tensor, or blocks.
 #[derive(Debug, Clone)]
 pub(crate) enum Matrix {
-    Dense(Tensor),
+    Dense(Tensor, Precision),
     Blocks(QuantizedWeight),
 }
 
@@ -45,7 +47,7 @@ impl Matrix {
     /// `x · wᵀ`.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            Self::Dense(w) => linear(x, w)?,
+            Self::Dense(w, precision) => linear_in(x, w, *precision)?,
             Self::Blocks(w) => linear_quantized(x, w)?,
         })
     }
@@ -54,17 +56,25 @@ impl Matrix {
     pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         Ok(match self {
             // Weights may be in bf16, what flows between them is not.
-            Self::Dense(w) if w.dtype() == DType::BF16 => w.index_select(ids, 0)?.to_dtype(DType::F32)?,
-            Self::Dense(w) => w.index_select(ids, 0)?,
+            Self::Dense(w, _) if w.dtype() == DType::BF16 => w.index_select(ids, 0)?.to_dtype(DType::F32)?,
+            Self::Dense(w, _) => w.index_select(ids, 0)?,
             Self::Blocks(w) => w.rows(&ids.to_vec1::<u32>()?)?,
         })
+    }
+
+    /// What it is rounded to as it is multiplied.
+    pub fn precision(&self) -> Precision {
+        match self {
+            Self::Dense(_, precision) => *precision,
+            Self::Blocks(_) => Precision::F32,
+        }
     }
 
     /// The whole matrix, in f32 or f64.
     pub fn dense(&self) -> Result<Tensor> {
         Ok(match self {
-            Self::Dense(w) if w.dtype() == DType::BF16 => w.to_dtype(DType::F32)?,
-            Self::Dense(w) => w.clone(),
+            Self::Dense(w, _) if w.dtype() == DType::BF16 => w.to_dtype(DType::F32)?,
+            Self::Dense(w, _) => w.clone(),
             Self::Blocks(w) => w.dequantize()?,
         })
     }
@@ -90,7 +100,7 @@ impl Params {
 
     /// The same numbers as variables of their own: training them leaves the originals as they are.
     pub fn trainable(&self) -> Result<Self> {
-        let mut copy = Self::default();
+        let mut copy = Self { precision: self.precision, ..Self::default() };
         for (name, tensor) in &self.tensors {
             let var = Var::from_tensor(&tensor.detach().copy()?)?;
             copy.tensors.insert(name.clone(), var.as_tensor().clone());
@@ -103,12 +113,12 @@ impl Params {
     pub fn frozen(&self) -> Result<Self> {
         let copy = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), tensor.detach().copy()?));
         let tensors = self.tensors.iter().map(copy).collect::<Result<_>>()?;
-        Ok(Self { tensors, vars: BTreeMap::new(), quantized: self.quantized.clone() })
+        Ok(Self { tensors, vars: BTreeMap::new(), quantized: self.quantized.clone(), precision: self.precision })
     }
 
     /// The same numbers, frozen, with matrices rounded to `format`.
     pub(crate) fn with_matrices_in(&self, format: WeightFormat) -> Result<Self> {
-        let mut rounded = Self { quantized: self.quantized.clone(), ..Self::default() };
+        let mut rounded = Self { quantized: self.quantized.clone(), precision: self.precision, ..Self::default() };
         for (name, tensor) in &self.tensors {
             let tensor = tensor.detach();
             let row = tensor.dims().last().copied().unwrap_or(0);
@@ -144,6 +154,11 @@ impl Params {
         Ok(Self::new(tensors))
     }
 
+    /// The same tensors and variables, whose matrices are rounded to `precision` as they are multiplied.
+    pub(crate) fn in_precision(&self, precision: Precision) -> Self {
+        Self { precision, ..self.clone() }
+    }
+
     /// The tensor of that name.
     pub fn get(&self, name: &str) -> Result<Tensor> {
         self.tensors.get(name).cloned().ok_or_else(|| Error::Tensors {
@@ -156,7 +171,7 @@ impl Params {
     pub(crate) fn matrix(&self, name: &str) -> Result<Matrix> {
         match self.quantized.get(name) {
             Some(blocks) => Ok(Matrix::Blocks(blocks.clone())),
-            None => self.get(name).map(Matrix::Dense),
+            None => Ok(Matrix::Dense(self.get(name)?, self.precision)),
         }
     }
 
