@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::matmul::{How, Matrix, product_into};
+use crate::matmul::{How, Matrix, Precision, Threads, product_into};
 use crate::simd::{axpy, exp, halved, max, sum2, tanh};
 
 /// Which keys a query may look at, besides being causal.
@@ -39,12 +39,18 @@ pub struct Scores {
     pub scale: f64,
     /// Then it is held between `-cap` and `cap`: `cap · tanh(score / cap)` (Gemma 2, arXiv 2408.00118).
     pub soft_cap: Option<f64>,
+    /// What queries, keys, values and weights are rounded to as they are multiplied; a single query is not rounded.
+    pub precision: Precision,
 }
 
 impl Scores {
-    /// `1 / sqrt(head_dim)` and no cap.
+    /// `1 / sqrt(head_dim)`, no cap, in f32.
     pub fn of_head(head_dim: usize) -> Self {
-        Self { scale: (head_dim as f64).powf(-0.5), soft_cap: None }
+        Self { scale: (head_dim as f64).powf(-0.5), soft_cap: None, precision: Precision::F32 }
+    }
+
+    fn how(&self) -> How {
+        How { precision: self.precision, threads: Threads::One }
     }
 
     /// The cap, or 0.
@@ -74,7 +80,7 @@ pub fn attention_weights(q: &Tensor, k: &Tensor, scores: Scores, visible: &Visib
     let Dims { b, t, s, h, g, .. } = Dims::of(q, k, k, visible)?;
     let q = q.transpose(1, 2)?.contiguous()?; // (b, h, t, d)
     let k = repeat_heads(k, h / g)?; // (b, h, s, d)
-    let Scores { scale, soft_cap } = scores;
+    let Scores { scale, soft_cap, .. } = scores;
     let scores = (q.matmul(&k.t()?)? * scale)?; // (b, h, t, s)
     let scores = match soft_cap {
         Some(cap) => ((scores / cap)?.tanh()? * cap)?,
@@ -316,7 +322,7 @@ impl Attention {
                     mixture(weights, values, out);
                 } else {
                     let weights = Matrix::new(weights, queries.rows.len(), width);
-                    product_into(weights, values, out, d, true, 1., How::ONE);
+                    product_into(weights, values, out, d, true, 1., self.scores.how());
                 }
             }
             for ((out, log_sum), (top, sum)) in out.chunks_exact_mut(d).zip(&mut log_sums[queries.rows]).zip(softmaxes)
@@ -337,7 +343,7 @@ impl Attention {
             // A single query, as in decoding: the keys are read once and packing them would cost more.
             dots(q.row(0), k, self.scores.scale as f32, out);
         } else {
-            product_into(q, k.t(), out, width, false, self.scores.scale as f32, How::ONE);
+            product_into(q, k.t(), out, width, false, self.scores.scale as f32, self.scores.how());
         }
     }
 
@@ -362,8 +368,8 @@ impl Attention {
                     let width = keys.len();
                     let (p, ds) = (&mut p[..rows.len() * width], &mut ds[..rows.len() * width]);
                     let (k_rows, v_rows) = (k.block(b, keys.clone(), group), v.block(b, keys.clone(), group));
-                    product_into(q_rows, k_rows.t(), p, width, false, self.scores.scale as f32, How::ONE);
-                    product_into(grad_rows, v_rows.t(), ds, width, false, 1., How::ONE);
+                    product_into(q_rows, k_rows.t(), p, width, false, self.scores.scale as f32, self.scores.how());
+                    product_into(grad_rows, v_rows.t(), ds, width, false, 1., self.scores.how());
                     for (i, (p, ds)) in p.chunks_exact_mut(width).zip(ds.chunks_exact_mut(width)).enumerate() {
                         let log_sum = log_sums[rows.start + i];
                         differentiate(p, ds, queries.columns(i, &keys), self.scores.soft_cap(), log_sum, dots[i]);
@@ -371,10 +377,10 @@ impl Attention {
                     let (p, ds) = (Matrix::new(p, rows.len(), width), Matrix::new(ds, rows.len(), width));
                     let of_keys = keys.start * d..keys.end * d;
                     let scale = self.scores.scale as f32;
-                    product_into(p.t(), grad_rows, &mut gradients.dv[of_keys.clone()], d, true, 1., How::ONE);
-                    product_into(ds.t(), q_rows, &mut gradients.dk[of_keys], d, true, scale, How::ONE);
+                    product_into(p.t(), grad_rows, &mut gradients.dv[of_keys.clone()], d, true, 1., self.scores.how());
+                    product_into(ds.t(), q_rows, &mut gradients.dk[of_keys], d, true, scale, self.scores.how());
                     let dq = &mut dq[rows.start * d..rows.end * d];
-                    product_into(ds, k_rows, dq, d, true, scale, How::ONE);
+                    product_into(ds, k_rows, dq, d, true, scale, self.scores.how());
                 }
             }
         }
@@ -514,7 +520,7 @@ mod tests {
         Ok(())
     }
 
-    const PLAIN: Scores = Scores { scale: 1., soft_cap: None };
+    const PLAIN: Scores = Scores { scale: 1., soft_cap: None, precision: Precision::F32 };
 
     #[test]
     fn fused_attention_equals_the_naive_one_in_f64() -> Result<()> {
@@ -535,6 +541,16 @@ mod tests {
             check((b, t, s, g, heads, d), &all, 1e-3)?;
         }
         check((0, 3, 3, 1, 2, 4), &all, 1.)
+    }
+
+    #[test]
+    fn in_bf16_it_is_the_naive_one_to_the_rounding_of_the_factors() -> Result<()> {
+        let (q, k, v) =
+            (random(&[2, 70, 4, 24], 1, 1.)?, random(&[2, 300, 2, 24], 2, 1.)?, random(&[2, 300, 2, 24], 3, 1.)?);
+        let scores = Scores { precision: Precision::Bf16, ..Scores::of_head(24) };
+        assert_same_gradients_within(&[&q, &k, &v], 1. / 64., 0., |x| {
+            attention(&x[0], &x[1], &x[2], scores, &Visible::default())
+        })
     }
 
     #[test]

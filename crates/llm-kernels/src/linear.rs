@@ -22,29 +22,24 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
 ///
 /// In f64, and on other devices than the CPU, nothing is rounded.
 pub fn linear_in(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
-    let mut shape = x.dims().to_vec();
-    let Some(last) = shape.last_mut() else {
-        bail!("linear: x is a scalar, it needs at least one dimension");
-    };
     let (out, input) = w.dims2()?;
-    if *last != input {
-        bail!("linear: x is {:?}, its last dimension must be the second of the weight {:?}", x.dims(), w.dims());
+    let mut shape = x.dims().to_vec();
+    match shape.last_mut() {
+        Some(last) if *last == input => *last = out,
+        _ => bail!("linear: x is {:?}, its last dimension must be the second of the weight {:?}", x.dims(), w.dims()),
     }
-    *last = out;
-    let rows: usize = shape.iter().rev().skip(1).product();
-    let x = x.reshape((rows, input))?;
     let half = w.dtype() == DType::BF16 && w.device().is_cpu();
-    let y = if crate::is_fused(&x) && (half || crate::is_fused(w)) {
+    if crate::is_fused(x) && (half || crate::is_fused(w)) {
         if half && w.track_op() {
             bail!("linear: a weight in bf16 does not train; keep it in f32");
         }
         let precision = if half { of_halves() } else { precision };
         let op = Linear { dx: x.track_op(), dw: w.track_op(), precision };
-        x.contiguous()?.apply_op2(&w.contiguous()?, op)?
-    } else {
-        x.matmul(&w.to_dtype(x.dtype())?.t()?)?
-    };
-    y.reshape(shape)
+        // Every reshape is a step of the backward that copies its gradient, so the operation takes `x` as it is.
+        return x.contiguous()?.apply_op2(&w.contiguous()?, op);
+    }
+    let rows: usize = shape.iter().rev().skip(1).product();
+    x.reshape((rows, input))?.matmul(&w.to_dtype(x.dtype())?.t()?)?.reshape(shape)
 }
 
 /// What `x` is rounded to beside a weight in bf16: where nothing is won by rounding, nothing is rounded.
@@ -64,20 +59,26 @@ impl CustomOp2 for Linear {
     }
 
     fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, ws: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let ((n, k), (m, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
+        let (m, k) = wl.shape().dims2()?;
+        let mut shape = xl.dims().to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = m;
+        }
+        let n = shape.iter().rev().skip(1).product();
         let x = contiguous(xs, xl)?;
         let y = match weight(ws, wl)? {
             Weight::Full(w) => self.forward(x, w, n, k, m),
             Weight::Half(w) => self.forward(x, w, n, k, m),
         };
-        Ok((CpuStorage::F32(y), Shape::from((n, m))))
+        Ok((CpuStorage::F32(y), Shape::from(shape)))
     }
 
     // dx = dy · w,  dw = dyᵀ · x.
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
         let ((xs, xl), (ws, wl), (ds, dl)) = (x.storage_and_layout(), w.storage_and_layout(), dy.storage_and_layout());
-        let ((n, k), (m, _)) = (x.dims2()?, w.dims2()?);
+        let (m, k) = w.dims2()?;
+        let n = x.dims().iter().rev().skip(1).product();
         let x_rows = Matrix::new(cpu(&xs, xl)?, n, k);
         let dy_rows = Matrix::new(cpu(&ds, dl)?, n, m);
         let Storage::Cpu(ws) = &*ws else { bail!("linear: the weight left the CPU's memory") };

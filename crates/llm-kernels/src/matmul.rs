@@ -174,6 +174,7 @@ pub struct How {
 
 impl How {
     /// In f32 on the thread that asks.
+    #[cfg(test)]
     pub const ONE: Self = Self { precision: Precision::F32, threads: Threads::One };
 
     /// On all threads.

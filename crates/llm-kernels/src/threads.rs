@@ -21,6 +21,8 @@ pub fn with_threads<T: Send>(threads: usize, program: impl FnOnce() -> T + Send)
                 std::env::set_var(name, value.to_string());
             }
         }
+        #[cfg(feature = "mimalloc")]
+        keep_freed_memory();
     }
     let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     let now = rayon::current_num_threads();
@@ -28,6 +30,18 @@ pub fn with_threads<T: Send>(threads: usize, program: impl FnOnce() -> T + Send)
         bail!("{now} threads are at work already; set their number before the first computation");
     }
     Ok(rayon::scope(|_| program()))
+}
+
+/// mimalloc gives memory back to the system a second after it was freed, and a step that takes longer gets all of it anew,
+/// cleared page by page. A minute spares that.
+#[cfg(feature = "mimalloc")]
+fn keep_freed_memory() {
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15; // mi_option_purge_delay, in milliseconds
+    // SAFETY: it stores a number, while no other thread runs that could read it.
+    #[allow(unsafe_code)]
+    unsafe {
+        libmimalloc_sys::mi_option_set(PURGE_DELAY, 60_000);
+    }
 }
 
 /// One thread for each physical core, or for each logical one where the system does not tell them apart.

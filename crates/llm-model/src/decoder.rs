@@ -155,7 +155,7 @@ impl Attention {
             Some((cache, layer)) => cache.append(layer, &k, &v)?, // (b, s, g, d)
             None => (k, v),
         };
-        let scores = Scores::of_head(self.d);
+        let scores = Scores { precision: self.o_proj.precision(), ..Scores::of_head(self.d) };
         if let Some(look) = look {
             look.push(attention_weights(&q, &k, scores, visible)?);
         }

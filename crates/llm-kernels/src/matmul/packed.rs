@@ -6,8 +6,10 @@
 //! What is not there (the rest of a panel, an odd number's neighbour) is zero.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm512_castsi512_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_mask_storeu_ps,
-    _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    __m512, __m512bh, __m512i, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps,
+    _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permutexvar_epi16,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::cell::RefCell;
 use std::mem::transmute;
@@ -111,16 +113,13 @@ unsafe fn rows_of_tiles<const BF16: bool, A: Element>(a: Matrix<A>, b: &[u32], c
     with_panels(0, a.rows.next_multiple_of(ROWS) * depth, |buffer| {
         for start in (0..units).step_by(depth) {
             let end = units.min(start + depth);
+            let buffer = &mut buffer[..a.rows.next_multiple_of(ROWS) * (end - start)];
             let out = Out { add: out.add || start > 0, ..out };
-            let panels = buffer.chunks_exact_mut(ROWS * (end - start));
-            let count = panels.len();
-            for (i, panel) in panels.enumerate() {
-                let part = a.rows_from(i * ROWS, ROWS).cols_from(start * numbers, (end - start) * numbers);
-                pack::<BF16, ROWS, A>(part, panel);
-            }
+            let part = a.cols_from(start * numbers, (end - start) * numbers);
+            pack::<BF16, ROWS, A>(part, buffer);
             for (j, b) in b.chunks_exact(COLS * units).enumerate() {
                 let b = b[COLS * start..COLS * end].as_chunks::<16>().0.as_chunks::<2>().0;
-                for (i, panel) in buffer.chunks_exact(ROWS * (end - start)).take(count).enumerate() {
+                for (i, panel) in buffer.chunks_exact(ROWS * (end - start)).enumerate() {
                     let tile = multiply::<BF16>(panel.as_chunks::<ROWS>().0, b);
                     let (rows, cols) = (ROWS.min(a.rows - i * ROWS), COLS.min(cols - j * COLS));
                     // SAFETY: the tile lies within the rows and columns that the caller speaks of.
@@ -184,71 +183,161 @@ unsafe fn put(tile: &[[__m512; 2]; ROWS], rows: usize, cols: usize, out: Out) {
     }
 }
 
-/// Copies at most `R` rows into a panel: for each unit along the rows, that of each row.
+/// Copies rows into panels of `R`: for each unit along the rows, that of each row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn pack<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, panel: &mut [u32]) {
-    let panel = panel.as_chunks_mut::<R>().0;
-    if from.rows < R {
-        panel.fill([0; R]);
-    }
+fn pack<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, panels: &mut [u32]) {
+    let units = from.cols.div_ceil(1 + usize::from(BF16));
     if from.col_stride == 1 {
-        pack_rows::<BF16, R, T>(from, panel);
+        for (i, panel) in panels.chunks_exact_mut(R * units).enumerate() {
+            pack_rows::<BF16, R, T>(from.rows_from(i * R, R), panel.as_chunks_mut::<R>().0);
+        }
     } else {
         assert_eq!(from.row_stride, 1, "a matrix whose rows and columns are both apart");
-        pack_columns::<BF16, R, T>(from, panel);
+        pack_columns::<BF16, R, T>(from, panels, units);
     }
 }
 
-/// Rows that lie in memory one number after the other: 16 units of each row are made, then turned.
+/// At most `R` rows that lie in memory one number after the other: 16 units of 16 rows are made, then turned.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[allow(unsafe_code)]
 fn pack_rows<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, panel: &mut [[u32; R]]) {
-    const WIDE: usize = 16;
     let numbers = 1 + usize::from(BF16);
-    let full = from.cols / (WIDE * numbers);
-    let mut parts = panel.chunks_exact_mut(WIDE);
-    for (p, part) in parts.by_ref().take(full).enumerate() {
-        let mut units = [[0u32; WIDE]; R];
-        for (i, units) in units.iter_mut().enumerate().take(from.rows) {
-            let row = &from.data[i * from.row_stride + p * WIDE * numbers..][..WIDE * numbers];
-            for (k, unit) in units.iter_mut().enumerate() {
-                *unit = if BF16 { pair(row[2 * k], row[2 * k + 1]) } else { row[k].widen().to_bits() };
+    for (part, columns) in panel.chunks_mut(16).enumerate() {
+        let start = part * 16 * numbers;
+        let count = (16 * numbers).min(from.cols - start);
+        for first in (0..R).step_by(16) {
+            let mut units = [_mm512_setzero_si512(); 16];
+            for (i, units) in units.iter_mut().enumerate().take(from.rows.saturating_sub(first)) {
+                let row = &from.data[(first + i) * from.row_stride + start..][..count];
+                *units = match T::f32s(row).and_then(|row| row.first_chunk::<32>()).filter(|_| BF16) {
+                    Some(row) => halves(row.as_chunks::<16>().0),
+                    None => row_units::<BF16, T>(row),
+                };
             }
-        }
-        for (k, column) in part.iter_mut().enumerate() {
-            for i in 0..R {
-                column[i] = units[i][k];
+            let turned = turn(units);
+            let width = (R - first).min(16);
+            let mask = 0xffff >> (16 - width);
+            for (column, units) in columns.iter_mut().zip(turned) {
+                // SAFETY: the mask lets `width` units through, which the slice holds.
+                unsafe { _mm512_mask_storeu_epi32(column[first..first + width].as_mut_ptr().cast(), mask, units) };
             }
-        }
-    }
-    for (k, column) in panel.iter_mut().enumerate().skip(full * WIDE) {
-        for i in 0..from.rows {
-            let row = &from.data[i * from.row_stride..][..from.cols];
-            let at = |k: usize| row.get(k).copied().unwrap_or_default();
-            column[i] = if BF16 { pair(at(2 * k), at(2 * k + 1)) } else { at(k).widen().to_bits() };
         }
     }
 }
 
-/// Rows that lie beside each other in memory: each column is a run of it.
+/// Twice 16 numbers in bf16, one behind the other.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn pack_columns<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, panel: &mut [[u32; R]]) {
+#[allow(unsafe_code)]
+fn halves(numbers: &[[f32; 16]]) -> __m512i {
+    // SAFETY: 16 numbers, and 32 of half the size, are the same bytes as a register of them.
+    unsafe {
+        let [first, second] = [numbers[0], numbers[1]].map(|numbers| transmute::<[f32; 16], __m512>(numbers));
+        transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first))
+    }
+}
+
+/// The units of the rest of a row.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[allow(unsafe_code)]
+fn row_units<const BF16: bool, T: Element>(row: &[T]) -> __m512i {
+    let mut units = [0u32; 16];
+    if BF16 {
+        let (pairs, odd) = row.as_chunks::<2>();
+        for (unit, &[first, second]) in units.iter_mut().zip(pairs) {
+            *unit = pair(first, second);
+        }
+        if let ([last], Some(unit)) = (odd, units.get_mut(pairs.len())) {
+            *unit = pair(*last, T::default());
+        }
+    } else {
+        for (unit, x) in units.iter_mut().zip(row) {
+            *unit = x.widen().to_bits();
+        }
+    }
+    // SAFETY: 16 units are the same bytes as a register of them.
+    unsafe { transmute::<[u32; 16], __m512i>(units) }
+}
+
+/// Rows become columns: pairs of rows are interleaved by one, then by two numbers, then four numbers move at a time.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn turn(rows: [__m512i; 16]) -> [__m512i; 16] {
+    let mut ones = rows;
+    for i in (0..16).step_by(2) {
+        ones[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        ones[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    // twos[4 g + c]: of rows 4 g to 4 g + 3 the columns c, 4 + c, 8 + c, 12 + c.
+    let mut twos = ones;
+    for g in (0..16).step_by(4) {
+        twos[g] = _mm512_unpacklo_epi64(ones[g], ones[g + 2]);
+        twos[g + 1] = _mm512_unpackhi_epi64(ones[g], ones[g + 2]);
+        twos[g + 2] = _mm512_unpacklo_epi64(ones[g + 1], ones[g + 3]);
+        twos[g + 3] = _mm512_unpackhi_epi64(ones[g + 1], ones[g + 3]);
+    }
+    let mut columns = twos;
+    for c in 0..4 {
+        let low = _mm512_shuffle_i32x4::<0x88>(twos[c], twos[4 + c]); // columns c and 8 + c of rows 0 to 7
+        let high = _mm512_shuffle_i32x4::<0xdd>(twos[c], twos[4 + c]); // 4 + c and 12 + c
+        let low2 = _mm512_shuffle_i32x4::<0x88>(twos[8 + c], twos[12 + c]);
+        let high2 = _mm512_shuffle_i32x4::<0xdd>(twos[8 + c], twos[12 + c]);
+        columns[c] = _mm512_shuffle_i32x4::<0x88>(low, low2);
+        columns[8 + c] = _mm512_shuffle_i32x4::<0xdd>(low, low2);
+        columns[4 + c] = _mm512_shuffle_i32x4::<0x88>(high, high2);
+        columns[12 + c] = _mm512_shuffle_i32x4::<0xdd>(high, high2);
+    }
+    columns
+}
+
+/// Rows that lie beside each other in memory: each column is a run of it, of which each panel gets `R`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn pack_columns<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, panels: &mut [u32], units: usize) {
     let column = |k: usize| &from.data[k * from.col_stride..][..from.rows];
-    let zeros = [T::default(); R];
-    for (k, units) in panel.iter_mut().enumerate() {
-        if BF16 {
-            let first = column(2 * k);
-            let second = if 2 * k + 1 < from.cols { column(2 * k + 1) } else { &zeros[..from.rows] };
-            for ((unit, &first), &second) in units.iter_mut().zip(first).zip(second) {
-                *unit = pair(first, second);
-            }
-        } else {
-            for (unit, x) in units.iter_mut().zip(column(k)) {
-                *unit = x.widen().to_bits();
+    let zeros = [T::default(); BLOCK];
+    for k in 0..units {
+        let first = if BF16 { column(2 * k) } else { column(k) };
+        let second = if BF16 && 2 * k + 1 < from.cols { column(2 * k + 1) } else { &zeros[..from.rows] };
+        let mut run = [0u32; BLOCK];
+        let mut done = 0;
+        if let (true, Some(first), Some(second)) = (BF16, T::f32s(first), T::f32s(second)) {
+            let (first, second) = (first.as_chunks::<16>().0, second.as_chunks::<16>().0);
+            for ((run, &first), &second) in run.as_chunks_mut::<16>().0.iter_mut().zip(first).zip(second) {
+                *run = interleaved(halves(&[first, second]));
+                done += 16;
             }
         }
+        for ((unit, &first), &second) in run.iter_mut().zip(first).zip(second).skip(done) {
+            *unit = if BF16 { pair(first, second) } else { first.widen().to_bits() };
+        }
+        for (panel, run) in panels.chunks_exact_mut(R * units).zip(run.as_chunks::<R>().0) {
+            panel[k * R..(k + 1) * R].copy_from_slice(run);
+        }
+    }
+}
+
+/// 16 halves and 16 others as 16 pairs of one of each.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[allow(unsafe_code)]
+fn interleaved(halves: __m512i) -> [u32; 16] {
+    const ORDER: [u16; 32] = {
+        let mut order = [0; 32];
+        let mut i = 0;
+        while i < 16 {
+            (order[2 * i], order[2 * i + 1]) = (i as u16, 16 + i as u16);
+            i += 1;
+        }
+        order
+    };
+    // SAFETY: 32 halves, and 16 units, are the same bytes as a register of them.
+    unsafe {
+        let order = transmute::<[u16; 32], __m512i>(ORDER);
+        transmute::<__m512i, [u32; 16]>(_mm512_permutexvar_epi16(order, halves))
     }
 }
 
