@@ -8,9 +8,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::{Error, Head, ModelConfig, Result};
+use crate::{Error, Head, ModelConfig, NormKind, Result};
 
-/// Tensors by their Hugging Face name. Trainable ones are variables that gradients flow to; frozen ones cost nothing.
+/// Tensors by the decoder's name ([`ModelConfig::tensor_shapes`]). Trainable ones are variables that gradients flow to; frozen ones cost nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
     tensors: BTreeMap<String, Tensor>,
@@ -76,7 +76,7 @@ impl Params {
         Self { tensors, ..Self::default() }
     }
 
-    /// Fresh parameters for `config` and `head`: norms at one, matrices normal with `initializer_range` (those that
+    /// Fresh parameters for `config` and `head`: norms that scale by one, no biases, matrices normal with `initializer_range` (those that
     /// write into the residual stream smaller by `sqrt(2 · layers)`, as in GPT-2), the score head normal with
     /// `1 / sqrt(hidden_size + 1)` (Stiennon et al. 2020), its bias zero. Each tensor has its own stream of `seed`.
     pub fn init(config: &ModelConfig, head: Head, seed: u64) -> Result<Self> {
@@ -112,14 +112,16 @@ impl Params {
         for (name, tensor) in &self.tensors {
             let tensor = tensor.detach();
             let row = tensor.dims().last().copied().unwrap_or(0);
+            // A router is small, and one that rounds sends tokens elsewhere.
+            let matrix = tensor.rank() == 2 && !name.ends_with("mlp.gate.weight");
             let blocks = match format {
-                WeightFormat::Blocks(format) if tensor.rank() == 2 => blocks_for(format, row),
+                WeightFormat::Blocks(format) if matrix => blocks_for(format, row),
                 _ => None,
             };
             if let Some(format) = blocks {
                 rounded.quantized.insert(name.clone(), QuantizedWeight::quantize(&tensor, format)?);
             } else {
-                let half = format == WeightFormat::Bf16 && tensor.rank() == 2;
+                let half = format == WeightFormat::Bf16 && matrix;
                 let tensor = if half { tensor.to_dtype(DType::BF16)? } else { tensor.copy()? };
                 rounded.tensors.insert(name.clone(), tensor);
             }
@@ -197,8 +199,11 @@ impl Params {
 
 fn init_tensor(config: &ModelConfig, name: &str, shape: &[usize], seed: u64) -> Result<Tensor> {
     let device = Device::Cpu;
-    if name.ends_with("norm.weight") {
+    if name.ends_with("norm.weight") && config.norm != NormKind::RmsPlusOne {
         return Ok(Tensor::ones(shape, DType::F32, &device)?);
+    }
+    if name.ends_with("norm.weight") {
+        return Ok(Tensor::zeros(shape, DType::F32, &device)?);
     }
     if name.ends_with(".bias") {
         return Ok(Tensor::zeros(shape, DType::F32, &device)?);
