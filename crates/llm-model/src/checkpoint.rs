@@ -8,7 +8,8 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-use crate::{Error, Head, Model, Params, Result, families};
+use crate::families::{self, Described};
+use crate::{Error, Head, Model, Params, Result};
 
 /// Writes `bytes` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -60,8 +61,9 @@ pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
             "{dir}: \"{name}\" is held in blocks, which a Hugging Face folder has not; save the model in f32 or bf16"
         )));
     }
-    write_safetensors(&dir.join("model.safetensors"), model.params().tensors())?;
-    write_json(&dir.join("config.json"), &model.config_json())?;
+    let tensors = families::to_files(model.params().tensors(), model.config())?;
+    write_safetensors(&dir.join("model.safetensors"), &tensors)?;
+    write_json(&dir.join("config.json"), &model.config_json()?)?;
     if model.head() == Head::LanguageModel {
         let config = model.config();
         let generation = json!({
@@ -80,23 +82,19 @@ pub(crate) fn load(dir: &Path) -> Result<Model> {
         let message = "no such folder; a model is a folder with config.json and model.safetensors";
         return Err(Error::config(dir.display().to_string(), message));
     }
-    let (config, head, extra) = families::llama::from_json(&read_json(&path)?, &path.display().to_string())?;
+    let Described { config, head, spelled, extra } =
+        families::from_json(&read_json(&path)?, &path.display().to_string())?;
     let mut tensors = BTreeMap::new();
     for file in weight_files(dir)? {
         tensors.extend(read_safetensors(&file)?);
     }
-    if config.tie_word_embeddings {
-        tensors.remove("lm_head.weight"); // some writers store the tied matrix twice
-    }
-    let params = Params::new(tensors);
-    params.check(&config, head, &dir.join("model.safetensors").display().to_string())?;
-    let mut model = Model::new(config, head, params)?;
-    model.extra = extra;
-    Ok(model)
+    let origin = dir.join("model.safetensors").display().to_string();
+    let params = Params::new(families::from_files(tensors, &config, head, &origin)?);
+    Ok(Model::new(config, head, params)?.described_by(spelled, extra))
 }
 
 pub(crate) fn random(path: &Path, seed: u64) -> Result<Model> {
-    let (config, head, _) = families::llama::from_json(&read_json(path)?, &path.display().to_string())?;
+    let Described { config, head, .. } = families::from_json(&read_json(path)?, &path.display().to_string())?;
     let params = Params::init(&config, head, seed)?;
     Model::new(config, head, params)
 }

@@ -29,18 +29,26 @@ mod config;
 mod count;
 mod decoder;
 mod error;
+mod experts;
 pub mod families;
+mod linear;
 mod model;
+mod norm;
 mod params;
+mod rotary;
+mod shapes;
 
 pub use batch::Batch;
 pub use cache::KvCache;
 pub use checkpoint::{read_safetensors, write_atomic, write_safetensors};
-pub use config::ModelConfig;
+pub use config::{Activation, AttentionBias, ExpertsConfig, LayerType, ModelConfig, NormKind, NormPlacement, QkNorm};
 pub use count::ParamCount;
 pub use error::Error;
+pub use experts::Routing;
+pub use families::ModelType;
 pub use model::{Head, Model};
 pub use params::{Params, WeightFormat};
+pub use rotary::RopeScaling;
 
 /// What every fallible function of this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;

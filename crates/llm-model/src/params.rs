@@ -8,9 +8,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::{Error, Head, ModelConfig, Result};
+use crate::{Error, Head, ModelConfig, NormKind, Result};
 
-/// Tensors by their Hugging Face name. Trainable ones are variables that gradients flow to; frozen ones cost nothing.
+/// Tensors by the decoder's name ([`ModelConfig::tensor_shapes`]). Trainable ones are variables that gradients flow to; frozen ones cost nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
     tensors: BTreeMap<String, Tensor>,
@@ -80,13 +80,18 @@ impl Matrix {
     }
 }
 
+/// A router is small, and one that rounds sends tokens elsewhere.
+fn is_router(name: &str) -> bool {
+    name.ends_with("mlp.gate.weight")
+}
+
 impl Params {
     /// Frozen parameters.
     pub fn new(tensors: BTreeMap<String, Tensor>) -> Self {
         Self { tensors, ..Self::default() }
     }
 
-    /// Fresh parameters for `config` and `head`: norms at one, matrices normal with `initializer_range` (those that
+    /// Fresh parameters for `config` and `head`: norms that scale by one, no biases, matrices normal with `initializer_range` (those that
     /// write into the residual stream smaller by `sqrt(2 · layers)`, as in GPT-2), the score head normal with
     /// `1 / sqrt(hidden_size + 1)` (Stiennon et al. 2020), its bias zero. Each tensor has its own stream of `seed`.
     pub fn init(config: &ModelConfig, head: Head, seed: u64) -> Result<Self> {
@@ -122,14 +127,15 @@ impl Params {
         for (name, tensor) in &self.tensors {
             let tensor = tensor.detach();
             let row = tensor.dims().last().copied().unwrap_or(0);
+            let matrix = tensor.rank() == 2 && !is_router(name);
             let blocks = match format {
-                WeightFormat::Blocks(format) if tensor.rank() == 2 => blocks_for(format, row),
+                WeightFormat::Blocks(format) if matrix => blocks_for(format, row),
                 _ => None,
             };
             if let Some(format) = blocks {
                 rounded.quantized.insert(name.clone(), QuantizedWeight::quantize(&tensor, format)?);
             } else {
-                let half = format == WeightFormat::Bf16 && tensor.rank() == 2;
+                let half = format == WeightFormat::Bf16 && matrix;
                 let tensor = if half { tensor.to_dtype(DType::BF16)? } else { tensor.copy()? };
                 rounded.tensors.insert(name.clone(), tensor);
             }
@@ -159,6 +165,11 @@ impl Params {
         Self { precision, ..self.clone() }
     }
 
+    /// What the matrices are rounded to as they are multiplied.
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// The tensor of that name.
     pub fn get(&self, name: &str) -> Result<Tensor> {
         self.tensors.get(name).cloned().ok_or_else(|| Error::Tensors {
@@ -171,7 +182,10 @@ impl Params {
     pub(crate) fn matrix(&self, name: &str) -> Result<Matrix> {
         match self.quantized.get(name) {
             Some(blocks) => Ok(Matrix::Blocks(blocks.clone())),
-            None => Ok(Matrix::Dense(self.get(name)?, self.precision)),
+            None => {
+                let precision = if is_router(name) { Precision::F32 } else { self.precision };
+                Ok(Matrix::Dense(self.get(name)?, precision))
+            }
         }
     }
 
@@ -212,8 +226,11 @@ impl Params {
 
 fn init_tensor(config: &ModelConfig, name: &str, shape: &[usize], seed: u64) -> Result<Tensor> {
     let device = Device::Cpu;
-    if name.ends_with("norm.weight") {
+    if name.ends_with("norm.weight") && config.norm != NormKind::RmsPlusOne {
         return Ok(Tensor::ones(shape, DType::F32, &device)?);
+    }
+    if name.ends_with("norm.weight") {
+        return Ok(Tensor::zeros(shape, DType::F32, &device)?);
     }
     if name.ends_with(".bias") {
         return Ok(Tensor::zeros(shape, DType::F32, &device)?);
