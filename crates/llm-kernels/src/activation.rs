@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use crate::norm::cpu;
-use crate::simd::{contiguous, exp, tanh};
+use crate::simd::{contiguous, exp, tanh, zeros};
 
 const CHUNK: usize = 16384;
 const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
@@ -24,6 +24,28 @@ pub enum Activation {
 /// `activation(x)`, element by element.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     if crate::is_fused(x) { x.contiguous()?.apply_op1(Plain(activation)) } else { naive(x, activation) }
+}
+
+/// Runs [`gated`] forward on slices.
+pub(crate) fn gate_all(activation: Activation, gate: &[f32], up: &[f32]) -> Vec<f32> {
+    let mut y = zeros(gate.len());
+    y.par_chunks_mut(CHUNK)
+        .zip(gate.par_chunks(CHUNK))
+        .zip(up.par_chunks(CHUNK))
+        .for_each(|((y, gate), up)| gated_forward(activation, gate, up, y));
+    y
+}
+
+/// The gradients of `gate` and `up`.
+pub(crate) fn gate_gradients_all(activation: Activation, gate: &[f32], up: &[f32], dy: &[f32]) -> [Vec<f32>; 2] {
+    let (mut dgate, mut dup) = (zeros(gate.len()), zeros(gate.len()));
+    dgate
+        .par_chunks_mut(CHUNK)
+        .zip(dup.par_chunks_mut(CHUNK))
+        .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
+        .zip(dy.par_chunks(CHUNK))
+        .for_each(|(((dgate, dup), (gate, up)), dy)| gated_backward(activation, gate, up, dy, dgate, dup));
+    [dgate, dup]
 }
 
 /// `activation(gate) · up`, element by element; both have the same shape, and so has the result.
@@ -102,12 +124,7 @@ impl CustomOp2 for Gated {
     }
 
     fn cpu_fwd(&self, gs: &CpuStorage, gl: &Layout, us: &CpuStorage, ul: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (gate, up) = (contiguous(gs, gl)?, contiguous(us, ul)?);
-        let mut y = vec![0f32; gate.len()];
-        y.par_chunks_mut(CHUNK)
-            .zip(gate.par_chunks(CHUNK))
-            .zip(up.par_chunks(CHUNK))
-            .for_each(|((y, gate), up)| gated_forward(self.0, gate, up, y));
+        let y = gate_all(self.0, contiguous(gs, gl)?, contiguous(us, ul)?);
         Ok((CpuStorage::F32(y), gl.shape().clone()))
     }
 
@@ -115,13 +132,7 @@ impl CustomOp2 for Gated {
         let dy = dy.contiguous()?;
         let ((gs, gl), (us, ul), (ds, dl)) =
             (gate.storage_and_layout(), up.storage_and_layout(), dy.storage_and_layout());
-        let (g, u, d) = (cpu(&gs, gl)?, cpu(&us, ul)?, cpu(&ds, dl)?);
-        let (mut dg, mut du) = (vec![0f32; g.len()], vec![0f32; g.len()]);
-        dg.par_chunks_mut(CHUNK)
-            .zip(du.par_chunks_mut(CHUNK))
-            .zip(g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)))
-            .zip(d.par_chunks(CHUNK))
-            .for_each(|(((dg, du), (g, u)), d)| gated_backward(self.0, g, u, d, dg, du));
+        let [dg, du] = gate_gradients_all(self.0, cpu(&gs, gl)?, cpu(&us, ul)?, cpu(&ds, dl)?);
         let shape = gate.shape();
         Ok((Some(Tensor::from_vec(dg, shape, gate.device())?), Some(Tensor::from_vec(du, shape, gate.device())?)))
     }
@@ -136,7 +147,7 @@ impl CustomOp1 for Plain {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous(storage, layout)?;
-        let mut y = vec![0f32; x.len()];
+        let mut y = zeros(x.len());
         y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| plain_forward(self.0, x, y));
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
@@ -145,7 +156,7 @@ impl CustomOp1 for Plain {
         let dy = dy.contiguous()?;
         let ((xs, xl), (ds, dl)) = (x.storage_and_layout(), dy.storage_and_layout());
         let (data, d) = (cpu(&xs, xl)?, cpu(&ds, dl)?);
-        let mut dx = vec![0f32; data.len()];
+        let mut dx = zeros(data.len());
         dx.par_chunks_mut(CHUNK)
             .zip(data.par_chunks(CHUNK))
             .zip(d.par_chunks(CHUNK))

@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Stora
 use rayon::prelude::*;
 
 use crate::matmul::{How, Matrix, Precision, Threads, product_into};
-use crate::simd::{axpy, exp, halved, max, sum2, tanh};
+use crate::simd::{axpy, exp, halved, max, sum2, tanh, zeros};
 
 /// Which keys a query may look at, besides being causal.
 #[derive(Debug, Clone, Default)]
@@ -241,7 +241,7 @@ impl CustomOp3 for Attention {
 
 /// Lays `b · h` heads of `(t, d)` out as `(b, t, h, d)`.
 fn side_by_side(heads: &[Vec<f32>], t: usize, h: usize, d: usize) -> Vec<f32> {
-    let mut out = vec![0f32; heads.len() * t * d];
+    let mut out = zeros(heads.len() * t * d);
     if !out.is_empty() {
         out.par_chunks_mut(h * d).enumerate().with_min_len(16).for_each(|(row, out)| {
             let (b, i) = (row / t, row % t);

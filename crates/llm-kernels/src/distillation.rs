@@ -10,7 +10,7 @@ use crate::head::{Head, counted};
 use crate::kl::log_sum_scaled;
 use crate::matmul::{How, Matrix, Precision, product_into};
 use crate::norm::cpu;
-use crate::simd::exp;
+use crate::simd::{exp, zeros};
 
 /// Hidden states `(n, hidden)` and the output layer `(vocab, hidden)` that reads them.
 #[derive(Debug, Clone, Copy)]
@@ -72,7 +72,7 @@ pub fn linear_distillation(
     let loss = Head::apply(student.hidden, student.weight, student.precision, move |rows, logits, differentiate| {
         let ((hs, hl), (ws, wl)) = (hidden.storage_and_layout(), weight.storage_and_layout());
         let states = Matrix::new(&cpu(&hs, hl)?[rows.start * tk..rows.end * tk], rows.len(), tk);
-        let mut theirs = vec![0f32; logits.len()];
+        let mut theirs = zeros(logits.len());
         let weight = Matrix::new(cpu(&ws, wl)?, vocab, tk);
         product_into(states, weight.t(), &mut theirs, vocab, false, 1., theirs_how);
         let losses: Vec<(f64, f64)> = logits

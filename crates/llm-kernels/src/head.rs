@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::cross_entropy::{IGNORED, check_labels, log_sum_exp};
 use crate::matmul::{How, Matrix, Precision, product_into};
-use crate::simd::{contiguous, exp, max, sum2};
+use crate::simd::{contiguous, exp, max, sum2, zeros};
 
 /// What [`linear_cross_entropy`] adds to the plain cross-entropy.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -119,9 +119,9 @@ impl CustomOp2 for Head {
         let ((n, k), (vocab, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
         let (x, w) = (contiguous(xs, xl)?, contiguous(ws, wl)?);
         let [dx, dw] = self.wants;
-        let mut gradients = [vec![0f32; if dx { x.len() } else { 0 }], vec![0f32; if dw { w.len() } else { 0 }]];
+        let mut gradients = [zeros(if dx { x.len() } else { 0 }), zeros(if dw { w.len() } else { 0 })];
         let (rows, how) = (Self::rows(n, vocab), How::all(self.precision));
-        let mut logits = vec![0f32; rows.min(n) * vocab];
+        let mut logits = zeros(rows.min(n) * vocab);
         let mut loss = 0f64;
         for start in (0..n).step_by(rows) {
             let range = start..(start + rows).min(n);

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor
 use rayon::prelude::*;
 
 use crate::norm::{cpu, rows_per_task};
-use crate::simd::{contiguous, sum2};
+use crate::simd::{contiguous, sum2, zeros};
 
 /// Shifts and scales each row of `x` `(…, n)` to a mean of 0 and a variance of 1, then by `weight` and `bias` `(n,)`.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
@@ -48,7 +48,7 @@ impl CustomOp3 for LayerNorm {
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, w, b) = (contiguous(xs, xl)?, contiguous(ws, wl)?, contiguous(bs, bl)?);
-        let mut y = vec![0f32; x.len()];
+        let mut y = zeros(x.len());
         let size = rows_per_task(w.len()) * w.len();
         y.par_chunks_mut(size).zip(x.par_chunks(size)).for_each(|(y, x)| forward(x, w, b, self.eps, y));
         Ok((CpuStorage::F32(y), xl.shape().clone()))
@@ -67,7 +67,7 @@ impl CustomOp3 for LayerNorm {
         let (x_data, w_data, dy_data) = (cpu(&xs, xl)?, cpu(&ws, wl)?, cpu(&ds, dl)?);
         let n = w_data.len();
         let size = rows_per_task(n) * n;
-        let mut dx = vec![0f32; x_data.len()];
+        let mut dx = zeros(x_data.len());
         let partial: Vec<(Vec<f32>, Vec<f32>)> = dx
             .par_chunks_mut(size)
             .zip(x_data.par_chunks(size))

@@ -1,9 +1,12 @@
 //! The linear map `x · wᵀ` with its backward; a side that does not train costs no gradient.
+//!
+//! candle's backward clears and copies a whole gradient for each step of the graph, a reshape or a sum among them; so the
+//! operation takes and gives the shapes that stand around it, and adds to a residual stream itself.
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
-use crate::matmul::{Element, FEW_ROWS, How, Matrix, Precision, few_rows, product};
+use crate::matmul::{Element, FEW_ROWS, How, Matrix, Precision, few_rows, product, product_into};
 use crate::norm::cpu;
 use crate::simd::contiguous;
 
@@ -22,24 +25,47 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
 ///
 /// In f64, and on other devices than the CPU, nothing is rounded.
 pub fn linear_in(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
-    let (out, input) = w.dims2()?;
-    let mut shape = x.dims().to_vec();
-    match shape.last_mut() {
-        Some(last) if *last == input => *last = out,
-        _ => bail!("linear: x is {:?}, its last dimension must be the second of the weight {:?}", x.dims(), w.dims()),
-    }
-    let half = w.dtype() == DType::BF16 && w.device().is_cpu();
-    if crate::is_fused(x) && (half || crate::is_fused(w)) {
-        if half && w.track_op() {
-            bail!("linear: a weight in bf16 does not train; keep it in f32");
-        }
-        let precision = if half { of_halves() } else { precision };
-        let op = Linear { dx: x.track_op(), dw: w.track_op(), precision };
-        // Every reshape is a step of the backward that copies its gradient, so the operation takes `x` as it is.
+    let out = w.dims2()?.0;
+    let leading = x.rank().saturating_sub(1);
+    linear_as(x, w, &[&x.dims()[..leading], &[out]].concat(), precision)
+}
+
+/// [`linear_in`] of all numbers of `x`, row by row, with a result of the given shape: `(b, t, in)` to the heads
+/// `(b, t, h, d)` of attention, or back.
+pub fn linear_as(x: &Tensor, w: &Tensor, shape: &[usize], precision: Precision) -> Result<Tensor> {
+    let n = rows(x, w, shape)?;
+    if let Some(op) = Linear::new(x, w, shape, precision)? {
         return x.contiguous()?.apply_op2(&w.contiguous()?, op);
     }
-    let rows: usize = shape.iter().rev().skip(1).product();
-    x.reshape((rows, input))?.matmul(&w.to_dtype(x.dtype())?.t()?)?.reshape(shape)
+    naive(x, w, n)?.reshape(shape)
+}
+
+/// `residual + x · wᵀ`, for a layer that writes into the residual stream; the result has the shape of `residual`.
+pub fn linear_add(x: &Tensor, w: &Tensor, residual: &Tensor, precision: Precision) -> Result<Tensor> {
+    let n = rows(x, w, residual.dims())?;
+    if let Some(op) = Linear::new(x, w, residual.dims(), precision)?.filter(|_| crate::is_fused(residual)) {
+        return x.contiguous()?.apply_op3(&w.contiguous()?, &residual.contiguous()?, op);
+    }
+    residual + naive(x, w, n)?.reshape(residual.dims())?
+}
+
+/// The rows of `x`, if they fit the weight and the shape of the result.
+fn rows(x: &Tensor, w: &Tensor, shape: &[usize]) -> Result<usize> {
+    let (m, k) = w.dims2()?;
+    let width = match x.dims() {
+        [.., heads, last] if *last != k => heads * last,
+        [.., last] => *last,
+        [] => 0,
+    };
+    let n = x.elem_count().checked_div(k).unwrap_or_else(|| x.dims().iter().rev().skip(1).product());
+    if width != k || shape.iter().product::<usize>() != n * m {
+        bail!("linear: x is {:?}, the weight {:?}, the result {shape:?}; they do not fit", x.dims(), w.dims());
+    }
+    Ok(n)
+}
+
+fn naive(x: &Tensor, w: &Tensor, n: usize) -> Result<Tensor> {
+    x.reshape((n, w.dim(1)?))?.matmul(&w.to_dtype(x.dtype())?.t()?)
 }
 
 /// What `x` is rounded to beside a weight in bf16: where nothing is won by rounding, nothing is rounded.
@@ -50,35 +76,50 @@ fn of_halves() -> Precision {
 struct Linear {
     dx: bool,
     dw: bool,
+    shape: Vec<usize>,
     precision: Precision,
 }
 
-impl CustomOp2 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
+impl Linear {
+    /// None where the naive composition serves.
+    fn new(x: &Tensor, w: &Tensor, shape: &[usize], precision: Precision) -> Result<Option<Self>> {
+        let half = w.dtype() == DType::BF16 && w.device().is_cpu();
+        if !crate::is_fused(x) || !(half || crate::is_fused(w)) {
+            return Ok(None);
+        }
+        if half && w.track_op() {
+            bail!("linear: a weight in bf16 does not train; keep it in f32");
+        }
+        let precision = if half { of_halves() } else { precision };
+        Ok(Some(Self { dx: x.track_op(), dw: w.track_op(), shape: shape.to_vec(), precision }))
     }
 
-    fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, ws: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (m, k) = wl.shape().dims2()?;
-        let mut shape = xl.dims().to_vec();
-        if let Some(last) = shape.last_mut() {
-            *last = m;
+    fn forward(&self, x: &[f32], w: Weight, (m, k): (usize, usize), residual: Option<&[f32]>) -> Vec<f32> {
+        match w {
+            Weight::Full(w) => self.forward_of(x, w, (m, k), residual),
+            Weight::Half(w) => self.forward_of(x, w, (m, k), residual),
         }
-        let n = shape.iter().rev().skip(1).product();
-        let x = contiguous(xs, xl)?;
-        let y = match weight(ws, wl)? {
-            Weight::Full(w) => self.forward(x, w, n, k, m),
-            Weight::Half(w) => self.forward(x, w, n, k, m),
+    }
+
+    fn forward_of<W: Element>(&self, x: &[f32], w: &[W], (m, k): (usize, usize), residual: Option<&[f32]>) -> Vec<f32> {
+        let n = self.shape.iter().product::<usize>().checked_div(m).unwrap_or_default();
+        let (how, few) = (How::all(self.precision), n <= FEW_ROWS);
+        let Some(residual) = residual.filter(|_| !few) else {
+            let mut y = times(x, w, [n, k, m], how);
+            y.iter_mut().zip(residual.unwrap_or_default()).for_each(|(y, residual)| *y += residual);
+            return y;
         };
-        Ok((CpuStorage::F32(y), Shape::from(shape)))
+        let mut y = residual.to_vec();
+        product_into(Matrix::new(x, n, k), Matrix::new(w, m, k).t(), &mut y, m, true, 1., how);
+        y
     }
 
     // dx = dy · w,  dw = dyᵀ · x.
-    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn backward(&self, x: &Tensor, w: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
         let ((xs, xl), (ws, wl), (ds, dl)) = (x.storage_and_layout(), w.storage_and_layout(), dy.storage_and_layout());
         let (m, k) = w.dims2()?;
-        let n = x.dims().iter().rev().skip(1).product();
+        let n = dy.elem_count().checked_div(m).unwrap_or_default();
         let x_rows = Matrix::new(cpu(&xs, xl)?, n, k);
         let dy_rows = Matrix::new(cpu(&ds, dl)?, n, m);
         let Storage::Cpu(ws) = &*ws else { bail!("linear: the weight left the CPU's memory") };
@@ -94,13 +135,60 @@ impl CustomOp2 for Linear {
     }
 }
 
-impl Linear {
-    fn forward<W: Element>(&self, x: &[f32], w: &[W], n: usize, k: usize, m: usize) -> Vec<f32> {
-        if n <= FEW_ROWS && n * k * m > 0 {
-            return few_rows(x, w, k);
-        }
-        product(Matrix::new(x, n, k), Matrix::new(w, m, k).t(), How::all(self.precision))
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
     }
+
+    fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, ws: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let y = self.forward(contiguous(xs, xl)?, weight(ws, wl)?, wl.shape().dims2()?, None);
+        Ok((CpuStorage::F32(y), Shape::from(self.shape.as_slice())))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.backward(x, w, dy)
+    }
+}
+
+/// With a residual.
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear_add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xl: &Layout,
+        ws: &CpuStorage,
+        wl: &Layout,
+        rs: &CpuStorage,
+        rl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let residual = contiguous(rs, rl)?;
+        let y = self.forward(contiguous(xs, xl)?, weight(ws, wl)?, wl.shape().dims2()?, Some(residual));
+        Ok((CpuStorage::F32(y), Shape::from(self.shape.as_slice())))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _residual: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, dw) = self.backward(x, w, dy)?;
+        Ok((dx, dw, Some(dy.clone())))
+    }
+}
+
+/// `x · wᵀ` of `x` `(n, k)` and `w` `(m, k)`.
+pub(crate) fn times<W: Element>(x: &[f32], w: &[W], [n, k, m]: [usize; 3], how: How) -> Vec<f32> {
+    if n <= FEW_ROWS && n * k * m > 0 {
+        return few_rows(x, w, k);
+    }
+    product(Matrix::new(x, n, k), Matrix::new(w, m, k).t(), how)
 }
 
 /// The numbers of a weight.
@@ -138,7 +226,28 @@ mod tests {
         let x = random(&[6, 9], 1, 1.)?;
         assert_same_gradients(&[&x, &w], 2e-5, |t| linear(&t[0].t()?, &t[1]))?;
         let x = random(&[1, 6], 1, 1.)?;
-        assert_same_gradients(&[&x, &w], 2e-5, |t| linear(&t[0].broadcast_as((7, 6))?, &t[1]))
+        assert_same_gradients(&[&x, &w], 2e-5, |t| linear(&t[0].broadcast_as((7, 6))?, &t[1]))?;
+        // To heads and back.
+        let (x, w) = (random(&[2, 5, 6], 1, 1.)?, random(&[12, 6], 2, 1.)?);
+        assert_same_gradients(&[&x, &w], 2e-5, |t| linear_as(&t[0], &t[1], &[2, 5, 3, 4], Precision::F32))?;
+        let (x, w) = (random(&[2, 5, 3, 4], 1, 1.)?, random(&[7, 12], 2, 1.)?);
+        assert_same_gradients(&[&x, &w], 2e-5, |t| linear_as(&t[0], &t[1], &[2, 5, 7], Precision::F32))
+    }
+
+    #[test]
+    fn a_residual_is_added() -> Result<()> {
+        for (n, k, m) in [(1, 7, 5), (33, 20, 40)] {
+            let (x, w, residual) = (random(&[n, k], 1, 1.)?, random(&[m, k], 2, 1.)?, random(&[n, m], 3, 1.)?);
+            let run = |t: &[Tensor]| linear_add(&t[0], &t[1], &t[2], Precision::F32);
+            assert_same_gradients(&[&x, &w, &residual], 2e-5, run)?;
+            let run = |t: &[Tensor]| linear_add(&t[0], &t[1], &t[2].t()?.contiguous()?.t()?, Precision::F32);
+            assert_same_gradients(&[&x, &w, &residual], 2e-5, run)?;
+        }
+        assert!(
+            linear_add(&random(&[2, 3], 1, 1.)?, &random(&[4, 3], 1, 1.)?, &random(&[2, 3], 1, 1.)?, Precision::F32)
+                .is_err()
+        );
+        Ok(())
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::simd::{contiguous, sum2};
+use crate::simd::{contiguous, sum2, zeros};
 
 /// Scales each row of `x` `(…, n)` to a root mean square of one and then by `weight` `(n,)`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
@@ -36,7 +36,7 @@ impl CustomOp2 for RmsNorm {
 
     fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, ws: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, w) = (contiguous(xs, xl)?, contiguous(ws, wl)?);
-        let mut y = vec![0f32; x.len()];
+        let mut y = zeros(x.len());
         let n = w.len();
         let rows = rows_per_task(n);
         y.par_chunks_mut(rows * n).zip(x.par_chunks(rows * n)).for_each(|(y, x)| forward(x, w, self.eps, y));
@@ -51,7 +51,7 @@ impl CustomOp2 for RmsNorm {
         let (x_data, w_data, dy_data) = (cpu(&xs, xl)?, cpu(&ws, wl)?, cpu(&ds, dl)?);
         let n = w_data.len();
         let rows = rows_per_task(n);
-        let mut dx = vec![0f32; x_data.len()];
+        let mut dx = zeros(x_data.len());
         let partial: Vec<Vec<f32>> = dx
             .par_chunks_mut(rows * n)
             .zip(x_data.par_chunks(rows * n))

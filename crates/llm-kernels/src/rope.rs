@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::simd::contiguous;
+use crate::simd::{contiguous, zeros};
 
 /// The frequencies of rotary positions: pair `i` of a head turns by `position · theta^(-2i/d)`.
 #[derive(Debug, Clone)]
@@ -110,7 +110,7 @@ impl CustomOp1 for Turn {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous(storage, layout)?;
-        let mut y = vec![0f32; x.len()];
+        let mut y = zeros(x.len());
         let (half, tokens) = (self.rotation.half, self.rotation.cos.len() / self.rotation.half.max(1));
         let row = x.len() / tokens.max(1); // h · d numbers of one token
         if row > 0 {

@@ -4,6 +4,7 @@
 //! unit of the function that calls it.
 
 use candle_core::{CpuStorage, Layout, Result, bail};
+use rayon::prelude::*;
 
 /// `e^x` for f32 with a relative error under 2e-7, without a call, so that a loop over it becomes vector code.
 ///
@@ -86,6 +87,12 @@ pub fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += a * x;
     }
+}
+
+/// `n` zeros. A large result is cleared by all threads, not by the one that asks.
+pub fn zeros(n: usize) -> Vec<f32> {
+    const LARGE: usize = 1 << 16;
+    if n < LARGE { vec![0.; n] } else { rayon::iter::repeat_n(0., n).with_min_len(LARGE / 2).collect() }
 }
 
 /// The elements of a contiguous f32 tensor.

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use candle_core::{D, Tensor};
-use llm_kernels::{Recomputed, Scores, Visible, activate, attention, attention_weights, gated, recompute, rope};
+use llm_kernels::{
+    Recomputed, Scores, Visible, activate, attention, attention_weights, gated, linear_gated, recompute, rope,
+};
 
 use crate::config::QkNorm;
 use crate::experts::Experts;
@@ -155,6 +157,16 @@ fn normed(norm: Option<&Norm>, x: &Tensor) -> Result<Tensor> {
     norm.map_or_else(|| Ok(x.clone()), |norm| norm.apply(x))
 }
 
+/// `residual + norm(linear(y))`.
+fn added(residual: &Tensor, y: &Tensor, linear: &Linear, norm: Option<&Norm>) -> Result<Tensor> {
+    match norm {
+        None => linear.apply_and_add(y, residual),
+        Some(norm) => {
+            Ok((residual + norm.apply(&linear.apply(&y.reshape((residual.dim(0)?, residual.dim(1)?, ()))?)?)?)?)
+        }
+    }
+}
+
 impl Block {
     fn new(config: &ModelConfig, params: &Params, layer: usize) -> Result<Self> {
         let full = |name: &str| format!("model.layers.{layer}.{name}");
@@ -200,16 +212,17 @@ impl Block {
         };
         let y = normed(self.attention_in.as_ref(), x)?;
         let y = self.attention.forward(&y, rotation, visible, past, look)?;
-        let attended = (x + normed(self.attention_out.as_ref(), &y)?)?;
+        let attended = added(x, &y, &self.attention.o_proj, self.attention_out.as_ref())?;
         let y = normed(self.mlp_in.as_ref(), if self.parallel_residual { x } else { &attended })?;
-        let (y, router_logits) = match &self.feed_forward {
-            FeedForward::One(mlp) => (mlp.forward(&y)?, None),
+        match &self.feed_forward {
+            FeedForward::One(mlp) => {
+                Ok((added(&attended, &mlp.inner(&y)?, &mlp.down_proj, self.mlp_out.as_ref())?, None))
+            }
             FeedForward::Many(experts) => {
                 let (y, logits) = experts.forward(&y)?;
-                (y, Some(logits))
+                Ok(((attended + normed(self.mlp_out.as_ref(), &y)?)?, Some(logits)))
             }
-        };
-        Ok(((attended + normed(self.mlp_out.as_ref(), &y)?)?, router_logits))
+        }
     }
 
     /// The same, keeping `x` alone for the backward. The router's logits travel as further columns of the one result.
@@ -282,6 +295,7 @@ impl Attention {
         })
     }
 
+    /// The mixture `(b, t, h, d)` that each head makes, before the output map.
     fn forward(
         &self,
         x: &Tensor,
@@ -290,19 +304,22 @@ impl Attention {
         past: Option<(&KvCache, usize)>,
         look: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
-        let (b, t, _) = x.dims3()?;
-        let (mut q, mut k) = (self.q_proj.apply(x)?, self.k_proj.apply(x)?);
-        if let Some((QkNorm::Whole, q_norm, k_norm)) = &self.qk_norm {
-            (q, k) = (q_norm.apply(&q)?, k_norm.apply(&k)?);
-        }
-        (q, k) = (q.reshape((b, t, self.h, self.d))?, k.reshape((b, t, self.g, self.d))?);
-        if let Some((QkNorm::Head, q_norm, k_norm)) = &self.qk_norm {
-            (q, k) = (q_norm.apply(&q)?, k_norm.apply(&k)?);
-        }
+        let (mut q, mut k) = match &self.qk_norm {
+            None => (self.q_proj.apply_to_heads(x, self.h, self.d)?, self.k_proj.apply_to_heads(x, self.g, self.d)?),
+            Some((QkNorm::Head, q_norm, k_norm)) => (
+                q_norm.apply(&self.q_proj.apply_to_heads(x, self.h, self.d)?)?,
+                k_norm.apply(&self.k_proj.apply_to_heads(x, self.g, self.d)?)?,
+            ),
+            Some((QkNorm::Whole, q_norm, k_norm)) => {
+                let (b, t, _) = x.dims3()?;
+                let (q, k) = (q_norm.apply(&self.q_proj.apply(x)?)?, k_norm.apply(&self.k_proj.apply(x)?)?);
+                (q.reshape((b, t, self.h, self.d))?, k.reshape((b, t, self.g, self.d))?)
+            }
+        };
         if let Some(rotation) = rotation {
             (q, k) = (rope(&q, rotation)?, rope(&k, rotation)?);
         }
-        let v = self.v_proj.apply(x)?.reshape((b, t, self.g, self.d))?;
+        let v = self.v_proj.apply_to_heads(x, self.g, self.d)?;
         let (k, v) = match past {
             Some((cache, layer)) => cache.append(layer, &k, &v)?, // (b, s, g, d)
             None => (k, v),
@@ -310,8 +327,7 @@ impl Attention {
         if let Some(look) = look {
             look.push(attention_weights(&q, &k, self.scores, visible)?);
         }
-        let y = attention(&q, &k, &v, self.scores, visible)?; // (b, t, h, d)
-        self.o_proj.apply(&y.reshape((b, t, self.h * self.d))?)
+        Ok(attention(&q, &k, &v, self.scores, visible)?)
     }
 
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
@@ -342,11 +358,18 @@ impl Mlp {
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = match &self.gate_proj {
-            Some(gate) => gated(&gate.apply(x)?, &self.up_proj.apply(x)?, self.activation)?,
-            None => activate(&self.up_proj.apply(x)?, self.activation)?,
+        self.down_proj.apply(&self.inner(x)?)
+    }
+
+    /// What stands before the last map: `(…, intermediate)`.
+    fn inner(&self, x: &Tensor) -> Result<Tensor> {
+        let Some(gate) = &self.gate_proj else {
+            return Ok(activate(&self.up_proj.apply(x)?, self.activation)?);
         };
-        self.down_proj.apply(&y)
+        Ok(match (gate.alone(), self.up_proj.alone()) {
+            (Some((gate, precision)), Some((up, _))) => linear_gated(x, gate, up, self.activation, precision)?,
+            _ => gated(&gate.apply(x)?, &self.up_proj.apply(x)?, self.activation)?,
+        })
     }
 
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {

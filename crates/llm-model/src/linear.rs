@@ -1,6 +1,7 @@
 //! A linear map with what hangs on it.
 
 use candle_core::Tensor;
+use llm_kernels::Precision;
 
 use crate::params::Matrix;
 use crate::{Params, Result};
@@ -20,9 +21,35 @@ impl Linear {
         Ok(Self { weight: params.matrix(&format!("{name}.weight"))?, bias })
     }
 
+    /// The weight and its precision, if it is a tensor and stands alone.
+    pub fn alone(&self) -> Option<(&Tensor, Precision)> {
+        match &self.weight {
+            Matrix::Dense(weight, precision) if self.bias.is_none() => Some((weight, *precision)),
+            _ => None,
+        }
+    }
+
     /// `(…, in)` to `(…, out)`.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let y = self.weight.apply(x)?;
+        Ok(match &self.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        })
+    }
+
+    /// `(b, t, in)` to heads `(b, t, h, d)`.
+    pub fn apply_to_heads(&self, x: &Tensor, h: usize, d: usize) -> Result<Tensor> {
+        if self.bias.is_none() {
+            return self.weight.apply_to_heads(x, h, d);
+        }
+        let (b, t, _) = x.dims3()?;
+        Ok(self.apply(x)?.reshape((b, t, h, d))?)
+    }
+
+    /// `residual + x · wᵀ + b`; `x` is `(b, t, in)`, or in heads.
+    pub fn apply_and_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let y = self.weight.apply_and_add(x, residual)?;
         Ok(match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,
             None => y,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
-use llm_kernels::{BlockFormat, Precision, QuantizedWeight, linear_in, linear_quantized};
+use llm_kernels::{BlockFormat, Precision, QuantizedWeight, linear_add, linear_as, linear_in, linear_quantized};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -49,6 +49,26 @@ impl Matrix {
         Ok(match self {
             Self::Dense(w, precision) => linear_in(x, w, *precision)?,
             Self::Blocks(w) => linear_quantized(x, w)?,
+        })
+    }
+
+    /// `x · wᵀ` in heads: `(b, t, in)` to `(b, t, h, d)`.
+    pub fn apply_to_heads(&self, x: &Tensor, h: usize, d: usize) -> Result<Tensor> {
+        let (b, t, _) = x.dims3()?;
+        Ok(match self {
+            Self::Dense(w, precision) => linear_as(x, w, &[b, t, h, d], *precision)?,
+            Self::Blocks(_) => self.apply(x)?.reshape((b, t, h, d))?,
+        })
+    }
+
+    /// `residual + x · wᵀ`; `x` may be in heads.
+    pub fn apply_and_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Dense(w, precision) => linear_add(x, w, residual, *precision)?,
+            Self::Blocks(w) => {
+                let rows = x.reshape((residual.elem_count() / w.shape().0, w.shape().1))?;
+                (residual + linear_quantized(&rows, w)?.reshape(residual.shape())?)?
+            }
         })
     }
 
