@@ -4,6 +4,8 @@
 //! Letters: b batch, t queries, s keys, h query heads, g key/value heads, d head size. Queries are the *last* `t` of
 //! the `s` positions, so that the same call serves a whole sequence (`t == s`) and a step with a cache (`t < s`).
 
+mod single;
+
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
@@ -11,7 +13,7 @@ use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Stora
 use rayon::prelude::*;
 
 use crate::matmul::{How, Matrix, Precision, Threads, product_into};
-use crate::simd::{axpy, exp, halved, max, sum2, tanh, zeros};
+use crate::simd::{exp, max, sum2, tanh, zeros};
 
 /// Which keys a query may look at, besides being causal.
 #[derive(Debug, Clone, Default)]
@@ -39,7 +41,7 @@ pub struct Scores {
     pub scale: f64,
     /// Then it is held between `-cap` and `cap`: `cap · tanh(score / cap)` (Gemma 2, arXiv 2408.00118).
     pub soft_cap: Option<f64>,
-    /// What queries, keys, values and weights are rounded to as they are multiplied; a single query is not rounded.
+    /// What queries, keys, values and weights are rounded to as they are multiplied; beside a single query nothing is.
     pub precision: Precision,
 }
 
@@ -191,17 +193,20 @@ impl CustomOp3 for Attention {
         vs: &CpuStorage,
         vl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let Dims { b, t, h, d, .. } = self.shape;
+        let Dims { b, t, h, g, d, .. } = self.shape;
         let q = Heads::new(f32s(qs)?, ql, d);
         let k = Heads::new(f32s(ks)?, kl, d);
         let v = Heads::new(f32s(vs)?, vl, d);
+        if t == 1 {
+            // One task per sequence and key/value head.
+            let (out, log_sums): (Vec<_>, Vec<_>) =
+                (0..b * g).into_par_iter().map(|i| self.single([q, k, v], i / g, i % g)).unzip();
+            return self.keep(log_sums, CpuStorage::F32(out.concat()));
+        }
         // One task per sequence and head; each gives its (t, d), and all are laid out side by side afterwards.
         let (heads, log_sums): (Vec<_>, Vec<_>) =
             (0..b * h).into_par_iter().map(|i| self.forward([q, k, v], i / h, i % h)).unzip();
-        if self.log_sums.set(log_sums.concat()).is_err() {
-            bail!("attention: an operation is used once");
-        }
-        Ok((CpuStorage::F32(side_by_side(&heads, t, h, d)), Shape::from((b, t, h, d))))
+        self.keep(log_sums, CpuStorage::F32(side_by_side(&heads, t, h, d)))
     }
 
     fn bwd(
@@ -293,6 +298,23 @@ impl Attention {
         })
     }
 
+    /// Keeps what the backward needs and gives the result.
+    fn keep(&self, log_sums: Vec<Vec<f32>>, out: CpuStorage) -> Result<(CpuStorage, Shape)> {
+        if self.log_sums.set(log_sums.concat()).is_err() {
+            bail!("attention: an operation is used once");
+        }
+        let Dims { b, t, h, d, .. } = self.shape;
+        Ok((out, Shape::from((b, t, h, d))))
+    }
+
+    /// The results of the query heads of key/value head `group` for the one query of sequence `b`.
+    fn single(&self, [q, k, v]: [Heads; 3], b: usize, group: usize) -> (Vec<f32>, Vec<f32>) {
+        let Dims { t, s, h, g, .. } = self.shape;
+        let (start, end) = self.visible.range(b, 0, t, s);
+        let rows: Vec<&[f32]> = (group * (h / g)..(group + 1) * (h / g)).map(|head| q.row(b, 0, head)).collect();
+        single::single(&rows, k.block(b, start..end, group), v.block(b, start..end, group), &self.scores)
+    }
+
     /// The result `(t, d)` of one query head and the logarithms of its softmaxes' denominators `(t,)`.
     ///
     /// Keys come block by block; what was summed before is scaled down when a block brings a larger score (Dao et al.
@@ -309,7 +331,8 @@ impl Attention {
             for keys in queries.key_blocks() {
                 let width = keys.len();
                 let weights = &mut weights[..queries.rows.len() * width];
-                self.raw_scores(q.block(b, queries.rows.clone(), head), k.block(b, keys.clone(), group), weights);
+                let (q, k) = (q.block(b, queries.rows.clone(), head), k.block(b, keys.clone(), group));
+                product_into(q, k.t(), weights, width, false, self.scores.scale as f32, self.scores.how());
                 for (i, row) in weights.chunks_exact_mut(width).enumerate() {
                     let columns = queries.columns(i, &keys);
                     let shrunk = weigh(row, columns, self.scores.soft_cap(), &mut softmaxes[i]);
@@ -318,12 +341,8 @@ impl Attention {
                     }
                 }
                 let values = v.block(b, keys, group);
-                if queries.rows.len() == 1 {
-                    mixture(weights, values, out);
-                } else {
-                    let weights = Matrix::new(weights, queries.rows.len(), width);
-                    product_into(weights, values, out, d, true, 1., self.scores.how());
-                }
+                let weights = Matrix::new(weights, queries.rows.len(), width);
+                product_into(weights, values, out, d, true, 1., self.scores.how());
             }
             for ((out, log_sum), (top, sum)) in out.chunks_exact_mut(d).zip(&mut log_sums[queries.rows]).zip(softmaxes)
             {
@@ -334,17 +353,6 @@ impl Attention {
             }
         }
         (out, log_sums)
-    }
-
-    /// `q · kᵀ · scale` of two blocks.
-    fn raw_scores(&self, q: Matrix, k: Matrix, out: &mut [f32]) {
-        let width = k.rows();
-        if q.rows() == 1 {
-            // A single query, as in decoding: the keys are read once and packing them would cost more.
-            dots(q.row(0), k, self.scores.scale as f32, out);
-        } else {
-            product_into(q, k.t(), out, width, false, self.scores.scale as f32, self.scores.how());
-        }
     }
 
     // With P = softmax(S), S = q·kᵀ·scale, O = P·v:
@@ -443,54 +451,6 @@ fn differentiate_simd<'a, S: pulp::Simd>(
         }
         *p = exp(*p - log_sum);
         *ds = *p * (*ds - mean) * slope;
-    }
-}
-
-/// `q · k · scale` for each row of `k`.
-#[pulp::with_simd(dots = pulp::Arch::new())]
-#[inline(always)]
-fn dots_simd<'a, S: pulp::Simd>(_simd: S, q: &'a [f32], k: Matrix<'a>, scale: f32, out: &'a mut [f32]) {
-    // Four keys at a time: their sums do not wait for each other.
-    let (fours, rest) = out.as_chunks_mut::<4>();
-    for (i, out) in fours.iter_mut().enumerate() {
-        let keys: [&[f32]; 4] = [k.row(4 * i), k.row(4 * i + 1), k.row(4 * i + 2), k.row(4 * i + 3)];
-        let mut lanes = [[0f32; 8]; 4];
-        let (parts, tail) = q.as_chunks::<8>();
-        for (at, part) in parts.iter().enumerate() {
-            for (lanes, key) in lanes.iter_mut().zip(keys) {
-                let key = &key[8 * at..8 * at + 8];
-                for c in 0..8 {
-                    lanes[c] += part[c] * key[c];
-                }
-            }
-        }
-        for ((out, lanes), key) in out.iter_mut().zip(&mut lanes).zip(keys) {
-            let mut sum = halved(lanes);
-            for (a, b) in tail.iter().zip(&key[q.len() - tail.len()..]) {
-                sum += a * b;
-            }
-            *out = sum * scale;
-        }
-    }
-    let done = 4 * fours.len();
-    for (j, out) in rest.iter_mut().enumerate() {
-        *out = sum2(q, k.row(done + j), |a, b| a * b) * scale;
-    }
-}
-
-/// `out += Σ weights[j] · v[j]` over the rows of `v`, four at a time.
-#[pulp::with_simd(mixture = pulp::Arch::new())]
-#[inline(always)]
-fn mixture_simd<'a, S: pulp::Simd>(_simd: S, weights: &'a [f32], v: Matrix<'a>, out: &'a mut [f32]) {
-    let (fours, rest) = weights.as_chunks::<4>();
-    for (i, &[p0, p1, p2, p3]) in fours.iter().enumerate() {
-        let (v0, v1, v2, v3) = (v.row(4 * i), v.row(4 * i + 1), v.row(4 * i + 2), v.row(4 * i + 3));
-        for ((((out, v0), v1), v2), v3) in out.iter_mut().zip(v0).zip(v1).zip(v2).zip(v3) {
-            *out += (p0 * v0 + p1 * v1) + (p2 * v2 + p3 * v3);
-        }
-    }
-    for (j, &weight) in rest.iter().enumerate() {
-        axpy(weight, v.row(4 * fours.len() + j), out);
     }
 }
 

@@ -42,6 +42,8 @@ mod simd;
 #[cfg(test)]
 mod testing;
 mod threads;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 pub use activation::{Activation, activate, gated};
 pub use adamw::{AdamWStep, adamw_step, square_sum};

@@ -69,7 +69,7 @@ fn naive(x: &Tensor, w: &Tensor, n: usize) -> Result<Tensor> {
 }
 
 /// What `x` is rounded to beside a weight in bf16: where nothing is won by rounding, nothing is rounded.
-fn of_halves() -> Precision {
+pub(crate) fn of_halves() -> Precision {
     if Precision::Bf16.is_fast() { Precision::Bf16 } else { Precision::F32 }
 }
 

@@ -14,7 +14,7 @@ mod packed;
 use half::bf16;
 use serde::{Deserialize, Serialize};
 
-pub use few_rows::{FEW_ROWS, few_rows};
+pub use few_rows::{FEW_ROWS, few_rows, rows_of_a_part};
 
 /// A view of `rows x cols` numbers in memory.
 #[derive(Debug, Clone, Copy)]

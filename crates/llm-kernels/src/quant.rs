@@ -10,7 +10,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::matmul::{FEW_ROWS, How, Matrix, Precision, product_into};
+use crate::matmul::{FEW_ROWS, How, Matrix, Precision, product_into, rows_of_a_part};
 use crate::norm::cpu;
 use crate::simd::contiguous;
 
@@ -184,14 +184,16 @@ impl CustomOp1 for Quantized {
             let bytes = self.0.row_bytes();
             for (x, y) in x.chunks_exact(k).zip(y.chunks_exact_mut(m)) {
                 let x = Activations::of(x);
-                let rows = crate::norm::rows_per_task(k).min(m.div_ceil(rayon::current_num_threads()).max(1));
+                let rows = rows_of_a_part(m);
                 y.par_chunks_mut(rows).zip(self.0.blocks.par_chunks(rows * bytes)).for_each(|(y, blocks)| {
                     dots(self.0.format, blocks, bytes, &x, y);
                 });
             }
         } else if n > 0 {
             let x = Matrix::new(x, n, k);
-            self.parts(|start, w| product_into(x, w.t(), &mut y[start..], m, false, 1., How::all(Precision::F32)));
+            self.parts(|start, w| {
+                product_into(x, w.t(), &mut y[start..], m, false, 1., How::all(crate::linear::of_halves()))
+            });
         }
         Ok((CpuStorage::F32(y), Shape::from((n, m))))
     }
@@ -214,6 +216,8 @@ impl CustomOp1 for Quantized {
 /// A row of activations in 8 bits: for each 32 numbers a scale and the sum of the integers.
 pub(crate) struct Activations {
     pub integers: Vec<[i8; 32]>,
+    /// The sums of four integers each.
+    pub fours: Vec<[i32; 8]>,
     pub scales: Vec<f32>,
     pub sums: Vec<f32>,
 }
@@ -221,22 +225,77 @@ pub(crate) struct Activations {
 impl Activations {
     fn of(x: &[f32]) -> Self {
         let blocks = x.len() / 32;
-        let mut all = Self { integers: vec![[0; 32]; blocks], scales: vec![0.; blocks], sums: vec![0.; blocks] };
-        for (i, x) in x.as_chunks::<32>().0.iter().enumerate() {
-            let largest = x.iter().fold(0f32, |a, b| a.max(b.abs()));
-            let inverse = if largest > 0. { 127. / largest } else { 0. };
-            for (q, x) in all.integers[i].iter_mut().zip(x) {
-                *q = (x * inverse).round() as i8;
-            }
-            all.scales[i] = largest / 127.;
-            all.sums[i] = all.integers[i].iter().map(|&q| i32::from(q)).sum::<i32>() as f32;
-        }
+        let mut all = Self {
+            integers: vec![[0; 32]; blocks],
+            fours: vec![[0; 8]; blocks],
+            scales: vec![0.; blocks],
+            sums: vec![0.; blocks],
+        };
+        to_integers(x, &mut all);
         all
+    }
+
+    /// The last block, and one of zeros behind it.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn last_and_zeros(&self) -> Self {
+        fn last<T: Copy>(all: &[T], zero: T) -> Vec<T> {
+            vec![all.last().copied().unwrap_or(zero), zero]
+        }
+        Self {
+            integers: last(&self.integers, [0; 32]),
+            fours: last(&self.fours, [0; 8]),
+            scales: last(&self.scales, 0.),
+            sums: last(&self.sums, 0.),
+        }
+    }
+}
+
+#[pulp::with_simd(to_integers = pulp::Arch::new())]
+#[inline(always)]
+fn to_integers_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], all: &'a mut Activations) {
+    for (i, x) in x.as_chunks::<32>().0.iter().enumerate() {
+        let mut lanes = [0f32; 16];
+        for c in 0..16 {
+            let (a, b) = (x[c].abs(), x[c + 16].abs());
+            lanes[c] = if a > b { a } else { b };
+        }
+        let largest = crate::simd::max(&lanes);
+        let inverse = if largest > 0. { 127. / largest } else { 0. };
+        let mut integers = [0i32; 32];
+        let mut sums = [0i32; 32];
+        for c in 0..32 {
+            // Adding 1.5 * 2^23 leaves the nearest integer in the lower bits, of two the even one.
+            integers[c] = ((x[c] * inverse + 12_582_912.).to_bits() as i32).wrapping_sub(0x4b40_0000);
+            sums[c] = integers[c];
+        }
+        for c in 0..32 {
+            all.integers[i][c] = integers[c] as i8;
+        }
+        for c in 0..8 {
+            all.fours[i][c] = sums[4 * c] + sums[4 * c + 1] + sums[4 * c + 2] + sums[4 * c + 3];
+        }
+        let mut width = 16;
+        while width > 0 {
+            for c in 0..width {
+                sums[c] += sums[c + width];
+            }
+            width /= 2;
+        }
+        all.scales[i] = largest / 127.;
+        all.sums[i] = sums[0] as f32;
     }
 }
 
 /// The product of each row of blocks with the activations.
 fn dots(format: BlockFormat, blocks: &[u8], row_bytes: usize, x: &Activations, y: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::vnni::is_available() {
+        // SAFETY: the instructions are there.
+        #[allow(unsafe_code)]
+        if unsafe { crate::vnni::dots(format, blocks, row_bytes, x, y) } {
+            return;
+        }
+    }
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
         return simd.vectorize(crate::avx2::Dots { simd, format, blocks, row_bytes, x, y });
@@ -490,7 +549,7 @@ mod tests {
     #[test]
     fn every_path_gives_the_same_product() {
         for format in ALL {
-            let (rows, cols) = (9, 512);
+            let (rows, cols) = (9, if matches!(format, BlockFormat::Q8_0 | BlockFormat::Q4_0) { 544 } else { 512 });
             let mut w = QuantizedWeight::quantize(&random(&[rows, cols], 1, 1.).unwrap(), format).unwrap();
             // Scales stay as they are; all other bits are as wild as a file may have them.
             let mut blocks = w.blocks.to_vec();
@@ -509,10 +568,16 @@ mod tests {
             let x = Activations::of(&flat(&random(&[cols], 3, 5.).unwrap()));
             let (mut chosen, mut portable) = (vec![0f32; rows], vec![0f32; rows]);
             dots(format, &w.blocks, w.row_bytes(), &x, &mut chosen);
+            let mut avx2 = chosen.clone();
+            #[cfg(target_arch = "x86_64")]
+            if let Some(simd) = pulp::x86::V3::try_new() {
+                let (blocks, row_bytes) = (&w.blocks, w.row_bytes());
+                simd.vectorize(crate::avx2::Dots { simd, format, blocks, row_bytes, x: &x, y: &mut avx2 });
+            }
             portable_dots(format, &w.blocks, w.row_bytes(), &x, &mut portable);
             let scale = portable.iter().fold(0f32, |a, b| a.max(b.abs()));
             assert!(scale > 0.1, "{format:?}: {portable:?}");
-            for (a, b) in chosen.iter().zip(&portable) {
+            for (a, b) in chosen.iter().chain(&avx2).zip(portable.iter().chain(&portable)) {
                 assert!((a - b).abs() < 1e-5 * scale, "{format:?}: {a} and {b}");
             }
         }

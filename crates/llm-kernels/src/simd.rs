@@ -81,14 +81,6 @@ pub fn tanh(x: f32) -> f32 {
     1. - 2. / (exp(2. * x) + 1.)
 }
 
-/// `y += a · x`.
-#[inline(always)]
-pub fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y += a * x;
-    }
-}
-
 /// `n` zeros. A large result is cleared by all threads, not by the one that asks.
 pub fn zeros(n: usize) -> Vec<f32> {
     const LARGE: usize = 1 << 16;

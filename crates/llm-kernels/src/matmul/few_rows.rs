@@ -9,11 +9,16 @@ use crate::simd::halved;
 /// The most rows of `x` for which [`few_rows`] beats the general product: the weight is read once for all of them.
 pub const FEW_ROWS: usize = 4;
 
+/// The rows of a weight of `m` that one task takes: a few tasks for each thread, as handing one out takes a microsecond.
+pub fn rows_of_a_part(m: usize) -> usize {
+    m.div_ceil(4 * rayon::current_num_threads()).max(16)
+}
+
 /// `x · wᵀ` for at most [`FEW_ROWS`] rows `x` `(n, k)`, bound by how fast `w` `(m, k)` is read: `(n, m)`.
 pub fn few_rows<W: Element>(x: &[f32], w: &[W], k: usize) -> Vec<f32> {
     let (n, m) = (x.len() / k, w.len() / k);
     let mut columns = vec![0f32; n * m]; // (m, n): each task owns whole columns of the result
-    let rows = crate::norm::rows_per_task(k).min(m.div_ceil(rayon::current_num_threads()).max(1));
+    let rows = rows_of_a_part(m);
     columns.par_chunks_mut((rows * n).max(1)).zip(w.par_chunks(rows * k)).for_each(|(out, w)| W::dots(x, w, k, out));
     if n == 1 {
         return columns;
