@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, IndexOp, Tensor};
+use candle_core::{DType, IndexOp, Tensor, Var};
+use llm_kernels::{AdamWStep, adamw_step};
 use llm_model::families::FAMILIES;
-use llm_model::{Batch, KvCache, Model, read_safetensors};
+use llm_model::{Batch, Head, KvCache, Model, Params, read_safetensors};
 use serde_json::{Value, json};
 
 /// Absolute, in f32.
@@ -168,5 +169,141 @@ fn every_awkward_setting_shows() {
         let logits = Model::load(dir.path()).unwrap().forward(&batch).unwrap();
         let far = far(&logits, &expected["long_logits"]);
         assert!(far > 10. * TOLERANCE, "{name}: \"{key}\" moves the logits by {far} only");
+    }
+}
+
+/// The loss of a training step, with the routers' part: 2 rows of 7 tokens, the second behind two of padding.
+fn training_loss(model: &Model) -> Tensor {
+    let ids = [vec![3, 17, 42, 8, 8, 29, 50], vec![2, 2, 11, 5, 31, 46, 9]];
+    let batch = Batch::new(&ids).unwrap().with_padding(&[0, 2]).unwrap();
+    let (hidden, routing) = model.hidden_and_routing(&batch).unwrap();
+    let labels = [17, 42, 8, 8, 29, 50, 7, -100, -100, 5, 31, 46, 9, 20];
+    let loss = model.cross_entropy(&hidden.flatten(0, 1).unwrap(), &labels).unwrap();
+    match routing {
+        Some(routing) => (loss + routing.loss).unwrap(),
+        None => loss,
+    }
+}
+
+/// The same model with every number in `dtype`, and a z-loss if it has experts, whose golden files have none.
+fn in_dtype(model: &Model, dtype: DType) -> Model {
+    let wide = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.to_dtype(dtype).unwrap());
+    let params = Params::new(model.params().tensors().iter().map(wide).collect());
+    let mut config = model.config().clone();
+    if let Some(experts) = &mut config.experts {
+        experts.router_z_loss_coef = 0.03;
+    }
+    Model::new(config, model.head(), params).unwrap()
+}
+
+/// Numbers of -1 and 1 in the shape of `like`.
+fn signs(like: &Tensor, seed: u64) -> Tensor {
+    let mut state = seed * 2 + 1;
+    let mut sign = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        if state >> 63 == 0 { 1f64 } else { -1. }
+    };
+    let data: Vec<f64> = (0..like.elem_count()).map(|_| sign()).collect();
+    Tensor::from_vec(data, like.shape(), like.device()).unwrap()
+}
+
+fn number(x: &Tensor) -> f64 {
+    x.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+}
+
+/// Each parameter's gradient in a direction of its own, against the slope of the loss in that direction in f64; and the
+/// fused gradients in f32 against those in f64.
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    const STEP: f64 = 1e-5;
+    for (name, path, _) in checkpoints() {
+        let golden = Model::load(&path).unwrap();
+        let wide = in_dtype(&golden, DType::F64);
+        let model = wide.trainable().unwrap();
+        let gradients = training_loss(&model).backward().unwrap();
+        let single = in_dtype(&golden, DType::F32).trainable().unwrap();
+        let single_gradients = training_loss(&single).backward().unwrap();
+        let mut learning = 0;
+        for (seed, (tensor, var)) in model.params().vars().iter().enumerate() {
+            let direction = signs(var, seed as u64);
+            let moved = |by: f64| {
+                let mut tensors = wide.params().tensors().clone();
+                let there = (&tensors[tensor] + (&direction * by).unwrap()).unwrap();
+                tensors.insert(tensor.clone(), there);
+                let model = Model::new(wide.config().clone(), wide.head(), Params::new(tensors)).unwrap();
+                number(&training_loss(&model))
+            };
+            let slope = (moved(STEP) - moved(-STEP)) / (2. * STEP);
+            // An expert that no token took has none.
+            let ours = gradients.get(var).map_or(0., |g| number(&(g * &direction).unwrap().sum_all().unwrap()));
+            assert!((ours - slope).abs() < 1e-6 + 1e-5 * slope.abs(), "{name}: {tensor}: {ours}, not {slope}");
+            learning += usize::from(slope.abs() > 1e-4);
+
+            let in_single = single_gradients.get(&single.params().vars()[tensor]);
+            assert_eq!(in_single.is_some(), gradients.get(var).is_some(), "{name}: {tensor}");
+            if let (Some(single), Some(wide)) = (in_single, gradients.get(var)) {
+                let size = number(&wide.abs().unwrap().max_all().unwrap());
+                let gap = (single.to_dtype(DType::F64).unwrap() - wide).unwrap().abs().unwrap().max_all().unwrap();
+                let gap = number(&gap);
+                assert!(gap < 2e-5 + 1e-4 * size, "{name}: {tensor}: {gap} apart at {size}");
+            }
+        }
+        assert!(learning * 10 > model.params().vars().len() * 8, "{name}: {learning} parameters have a slope");
+    }
+}
+
+#[test]
+fn the_loss_falls_within_50_steps() {
+    for (name, path, _) in checkpoints() {
+        let mut config = Model::load(&path).unwrap().config().clone();
+        config.initializer_range = 0.1;
+        let model = Model::init(config, Head::LanguageModel, 3).unwrap();
+        let zeros = |var: &Var| Tensor::zeros((2, var.elem_count()), DType::F32, var.device()).unwrap();
+        let moments: BTreeMap<&String, Tensor> = model.params().vars().iter().map(|(n, v)| (n, zeros(v))).collect();
+        let mut losses = Vec::new();
+        for step in 1..=50 {
+            let loss = training_loss(&model);
+            losses.push(number(&loss));
+            let gradients = loss.backward().unwrap();
+            for (tensor, var) in model.params().vars() {
+                let Some(gradient) = gradients.get(var) else { continue };
+                let step = AdamWStep {
+                    learning_rate: 3e-3,
+                    beta1: 0.9,
+                    beta2: 0.95,
+                    eps: 1e-8,
+                    weight_decay: 0.,
+                    step,
+                    gradient_scale: 1.,
+                };
+                adamw_step(var, gradient, &moments[tensor], &step).unwrap();
+            }
+        }
+        assert!(losses[49] < 0.5 * losses[0], "{name}: {} after {}", losses[49], losses[0]);
+    }
+}
+
+#[test]
+fn blocks_that_run_again_give_the_same_bits_and_the_routers_their_gradient() {
+    for (name, path, _) in checkpoints() {
+        let gradients = |again: bool| {
+            let mut model = in_dtype(&Model::load(&path).unwrap(), DType::F32).trainable().unwrap();
+            if again {
+                model.checkpoint_activations();
+            }
+            let gradients = training_loss(&model).backward().unwrap();
+            let mut inside = model.take_recomputed();
+            let of = |(name, var): (&String, &Var)| {
+                let gradient = gradients.get(var).cloned().or_else(|| inside.remove(&var.id()))?;
+                let bits = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                Some((name.clone(), bits.into_iter().map(f32::to_bits).collect::<Vec<_>>()))
+            };
+            model.params().vars().iter().filter_map(of).collect::<BTreeMap<_, _>>()
+        };
+        let (plain, again) = (gradients(false), gradients(true));
+        assert_eq!(plain.keys().collect::<Vec<_>>(), again.keys().collect::<Vec<_>>(), "{name}");
+        for (tensor, bits) in plain {
+            assert!(bits == again[&tensor], "{name}: {tensor}");
+        }
     }
 }
