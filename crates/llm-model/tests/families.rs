@@ -123,6 +123,30 @@ fn a_saved_checkpoint_differs_in_no_key_and_no_tensor() {
     }
 }
 
+#[test]
+fn reward_and_value_models_of_every_family_are_saved_and_read_back() {
+    let batch = Batch::new(&[vec![3, 17, 42, 8, 29]]).unwrap();
+    for (name, path, _) in checkpoints() {
+        let model = Model::load(&path).unwrap();
+        for (head, suffix) in [(Head::Sequence, "reward"), (Head::Token, "value")] {
+            let scorer = match model.with_head(head, 7) {
+                Ok(scorer) => scorer,
+                Err(error) => {
+                    // transformers has no such class.
+                    assert!(name == "olmo2" || name == "gemma3_text", "{name}: {error}");
+                    assert!(error.to_string().contains("transformers has no"), "{error}");
+                    continue;
+                }
+            };
+            let saved = Path::new(env!("CARGO_TARGET_TMPDIR")).join("families").join(format!("{name}-{suffix}"));
+            scorer.save(&saved).unwrap();
+            let loaded = Model::load(&saved).unwrap();
+            assert_eq!((loaded.head(), loaded.config()), (head, scorer.config()), "{name}");
+            assert_eq!(far(&loaded.forward(&batch).unwrap(), &scorer.forward(&batch).unwrap()), 0., "{name}");
+        }
+    }
+}
+
 /// Each of these settings, changed in its golden checkpoint, must show in the logits: the tests above see it.
 #[test]
 fn every_awkward_setting_shows() {

@@ -7,6 +7,7 @@ use llm_model::families::from_json;
 use llm_model::{Head, LayerType, ParamCount};
 use serde_json::{Value, json};
 
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn published() -> Vec<(&'static str, usize, Value)> {
     vec![
         (
