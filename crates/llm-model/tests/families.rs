@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, IndexOp, Tensor, Var};
+use candle_core::{DType, Device, IndexOp, Tensor, Var};
 use llm_kernels::{AdamWStep, adamw_step};
 use llm_model::families::FAMILIES;
-use llm_model::{Batch, Head, KvCache, Model, Params, read_safetensors};
+use llm_model::{Batch, Head, KvCache, Model, Params, read_safetensors, write_safetensors};
 use serde_json::{Value, json};
 
 /// Absolute, in f32.
@@ -329,5 +329,61 @@ fn blocks_that_run_again_give_the_same_bits_and_the_routers_their_gradient() {
         for (tensor, bits) in plain {
             assert!(bits == again[&tensor], "{name}: {tensor}");
         }
+    }
+}
+
+/// A cap far above the logits changes nothing; the losses with a cap go another way, over whole logits.
+#[test]
+fn a_soft_cap_far_away_gives_the_losses_without_one() {
+    let golden = Model::load(&golden().join("gemma2")).unwrap();
+    let capped = |cap: Option<f64>| {
+        let mut config = golden.config().clone();
+        config.final_logit_softcapping = cap;
+        Model::new(config, Head::LanguageModel, golden.params().clone()).unwrap().trainable().unwrap()
+    };
+    let labels = [17, -100, 8, 8, 29];
+    let batch = Batch::new(&[vec![3, 17, 42, 8, 8]]).unwrap();
+    let losses = |cap: Option<f64>| {
+        let (student, teacher) = (capped(cap), capped(cap));
+        let hidden = student.hidden(&batch, None).unwrap().flatten(0, 1).unwrap();
+        let other = (&hidden * 0.7).unwrap().detach();
+        let loss = student.cross_entropy(&hidden, &labels).unwrap();
+        let distilled = student.distillation(&hidden, (&teacher, &other), &labels, 0.3, 1.7).unwrap();
+        let gradient = distilled.loss.backward().unwrap();
+        let gradient = gradient.get(&student.params().vars()["model.norm.weight"]).unwrap();
+        let slope = number(&gradient.sum_all().unwrap());
+        [number(&loss), number(&distilled.loss), distilled.kl, distilled.cross_entropy, slope]
+    };
+    for (far, none) in losses(Some(1e3)).into_iter().zip(losses(None)) {
+        assert!((far - none).abs() < 1e-3 * none.abs().max(1.), "{far}, not {none}");
+    }
+    assert!((losses(Some(2.))[0] - losses(None)[0]).abs() > 0.1, "a cap nearby must show");
+}
+
+#[test]
+fn a_checkpoint_saved_without_its_head_and_with_buffers_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, prefix, buffer) in [
+        ("gpt2", "transformer.", "h.0.attn.bias"),
+        ("gpt_neox_sequential", "gpt_neox.", "layers.0.attention.rotary_emb.inv_freq"),
+        ("llama_linear", "model.", "layers.1.self_attn.rotary_emb.inv_freq"),
+    ] {
+        let path = golden().join(name);
+        let tensors = read_safetensors(&path.join("model.safetensors")).unwrap();
+        let bare = |(name, tensor): (String, Tensor)| (name.strip_prefix(prefix).unwrap().to_owned(), tensor);
+        let mut bare: BTreeMap<String, Tensor> = tensors.into_iter().map(bare).collect();
+        bare.insert(buffer.to_owned(), Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap());
+        write_safetensors(&dir.path().join("model.safetensors"), &bare).unwrap();
+        fs::copy(path.join("config.json"), dir.path().join("config.json")).unwrap();
+        let (ours, whole) = (Model::load(dir.path()).unwrap(), Model::load(&path).unwrap());
+        let batch = Batch::new(&[vec![3, 17, 42]]).unwrap();
+        assert_eq!(far(&ours.forward(&batch).unwrap(), &whole.forward(&batch).unwrap()), 0., "{name}");
+
+        // What is missing or of another shape is named as the files name it.
+        let gone = bare.keys().find(|tensor| tensor.contains("layers.1.") || tensor.contains("h.1.")).unwrap().clone();
+        bare.remove(&gone);
+        write_safetensors(&dir.path().join("model.safetensors"), &bare).unwrap();
+        let message = Model::load(dir.path()).unwrap_err().to_string();
+        assert!(message.contains(&format!("\"{prefix}{gone}\"")) && message.contains("missing"), "{message}");
     }
 }
