@@ -61,7 +61,7 @@ pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
             "{dir}: \"{name}\" is held in blocks, which a Hugging Face folder has not; save the model in f32 or bf16"
         )));
     }
-    let tensors = families::to_files(model.params().tensors(), model.config())?;
+    let tensors = families::to_files(model.params().tensors(), model.config(), model.head())?;
     write_safetensors(&dir.join("model.safetensors"), &tensors)?;
     write_json(&dir.join("config.json"), &model.config_json()?)?;
     if model.head() == Head::LanguageModel {

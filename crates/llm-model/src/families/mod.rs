@@ -1,6 +1,6 @@
 //! One file for each family of models: how its `config.json` and tensor names map to the one decoder, both ways.
 //!
-//! A family says what it reads and writes ([`Family`]); this file finds it by `model_type` and checks that what it writes
+//! A family says what it reads and writes (`Family`); this file finds it by `model_type` and checks that what it writes
 //! is read back as the same model, so that no setting is lost in a file that cannot say it.
 
 mod gemma2;
@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{Error, Head, ModelConfig, Result};
 use keys::Keys;
-use place::{Place, same};
+use place::{Place, renamed, same};
 pub(crate) use place::{from_files, to_files};
 
 /// The families, by transformers' `model_type`.
@@ -101,7 +101,9 @@ struct Family {
     write: fn(&ModelConfig) -> Value,
     /// What the files' tensors begin with, but for those of heads.
     prefix: &'static str,
-    /// Where a tensor of the decoder stands in the files.
+    /// What the files call the head that has a number for each token.
+    token_head: &'static str,
+    /// Where a tensor of the decoder, or of another head, stands in the files.
     place: fn(&ModelConfig, &str) -> Place,
 }
 
@@ -117,6 +119,13 @@ impl Family {
             Head::Sequence => 1,
             Head::Token => 2,
         }]
+    }
+
+    fn place_of(&self, config: &ModelConfig, head: Head, name: &str) -> Place {
+        match name.strip_prefix("score.") {
+            Some(kind) if head == Head::Token => renamed(format!("{}.{kind}", self.token_head)),
+            _ => (self.place)(config, name),
+        }
     }
 }
 
@@ -163,6 +172,9 @@ pub fn from_json(json: &Value, origin: &str) -> Result<Described> {
         },
     };
     let keys = Keys::new(map, origin);
+    if let Some(value) = keys.get("quantization_config") {
+        return keys.wrong(format!("\"quantization_config\" is {value}; weights in f32, f16 and bf16 are read"));
+    }
     let config = ModelConfig { model_type, ..(family.read)(&keys)? }.validated(origin)?;
     let own = |key: &str| keys.knows(key) || OF_THE_FILE.contains(&key);
     let (spelled, extra) = map.clone().into_iter().partition(|(key, _)| own(key));
@@ -246,6 +258,7 @@ mod tests {
             ("rope_scaling", json!({"type": "linear", "factor": 2.0, "wobble": 3})),
             ("rope_parameters", json!({"rope_type": "yarn"})),
             ("partial_rotary_factor", json!(0.5)),
+            ("quantization_config", json!({"quant_method": "gptq"})),
             ("vocab_size", json!(-1)),
             ("hidden_size", json!("wide")),
             ("num_hidden_layers", Value::Null),
