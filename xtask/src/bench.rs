@@ -49,12 +49,10 @@ const TRAIN_SHAPE: [(&str, &str, u32); 8] = [
     ("seq_len", "--seq-len", 512),
 ];
 
-/// The modes of PyTorch that are tried; the best of each precision is the one to beat.
-const TORCH_MODES: [(&str, &str); 4] = [
-    ("PyTorch f32, eager", "eager-f32"),
-    ("PyTorch f32, compiled", "compiled-f32"),
-    ("PyTorch bf16, eager", "eager-bf16"),
-    ("PyTorch bf16, compiled", "compiled-bf16"),
+/// The precisions of the training benchmark, with the modes of PyTorch that have them: the best is the one to beat.
+const PRECISIONS: [(&str, [(&str, &str); 2]); 2] = [
+    ("f32", [("PyTorch f32, eager", "eager-f32"), ("PyTorch f32, compiled", "compiled-f32")]),
+    ("bf16", [("PyTorch bf16, eager", "eager-bf16"), ("PyTorch bf16, compiled", "compiled-bf16")]),
 ];
 
 /// What the matrices are held in, and the engines of peers that have it.
@@ -87,26 +85,30 @@ fn words(words: &[&str]) -> Vec<String> {
 fn train(options: &Options, root: &Path) -> Result<(), String> {
     build(root, "llm-train")?;
     let threads = options.threads.to_string();
-    let mut contenders = Vec::new();
-    for (name, setting) in [("ours, f32", "false"), ("ours, f32, activations checkpointed", "true")] {
-        let mut arguments = words(&["bench", "--threads", &threads, "--set"]);
-        arguments.push(format!("activation_checkpointing={setting}"));
-        for (key, _, value) in TRAIN_SHAPE {
-            arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
+    let script = root.join("xtask/peers/train.py").display().to_string();
+    // One table for each precision: ratios across them would say nothing.
+    for (precision, modes) in PRECISIONS {
+        let mut contenders = Vec::new();
+        for (suffix, checkpointing) in [("", "false"), (", activations checkpointed", "true")] {
+            let mut arguments = words(&["bench", "--threads", &threads, "--set"]);
+            arguments.push(format!("optimizer.precision={precision}"));
+            arguments.extend(["--set".to_owned(), format!("activation_checkpointing={checkpointing}")]);
+            for (key, _, value) in TRAIN_SHAPE {
+                arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
+            }
+            let (name, program) = (format!("ours, {precision}{suffix}"), root.join("target/release/llm-train"));
+            contenders.push(Contender { name, program, arguments });
         }
-        contenders.push(Contender { name: name.to_owned(), program: root.join("target/release/llm-train"), arguments });
-    }
-    if let Some(python) = &options.peers {
-        let script = root.join("xtask/peers/train.py").display().to_string();
-        for (name, mode) in TORCH_MODES {
+        for (name, mode) in modes {
+            let Some(python) = &options.peers else { break };
             let mut arguments = words(&[&script, "--mode", mode, "--threads", &threads]);
             arguments
                 .extend(TRAIN_SHAPE.iter().flat_map(|(_, option, value)| [(*option).to_owned(), value.to_string()]));
             contenders.push(Contender { name: name.to_owned(), program: python.clone(), arguments });
         }
+        let figures = [("tokens/s", "tokens_per_second", 1.), ("peak memory, MB", "peak_memory", 1e-6)];
+        println!("{}", compare(&contenders, &figures, options.rounds)?);
     }
-    let figures = [("tokens/s", "tokens_per_second", 1.), ("peak memory, MB", "peak_memory", 1e-6)];
-    print!("{}", compare(&contenders, &figures, options.rounds)?);
     Ok(())
 }
 
