@@ -25,6 +25,7 @@ mod adamw;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod bytes;
 mod cross_entropy;
 mod distillation;
 mod head;
@@ -36,6 +37,7 @@ mod quant;
 mod recompute;
 mod rope;
 mod simd;
+mod stored;
 mod swiglu;
 #[cfg(test)]
 mod testing;
@@ -43,6 +45,7 @@ mod threads;
 
 pub use adamw::{AdamWStep, adamw_step, square_sum};
 pub use attention::{Scores, Visible, attention, attention_weights};
+pub use bytes::Bytes;
 pub use cross_entropy::{IGNORED, cross_entropy};
 pub use distillation::{Distillation, Output, linear_distillation};
 pub use head::{CrossEntropyOptions, linear_cross_entropy};
@@ -52,6 +55,7 @@ pub use norm::rms_norm;
 pub use quant::{BlockFormat, QuantizedWeight, linear_quantized};
 pub use recompute::{Recomputed, recompute};
 pub use rope::{Rotary, Rotation, rope};
+pub use stored::{StoredWeight, linear_stored};
 pub use swiglu::swiglu;
 pub use threads::{default_threads, with_threads};
 
