@@ -41,6 +41,8 @@ enum Command {
 #[allow(non_camel_case_types, reason = "ggml's names")]
 #[value(rename_all = "snake_case")]
 enum Dtype {
+    /// As the file has them, read where they lie in it: the quickest start, no copy in memory
+    Stored,
     /// 4 bytes for each number
     F32,
     /// 2 bytes: decoding is about twice as fast; the rounding shows in the third digit
@@ -57,14 +59,19 @@ enum Dtype {
 
 impl Dtype {
     fn load(self, dir: &Path) -> Result<TextModel, Failure> {
-        let mut text_model = TextModel::load(dir).map_err(input)?;
+        let start = Instant::now();
+        let mut text_model = TextModel::open(dir).map_err(input)?;
         text_model.model = self.hold(text_model.model)?;
+        let memory =
+            crate::own_memory().map_or_else(String::new, |bytes| format!(", {} MB of memory", bytes / 1_000_000));
+        tracing::debug!("loaded in {:.2} s{memory}", start.elapsed().as_secs_f64());
         Ok(text_model)
     }
 
     fn hold(self, model: Model) -> Result<Model, Failure> {
         let format = match self {
-            Self::F32 => return Ok(model),
+            Self::Stored => return Ok(model),
+            Self::F32 => WeightFormat::F32,
             Self::Bf16 => WeightFormat::Bf16,
             Self::Q8_0 => WeightFormat::Blocks(BlockFormat::Q8_0),
             Self::Q4_0 => WeightFormat::Blocks(BlockFormat::Q4_0),
@@ -81,7 +88,7 @@ struct Speech {
     #[arg(long)]
     model: PathBuf,
     /// What the matrices are held in
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    #[arg(long, value_enum, default_value_t = Dtype::Stored)]
     dtype: Dtype,
     /// A system message: a role to play, rules to keep
     #[arg(long)]
@@ -158,7 +165,7 @@ struct Bench {
     #[arg(long, conflicts_with = "model")]
     config: Option<PathBuf>,
     /// What the matrices are held in
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    #[arg(long, value_enum, default_value_t = Dtype::Stored)]
     dtype: Dtype,
     /// Tokens of the prompt
     #[arg(long, default_value_t = 512)]
@@ -259,7 +266,7 @@ fn speak(text_model: &TextModel, prompt: &[u32], options: &TextOptions) -> Resul
 }
 
 fn write_logits(args: &Logits) -> Result<(), Failure> {
-    let model = Model::load(&args.model).map_err(input)?;
+    let model = Model::open(&args.model).map_err(input)?;
     let logits =
         (|| -> Result<_, Error> { Ok(model.forward(&Batch::new(std::slice::from_ref(&args.ids))?)?.squeeze(0)?) })();
     let tensors = BTreeMap::from([("logits".to_owned(), logits.map_err(input)?)]);
@@ -269,7 +276,7 @@ fn write_logits(args: &Logits) -> Result<(), Failure> {
 
 fn time(args: &Bench) -> Result<(), Failure> {
     let model = match (&args.model, &args.config) {
-        (Some(dir), _) => Model::load(dir),
+        (Some(dir), _) => Model::open(dir),
         (None, Some(path)) => Model::random(path, 42),
         (None, None) => return Err(Failure::input("give --model or --config")),
     };

@@ -30,7 +30,7 @@ mod error;
 mod sampler;
 mod text;
 
-pub use bench::{InferenceCost, bench, peak_memory};
+pub use bench::{InferenceCost, bench, own_memory, peak_memory};
 pub use engine::{GenerateOptions, generate};
 pub use error::Error;
 pub use sampler::{Sampling, sample};

@@ -37,9 +37,18 @@ pub struct Completion {
 }
 
 impl TextModel {
-    /// The model of a Hugging Face folder.
+    /// The model of a Hugging Face folder, in memory in f32.
     pub fn load(dir: &Path) -> Result<Self> {
-        let (model, tokenizer) = (Model::load(dir)?, Tokenizer::from_dir(dir)?);
+        Self::of_folder(Model::load(dir)?, dir)
+    }
+
+    /// The model of a Hugging Face folder, its matrices read where they lie in the file.
+    pub fn open(dir: &Path) -> Result<Self> {
+        Self::of_folder(Model::open(dir)?, dir)
+    }
+
+    fn of_folder(model: Model, dir: &Path) -> Result<Self> {
+        let tokenizer = Tokenizer::from_dir(dir)?;
         let (ids, rows) = (tokenizer.vocab_size(), model.config().vocab_size);
         if ids > rows {
             let dir = dir.display();

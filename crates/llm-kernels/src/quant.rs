@@ -96,7 +96,7 @@ impl QuantizedWeight {
     }
 
     /// Its blocks, as they stand in a GGUF file.
-    pub fn blocks(&self) -> &[u8] {
+    pub fn blocks(&self) -> &Bytes {
         &self.blocks
     }
 

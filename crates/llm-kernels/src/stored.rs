@@ -67,7 +67,7 @@ impl StoredWeight {
     }
 
     /// Its numbers, little-endian.
-    pub fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 

@@ -119,7 +119,7 @@ impl Block {
         let matrices = matrices.into_iter().chain([&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj]);
         let dense = matrices.filter_map(|matrix| match matrix {
             Matrix::Dense(w) => Some(w),
-            Matrix::Blocks(_) => None,
+            Matrix::Blocks(_) | Matrix::Stored(_) => None,
         });
         dense.chain(norms).cloned().collect()
     }

@@ -32,15 +32,17 @@ mod error;
 pub mod families;
 mod model;
 mod params;
+mod safetensors_file;
 
 pub use batch::Batch;
 pub use cache::KvCache;
-pub use checkpoint::{read_safetensors, write_atomic, write_safetensors};
+pub use checkpoint::{write_atomic, write_safetensors};
 pub use config::ModelConfig;
 pub use count::ParamCount;
 pub use error::Error;
 pub use model::{Head, Model};
 pub use params::{Params, WeightFormat};
+pub use safetensors_file::read_safetensors;
 
 /// What every fallible function of this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -62,6 +62,12 @@ impl Model {
         checkpoint::load(dir)
     }
 
+    /// The frozen model of a Hugging Face folder, its matrices in the file's own precision: read where they lie in the
+    /// mapped file, page by page when they are first used, and never copied.
+    pub fn open(dir: &Path) -> Result<Self> {
+        checkpoint::open(dir)
+    }
+
     /// A frozen model of the shape that a `config.json` describes, with random weights: for measuring, not for use.
     pub fn random(config: &Path, seed: u64) -> Result<Self> {
         checkpoint::random(config, seed)
@@ -206,8 +212,15 @@ impl Model {
     /// The `config.json` of this model.
     pub(crate) fn config_json(&self) -> Value {
         let mut json = families::llama::to_json(&self.config, self.head);
-        if matches!(&self.decoder.embed_tokens, Matrix::Dense(w) if w.dtype() == DType::BF16) {
-            json["torch_dtype"] = Value::from("bfloat16");
+        let dtype = match &self.decoder.embed_tokens {
+            Matrix::Dense(w) => w.dtype(),
+            Matrix::Stored(w) => w.dtype(),
+            Matrix::Blocks(_) => DType::F32,
+        };
+        match dtype {
+            DType::BF16 => json["torch_dtype"] = Value::from("bfloat16"),
+            DType::F16 => json["torch_dtype"] = Value::from("float16"),
+            _ => {}
         }
         if let Value::Object(map) = &mut json {
             for (key, value) in &self.extra {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
-use llm_kernels::{BlockFormat, QuantizedWeight, linear, linear_quantized};
+use llm_kernels::{BlockFormat, QuantizedWeight, StoredWeight, linear, linear_quantized, linear_stored};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -16,6 +16,7 @@ pub struct Params {
     tensors: BTreeMap<String, Tensor>,
     vars: BTreeMap<String, Var>,
     quantized: BTreeMap<String, QuantizedWeight>,
+    stored: BTreeMap<String, StoredWeight>,
 }
 
 /// How the matrices of a frozen model are held; norms and biases are f32 always.
@@ -30,15 +31,16 @@ pub enum WeightFormat {
 }
 
 /// The format itself if its blocks divide rows of `row` numbers, or the one to fall back to.
-fn blocks_for(format: BlockFormat, row: usize) -> Option<BlockFormat> {
+pub(crate) fn blocks_for(format: BlockFormat, row: usize) -> Option<BlockFormat> {
     [format, BlockFormat::Q8_0].into_iter().find(|format| row.is_multiple_of(format.elements()))
 }
 
-/// A matrix of a model: a tensor, or blocks.
+/// A matrix of a model: a tensor, blocks, or numbers that are read where they lie in a file.
 #[derive(Debug, Clone)]
 pub(crate) enum Matrix {
     Dense(Tensor),
     Blocks(QuantizedWeight),
+    Stored(StoredWeight),
 }
 
 impl Matrix {
@@ -47,6 +49,7 @@ impl Matrix {
         Ok(match self {
             Self::Dense(w) => linear(x, w)?,
             Self::Blocks(w) => linear_quantized(x, w)?,
+            Self::Stored(w) => linear_stored(x, w)?,
         })
     }
 
@@ -57,6 +60,7 @@ impl Matrix {
             Self::Dense(w) if w.dtype() == DType::BF16 => w.index_select(ids, 0)?.to_dtype(DType::F32)?,
             Self::Dense(w) => w.index_select(ids, 0)?,
             Self::Blocks(w) => w.rows(&ids.to_vec1::<u32>()?)?,
+            Self::Stored(w) => w.rows(&ids.to_vec1::<u32>()?)?,
         })
     }
 
@@ -66,6 +70,7 @@ impl Matrix {
             Self::Dense(w) if w.dtype() == DType::BF16 => w.to_dtype(DType::F32)?,
             Self::Dense(w) => w.clone(),
             Self::Blocks(w) => w.dequantize()?,
+            Self::Stored(w) => w.dense()?,
         })
     }
 }
@@ -91,8 +96,8 @@ impl Params {
     /// The same numbers as variables of their own: training them leaves the originals as they are.
     pub fn trainable(&self) -> Result<Self> {
         let mut copy = Self::default();
-        for (name, tensor) in &self.tensors {
-            let var = Var::from_tensor(&tensor.detach().copy()?)?;
+        for name in self.tensors.keys().chain(self.stored.keys()) {
+            let var = Var::from_tensor(&self.matrix(name)?.dense()?.detach().copy()?)?;
             copy.tensors.insert(name.clone(), var.as_tensor().clone());
             copy.vars.insert(name.clone(), var);
         }
@@ -103,36 +108,56 @@ impl Params {
     pub fn frozen(&self) -> Result<Self> {
         let copy = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), tensor.detach().copy()?));
         let tensors = self.tensors.iter().map(copy).collect::<Result<_>>()?;
-        Ok(Self { tensors, vars: BTreeMap::new(), quantized: self.quantized.clone() })
+        Ok(Self { tensors, vars: BTreeMap::new(), quantized: self.quantized.clone(), stored: self.stored.clone() })
     }
 
-    /// The same numbers, frozen, with matrices rounded to `format`.
+    /// The same numbers, frozen, with matrices rounded to `format`, one after the other; those that are in it already
+    /// stay where they are.
     pub(crate) fn with_matrices_in(&self, format: WeightFormat) -> Result<Self> {
-        let mut rounded = Self { quantized: self.quantized.clone(), ..Self::default() };
-        for (name, tensor) in &self.tensors {
-            let tensor = tensor.detach();
-            let row = tensor.dims().last().copied().unwrap_or(0);
-            let blocks = match format {
-                WeightFormat::Blocks(format) if tensor.rank() == 2 => blocks_for(format, row),
-                _ => None,
+        let mut rounded = Self::default();
+        for name in self.tensors.keys().chain(self.quantized.keys()).chain(self.stored.keys()) {
+            let matrix = self.matrix(name)?;
+            let other = match (&matrix, format) {
+                (Matrix::Stored(w), WeightFormat::F32) if w.dtype() == DType::F32 => None,
+                (Matrix::Stored(w), WeightFormat::Bf16) if w.dtype() == DType::BF16 => None,
+                (Matrix::Blocks(w), WeightFormat::Blocks(format)) if w.format() == format => None,
+                _ => Some(matrix.dense()?.detach()),
             };
-            if let Some(format) = blocks {
-                rounded.quantized.insert(name.clone(), QuantizedWeight::quantize(&tensor, format)?);
-            } else {
-                let half = format == WeightFormat::Bf16 && tensor.rank() == 2;
-                let tensor = if half { tensor.to_dtype(DType::BF16)? } else { tensor.copy()? };
-                rounded.tensors.insert(name.clone(), tensor);
-            }
+            let Some(tensor) = other else {
+                rounded.insert(name, matrix);
+                continue;
+            };
+            let row = tensor.dims().last().copied().unwrap_or(0);
+            rounded.insert(
+                name,
+                match format {
+                    _ if tensor.rank() != 2 => Matrix::Dense(tensor.copy()?),
+                    WeightFormat::F32 => Matrix::Dense(tensor.copy()?),
+                    WeightFormat::Bf16 => Matrix::Dense(tensor.to_dtype(DType::BF16)?),
+                    WeightFormat::Blocks(format) => match blocks_for(format, row) {
+                        Some(format) => Matrix::Blocks(QuantizedWeight::quantize(&tensor, format)?),
+                        None => Matrix::Dense(tensor.copy()?),
+                    },
+                },
+            );
         }
         Ok(rounded)
+    }
+
+    pub(crate) fn insert(&mut self, name: &str, matrix: Matrix) {
+        match matrix {
+            Matrix::Dense(w) => drop(self.tensors.insert(name.to_owned(), w)),
+            Matrix::Blocks(w) => drop(self.quantized.insert(name.to_owned(), w)),
+            Matrix::Stored(w) => drop(self.stored.insert(name.to_owned(), w)),
+        }
     }
 
     /// Keeps what `head` needs of these parameters and makes what it lacks (a score head) from `seed`.
     pub fn for_head(&self, config: &ModelConfig, head: Head, seed: u64) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, shape) in config.tensor_shapes(head) {
-            let tensor = match self.tensors.get(&name) {
-                Some(tensor) => tensor.detach(),
+            let tensor = match self.matrix(&name).ok() {
+                Some(matrix) => matrix.dense()?.detach(),
                 None if name.starts_with("score.") => init_tensor(config, &name, &shape, seed)?,
                 None => {
                     let problems = vec![format!("tensor \"{name}\" is missing and cannot be made up")];
@@ -154,8 +179,11 @@ impl Params {
 
     /// The matrix of that name.
     pub(crate) fn matrix(&self, name: &str) -> Result<Matrix> {
-        match self.quantized.get(name) {
-            Some(blocks) => Ok(Matrix::Blocks(blocks.clone())),
+        if let Some(blocks) = self.quantized.get(name) {
+            return Ok(Matrix::Blocks(blocks.clone()));
+        }
+        match self.stored.get(name) {
+            Some(stored) => Ok(Matrix::Stored(stored.clone())),
             None => self.get(name).map(Matrix::Dense),
         }
     }
@@ -163,6 +191,11 @@ impl Params {
     /// The matrices that are held in blocks, by name; they are not among [`Self::tensors`].
     pub fn quantized(&self) -> &BTreeMap<String, QuantizedWeight> {
         &self.quantized
+    }
+
+    /// The matrices that are read where they lie in a file, by name; they are not among [`Self::tensors`].
+    pub fn stored(&self) -> &BTreeMap<String, StoredWeight> {
+        &self.stored
     }
 
     /// All tensors, by name.
@@ -180,8 +213,12 @@ impl Params {
         let expected: BTreeMap<String, Vec<usize>> = config.tensor_shapes(head).into_iter().collect();
         let mut problems = Vec::new();
         for (name, shape) in &expected {
-            let blocks = self.quantized.get(name).map(|w| vec![w.shape().0, w.shape().1]);
-            match blocks.or_else(|| self.tensors.get(name).map(|tensor| tensor.dims().to_vec())) {
+            let blocks = self.quantized.get(name).map(QuantizedWeight::shape);
+            let matrix = blocks.or_else(|| self.stored.get(name).map(StoredWeight::shape));
+            match matrix
+                .map(|(rows, cols)| vec![rows, cols])
+                .or_else(|| self.tensors.get(name).map(|tensor| tensor.dims().to_vec()))
+            {
                 None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
                 Some(found) if found != *shape => {
                     problems.push(format!("tensor \"{name}\" has shape {found:?}, config.json says {shape:?}"));
@@ -189,7 +226,8 @@ impl Params {
                 Some(_) => {}
             }
         }
-        let extra = self.tensors.keys().chain(self.quantized.keys()).filter(|name| !expected.contains_key(*name));
+        let names = self.tensors.keys().chain(self.quantized.keys()).chain(self.stored.keys());
+        let extra = names.filter(|name| !expected.contains_key(*name));
         problems.extend(extra.map(|name| format!("tensor \"{name}\" belongs to no part of this model")));
         if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { origin: origin.to_owned(), problems }) }
     }
