@@ -25,8 +25,11 @@
 mod bench;
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "cli")]
+mod convert;
 mod engine;
 mod error;
+mod gguf;
 mod sampler;
 mod text;
 

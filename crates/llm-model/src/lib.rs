@@ -30,6 +30,7 @@ mod count;
 mod decoder;
 mod error;
 pub mod families;
+pub mod gguf;
 mod model;
 mod params;
 mod safetensors_file;

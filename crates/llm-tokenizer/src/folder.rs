@@ -23,8 +23,7 @@ impl Tokenizer {
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join(TOKENIZER_FILE);
         let text = read(&path)?.ok_or_else(|| Error::Missing { path: path.clone() })?;
-        let mut inner: tokenizers::Tokenizer =
-            text.parse().map_err(|cause| Error::Parse { path: path.clone(), cause })?;
+        let mut inner = parse(&text).map_err(|cause| Error::Parse { path: path.clone(), cause })?;
         // Left over from the last call in the program that saved the file; no property of the vocabulary.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|cause| Error::Parse { path, cause })?;
@@ -71,8 +70,14 @@ impl Tokenizer {
     }
 }
 
+/// A `tokenizer.json`; the `tokenizers` crate panics on some that are not valid JSON, so that is looked at first.
+fn parse(text: &str) -> std::result::Result<tokenizers::Tokenizer, tokenizers::Error> {
+    serde_json::from_str::<Value>(text)?;
+    text.parse()
+}
+
 /// What `transformers` needs to know when nothing else is given.
-fn default_config() -> Map<String, Value> {
+pub(crate) fn default_config() -> Map<String, Value> {
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         // "No limit", the value that transformers writes itself: the limit belongs to the model.
