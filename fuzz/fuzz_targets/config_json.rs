@@ -3,7 +3,7 @@
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     if let Ok(json) = serde_json::from_slice(bytes) {
-        let _ = llm_model::families::llama::from_json(&json, "config.json");
+        let _ = llm_model::families::from_json(&json, "config.json");
     }
     llm_fuzz::with_file("config.json", bytes, |dir| {
         let _ = llm_model::Model::open(dir);

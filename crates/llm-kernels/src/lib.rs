@@ -21,6 +21,7 @@
 //! support. Where to look next: `llm-model` builds its decoder from these functions, `llm-train` its losses.
 #![allow(clippy::inline_always)] // a vector unit's features reach a helper only if it is inlined
 
+mod activation;
 mod adamw;
 mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -30,6 +31,7 @@ mod cross_entropy;
 mod distillation;
 mod head;
 mod kl;
+mod layer_norm;
 mod linear;
 mod matmul;
 mod norm;
@@ -38,11 +40,11 @@ mod recompute;
 mod rope;
 mod simd;
 mod stored;
-mod swiglu;
 #[cfg(test)]
 mod testing;
 mod threads;
 
+pub use activation::{Activation, activate, gated};
 pub use adamw::{AdamWStep, adamw_step, square_sum};
 pub use attention::{Scores, Visible, attention, attention_weights};
 pub use bytes::Bytes;
@@ -50,13 +52,13 @@ pub use cross_entropy::{IGNORED, cross_entropy};
 pub use distillation::{Distillation, Output, linear_distillation};
 pub use head::{CrossEntropyOptions, linear_cross_entropy};
 pub use kl::kl_divergence;
+pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use norm::rms_norm;
 pub use quant::{BlockFormat, QuantizedWeight, linear_quantized};
 pub use recompute::{Recomputed, recompute};
 pub use rope::{Rotary, Rotation, rope};
 pub use stored::{StoredWeight, linear_stored};
-pub use swiglu::swiglu;
 pub use threads::{default_threads, with_threads};
 
 use candle_core::{DType, Tensor};

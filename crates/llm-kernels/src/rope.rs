@@ -11,13 +11,25 @@ use crate::simd::contiguous;
 #[derive(Debug, Clone)]
 pub struct Rotary {
     inverse_frequencies: Vec<f64>, // (d / 2)
+    stretch: f64,
 }
 
 impl Rotary {
-    /// Frequencies for heads of `head_dim` numbers (even) and the base `theta`.
-    pub fn new(head_dim: usize, theta: f64) -> Self {
-        let half = head_dim / 2;
-        Self { inverse_frequencies: (0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect() }
+    /// Frequencies for `rotary_dim` numbers of each head (even) and the base `theta`.
+    pub fn new(rotary_dim: usize, theta: f64) -> Self {
+        let half = rotary_dim / 2;
+        let inverse_frequencies = (0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect();
+        Self { inverse_frequencies, stretch: 1. }
+    }
+
+    /// Given frequencies `(rotary_dim / 2)`; what turns is made longer by `stretch` (`YaRN`, arXiv 2309.00071, 1 else).
+    pub fn with_frequencies(inverse_frequencies: Vec<f64>, stretch: f64) -> Self {
+        Self { inverse_frequencies, stretch }
+    }
+
+    /// The angle by which each pair turns from one position to the next.
+    pub fn inverse_frequencies(&self) -> &[f64] {
+        &self.inverse_frequencies
     }
 
     /// The rotation of each of the given positions, to be shared by all layers of a forward pass.
@@ -29,7 +41,7 @@ impl Rotary {
             .flat_map(|position| {
                 self.inverse_frequencies.iter().map(move |frequency| {
                     let (sin, cos) = (f64::from(position) * frequency).sin_cos();
-                    (cos as f32, sin as f32)
+                    ((cos * self.stretch) as f32, (sin * self.stretch) as f32)
                 })
             })
             .collect();
@@ -52,9 +64,11 @@ pub struct Rotation {
 }
 
 /// Turns each head of `x` `(b, t, h, d)` by the rotation of its token; `rotation` holds `b · t` tokens in order.
+///
+/// Where the rotation is for fewer than `d` numbers, the first of each head turn and the others stay as they are.
 pub fn rope(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
     let (b, t, _h, d) = x.dims4()?;
-    if d != 2 * rotation.half || b * t * rotation.half != rotation.cos.len() {
+    if d < 2 * rotation.half || b * t * rotation.half != rotation.cos.len() {
         bail!(
             "rope: x is {:?}, the rotation is for {} numbers of heads of {}",
             x.dims(),
@@ -63,7 +77,7 @@ pub fn rope(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
         );
     }
     if crate::is_fused(x) {
-        x.contiguous()?.apply_op1(Turn { rotation: rotation.clone(), sign: 1. })
+        x.contiguous()?.apply_op1(Turn { rotation: rotation.clone(), head_dim: d, sign: 1. })
     } else {
         naive(x, rotation)
     }
@@ -71,16 +85,21 @@ pub fn rope(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
 
 fn naive(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
     let (b, t, _h, d) = x.dims4()?;
-    let table = |data: &Vec<f32>| Tensor::from_slice(data, (b, t, 1, d / 2), x.device())?.to_dtype(x.dtype());
+    let half = rotation.half;
+    let table = |data: &Vec<f32>| Tensor::from_slice(data, (b, t, 1, half), x.device())?.to_dtype(x.dtype());
     let (cos, sin) = (table(&rotation.cos)?, table(&rotation.sin)?);
-    let (x1, x2) = (x.narrow(D::Minus1, 0, d / 2)?, x.narrow(D::Minus1, d / 2, d / 2)?);
+    let (x1, x2) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
     let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
     let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[y1, y2], D::Minus1)
+    match d - 2 * half {
+        0 => Tensor::cat(&[y1, y2], D::Minus1),
+        rest => Tensor::cat(&[y1, y2, x.narrow(D::Minus1, 2 * half, rest)?], D::Minus1),
+    }
 }
 
 struct Turn {
     rotation: Rotation,
+    head_dim: usize,
     sign: f32,
 }
 
@@ -98,29 +117,38 @@ impl CustomOp1 for Turn {
             y.par_chunks_mut(row).zip(x.par_chunks(row)).enumerate().with_min_len(32).for_each(|(token, (y, x))| {
                 let cos = &self.rotation.cos[token * half..(token + 1) * half];
                 let sin = &self.rotation.sin[token * half..(token + 1) * half];
-                turn(x, cos, sin, self.sign, y);
+                turn(x, self.head_dim, cos, sin, self.sign, y);
             });
         }
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
-    // The inverse of a rotation is its transpose: the gradient turns back.
+    // The transpose of a rotation is its inverse, but for the stretch: the gradient turns back.
     fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let back = Turn { rotation: self.rotation.clone(), sign: -self.sign };
+        let back = Turn { rotation: self.rotation.clone(), head_dim: self.head_dim, sign: -self.sign };
         dy.contiguous()?.apply_op1_no_bwd(&back).map(Some)
     }
 }
 
 #[pulp::with_simd(turn = pulp::Arch::new())]
 #[inline(always)]
-fn turn_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], cos: &'a [f32], sin: &'a [f32], sign: f32, y: &'a mut [f32]) {
+fn turn_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    x: &'a [f32],
+    head_dim: usize,
+    cos: &'a [f32],
+    sin: &'a [f32],
+    sign: f32,
+    y: &'a mut [f32],
+) {
     let half = cos.len();
-    for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
+    for (x, y) in x.chunks_exact(head_dim).zip(y.chunks_exact_mut(head_dim)) {
         let ((x1, x2), (y1, y2)) = (x.split_at(half), y.split_at_mut(half));
         for i in 0..half {
             y1[i] = x1[i] * cos[i] - x2[i] * sin[i] * sign;
             y2[i] = x2[i] * cos[i] + x1[i] * sin[i] * sign;
         }
+        y2[half..].copy_from_slice(&x2[half..]);
     }
 }
 
@@ -136,7 +164,15 @@ mod tests {
         let x = random(&[2, 4, 3, 6], 1, 1.)?;
         assert_same_gradients(&[&x], 1e-6, |t| rope(&t[0], &rotation))?;
         let x = random(&[2, 3, 4, 6], 1, 1.)?;
-        assert_same_gradients(&[&x], 1e-6, |t| rope(&t[0].transpose(1, 2)?, &rotation))
+        assert_same_gradients(&[&x], 1e-6, |t| rope(&t[0].transpose(1, 2)?, &rotation))?;
+        // The first four of ten numbers turn, and are stretched.
+        let partial = Rotary::with_frequencies(vec![1., 0.2], 1.25).at(&[0, 1, 2, 3, 0, 0, 1000, 1001]);
+        let x = random(&[2, 4, 3, 10], 1, 1.)?;
+        assert_same_gradients(&[&x], 1e-6, |t| rope(&t[0], &partial))?;
+        let rest = |x: &Tensor| x.narrow(3, 4, 6)?.flatten_all()?.to_vec1::<f32>();
+        assert_eq!(rest(&rope(&x, &partial)?)?, rest(&x)?);
+        assert!(rope(&random(&[2, 4, 3, 2], 1, 1.)?, &partial).is_err(), "heads of two numbers have no two pairs");
+        Ok(())
     }
 
     #[test]

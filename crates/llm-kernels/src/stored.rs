@@ -71,6 +71,17 @@ impl StoredWeight {
         &self.bytes
     }
 
+    /// Some rows of it, where they lie.
+    pub fn part(&self, rows: std::ops::Range<usize>) -> Result<Self> {
+        let row = self.shape.1 * self.dtype.size_in_bytes();
+        let bytes = match rows.end <= self.shape.0 && rows.start <= rows.end {
+            true => self.bytes.slice(rows.start * row..rows.end * row),
+            false => None,
+        };
+        let Some(bytes) = bytes else { bail!("rows {rows:?} of a weight of {} rows", self.shape.0) };
+        Ok(Self { bytes, shape: (rows.len(), self.shape.1), dtype: self.dtype })
+    }
+
     /// The numbers in f32, `(out, in)`.
     pub fn dense(&self) -> Result<Tensor> {
         let mut wide = Vec::new();
@@ -263,6 +274,8 @@ mod tests {
         let w = stored(&random(&[5, 6], 2, 1.)?, DType::BF16, 0);
         assert_eq!(far(&w.rows(&[4, 0])?, &w.dense()?.index_select(&Tensor::new(&[4u32, 0], &Device::Cpu)?, 0)?), 0.);
         assert!(w.rows(&[5]).is_err());
+        assert_eq!(far(&w.part(1..3)?.dense()?, &w.dense()?.narrow(0, 1, 2)?), 0.);
+        assert!(w.part(3..6).is_err());
         assert!(linear_stored(&random(&[2, 5], 1, 1.)?, &w).is_err());
         let bytes = || Bytes::from(vec![0; 12]);
         assert!(StoredWeight::new(bytes(), (2, 3), DType::BF16).is_ok());

@@ -14,6 +14,8 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// Which earlier tokens each token sees.
     pub visible: Visible,
+    /// Which tokens `(b, t)` are padding; none: no token is. They do not count where routers are judged.
+    pub padding: Option<Vec<bool>>,
 }
 
 impl Batch {
@@ -36,6 +38,7 @@ impl Batch {
             input_ids: Tensor::from_slice(ids, (rows, width), &Device::Cpu)?,
             positions: (0..rows).flat_map(|_| 0..width as u32).collect(),
             visible: Visible::default(),
+            padding: None,
         })
     }
 
@@ -47,7 +50,9 @@ impl Batch {
             ids.extend(row);
             ids.resize(ids.len() + width - row.len(), pad);
         }
-        Self::from_flat(&ids, width)
+        let mut batch = Self::from_flat(&ids, width)?;
+        batch.padding = Some(rows.iter().flat_map(|row| (0..width).map(|i| i >= row.len())).collect());
+        Ok(batch)
     }
 
     /// Rows of any length, padded on the left with `pad`, which no token sees; positions begin after the padding.
@@ -70,6 +75,7 @@ impl Batch {
         }
         self.positions = padding.iter().flat_map(|&p| (0..width as u32).map(move |i| i.saturating_sub(p))).collect();
         self.visible.first_key = Some(padding.iter().flat_map(|&p| std::iter::repeat_n(p, width)).collect());
+        self.padding = Some(padding.iter().flat_map(|&p| (0..width as u32).map(move |i| i < p)).collect());
         Ok(self)
     }
 
@@ -82,6 +88,7 @@ impl Batch {
             input_ids: Tensor::from_slice(ids, (ids.len(), 1), &Device::Cpu)?,
             positions: padding.iter().map(|&p| (past as u32).saturating_sub(p)).collect(),
             visible: Visible { first_key: Some(padding.into()) },
+            padding: None,
         })
     }
 }

@@ -7,9 +7,10 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 
+use crate::families::{self, Described};
 use crate::params::Matrix;
 use crate::safetensors_file::SafetensorsFile;
-use crate::{Error, Head, Model, Params, Result, families};
+use crate::{Error, Head, Model, Params, Result};
 
 /// Writes `bytes` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -52,8 +53,9 @@ pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
         let tensor = Tensor::from_raw_buffer(w.bytes(), w.dtype(), &[rows, cols], &Device::Cpu)?;
         tensors.insert(name.clone(), tensor);
     }
+    let tensors = families::to_files(&tensors, model.config())?;
     write_safetensors(&dir.join("model.safetensors"), &tensors)?;
-    write_json(&dir.join("config.json"), &model.config_json())?;
+    write_json(&dir.join("config.json"), &model.config_json()?)?;
     if model.head() == Head::LanguageModel {
         let config = model.config();
         let generation = json!({
@@ -82,32 +84,24 @@ fn read(dir: &Path, weight: impl Fn(&SafetensorsFile, &str) -> Result<Matrix>) -
         let message = "no such folder; a model is a folder with config.json and model.safetensors";
         return Err(Error::config(dir.display().to_string(), message));
     }
-    let (config, head, extra) = families::llama::from_json(&read_json(&path)?, &path.display().to_string())?;
+    let Described { config, head, spelled, extra } =
+        families::from_json(&read_json(&path)?, &path.display().to_string())?;
     let origin = dir.join("model.safetensors").display().to_string();
     let files = weight_files(dir)?;
-    let tensors: usize = files.iter().map(|file| file.names().count()).sum();
-    if config.num_hidden_layers > tensors {
-        let layers = config.num_hidden_layers;
-        let problem = format!("{tensors} tensors are too few for the \"num_hidden_layers\" {layers} of config.json");
-        return Err(Error::Tensors { origin, problems: vec![problem] });
-    }
-    let mut params = Params::default();
+    let found: usize = files.iter().map(|file| file.names().count()).sum();
+    config.check_count(found, &origin)?;
+    let mut matrices = BTreeMap::new();
     for file in &files {
         for name in file.names() {
-            // Some writers store the tied matrix twice.
-            if !(config.tie_word_embeddings && name == "lm_head.weight") {
-                params.insert(name, weight(file, name)?);
-            }
+            matrices.insert(name.to_owned(), weight(file, name)?);
         }
     }
-    params.check(&config, head, &origin)?;
-    let mut model = Model::new(config, head, params)?;
-    model.extra = extra;
-    Ok(model)
+    let params = families::from_files(matrices, &config, head, &origin)?;
+    Ok(Model::new(config, head, params)?.described_by(spelled, extra))
 }
 
 pub(crate) fn random(path: &Path, seed: u64) -> Result<Model> {
-    let (config, head, _) = families::llama::from_json(&read_json(path)?, &path.display().to_string())?;
+    let Described { config, head, .. } = families::from_json(&read_json(path)?, &path.display().to_string())?;
     let params = Params::init(&config, head, seed)?;
     Model::new(config, head, params)
 }

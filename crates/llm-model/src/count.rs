@@ -7,13 +7,13 @@ use crate::{Head, ModelConfig};
 /// Parameters by part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ParamCount {
-    /// The token embedding (shared with a tied output layer).
+    /// The token embedding (shared with a tied output layer), and learned positions.
     pub embedding: usize,
-    /// The four projections of every attention.
+    /// The four projections of every attention, with their biases and the norms of queries and keys.
     pub attention: usize,
-    /// The three matrices of every feed-forward network.
+    /// Every feed-forward network, with all experts and routers.
     pub mlp: usize,
-    /// All norms.
+    /// All other norms.
     pub norms: usize,
     /// An output layer or score head of its own.
     pub head: usize,
@@ -25,10 +25,10 @@ impl ParamCount {
         let mut count = Self { embedding: 0, attention: 0, mlp: 0, norms: 0, head: 0 };
         for (name, shape) in config.tensor_shapes(head) {
             let part = match name.as_str() {
-                "model.embed_tokens.weight" => &mut count.embedding,
+                name if name.starts_with("model.embed") => &mut count.embedding,
                 name if name.contains(".self_attn.") => &mut count.attention,
                 name if name.contains(".mlp.") => &mut count.mlp,
-                name if name.ends_with("norm.weight") => &mut count.norms,
+                name if name.contains("norm.") => &mut count.norms,
                 _ => &mut count.head,
             };
             *part += shape.iter().product::<usize>();

@@ -1,180 +1,355 @@
 //! The decoder: embedding, blocks of attention and feed-forward, norm.
 //!
-//! Letters: b batch, t tokens, h query heads, g key/value heads, d head size.
+//! Letters: b batch, t tokens, h query heads, g key/value heads, d head size, e experts.
 
-use candle_core::Tensor;
-use llm_kernels::{
-    Recomputed, Rotary, Rotation, Scores, Visible, attention, attention_weights, recompute, rms_norm, rope, swiglu,
-};
+use std::sync::Arc;
 
+use candle_core::{D, Tensor};
+use llm_kernels::{Recomputed, Scores, Visible, activate, attention, attention_weights, gated, recompute, rope};
+
+use crate::config::QkNorm;
+use crate::experts::Experts;
+use crate::linear::Linear;
+use crate::norm::Norm;
 use crate::params::Matrix;
-use crate::{Batch, KvCache, ModelConfig, Params, Result};
+use crate::rotary::{RotaryEmbedding, Rotations};
+use crate::{Batch, Error, KvCache, ModelConfig, Params, Result};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Decoder {
     pub embed_tokens: Matrix, // (vocab, hidden)
+    embed_scale: Option<f64>,
+    embed_positions: Option<Matrix>, // (max_position_embeddings, hidden)
     layers: Vec<Block>,
-    norm: Tensor,
-    rotary: Rotary,
-    eps: f64,
+    norm: Norm,
+    rotary: RotaryEmbedding,
+    sliding_window: Option<usize>,
+    max_position_embeddings: usize,
     /// Gradients of the blocks, if these keep nothing but their input and run again in the backward.
     pub recomputed: Option<Recomputed>,
+}
+
+/// What the decoder gives.
+pub(crate) struct Decoded {
+    /// The normed hidden states `(b, t, hidden)`.
+    pub hidden: Tensor,
+    /// The router's logits `(b·t, e)` of each layer with experts.
+    pub router_logits: Vec<Tensor>,
 }
 
 impl Decoder {
     pub fn new(config: &ModelConfig, params: &Params) -> Result<Self> {
         let layers = (0..config.num_hidden_layers).map(|i| Block::new(config, params, i)).collect::<Result<_>>()?;
+        let positions = config.learned_positions.then(|| params.matrix("model.embed_positions.weight"));
         Ok(Self {
             embed_tokens: params.matrix("model.embed_tokens.weight")?,
+            embed_scale: config.scale_embeddings.then(|| (config.hidden_size as f64).sqrt()),
+            embed_positions: positions.transpose()?,
             layers,
-            norm: params.get("model.norm.weight")?,
-            rotary: Rotary::new(config.head_dim, config.rope_theta),
-            eps: config.rms_norm_eps,
+            norm: Norm::new(config, params, "model.norm")?,
+            rotary: RotaryEmbedding::new(config),
+            sliding_window: config.sliding_window,
+            max_position_embeddings: config.max_position_embeddings,
             recomputed: None,
         })
     }
 
-    /// The normed hidden states `(b, t, hidden)`; with `look`, every block's attention weights `(b, h, t, s)` too.
+    /// Reads a batch; with `look`, every block's attention weights `(b, h, t, s)` are pushed to it.
     pub fn forward(
         &self,
         batch: &Batch,
         mut cache: Option<&mut KvCache>,
         mut look: Option<&mut Vec<Tensor>>,
-    ) -> Result<Tensor> {
-        let (b, t) = batch.input_ids.dims2()?;
-        let ids = batch.input_ids.flatten_all()?;
-        let mut x = self.embed_tokens.rows(&ids)?.reshape((b, t, ()))?; // (b, t, hidden)
-        let rotation = self.rotary.at(&batch.positions);
+    ) -> Result<Decoded> {
+        let (_, t) = batch.input_ids.dims2()?;
+        let mut x = self.embed(batch)?; // (b, t, hidden)
+        let past_len = cache.as_deref().map_or(0, KvCache::len);
+        let sight = Sight {
+            rotations: self.rotary.at(&batch.positions),
+            windowed: self
+                .sliding_window
+                .map(|window| windowed(&batch.visible, batch.positions.len(), t, past_len, window)),
+            visible: batch.visible.clone(),
+        };
+        let mut router_logits = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
+            let routed;
             if let (Some(gradients), None, None) = (&self.recomputed, &cache, &look) {
-                let (block, rotation, visible) = (layer.clone(), rotation.clone(), batch.visible.clone());
-                let run = move |x: &Tensor| {
-                    block.forward(x, &rotation, &visible, None, None).map_err(candle_core::Error::wrap)
-                };
-                x = recompute(&x, layer.params(), gradients, run)?;
-                continue;
+                (x, routed) = layer.recomputed(&x, &sight, gradients)?;
+            } else {
+                let past = cache.as_deref().map(|cache| (cache, i));
+                (x, routed) = layer.forward(&x, &sight, past, look.as_deref_mut())?;
             }
-            let past = cache.as_deref().map(|cache| (cache, i));
-            x = layer.forward(&x, &rotation, &batch.visible, past, look.as_deref_mut())?;
+            router_logits.extend(routed);
         }
         if let Some(cache) = &mut cache {
             cache.advance(t);
         }
-        Ok(rms_norm(&x, &self.norm, self.eps)?)
+        Ok(Decoded { hidden: self.norm.apply(&x)?, router_logits })
     }
+
+    fn embed(&self, batch: &Batch) -> Result<Tensor> {
+        let (b, t) = batch.input_ids.dims2()?;
+        let mut x = self.embed_tokens.rows(&batch.input_ids.flatten_all()?)?; // (b·t, hidden)
+        if let Some(scale) = self.embed_scale {
+            x = (x * scale)?;
+        }
+        if let Some(positions) = &self.embed_positions {
+            let room = self.max_position_embeddings;
+            if let Some(far) = batch.positions.iter().find(|&&position| position as usize >= room) {
+                return Err(Error::Input(format!("position {far} lies behind the {room} that the model has learnt")));
+            }
+            let ids = Tensor::from_slice(&batch.positions, batch.positions.len(), x.device())?;
+            x = (x + positions.rows(&ids)?)?;
+        }
+        Ok(x.reshape((b, t, ()))?)
+    }
+}
+
+/// What the tokens of a batch see and how they turn.
+#[derive(Debug, Clone)]
+struct Sight {
+    rotations: Rotations,
+    visible: Visible,
+    windowed: Option<Visible>,
+}
+
+/// `visible` cut to the last `window` keys of each of `tokens` queries, in rows of `t` behind `past` keys.
+fn windowed(visible: &Visible, tokens: usize, t: usize, past: usize, window: usize) -> Visible {
+    let first = |token: usize| {
+        let begin = visible.first_key.as_ref().map_or(0, |first| first[token]);
+        begin.max((past + token % t + 1).saturating_sub(window) as u32)
+    };
+    Visible { first_key: Some((0..tokens).map(first).collect::<Arc<[u32]>>()) }
 }
 
 #[derive(Debug, Clone)]
 struct Block {
-    input_layernorm: Tensor,
+    attention_in: Option<Norm>,
     attention: Attention,
-    post_attention_layernorm: Tensor,
-    mlp: Mlp,
-    eps: f64,
+    attention_out: Option<Norm>,
+    mlp_in: Option<Norm>,
+    feed_forward: FeedForward,
+    mlp_out: Option<Norm>,
+    parallel_residual: bool,
+    turn: Turn,
+    sliding: bool,
+    experts: usize,
+}
+
+/// How queries and keys turn with their position.
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    Not,
+    Globally,
+    Locally,
+}
+
+#[derive(Debug, Clone)]
+enum FeedForward {
+    One(Mlp),
+    Many(Experts),
+}
+
+fn normed(norm: Option<&Norm>, x: &Tensor) -> Result<Tensor> {
+    norm.map_or_else(|| Ok(x.clone()), |norm| norm.apply(x))
 }
 
 impl Block {
     fn new(config: &ModelConfig, params: &Params, layer: usize) -> Result<Self> {
-        let full = |name: &str| format!("model.layers.{layer}.{name}.weight");
-        let (get, matrix) = (|name: &str| params.get(&full(name)), |name: &str| params.matrix(&full(name)));
+        let full = |name: &str| format!("model.layers.{layer}.{name}");
+        let names = config.norm_placement.names();
+        let norm = |name: Option<&str>| name.map(|name| Norm::new(config, params, &full(name))).transpose();
+        let sliding = config.window_of(layer).is_some();
+        let turn = match config.rope_local_theta {
+            _ if config.learned_positions || config.layers_without_rope.contains(&layer) => Turn::Not,
+            Some(_) if sliding => Turn::Locally,
+            _ => Turn::Globally,
+        };
+        let experts = config.experts_of(layer);
         Ok(Self {
-            input_layernorm: get("input_layernorm")?,
-            attention: Attention {
-                q_proj: matrix("self_attn.q_proj")?,
-                k_proj: matrix("self_attn.k_proj")?,
-                v_proj: matrix("self_attn.v_proj")?,
-                o_proj: matrix("self_attn.o_proj")?,
-                h: config.num_attention_heads,
-                g: config.num_key_value_heads,
-                d: config.head_dim,
+            attention_in: norm(names.attention_in)?,
+            attention: Attention::new(config, params, &full("self_attn"))?,
+            attention_out: norm(names.attention_out)?,
+            mlp_in: norm(names.mlp_in)?,
+            feed_forward: match experts {
+                Some(experts) => FeedForward::Many(Experts::new(config, experts, params, &full("mlp"))?),
+                None => FeedForward::One(Mlp::new(config, params, &full("mlp"))?),
             },
-            post_attention_layernorm: get("post_attention_layernorm")?,
-            mlp: Mlp {
-                gate_proj: matrix("mlp.gate_proj")?,
-                up_proj: matrix("mlp.up_proj")?,
-                down_proj: matrix("mlp.down_proj")?,
-            },
-            eps: config.rms_norm_eps,
+            mlp_out: norm(names.mlp_out)?,
+            parallel_residual: config.parallel_residual,
+            turn,
+            sliding,
+            experts: experts.map_or(0, |experts| experts.num_experts),
         })
     }
 
+    /// The next hidden states, and the router's logits if there is a router.
     fn forward(
         &self,
         x: &Tensor,
-        rotation: &Rotation,
-        visible: &Visible,
+        sight: &Sight,
         past: Option<(&KvCache, usize)>,
         look: Option<&mut Vec<Tensor>>,
-    ) -> Result<Tensor> {
-        let y = rms_norm(x, &self.input_layernorm, self.eps)?;
-        let x = (x + self.attention.forward(&y, rotation, visible, past, look)?)?;
-        let y = rms_norm(&x, &self.post_attention_layernorm, self.eps)?;
-        Ok((&x + self.mlp.forward(&y)?)?)
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let visible = if self.sliding { sight.windowed.as_ref() } else { None }.unwrap_or(&sight.visible);
+        let rotation = match self.turn {
+            Turn::Not => None,
+            Turn::Globally => Some(&sight.rotations.global),
+            Turn::Locally => sight.rotations.local.as_ref(),
+        };
+        let y = normed(self.attention_in.as_ref(), x)?;
+        let y = self.attention.forward(&y, rotation, visible, past, look)?;
+        let attended = (x + normed(self.attention_out.as_ref(), &y)?)?;
+        let y = normed(self.mlp_in.as_ref(), if self.parallel_residual { x } else { &attended })?;
+        let (y, router_logits) = match &self.feed_forward {
+            FeedForward::One(mlp) => (mlp.forward(&y)?, None),
+            FeedForward::Many(experts) => {
+                let (y, logits) = experts.forward(&y)?;
+                (y, Some(logits))
+            }
+        };
+        Ok(((attended + normed(self.mlp_out.as_ref(), &y)?)?, router_logits))
     }
 
-    fn params(&self) -> Vec<Tensor> {
-        let (attention, mlp) = (&self.attention, &self.mlp);
-        let matrices = [&attention.q_proj, &attention.k_proj, &attention.v_proj, &attention.o_proj];
-        let norms = [&self.input_layernorm, &self.post_attention_layernorm];
-        let matrices = matrices.into_iter().chain([&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj]);
-        let dense = matrices.filter_map(|matrix| match matrix {
-            Matrix::Dense(w) => Some(w),
-            Matrix::Blocks(_) | Matrix::Stored(_) => None,
-        });
-        dense.chain(norms).cloned().collect()
+    /// The same, keeping `x` alone for the backward. The router's logits travel as further columns of the one result.
+    fn recomputed(&self, x: &Tensor, sight: &Sight, gradients: &Recomputed) -> Result<(Tensor, Option<Tensor>)> {
+        let (block, sight) = (self.clone(), sight.clone());
+        let run = move |x: &Tensor| {
+            let (y, logits) = block.forward(x, &sight, None, None).map_err(candle_core::Error::wrap)?;
+            match logits {
+                Some(logits) => {
+                    let (b, t, _) = y.dims3()?;
+                    Tensor::cat(&[y, logits.reshape((b, t, ()))?], D::Minus1)
+                }
+                None => Ok(y),
+            }
+        };
+        let y = recompute(x, self.tensors(), gradients, run)?;
+        if self.experts == 0 {
+            return Ok((y, None));
+        }
+        let width = y.dim(D::Minus1)? - self.experts;
+        let logits = y.narrow(D::Minus1, width, self.experts)?.flatten(0, 1)?;
+        Ok((y.narrow(D::Minus1, 0, width)?.contiguous()?, Some(logits)))
+    }
+
+    /// The tensors that may train.
+    fn tensors(&self) -> Vec<Tensor> {
+        let norms = [&self.attention_in, &self.attention_out, &self.mlp_in, &self.mlp_out];
+        let mut tensors: Vec<Tensor> = norms.into_iter().flatten().flat_map(Norm::tensors).cloned().collect();
+        tensors.extend(self.attention.tensors().cloned());
+        match &self.feed_forward {
+            FeedForward::One(mlp) => tensors.extend(mlp.tensors().cloned()),
+            FeedForward::Many(experts) => tensors.extend(experts.tensors().cloned()),
+        }
+        tensors
     }
 }
 
 /// Self-attention: each token asks (q) what earlier tokens offer (k) and takes a mixture of what they hold (v).
 #[derive(Debug, Clone)]
 struct Attention {
-    q_proj: Matrix, // (h·d, hidden)
-    k_proj: Matrix, // (g·d, hidden)
-    v_proj: Matrix, // (g·d, hidden)
-    o_proj: Matrix, // (hidden, h·d)
+    q_proj: Linear, // (h·d, hidden)
+    k_proj: Linear, // (g·d, hidden)
+    v_proj: Linear, // (g·d, hidden)
+    o_proj: Linear, // (hidden, h·d)
+    qk_norm: Option<(QkNorm, Norm, Norm)>,
+    scores: Scores,
     h: usize,
     g: usize,
     d: usize,
 }
 
 impl Attention {
+    fn new(config: &ModelConfig, params: &Params, name: &str) -> Result<Self> {
+        let linear = |part: &str| Linear::new(params, &format!("{name}.{part}"));
+        let norm = |part: &str| Norm::new(config, params, &format!("{name}.{part}"));
+        let scale = config.query_pre_attn_scalar.unwrap_or(config.head_dim as f64).powf(-0.5);
+        Ok(Self {
+            q_proj: linear("q_proj")?,
+            k_proj: linear("k_proj")?,
+            v_proj: linear("v_proj")?,
+            o_proj: linear("o_proj")?,
+            qk_norm: match config.qk_norm {
+                Some(kind) => Some((kind, norm("q_norm")?, norm("k_norm")?)),
+                None => None,
+            },
+            scores: Scores { scale, soft_cap: config.attn_logit_softcapping },
+            h: config.num_attention_heads,
+            g: config.num_key_value_heads,
+            d: config.head_dim,
+        })
+    }
+
     fn forward(
         &self,
         x: &Tensor,
-        rotation: &Rotation,
+        rotation: Option<&llm_kernels::Rotation>,
         visible: &Visible,
         past: Option<(&KvCache, usize)>,
         look: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
-        let q = self.q_proj.apply(x)?.reshape((b, t, self.h, self.d))?;
-        let k = self.k_proj.apply(x)?.reshape((b, t, self.g, self.d))?;
+        let (mut q, mut k) = (self.q_proj.apply(x)?, self.k_proj.apply(x)?);
+        if let Some((QkNorm::Whole, q_norm, k_norm)) = &self.qk_norm {
+            (q, k) = (q_norm.apply(&q)?, k_norm.apply(&k)?);
+        }
+        (q, k) = (q.reshape((b, t, self.h, self.d))?, k.reshape((b, t, self.g, self.d))?);
+        if let Some((QkNorm::Head, q_norm, k_norm)) = &self.qk_norm {
+            (q, k) = (q_norm.apply(&q)?, k_norm.apply(&k)?);
+        }
+        if let Some(rotation) = rotation {
+            (q, k) = (rope(&q, rotation)?, rope(&k, rotation)?);
+        }
         let v = self.v_proj.apply(x)?.reshape((b, t, self.g, self.d))?;
-        let (q, k) = (rope(&q, rotation)?, rope(&k, rotation)?);
         let (k, v) = match past {
             Some((cache, layer)) => cache.append(layer, &k, &v)?, // (b, s, g, d)
             None => (k, v),
         };
-        let scores = Scores::of_head(self.d);
         if let Some(look) = look {
-            look.push(attention_weights(&q, &k, scores, visible)?);
+            look.push(attention_weights(&q, &k, self.scores, visible)?);
         }
-        let y = attention(&q, &k, &v, scores, visible)?; // (b, t, h, d)
+        let y = attention(&q, &k, &v, self.scores, visible)?; // (b, t, h, d)
         self.o_proj.apply(&y.reshape((b, t, self.h * self.d))?)
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let linears = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
+        let norms = self.qk_norm.iter().flat_map(|(_, q_norm, k_norm)| [q_norm, k_norm]);
+        linears.into_iter().flat_map(Linear::tensors).chain(norms.flat_map(Norm::tensors))
     }
 }
 
-/// The feed-forward network: `down(silu(gate(x)) · up(x))`.
+/// The feed-forward network: `down(act(gate(x)) · up(x))`, or `down(act(up(x)))` without a gate.
 #[derive(Debug, Clone)]
-struct Mlp {
-    gate_proj: Matrix, // (intermediate, hidden)
-    up_proj: Matrix,   // (intermediate, hidden)
-    down_proj: Matrix, // (hidden, intermediate)
+pub(crate) struct Mlp {
+    gate_proj: Option<Linear>, // (intermediate, hidden)
+    up_proj: Linear,           // (intermediate, hidden)
+    down_proj: Linear,         // (hidden, intermediate)
+    activation: llm_kernels::Activation,
 }
 
 impl Mlp {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = swiglu(&self.gate_proj.apply(x)?, &self.up_proj.apply(x)?)?;
+    pub fn new(config: &ModelConfig, params: &Params, name: &str) -> Result<Self> {
+        let linear = |part: &str| Linear::new(params, &format!("{name}.{part}"));
+        Ok(Self {
+            gate_proj: config.gated_mlp.then(|| linear("gate_proj")).transpose()?,
+            up_proj: linear("up_proj")?,
+            down_proj: linear("down_proj")?,
+            activation: config.hidden_act.kernel(),
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = match &self.gate_proj {
+            Some(gate) => gated(&gate.apply(x)?, &self.up_proj.apply(x)?, self.activation)?,
+            None => activate(&self.up_proj.apply(x)?, self.activation)?,
+        };
         self.down_proj.apply(&y)
+    }
+
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.gate_proj.iter().chain([&self.up_proj, &self.down_proj]).flat_map(Linear::tensors)
     }
 }

@@ -29,20 +29,28 @@ mod config;
 mod count;
 mod decoder;
 mod error;
+mod experts;
 pub mod families;
 pub mod gguf;
+mod linear;
 mod model;
+mod norm;
 mod params;
+mod rotary;
 mod safetensors_file;
+mod shapes;
 
 pub use batch::Batch;
 pub use cache::KvCache;
 pub use checkpoint::{write_atomic, write_safetensors};
-pub use config::ModelConfig;
+pub use config::{Activation, AttentionBias, ExpertsConfig, LayerType, ModelConfig, NormKind, NormPlacement, QkNorm};
 pub use count::ParamCount;
 pub use error::Error;
+pub use experts::Routing;
+pub use families::ModelType;
 pub use model::{Head, Model};
 pub use params::{Params, WeightFormat};
+pub use rotary::RopeScaling;
 pub use safetensors_file::read_safetensors;
 
 /// What every fallible function of this crate returns.

@@ -4,12 +4,16 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Tensor, TensorId};
-use llm_kernels::{CrossEntropyOptions, Distillation, Output, Recomputed, linear_cross_entropy, linear_distillation};
-use serde_json::Value;
+use llm_kernels::{
+    CrossEntropyOptions, Distillation, IGNORED, Output, Recomputed, cross_entropy, linear_cross_entropy,
+    linear_distillation,
+};
+use serde_json::{Map, Value};
 
 use crate::decoder::Decoder;
+use crate::linear::Linear;
 use crate::params::{Matrix, WeightFormat};
-use crate::{Batch, Error, KvCache, ModelConfig, ParamCount, Params, Result, checkpoint, families};
+use crate::{Batch, Error, KvCache, ModelConfig, ParamCount, Params, Result, Routing, checkpoint, families};
 
 /// What a model says about each token of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,10 +33,11 @@ pub struct Model {
     head: Head,
     params: Params,
     decoder: Decoder,
-    output: Matrix,       // (vocab, hidden) or (1, hidden)
-    bias: Option<Tensor>, // (1,)
+    output: Linear, // (vocab, hidden) or (1, hidden)
+    /// The keys of the `config.json` that this model was read from, as they stood there.
+    spelled: Map<String, Value>,
     /// Keys of `config.json` beyond the decoder's own, kept as they are and saved again (reward statistics, say).
-    pub extra: serde_json::Map<String, Value>,
+    pub extra: Map<String, Value>,
 }
 
 impl Model {
@@ -41,13 +46,15 @@ impl Model {
         let config = config.validated("model configuration")?;
         params.check(&config, head, "parameters")?;
         let decoder = Decoder::new(&config, &params)?;
+        families::to_json(&config, head)?; // whatever can be made can be saved
         let output = match head {
-            Head::LanguageModel if config.tie_word_embeddings => decoder.embed_tokens.clone(),
-            Head::LanguageModel => params.matrix("lm_head.weight")?,
-            Head::Sequence | Head::Token => params.matrix("score.weight")?,
+            Head::LanguageModel if config.tie_word_embeddings => {
+                Linear { weight: decoder.embed_tokens.clone(), bias: None }
+            }
+            Head::LanguageModel => Linear::new(&params, "lm_head")?,
+            Head::Sequence | Head::Token => Linear::new(&params, "score")?,
         };
-        let bias = if head == Head::Token { Some(params.get("score.bias")?) } else { None };
-        Ok(Self { config, head, params, decoder, output, bias, extra: serde_json::Map::new() })
+        Ok(Self { config, head, params, decoder, output, spelled: Map::new(), extra: Map::new() })
     }
 
     /// A trainable model with fresh weights; the same seed gives the same bytes.
@@ -97,8 +104,15 @@ impl Model {
 
     fn with_params(&self, params: Params) -> Result<Self> {
         let mut model = Self::new(self.config.clone(), self.head, params)?;
+        model.spelled.clone_from(&self.spelled);
         model.extra.clone_from(&self.extra);
         Ok(model)
+    }
+
+    /// This model as a `config.json` describes it, whose keys are saved again as they stood.
+    pub(crate) fn described_by(mut self, spelled: Map<String, Value>, extra: Map<String, Value>) -> Self {
+        (self.spelled, self.extra) = (spelled, extra);
+        self
     }
 
     /// A trainable model with the same decoder and another head; a score head that is not there is made from `seed`.
@@ -147,16 +161,30 @@ impl Model {
     /// The hidden states behind the last norm, `(b, t, hidden)`; with a cache the batch continues what it holds.
     pub fn hidden(&self, batch: &Batch, cache: Option<&mut KvCache>) -> Result<Tensor> {
         self.check_ids(batch)?;
-        self.decoder.forward(batch, cache, None)
+        Ok(self.decoder.forward(batch, cache, None)?.hidden)
+    }
+
+    /// The hidden states `(b, t, hidden)`, and what the routers did if the model has experts: [`Routing::loss`] belongs
+    /// to the loss of a training step.
+    pub fn hidden_and_routing(&self, batch: &Batch) -> Result<(Tensor, Option<Routing>)> {
+        self.check_ids(batch)?;
+        let decoded = self.decoder.forward(batch, None, None)?;
+        let routing = match &self.config.experts {
+            Some(experts) if !decoded.router_logits.is_empty() => {
+                Some(Routing::of(experts, &decoded.router_logits, batch.padding.as_deref())?)
+            }
+            _ => None,
+        };
+        Ok((decoded.hidden, routing))
     }
 
     /// The head's output for hidden states `(…, hidden)`: `(…, vocab)` or `(…, 1)`.
     pub fn output(&self, hidden: &Tensor) -> Result<Tensor> {
         let y = self.output.apply(hidden)?;
-        Ok(match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        })
+        match self.config.final_logit_softcapping {
+            Some(cap) if self.head == Head::LanguageModel => Ok(((y / cap)?.tanh()? * cap)?),
+            _ => Ok(y),
+        }
     }
 
     /// The head's output for every token of the batch: `(b, t, vocab)` or `(b, t, 1)`.
@@ -166,12 +194,17 @@ impl Model {
 
     /// The mean cross-entropy in nats of the next tokens `labels` behind the hidden states `(n, hidden)`: a scalar.
     ///
-    /// Labels of -100 do not count. The logits are never held whole ([`llm_kernels::linear_cross_entropy`]).
+    /// Labels of -100 do not count. The logits are never held whole ([`llm_kernels::linear_cross_entropy`]) but where a
+    /// soft cap stands behind them.
     pub fn cross_entropy(&self, hidden: &Tensor, labels: &[i64]) -> Result<Tensor> {
         if self.head != Head::LanguageModel {
             return Err(Error::Input("this model scores texts and has no next token; use a causal one".to_owned()));
         }
-        Ok(linear_cross_entropy(hidden, &self.output.dense()?, labels, CrossEntropyOptions::default())?)
+        if self.config.final_logit_softcapping.is_some() {
+            let counted = labels.iter().filter(|&&label| label != IGNORED).count().max(1);
+            return Ok((cross_entropy(&self.output(hidden)?, labels)?.sum_all()? / counted as f64)?);
+        }
+        Ok(linear_cross_entropy(hidden, &self.output.weight.dense()?, labels, CrossEntropyOptions::default())?)
     }
 
     /// `alpha · T² · KL(teacher/T ‖ this/T) + (1 - alpha) · cross-entropy` of the next tokens `labels` behind the hidden
@@ -184,7 +217,11 @@ impl Model {
         alpha: f64,
         temperature: f64,
     ) -> Result<Distillation> {
-        let (ours, theirs) = (self.output.dense()?, teacher.0.output.dense()?);
+        if [self, teacher.0].iter().any(|model| model.config.final_logit_softcapping.is_some()) {
+            let message = "a model with \"final_logit_softcapping\" neither teaches nor learns by distillation";
+            return Err(Error::Input(message.to_owned()));
+        }
+        let (ours, theirs) = (self.output.weight.dense()?, teacher.0.output.weight.dense()?);
         let student = Output { hidden, weight: &ours };
         let teacher = Output { hidden: teacher.1, weight: &theirs };
         Ok(linear_distillation(student, teacher, labels, alpha, temperature)?)
@@ -209,24 +246,27 @@ impl Model {
         Ok(())
     }
 
-    /// The `config.json` of this model.
-    pub(crate) fn config_json(&self) -> Value {
-        let mut json = families::llama::to_json(&self.config, self.head);
+    /// The `config.json` of this model: as it was read, as long as that says what the model is.
+    pub(crate) fn config_json(&self) -> Result<Value> {
+        let read = families::from_json(&Value::Object(self.spelled.clone()), "config.json");
+        let mut json = match read {
+            Ok(read) if read.config == self.config && read.head == self.head => Value::Object(self.spelled.clone()),
+            _ => families::to_json(&self.config, self.head)?,
+        };
         let dtype = match &self.decoder.embed_tokens {
             Matrix::Dense(w) => w.dtype(),
             Matrix::Stored(w) => w.dtype(),
             Matrix::Blocks(_) => DType::F32,
         };
-        match dtype {
-            DType::BF16 => json["torch_dtype"] = Value::from("bfloat16"),
-            DType::F16 => json["torch_dtype"] = Value::from("float16"),
-            _ => {}
-        }
+        let key = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+        json[key] = Value::from(match dtype {
+            DType::BF16 => "bfloat16",
+            DType::F16 => "float16",
+            _ => "float32",
+        });
         if let Value::Object(map) = &mut json {
-            for (key, value) in &self.extra {
-                map.insert(key.clone(), value.clone());
-            }
+            map.extend(self.extra.clone());
         }
-        json
+        Ok(json)
     }
 }

@@ -8,9 +8,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::{Error, Head, ModelConfig, Result};
+use crate::{Error, Head, ModelConfig, NormKind, Result};
 
-/// Tensors by their Hugging Face name. Trainable ones are variables that gradients flow to; frozen ones cost nothing.
+/// Tensors by the decoder's name ([`ModelConfig::tensor_shapes`]). Trainable ones are variables that gradients flow to; frozen ones cost nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
     tensors: BTreeMap<String, Tensor>,
@@ -64,6 +64,15 @@ impl Matrix {
         })
     }
 
+    /// Its shape; a tensor may be a vector too.
+    pub fn dims(&self) -> Vec<usize> {
+        match self {
+            Self::Dense(w) => w.dims().to_vec(),
+            Self::Blocks(w) => vec![w.shape().0, w.shape().1],
+            Self::Stored(w) => vec![w.shape().0, w.shape().1],
+        }
+    }
+
     /// The whole matrix, in f32 or f64.
     pub fn dense(&self) -> Result<Tensor> {
         Ok(match self {
@@ -81,7 +90,7 @@ impl Params {
         Self { tensors, ..Self::default() }
     }
 
-    /// Fresh parameters for `config` and `head`: norms at one, matrices normal with `initializer_range` (those that
+    /// Fresh parameters for `config` and `head`: norms that scale by one, no biases, matrices normal with `initializer_range` (those that
     /// write into the residual stream smaller by `sqrt(2 · layers)`, as in GPT-2), the score head normal with
     /// `1 / sqrt(hidden_size + 1)` (Stiennon et al. 2020), its bias zero. Each tensor has its own stream of `seed`.
     pub fn init(config: &ModelConfig, head: Head, seed: u64) -> Result<Self> {
@@ -121,6 +130,8 @@ impl Params {
                 (Matrix::Stored(w), WeightFormat::F32) if w.dtype() == DType::F32 => None,
                 (Matrix::Stored(w), WeightFormat::Bf16) if w.dtype() == DType::BF16 => None,
                 (Matrix::Blocks(w), WeightFormat::Blocks(format)) if w.format() == format => None,
+                // A router is small, and one that rounds sends tokens elsewhere.
+                _ if name.ends_with("mlp.gate.weight") => None,
                 _ => Some(matrix.dense()?.detach()),
             };
             let Some(tensor) = other else {
@@ -213,12 +224,7 @@ impl Params {
         let expected: BTreeMap<String, Vec<usize>> = config.tensor_shapes(head).into_iter().collect();
         let mut problems = Vec::new();
         for (name, shape) in &expected {
-            let blocks = self.quantized.get(name).map(QuantizedWeight::shape);
-            let matrix = blocks.or_else(|| self.stored.get(name).map(StoredWeight::shape));
-            match matrix
-                .map(|(rows, cols)| vec![rows, cols])
-                .or_else(|| self.tensors.get(name).map(|tensor| tensor.dims().to_vec()))
-            {
+            match self.matrix(name).ok().map(|matrix| matrix.dims()) {
                 None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
                 Some(found) if found != *shape => {
                     problems.push(format!("tensor \"{name}\" has shape {found:?}, config.json says {shape:?}"));
@@ -235,8 +241,11 @@ impl Params {
 
 fn init_tensor(config: &ModelConfig, name: &str, shape: &[usize], seed: u64) -> Result<Tensor> {
     let device = Device::Cpu;
-    if name.ends_with("norm.weight") {
+    if name.ends_with("norm.weight") && config.norm != NormKind::RmsPlusOne {
         return Ok(Tensor::ones(shape, DType::F32, &device)?);
+    }
+    if name.ends_with("norm.weight") {
+        return Ok(Tensor::zeros(shape, DType::F32, &device)?);
     }
     if name.ends_with(".bias") {
         return Ok(Tensor::zeros(shape, DType::F32, &device)?);

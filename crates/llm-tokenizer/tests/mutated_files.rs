@@ -16,7 +16,7 @@ fn a_damaged_tokenizer_is_an_error_and_costs_nothing() {
         let open = || Tokenizer::from_dir(dir.path());
         // What was taken for a tokenizer is one, or says why not.
         let used = |tokenizer: Tokenizer| {
-            drop(tokenizer.encode("the cat <|end|> \u{1f408}").map(|ids| tokenizer.decode(&ids)))
+            drop(tokenizer.encode("the cat <|end|> \u{1f408}").map(|ids| tokenizer.decode(&ids)));
         };
         mutate::check(&dir.path().join(name), usize::MAX, open, used);
     }

@@ -1,3 +1,301 @@
-//! One file for each family of models: how its `config.json` and tensor names map to the one decoder.
+//! One file for each family of models: how its `config.json` and tensor names map to the one decoder, both ways.
+//!
+//! A family says what it reads and writes ([`Family`]); this file finds it by `model_type` and checks that what it writes
+//! is read back as the same model, so that no setting is lost in a file that cannot say it.
 
-pub mod llama;
+mod gemma2;
+mod gemma3_text;
+mod gpt2;
+mod gpt_neox;
+mod keys;
+mod llama;
+mod mistral;
+mod mixtral;
+mod olmo2;
+mod phi3;
+mod place;
+mod qwen2;
+mod qwen3;
+mod qwen3_moe;
+mod smollm3;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::{Error, Head, ModelConfig, Result};
+use keys::Keys;
+use place::{Place, same};
+pub(crate) use place::{from_files, to_files};
+
+/// The families, by transformers' `model_type`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the variants are the families' names")]
+pub enum ModelType {
+    #[default]
+    Llama,
+    Mistral,
+    Mixtral,
+    Qwen2,
+    Qwen3,
+    Qwen3Moe,
+    #[serde(rename = "smollm3")]
+    SmolLm3,
+    Olmo2,
+    Phi3,
+    Gemma2,
+    Gemma3Text,
+    Gpt2,
+    GptNeox,
+}
+
+/// Every family.
+pub const FAMILIES: [ModelType; 13] = [
+    ModelType::Llama,
+    ModelType::Mistral,
+    ModelType::Mixtral,
+    ModelType::Qwen2,
+    ModelType::Qwen3,
+    ModelType::Qwen3Moe,
+    ModelType::SmolLm3,
+    ModelType::Olmo2,
+    ModelType::Phi3,
+    ModelType::Gemma2,
+    ModelType::Gemma3Text,
+    ModelType::Gpt2,
+    ModelType::GptNeox,
+];
+
+impl ModelType {
+    fn family(self) -> &'static Family {
+        match self {
+            Self::Llama => &llama::FAMILY,
+            Self::Mistral => &mistral::FAMILY,
+            Self::Mixtral => &mixtral::FAMILY,
+            Self::Qwen2 => &qwen2::FAMILY,
+            Self::Qwen3 => &qwen3::FAMILY,
+            Self::Qwen3Moe => &qwen3_moe::FAMILY,
+            Self::SmolLm3 => &smollm3::FAMILY,
+            Self::Olmo2 => &olmo2::FAMILY,
+            Self::Phi3 => &phi3::FAMILY,
+            Self::Gemma2 => &gemma2::FAMILY,
+            Self::Gemma3Text => &gemma3_text::FAMILY,
+            Self::Gpt2 => &gpt2::FAMILY,
+            Self::GptNeox => &gpt_neox::FAMILY,
+        }
+    }
+
+    /// The name in `config.json`.
+    pub fn name(self) -> String {
+        json!(self).as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// What a family's file says.
+struct Family {
+    /// transformers' class with a language model's head, with one for a sequence and with one for each token.
+    classes: [Option<&'static str>; 3],
+    /// The decoder that a `config.json` describes.
+    read: fn(&Keys) -> Result<ModelConfig>,
+    /// The keys of a decoder, without those that [`to_json`] writes for every family.
+    write: fn(&ModelConfig) -> Value,
+    /// What the files' tensors begin with, but for those of heads.
+    prefix: &'static str,
+    /// Where a tensor of the decoder stands in the files.
+    place: fn(&ModelConfig, &str) -> Place,
+}
+
+/// The classes that transformers makes of a family's name.
+const fn classes(lm: &'static str, sequence: &'static str, token: &'static str) -> [Option<&'static str>; 3] {
+    [Some(lm), Some(sequence), Some(token)]
+}
+
+impl Family {
+    fn class(&self, head: Head) -> Option<&'static str> {
+        self.classes[match head {
+            Head::LanguageModel => 0,
+            Head::Sequence => 1,
+            Head::Token => 2,
+        }]
+    }
+}
+
+/// What a `config.json` says.
+#[derive(Debug, Clone)]
+pub struct Described {
+    /// The decoder.
+    pub config: ModelConfig,
+    /// The head.
+    pub head: Head,
+    /// The keys that say so, as they stand in the file.
+    pub spelled: Map<String, Value>,
+    /// The keys that are none of the decoder's.
+    pub extra: Map<String, Value>,
+}
+
+/// Keys that every family shares and that say nothing of the decoder.
+const OF_THE_FILE: [&str; 7] =
+    ["architectures", "model_type", "torch_dtype", "dtype", "id2label", "label2id", "num_labels"];
+
+/// Reads a `config.json` of any family; `origin` is named in errors.
+///
+/// A key or value that would change the result and is not supported is an error that names it.
+pub fn from_json(json: &Value, origin: &str) -> Result<Described> {
+    let Some(map) = json.as_object() else {
+        return Err(Error::config(origin, "the file does not hold a JSON object"));
+    };
+    let name = map.get("model_type").unwrap_or(&Value::Null);
+    let Ok(model_type) = serde_json::from_value::<ModelType>(name.clone()) else {
+        let known = FAMILIES.map(ModelType::name).join(", ");
+        return Err(Error::config(origin, format!("\"model_type\" is {name}; supported are {known}")));
+    };
+    let family = model_type.family();
+    let heads = [Head::LanguageModel, Head::Sequence, Head::Token];
+    let head = match map.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str) {
+        None => Head::LanguageModel,
+        Some(name) => match heads.into_iter().find(|&head| family.class(head) == Some(name)) {
+            Some(head) => head,
+            None => {
+                let known: Vec<&str> = family.classes.into_iter().flatten().collect();
+                let message = format!("\"architectures\" is [\"{name}\"]; supported are {}", known.join(", "));
+                return Err(Error::config(origin, message));
+            }
+        },
+    };
+    for key in ["num_hidden_layers", "n_layer"] {
+        // Before anything is listed for each layer.
+        if let Some(count) = map.get(key).and_then(Value::as_u64).filter(|count| *count > 1 << 16) {
+            return Err(Error::config(origin, format!("\"{key}\" is {count}, which no model has")));
+        }
+    }
+    let keys = Keys::new(map, origin);
+    let config = ModelConfig { model_type, ..(family.read)(&keys)? }.validated(origin)?;
+    let own = |key: &str| keys.knows(key) || OF_THE_FILE.contains(&key);
+    let (spelled, extra) = map.clone().into_iter().partition(|(key, _)| own(key));
+    Ok(Described { config, head, spelled, extra })
+}
+
+/// The `config.json` of a decoder with `head`, as the decoder's family writes it.
+///
+/// What the family's files cannot say is an error that names it.
+pub fn to_json(config: &ModelConfig, head: Head) -> Result<Value> {
+    let family = config.model_type.family();
+    let name = config.model_type.name();
+    let origin = "model configuration";
+    let Some(class) = family.class(head) else {
+        return Err(Error::config(origin, format!("transformers has no {name} with this head ({head:?})")));
+    };
+    let mut json = json!({"architectures": [class], "model_type": name});
+    let shared = json!({
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "initializer_range": config.initializer_range,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+        "torch_dtype": "float32",
+    });
+    let labels = json!({"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}});
+    let labels = if head == Head::LanguageModel { Value::Null } else { labels };
+    if let Value::Object(map) = &mut json {
+        for part in [(family.write)(config), shared, labels] {
+            map.extend(part.as_object().cloned().unwrap_or_default());
+        }
+    }
+    let read = from_json(&json, origin)?.config;
+    match difference(config, &read) {
+        Some((key, ours, theirs)) => Err(Error::config(
+            origin,
+            format!(
+                "\"{key}\" is {ours}, which a \"{name}\" cannot have (it has {theirs}); choose another \"model_type\""
+            ),
+        )),
+        None => Ok(json),
+    }
+}
+
+/// The first key in which two configurations differ, with both values.
+fn difference(ours: &ModelConfig, theirs: &ModelConfig) -> Option<(String, Value, Value)> {
+    let (ours, theirs) = (json!(ours), json!(theirs));
+    let key = ours.as_object()?.keys().find(|key| ours[key.as_str()] != theirs[key.as_str()])?;
+    Some((key.clone(), ours[key].clone(), theirs[key].clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn llama() -> Value {
+        to_json(&ModelConfig::default().validated("test").unwrap(), Head::LanguageModel).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let config = ModelConfig { eos_token_id: Some(5), pad_token_id: Some(1), ..ModelConfig::default() };
+        let config = config.validated("test").unwrap();
+        for head in [Head::LanguageModel, Head::Sequence, Head::Token] {
+            let read = from_json(&to_json(&config, head).unwrap(), "config.json").unwrap();
+            assert_eq!((&read.config, read.head), (&config, head));
+            assert!(read.extra.is_empty(), "{:?}", read.extra);
+        }
+    }
+
+    #[test]
+    fn what_would_change_the_result_is_refused_by_name() {
+        for (key, value) in [
+            ("model_type", json!("bert")),
+            ("architectures", json!(["LlamaForQuestionAnswering"])),
+            ("hidden_act", json!("quick_gelu")),
+            ("attention_bias", json!("some")),
+            ("rope_scaling", json!({"type": "unheard-of", "factor": 2.0})),
+            ("rope_scaling", json!({"factor": 2.0})),
+            ("rope_scaling", json!({"type": "linear"})),
+            ("rope_scaling", json!({"type": "linear", "factor": 2.0, "wobble": 3})),
+            ("rope_parameters", json!({"rope_type": "yarn"})),
+            ("partial_rotary_factor", json!(0.5)),
+            ("vocab_size", json!(-1)),
+            ("hidden_size", json!("wide")),
+            ("num_hidden_layers", Value::Null),
+            ("rms_norm_eps", json!("small")),
+            ("eos_token_id", json!(99_999_999)),
+        ] {
+            let mut bad = llama();
+            bad[key] = value;
+            let message = from_json(&bad, "config.json").unwrap_err().to_string();
+            assert!(message.starts_with("config.json: ") && message.contains(key), "{key}: {message}");
+        }
+    }
+
+    #[test]
+    fn keys_of_others_are_kept() {
+        let mut json = llama();
+        json["reward_mean"] = json!(0.25);
+        assert_eq!(from_json(&json, "config.json").unwrap().extra["reward_mean"], json!(0.25));
+    }
+
+    #[test]
+    fn both_spellings_of_rotary_positions_are_read() {
+        let theta = |change: Value| {
+            let mut json = llama();
+            let map = json.as_object_mut().unwrap();
+            map.remove("rope_theta");
+            map.remove("rope_parameters");
+            map.extend(change.as_object().unwrap().clone());
+            let config = from_json(&json, "config.json").unwrap().config;
+            (config.rope_theta, config.rope_scaling)
+        };
+        let linear = crate::RopeScaling::Linear { factor: 2. };
+        let older = json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}});
+        let newer = json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}});
+        assert_eq!(theta(older), (5e5, linear.clone()));
+        assert_eq!(theta(newer), (5e5, linear));
+        assert_eq!(theta(json!({})), (1e4, crate::RopeScaling::Default));
+    }
+
+    #[test]
+    fn what_a_familys_files_cannot_say_is_refused() {
+        let experts = Some(crate::ExpertsConfig::default());
+        let config = ModelConfig { experts, ..ModelConfig::default() }.validated("test").unwrap();
+        let message = to_json(&config, Head::LanguageModel).unwrap_err().to_string();
+        assert!(message.contains("\"experts\"") && message.contains("llama"), "{message}");
+    }
+}

@@ -5,12 +5,12 @@ use std::path::Path;
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 use llm_kernels::{BlockFormat, Bytes, QuantizedWeight, StoredWeight};
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Value as Json, json};
 
-use super::architecture::{self, Architecture};
+use super::architecture::{self, Architecture, NEEDED, Whole};
 use super::file::{Entry, GgufFile, Metadata, TensorType, Unwritten, Value, write};
 use crate::params::{Matrix, blocks_for};
-use crate::{Error, Head, Model, Params, Result, families};
+use crate::{Error, Head, Model, ModelConfig, NormKind, Params, Result};
 
 /// Token ids that are the model's in `config.json` and the tokenizer's in GGUF.
 const TOKENS: [(&str, &str); 3] = [
@@ -19,80 +19,142 @@ const TOKENS: [(&str, &str); 3] = [
     ("tokenizer.ggml.padding_token_id", "pad_token_id"),
 ];
 
+/// Keys of rotary positions, behind the name of the architecture and a dot.
+const ROTARY: [&str; 3] = ["rope.dimension_count", "rope.scaling.type", "rope.scaling.factor"];
+
 impl Model {
     /// The frozen language model of a GGUF file, its matrices read where they lie in it.
     ///
     /// Every tensor and every key of the architecture is accounted for: one that is missing, or not known, is an error.
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
         let architecture = architecture_of(file)?;
-        let config = config_json(file, architecture)?;
+        let tied = !file.tensors.contains_key("output.weight");
         let origin = file.path().display().to_string();
-        let (config, head, _) = families::llama::from_json(&config, &origin)?;
-        if config.num_hidden_layers > file.tensors.len() {
-            let (layers, tensors) = (config.num_hidden_layers, file.tensors.len());
-            return Err(file.broken(format!("{tensors} tensors are too few for {layers} blocks")));
+        let config = read_config(file.metadata(), architecture, tied).map_err(|message| file.broken(message))?;
+        let config = match file.tensors.get("token_embd.weight").and_then(|entry| entry.shape.first()) {
+            Some(&vocab_size) => ModelConfig { vocab_size, ..config }.validated(&origin)?,
+            None => return Err(file.broken("tensor \"token_embd.weight\" is missing")),
+        };
+        // Experts are parts of one tensor, so that their number is bound by its size.
+        let of_tensor = |entry: &Entry| if entry.shape.len() == 3 { entry.shape[0] } else { 1 };
+        config.check_count(file.tensors.values().map(of_tensor).sum(), &origin)?;
+        let layout = architecture.layout(&config).map_err(|name| unnamed(architecture, &name))?;
+        check(&layout, file, &origin)?;
+        let mut params = Params::default();
+        for whole in layout {
+            let entry = &file.tensors[&whole.name];
+            let rows: usize = whole.parts.iter().map(|(_, shape)| rows_of(shape)).sum();
+            let (row, mut start) = (entry.bytes.len() / rows.max(1), 0);
+            for (name, shape) in whole.parts {
+                let end = start + rows_of(&shape) * row;
+                let part = entry.bytes.slice(start..end);
+                let bytes = part.ok_or_else(|| file.broken(format!("tensor \"{}\" is cut short", whole.name)))?;
+                let broken = |e: Error| file.broken(format!("tensor \"{}\": {e}", whole.name));
+                let part = Entry { kind: entry.kind, bytes, shape };
+                let heads = turned(architecture, &name, &config);
+                let mut matrix = matrix(&part, heads).map_err(broken)?;
+                if let (Matrix::Dense(w), true) = (&matrix, counted_from_one(&config, &name)) {
+                    matrix = Matrix::Dense((w - 1.)?);
+                }
+                params.insert(&name, matrix);
+                start = end;
+            }
         }
-        let (mut params, mut problems) = (Params::default(), Vec::new());
-        for (theirs, entry) in &file.tensors {
-            let Some(name) = architecture.tensor_name(theirs) else {
-                problems.push(format!("tensor \"{theirs}\" belongs to no part of a \"{}\"", architecture.name));
-                continue;
-            };
-            let heads = turned(architecture, &name, config.num_attention_heads, config.num_key_value_heads);
-            let broken = |e: Error| file.broken(format!("tensor \"{theirs}\": {e}"));
-            params.insert(&name, matrix(entry, heads).map_err(broken)?);
-        }
-        if !problems.is_empty() {
-            return Err(Error::Tensors { origin, problems });
-        }
-        params.check(&config, head, &origin)?;
-        Self::new(config, head, params)
+        Self::new(config, Head::LanguageModel, params)
     }
 
     /// Writes the GGUF file of a language model, with the keys of its tokenizer; `path` must not be there yet.
     ///
-    /// Matrices are written in `kind`, or as they are held where it is none; norms and biases in f32. As llama.cpp does,
-    /// the output layer is in `Q6_K` where the rest has 4 bits, and rows that blocks do not divide are in `Q8_0`, or in f32.
+    /// Matrices are written in `kind`, or as they are held where it is none; norms, biases and routers in f32. As llama.cpp
+    /// does, the output layer is in `Q6_K` where the rest has 4 bits; rows that blocks do not divide are in `Q8_0`, or in
+    /// f32. What a GGUF file cannot say of a model is an error that names it.
     pub fn save_gguf(&self, path: &Path, kind: Option<TensorType>, tokenizer: Metadata) -> Result<()> {
         if self.head() != Head::LanguageModel {
             return Err(Error::Input("a GGUF file is written of a language model; this model scores texts".to_owned()));
         }
-        let json = self.config_json();
-        let model_type = json["model_type"].as_str().unwrap_or_default();
-        let Some(architecture) = architecture::ALL.iter().find(|a| a.model_type == model_type) else {
-            return Err(Error::Input(format!(
-                "\"model_type\" \"{model_type}\" is not written as GGUF; {}",
-                supported()
-            )));
-        };
         let config = self.config();
-        let (mut tensors, mut held) = (Vec::new(), TensorType::F32);
-        for (name, shape) in config.tensor_shapes(Head::LanguageModel) {
-            let matrix = self.params().matrix(&name)?;
-            let Some(theirs) = architecture.gguf_name(&name) else {
-                return Err(Error::Input(format!("tensor \"{name}\" has no name in a GGUF file of \"{model_type}\"")));
-            };
-            let output = name == "lm_head.weight" || config.tie_word_embeddings && theirs == "token_embd.weight";
-            let kind = kind_for(kind.unwrap_or(kind_of(&matrix)), &shape, output);
-            if shape.len() == 2 && !output {
-                held = kind;
-            }
-            let heads = turned(architecture, &name, config.num_attention_heads, config.num_key_value_heads);
-            let bytes = Box::new(move || {
-                let bytes = encoded(&matrix, kind, &name)?;
-                Ok(if let Some(heads) = heads { in_turns(&bytes, shape_rows(&matrix), heads).into() } else { bytes })
-            });
-            tensors.push(Unwritten { name: theirs, kind, shape, bytes });
-        }
+        let alike =
+            |a: &&&Architecture| a.model_types.contains(&config.model_type) && a.experts == config.experts.is_some();
+        let Some(architecture) = architecture::ALL.iter().find(alike) else {
+            let name = config.model_type.name();
+            return Err(Error::Input(format!("\"model_type\" \"{name}\" is not written as GGUF; {}", supported())));
+        };
         let mut metadata = tokenizer;
-        metadata.extend(keys(architecture, &json));
+        metadata.extend(keys(architecture, config));
+        self.check_keys(&metadata, architecture)?;
+        let (mut tensors, mut held) = (Vec::new(), TensorType::F32);
+        let layout = architecture.layout(config).map_err(|name| unnamed(architecture, &name))?;
+        for Whole { name, shape, parts } in layout {
+            let first = self.params().matrix(&parts[0].0)?;
+            let output = name == "output.weight" || config.tie_word_embeddings && name == "token_embd.weight";
+            let small = ["position_embd", "ffn_gate_inp"].iter().any(|part| name.contains(part));
+            let wanted = if small { TensorType::F32 } else { kind.unwrap_or(kind_of(&first)) };
+            let tensor_kind = kind_for(wanted, &shape, output);
+            if name.contains(".ffn_up") {
+                held = tensor_kind;
+            }
+            let bytes = Box::new(move || {
+                let mut all = Vec::new();
+                for (name, shape) in &parts {
+                    let mut matrix = self.params().matrix(name)?;
+                    if let (Matrix::Dense(w), true) = (&matrix, counted_from_one(config, name)) {
+                        matrix = Matrix::Dense((w + 1.)?);
+                    }
+                    let mut bytes = encoded(&matrix, tensor_kind, name)?;
+                    if let Some(heads) = turned(architecture, name, config) {
+                        bytes = in_turns(&bytes, shape[0], heads).into();
+                    }
+                    if parts.len() == 1 {
+                        return Ok(bytes);
+                    }
+                    all.extend_from_slice(&bytes);
+                }
+                Ok(all.into())
+            });
+            tensors.push(Unwritten { name, kind: tensor_kind, shape, bytes });
+        }
         metadata.insert("general.file_type".to_owned(), Value::Unsigned(kind.unwrap_or(held).file_type().into()));
         write(path, &metadata, tensors)
     }
+
+    /// Refuses a model that would not be read back from its keys.
+    fn check_keys(&self, metadata: &Metadata, architecture: &Architecture) -> Result<()> {
+        let ours = self.config();
+        let read = read_config(metadata, architecture, ours.tie_word_embeddings).map_err(Error::Input)?;
+        // Alike in all that counts when a model runs.
+        let mut theirs = ModelConfig { model_type: ours.model_type, ..read.validated("GGUF")? };
+        theirs.initializer_range = ours.initializer_range;
+        if let (Some(theirs), Some(ours)) = (&mut theirs.experts, &ours.experts) {
+            theirs.router_aux_loss_coef = ours.router_aux_loss_coef;
+            theirs.router_z_loss_coef = ours.router_z_loss_coef;
+        }
+        let (ours, theirs) = (json!(ours), json!(theirs));
+        let mut keys = ours.as_object().into_iter().flat_map(|map| map.keys());
+        match keys.find(|key| !alike(&ours[key.as_str()], &theirs[key.as_str()])) {
+            None => Ok(()),
+            Some(key) => Err(Error::Input(format!(
+                "\"{key}\" is {}, which a GGUF file of a \"{}\" cannot say (it would be read as {})",
+                ours[key], architecture.name, theirs[key]
+            ))),
+        }
+    }
+}
+
+/// Equal, where numbers count in the 32 bits that a file has for them.
+fn alike(a: &Json, b: &Json) -> bool {
+    match (a.as_f64(), b.as_f64()) {
+        (Some(a), Some(b)) => a as f32 == b as f32,
+        _ => a == b,
+    }
+}
+
+fn unnamed(architecture: &Architecture, name: &str) -> Error {
+    Error::Input(format!("tensor \"{name}\" has no name in a GGUF file of a \"{}\"", architecture.name))
 }
 
 fn supported() -> String {
-    let names: Vec<&str> = architecture::ALL.iter().map(|a| a.name).collect();
+    let mut names: Vec<&str> = architecture::ALL.iter().map(|a| a.name).collect();
+    names.dedup();
     format!("supported are {}", names.join(", "))
 }
 
@@ -100,77 +162,149 @@ fn architecture_of(file: &GgufFile) -> Result<&'static Architecture> {
     let Some(Value::Text(name)) = file.metadata().get("general.architecture") else {
         return Err(file.broken("\"general.architecture\" is missing"));
     };
-    let found = architecture::ALL.iter().find(|a| a.name == name).copied();
-    found.ok_or_else(|| file.broken(format!("\"general.architecture\" is \"{name}\"; {}", supported())))
+    let experts = file.metadata().contains_key(&format!("{name}.expert_count"));
+    let found = architecture::ALL.iter().find(|a| a.name == name && a.experts == experts).copied();
+    found.ok_or_else(|| {
+        let kind = if experts { " with experts" } else { "" };
+        file.broken(format!("\"general.architecture\" is \"{name}\"{kind}; {}", supported()))
+    })
 }
 
-/// The `config.json` that a file stands for.
-fn config_json(file: &GgufFile, architecture: &Architecture) -> Result<Json> {
-    let mut json = Map::new();
-    json.insert("model_type".to_owned(), json!(architecture.model_type));
-    json.insert("architectures".to_owned(), json!([architecture.class]));
-    json.insert("tie_word_embeddings".to_owned(), json!(!file.tensors.contains_key("output.weight")));
-    if let Some(rows) = file.tensors.get("token_embd.weight").and_then(|entry| entry.shape.first()) {
-        json.insert("vocab_size".to_owned(), json!(rows));
-    }
-    let prefix = format!("{}.", architecture.name);
-    for key in architecture.keys {
-        let name = format!("{prefix}{}", key.gguf);
-        let value = match file.metadata().get(&name) {
+/// Rows in a tensor of this shape; of a vector each number is one.
+fn rows_of(shape: &[usize]) -> usize {
+    shape.first().copied().unwrap_or(0)
+}
+
+/// What a file's keys say of the decoder; what is wrong with them otherwise.
+fn read_config(
+    metadata: &Metadata,
+    architecture: &Architecture,
+    tied: bool,
+) -> std::result::Result<ModelConfig, String> {
+    let mut json = architecture.base();
+    let full = |key: &str| format!("{}.{key}", architecture.name);
+    let get = |key: &str| metadata.get(&full(key));
+    json["num_key_value_heads"] = Json::Null;
+    for (key, place) in architecture.keys() {
+        let value = match get(key) {
             Some(Value::Unsigned(n)) => json!(n),
             Some(Value::Float(x)) if x.is_finite() => json!(x),
-            Some(other) => return Err(file.broken(format!("\"{name}\" is {other:?}; a number was expected"))),
-            None if key.needed => return Err(file.broken(format!("\"{name}\" is missing"))),
+            Some(Value::Bool(yes)) => json!(yes),
+            Some(other) => return Err(format!("\"{}\" is {other:?}; a number was expected", full(key))),
+            None if NEEDED.contains(&(key, place)) => return Err(format!("\"{}\" is missing", full(key))),
             None => continue,
         };
-        if let Some(before) = json.insert(key.config.to_owned(), value.clone()).filter(|before| *before != value) {
-            return Err(file.broken(format!("\"{name}\" is {value}, where {before} was said before")));
+        let Some(slot) = json.pointer_mut(place) else { return Err(format!("\"{}\" has no place", full(key))) };
+        if key == "attention.value_length" && *slot != value {
+            return Err(format!("\"{}\" is {value}, but queries and keys have {slot}", full(key)));
         }
+        *slot = value;
     }
-    let known = |name: &str| architecture.keys.iter().any(|key| key.gguf == name);
-    if let Some(key) = file.metadata().keys().find(|key| key.strip_prefix(&prefix).is_some_and(|name| !known(name))) {
-        let value = &file.metadata()[key];
-        return Err(file.broken(format!("\"{key}\" is {value:?}; a model with this key is not supported")));
+    if json["num_key_value_heads"].is_null() {
+        json["num_key_value_heads"] = json["num_attention_heads"].clone();
     }
+    json["rope_scaling"] = match (get("rope.scaling.type"), get("rope.scaling.factor")) {
+        (None, None) => json!({"rope_type": "default"}),
+        (Some(Value::Text(kind)), _) if kind == "none" => json!({"rope_type": "default"}),
+        (Some(Value::Text(kind)), Some(Value::Float(factor))) if kind == "linear" => {
+            json!({"rope_type": "linear", "factor": factor})
+        }
+        (kind, _) => return Err(format!("\"{}\" is {kind:?}; none and linear are supported", full(ROTARY[1]))),
+    };
     for (theirs, ours) in TOKENS {
-        if let Some(Value::Unsigned(id)) = file.metadata().get(theirs) {
-            json.insert(ours.to_owned(), json!(id));
+        if let Some(Value::Unsigned(id)) = metadata.get(theirs) {
+            json[ours] = json!(id);
         }
     }
-    Ok(Json::Object(json))
+    json["tie_word_embeddings"] = json!(tied);
+    let known = |key: &str| architecture.keys().any(|(name, _)| name == key) || ROTARY.contains(&key);
+    let own = |key: &&String| key.strip_prefix(&full("")).is_some_and(|key| !known(key));
+    if let Some(key) = metadata.keys().find(own) {
+        return Err(format!("\"{key}\" is {:?}; a model with this key is not supported", metadata[key]));
+    }
+    let mut config: ModelConfig = serde_json::from_value(json).map_err(|e| e.to_string())?;
+    if config.head_dim == 0 {
+        config.head_dim = config.hidden_size / config.num_attention_heads.max(1);
+    }
+    match get(ROTARY[0]) {
+        None => {}
+        Some(Value::Unsigned(turning)) if config.head_dim > 0 => {
+            config.partial_rotary_factor = *turning as f64 / config.head_dim as f64;
+        }
+        Some(other) => return Err(format!("\"{}\" is {other:?}; a number was expected", full(ROTARY[0]))),
+    }
+    if config.num_hidden_layers > 1 << 16 {
+        return Err(format!("\"{}\" is {}, which no model has", full("block_count"), config.num_hidden_layers));
+    }
+    (architecture.complete)(&mut config);
+    Ok(config)
 }
 
-/// The keys of a file for a `config.json`.
-fn keys(architecture: &Architecture, json: &Json) -> Metadata {
-    let number = |value: &Json| match value.as_u64() {
-        Some(n) => Some(Value::Unsigned(n)),
-        None => value.as_f64().map(Value::Float),
+/// The keys of a file.
+fn keys(architecture: &Architecture, config: &ModelConfig) -> Metadata {
+    let json = json!(config);
+    let value = |value: &Json| match value {
+        Json::Bool(yes) => Some(Value::Bool(*yes)),
+        Json::Number(n) => n.as_u64().map(Value::Unsigned).or(n.as_f64().map(Value::Float)),
+        _ => None,
     };
     let mut metadata = Metadata::new();
     metadata.insert("general.architecture".to_owned(), Value::Text(architecture.name.to_owned()));
     metadata.insert("general.quantization_version".to_owned(), Value::Unsigned(2));
-    for key in architecture.keys {
-        // A float that is a whole number is a float all the same.
-        let float = matches!(key.gguf, "rope.freq_base" | "attention.layer_norm_rms_epsilon");
-        let value = if float { json[key.config].as_f64().map(Value::Float) } else { number(&json[key.config]) };
-        metadata.extend(value.map(|value| (format!("{}.{}", architecture.name, key.gguf), value)));
+    let full = |key: &str| format!("{}.{key}", architecture.name);
+    for (key, place) in architecture.keys() {
+        // Learned positions do not turn.
+        let turns = !config.learned_positions || !key.starts_with("rope.");
+        let value = json.pointer(place).and_then(value).filter(|_| turns);
+        metadata.extend(value.map(|value| (full(key), value)));
     }
-    metadata.extend(TOKENS.iter().filter_map(|(theirs, ours)| Some(((*theirs).to_owned(), number(&json[ours])?))));
+    if !config.learned_positions {
+        metadata.insert(full(ROTARY[0]), Value::Unsigned(config.rotary_dim() as u64));
+    }
+    if let crate::RopeScaling::Linear { factor } = config.rope_scaling {
+        metadata.insert(full(ROTARY[1]), Value::Text("linear".to_owned()));
+        metadata.insert(full(ROTARY[2]), Value::Float(factor));
+    }
+    metadata.extend(TOKENS.iter().filter_map(|(theirs, ours)| Some(((*theirs).to_owned(), value(&json[*ours])?))));
     metadata
 }
 
+/// Checks that a file has exactly the tensors of a model; the error lists every difference.
+fn check(layout: &[Whole], file: &GgufFile, origin: &str) -> Result<()> {
+    let mut problems = Vec::new();
+    for Whole { name, shape, .. } in layout {
+        match file.tensors.get(name).map(|entry| &entry.shape) {
+            None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
+            Some(found) if found != shape => {
+                problems.push(format!("tensor \"{name}\" has shape {found:?}, the file's keys say {shape:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    let expected: std::collections::BTreeSet<&str> = layout.iter().map(|whole| whole.name.as_str()).collect();
+    let extra = file.tensors.keys().filter(|name| !expected.contains(name.as_str()));
+    problems.extend(extra.map(|name| format!("tensor \"{name}\" belongs to no part of this model")));
+    if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { origin: origin.to_owned(), problems }) }
+}
+
+/// Whether a weight counts from 0 here and from 1 in GGUF: a norm of Gemma.
+fn counted_from_one(config: &ModelConfig, name: &str) -> bool {
+    config.norm == NormKind::RmsPlusOne && name.ends_with("norm.weight")
+}
+
 /// The heads in which the rows of this tensor stand in turns.
-fn turned(architecture: &Architecture, name: &str, heads: usize, groups: usize) -> Option<usize> {
+fn turned(architecture: &Architecture, name: &str, config: &ModelConfig) -> Option<usize> {
     match name {
         _ if !architecture.interleaved => None,
-        name if name.contains(".q_proj.") => Some(heads),
-        name if name.contains(".k_proj.") => Some(groups),
+        name if name.contains(".q_proj.") => Some(config.num_attention_heads),
+        name if name.contains(".k_proj.") => Some(config.num_key_value_heads),
         _ => None,
     }
 }
 
 fn matrix(entry: &Entry, heads: Option<usize>) -> Result<Matrix> {
     let (rows, cols) = match *entry.shape.as_slice() {
+        [count] if heads.is_some() => (count, 1),
         [cols] => (1, cols),
         [rows, cols] => (rows, cols),
         _ => return Err(Error::Input(format!("the shape {:?} is not that of a matrix", entry.shape))),
@@ -186,7 +320,7 @@ fn matrix(entry: &Entry, heads: Option<usize>) -> Result<Matrix> {
         TensorType::F16 => Matrix::Stored(StoredWeight::new(bytes, (rows, cols), DType::F16)?),
         TensorType::Bf16 => Matrix::Stored(StoredWeight::new(bytes, (rows, cols), DType::BF16)?),
     };
-    Ok(if entry.shape.len() == 1 { Matrix::Dense(matrix.dense()?.reshape(cols)?) } else { matrix })
+    Ok(if entry.shape.len() == 1 { Matrix::Dense(matrix.dense()?.flatten_all()?) } else { matrix })
 }
 
 fn kind_of(matrix: &Matrix) -> TensorType {
@@ -204,7 +338,7 @@ fn kind_of(matrix: &Matrix) -> TensorType {
 
 /// What a tensor of this shape is written in where matrices are asked for in `kind`.
 fn kind_for(kind: TensorType, shape: &[usize], output: bool) -> TensorType {
-    let (row, matrix) = (shape.last().copied().unwrap_or(0), shape.len() == 2);
+    let (row, matrix) = (shape.last().copied().unwrap_or(0), shape.len() > 1);
     match kind {
         _ if !matrix => TensorType::F32,
         TensorType::Blocks(format) => {
@@ -213,14 +347,6 @@ fn kind_for(kind: TensorType, shape: &[usize], output: bool) -> TensorType {
             blocks_for(format, row).map_or(TensorType::F32, TensorType::Blocks)
         }
         other => other,
-    }
-}
-
-fn shape_rows(matrix: &Matrix) -> usize {
-    match matrix {
-        Matrix::Dense(w) => w.dims().first().copied().unwrap_or(0),
-        Matrix::Blocks(w) => w.shape().0,
-        Matrix::Stored(w) => w.shape().0,
     }
 }
 

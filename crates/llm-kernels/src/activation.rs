@@ -1,0 +1,298 @@
+//! What stands between the two layers of a feed-forward network: an activation, and its product with a second branch
+//! (SwiGLU and `GeGLU`: Shazeer 2020, arXiv 2002.05202; GELU: Hendrycks and Gimpel 2016, arXiv 1606.08415).
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::norm::cpu;
+use crate::simd::{contiguous, exp, tanh};
+
+const CHUNK: usize = 16384;
+const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
+
+/// The non-linearity of a feed-forward network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// `x · Φ(x)` with the normal distribution Φ.
+    Gelu,
+    /// `x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`: what GPT-2 and Gemma were trained with.
+    GeluTanh,
+}
+
+/// `activation(x)`, element by element.
+pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    if crate::is_fused(x) { x.contiguous()?.apply_op1(Plain(activation)) } else { naive(x, activation) }
+}
+
+/// `activation(gate) · up`, element by element; both have the same shape, and so has the result.
+pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    if gate.dims() != up.dims() {
+        bail!("gated: gate is {:?}, up is {:?}; they must be alike", gate.dims(), up.dims());
+    }
+    if crate::is_fused(gate) && crate::is_fused(up) {
+        gate.contiguous()?.apply_op2(&up.contiguous()?, Gated(activation))
+    } else {
+        naive(gate, activation)? * up
+    }
+}
+
+fn naive(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    match activation {
+        Activation::Silu => x.silu(),
+        Activation::Gelu => (x * 0.5)? * ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.)?,
+        Activation::GeluTanh => {
+            let cube = ((x * x)? * x)?;
+            let inner = ((x + (cube * 0.044_715)?)? * SQRT_2_OVER_PI)?;
+            (x * 0.5)? * (inner.tanh()? + 1.)?
+        }
+    }
+}
+
+/// An activation at one `x`: `value = x · share`, and the slope there.
+struct Curve {
+    value: f32,
+    share: f32,
+    slope: f32,
+}
+
+#[inline(always)]
+fn silu(x: f32) -> Curve {
+    let e = exp(-x);
+    let share = 1. / (1. + e);
+    Curve { value: x / (1. + e), share, slope: share + x * share * (1. - share) }
+}
+
+// The slope is Φ(x) + x · φ(x).
+#[inline(always)]
+fn gelu(x: f32) -> Curve {
+    let share = normal_cdf(x);
+    Curve { value: x * share, share, slope: share + x * 0.398_942_3 * exp(-0.5 * x * x) }
+}
+
+/// Φ(x) to an absolute error under 3e-7: Abramowitz and Stegun 7.1.26 for the error function.
+#[inline(always)]
+fn normal_cdf(x: f32) -> f32 {
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1. / (1. + 0.327_591_1 * z);
+    let p = 1.061_405_4;
+    let p = p * t - 1.453_152;
+    let p = p * t + 1.421_413_7;
+    let p = p * t - 0.284_496_74;
+    let p = p * t + 0.254_829_6;
+    let tail = 0.5 * p * t * exp(-z * z); // 1 - Φ(|x|)
+    if x < 0. { tail } else { 1. - tail }
+}
+
+#[inline(always)]
+fn gelu_tanh(x: f32) -> Curve {
+    const SCALE: f32 = SQRT_2_OVER_PI as f32;
+    let t = tanh(SCALE * (x + 0.044_715 * x * x * x));
+    let share = 0.5 * (1. + t);
+    let slope = share + 0.5 * x * (1. - t * t) * SCALE * (1. + 3. * 0.044_715 * x * x);
+    Curve { value: x * share, share, slope }
+}
+
+struct Gated(Activation);
+
+impl CustomOp2 for Gated {
+    fn name(&self) -> &'static str {
+        "gated"
+    }
+
+    fn cpu_fwd(&self, gs: &CpuStorage, gl: &Layout, us: &CpuStorage, ul: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (gate, up) = (contiguous(gs, gl)?, contiguous(us, ul)?);
+        let mut y = vec![0f32; gate.len()];
+        y.par_chunks_mut(CHUNK)
+            .zip(gate.par_chunks(CHUNK))
+            .zip(up.par_chunks(CHUNK))
+            .for_each(|((y, gate), up)| gated_forward(self.0, gate, up, y));
+        Ok((CpuStorage::F32(y), gl.shape().clone()))
+    }
+
+    fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dy = dy.contiguous()?;
+        let ((gs, gl), (us, ul), (ds, dl)) =
+            (gate.storage_and_layout(), up.storage_and_layout(), dy.storage_and_layout());
+        let (g, u, d) = (cpu(&gs, gl)?, cpu(&us, ul)?, cpu(&ds, dl)?);
+        let (mut dg, mut du) = (vec![0f32; g.len()], vec![0f32; g.len()]);
+        dg.par_chunks_mut(CHUNK)
+            .zip(du.par_chunks_mut(CHUNK))
+            .zip(g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)))
+            .zip(d.par_chunks(CHUNK))
+            .for_each(|(((dg, du), (g, u)), d)| gated_backward(self.0, g, u, d, dg, du));
+        let shape = gate.shape();
+        Ok((Some(Tensor::from_vec(dg, shape, gate.device())?), Some(Tensor::from_vec(du, shape, gate.device())?)))
+    }
+}
+
+struct Plain(Activation);
+
+impl CustomOp1 for Plain {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = contiguous(storage, layout)?;
+        let mut y = vec![0f32; x.len()];
+        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| plain_forward(self.0, x, y));
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dy = dy.contiguous()?;
+        let ((xs, xl), (ds, dl)) = (x.storage_and_layout(), dy.storage_and_layout());
+        let (data, d) = (cpu(&xs, xl)?, cpu(&ds, dl)?);
+        let mut dx = vec![0f32; data.len()];
+        dx.par_chunks_mut(CHUNK)
+            .zip(data.par_chunks(CHUNK))
+            .zip(d.par_chunks(CHUNK))
+            .for_each(|((dx, x), d)| plain_backward(self.0, x, d, dx));
+        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+    }
+}
+
+// Each loop is compiled for each vector unit and each activation: `curve` is inlined into it.
+
+#[pulp::with_simd(gated_forward = pulp::Arch::new())]
+#[inline(always)]
+fn gated_forward_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    activation: Activation,
+    gate: &'a [f32],
+    up: &'a [f32],
+    y: &'a mut [f32],
+) {
+    match activation {
+        Activation::Silu => gates(gate, up, y, silu),
+        Activation::Gelu => gates(gate, up, y, gelu),
+        Activation::GeluTanh => gates(gate, up, y, gelu_tanh),
+    }
+}
+
+#[inline(always)]
+fn gates(gate: &[f32], up: &[f32], y: &mut [f32], curve: impl Fn(f32) -> Curve) {
+    for ((y, &g), &u) in y.iter_mut().zip(gate).zip(up) {
+        *y = curve(g).value * u;
+    }
+}
+
+#[pulp::with_simd(gated_backward = pulp::Arch::new())]
+#[inline(always)]
+fn gated_backward_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    activation: Activation,
+    gate: &'a [f32],
+    up: &'a [f32],
+    dy: &'a [f32],
+    dgate: &'a mut [f32],
+    dup: &'a mut [f32],
+) {
+    match activation {
+        Activation::Silu => gate_gradients(gate, up, dy, dgate, dup, silu),
+        Activation::Gelu => gate_gradients(gate, up, dy, dgate, dup, gelu),
+        Activation::GeluTanh => gate_gradients(gate, up, dy, dgate, dup, gelu_tanh),
+    }
+}
+
+#[inline(always)]
+fn gate_gradients(
+    gate: &[f32],
+    up: &[f32],
+    dy: &[f32],
+    dgate: &mut [f32],
+    dup: &mut [f32],
+    curve: impl Fn(f32) -> Curve,
+) {
+    for i in 0..gate.len().min(up.len()).min(dy.len()).min(dgate.len()).min(dup.len()) {
+        let at = curve(gate[i]);
+        dup[i] = dy[i] * gate[i] * at.share;
+        dgate[i] = dy[i] * up[i] * at.slope;
+    }
+}
+
+#[pulp::with_simd(plain_forward = pulp::Arch::new())]
+#[inline(always)]
+fn plain_forward_simd<'a, S: pulp::Simd>(_simd: S, activation: Activation, x: &'a [f32], y: &'a mut [f32]) {
+    match activation {
+        Activation::Silu => values(x, y, silu),
+        Activation::Gelu => values(x, y, gelu),
+        Activation::GeluTanh => values(x, y, gelu_tanh),
+    }
+}
+
+#[inline(always)]
+fn values(x: &[f32], y: &mut [f32], curve: impl Fn(f32) -> Curve) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = curve(x).value;
+    }
+}
+
+#[pulp::with_simd(plain_backward = pulp::Arch::new())]
+#[inline(always)]
+fn plain_backward_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    activation: Activation,
+    x: &'a [f32],
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+) {
+    match activation {
+        Activation::Silu => gradients(x, dy, dx, silu),
+        Activation::Gelu => gradients(x, dy, dx, gelu),
+        Activation::GeluTanh => gradients(x, dy, dx, gelu_tanh),
+    }
+}
+
+#[inline(always)]
+fn gradients(x: &[f32], dy: &[f32], dx: &mut [f32], curve: impl Fn(f32) -> Curve) {
+    for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+        *dx = dy * curve(x).slope;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_same_gradients, assert_same_gradients_within, random};
+
+    const ALL: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
+
+    #[test]
+    fn fused_gates_equal_the_naive_ones_in_f64() -> Result<()> {
+        for activation in ALL {
+            for (shape, scale) in
+                [([1, 1], 1.), ([3, 17], 1.), ([40, 512], 1.), ([3, 5], 60.), ([3, 5], 1e-4), ([0, 4], 1.)]
+            {
+                let (gate, up) = (random(&shape, 1, scale)?, random(&shape, 2, 1.)?);
+                assert_same_gradients(&[&gate, &up], 1e-5, |t| gated(&t[0], &t[1], activation))?;
+            }
+            let (gate, up) = (random(&[5, 7], 1, 1.)?, random(&[7, 5], 2, 1.)?);
+            assert_same_gradients(&[&gate, &up], 1e-5, |t| gated(&t[0].t()?, &t[1], activation))?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn fused_activations_equal_the_naive_ones_in_f64() -> Result<()> {
+        for activation in ALL {
+            for (shape, scale) in [([1, 1], 1.), ([3, 17], 4.), ([40, 512], 8.), ([3, 5], 60.), ([0, 4], 1.)] {
+                // The approximation of the error function is absolute: 3e-7 of x.
+                let x = random(&shape, 1, scale)?;
+                assert_same_gradients_within(&[&x], 2e-6, 2e-6, |t| activate(&t[0], activation))?;
+            }
+            let x = random(&[5, 7], 1, 1.)?;
+            assert_same_gradients(&[&x], 1e-5, |t| activate(&t[0].t()?, activation))?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn shapes_that_differ_are_an_error() -> Result<()> {
+        let (gate, up) = (random(&[2, 3], 1, 1.)?, random(&[3, 2], 1, 1.)?);
+        assert!(gated(&gate, &up, Activation::Silu).is_err());
+        Ok(())
+    }
+}

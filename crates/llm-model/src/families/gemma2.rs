@@ -1,0 +1,64 @@
+//! Gemma 2: `model_type = "gemma2"`. Soft caps, alternating windows, scaled embeddings, norms on both sides.
+
+use serde_json::{Value, json};
+
+use super::keys::{Absent, Keys, base_json, layer_types_json};
+use super::{Family, classes, same};
+use crate::config::{Activation, AttentionBias, LayerType, NormKind, NormPlacement};
+use crate::{ModelConfig, Result};
+
+pub(super) const FAMILY: Family = Family {
+    classes: classes("Gemma2ForCausalLM", "Gemma2ForSequenceClassification", "Gemma2ForTokenClassification"),
+    read,
+    write,
+    prefix: "model.",
+    place: same,
+};
+
+fn read(keys: &Keys) -> Result<ModelConfig> {
+    read_with_pattern(keys, 2)
+}
+
+/// What Gemma 2 and 3 share: all layers but every `pattern`-th look through a window.
+pub(super) fn read_with_pattern(keys: &Keys, pattern: usize) -> Result<ModelConfig> {
+    keys.only("use_bidirectional_attention", &json!(false))?;
+    let absent = Absent { tie_word_embeddings: true, ..Absent::default() };
+    let config = keys.base(&absent)?;
+    let sliding_window = keys.count("sliding_window")?;
+    let usual = |layer: usize| match (layer + 1).is_multiple_of(pattern) {
+        true => LayerType::FullAttention,
+        false => LayerType::SlidingAttention,
+    };
+    // Early files said "hidden_act" too, and not what the models were trained with; the other key holds.
+    Ok(ModelConfig {
+        hidden_act: keys.activation("hidden_activation", Activation::GeluPytorchTanh)?,
+        head_dim: keys.count("head_dim")?.unwrap_or(256),
+        norm: NormKind::RmsPlusOne,
+        norm_placement: NormPlacement::Sandwich,
+        attention_bias: if keys.flag("attention_bias", false)? { AttentionBias::All } else { AttentionBias::None },
+        layer_types: keys.layer_types(config.num_hidden_layers, sliding_window, usual)?,
+        sliding_window,
+        query_pre_attn_scalar: Some(keys.float("query_pre_attn_scalar")?.unwrap_or(256.)),
+        attn_logit_softcapping: keys.float("attn_logit_softcapping")?,
+        final_logit_softcapping: keys.float("final_logit_softcapping")?,
+        scale_embeddings: true,
+        ..config
+    })
+}
+
+/// The keys that [`read_with_pattern`] reads.
+pub(super) fn write(config: &ModelConfig) -> Value {
+    let mut json = base_json(config);
+    if let Value::Object(map) = &mut json {
+        map.shift_remove("hidden_act");
+    }
+    json["hidden_activation"] = json!(config.hidden_act);
+    json["attention_bias"] = json!(config.attention_bias != AttentionBias::None);
+    json["sliding_window"] = json!(config.sliding_window);
+    json["layer_types"] = layer_types_json(config);
+    let scalar = config.query_pre_attn_scalar.unwrap_or(config.head_dim as f64);
+    json["query_pre_attn_scalar"] = if scalar.fract() == 0. { json!(scalar as u64) } else { json!(scalar) };
+    json["attn_logit_softcapping"] = json!(config.attn_logit_softcapping);
+    json["final_logit_softcapping"] = json!(config.final_logit_softcapping);
+    json
+}

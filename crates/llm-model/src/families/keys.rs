@@ -1,0 +1,268 @@
+//! Reading a `config.json`: each key that is looked at is remembered, each value that cannot be followed refused.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use crate::config::{Activation, LayerType};
+use crate::{Error, ModelConfig, Result, RopeScaling};
+
+/// The keys of a `config.json`.
+pub(crate) struct Keys<'a> {
+    map: &'a Map<String, Value>,
+    origin: &'a str,
+    seen: RefCell<BTreeSet<String>>,
+}
+
+impl<'a> Keys<'a> {
+    pub fn new(map: &'a Map<String, Value>, origin: &'a str) -> Self {
+        Self { map, origin, seen: RefCell::default() }
+    }
+
+    /// Whether a reader looked at `key`.
+    pub fn knows(&self, key: &str) -> bool {
+        self.seen.borrow().contains(key)
+    }
+
+    /// The value of a key; null counts as absent.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.seen.borrow_mut().insert(key.to_owned());
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// An error about this file.
+    pub fn wrong<T>(&self, message: impl Into<String>) -> Result<T> {
+        Err(Error::config(self.origin, message))
+    }
+
+    fn read<T: DeserializeOwned>(&self, key: &str, expected: &str) -> Result<Option<T>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match serde_json::from_value(value.clone()) {
+            Ok(value) => Ok(Some(value)),
+            Err(_) => self.wrong(format!("\"{key}\" is {value}; {expected} was expected")),
+        }
+    }
+
+    pub fn count(&self, key: &str) -> Result<Option<usize>> {
+        match self.read::<u32>(key, "a count")? {
+            Some(value) => Ok(Some(value as usize)),
+            None => Ok(None),
+        }
+    }
+
+    pub fn required(&self, key: &str) -> Result<usize> {
+        self.count(key)?.map_or_else(|| self.wrong(format!("\"{key}\" is missing")), Ok)
+    }
+
+    pub fn float(&self, key: &str) -> Result<Option<f64>> {
+        self.read(key, "a number")
+    }
+
+    pub fn flag(&self, key: &str, absent: bool) -> Result<bool> {
+        Ok(self.read(key, "true or false")?.unwrap_or(absent))
+    }
+
+    pub fn counts(&self, key: &str) -> Result<Option<Vec<usize>>> {
+        self.read(key, "a list of numbers")
+    }
+
+    /// Refuses any value of `key` but `supported`.
+    pub fn only(&self, key: &str, supported: &Value) -> Result<()> {
+        match self.get(key).filter(|value| *value != supported) {
+            Some(value) => self.wrong(format!("\"{key}\" is {value}; this decoder supports {supported}")),
+            None => Ok(()),
+        }
+    }
+
+    /// A token id; of a list (several ends of a turn) the first.
+    fn token(&self, key: &str) -> Result<Option<u32>> {
+        let first = self.get(key).map(|value| value.get(0).unwrap_or(value));
+        match first {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_u64().and_then(|v| u32::try_from(v).ok()) {
+                Some(id) => Ok(Some(id)),
+                None => self.wrong(format!("\"{key}\" is {value}; a token id was expected")),
+            },
+        }
+    }
+
+    pub fn activation(&self, key: &str, absent: Activation) -> Result<Activation> {
+        let Some(value) = self.get(key) else { return Ok(absent) };
+        Ok(match value.as_str() {
+            Some("silu" | "swish") => Activation::Silu,
+            Some("gelu") => Activation::Gelu,
+            Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Activation::GeluPytorchTanh,
+            _ => {
+                let known = "\"silu\", \"gelu\", \"gelu_pytorch_tanh\", \"gelu_new\"";
+                return self.wrong(format!("\"{key}\" is {value}; this decoder supports {known}"));
+            }
+        })
+    }
+
+    /// `layer_types`, or what `usual` says of each layer; empty without a window.
+    pub fn layer_types(
+        &self,
+        layers: usize,
+        window: Option<usize>,
+        usual: impl Fn(usize) -> LayerType,
+    ) -> Result<Vec<LayerType>> {
+        let expected = "a list of \"full_attention\" and \"sliding_attention\"";
+        Ok(match self.read("layer_types", expected)? {
+            Some(types) => types,
+            None if window.is_none() => Vec::new(),
+            None => (0..layers).map(usual).collect(),
+        })
+    }
+
+    /// The rotary positions as `rope_scaling` or `rope_parameters` give them, in `config`.
+    pub fn rope(&self, config: &mut ModelConfig, usual_theta: f64) -> Result<()> {
+        let (key, map) = match (self.get("rope_scaling"), self.get("rope_parameters")) {
+            (Some(scaling), _) => ("rope_scaling", scaling),
+            (None, Some(parameters)) => ("rope_parameters", parameters),
+            (None, None) => ("rope_parameters", &json!({})),
+        };
+        let theta = self.float("rope_theta")?;
+        let (scaling, own_theta, own_part) = self.rope_map(key, map, config.max_position_embeddings)?;
+        config.rope_scaling = scaling;
+        config.rope_theta = own_theta.or(theta).unwrap_or(usual_theta);
+        if let Some(part) = own_part {
+            config.partial_rotary_factor = part;
+        }
+        Ok(())
+    }
+
+    /// The scaling, the base and the share of the head that turns, as one map of rotary parameters says.
+    pub fn rope_map(
+        &self,
+        key: &str,
+        value: &Value,
+        max_position_embeddings: usize,
+    ) -> Result<(RopeScaling, Option<f64>, Option<f64>)> {
+        let Some(map) = value.as_object() else {
+            return self.wrong(format!("\"{key}\" is {value}; an object was expected"));
+        };
+        let keys = Keys::new(map, self.origin);
+        let numbers = (keys.float("rope_theta")?, keys.float("partial_rotary_factor")?);
+        let mut map = map.clone();
+        map.retain(|key, value| !value.is_null() && key != "rope_theta" && key != "partial_rotary_factor");
+        match (map.remove("type"), map.contains_key("rope_type")) {
+            (Some(kind), false) => map.insert("rope_type".to_owned(), kind),
+            (None, false) if key == "rope_parameters" => map.insert("rope_type".to_owned(), json!("default")),
+            _ => None,
+        };
+        let kind = map.get("rope_type").and_then(Value::as_str);
+        if matches!(kind, Some("llama3" | "longrope")) && !map.contains_key("original_max_position_embeddings") {
+            map.insert("original_max_position_embeddings".to_owned(), json!(max_position_embeddings));
+        }
+        match serde_json::from_value(Value::Object(map)) {
+            Ok(scaling) => Ok((scaling, numbers.0, numbers.1)),
+            Err(error) => self.wrong(format!("\"{key}\": {error}")),
+        }
+    }
+
+    /// What nearly all families call by the same names.
+    pub fn base(&self, absent: &Absent) -> Result<ModelConfig> {
+        let heads = self.required("num_attention_heads")?;
+        let groups = match absent.grouped {
+            true => self.required("num_key_value_heads")?,
+            false => self.count("num_key_value_heads")?.unwrap_or(heads),
+        };
+        let mut config = ModelConfig {
+            vocab_size: self.required("vocab_size")?,
+            hidden_size: self.required("hidden_size")?,
+            intermediate_size: self.required("intermediate_size")?,
+            num_hidden_layers: self.required("num_hidden_layers")?,
+            num_attention_heads: heads,
+            num_key_value_heads: groups,
+            head_dim: self.count("head_dim")?.unwrap_or(0),
+            max_position_embeddings: match absent.max_position_embeddings {
+                Some(usual) => self.count("max_position_embeddings")?.unwrap_or(usual),
+                None => self.required("max_position_embeddings")?,
+            },
+            rms_norm_eps: self.float("rms_norm_eps")?.unwrap_or(absent.rms_norm_eps),
+            ..self.shared(absent.tie_word_embeddings)?
+        };
+        self.rope(&mut config, absent.rope_theta)?;
+        Ok(config)
+    }
+
+    /// What all families call by the same names; the rest is [`ModelConfig`]'s default.
+    pub fn shared(&self, tied: bool) -> Result<ModelConfig> {
+        let default = ModelConfig::default();
+        Ok(ModelConfig {
+            tie_word_embeddings: self.flag("tie_word_embeddings", tied)?,
+            initializer_range: self.float("initializer_range")?.unwrap_or(default.initializer_range),
+            bos_token_id: self.token("bos_token_id")?,
+            eos_token_id: self.token("eos_token_id")?,
+            pad_token_id: self.token("pad_token_id")?,
+            ..default
+        })
+    }
+}
+
+/// What transformers takes where a key is absent.
+pub(crate) struct Absent {
+    pub tie_word_embeddings: bool,
+    pub rms_norm_eps: f64,
+    pub rope_theta: f64,
+    /// Whether `num_key_value_heads` must be said; otherwise absent means as many as query heads.
+    pub grouped: bool,
+    pub max_position_embeddings: Option<usize>,
+}
+
+impl Default for Absent {
+    fn default() -> Self {
+        Self {
+            tie_word_embeddings: false,
+            rms_norm_eps: 1e-6,
+            rope_theta: 10_000.,
+            grouped: true,
+            max_position_embeddings: None,
+        }
+    }
+}
+
+/// Writes what [`Keys::base`] reads, in the order of a Llama's file.
+pub(crate) fn base_json(config: &ModelConfig) -> Value {
+    let mut json = json!({
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": config.hidden_act,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": rope_json(config),
+    });
+    if config.rope_scaling != RopeScaling::Default {
+        json["rope_scaling"] = rope_json(config); // the older spelling, for older readers
+    }
+    json
+}
+
+/// The map of rotary parameters.
+pub(crate) fn rope_json(config: &ModelConfig) -> Value {
+    let mut map = Map::from_iter([("rope_theta".to_owned(), json!(config.rope_theta))]);
+    if let Ok(Value::Object(scaling)) = serde_json::to_value(&config.rope_scaling) {
+        map.extend(scaling);
+    }
+    if config.partial_rotary_factor != 1. {
+        map.insert("partial_rotary_factor".to_owned(), json!(config.partial_rotary_factor));
+    }
+    Value::Object(map)
+}
+
+/// The type of each layer as `layer_types` has it.
+pub(crate) fn layer_types_json(config: &ModelConfig) -> Value {
+    let kind = |layer| match config.window_of(layer) {
+        Some(_) => LayerType::SlidingAttention,
+        None => LayerType::FullAttention,
+    };
+    json!((0..config.num_hidden_layers).map(kind).collect::<Vec<_>>())
+}

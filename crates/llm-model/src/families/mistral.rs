@@ -1,0 +1,33 @@
+//! Mistral: `model_type = "mistral"`. Every layer looks through the same window, if there is one.
+
+use serde_json::{Value, json};
+
+use super::keys::{Absent, Keys, base_json};
+use super::{Family, classes, same};
+use crate::config::Activation;
+use crate::{ModelConfig, Result};
+
+pub(super) const FAMILY: Family = Family {
+    classes: classes("MistralForCausalLM", "MistralForSequenceClassification", "MistralForTokenClassification"),
+    read,
+    write,
+    prefix: "model.",
+    place: same,
+};
+
+fn read(keys: &Keys) -> Result<ModelConfig> {
+    if let Some(types) = keys.get("layer_types") {
+        return keys.wrong(format!("\"layer_types\" is {types}; the layers of a \"mistral\" are all alike"));
+    }
+    Ok(ModelConfig {
+        hidden_act: keys.activation("hidden_act", Activation::Silu)?,
+        sliding_window: keys.count("sliding_window")?,
+        ..keys.base(&Absent::default())?
+    })
+}
+
+fn write(config: &ModelConfig) -> Value {
+    let mut json = base_json(config);
+    json["sliding_window"] = json!(config.sliding_window);
+    json
+}

@@ -1,0 +1,57 @@
+//! Mixtral: `model_type = "mixtral"`. A Mistral whose every layer has experts.
+
+use serde_json::{Value, json};
+
+use super::keys::{Absent, Keys, base_json};
+use super::place::{Place, renamed};
+use super::{Family, classes};
+use crate::config::{Activation, ExpertsConfig};
+use crate::{ModelConfig, Result};
+
+pub(super) const FAMILY: Family = Family {
+    classes: classes("MixtralForCausalLM", "MixtralForSequenceClassification", "MixtralForTokenClassification"),
+    read,
+    write,
+    prefix: "model.",
+    place,
+};
+
+fn read(keys: &Keys) -> Result<ModelConfig> {
+    keys.only("router_jitter_noise", &json!(0.0))?;
+    let absent = Absent { rms_norm_eps: 1e-5, rope_theta: 1e6, ..Absent::default() };
+    let config = keys.base(&absent)?;
+    let experts = ExpertsConfig {
+        num_experts: keys.required("num_local_experts")?,
+        num_experts_per_tok: keys.required("num_experts_per_tok")?,
+        moe_intermediate_size: config.intermediate_size,
+        norm_topk_prob: true,
+        router_aux_loss_coef: keys.float("router_aux_loss_coef")?.unwrap_or(0.001),
+        router_z_loss_coef: keys.float("router_z_loss_coef")?.unwrap_or(0.),
+        dense_layers: Vec::new(),
+    };
+    Ok(ModelConfig {
+        hidden_act: keys.activation("hidden_act", Activation::Silu)?,
+        sliding_window: keys.count("sliding_window")?,
+        experts: Some(experts),
+        ..config
+    })
+}
+
+fn write(config: &ModelConfig) -> Value {
+    let mut json = base_json(config);
+    let experts = config.experts.clone().unwrap_or_default();
+    json["sliding_window"] = json!(config.sliding_window);
+    json["num_local_experts"] = json!(experts.num_experts);
+    json["num_experts_per_tok"] = json!(experts.num_experts_per_tok);
+    json["router_aux_loss_coef"] = json!(experts.router_aux_loss_coef);
+    json["router_z_loss_coef"] = json!(experts.router_z_loss_coef);
+    json
+}
+
+fn place(_: &ModelConfig, name: &str) -> Place {
+    let mut name = name.replace(".mlp.", ".block_sparse_moe.");
+    for (ours, theirs) in [("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")] {
+        name = name.replace(ours, theirs);
+    }
+    renamed(name)
+}

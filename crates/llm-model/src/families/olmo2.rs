@@ -1,0 +1,33 @@
+//! `OLMo` 2: `model_type = "olmo2"`. Norms stand behind attention and feed-forward, and over all queries and keys.
+
+use serde_json::{Value, json};
+
+use super::keys::{Absent, Keys, base_json};
+use super::{Family, same};
+use crate::config::{Activation, AttentionBias, NormPlacement, QkNorm};
+use crate::{ModelConfig, Result};
+
+pub(super) const FAMILY: Family = Family {
+    classes: [Some("Olmo2ForCausalLM"), Some("Olmo2ForSequenceClassification"), None],
+    read,
+    write,
+    prefix: "model.",
+    place: same,
+};
+
+fn read(keys: &Keys) -> Result<ModelConfig> {
+    let absent = Absent { grouped: false, rms_norm_eps: 1e-5, ..Absent::default() };
+    Ok(ModelConfig {
+        hidden_act: keys.activation("hidden_act", Activation::Silu)?,
+        norm_placement: NormPlacement::Post,
+        qk_norm: Some(QkNorm::Whole),
+        attention_bias: if keys.flag("attention_bias", false)? { AttentionBias::All } else { AttentionBias::None },
+        ..keys.base(&absent)?
+    })
+}
+
+fn write(config: &ModelConfig) -> Value {
+    let mut json = base_json(config);
+    json["attention_bias"] = json!(config.attention_bias != AttentionBias::None);
+    json
+}

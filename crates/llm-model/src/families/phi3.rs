@@ -1,0 +1,73 @@
+//! Phi-3: `model_type = "phi3"`. Queries, keys and values are one matrix, and so are gate and up.
+
+use serde_json::{Value, json};
+
+use super::keys::{Absent, Keys, base_json};
+use super::place::{Place, Rows, renamed};
+use super::{Family, classes};
+use crate::config::Activation;
+use crate::{ModelConfig, Result, RopeScaling};
+
+pub(super) const FAMILY: Family = Family {
+    classes: classes("Phi3ForCausalLM", "Phi3ForSequenceClassification", "Phi3ForTokenClassification"),
+    read,
+    write,
+    prefix: "model.",
+    place,
+};
+
+fn read(keys: &Keys) -> Result<ModelConfig> {
+    let absent = Absent { grouped: false, rms_norm_eps: 1e-5, ..Absent::default() };
+    let mut config = keys.base(&absent)?;
+    let scaling = keys.get("rope_scaling").or_else(|| keys.get("rope_parameters"));
+    let inside = |key: &str| scaling.and_then(|map| map.get(key)).is_some_and(|value| !value.is_null());
+    if let (Some(part), false) = (keys.float("partial_rotary_factor")?, inside("partial_rotary_factor")) {
+        config.partial_rotary_factor = part;
+    }
+    let trained = keys.count("original_max_position_embeddings")?;
+    match &mut config.rope_scaling {
+        RopeScaling::Default => {}
+        RopeScaling::LongRope { original_max_position_embeddings: original, .. } => {
+            if let (Some(trained), false) = (trained, inside("original_max_position_embeddings")) {
+                *original = trained;
+            }
+        }
+        other => {
+            let kind = json!(other)["rope_type"].clone();
+            return keys.wrong(format!("\"rope_scaling\" is of type {kind}; a \"phi3\" has \"longrope\" or none"));
+        }
+    }
+    Ok(ModelConfig {
+        hidden_act: keys.activation("hidden_act", Activation::Silu)?,
+        sliding_window: keys.count("sliding_window")?,
+        ..config
+    })
+}
+
+fn write(config: &ModelConfig) -> Value {
+    let mut json = base_json(config);
+    json["sliding_window"] = json!(config.sliding_window);
+    json["partial_rotary_factor"] = json!(config.partial_rotary_factor);
+    if let RopeScaling::LongRope { original_max_position_embeddings, .. } = config.rope_scaling {
+        json["original_max_position_embeddings"] = json!(original_max_position_embeddings);
+    }
+    json
+}
+
+fn place(config: &ModelConfig, name: &str) -> Place {
+    let (q, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+    let inner = config.intermediate_size;
+    for (part, whole, start, len, of) in [
+        ("q_proj", "qkv_proj", 0, q, q + 2 * kv),
+        ("k_proj", "qkv_proj", q, kv, q + 2 * kv),
+        ("v_proj", "qkv_proj", q + kv, kv, q + 2 * kv),
+        ("gate_proj", "gate_up_proj", 0, inner, 2 * inner),
+        ("up_proj", "gate_up_proj", inner, inner, 2 * inner),
+    ] {
+        if name.ends_with(&format!("{part}.weight")) {
+            let rows = Some(Rows { groups: 1, start, len, of });
+            return Place { rows, ..renamed(name.replace(part, whole)) };
+        }
+    }
+    renamed(name)
+}

@@ -1,0 +1,153 @@
+//! Where the decoder's tensors stand in the files of a family: under another name, transposed, or as rows of a larger
+//! tensor. Both ways, with every tensor of the files accounted for.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+use crate::params::Matrix;
+use crate::{Error, Head, ModelConfig, Params, Result};
+
+/// Where a tensor stands in the files.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Place {
+    /// The name there.
+    pub name: String,
+    /// Whether the matrix there is `(in, out)` (GPT-2).
+    pub transposed: bool,
+    /// Which rows of the tensor there these are; none: all.
+    pub rows: Option<Rows>,
+}
+
+/// Rows `start..start + len` of each of `groups` groups of `of` rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Rows {
+    pub groups: usize,
+    pub start: usize,
+    pub len: usize,
+    pub of: usize,
+}
+
+/// The whole of the tensor of that name.
+pub(crate) fn renamed(name: impl Into<String>) -> Place {
+    Place { name: name.into(), transposed: false, rows: None }
+}
+
+/// The decoder's names are the family's.
+pub(crate) fn same(_: &ModelConfig, name: &str) -> Place {
+    renamed(name)
+}
+
+/// Buffers that some writers store beside the weights: masks and frequencies, which follow from the configuration.
+const BUFFERS: [&str; 5] =
+    [".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"];
+
+/// What the files must hold: the shape of each tensor there.
+fn file_shapes(config: &ModelConfig, head: Head) -> BTreeMap<String, Vec<usize>> {
+    let place = config.model_type.family().place;
+    let of_file = |(name, mut shape): (String, Vec<usize>)| {
+        let place = place(config, &name);
+        if let Some(rows) = place.rows {
+            shape[0] = rows.groups * rows.of;
+        }
+        if place.transposed {
+            shape.reverse();
+        }
+        (place.name, shape)
+    };
+    config.tensor_shapes(head).into_iter().map(of_file).collect()
+}
+
+/// The decoder's tensors out of those of a family's files; the error lists every tensor that is missing, extra or of
+/// another shape than `config` says.
+///
+/// A matrix that is read where it lies stays there, but where it is transposed or one of several in turns.
+pub(crate) fn from_files(
+    mut tensors: BTreeMap<String, Matrix>,
+    config: &ModelConfig,
+    head: Head,
+    origin: &str,
+) -> Result<Params> {
+    let family = config.model_type.family();
+    tensors.retain(|name, _| !BUFFERS.iter().any(|buffer| name.ends_with(buffer)));
+    let expected = file_shapes(config, head);
+    if !tensors.keys().any(|name| name.starts_with(family.prefix)) {
+        // Saved without its head: the decoder's own names stand there bare.
+        let full = |name: String| format!("{}{name}", family.prefix);
+        let full = |name: String| if expected.contains_key(&full(name.clone())) { full(name) } else { name };
+        tensors = tensors.into_iter().map(|(name, tensor)| (full(name), tensor)).collect();
+    }
+    if config.tie_word_embeddings && head == Head::LanguageModel {
+        tensors.remove(&(family.place)(config, "lm_head.weight").name); // some writers store the tied matrix twice
+    }
+    let mut problems = Vec::new();
+    for (name, shape) in &expected {
+        match tensors.get(name).map(Matrix::dims) {
+            None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
+            Some(found) if found != *shape => {
+                problems.push(format!("tensor \"{name}\" has shape {found:?}, config.json says {shape:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    let extra = tensors.keys().filter(|name| !expected.contains_key(*name));
+    problems.extend(extra.map(|name| format!("tensor \"{name}\" belongs to no part of this model")));
+    if !problems.is_empty() {
+        return Err(Error::Tensors { origin: origin.to_owned(), problems });
+    }
+    let mut ours = Params::default();
+    for (name, shape) in config.tensor_shapes(head) {
+        let place = (family.place)(config, &name);
+        let mut matrix = tensors[&place.name].clone();
+        if place.transposed {
+            matrix = Matrix::Dense(matrix.dense()?.t()?.contiguous()?);
+        }
+        if let Some(rows) = place.rows {
+            matrix = match &matrix {
+                Matrix::Stored(w) if rows.groups == 1 => Matrix::Stored(w.part(rows.start..rows.start + rows.len)?),
+                _ => {
+                    let grouped = matrix.dense()?.reshape((rows.groups, rows.of, ()))?;
+                    Matrix::Dense(grouped.narrow(1, rows.start, rows.len)?.contiguous()?.reshape(shape)?)
+                }
+            };
+        }
+        ours.insert(&name, matrix);
+    }
+    Ok(ours)
+}
+
+/// The tensors of a family's files out of the decoder's.
+pub(crate) fn to_files(tensors: &BTreeMap<String, Tensor>, config: &ModelConfig) -> Result<BTreeMap<String, Tensor>> {
+    let place = config.model_type.family().place;
+    let mut parts: BTreeMap<String, Vec<(Place, &Tensor)>> = BTreeMap::new();
+    for (name, tensor) in tensors {
+        let place = place(config, name);
+        parts.entry(place.name.clone()).or_default().push((place, tensor));
+    }
+    let mut files = BTreeMap::new();
+    for (name, mut parts) in parts {
+        parts.sort_by_key(|(place, _)| place.rows.map_or(0, |rows| rows.start));
+        let mut pieces = Vec::new();
+        for (place, tensor) in &parts {
+            pieces.push(match place.rows {
+                Some(rows) => tensor.reshape((rows.groups, rows.len, ()))?,
+                None => (*tensor).clone(),
+            });
+        }
+        let (place, first) = &parts[0];
+        let mut tensor = match place.rows {
+            Some(rows) => {
+                let all = Tensor::cat(&pieces, 1)?;
+                let mut shape = first.dims().to_vec();
+                shape[0] = rows.groups * rows.of;
+                all.reshape(shape)?
+            }
+            None => pieces.swap_remove(0),
+        };
+        if place.transposed {
+            tensor = tensor.t()?.contiguous()?;
+        }
+        files.insert(name, tensor);
+    }
+    Ok(files)
+}

@@ -1,0 +1,56 @@
+//! `SmolLM3`: `model_type = "smollm3"`. Every fourth layer, as a rule, has no rotary positions.
+
+use serde_json::{Value, json};
+
+use super::keys::{Absent, Keys, base_json, layer_types_json};
+use super::{Family, classes, same};
+use crate::config::{Activation, AttentionBias, LayerType};
+use crate::{ModelConfig, Result};
+
+pub(super) const FAMILY: Family = Family {
+    classes: classes("SmolLM3ForCausalLM", "SmolLM3ForSequenceClassification", "SmolLM3ForTokenClassification"),
+    read,
+    write,
+    prefix: "model.",
+    place: same,
+};
+
+fn read(keys: &Keys) -> Result<ModelConfig> {
+    let absent = Absent { tie_word_embeddings: true, rope_theta: 2e6, ..Absent::default() };
+    let config = keys.base(&absent)?;
+    let layers = config.num_hidden_layers;
+    // Despite its name the list says 1 for the layers that have rotary positions.
+    let interval = keys.count("no_rope_layer_interval")?.unwrap_or(4);
+    let turns = match keys.counts("no_rope_layers")? {
+        Some(list) if list.len() < layers => {
+            return keys.wrong(format!("\"no_rope_layers\" has {} entries for {layers} layers", list.len()));
+        }
+        Some(list) => list.iter().map(|&turns| turns != 0).collect(),
+        None if interval == 0 => return keys.wrong("\"no_rope_layer_interval\" is 0; it must be at least 1"),
+        None => (1..=layers).map(|layer| !layer.is_multiple_of(interval)).collect::<Vec<_>>(),
+    };
+    let slides = keys.flag("use_sliding_window", false)?;
+    let sliding_window = keys.count("sliding_window")?.filter(|_| slides);
+    let usual = |layer: usize| if turns[layer] { LayerType::FullAttention } else { LayerType::SlidingAttention };
+    Ok(ModelConfig {
+        hidden_act: keys.activation("hidden_act", Activation::Silu)?,
+        attention_bias: if keys.flag("attention_bias", false)? { AttentionBias::All } else { AttentionBias::None },
+        mlp_bias: keys.flag("mlp_bias", false)?,
+        layers_without_rope: (0..layers).filter(|&layer| !turns[layer]).collect(),
+        layer_types: keys.layer_types(layers, sliding_window, usual)?,
+        sliding_window,
+        ..config
+    })
+}
+
+fn write(config: &ModelConfig) -> Value {
+    let mut json = base_json(config);
+    let turns = |layer| usize::from(!config.layers_without_rope.contains(&layer));
+    json["attention_bias"] = json!(config.attention_bias != AttentionBias::None);
+    json["mlp_bias"] = json!(config.mlp_bias);
+    json["no_rope_layers"] = json!((0..config.num_hidden_layers).map(turns).collect::<Vec<_>>());
+    json["use_sliding_window"] = json!(config.sliding_window.is_some());
+    json["sliding_window"] = json!(config.sliding_window);
+    json["layer_types"] = layer_types_json(config);
+    json
+}

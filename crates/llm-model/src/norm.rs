@@ -1,0 +1,40 @@
+//! The norms of a decoder.
+
+use candle_core::Tensor;
+use llm_kernels::{layer_norm, rms_norm};
+
+use crate::config::NormKind;
+use crate::{ModelConfig, Params, Result};
+
+#[derive(Debug, Clone)]
+pub(crate) struct Norm {
+    weight: Tensor,       // (n,)
+    bias: Option<Tensor>, // (n,), of a layer norm
+    plus_one: bool,
+    eps: f64,
+}
+
+impl Norm {
+    pub fn new(config: &ModelConfig, params: &Params, name: &str) -> Result<Self> {
+        let bias = match config.norm {
+            NormKind::Layer => Some(params.get(&format!("{name}.bias"))?),
+            NormKind::Rms | NormKind::RmsPlusOne => None,
+        };
+        let plus_one = config.norm == NormKind::RmsPlusOne;
+        Ok(Self { weight: params.get(&format!("{name}.weight"))?, bias, plus_one, eps: config.rms_norm_eps })
+    }
+
+    /// `(…, n)` to the same shape.
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match &self.bias {
+            Some(bias) => layer_norm(x, &self.weight, bias, self.eps)?,
+            None if self.plus_one => rms_norm(x, &(&self.weight + 1.)?, self.eps)?,
+            None => rms_norm(x, &self.weight, self.eps)?,
+        })
+    }
+
+    /// The tensors that may train.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        std::iter::once(&self.weight).chain(&self.bias)
+    }
+}

@@ -1,0 +1,39 @@
+"""Lets transformers load what we saved: not one tensor or key may be different, and the logits must be the same.
+
+    cargo test -p llm-model --test families      # saves into target/tmp/families
+    python check_families.py TARGET/tmp/families
+
+NAME is a checkpoint that was read and saved again; NAME-fresh is the same model as one that was never read, whose
+`config.json` is our own words: there the logits tell that transformers understands them.
+"""
+
+import pathlib
+import sys
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+HERE = pathlib.Path(__file__).parent / "families"
+saved = pathlib.Path(sys.argv[1])
+bad = 0
+names = sorted(p.name for p in HERE.iterdir())
+for name in names:
+    fresh = AutoModelForCausalLM.from_pretrained(
+        saved / f"{name}-fresh", attn_implementation="eager", experts_implementation="eager"
+    ).eval()
+    ours, theirs, expected = saved / name, HERE / name, load_file(HERE / name / "expected.safetensors")
+    model, info = AutoModelForCausalLM.from_pretrained(
+        ours, output_loading_info=True, attn_implementation="eager", experts_implementation="eager"
+    )
+    problems = {k: v for k, v in info.items() if v}
+    a, b = AutoConfig.from_pretrained(ours).to_dict(), AutoConfig.from_pretrained(theirs).to_dict()
+    problems |= {k: (a.get(k), b.get(k)) for k in a.keys() | b.keys() if a.get(k) != b.get(k) and k != "_name_or_path"}
+    a, b = load_file(ours / "model.safetensors"), load_file(theirs / "model.safetensors")
+    problems |= {k: "tensor" for k in a.keys() | b.keys() if k not in a or k not in b or not torch.equal(a[k], b[k])}
+    with torch.no_grad():
+        far = [(m.eval()(input_ids=expected["long_ids"]).logits - expected["long_logits"]).abs().max() for m in (model, fresh)]
+        far = max(far).item()
+    print(f"{name}: {len(a)} tensors, logits {far:.1e} apart, {'nothing else differs' if not problems else problems}")
+    bad += bool(problems) or far > 1e-4
+sys.exit(f"{bad} of {len(names)} differ" if bad else 0)
