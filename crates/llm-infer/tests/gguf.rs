@@ -53,8 +53,8 @@ const KINDS: [(TensorType, f32); 7] = [
     (TensorType::Bf16, 0.1),
     (TensorType::Blocks(BlockFormat::Q8_0), 0.3),
     (TensorType::Blocks(BlockFormat::Q6_K), 0.6),
-    (TensorType::Blocks(BlockFormat::Q4_0), 2.),
-    (TensorType::Blocks(BlockFormat::Q4_K), 2.),
+    (TensorType::Blocks(BlockFormat::Q4_0), 4.),
+    (TensorType::Blocks(BlockFormat::Q4_K), 4.),
 ];
 
 #[test]
@@ -151,7 +151,7 @@ fn what_is_not_known_is_refused_by_name() {
         (("llama.rope.freq_base", "llama.rope.freq_bass"), "\"llama.rope.freq_bass\""),
         (("llama.block_count", "llama.block_coun2"), "\"llama.block_count\" is missing"),
         (("blk.1.attn_q.weight", "blk.1.attn_z.weight"), "\"blk.1.attn_z.weight\" belongs to no part"),
-        (("blk.1.attn_q.weight", "blk.7.attn_q.weight"), "model.layers.7.self_attn.q_proj.weight"),
+        (("blk.1.attn_q.weight", "blk.7.attn_q.weight"), "tensor \"blk.1.attn_q.weight\" [96, 256] is missing"),
         (("gpt-2", "gpt-3"), "\"gpt-3\""),
         (("GGUF", "GGML"), "does not begin with"),
     ] {

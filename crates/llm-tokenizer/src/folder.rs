@@ -70,10 +70,19 @@ impl Tokenizer {
     }
 }
 
-/// A `tokenizer.json`; the `tokenizers` crate panics on some that are not valid JSON, so that is looked at first.
+/// A `tokenizer.json`, after a look at what the `tokenizers` crate takes for granted: it panics on some files that are not
+/// valid JSON, and counts up to the highest id.
 fn parse(text: &str) -> std::result::Result<tokenizers::Tokenizer, tokenizers::Error> {
-    serde_json::from_str::<Value>(text)?;
-    text.parse()
+    let json: Value = serde_json::from_str(text)?;
+    let vocabulary = json["model"]["vocab"].as_object().into_iter().flat_map(Map::values);
+    let added = json["added_tokens"].as_array().into_iter().flatten().map(|token| &token["id"]);
+    let ids: Vec<u64> = vocabulary.chain(added).filter_map(Value::as_u64).collect();
+    match ids.iter().max() {
+        Some(highest) if *highest > 4 * ids.len() as u64 + (1 << 16) => {
+            Err(format!("id {highest} is far beyond the number of tokens, {}", ids.len()).into())
+        }
+        _ => text.parse(),
+    }
 }
 
 /// What `transformers` needs to know when nothing else is given.
