@@ -12,6 +12,7 @@ use llm_kernels::BlockFormat;
 use llm_model::gguf::{GgufFile, Metadata, TensorType, Value};
 use llm_model::{Batch, Head, Model, ModelConfig};
 
+/// Memory is counted for the whole process: one test.
 #[test]
 fn a_damaged_model_is_an_error_and_costs_nothing() {
     let config = ModelConfig {
@@ -48,5 +49,16 @@ fn a_damaged_model_is_an_error_and_costs_nothing() {
         // Behind the names of the tensors are numbers, all of which are as good as others.
         let last = fs::read(&path).unwrap().windows(18).rposition(|w| w == b"output_norm.weight").unwrap();
         mutate::check(&path, last + 64, || Model::from_gguf(&GgufFile::open(&path)?), used);
+    }
+    // Keys that llama has not.
+    for family in ["mixtral", "gemma3_text", "phi3", "gpt2"] {
+        let golden: std::path::PathBuf =
+            [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "families", family].iter().collect();
+        let folder = dir.join(family);
+        fs::create_dir(&folder).unwrap();
+        for name in ["config.json", "model.safetensors"] {
+            fs::copy(golden.join(name), folder.join(name)).unwrap();
+        }
+        mutate::check(&folder.join("config.json"), usize::MAX, || Model::open(&folder), used);
     }
 }

@@ -10,7 +10,8 @@ use serde_json::{Value as Json, json};
 use super::architecture::{self, Architecture, NEEDED, Whole};
 use super::file::{Entry, GgufFile, Metadata, TensorType, Unwritten, Value, write};
 use crate::params::{Matrix, blocks_for};
-use crate::{Error, Head, Model, ModelConfig, NormKind, Params, Result};
+use crate::rotary::RotaryEmbedding;
+use crate::{Error, Head, Model, ModelConfig, NormKind, Params, Result, RopeScaling};
 
 /// Token ids that are the model's in `config.json` and the tokenizer's in GGUF.
 const TOKENS: [(&str, &str); 3] = [
@@ -20,7 +21,11 @@ const TOKENS: [(&str, &str); 3] = [
 ];
 
 /// Keys of rotary positions, behind the name of the architecture and a dot.
-const ROTARY: [&str; 3] = ["rope.dimension_count", "rope.scaling.type", "rope.scaling.factor"];
+const ROTARY: [&str; 4] =
+    ["rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"];
+
+/// The tensor that says by what each rotary frequency is divided.
+const DIVISORS: &str = "rope_freqs.weight";
 
 impl Model {
     /// The frozen language model of a GGUF file, its matrices read where they lie in it.
@@ -31,10 +36,15 @@ impl Model {
         let tied = !file.tensors.contains_key("output.weight");
         let origin = file.path().display().to_string();
         let config = read_config(file.metadata(), architecture, tied).map_err(|message| file.broken(message))?;
-        let config = match file.tensors.get("token_embd.weight").and_then(|entry| entry.shape.first()) {
+        let mut config = match file.tensors.get("token_embd.weight").and_then(|entry| entry.shape.first()) {
             Some(&vocab_size) => ModelConfig { vocab_size, ..config }.validated(&origin)?,
             None => return Err(file.broken("tensor \"token_embd.weight\" is missing")),
         };
+        if let Some(entry) = file.tensors.get(DIVISORS) {
+            let divisors = matrix(entry, None)?.dense()?.flatten_all()?.to_vec1()?;
+            let known = divided_by(&config, &divisors);
+            config = known.ok_or_else(|| file.broken(format!("tensor \"{DIVISORS}\" is not that of a Llama 3")))?;
+        }
         // Experts are parts of one tensor, so that their number is bound by its size.
         let of_tensor = |entry: &Entry| if entry.shape.len() == 3 { entry.shape[0] } else { 1 };
         config.check_count(file.tensors.values().map(of_tensor).sum(), &origin)?;
@@ -83,6 +93,13 @@ impl Model {
         metadata.extend(keys(architecture, config));
         self.check_keys(&metadata, architecture)?;
         let (mut tensors, mut held) = (Vec::new(), TensorType::F32);
+        if let RopeScaling::Llama3 { .. } = config.rope_scaling {
+            let divisors = RotaryEmbedding::divisors(config);
+            let shape = vec![divisors.len()];
+            let bytes = divisors.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into();
+            let bytes = Box::new(move || Ok(bytes));
+            tensors.push(Unwritten { name: DIVISORS.to_owned(), kind: TensorType::F32, shape, bytes });
+        }
         let layout = architecture.layout(config).map_err(|name| unnamed(architecture, &name))?;
         for Whole { name, shape, parts } in layout {
             let first = self.params().matrix(&parts[0].0)?;
@@ -124,6 +141,10 @@ impl Model {
         // Alike in all that counts when a model runs.
         let mut theirs = ModelConfig { model_type: ours.model_type, ..read.validated("GGUF")? };
         theirs.initializer_range = ours.initializer_range;
+        if let RopeScaling::Llama3 { .. } = ours.rope_scaling {
+            let read = divided_by(&theirs, &RotaryEmbedding::divisors(ours));
+            theirs.rope_scaling = read.map_or(theirs.rope_scaling, |_| ours.rope_scaling.clone());
+        }
         if let (Some(theirs), Some(ours)) = (&mut theirs.experts, &ours.experts) {
             theirs.router_aux_loss_coef = ours.router_aux_loss_coef;
             theirs.router_z_loss_coef = ours.router_z_loss_coef;
@@ -203,13 +224,16 @@ fn read_config(
     if json["num_key_value_heads"].is_null() {
         json["num_key_value_heads"] = json["num_attention_heads"].clone();
     }
-    json["rope_scaling"] = match (get("rope.scaling.type"), get("rope.scaling.factor")) {
-        (None, None) => json!({"rope_type": "default"}),
-        (Some(Value::Text(kind)), _) if kind == "none" => json!({"rope_type": "default"}),
-        (Some(Value::Text(kind)), Some(Value::Float(factor))) if kind == "linear" => {
+    json["rope_scaling"] = match (get(ROTARY[1]), get(ROTARY[2]), get(ROTARY[3])) {
+        (None, None, _) => json!({"rope_type": "default"}),
+        (Some(Value::Text(kind)), ..) if kind == "none" => json!({"rope_type": "default"}),
+        (Some(Value::Text(kind)), Some(Value::Float(factor)), _) if kind == "linear" => {
             json!({"rope_type": "linear", "factor": factor})
         }
-        (kind, _) => return Err(format!("\"{}\" is {kind:?}; none and linear are supported", full(ROTARY[1]))),
+        (Some(Value::Text(kind)), Some(Value::Float(factor)), Some(Value::Unsigned(original))) if kind == "yarn" => {
+            json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original})
+        }
+        (kind, ..) => return Err(format!("\"{}\" is {kind:?}; none, linear and yarn are supported", full(ROTARY[1]))),
     };
     for (theirs, ours) in TOKENS {
         if let Some(Value::Unsigned(id)) = metadata.get(theirs) {
@@ -261,12 +285,38 @@ fn keys(architecture: &Architecture, config: &ModelConfig) -> Metadata {
     if !config.learned_positions {
         metadata.insert(full(ROTARY[0]), Value::Unsigned(config.rotary_dim() as u64));
     }
-    if let crate::RopeScaling::Linear { factor } = config.rope_scaling {
-        metadata.insert(full(ROTARY[1]), Value::Text("linear".to_owned()));
+    let (kind, factor, original) = match config.rope_scaling {
+        RopeScaling::Linear { factor } => ("linear", factor, None),
+        RopeScaling::Yarn { factor, original_max_position_embeddings: original, .. } => ("yarn", factor, original),
+        _ => ("none", 1., None),
+    };
+    if kind != "none" {
+        metadata.insert(full(ROTARY[1]), Value::Text(kind.to_owned()));
         metadata.insert(full(ROTARY[2]), Value::Float(factor));
+        metadata.extend(original.map(|original| (full(ROTARY[3]), Value::Unsigned(original as u64))));
     }
     metadata.extend(TOKENS.iter().filter_map(|(theirs, ours)| Some(((*theirs).to_owned(), value(&json[*ours])?))));
     metadata
+}
+
+/// The decoder with the scaling of Llama 3 that divides its frequencies so; none where no setting that was published does.
+///
+/// A file has the divisors alone. Every Llama 3 has a `low_freq_factor` of 1 and a `high_freq_factor` of 4.
+fn divided_by(config: &ModelConfig, divisors: &[f32]) -> Option<ModelConfig> {
+    let factor = divisors.iter().copied().fold(1., f32::max);
+    let tries = (4..18).map(|power| RopeScaling::Llama3 {
+        factor: factor.into(),
+        low_freq_factor: 1.,
+        high_freq_factor: 4.,
+        original_max_position_embeddings: 1 << power,
+    });
+    let near = |config: &ModelConfig| {
+        let ours = RotaryEmbedding::divisors(config);
+        ours.len() == divisors.len() && ours.iter().zip(divisors).all(|(a, b)| (a / b - 1.).abs() < 1e-4)
+    };
+    // The first training of all of them had texts of 8192 tokens.
+    let tries = tries.clone().skip(9).take(1).chain(tries);
+    tries.map(|rope_scaling| ModelConfig { rope_scaling, ..config.clone() }).find(near)
 }
 
 /// Checks that a file has exactly the tensors of a model; the error lists every difference.
@@ -282,7 +332,7 @@ fn check(layout: &[Whole], file: &GgufFile, origin: &str) -> Result<()> {
         }
     }
     let expected: std::collections::BTreeSet<&str> = layout.iter().map(|whole| whole.name.as_str()).collect();
-    let extra = file.tensors.keys().filter(|name| !expected.contains(name.as_str()));
+    let extra = file.tensors.keys().filter(|name| !expected.contains(name.as_str()) && *name != DIVISORS);
     problems.extend(extra.map(|name| format!("tensor \"{name}\" belongs to no part of this model")));
     if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { origin: origin.to_owned(), problems }) }
 }
