@@ -152,6 +152,7 @@ fn what_is_not_known_is_refused_by_name() {
         (("llama.block_count", "llama.block_coun2"), "\"llama.block_count\" is missing"),
         (("blk.1.attn_q.weight", "blk.1.attn_z.weight"), "\"blk.1.attn_z.weight\" belongs to no part"),
         (("blk.1.attn_q.weight", "blk.7.attn_q.weight"), "tensor \"blk.1.attn_q.weight\" [96, 256] is missing"),
+        (("llama.vocab_size\u{4}\0\0\0\u{1d}", "llama.vocab_size\u{4}\0\0\0\u{1e}"), "\"llama.vocab_size\""),
         (("gpt-2", "gpt-3"), "\"gpt-3\""),
         (("GGUF", "GGML"), "does not begin with"),
     ] {

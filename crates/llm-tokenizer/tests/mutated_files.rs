@@ -20,4 +20,11 @@ fn a_damaged_tokenizer_is_an_error_and_costs_nothing() {
         };
         mutate::check(&dir.path().join(name), usize::MAX, open, used);
     }
+    let pieces = mutate::folder();
+    let golden: std::path::PathBuf =
+        [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "tokenizer.model"].iter().collect();
+    std::fs::copy(golden, pieces.path().join("tokenizer.model")).unwrap();
+    let open = || Tokenizer::from_dir(pieces.path());
+    let used = |tokenizer: Tokenizer| drop(tokenizer.encode("the king"));
+    mutate::check(&pieces.path().join("tokenizer.model"), usize::MAX, open, used);
 }

@@ -2,30 +2,16 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
-use half::{bf16, f16};
-use llm_kernels::{BlockFormat, Bytes, QuantizedWeight, StoredWeight};
 use serde_json::{Value as Json, json};
 
-use super::architecture::{self, Architecture, NEEDED, Whole};
-use super::file::{Entry, GgufFile, Metadata, TensorType, Unwritten, Value, write};
-use crate::params::{Matrix, blocks_for};
+use super::architecture::{self, Architecture, Whole};
+use super::file::{Entry, GgufFile, Metadata, TensorType, Value};
+use super::keys::{self, DIVISORS, divided_by};
+use super::weights::{encoded, in_turns, kind_for, kind_of, matrix};
+use super::write::{Unwritten, write};
+use crate::params::Matrix;
 use crate::rotary::RotaryEmbedding;
 use crate::{Error, Head, Model, ModelConfig, NormKind, Params, Result, RopeScaling};
-
-/// Token ids that are the model's in `config.json` and the tokenizer's in GGUF.
-const TOKENS: [(&str, &str); 3] = [
-    ("tokenizer.ggml.bos_token_id", "bos_token_id"),
-    ("tokenizer.ggml.eos_token_id", "eos_token_id"),
-    ("tokenizer.ggml.padding_token_id", "pad_token_id"),
-];
-
-/// Keys of rotary positions, behind the name of the architecture and a dot.
-const ROTARY: [&str; 4] =
-    ["rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"];
-
-/// The tensor that says by what each rotary frequency is divided.
-const DIVISORS: &str = "rope_freqs.weight";
 
 impl Model {
     /// The frozen language model of a GGUF file, its matrices read where they lie in it.
@@ -35,11 +21,14 @@ impl Model {
         let architecture = architecture_of(file)?;
         let tied = !file.tensors.contains_key("output.weight");
         let origin = file.path().display().to_string();
-        let config = read_config(file.metadata(), architecture, tied).map_err(|message| file.broken(message))?;
-        let mut config = match file.tensors.get("token_embd.weight").and_then(|entry| entry.shape.first()) {
-            Some(&vocab_size) => ModelConfig { vocab_size, ..config }.validated(&origin)?,
-            None => return Err(file.broken("tensor \"token_embd.weight\" is missing")),
-        };
+        let config = keys::read(file.metadata(), architecture, tied).map_err(|message| file.broken(message))?;
+        let rows = file.tensors.get("token_embd.weight").and_then(|entry| entry.shape.first().copied());
+        let vocab_size = rows.ok_or_else(|| file.broken("tensor \"token_embd.weight\" is missing"))?;
+        let key = format!("{}.vocab_size", architecture.name);
+        if let Some(said) = file.metadata().get(&key).filter(|said| **said != Value::Unsigned(vocab_size as u64)) {
+            return Err(file.broken(format!("\"{key}\" is {said:?}, \"token_embd.weight\" has {vocab_size} rows")));
+        }
+        let mut config = ModelConfig { vocab_size, ..config }.validated(&origin)?;
         if let Some(entry) = file.tensors.get(DIVISORS) {
             let divisors = matrix(entry, None)?.dense()?.flatten_all()?.to_vec1()?;
             let known = divided_by(&config, &divisors);
@@ -90,7 +79,7 @@ impl Model {
             return Err(Error::Input(format!("\"model_type\" \"{name}\" is not written as GGUF; {}", supported())));
         };
         let mut metadata = tokenizer;
-        metadata.extend(keys(architecture, config));
+        metadata.extend(keys::written(architecture, config));
         self.check_keys(&metadata, architecture)?;
         let (mut tensors, mut held) = (Vec::new(), TensorType::F32);
         if let RopeScaling::Llama3 { .. } = config.rope_scaling {
@@ -137,7 +126,7 @@ impl Model {
     /// Refuses a model that would not be read back from its keys.
     fn check_keys(&self, metadata: &Metadata, architecture: &Architecture) -> Result<()> {
         let ours = self.config();
-        let read = read_config(metadata, architecture, ours.tie_word_embeddings).map_err(Error::Input)?;
+        let read = keys::read(metadata, architecture, ours.tie_word_embeddings).map_err(Error::Input)?;
         // Alike in all that counts when a model runs.
         let mut theirs = ModelConfig { model_type: ours.model_type, ..read.validated("GGUF")? };
         theirs.initializer_range = ours.initializer_range;
@@ -158,14 +147,6 @@ impl Model {
                 ours[key], architecture.name, theirs[key]
             ))),
         }
-    }
-}
-
-/// Equal, where numbers count in the 32 bits that a file has for them.
-fn alike(a: &Json, b: &Json) -> bool {
-    match (a.as_f64(), b.as_f64()) {
-        (Some(a), Some(b)) => a as f32 == b as f32,
-        _ => a == b,
     }
 }
 
@@ -194,129 +175,6 @@ fn architecture_of(file: &GgufFile) -> Result<&'static Architecture> {
 /// Rows in a tensor of this shape; of a vector each number is one.
 fn rows_of(shape: &[usize]) -> usize {
     shape.first().copied().unwrap_or(0)
-}
-
-/// What a file's keys say of the decoder; what is wrong with them otherwise.
-fn read_config(
-    metadata: &Metadata,
-    architecture: &Architecture,
-    tied: bool,
-) -> std::result::Result<ModelConfig, String> {
-    let mut json = architecture.base();
-    let full = |key: &str| format!("{}.{key}", architecture.name);
-    let get = |key: &str| metadata.get(&full(key));
-    json["num_key_value_heads"] = Json::Null;
-    for (key, place) in architecture.keys() {
-        let value = match get(key) {
-            Some(Value::Unsigned(n)) => json!(n),
-            Some(Value::Float(x)) if x.is_finite() => json!(x),
-            Some(Value::Bool(yes)) => json!(yes),
-            Some(other) => return Err(format!("\"{}\" is {other:?}; a number was expected", full(key))),
-            None if NEEDED.contains(&(key, place)) => return Err(format!("\"{}\" is missing", full(key))),
-            None => continue,
-        };
-        let Some(slot) = json.pointer_mut(place) else { return Err(format!("\"{}\" has no place", full(key))) };
-        if key == "attention.value_length" && *slot != value {
-            return Err(format!("\"{}\" is {value}, but queries and keys have {slot}", full(key)));
-        }
-        *slot = value;
-    }
-    if json["num_key_value_heads"].is_null() {
-        json["num_key_value_heads"] = json["num_attention_heads"].clone();
-    }
-    json["rope_scaling"] = match (get(ROTARY[1]), get(ROTARY[2]), get(ROTARY[3])) {
-        (None, None, _) => json!({"rope_type": "default"}),
-        (Some(Value::Text(kind)), ..) if kind == "none" => json!({"rope_type": "default"}),
-        (Some(Value::Text(kind)), Some(Value::Float(factor)), _) if kind == "linear" => {
-            json!({"rope_type": "linear", "factor": factor})
-        }
-        (Some(Value::Text(kind)), Some(Value::Float(factor)), Some(Value::Unsigned(original))) if kind == "yarn" => {
-            json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original})
-        }
-        (kind, ..) => return Err(format!("\"{}\" is {kind:?}; none, linear and yarn are supported", full(ROTARY[1]))),
-    };
-    for (theirs, ours) in TOKENS {
-        if let Some(Value::Unsigned(id)) = metadata.get(theirs) {
-            json[ours] = json!(id);
-        }
-    }
-    json["tie_word_embeddings"] = json!(tied);
-    let known = |key: &str| architecture.keys().any(|(name, _)| name == key) || ROTARY.contains(&key);
-    let own = |key: &&String| key.strip_prefix(&full("")).is_some_and(|key| !known(key));
-    if let Some(key) = metadata.keys().find(own) {
-        return Err(format!("\"{key}\" is {:?}; a model with this key is not supported", metadata[key]));
-    }
-    let mut config: ModelConfig = serde_json::from_value(json).map_err(|e| e.to_string())?;
-    if config.head_dim == 0 {
-        config.head_dim = config.hidden_size / config.num_attention_heads.max(1);
-    }
-    match get(ROTARY[0]) {
-        None => {}
-        Some(Value::Unsigned(turning)) if config.head_dim > 0 => {
-            config.partial_rotary_factor = *turning as f64 / config.head_dim as f64;
-        }
-        Some(other) => return Err(format!("\"{}\" is {other:?}; a number was expected", full(ROTARY[0]))),
-    }
-    if config.num_hidden_layers > 1 << 16 {
-        return Err(format!("\"{}\" is {}, which no model has", full("block_count"), config.num_hidden_layers));
-    }
-    (architecture.complete)(&mut config);
-    Ok(config)
-}
-
-/// The keys of a file.
-fn keys(architecture: &Architecture, config: &ModelConfig) -> Metadata {
-    let json = json!(config);
-    let value = |value: &Json| match value {
-        Json::Bool(yes) => Some(Value::Bool(*yes)),
-        Json::Number(n) => n.as_u64().map(Value::Unsigned).or(n.as_f64().map(Value::Float)),
-        _ => None,
-    };
-    let mut metadata = Metadata::new();
-    metadata.insert("general.architecture".to_owned(), Value::Text(architecture.name.to_owned()));
-    metadata.insert("general.quantization_version".to_owned(), Value::Unsigned(2));
-    let full = |key: &str| format!("{}.{key}", architecture.name);
-    for (key, place) in architecture.keys() {
-        // Learned positions do not turn.
-        let turns = !config.learned_positions || !key.starts_with("rope.");
-        let value = json.pointer(place).and_then(value).filter(|_| turns);
-        metadata.extend(value.map(|value| (full(key), value)));
-    }
-    if !config.learned_positions {
-        metadata.insert(full(ROTARY[0]), Value::Unsigned(config.rotary_dim() as u64));
-    }
-    let (kind, factor, original) = match config.rope_scaling {
-        RopeScaling::Linear { factor } => ("linear", factor, None),
-        RopeScaling::Yarn { factor, original_max_position_embeddings: original, .. } => ("yarn", factor, original),
-        _ => ("none", 1., None),
-    };
-    if kind != "none" {
-        metadata.insert(full(ROTARY[1]), Value::Text(kind.to_owned()));
-        metadata.insert(full(ROTARY[2]), Value::Float(factor));
-        metadata.extend(original.map(|original| (full(ROTARY[3]), Value::Unsigned(original as u64))));
-    }
-    metadata.extend(TOKENS.iter().filter_map(|(theirs, ours)| Some(((*theirs).to_owned(), value(&json[*ours])?))));
-    metadata
-}
-
-/// The decoder with the scaling of Llama 3 that divides its frequencies so; none where no setting that was published does.
-///
-/// A file has the divisors alone. Every Llama 3 has a `low_freq_factor` of 1 and a `high_freq_factor` of 4.
-fn divided_by(config: &ModelConfig, divisors: &[f32]) -> Option<ModelConfig> {
-    let factor = divisors.iter().copied().fold(1., f32::max);
-    let tries = (4..18).map(|power| RopeScaling::Llama3 {
-        factor: factor.into(),
-        low_freq_factor: 1.,
-        high_freq_factor: 4.,
-        original_max_position_embeddings: 1 << power,
-    });
-    let near = |config: &ModelConfig| {
-        let ours = RotaryEmbedding::divisors(config);
-        ours.len() == divisors.len() && ours.iter().zip(divisors).all(|(a, b)| (a / b - 1.).abs() < 1e-4)
-    };
-    // The first training of all of them had texts of 8192 tokens.
-    let tries = tries.clone().skip(9).take(1).chain(tries);
-    tries.map(|rope_scaling| ModelConfig { rope_scaling, ..config.clone() }).find(near)
 }
 
 /// Checks that a file has exactly the tensors of a model; the error lists every difference.
@@ -352,114 +210,10 @@ fn turned(architecture: &Architecture, name: &str, config: &ModelConfig) -> Opti
     }
 }
 
-fn matrix(entry: &Entry, heads: Option<usize>) -> Result<Matrix> {
-    let (rows, cols) = match *entry.shape.as_slice() {
-        [count] if heads.is_some() => (count, 1),
-        [cols] => (1, cols),
-        [rows, cols] => (rows, cols),
-        _ => return Err(Error::Input(format!("the shape {:?} is not that of a matrix", entry.shape))),
-    };
-    let bytes = match heads {
-        Some(heads) if heads > 0 && rows.is_multiple_of(2 * heads) => in_halves(&entry.bytes, rows, heads).into(),
-        Some(heads) => return Err(Error::Input(format!("{rows} rows are not {heads} heads of an even size"))),
-        None => entry.bytes.clone(),
-    };
-    let matrix = match entry.kind {
-        TensorType::Blocks(format) => Matrix::Blocks(QuantizedWeight::from_blocks(bytes, (rows, cols), format)?),
-        TensorType::F32 => Matrix::Stored(StoredWeight::new(bytes, (rows, cols), DType::F32)?),
-        TensorType::F16 => Matrix::Stored(StoredWeight::new(bytes, (rows, cols), DType::F16)?),
-        TensorType::Bf16 => Matrix::Stored(StoredWeight::new(bytes, (rows, cols), DType::BF16)?),
-    };
-    Ok(if entry.shape.len() == 1 { Matrix::Dense(matrix.dense()?.flatten_all()?) } else { matrix })
-}
-
-fn kind_of(matrix: &Matrix) -> TensorType {
-    let dtype = match matrix {
-        Matrix::Blocks(w) => return TensorType::Blocks(w.format()),
-        Matrix::Stored(w) => w.dtype(),
-        Matrix::Dense(w) => w.dtype(),
-    };
-    match dtype {
-        DType::BF16 => TensorType::Bf16,
-        DType::F16 => TensorType::F16,
-        _ => TensorType::F32,
-    }
-}
-
-/// What a tensor of this shape is written in where matrices are asked for in `kind`.
-fn kind_for(kind: TensorType, shape: &[usize], output: bool) -> TensorType {
-    let (row, matrix) = (shape.last().copied().unwrap_or(0), shape.len() > 1);
-    match kind {
-        _ if !matrix => TensorType::F32,
-        TensorType::Blocks(format) => {
-            let coarse = matches!(format, BlockFormat::Q4_0 | BlockFormat::Q4_K);
-            let format = if output && coarse { BlockFormat::Q6_K } else { format };
-            blocks_for(format, row).map_or(TensorType::F32, TensorType::Blocks)
-        }
-        other => other,
-    }
-}
-
-/// The bytes of a tensor in `kind`.
-fn encoded(matrix: &Matrix, kind: TensorType, name: &str) -> Result<Bytes> {
-    match (matrix, kind) {
-        (Matrix::Blocks(w), TensorType::Blocks(format)) if w.format() == format => return Ok(w.blocks().clone()),
-        (Matrix::Stored(w), _) if kind_of(matrix) == kind => return Ok(w.bytes().clone()),
-        _ => {}
-    }
-    let tensor = matrix.dense()?.detach();
-    let numbers = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1::<f32>()?) };
-    Ok(match kind {
-        TensorType::Blocks(format) => QuantizedWeight::quantize(&tensor, format)?.blocks().clone(),
-        TensorType::F32 => numbers(&tensor)?.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into(),
-        TensorType::Bf16 => {
-            let bytes = numbers(&tensor)?.into_iter().flat_map(|x| bf16::from_f32(x).to_le_bytes());
-            bytes.collect::<Vec<u8>>().into()
-        }
-        TensorType::F16 => {
-            let numbers = numbers(&tensor)?;
-            if let Some(x) = numbers.iter().find(|x| x.is_finite() && x.abs() > f16::MAX.to_f32()) {
-                let message = format!("tensor \"{name}\" holds {x}, which f16 cannot; write bf16 or f32 instead");
-                return Err(Error::Input(message));
-            }
-            numbers.into_iter().flat_map(|x| f16::from_f32(x).to_le_bytes()).collect::<Vec<u8>>().into()
-        }
-    })
-}
-
-/// The rows of each head in turns: first, half + first, second, half + second, …
-fn in_turns(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
-    let half = rows / heads / 2;
-    reordered(bytes, rows, |row| {
-        let (head, i) = (row / (2 * half), row % (2 * half));
-        head * 2 * half + i % 2 * half + i / 2
-    })
-}
-
-/// The rows of each head in halves, from rows in turns.
-fn in_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
-    let half = rows / heads / 2;
-    reordered(bytes, rows, |row| {
-        let (head, i) = (row / (2 * half), row % (2 * half));
-        head * 2 * half + i % half * 2 + i / half
-    })
-}
-
-/// Row `i` of the result is row `from(i)`.
-fn reordered(bytes: &[u8], rows: usize, from: impl Fn(usize) -> usize) -> Vec<u8> {
-    let row = bytes.len() / rows.max(1);
-    (0..rows).flat_map(|i| &bytes[from(i) * row..][..row]).copied().collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_in_turns_come_back_in_halves() {
-        let rows: Vec<u8> = (0..12).collect();
-        // Two heads of six rows.
-        assert_eq!(in_turns(&rows, 12, 2), [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
-        assert_eq!(in_halves(&in_turns(&rows, 12, 2), 12, 2), rows);
+/// Equal, where numbers count in the 32 bits that a file has for them.
+fn alike(a: &Json, b: &Json) -> bool {
+    match (a.as_f64(), b.as_f64()) {
+        (Some(a), Some(b)) => a as f32 == b as f32,
+        _ => a == b,
     }
 }
