@@ -53,7 +53,7 @@ pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
         let tensor = Tensor::from_raw_buffer(w.bytes(), w.dtype(), &[rows, cols], &Device::Cpu)?;
         tensors.insert(name.clone(), tensor);
     }
-    let tensors = families::to_files(&tensors, model.config())?;
+    let tensors = families::to_files(&tensors, model.config(), model.head())?;
     write_safetensors(&dir.join("model.safetensors"), &tensors)?;
     write_json(&dir.join("config.json"), &model.config_json()?)?;
     if model.head() == Head::LanguageModel {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor, TensorId};
 use llm_kernels::{
-    CrossEntropyOptions, Distillation, IGNORED, Output, Recomputed, cross_entropy, linear_cross_entropy,
+    CrossEntropyOptions, Distillation, IGNORED, Output, Recomputed, cross_entropy, kl_divergence, linear_cross_entropy,
     linear_distillation,
 };
 use serde_json::{Map, Value};
@@ -201,8 +201,7 @@ impl Model {
             return Err(Error::Input("this model scores texts and has no next token; use a causal one".to_owned()));
         }
         if self.config.final_logit_softcapping.is_some() {
-            let counted = labels.iter().filter(|&&label| label != IGNORED).count().max(1);
-            return Ok((cross_entropy(&self.output(hidden)?, labels)?.sum_all()? / counted as f64)?);
+            return Ok((cross_entropy(&self.output(hidden)?, labels)?.sum_all()? / counted(labels))?);
         }
         Ok(linear_cross_entropy(hidden, &self.output.weight.dense()?, labels, CrossEntropyOptions::default())?)
     }
@@ -218,8 +217,8 @@ impl Model {
         temperature: f64,
     ) -> Result<Distillation> {
         if [self, teacher.0].iter().any(|model| model.config.final_logit_softcapping.is_some()) {
-            let message = "a model with \"final_logit_softcapping\" neither teaches nor learns by distillation";
-            return Err(Error::Input(message.to_owned()));
+            let theirs = teacher.0.output(teacher.1)?.detach();
+            return distillation_of_logits(&self.output(hidden)?, &theirs, labels, alpha, temperature);
         }
         let (ours, theirs) = (self.output.weight.dense()?, teacher.0.output.weight.dense()?);
         let student = Output { hidden, weight: &ours };
@@ -269,4 +268,27 @@ impl Model {
         }
         Ok(json)
     }
+}
+
+/// How many labels count, at least one.
+fn counted(labels: &[i64]) -> f64 {
+    labels.iter().filter(|&&label| label != IGNORED).count().max(1) as f64
+}
+
+/// [`llm_kernels::linear_distillation`] where logits `(n, vocab)` must stand whole, as something stands behind them.
+fn distillation_of_logits(
+    student: &Tensor,
+    teacher: &Tensor,
+    labels: &[i64],
+    alpha: f64,
+    temperature: f64,
+) -> Result<Distillation> {
+    let keep: Vec<f32> = labels.iter().map(|&label| f32::from(label != IGNORED)).collect();
+    let keep = Tensor::from_vec(keep, labels.len(), student.device())?.to_dtype(student.dtype())?;
+    let kl = ((kl_divergence(student, teacher, temperature)? * keep)?.sum_all()? / counted(labels))?;
+    let cross_entropy = (cross_entropy(student, labels)?.sum_all()? / counted(labels))?;
+    let number = |x: &Tensor| x.to_dtype(DType::F64)?.to_scalar::<f64>();
+    let (kl_number, cross_entropy_number) = (number(&kl)?, number(&cross_entropy)?);
+    let loss = ((kl * (alpha * temperature * temperature))? + (cross_entropy * (1. - alpha))?)?;
+    Ok(Distillation { loss, kl: kl_number, cross_entropy: cross_entropy_number })
 }

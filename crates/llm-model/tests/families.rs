@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, IndexOp, Tensor};
+use candle_core::{DType, Device, IndexOp, Tensor, Var};
+use llm_kernels::{AdamWStep, adamw_step};
 use llm_model::families::FAMILIES;
-use llm_model::{Batch, KvCache, Model, read_safetensors};
+use llm_model::{Batch, Head, KvCache, Model, Params, read_safetensors, write_safetensors};
 use serde_json::{Value, json};
 
 /// Absolute, in f32.
@@ -122,6 +123,30 @@ fn a_saved_checkpoint_differs_in_no_key_and_no_tensor() {
     }
 }
 
+#[test]
+fn reward_and_value_models_of_every_family_are_saved_and_read_back() {
+    let batch = Batch::new(&[vec![3, 17, 42, 8, 29]]).unwrap();
+    for (name, path, _) in checkpoints() {
+        let model = Model::load(&path).unwrap();
+        for (head, suffix) in [(Head::Sequence, "reward"), (Head::Token, "value")] {
+            let scorer = match model.with_head(head, 7) {
+                Ok(scorer) => scorer,
+                Err(error) => {
+                    // transformers has no such class.
+                    assert!(name == "olmo2" || name == "gemma3_text", "{name}: {error}");
+                    assert!(error.to_string().contains("transformers has no"), "{error}");
+                    continue;
+                }
+            };
+            let saved = Path::new(env!("CARGO_TARGET_TMPDIR")).join("families").join(format!("{name}-{suffix}"));
+            scorer.save(&saved).unwrap();
+            let loaded = Model::load(&saved).unwrap();
+            assert_eq!((loaded.head(), loaded.config()), (head, scorer.config()), "{name}");
+            assert_eq!(far(&loaded.forward(&batch).unwrap(), &scorer.forward(&batch).unwrap()), 0., "{name}");
+        }
+    }
+}
+
 /// Each of these settings, changed in its golden checkpoint, must show in the logits: the tests above see it.
 #[test]
 fn every_awkward_setting_shows() {
@@ -168,5 +193,197 @@ fn every_awkward_setting_shows() {
         let logits = Model::load(dir.path()).unwrap().forward(&batch).unwrap();
         let far = far(&logits, &expected["long_logits"]);
         assert!(far > 10. * TOLERANCE, "{name}: \"{key}\" moves the logits by {far} only");
+    }
+}
+
+/// The loss of a training step, with the routers' part: 2 rows of 7 tokens, the second behind two of padding.
+fn training_loss(model: &Model) -> Tensor {
+    let ids = [vec![3, 17, 42, 8, 8, 29, 50], vec![2, 2, 11, 5, 31, 46, 9]];
+    let batch = Batch::new(&ids).unwrap().with_padding(&[0, 2]).unwrap();
+    let (hidden, routing) = model.hidden_and_routing(&batch).unwrap();
+    let labels = [17, 42, 8, 8, 29, 50, 7, -100, -100, 5, 31, 46, 9, 20];
+    let loss = model.cross_entropy(&hidden.flatten(0, 1).unwrap(), &labels).unwrap();
+    match routing {
+        Some(routing) => (loss + routing.loss).unwrap(),
+        None => loss,
+    }
+}
+
+/// The same model with every number in `dtype`, and a z-loss if it has experts, whose golden files have none.
+fn in_dtype(model: &Model, dtype: DType) -> Model {
+    let wide = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.to_dtype(dtype).unwrap());
+    let params = Params::new(model.params().tensors().iter().map(wide).collect());
+    let mut config = model.config().clone();
+    if let Some(experts) = &mut config.experts {
+        experts.router_z_loss_coef = 0.03;
+    }
+    Model::new(config, model.head(), params).unwrap()
+}
+
+/// Numbers of -1 and 1 in the shape of `like`.
+fn signs(like: &Tensor, seed: u64) -> Tensor {
+    let mut state = seed * 2 + 1;
+    let mut sign = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        if state >> 63 == 0 { 1f64 } else { -1. }
+    };
+    let data: Vec<f64> = (0..like.elem_count()).map(|_| sign()).collect();
+    Tensor::from_vec(data, like.shape(), like.device()).unwrap()
+}
+
+fn number(x: &Tensor) -> f64 {
+    x.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+}
+
+/// Each parameter's gradient in a direction of its own, against the slope of the loss in that direction in f64; and the
+/// fused gradients in f32 against those in f64.
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    const STEP: f64 = 1e-5;
+    for (name, path, _) in checkpoints() {
+        let golden = Model::load(&path).unwrap();
+        let wide = in_dtype(&golden, DType::F64);
+        let model = wide.trainable().unwrap();
+        let gradients = training_loss(&model).backward().unwrap();
+        let single = in_dtype(&golden, DType::F32).trainable().unwrap();
+        let single_gradients = training_loss(&single).backward().unwrap();
+        let mut learning = 0;
+        for (seed, (tensor, var)) in model.params().vars().iter().enumerate() {
+            let direction = signs(var, seed as u64);
+            let moved = |by: f64| {
+                let mut tensors = wide.params().tensors().clone();
+                let there = (&tensors[tensor] + (&direction * by).unwrap()).unwrap();
+                tensors.insert(tensor.clone(), there);
+                let model = Model::new(wide.config().clone(), wide.head(), Params::new(tensors)).unwrap();
+                number(&training_loss(&model))
+            };
+            let slope = (moved(STEP) - moved(-STEP)) / (2. * STEP);
+            // An expert that no token took has none.
+            let ours = gradients.get(var).map_or(0., |g| number(&(g * &direction).unwrap().sum_all().unwrap()));
+            assert!((ours - slope).abs() < 1e-6 + 1e-5 * slope.abs(), "{name}: {tensor}: {ours}, not {slope}");
+            learning += usize::from(slope.abs() > 1e-4);
+
+            let in_single = single_gradients.get(&single.params().vars()[tensor]);
+            assert_eq!(in_single.is_some(), gradients.get(var).is_some(), "{name}: {tensor}");
+            if let (Some(single), Some(wide)) = (in_single, gradients.get(var)) {
+                let size = number(&wide.abs().unwrap().max_all().unwrap());
+                let gap = (single.to_dtype(DType::F64).unwrap() - wide).unwrap().abs().unwrap().max_all().unwrap();
+                let gap = number(&gap);
+                assert!(gap < 2e-5 + 1e-4 * size, "{name}: {tensor}: {gap} apart at {size}");
+            }
+        }
+        assert!(learning * 10 > model.params().vars().len() * 8, "{name}: {learning} parameters have a slope");
+    }
+}
+
+#[test]
+fn the_loss_falls_within_50_steps() {
+    for (name, path, _) in checkpoints() {
+        let mut config = Model::load(&path).unwrap().config().clone();
+        config.initializer_range = 0.1;
+        let model = Model::init(config, Head::LanguageModel, 3).unwrap();
+        let zeros = |var: &Var| Tensor::zeros((2, var.elem_count()), DType::F32, var.device()).unwrap();
+        let moments: BTreeMap<&String, Tensor> = model.params().vars().iter().map(|(n, v)| (n, zeros(v))).collect();
+        let mut losses = Vec::new();
+        for step in 1..=50 {
+            let loss = training_loss(&model);
+            losses.push(number(&loss));
+            let gradients = loss.backward().unwrap();
+            for (tensor, var) in model.params().vars() {
+                let Some(gradient) = gradients.get(var) else { continue };
+                let step = AdamWStep {
+                    learning_rate: 3e-3,
+                    beta1: 0.9,
+                    beta2: 0.95,
+                    eps: 1e-8,
+                    weight_decay: 0.,
+                    step,
+                    gradient_scale: 1.,
+                };
+                adamw_step(var, gradient, &moments[tensor], &step).unwrap();
+            }
+        }
+        assert!(losses[49] < 0.5 * losses[0], "{name}: {} after {}", losses[49], losses[0]);
+    }
+}
+
+#[test]
+fn blocks_that_run_again_give_the_same_bits_and_the_routers_their_gradient() {
+    for (name, path, _) in checkpoints() {
+        let gradients = |again: bool| {
+            let mut model = in_dtype(&Model::load(&path).unwrap(), DType::F32).trainable().unwrap();
+            if again {
+                model.checkpoint_activations();
+            }
+            let gradients = training_loss(&model).backward().unwrap();
+            let mut inside = model.take_recomputed();
+            let of = |(name, var): (&String, &Var)| {
+                let gradient = gradients.get(var).cloned().or_else(|| inside.remove(&var.id()))?;
+                let bits = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                Some((name.clone(), bits.into_iter().map(f32::to_bits).collect::<Vec<_>>()))
+            };
+            model.params().vars().iter().filter_map(of).collect::<BTreeMap<_, _>>()
+        };
+        let (plain, again) = (gradients(false), gradients(true));
+        assert_eq!(plain.keys().collect::<Vec<_>>(), again.keys().collect::<Vec<_>>(), "{name}");
+        for (tensor, bits) in plain {
+            assert!(bits == again[&tensor], "{name}: {tensor}");
+        }
+    }
+}
+
+/// A cap far above the logits changes nothing; the losses with a cap go another way, over whole logits.
+#[test]
+fn a_soft_cap_far_away_gives_the_losses_without_one() {
+    let golden = Model::load(&golden().join("gemma2")).unwrap();
+    let capped = |cap: Option<f64>| {
+        let mut config = golden.config().clone();
+        config.final_logit_softcapping = cap;
+        Model::new(config, Head::LanguageModel, golden.params().clone()).unwrap().trainable().unwrap()
+    };
+    let labels = [17, -100, 8, 8, 29];
+    let batch = Batch::new(&[vec![3, 17, 42, 8, 8]]).unwrap();
+    let losses = |cap: Option<f64>| {
+        let (student, teacher) = (capped(cap), capped(cap));
+        let hidden = student.hidden(&batch, None).unwrap().flatten(0, 1).unwrap();
+        let other = (&hidden * 0.7).unwrap().detach();
+        let loss = student.cross_entropy(&hidden, &labels).unwrap();
+        let distilled = student.distillation(&hidden, (&teacher, &other), &labels, 0.3, 1.7).unwrap();
+        let gradient = distilled.loss.backward().unwrap();
+        let gradient = gradient.get(&student.params().vars()["model.norm.weight"]).unwrap();
+        let slope = number(&gradient.sum_all().unwrap());
+        [number(&loss), number(&distilled.loss), distilled.kl, distilled.cross_entropy, slope]
+    };
+    for (far, none) in losses(Some(1e3)).into_iter().zip(losses(None)) {
+        assert!((far - none).abs() < 1e-3 * none.abs().max(1.), "{far}, not {none}");
+    }
+    assert!((losses(Some(2.))[0] - losses(None)[0]).abs() > 0.1, "a cap nearby must show");
+}
+
+#[test]
+fn a_checkpoint_saved_without_its_head_and_with_buffers_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, prefix, buffer) in [
+        ("gpt2", "transformer.", "h.0.attn.bias"),
+        ("gpt_neox_sequential", "gpt_neox.", "layers.0.attention.rotary_emb.inv_freq"),
+        ("llama_linear", "model.", "layers.1.self_attn.rotary_emb.inv_freq"),
+    ] {
+        let path = golden().join(name);
+        let tensors = read_safetensors(&path.join("model.safetensors")).unwrap();
+        let bare = |(name, tensor): (String, Tensor)| (name.strip_prefix(prefix).unwrap().to_owned(), tensor);
+        let mut bare: BTreeMap<String, Tensor> = tensors.into_iter().map(bare).collect();
+        bare.insert(buffer.to_owned(), Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap());
+        write_safetensors(&dir.path().join("model.safetensors"), &bare).unwrap();
+        fs::copy(path.join("config.json"), dir.path().join("config.json")).unwrap();
+        let (ours, whole) = (Model::load(dir.path()).unwrap(), Model::load(&path).unwrap());
+        let batch = Batch::new(&[vec![3, 17, 42]]).unwrap();
+        assert_eq!(far(&ours.forward(&batch).unwrap(), &whole.forward(&batch).unwrap()), 0., "{name}");
+
+        // What is missing or of another shape is named as the files name it.
+        let gone = bare.keys().find(|tensor| tensor.contains("layers.1.") || tensor.contains("h.1.")).unwrap().clone();
+        bare.remove(&gone);
+        write_safetensors(&dir.path().join("model.safetensors"), &bare).unwrap();
+        let message = Model::load(dir.path()).unwrap_err().to_string();
+        assert!(message.contains(&format!("\"{prefix}{gone}\"")) && message.contains("missing"), "{message}");
     }
 }

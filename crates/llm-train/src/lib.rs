@@ -49,6 +49,7 @@ mod recipe;
 pub mod recipes;
 pub mod rl;
 pub mod rollout;
+mod routing;
 pub mod run;
 
 pub use error::Error;

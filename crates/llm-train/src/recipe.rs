@@ -12,8 +12,9 @@ use toml::{Table, Value};
 use crate::{Error, Result};
 
 /// The recipes that ship with the program, by name.
-const BUILT_IN: [(&str, &str); 6] = [
+const BUILT_IN: [(&str, &str); 7] = [
     ("pretrain", include_str!("../recipes/pretrain.toml")),
+    ("experts", include_str!("../recipes/experts.toml")),
     ("finetune", include_str!("../recipes/finetune.toml")),
     ("reward", include_str!("../recipes/reward.toml")),
     ("ppo", include_str!("../recipes/ppo.toml")),
@@ -106,6 +107,8 @@ mod tests {
     #[test]
     fn every_recipe_that_ships_is_read() {
         read::<PretrainRecipe>("pretrain", &[]).unwrap();
+        let experts = read::<PretrainRecipe>("experts", &[]).unwrap().model;
+        llm_model::Model::init(experts, llm_model::Head::LanguageModel, 1).unwrap();
         read::<FinetuneRecipe>("finetune", &[]).unwrap();
         read::<RewardRecipe>("reward", &[]).unwrap();
         read::<PpoRecipe>("ppo", &[]).unwrap();

@@ -121,8 +121,14 @@ impl<'a> Run<'a> {
 
     /// Appends a line to `metrics.jsonl`.
     pub fn log(&mut self, step: u64, figures: &[(&str, f64)]) -> Result<()> {
+        self.log_with(step, figures, Map::new())
+    }
+
+    /// The same, with figures that are no single numbers.
+    pub fn log_with(&mut self, step: u64, figures: &[(&str, f64)], more: Map<String, Value>) -> Result<()> {
         let mut line = Map::from_iter([("step".to_owned(), json!(step))]);
         line.extend(figures.iter().map(|(name, value)| ((*name).to_owned(), json!(value))));
+        line.extend(more);
         line.insert("elapsed_s".to_owned(), json!((self.elapsed() * 1000.).round() / 1000.));
         let path = self.dir.join("metrics.jsonl");
         writeln!(self.metrics, "{}", Value::Object(line)).map_err(Error::io(path))

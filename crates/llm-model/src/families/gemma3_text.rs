@@ -13,6 +13,7 @@ pub(super) const FAMILY: Family = Family {
     read,
     write,
     prefix: "model.",
+    token_head: "score",
     place: same,
 };
 

@@ -14,6 +14,7 @@ pub(super) const FAMILY: Family = Family {
     read,
     write,
     prefix: "transformer.",
+    token_head: "classifier",
     place,
 };
 
@@ -62,7 +63,6 @@ fn place(config: &ModelConfig, name: &str) -> Place {
     match name {
         "model.embed_tokens.weight" => return renamed("transformer.wte.weight"),
         "model.embed_positions.weight" => return renamed("transformer.wpe.weight"),
-        "score.bias" => return renamed("classifier.bias"),
         _ => {}
     }
     if let Some(part) = name.strip_prefix("model.norm.") {

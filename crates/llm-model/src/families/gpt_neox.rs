@@ -14,6 +14,7 @@ pub(super) const FAMILY: Family = Family {
     read,
     write,
     prefix: "gpt_neox.",
+    token_head: "classifier",
     place,
 };
 
@@ -71,7 +72,6 @@ fn place(config: &ModelConfig, name: &str) -> Place {
     match name {
         "model.embed_tokens.weight" => return renamed("gpt_neox.embed_in.weight"),
         "lm_head.weight" => return renamed("embed_out.weight"),
-        "score.bias" => return renamed("classifier.bias"),
         _ => {}
     }
     if let Some(part) = name.strip_prefix("model.norm.") {

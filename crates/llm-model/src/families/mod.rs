@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{Error, Head, ModelConfig, Result};
 use keys::Keys;
-use place::{Place, same};
+use place::{Place, renamed, same};
 pub(crate) use place::{from_files, to_files};
 
 /// The families, by transformers' `model_type`.
@@ -101,7 +101,9 @@ struct Family {
     write: fn(&ModelConfig) -> Value,
     /// What the files' tensors begin with, but for those of heads.
     prefix: &'static str,
-    /// Where a tensor of the decoder stands in the files.
+    /// What the files call the head that has a number for each token.
+    token_head: &'static str,
+    /// Where a tensor of the decoder, or of another head, stands in the files.
     place: fn(&ModelConfig, &str) -> Place,
 }
 
@@ -117,6 +119,13 @@ impl Family {
             Head::Sequence => 1,
             Head::Token => 2,
         }]
+    }
+
+    fn place_of(&self, config: &ModelConfig, head: Head, name: &str) -> Place {
+        match name.strip_prefix("score.") {
+            Some(kind) if head == Head::Token => renamed(format!("{}.{kind}", self.token_head)),
+            _ => (self.place)(config, name),
+        }
     }
 }
 

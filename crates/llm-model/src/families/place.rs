@@ -44,9 +44,9 @@ const BUFFERS: [&str; 5] =
 
 /// What the files must hold: the shape of each tensor there.
 fn file_shapes(config: &ModelConfig, head: Head) -> BTreeMap<String, Vec<usize>> {
-    let place = config.model_type.family().place;
+    let family = config.model_type.family();
     let of_file = |(name, mut shape): (String, Vec<usize>)| {
-        let place = place(config, &name);
+        let place = family.place_of(config, head, &name);
         if let Some(rows) = place.rows {
             shape[0] = rows.groups * rows.of;
         }
@@ -78,7 +78,7 @@ pub(crate) fn from_files(
         tensors = tensors.into_iter().map(|(name, tensor)| (full(name), tensor)).collect();
     }
     if config.tie_word_embeddings && head == Head::LanguageModel {
-        tensors.remove(&(family.place)(config, "lm_head.weight").name); // some writers store the tied matrix twice
+        tensors.remove(&family.place_of(config, head, "lm_head.weight").name); // some writers store the tied matrix twice
     }
     let mut problems = Vec::new();
     for (name, shape) in &expected {
@@ -97,7 +97,7 @@ pub(crate) fn from_files(
     }
     let mut ours = Params::default();
     for (name, shape) in config.tensor_shapes(head) {
-        let place = (family.place)(config, &name);
+        let place = family.place_of(config, head, &name);
         let mut matrix = tensors[&place.name].clone();
         if place.transposed {
             matrix = Matrix::Dense(matrix.dense()?.t()?.contiguous()?);
@@ -117,11 +117,15 @@ pub(crate) fn from_files(
 }
 
 /// The tensors of a family's files out of the decoder's.
-pub(crate) fn to_files(tensors: &BTreeMap<String, Tensor>, config: &ModelConfig) -> Result<BTreeMap<String, Tensor>> {
-    let place = config.model_type.family().place;
+pub(crate) fn to_files(
+    tensors: &BTreeMap<String, Tensor>,
+    config: &ModelConfig,
+    head: Head,
+) -> Result<BTreeMap<String, Tensor>> {
+    let family = config.model_type.family();
     let mut parts: BTreeMap<String, Vec<(Place, &Tensor)>> = BTreeMap::new();
     for (name, tensor) in tensors {
-        let place = place(config, name);
+        let place = family.place_of(config, head, name);
         parts.entry(place.name.clone()).or_default().push((place, tensor));
     }
     let mut files = BTreeMap::new();

@@ -4,7 +4,8 @@
     python check_families.py TARGET/tmp/families
 
 NAME is a checkpoint that was read and saved again; NAME-fresh is the same model as one that was never read, whose
-`config.json` is our own words: there the logits tell that transformers understands them.
+`config.json` is our own words: there the logits tell that transformers understands them. NAME-reward and NAME-value have a
+score for the text and for each token, where transformers has such a class.
 """
 
 import pathlib
@@ -12,7 +13,12 @@ import sys
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 HERE = pathlib.Path(__file__).parent / "families"
 saved = pathlib.Path(sys.argv[1])
@@ -34,6 +40,10 @@ for name in names:
     with torch.no_grad():
         far = [(m.eval()(input_ids=expected["long_ids"]).logits - expected["long_logits"]).abs().max() for m in (model, fresh)]
         far = max(far).item()
+    for suffix, auto in ("reward", AutoModelForSequenceClassification), ("value", AutoModelForTokenClassification):
+        if (saved / f"{name}-{suffix}").exists():
+            info = auto.from_pretrained(saved / f"{name}-{suffix}", output_loading_info=True)[1]
+            problems |= {f"{suffix} {k}": v for k, v in info.items() if v}
     print(f"{name}: {len(a)} tensors, logits {far:.1e} apart, {'nothing else differs' if not problems else problems}")
     bad += bool(problems) or far > 1e-4
 sys.exit(f"{bad} of {len(names)} differ" if bad else 0)

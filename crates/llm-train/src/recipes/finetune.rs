@@ -7,8 +7,9 @@ use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use super::{load_model, pad_id};
-use crate::examples::{Example, LengthBatches, answer_loss, answer_states, train_and_held_out};
+use crate::examples::{Example, LengthBatches, answer_loss, answer_places, pick_rows, train_and_held_out};
 use crate::optim::OptimizerConfig;
+use crate::routing::RouterLog;
 use crate::run::{Run, RunOptions, learner};
 use crate::{Result, loss};
 
@@ -101,19 +102,22 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
             .collect();
         // Each learnt token weighs the same, whichever micro-batch it is in.
         let tokens = micro.iter().flatten().map(|e| e.learnt[1..].iter().filter(|&&l| l).count()).sum::<usize>();
-        let mut mean_loss = 0.;
+        let (mut mean_loss, mut routers) = (0., RouterLog::default());
         for examples in &micro {
-            let (hidden, labels) = answer_states(&learner.model, examples, pad)?; // (n, hidden)
+            let (batch, places, labels) = answer_places(examples, pad)?;
+            let (hidden, routing) = learner.model.hidden_and_routing(&batch)?; // (b, t, hidden)
+            let hidden = pick_rows(&hidden, places)?; // (n, hidden)
             let share = labels.len() as f64 / tokens as f64;
             let loss = (learner.model.cross_entropy(&hidden, &labels)? * share)?;
             mean_loss += loss::scalar(&loss)?;
-            learner.backward(&loss)?;
+            learner.backward(&routers.add(&loss, routing.as_ref(), share)?)?;
         }
         let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
         let grad_norm = learner.step(learning_rate)?;
         let done = step + 1;
         run.check_finite(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
-        run.log(done, &[("loss", mean_loss), ("grad_norm", grad_norm), ("learning_rate", learning_rate)])?;
+        let figures = [("loss", mean_loss), ("grad_norm", grad_norm), ("learning_rate", learning_rate)];
+        run.log_with(done, &figures, routers.figures())?;
         run.progress(done, &format!("loss {mean_loss:.3}"));
         if done.is_multiple_of(recipe.eval_every) || done == steps {
             let eval_loss = answer_loss(&learner.model.frozen()?, &held_out, recipe.batch_size, pad)?;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::eval::text_loss;
 use crate::optim::{Learner, OptimizerConfig};
+use crate::routing::RouterLog;
 use crate::run::{Run, RunOptions, learner};
 use crate::{Error, Result, loss};
 
@@ -107,21 +108,22 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
         if step == 0 {
             evaluate(&run_context(recipe, &tokenizer, &held_out), &learner, &mut run, 0)?;
         }
-        let mut mean_loss = 0.;
+        let (mut mean_loss, mut routers) = (0., RouterLog::default());
         for micro in 0..micro_batches {
             let (input_ids, targets) = batches.batch(step * micro_batches + micro)?;
             let labels: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
-            let hidden = learner.model.hidden(&Batch::from_flat(&input_ids, recipe.seq_len)?, None)?; // (b, t, hidden)
+            let batch = Batch::from_flat(&input_ids, recipe.seq_len)?;
+            let (hidden, routing) = learner.model.hidden_and_routing(&batch)?; // (b, t, hidden)
             let loss = (learner.model.cross_entropy(&hidden.flatten(0, 1)?, &labels)? / micro_batches as f64)?;
             mean_loss += loss::scalar(&loss)?;
-            learner.backward(&loss)?;
+            learner.backward(&routers.add(&loss, routing.as_ref(), 1. / micro_batches as f64)?)?;
         }
         let learning_rate = recipe.optimizer.learning_rate_at(step, recipe.steps);
         let grad_norm = learner.step(learning_rate)?;
         let done = step + 1;
         run.check_finite(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
         let rate = ((done - first) * tokens_per_step) as f64 / run.seconds();
-        run.log(
+        run.log_with(
             done,
             &[
                 ("loss", mean_loss),
@@ -129,6 +131,7 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
                 ("learning_rate", learning_rate),
                 ("tokens_per_second", rate.round()),
             ],
+            routers.figures(),
         )?;
         run.progress(done * tokens_per_step, &format!("loss {mean_loss:.3}"));
         if done.is_multiple_of(recipe.eval_every) || done == recipe.steps {

@@ -1,0 +1,100 @@
+//! A mixture of experts learns, its routers stay balanced, and the log says what each expert took.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod common;
+
+use std::path::Path;
+
+use common::quietly;
+use llm_data::{Conversation, Message, write_jsonl};
+use llm_model::{ExpertsConfig, Model, ModelConfig, ModelType};
+use llm_tokenizer::TrainConfig;
+use llm_train::optim::OptimizerConfig;
+use llm_train::recipes::{
+    FinetuneInputs, FinetuneRecipe, PrepareInputs, PretrainInputs, PretrainRecipe, finetune, prepare, pretrain,
+    train_tokenizer,
+};
+use serde_json::Value;
+
+fn lines(run: &Path, key: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    text.lines().filter_map(|line| serde_json::from_str::<Value>(line).unwrap().get(key).cloned()).collect()
+}
+
+fn numbers(run: &Path, key: &str) -> Vec<f64> {
+    lines(run, key).iter().map(|value| value.as_f64().unwrap()).collect()
+}
+
+/// What each expert took in each step, summed over the layers.
+fn tokens(run: &Path) -> Vec<Vec<u64>> {
+    lines(run, "tokens_per_expert").into_iter().map(|value| serde_json::from_value(value).unwrap()).collect()
+}
+
+fn recipe(aux: f64, z: f64) -> PretrainRecipe {
+    PretrainRecipe {
+        steps: 60,
+        batch_size: 4,
+        gradient_accumulation_steps: 2,
+        activation_checkpointing: true,
+        seq_len: 16,
+        eval_every: 60,
+        optimizer: OptimizerConfig { learning_rate: 1e-2, ..OptimizerConfig::default() },
+        model: ModelConfig {
+            model_type: ModelType::Mixtral,
+            hidden_size: 32,
+            intermediate_size: 32,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            experts: Some(ExpertsConfig {
+                num_experts: 8,
+                moe_intermediate_size: 32,
+                router_aux_loss_coef: aux,
+                router_z_loss_coef: z,
+                ..ExpertsConfig::default()
+            }),
+            ..ModelConfig::default()
+        },
+        ..PretrainRecipe::default()
+    }
+}
+
+#[test]
+fn experts_learn_and_are_counted_and_the_losses_keep_them_balanced_and_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let text = [path("text.txt")];
+    let sentences = "One two three four five six seven eight nine ten.\nA cat and a dog sat on the mat by the door.\n";
+    std::fs::write(&text[0], sentences.repeat(100)).unwrap();
+    let (tokenizer, shards) = (path("tokenizer"), path("shards"));
+    train_tokenizer(&TrainConfig { vocab_size: 300, min_frequency: 1 }, &text, &tokenizer, false).unwrap();
+    let inputs = PrepareInputs { tokenizer: &tokenizer, train: &text, held_out: &[], held_out_share: 0.1 };
+    quietly(|options| prepare(&inputs, &shards, options)).unwrap();
+    let inputs = PretrainInputs { tokenizer: &tokenizer, data: &shards };
+    for (name, aux, z) in [("balanced", 0.05, 0.), ("free", 0., 0.), ("small", 0., 0.1)] {
+        quietly(|options| pretrain(&recipe(aux, z), inputs, &path(name), options)).unwrap();
+        let loss = numbers(&path(name), "loss");
+        assert!(loss[59] < 0.5 * loss[0], "{name}: {} after {}", loss[59], loss[0]);
+        // Two layers, two micro-batches of 4 x 16 tokens, two experts for each: none is dropped.
+        assert!(tokens(&path(name)).iter().all(|experts| experts.iter().sum::<u64>() == 2 * 2 * 4 * 16 * 2), "{name}");
+    }
+    let mean = |name: &str, key: &str| numbers(&path(name), key)[40..].iter().sum::<f64>() / 20.;
+    let (balanced, free) = (mean("balanced", "load_balancing_loss"), mean("free", "load_balancing_loss"));
+    assert!(balanced < free && balanced < 2.2, "2 if all experts are alike: {balanced}, {free} without the loss");
+    assert!(mean("balanced", "busiest_expert_share") < mean("free", "busiest_expert_share"));
+    assert!(mean("small", "router_z_loss") < 0.8 * mean("free", "router_z_loss"));
+
+    // What comes out is a Mixtral that is fine-tuned further, with its routers in the log.
+    let model = Model::load(&path("balanced")).unwrap();
+    assert_eq!(model.config().model_type, ModelType::Mixtral);
+    let words = ["cat", "dog", "mat", "door"];
+    let of = |word: &&str| Conversation { messages: vec![Message::user("Say a word."), Message::assistant(*word)] };
+    write_jsonl(&path("chat.jsonl"), &words.repeat(10).iter().map(of).collect::<Vec<_>>()).unwrap();
+    let recipe = FinetuneRecipe { epochs: 2, batch_size: 8, ..FinetuneRecipe::default() };
+    let inputs = FinetuneInputs { model: &path("balanced"), data: &path("chat.jsonl"), held_out: None };
+    quietly(|options| finetune(&recipe, inputs, &path("tuned"), options)).unwrap();
+    let loss = numbers(&path("tuned"), "loss");
+    assert!(loss[loss.len() - 1] < loss[0]);
+    assert_eq!(tokens(&path("tuned")).len(), loss.len());
+}
