@@ -1,6 +1,6 @@
 //! One file for each family of models: how its `config.json` and tensor names map to the one decoder, both ways.
 //!
-//! A family says what it reads and writes ([`Family`]); this file finds it by `model_type` and checks that what it writes
+//! A family says what it reads and writes (`Family`); this file finds it by `model_type` and checks that what it writes
 //! is read back as the same model, so that no setting is lost in a file that cannot say it.
 
 mod gemma2;
