@@ -60,7 +60,8 @@ pub enum RopeScaling {
         truncate: Option<bool>,
     },
     /// A divisor for each frequency, one set for texts up to the first training's and one for longer (Ding et al. 2024,
-    /// arXiv 2402.13753; Phi-3).
+    /// arXiv 2402.13753; Phi-3, whose first files call it "su").
+    #[serde(alias = "su")]
     LongRope {
         /// Divisors for short texts, `rotary_dim / 2`.
         short_factor: Vec<f64>,

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use llm_model::families::from_json;
-use llm_model::{Head, LayerType, ParamCount};
+use llm_model::{Head, LayerType, ParamCount, RopeScaling};
 use serde_json::{Value, json};
 
 #[allow(clippy::too_many_lines, reason = "a table")]
@@ -207,6 +207,22 @@ fn what_older_files_leave_unsaid_is_what_transformers_takes() {
     assert_eq!(config("gpt2").intermediate_size, 3072);
 }
 
+#[test]
+fn the_first_phi_3_files_call_longrope_su_and_say_its_first_length_beside_it() {
+    let all = published();
+    let (name, _, json) = all.iter().find(|(known, ..)| known.contains("Phi-3")).unwrap();
+    let mut json = json.clone();
+    json["max_position_embeddings"] = json!(131_072);
+    let factors = vec![1.5; 48];
+    json["rope_scaling"] = json!({"type": "su", "short_factor": factors, "long_factor": factors});
+    let RopeScaling::LongRope { original_max_position_embeddings, .. } =
+        from_json(&json, name).unwrap().config.rope_scaling
+    else {
+        panic!("not longrope")
+    };
+    assert_eq!(original_max_position_embeddings, 4096);
+}
+
 /// Values that a family's files may hold and that this decoder does not follow, with what the error names.
 #[test]
 fn what_would_change_the_result_is_refused_by_name() {
@@ -218,6 +234,7 @@ fn what_would_change_the_result_is_refused_by_name() {
         ("pythia-70m", "is_decoder", json!(true), "is_decoder"),
         ("pythia-70m", "rotary_pct", json!(0.15), "partial_rotary_factor"),
         ("Llama-3.2-1B", "rope_scaling", json!({"rope_type": "llama3", "factor": 8.0}), "low_freq_factor"),
+        ("Mistral-7B-v0.1", "rope_parameters", json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
         ("Mistral-7B-v0.1", "layer_types", json!(["full_attention"]), "layer_types"),
         ("Mixtral-8x7B-v0.1", "router_jitter_noise", json!(0.1), "router_jitter_noise"),
         ("Mixtral-8x7B-v0.1", "num_experts_per_tok", json!(9), "num_experts_per_tok"),

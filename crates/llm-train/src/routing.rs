@@ -30,7 +30,7 @@ impl RouterLog {
     }
 
     /// What a line of the log says: both losses, the tokens of each expert over all layers, and the largest share that an
-    /// expert has of its layer's tokens (1 / experts if all are alike).
+    /// expert has of its layer's places (1 / experts if all are alike, 1 / k at most).
     pub fn figures(&self) -> Map<String, Value> {
         let Some(first) = self.tokens.first() else { return Map::new() };
         let of_expert = |expert: usize| self.tokens.iter().map(|layer| layer[expert]).sum::<usize>();

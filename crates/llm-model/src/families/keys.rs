@@ -70,7 +70,9 @@ impl<'a> Keys<'a> {
 
     /// Refuses any value of `key` but `supported`.
     pub fn only(&self, key: &str, supported: &Value) -> Result<()> {
-        match self.get(key).filter(|value| *value != supported) {
+        let alike =
+            |value: &Value| value == supported || value.as_f64().zip(supported.as_f64()).is_some_and(|(a, b)| a == b);
+        match self.get(key).filter(|value| !alike(value)) {
             Some(value) => self.wrong(format!("\"{key}\" is {value}; this decoder supports {supported}")),
             None => Ok(()),
         }
@@ -153,7 +155,7 @@ impl<'a> Keys<'a> {
             _ => None,
         };
         let kind = map.get("rope_type").and_then(Value::as_str);
-        if matches!(kind, Some("llama3" | "longrope")) && !map.contains_key("original_max_position_embeddings") {
+        if matches!(kind, Some("llama3" | "longrope" | "su")) && !map.contains_key("original_max_position_embeddings") {
             map.insert("original_max_position_embeddings".to_owned(), json!(max_position_embeddings));
         }
         match serde_json::from_value(Value::Object(map)) {
@@ -185,6 +187,13 @@ impl<'a> Keys<'a> {
             ..self.shared(absent.tie_word_embeddings)?
         };
         self.rope(&mut config, absent.rope_theta)?;
+        if !absent.partial_rotation {
+            self.only("partial_rotary_factor", &json!(1.0))?;
+            if config.partial_rotary_factor != 1. {
+                let part = config.partial_rotary_factor;
+                return self.wrong(format!("\"partial_rotary_factor\" is {part}; this family's heads turn whole"));
+            }
+        }
         Ok(config)
     }
 
@@ -209,6 +218,8 @@ pub(crate) struct Absent {
     pub rope_theta: f64,
     /// Whether `num_key_value_heads` must be said; otherwise absent means as many as query heads.
     pub grouped: bool,
+    /// Whether a part of each head may turn.
+    pub partial_rotation: bool,
     pub max_position_embeddings: Option<usize>,
 }
 
@@ -219,6 +230,7 @@ impl Default for Absent {
             rms_norm_eps: 1e-6,
             rope_theta: 10_000.,
             grouped: true,
+            partial_rotation: false,
             max_position_embeddings: None,
         }
     }

@@ -17,7 +17,6 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
-    keys.only("partial_rotary_factor", &json!(1.0))?;
     let absent = Absent { grouped: false, max_position_embeddings: Some(2048), ..Absent::default() };
     Ok(ModelConfig {
         hidden_act: keys.activation("hidden_act", Activation::Silu)?,

@@ -178,6 +178,9 @@ pub fn from_json(json: &Value, origin: &str) -> Result<Described> {
         }
     }
     let keys = Keys::new(map, origin);
+    if let Some(value) = keys.get("quantization_config") {
+        return keys.wrong(format!("\"quantization_config\" is {value}; weights in f32, f16 and bf16 are read"));
+    }
     let config = ModelConfig { model_type, ..(family.read)(&keys)? }.validated(origin)?;
     let own = |key: &str| keys.knows(key) || OF_THE_FILE.contains(&key);
     let (spelled, extra) = map.clone().into_iter().partition(|(key, _)| own(key));
@@ -261,6 +264,7 @@ mod tests {
             ("rope_scaling", json!({"type": "linear", "factor": 2.0, "wobble": 3})),
             ("rope_parameters", json!({"rope_type": "yarn"})),
             ("partial_rotary_factor", json!(0.5)),
+            ("quantization_config", json!({"quant_method": "gptq"})),
             ("vocab_size", json!(-1)),
             ("hidden_size", json!("wide")),
             ("num_hidden_layers", Value::Null),

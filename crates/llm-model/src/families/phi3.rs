@@ -18,7 +18,7 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
-    let absent = Absent { grouped: false, rms_norm_eps: 1e-5, ..Absent::default() };
+    let absent = Absent { grouped: false, partial_rotation: true, rms_norm_eps: 1e-5, ..Absent::default() };
     let mut config = keys.base(&absent)?;
     let scaling = keys.get("rope_scaling").or_else(|| keys.get("rope_parameters"));
     let inside = |key: &str| scaling.and_then(|map| map.get(key)).is_some_and(|value| !value.is_null());
