@@ -63,8 +63,17 @@ fn median(mut seconds: Vec<f64>) -> f64 {
 
 /// The high-water mark of the process's resident memory, in bytes; none where the system does not say (Linux does).
 pub fn peak_memory() -> Option<u64> {
+    memory("VmHWM:")
+}
+
+/// The process's resident memory that is no file's, in bytes; none where the system does not say (Linux does).
+pub fn own_memory() -> Option<u64> {
+    memory("RssAnon:")
+}
+
+fn memory(key: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 

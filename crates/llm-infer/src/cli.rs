@@ -8,9 +8,11 @@ use std::time::Instant;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use llm_cli::Failure;
 use llm_kernels::BlockFormat;
+use llm_model::gguf::GgufFile;
 use llm_model::{Batch, Model, WeightFormat, write_safetensors};
 use llm_tokenizer::ChatMessage;
 
+use crate::convert::{Convert, convert};
 use crate::{Error, Sampling, TextModel, TextOptions, bench};
 
 /// Turns a checkpoint and a prompt into text.
@@ -34,6 +36,8 @@ enum Command {
     Logits(Logits),
     /// Time the reading of a prompt and each further token; prints a JSON object
     Bench(Bench),
+    /// Write a model as another kind of file: GGUF for llama.cpp, safetensors for transformers
+    Convert(Convert),
 }
 
 /// What the matrices of a model are held in.
@@ -41,6 +45,8 @@ enum Command {
 #[allow(non_camel_case_types, reason = "ggml's names")]
 #[value(rename_all = "snake_case")]
 enum Dtype {
+    /// As the file has them, read where they lie in it: the quickest start, no copy in memory
+    Stored,
     /// 4 bytes for each number
     F32,
     /// 2 bytes: decoding is about twice as fast; the rounding shows in the third digit
@@ -57,14 +63,19 @@ enum Dtype {
 
 impl Dtype {
     fn load(self, dir: &Path) -> Result<TextModel, Failure> {
-        let mut text_model = TextModel::load(dir).map_err(input)?;
+        let start = Instant::now();
+        let mut text_model = TextModel::open(dir).map_err(input)?;
         text_model.model = self.hold(text_model.model)?;
+        let memory =
+            crate::own_memory().map_or_else(String::new, |bytes| format!(", {} MB of memory", bytes / 1_000_000));
+        tracing::debug!("loaded in {:.2} s{memory}", start.elapsed().as_secs_f64());
         Ok(text_model)
     }
 
     fn hold(self, model: Model) -> Result<Model, Failure> {
         let format = match self {
-            Self::F32 => return Ok(model),
+            Self::Stored => return Ok(model),
+            Self::F32 => WeightFormat::F32,
             Self::Bf16 => WeightFormat::Bf16,
             Self::Q8_0 => WeightFormat::Blocks(BlockFormat::Q8_0),
             Self::Q4_0 => WeightFormat::Blocks(BlockFormat::Q4_0),
@@ -77,11 +88,11 @@ impl Dtype {
 
 #[derive(Debug, Args)]
 struct Speech {
-    /// A Hugging Face folder: config.json, model.safetensors, tokenizer.json
+    /// A Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a .gguf file
     #[arg(long)]
     model: PathBuf,
     /// What the matrices are held in
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    #[arg(long, value_enum, default_value_t = Dtype::Stored)]
     dtype: Dtype,
     /// A system message: a role to play, rules to keep
     #[arg(long)]
@@ -138,7 +149,7 @@ struct Chat {
 
 #[derive(Debug, Args)]
 struct Logits {
-    /// A Hugging Face folder: config.json, model.safetensors
+    /// A Hugging Face folder (config.json, model.safetensors) or a .gguf file
     #[arg(long)]
     model: PathBuf,
     /// Token ids, separated by commas
@@ -151,14 +162,14 @@ struct Logits {
 
 #[derive(Debug, Args)]
 struct Bench {
-    /// A Hugging Face folder: config.json, model.safetensors
+    /// A Hugging Face folder (config.json, model.safetensors) or a .gguf file
     #[arg(long, required_unless_present = "config")]
     model: Option<PathBuf>,
     /// Instead of a model: a config.json, whose model is filled with random weights
     #[arg(long, conflicts_with = "model")]
     config: Option<PathBuf>,
     /// What the matrices are held in
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    #[arg(long, value_enum, default_value_t = Dtype::Stored)]
     dtype: Dtype,
     /// Tokens of the prompt
     #[arg(long, default_value_t = 512)]
@@ -179,12 +190,13 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
         Command::Chat(chat) => talk(&chat),
         Command::Logits(logits) => write_logits(&logits),
         Command::Bench(args) => time(&args),
+        Command::Convert(args) => convert(&args),
     });
     done.map_err(|e| Failure::input(format!("--threads: {e}")))?
 }
 
 /// Whatever fails here fails on what the person gave: a folder, a prompt, an option.
-fn input(error: impl Into<Error>) -> Failure {
+pub(crate) fn input(error: impl Into<Error>) -> Failure {
     match error.into() {
         Error::Candle(error) => Failure::internal(error.to_string()),
         error => Failure::input(error.to_string()),
@@ -258,8 +270,16 @@ fn speak(text_model: &TextModel, prompt: &[u32], options: &TextOptions) -> Resul
     Ok(completion.text)
 }
 
+/// A model without its tokenizer.
+fn open(path: &Path) -> Result<Model, Failure> {
+    if path.extension().is_some_and(|extension| extension == "gguf") {
+        return GgufFile::open(path).and_then(|file| Model::from_gguf(&file)).map_err(input);
+    }
+    Model::open(path).map_err(input)
+}
+
 fn write_logits(args: &Logits) -> Result<(), Failure> {
-    let model = Model::load(&args.model).map_err(input)?;
+    let model = open(&args.model)?;
     let logits =
         (|| -> Result<_, Error> { Ok(model.forward(&Batch::new(std::slice::from_ref(&args.ids))?)?.squeeze(0)?) })();
     let tensors = BTreeMap::from([("logits".to_owned(), logits.map_err(input)?)]);
@@ -269,11 +289,11 @@ fn write_logits(args: &Logits) -> Result<(), Failure> {
 
 fn time(args: &Bench) -> Result<(), Failure> {
     let model = match (&args.model, &args.config) {
-        (Some(dir), _) => Model::load(dir),
-        (None, Some(path)) => Model::random(path, 42),
+        (Some(path), _) => open(path)?,
+        (None, Some(path)) => Model::random(path, 42).map_err(input)?,
         (None, None) => return Err(Failure::input("give --model or --config")),
     };
-    let model = args.dtype.hold(model.map_err(input)?)?;
+    let model = args.dtype.hold(model)?;
     let cost = bench(&model, args.prompt_tokens, args.new_tokens, args.rounds).map_err(input)?;
     let json = serde_json::to_string(&cost).map_err(|e| Failure::internal(e.to_string()))?;
     llm_cli::print(&format!("{json}\n"))

@@ -25,12 +25,15 @@
 mod bench;
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "cli")]
+mod convert;
 mod engine;
 mod error;
+mod gguf;
 mod sampler;
 mod text;
 
-pub use bench::{InferenceCost, bench, peak_memory};
+pub use bench::{InferenceCost, bench, own_memory, peak_memory};
 pub use engine::{GenerateOptions, generate};
 pub use error::Error;
 pub use sampler::{Sampling, sample};

@@ -37,14 +37,30 @@ pub struct Completion {
 }
 
 impl TextModel {
-    /// The model of a Hugging Face folder.
+    /// The model of a Hugging Face folder, in memory in f32.
     pub fn load(dir: &Path) -> Result<Self> {
-        let (model, tokenizer) = (Model::load(dir)?, Tokenizer::from_dir(dir)?);
+        Self::of_folder(Model::load(dir)?, dir)
+    }
+
+    /// The model of a Hugging Face folder or a `.gguf` file, its matrices read where they lie in the file.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.extension().is_some_and(|extension| extension == "gguf") {
+            return Self::from_gguf(path);
+        }
+        Self::of_folder(Model::open(path)?, path)
+    }
+
+    fn of_folder(model: Model, dir: &Path) -> Result<Self> {
+        Self::fitting(model, Tokenizer::from_dir(dir)?, &dir.join("tokenizer.json"))
+    }
+
+    /// A model and a tokenizer that has no more tokens than the model; `origin` is named in the error.
+    pub(crate) fn fitting(model: Model, tokenizer: Tokenizer, origin: &Path) -> Result<Self> {
         let (ids, rows) = (tokenizer.vocab_size(), model.config().vocab_size);
         if ids > rows {
-            let dir = dir.display();
+            let origin = origin.display();
             return Err(Error::Input(format!(
-                "{dir}/tokenizer.json has {ids} tokens, config.json says \"vocab_size\" {rows}; use the model's own tokenizer"
+                "{origin} has {ids} tokens, the model's \"vocab_size\" is {rows}; use the model's own tokenizer"
             )));
         }
         Ok(Self { model, tokenizer })

@@ -26,6 +26,7 @@ mod adamw;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod bytes;
 mod cross_entropy;
 mod distillation;
 mod head;
@@ -39,6 +40,7 @@ mod quant;
 mod recompute;
 mod rope;
 mod simd;
+mod stored;
 #[cfg(test)]
 mod testing;
 mod threads;
@@ -48,6 +50,7 @@ mod vnni;
 pub use activation::{Activation, activate, gated};
 pub use adamw::{AdamWStep, adamw_step, square_sum};
 pub use attention::{Scores, Visible, attention, attention_weights};
+pub use bytes::Bytes;
 pub use cross_entropy::{IGNORED, cross_entropy};
 pub use distillation::{Distillation, Output, linear_distillation};
 pub use head::{CrossEntropyOptions, linear_cross_entropy};
@@ -60,6 +63,7 @@ pub use norm::rms_norm;
 pub use quant::{BlockFormat, QuantizedWeight, linear_quantized};
 pub use recompute::{Recomputed, recompute};
 pub use rope::{Rotary, Rotation, rope};
+pub use stored::{StoredWeight, linear_stored};
 pub use threads::{default_threads, with_threads};
 
 use candle_core::{DType, Tensor};

@@ -11,7 +11,7 @@ mod general;
 #[cfg(target_arch = "x86_64")]
 mod packed;
 
-use half::bf16;
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 pub use few_rows::{FEW_ROWS, few_rows, rows_of_a_part};
@@ -128,6 +128,26 @@ impl Element for bf16 {
             return simd.vectorize(crate::avx2::HalfDots { simd, x, w, y: out });
         }
         few_rows::dots_bf16(x, w, k, out);
+    }
+
+    fn f32s(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    fn halve(self) -> u16 {
+        self.to_f32().halve()
+    }
+
+    fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]) {
+        few_rows::dots_f16(x, w, k, out);
     }
 
     fn f32s(_: &[Self]) -> Option<&[f32]> {

@@ -4,12 +4,11 @@
 //! of GGUF files. For a few rows, as in decoding, activations are rounded to 8 bits for each 32 numbers and multiplied as
 //! integers, so that a weight is read as it lies in memory; for many rows parts of the weight are widened to f32.
 
-use std::sync::Arc;
-
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::Bytes;
 use crate::matmul::{FEW_ROWS, How, Matrix, Precision, product_into, rows_of_a_part};
 use crate::norm::cpu;
 use crate::simd::contiguous;
@@ -62,7 +61,7 @@ impl BlockFormat {
 pub struct QuantizedWeight {
     format: BlockFormat,
     shape: (usize, usize),
-    blocks: Arc<[u8]>,
+    blocks: Bytes,
 }
 
 impl QuantizedWeight {
@@ -73,17 +72,17 @@ impl QuantizedWeight {
             bail!("{format:?} has blocks of {}, the weight has rows of {cols}", format.elements());
         }
         let quantized = QTensor::quantize(&w.to_dtype(candle_core::DType::F32)?, format.ggml())?;
-        Self::from_blocks(quantized.data()?.as_ref(), (rows, cols), format)
+        Self::from_blocks(quantized.data()?.into_owned(), (rows, cols), format)
     }
 
-    /// The blocks of a GGUF file's tensor of `shape` (out, in).
-    pub fn from_blocks(blocks: &[u8], shape: (usize, usize), format: BlockFormat) -> Result<Self> {
-        let (rows, cols) = shape;
+    /// The blocks of a GGUF file's tensor of `shape` (out, in), read where they lie.
+    pub fn from_blocks(blocks: impl Into<Bytes>, shape: (usize, usize), format: BlockFormat) -> Result<Self> {
+        let (blocks, (rows, cols)) = (blocks.into(), shape);
         let expected = cols.is_multiple_of(format.elements()).then(|| cols / format.elements() * format.bytes());
         if expected.and_then(|row| row.checked_mul(rows)) != Some(blocks.len()) {
             bail!("{} bytes are not {rows} x {cols} numbers in {format:?}", blocks.len());
         }
-        Ok(Self { format, shape, blocks: blocks.into() })
+        Ok(Self { format, shape, blocks })
     }
 
     /// `(out, in)`.
@@ -97,7 +96,7 @@ impl QuantizedWeight {
     }
 
     /// Its blocks, as they stand in a GGUF file.
-    pub fn blocks(&self) -> &[u8] {
+    pub fn blocks(&self) -> &Bytes {
         &self.blocks
     }
 
@@ -623,9 +622,9 @@ mod tests {
     #[test]
     fn sizes_that_do_not_fit_are_errors() -> Result<()> {
         assert!(QuantizedWeight::quantize(&random(&[2, 64], 1, 1.)?, BlockFormat::Q4_K).is_err());
-        assert!(QuantizedWeight::from_blocks(&[0; 33], (1, 32), BlockFormat::Q8_0).is_err());
-        assert!(QuantizedWeight::from_blocks(&[0; 34], (1, 31), BlockFormat::Q8_0).is_err());
-        let w = QuantizedWeight::from_blocks(&[0; 34], (1, 32), BlockFormat::Q8_0)?;
+        assert!(QuantizedWeight::from_blocks(vec![0; 33], (1, 32), BlockFormat::Q8_0).is_err());
+        assert!(QuantizedWeight::from_blocks(vec![0; 34], (1, 31), BlockFormat::Q8_0).is_err());
+        let w = QuantizedWeight::from_blocks(vec![0; 34], (1, 32), BlockFormat::Q8_0)?;
         assert!(linear_quantized(&random(&[2, 31], 1, 1.)?, &w).is_err());
         Ok(())
     }

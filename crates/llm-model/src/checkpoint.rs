@@ -1,14 +1,15 @@
 //! The Hugging Face folder of a model: `config.json`, `generation_config.json`, `model.safetensors`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
+use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 
 use crate::families::{self, Described};
+use crate::params::Matrix;
+use crate::safetensors_file::SafetensorsFile;
 use crate::{Error, Head, Model, Params, Result};
 
 /// Writes `bytes` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
@@ -29,21 +30,6 @@ pub fn write_safetensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Res
     write_atomic(path, &bytes)
 }
 
-/// Reads every tensor of a safetensors file; half precisions become f32.
-pub fn read_safetensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let broken = |message: String| Error::Safetensors { path: path.into(), message };
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| broken(e.to_string()))?;
-    let mut tensors = BTreeMap::new();
-    for (name, view) in file.iter() {
-        let dtype = DType::try_from(view.dtype()).map_err(|_| broken(format!("\"{name}\" is {:?}", view.dtype())))?;
-        let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?;
-        let half = matches!(dtype, DType::BF16 | DType::F16);
-        tensors.insert(name.to_owned(), if half { tensor.to_dtype(DType::F32)? } else { tensor });
-    }
-    Ok(tensors)
-}
-
 fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     serde_json::from_str(&text).map_err(|source| Error::Json { path: path.into(), source })
@@ -61,7 +47,13 @@ pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
             "{dir}: \"{name}\" is held in blocks, which a Hugging Face folder has not; save the model in f32 or bf16"
         )));
     }
-    let tensors = families::to_files(model.params().tensors(), model.config(), model.head())?;
+    let mut tensors = model.params().tensors().clone();
+    for (name, w) in model.params().stored() {
+        let (rows, cols) = w.shape();
+        let tensor = Tensor::from_raw_buffer(w.bytes(), w.dtype(), &[rows, cols], &Device::Cpu)?;
+        tensors.insert(name.clone(), tensor);
+    }
+    let tensors = families::to_files(&tensors, model.config(), model.head())?;
     write_safetensors(&dir.join("model.safetensors"), &tensors)?;
     write_json(&dir.join("config.json"), &model.config_json()?)?;
     if model.head() == Head::LanguageModel {
@@ -76,7 +68,17 @@ pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The model of a folder, all of it in memory, in f32.
 pub(crate) fn load(dir: &Path) -> Result<Model> {
+    read(dir, |file, name| file.tensor(name).map(Matrix::from))
+}
+
+/// The model of a folder, its matrices in the mapped file.
+pub(crate) fn open(dir: &Path) -> Result<Model> {
+    read(dir, SafetensorsFile::matrix)
+}
+
+fn read(dir: &Path, weight: impl Fn(&SafetensorsFile, &str) -> Result<Matrix>) -> Result<Model> {
     let path = dir.join("config.json");
     if !dir.is_dir() {
         let message = "no such folder; a model is a folder with config.json and model.safetensors";
@@ -84,12 +86,17 @@ pub(crate) fn load(dir: &Path) -> Result<Model> {
     }
     let Described { config, head, spelled, extra } =
         families::from_json(&read_json(&path)?, &path.display().to_string())?;
-    let mut tensors = BTreeMap::new();
-    for file in weight_files(dir)? {
-        tensors.extend(read_safetensors(&file)?);
-    }
     let origin = dir.join("model.safetensors").display().to_string();
-    let params = Params::new(families::from_files(tensors, &config, head, &origin)?);
+    let files = weight_files(dir)?;
+    let found: usize = files.iter().map(|file| file.names().count()).sum();
+    config.check_count(found, &origin)?;
+    let mut matrices = BTreeMap::new();
+    for file in &files {
+        for name in file.names() {
+            matrices.insert(name.to_owned(), weight(file, name)?);
+        }
+    }
+    let params = families::from_files(matrices, &config, head, &origin)?;
     Ok(Model::new(config, head, params)?.described_by(spelled, extra))
 }
 
@@ -99,21 +106,34 @@ pub(crate) fn random(path: &Path, seed: u64) -> Result<Model> {
     Model::new(config, head, params)
 }
 
-/// `model.safetensors`, or the shards that `model.safetensors.index.json` names.
-fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+/// `model.safetensors`, or the shards that `model.safetensors.index.json` names, each with the tensors that it says.
+fn weight_files(dir: &Path) -> Result<Vec<SafetensorsFile>> {
     let index = dir.join("model.safetensors.index.json");
     if !index.exists() {
-        return Ok(vec![dir.join("model.safetensors")]);
+        return Ok(vec![SafetensorsFile::open(&dir.join("model.safetensors"))?]);
     }
+    let origin = index.display().to_string();
     let json = read_json(&index)?;
     let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
-        return Err(Error::config(index.display().to_string(), "\"weight_map\" is missing"));
+        return Err(Error::config(origin, "\"weight_map\" is missing"));
     };
-    let mut files: Vec<&str> = map.values().filter_map(Value::as_str).collect();
-    files.sort_unstable();
-    files.dedup();
-    if let Some(bad) = files.iter().find(|name| name.contains(['/', '\\'])) {
-        return Err(Error::config(index.display().to_string(), format!("\"{bad}\" is not a file of this folder")));
+    let mut shards: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (tensor, shard) in map {
+        match shard.as_str().filter(|name| !name.contains(['/', '\\']) && *name != "..") {
+            Some(shard) => drop(shards.entry(shard).or_default().insert(tensor)),
+            None => return Err(Error::config(origin, format!("{shard} is not a file of this folder"))),
+        }
     }
-    Ok(files.into_iter().map(|name| dir.join(name)).collect())
+    let (mut files, mut problems) = (Vec::new(), Vec::new());
+    for (shard, expected) in shards {
+        let file = SafetensorsFile::open(&dir.join(shard))?;
+        let found: BTreeSet<&str> = file.names().collect();
+        let lacking = expected.difference(&found).map(|name| format!("{shard} lacks the tensor \"{name}\""));
+        problems.extend(lacking);
+        let more = found.difference(&expected);
+        problems
+            .extend(more.map(|name| format!("{shard} has a tensor \"{name}\" that the index does not place there")));
+        files.push(file);
+    }
+    if problems.is_empty() { Ok(files) } else { Err(Error::Tensors { origin, problems }) }
 }

@@ -40,6 +40,14 @@ pub enum Error {
         /// What the parser said.
         message: String,
     },
+    /// A GGUF file is damaged, or of a kind that is not supported.
+    #[error("{}: not a GGUF file that can be read: {message}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// The key or tensor, and what is wrong with it.
+        message: String,
+    },
     /// The tensors of a checkpoint are not those that its configuration asks for.
     #[error("{origin}: {}", problems.join("; "))]
     Tensors {

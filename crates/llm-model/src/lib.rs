@@ -31,16 +31,18 @@ mod decoder;
 mod error;
 mod experts;
 pub mod families;
+pub mod gguf;
 mod linear;
 mod model;
 mod norm;
 mod params;
 mod rotary;
+mod safetensors_file;
 mod shapes;
 
 pub use batch::Batch;
 pub use cache::KvCache;
-pub use checkpoint::{read_safetensors, write_atomic, write_safetensors};
+pub use checkpoint::{write_atomic, write_safetensors};
 pub use config::{Activation, AttentionBias, ExpertsConfig, LayerType, ModelConfig, NormKind, NormPlacement, QkNorm};
 pub use count::ParamCount;
 pub use error::Error;
@@ -49,6 +51,7 @@ pub use families::ModelType;
 pub use model::{Head, Model};
 pub use params::{Params, WeightFormat};
 pub use rotary::RopeScaling;
+pub use safetensors_file::read_safetensors;
 
 /// What every fallible function of this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -60,7 +60,7 @@ impl Linear {
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let weight = match &self.weight {
             Matrix::Dense(weight, _) => Some(weight),
-            Matrix::Blocks(_) => None,
+            Matrix::Blocks(_) | Matrix::Stored(_) => None,
         };
         weight.into_iter().chain(&self.bias)
     }

@@ -69,6 +69,12 @@ impl Model {
         checkpoint::load(dir)
     }
 
+    /// The frozen model of a Hugging Face folder, its matrices in the file's own precision: read where they lie in the
+    /// mapped file, page by page when they are first used, and never copied.
+    pub fn open(dir: &Path) -> Result<Self> {
+        checkpoint::open(dir)
+    }
+
     /// A frozen model of the shape that a `config.json` describes, with random weights: for measuring, not for use.
     pub fn random(config: &Path, seed: u64) -> Result<Self> {
         checkpoint::random(config, seed)
@@ -255,9 +261,17 @@ impl Model {
             Ok(read) if read.config == self.config && read.head == self.head => Value::Object(self.spelled.clone()),
             _ => families::to_json(&self.config, self.head)?,
         };
-        let half = matches!(&self.decoder.embed_tokens, Matrix::Dense(w, _) if w.dtype() == DType::BF16);
+        let dtype = match &self.decoder.embed_tokens {
+            Matrix::Dense(w, _) => w.dtype(),
+            Matrix::Stored(w) => w.dtype(),
+            Matrix::Blocks(_) => DType::F32,
+        };
         let key = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
-        json[key] = Value::from(if half { "bfloat16" } else { "float32" });
+        json[key] = Value::from(match dtype {
+            DType::BF16 => "bfloat16",
+            DType::F16 => "float16",
+            _ => "float32",
+        });
         if let Value::Object(map) = &mut json {
             map.extend(self.extra.clone());
         }

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
-use llm_kernels::{BlockFormat, Precision, QuantizedWeight, linear_add, linear_as, linear_in, linear_quantized};
+use llm_kernels::{
+    BlockFormat, Precision, QuantizedWeight, StoredWeight, linear_add, linear_as, linear_in, linear_quantized,
+    linear_stored,
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -16,6 +19,7 @@ pub struct Params {
     tensors: BTreeMap<String, Tensor>,
     vars: BTreeMap<String, Var>,
     quantized: BTreeMap<String, QuantizedWeight>,
+    stored: BTreeMap<String, StoredWeight>,
     /// What the matrices are rounded to as they are multiplied.
     precision: Precision,
 }
@@ -32,15 +36,22 @@ pub enum WeightFormat {
 }
 
 /// The format itself if its blocks divide rows of `row` numbers, or the one to fall back to.
-fn blocks_for(format: BlockFormat, row: usize) -> Option<BlockFormat> {
+pub(crate) fn blocks_for(format: BlockFormat, row: usize) -> Option<BlockFormat> {
     [format, BlockFormat::Q8_0].into_iter().find(|format| row.is_multiple_of(format.elements()))
 }
 
-/// A matrix of a model: a tensor, or blocks.
+/// A matrix of a model: a tensor, blocks, or numbers that are read where they lie in a file.
 #[derive(Debug, Clone)]
 pub(crate) enum Matrix {
     Dense(Tensor, Precision),
     Blocks(QuantizedWeight),
+    Stored(StoredWeight),
+}
+
+impl From<Tensor> for Matrix {
+    fn from(tensor: Tensor) -> Self {
+        Self::Dense(tensor, Precision::F32)
+    }
 }
 
 impl Matrix {
@@ -49,6 +60,7 @@ impl Matrix {
         Ok(match self {
             Self::Dense(w, precision) => linear_in(x, w, *precision)?,
             Self::Blocks(w) => linear_quantized(x, w)?,
+            Self::Stored(w) => linear_stored(x, w)?,
         })
     }
 
@@ -57,7 +69,7 @@ impl Matrix {
         let (b, t, _) = x.dims3()?;
         Ok(match self {
             Self::Dense(w, precision) => linear_as(x, w, &[b, t, h, d], *precision)?,
-            Self::Blocks(_) => self.apply(x)?.reshape((b, t, h, d))?,
+            Self::Blocks(_) | Self::Stored(_) => self.apply(x)?.reshape((b, t, h, d))?,
         })
     }
 
@@ -65,9 +77,9 @@ impl Matrix {
     pub fn apply_and_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Dense(w, precision) => linear_add(x, w, residual, *precision)?,
-            Self::Blocks(w) => {
-                let rows = x.reshape((residual.elem_count() / w.shape().0, w.shape().1))?;
-                (residual + linear_quantized(&rows, w)?.reshape(residual.shape())?)?
+            Self::Blocks(_) | Self::Stored(_) => {
+                let rows = x.reshape((residual.elem_count() / self.dims()[0], self.dims()[1]))?;
+                (residual + self.apply(&rows)?.reshape(residual.shape())?)?
             }
         })
     }
@@ -79,6 +91,7 @@ impl Matrix {
             Self::Dense(w, _) if w.dtype() == DType::BF16 => w.index_select(ids, 0)?.to_dtype(DType::F32)?,
             Self::Dense(w, _) => w.index_select(ids, 0)?,
             Self::Blocks(w) => w.rows(&ids.to_vec1::<u32>()?)?,
+            Self::Stored(w) => w.rows(&ids.to_vec1::<u32>()?)?,
         })
     }
 
@@ -86,7 +99,16 @@ impl Matrix {
     pub fn precision(&self) -> Precision {
         match self {
             Self::Dense(_, precision) => *precision,
-            Self::Blocks(_) => Precision::F32,
+            Self::Blocks(_) | Self::Stored(_) => Precision::F32,
+        }
+    }
+
+    /// Its shape; a tensor may be a vector too.
+    pub fn dims(&self) -> Vec<usize> {
+        match self {
+            Self::Dense(w, _) => w.dims().to_vec(),
+            Self::Blocks(w) => vec![w.shape().0, w.shape().1],
+            Self::Stored(w) => vec![w.shape().0, w.shape().1],
         }
     }
 
@@ -96,6 +118,7 @@ impl Matrix {
             Self::Dense(w, _) if w.dtype() == DType::BF16 => w.to_dtype(DType::F32)?,
             Self::Dense(w, _) => w.clone(),
             Self::Blocks(w) => w.dequantize()?,
+            Self::Stored(w) => w.dense()?,
         })
     }
 }
@@ -126,8 +149,8 @@ impl Params {
     /// The same numbers as variables of their own: training them leaves the originals as they are.
     pub fn trainable(&self) -> Result<Self> {
         let mut copy = Self { precision: self.precision, ..Self::default() };
-        for (name, tensor) in &self.tensors {
-            let var = Var::from_tensor(&tensor.detach().copy()?)?;
+        for name in self.tensors.keys().chain(self.stored.keys()) {
+            let var = Var::from_tensor(&self.matrix(name)?.dense()?.detach().copy()?)?;
             copy.tensors.insert(name.clone(), var.as_tensor().clone());
             copy.vars.insert(name.clone(), var);
         }
@@ -138,37 +161,57 @@ impl Params {
     pub fn frozen(&self) -> Result<Self> {
         let copy = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), tensor.detach().copy()?));
         let tensors = self.tensors.iter().map(copy).collect::<Result<_>>()?;
-        Ok(Self { tensors, vars: BTreeMap::new(), quantized: self.quantized.clone(), precision: self.precision })
+        Ok(Self { tensors, vars: BTreeMap::new(), ..self.clone() })
     }
 
-    /// The same numbers, frozen, with matrices rounded to `format`.
+    /// The same numbers, frozen, with matrices rounded to `format`, one after the other; those that are in it already
+    /// stay where they are.
     pub(crate) fn with_matrices_in(&self, format: WeightFormat) -> Result<Self> {
-        let mut rounded = Self { quantized: self.quantized.clone(), precision: self.precision, ..Self::default() };
-        for (name, tensor) in &self.tensors {
-            let tensor = tensor.detach();
-            let row = tensor.dims().last().copied().unwrap_or(0);
-            let matrix = tensor.rank() == 2 && !is_router(name);
-            let blocks = match format {
-                WeightFormat::Blocks(format) if matrix => blocks_for(format, row),
-                _ => None,
+        let mut rounded = Self { precision: self.precision, ..Self::default() };
+        for name in self.tensors.keys().chain(self.quantized.keys()).chain(self.stored.keys()) {
+            let matrix = self.matrix(name)?;
+            let other = match (&matrix, format) {
+                (Matrix::Stored(w), WeightFormat::F32) if w.dtype() == DType::F32 => None,
+                (Matrix::Stored(w), WeightFormat::Bf16) if w.dtype() == DType::BF16 => None,
+                (Matrix::Blocks(w), WeightFormat::Blocks(format)) if w.format() == format => None,
+                _ if is_router(name) => None,
+                _ => Some(matrix.dense()?.detach()),
             };
-            if let Some(format) = blocks {
-                rounded.quantized.insert(name.clone(), QuantizedWeight::quantize(&tensor, format)?);
-            } else {
-                let half = format == WeightFormat::Bf16 && matrix;
-                let tensor = if half { tensor.to_dtype(DType::BF16)? } else { tensor.copy()? };
-                rounded.tensors.insert(name.clone(), tensor);
-            }
+            let Some(tensor) = other else {
+                rounded.insert(name, matrix);
+                continue;
+            };
+            let (row, precision) = (tensor.dims().last().copied().unwrap_or(0), self.precision);
+            rounded.insert(
+                name,
+                match format {
+                    _ if tensor.rank() != 2 => Matrix::Dense(tensor.copy()?, precision),
+                    WeightFormat::F32 => Matrix::Dense(tensor.copy()?, precision),
+                    WeightFormat::Bf16 => Matrix::Dense(tensor.to_dtype(DType::BF16)?, precision),
+                    WeightFormat::Blocks(format) => match blocks_for(format, row) {
+                        Some(format) => Matrix::Blocks(QuantizedWeight::quantize(&tensor, format)?),
+                        None => Matrix::Dense(tensor.copy()?, precision),
+                    },
+                },
+            );
         }
         Ok(rounded)
+    }
+
+    pub(crate) fn insert(&mut self, name: &str, matrix: Matrix) {
+        match matrix {
+            Matrix::Dense(w, _) => drop(self.tensors.insert(name.to_owned(), w)),
+            Matrix::Blocks(w) => drop(self.quantized.insert(name.to_owned(), w)),
+            Matrix::Stored(w) => drop(self.stored.insert(name.to_owned(), w)),
+        }
     }
 
     /// Keeps what `head` needs of these parameters and makes what it lacks (a score head) from `seed`.
     pub fn for_head(&self, config: &ModelConfig, head: Head, seed: u64) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, shape) in config.tensor_shapes(head) {
-            let tensor = match self.tensors.get(&name) {
-                Some(tensor) => tensor.detach(),
+            let tensor = match self.matrix(&name).ok() {
+                Some(matrix) => matrix.dense()?.detach(),
                 None if name.starts_with("score.") => init_tensor(config, &name, &shape, seed)?,
                 None => {
                     let problems = vec![format!("tensor \"{name}\" is missing and cannot be made up")];
@@ -200,8 +243,11 @@ impl Params {
 
     /// The matrix of that name.
     pub(crate) fn matrix(&self, name: &str) -> Result<Matrix> {
-        match self.quantized.get(name) {
-            Some(blocks) => Ok(Matrix::Blocks(blocks.clone())),
+        if let Some(blocks) = self.quantized.get(name) {
+            return Ok(Matrix::Blocks(blocks.clone()));
+        }
+        match self.stored.get(name) {
+            Some(stored) => Ok(Matrix::Stored(stored.clone())),
             None => {
                 let precision = if is_router(name) { Precision::F32 } else { self.precision };
                 Ok(Matrix::Dense(self.get(name)?, precision))
@@ -212,6 +258,11 @@ impl Params {
     /// The matrices that are held in blocks, by name; they are not among [`Self::tensors`].
     pub fn quantized(&self) -> &BTreeMap<String, QuantizedWeight> {
         &self.quantized
+    }
+
+    /// The matrices that are read where they lie in a file, by name; they are not among [`Self::tensors`].
+    pub fn stored(&self) -> &BTreeMap<String, StoredWeight> {
+        &self.stored
     }
 
     /// All tensors, by name.
@@ -229,8 +280,7 @@ impl Params {
         let expected: BTreeMap<String, Vec<usize>> = config.tensor_shapes(head).into_iter().collect();
         let mut problems = Vec::new();
         for (name, shape) in &expected {
-            let blocks = self.quantized.get(name).map(|w| vec![w.shape().0, w.shape().1]);
-            match blocks.or_else(|| self.tensors.get(name).map(|tensor| tensor.dims().to_vec())) {
+            match self.matrix(name).ok().map(|matrix| matrix.dims()) {
                 None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
                 Some(found) if found != *shape => {
                     problems.push(format!("tensor \"{name}\" has shape {found:?}, config.json says {shape:?}"));
@@ -238,7 +288,8 @@ impl Params {
                 Some(_) => {}
             }
         }
-        let extra = self.tensors.keys().chain(self.quantized.keys()).filter(|name| !expected.contains_key(*name));
+        let names = self.tensors.keys().chain(self.quantized.keys()).chain(self.stored.keys());
+        let extra = names.filter(|name| !expected.contains_key(*name));
         problems.extend(extra.map(|name| format!("tensor \"{name}\" belongs to no part of this model")));
         if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { origin: origin.to_owned(), problems }) }
     }

@@ -153,6 +153,14 @@ impl RotaryEmbedding {
         embedding
     }
 
+    /// By what scaling divides each frequency for texts of usual length.
+    pub fn divisors(config: &ModelConfig) -> Vec<f32> {
+        let plain = Rotary::new(config.rotary_dim(), config.rope_theta);
+        let scaled = Self::new(config).rotary;
+        let both = plain.inverse_frequencies().iter().zip(scaled.inverse_frequencies());
+        both.map(|(plain, scaled)| (plain / scaled) as f32).collect()
+    }
+
     /// The rotations at these positions.
     pub fn at(&self, positions: &[u32]) -> Rotations {
         let length = positions.iter().max().map_or(0, |&last| last as usize + 1);

@@ -1,7 +1,7 @@
 //! The decoder's own names of its tensors, and their shapes. Llama's names serve, and those that other families add.
 
 use crate::config::{AttentionBias, NormKind, NormPlacement, QkNorm};
-use crate::{Head, ModelConfig};
+use crate::{Error, Head, ModelConfig, Result};
 
 /// The names of a block's norms.
 pub(crate) struct BlockNorms {
@@ -51,6 +51,18 @@ impl Shapes {
 }
 
 impl ModelConfig {
+    /// Refuses a shape of more parts than there are tensors, before any memory is taken for their names.
+    pub(crate) fn check_count(&self, tensors: usize, origin: &str) -> Result<()> {
+        let experts = self.experts.as_ref().map_or(0, |experts| experts.num_experts);
+        for (key, count) in [("num_hidden_layers", self.num_hidden_layers), ("num_experts", experts)] {
+            if count > tensors {
+                let problem = format!("{tensors} tensors are too few for \"{key}\" {count}");
+                return Err(Error::Tensors { origin: origin.to_owned(), problems: vec![problem] });
+            }
+        }
+        Ok(())
+    }
+
     /// The name and shape of every tensor of a model with this decoder and `head`, in the order of the forward pass.
     ///
     /// These are the decoder's own names; a family's files may use others.

@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use candle_core::{D, IndexOp, Tensor};
+use candle_core::{D, DType, IndexOp, Tensor};
 use llm_kernels::BlockFormat;
-use llm_model::{Batch, Head, KvCache, Model, ModelConfig, ParamCount, Params, WeightFormat};
+use llm_model::{
+    Batch, Head, KvCache, Model, ModelConfig, ParamCount, Params, WeightFormat, families, write_safetensors,
+};
 use serde_json::{Value, json};
 
 fn config() -> ModelConfig {
@@ -210,4 +212,122 @@ fn weights_in_less_memory_are_used_as_they_are_and_blocks_are_not_saved() {
             assert!(far(&logits(&Model::load(&folder).unwrap()), &logits(&small)) < 1e-4);
         }
     }
+}
+
+#[test]
+fn a_mapped_model_says_what_the_loaded_one_says_and_saves_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, again) = (dir.path().join("m"), dir.path().join("again"));
+    let batch = Batch::new(&[ids(9)]).unwrap();
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let half = |t: &Tensor| if t.rank() == 2 { t.to_dtype(dtype).unwrap() } else { t.clone() };
+        let mut model = model();
+        model.save(&path).unwrap();
+        let tensors = model.params().tensors().iter().map(|(name, t)| (name.clone(), half(t)));
+        write_safetensors(&path.join("model.safetensors"), &tensors.collect()).unwrap();
+        model = Model::load(&path).unwrap();
+        let mapped = Model::open(&path).unwrap();
+        assert!(mapped.params().tensors().values().all(|t| t.rank() == 1), "{dtype:?}: a matrix was copied");
+        assert!(mapped.params().stored().values().all(|w| w.dtype() == dtype));
+        let said = model.forward(&batch).unwrap();
+        assert!(far(&said, &mapped.forward(&batch).unwrap()) < 1e-5, "{dtype:?}");
+        assert!(far(&said, &mapped.frozen_as(WeightFormat::F32).unwrap().forward(&batch).unwrap()) < 1e-5);
+        let trained = mapped.trainable().unwrap();
+        assert_eq!(trained.params().vars().len(), trained.params().tensors().len());
+        let name = "model.embed_tokens.weight";
+        assert_eq!(far(&model.params().tensors()[name], &trained.params().tensors()[name]), 0.);
+
+        mapped.save(&again).unwrap();
+        let bytes = |dir: &Path| fs::read(dir.join("model.safetensors")).unwrap();
+        assert!(bytes(&path) == bytes(&again), "{dtype:?}");
+    }
+}
+
+#[test]
+fn a_shard_must_hold_what_the_index_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model().frozen().unwrap();
+    let path = dir.path();
+    model.save(path).unwrap();
+    fs::remove_file(path.join("model.safetensors")).unwrap();
+    let mut shards = [BTreeMap::new(), BTreeMap::new()];
+    for (i, (name, tensor)) in model.params().tensors().iter().enumerate() {
+        shards[i % 2].insert(name.clone(), tensor.clone());
+    }
+    let write = |shards: &[BTreeMap<String, Tensor>; 2], map: &serde_json::Map<String, Value>| {
+        for (i, shard) in shards.iter().enumerate() {
+            write_safetensors(&path.join(format!("{i}.safetensors")), shard).unwrap();
+        }
+        fs::write(path.join("model.safetensors.index.json"), json!({"weight_map": map}).to_string()).unwrap();
+    };
+    let places = shards.iter().enumerate();
+    let map: serde_json::Map<_, _> =
+        places.flat_map(|(i, s)| s.keys().map(move |name| (name.clone(), json!(format!("{i}.safetensors"))))).collect();
+    write(&shards, &map);
+    let batch = Batch::new(&[ids(9)]).unwrap();
+    let said = Model::open(path).unwrap().forward(&batch).unwrap();
+    assert!(far(&said, &model.forward(&batch).unwrap()) < 1e-5);
+
+    let refused = |shards: &[BTreeMap<String, Tensor>; 2], map: &serde_json::Map<String, Value>, said: &[&str]| {
+        write(shards, map);
+        let message = Model::open(path).unwrap_err().to_string();
+        assert!(said.iter().all(|part| message.contains(part)), "{message}");
+    };
+    let name = "model.norm.weight";
+    let mut more = shards.clone();
+    for shard in &mut more {
+        shard.insert(name.to_owned(), model.params().tensors()[name].clone());
+    }
+    refused(&more, &map, &["index.json", "has a tensor \"model.norm.weight\""]);
+    let mut fewer = map.clone();
+    fewer.remove(name);
+    refused(&shards, &fewer, &["model.norm.weight", "the index does not place there"]);
+    let mut elsewhere = map.clone();
+    elsewhere[name] = json!("../0.safetensors");
+    refused(&shards, &elsewhere, &["../0.safetensors", "not a file of this folder"]);
+    let mut moved = map;
+    let other = if moved[name] == "0.safetensors" { "1.safetensors" } else { "0.safetensors" };
+    moved[name] = json!(other);
+    refused(&shards, &moved, &["lacks the tensor \"model.norm.weight\""]);
+}
+
+#[test]
+fn a_billion_parameters_open_at_once_and_in_no_memory() {
+    // Llama 3.2's 1B; the file is all zeros and takes no room on the disk.
+    let config = ModelConfig {
+        vocab_size: 128_256,
+        hidden_size: 2048,
+        intermediate_size: 8192,
+        num_hidden_layers: 16,
+        num_attention_heads: 32,
+        num_key_value_heads: 8,
+        ..ModelConfig::default()
+    };
+    let config = config.validated("test").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, shape) in config.tensor_shapes(Head::LanguageModel) {
+        let (from, size) = (end, 2 * shape.iter().product::<usize>());
+        end += size;
+        header.insert(name, json!({"dtype": "BF16", "shape": shape, "data_offsets": [from, end]}));
+    }
+    let mut header = Value::Object(header).to_string();
+    header += &" ".repeat(header.len().next_multiple_of(8) - header.len()); // as writers do: the numbers are aligned
+    let path = dir.path().join("model.safetensors");
+    fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).unwrap();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len((8 + header.len() + end) as u64).unwrap();
+    fs::write(dir.path().join("config.json"), families::to_json(&config, Head::LanguageModel).unwrap().to_string())
+        .unwrap();
+
+    let own = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).map(str::trim);
+        line.and_then(|line| line.strip_suffix(" kB")?.parse::<usize>().ok()).unwrap_or(0)
+    };
+    let (before, start) = (own(), std::time::Instant::now());
+    let model = Model::open(dir.path()).unwrap();
+    let (memory, seconds) = (own().saturating_sub(before) / 1024, start.elapsed().as_secs_f64());
+    assert_eq!(model.count().total(), 1_235_814_400);
+    // Other tests of this file take some memory meanwhile.
+    assert!(seconds < 2. && memory < 100, "{seconds} s, {memory} MB");
 }

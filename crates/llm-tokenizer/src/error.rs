@@ -79,6 +79,13 @@ pub enum Error {
         cause: tokenizers::Error,
     },
 
+    /// The tokenizer cannot be written into a GGUF file, or not be read from one, and mean the same.
+    #[error("tokenizer of a GGUF file: {message}")]
+    Gguf {
+        /// The key or token, and what is wrong with it.
+        message: String,
+    },
+
     /// A text could not be turned into ids.
     #[error("encoding a text of {bytes} bytes: {cause}")]
     Encode {

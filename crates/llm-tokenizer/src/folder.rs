@@ -5,6 +5,7 @@
 //! which then counts.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fs, io};
 
 use serde_json::{Map, Value, json};
@@ -15,16 +16,28 @@ use crate::train::{DOCUMENT_END, PAD};
 use crate::{Error, Result, Tokenizer};
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
+/// `sentencepiece`'s own file, which older folders have instead.
+const PIECES_FILE: &str = "tokenizer.model";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` from a folder, and `tokenizer_config.json` and `chat_template.jinja` where they are.
+    /// Reads `tokenizer.json` from a folder, or `tokenizer.model` where that is all there is, and `tokenizer_config.json`
+    /// and `chat_template.jinja` where they are.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join(TOKENIZER_FILE);
-        let text = read(&path)?.ok_or_else(|| Error::Missing { path: path.clone() })?;
-        let mut inner: tokenizers::Tokenizer =
-            text.parse().map_err(|cause| Error::Parse { path: path.clone(), cause })?;
+        let (mut inner, usual) = match read(&path)? {
+            Some(text) => (parse(&text).map_err(|cause| Error::Parse { path: path.clone(), cause })?, default_config()),
+            None => {
+                let pieces = dir.join(PIECES_FILE);
+                let bytes = fs::read(&pieces).map_err(|cause| match cause.kind() {
+                    io::ErrorKind::NotFound => Error::Missing { path: path.clone() },
+                    _ => Error::Read { path: pieces.clone(), cause },
+                })?;
+                let tokenizer = crate::sentencepiece::read(&bytes, &pieces)?;
+                (Arc::unwrap_or_clone(tokenizer.inner), tokenizer.config)
+            }
+        };
         // Left over from the last call in the program that saved the file; no property of the vocabulary.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|cause| Error::Parse { path, cause })?;
@@ -34,7 +47,7 @@ impl Tokenizer {
             Some(text) => {
                 serde_json::from_str(&text).map_err(|cause| Error::Parse { path: path.clone(), cause: cause.into() })?
             }
-            None => default_config(),
+            None => usual,
         };
         if let Some(template) = read(&dir.join(TEMPLATE_FILE))? {
             config.insert("chat_template".into(), template.into());
@@ -71,8 +84,23 @@ impl Tokenizer {
     }
 }
 
+/// A `tokenizer.json`, after a look at what the `tokenizers` crate takes for granted: it panics on some files that are not
+/// valid JSON, and counts up to the highest id.
+fn parse(text: &str) -> std::result::Result<tokenizers::Tokenizer, tokenizers::Error> {
+    let json: Value = serde_json::from_str(text)?;
+    let vocabulary = json["model"]["vocab"].as_object().into_iter().flat_map(Map::values);
+    let added = json["added_tokens"].as_array().into_iter().flatten().map(|token| &token["id"]);
+    let ids: Vec<u64> = vocabulary.chain(added).filter_map(Value::as_u64).collect();
+    match ids.iter().max() {
+        Some(highest) if *highest > 4 * ids.len() as u64 + (1 << 16) => {
+            Err(format!("id {highest} is far beyond the number of tokens, {}", ids.len()).into())
+        }
+        _ => text.parse(),
+    }
+}
+
 /// What `transformers` needs to know when nothing else is given.
-fn default_config() -> Map<String, Value> {
+pub(crate) fn default_config() -> Map<String, Value> {
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         // "No limit", the value that transformers writes itself: the limit belongs to the model.

@@ -33,12 +33,15 @@
 mod chat;
 mod error;
 mod folder;
+mod gguf;
+mod sentencepiece;
 mod stream;
 mod tokenizer;
 mod train;
 
 pub use chat::ChatMessage;
 pub use error::{Error, Result};
+pub use gguf::GgufVocabulary;
 pub use stream::StreamDecoder;
 pub use tokenizer::Tokenizer;
 pub use train::{TrainConfig, train_bpe};

@@ -1,6 +1,6 @@
 //! The products of decoding: a few rows with a whole weight, bound by how fast the weight is read.
 
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::Element;
@@ -35,6 +35,12 @@ pub(super) fn dots_f32_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [f
 #[pulp::with_simd(dots_bf16 = pulp::Arch::new())]
 #[inline(always)]
 pub(super) fn dots_bf16_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [bf16], k: usize, out: &'a mut [f32]) {
+    dots(x, w, k, out);
+}
+
+#[pulp::with_simd(dots_f16 = pulp::Arch::new())]
+#[inline(always)]
+pub(super) fn dots_f16_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [f16], k: usize, out: &'a mut [f32]) {
     dots(x, w, k, out);
 }
 

@@ -171,6 +171,12 @@ pub fn from_json(json: &Value, origin: &str) -> Result<Described> {
             }
         },
     };
+    for key in ["num_hidden_layers", "n_layer"] {
+        // Before anything is listed for each layer.
+        if let Some(count) = map.get(key).and_then(Value::as_u64).filter(|count| *count > 1 << 16) {
+            return Err(Error::config(origin, format!("\"{key}\" is {count}, which no model has")));
+        }
+    }
     let keys = Keys::new(map, origin);
     if let Some(value) = keys.get("quantization_config") {
         return keys.wrong(format!("\"quantization_config\" is {value}; weights in f32, f16 and bf16 are read"));

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use crate::{Error, Head, ModelConfig, Result};
+use crate::params::Matrix;
+use crate::{Error, Head, ModelConfig, Params, Result};
 
 /// Where a tensor stands in the files.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,12 +60,14 @@ fn file_shapes(config: &ModelConfig, head: Head) -> BTreeMap<String, Vec<usize>>
 
 /// The decoder's tensors out of those of a family's files; the error lists every tensor that is missing, extra or of
 /// another shape than `config` says.
+///
+/// A matrix that is read where it lies stays there, but where it is transposed or one of several in turns.
 pub(crate) fn from_files(
-    mut tensors: BTreeMap<String, Tensor>,
+    mut tensors: BTreeMap<String, Matrix>,
     config: &ModelConfig,
     head: Head,
     origin: &str,
-) -> Result<BTreeMap<String, Tensor>> {
+) -> Result<Params> {
     let family = config.model_type.family();
     tensors.retain(|name, _| !BUFFERS.iter().any(|buffer| name.ends_with(buffer)));
     let expected = file_shapes(config, head);
@@ -79,9 +82,9 @@ pub(crate) fn from_files(
     }
     let mut problems = Vec::new();
     for (name, shape) in &expected {
-        match tensors.get(name).map(Tensor::dims) {
+        match tensors.get(name).map(Matrix::dims) {
             None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
-            Some(found) if found != shape => {
+            Some(found) if found != *shape => {
                 problems.push(format!("tensor \"{name}\" has shape {found:?}, config.json says {shape:?}"));
             }
             Some(_) => {}
@@ -92,18 +95,23 @@ pub(crate) fn from_files(
     if !problems.is_empty() {
         return Err(Error::Tensors { origin: origin.to_owned(), problems });
     }
-    let mut ours = BTreeMap::new();
+    let mut ours = Params::default();
     for (name, shape) in config.tensor_shapes(head) {
         let place = family.place_of(config, head, &name);
-        let mut tensor = tensors[&place.name].clone();
+        let mut matrix = tensors[&place.name].clone();
         if place.transposed {
-            tensor = tensor.t()?.contiguous()?;
+            matrix = Matrix::from(matrix.dense()?.t()?.contiguous()?);
         }
         if let Some(rows) = place.rows {
-            let grouped = tensor.reshape((rows.groups, rows.of, ()))?;
-            tensor = grouped.narrow(1, rows.start, rows.len)?.contiguous()?.reshape(shape)?;
+            matrix = match &matrix {
+                Matrix::Stored(w) if rows.groups == 1 => Matrix::Stored(w.part(rows.start..rows.start + rows.len)?),
+                _ => {
+                    let grouped = matrix.dense()?.reshape((rows.groups, rows.of, ()))?;
+                    Matrix::from(grouped.narrow(1, rows.start, rows.len)?.contiguous()?.reshape(shape)?)
+                }
+            };
         }
-        ours.insert(name, tensor);
+        ours.insert(&name, matrix);
     }
     Ok(ours)
 }

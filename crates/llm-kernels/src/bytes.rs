@@ -1,0 +1,101 @@
+//! Bytes of a file or of memory, shared without a copy.
+
+use std::fs::File;
+use std::io;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+/// A part of a mapped file, or of memory; a clone is the same bytes.
+///
+/// A mapped part takes no memory of its own: the system reads a page when it is first used and may drop it again. It
+/// keeps its file open and readable even when the file is replaced by rename, as every writer of this workspace does.
+/// Who truncates a mapped file in place ends the process that reads it; that is the price of every memory map.
+#[derive(Clone)]
+pub struct Bytes {
+    source: Arc<Source>,
+    range: Range<usize>,
+}
+
+enum Source {
+    Mapped(Mmap),
+    Owned(Vec<u8>),
+}
+
+impl Bytes {
+    /// The whole of a file.
+    pub fn map(file: &File) -> io::Result<Self> {
+        // SAFETY: the map is only read, as bytes, for which every pattern is valid; nothing in this workspace writes to a
+        // file in place. A foreign process that does changes numbers, and one that truncates ends this process by a
+        // signal: neither reaches memory outside the map, whose size was fixed when it was made.
+        #[allow(unsafe_code)]
+        let map = unsafe { Mmap::map(file)? };
+        let range = 0..map.len();
+        Ok(Self { source: Arc::new(Source::Mapped(map)), range })
+    }
+
+    /// A part of these bytes; none where it reaches beyond them.
+    pub fn slice(&self, part: Range<usize>) -> Option<Self> {
+        self.get(part.clone())?;
+        let start = self.range.start;
+        Some(Self { source: self.source.clone(), range: start + part.start..start + part.end })
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let all: &[u8] = match &*self.source {
+            Source::Mapped(map) => map,
+            Source::Owned(bytes) => bytes,
+        };
+        &all[self.range.clone()]
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { range: 0..bytes.len(), source: Arc::new(Source::Owned(bytes)) }
+    }
+}
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bytes({})", self.range.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_read_where_it_lies_and_never_reaches_beyond() {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        std::fs::write(&path, [1, 2, 3, 4, 5]).unwrap();
+        let mapped = Bytes::map(&File::open(&path).unwrap()).unwrap();
+        for bytes in [mapped, Bytes::from(vec![1, 2, 3, 4, 5])] {
+            let part = bytes.slice(1..4).unwrap();
+            assert_eq!((part.as_ptr(), &*part), (bytes[1..].as_ptr(), &[2, 3, 4][..]));
+            assert_eq!(&*part.slice(1..3).unwrap(), &[3, 4]);
+            #[allow(clippy::reversed_empty_ranges, reason = "the case under test")]
+            for beyond in [0..4, 3..2, 4..4, usize::MAX..usize::MAX] {
+                assert!(part.slice(beyond).is_none());
+            }
+            assert!(part.slice(3..3).unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_is_still_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, new) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::write(&path, "old").unwrap();
+        let bytes = Bytes::map(&File::open(&path).unwrap()).unwrap();
+        std::fs::write(&new, "n").unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        assert_eq!(&*bytes, b"old");
+    }
+}

@@ -1,0 +1,280 @@
+//! Frozen weights as a file holds them, and their product with activations.
+//!
+//! A weight in f32, bf16 or f16 is read where it lies, in a mapped file or in memory, and packed from there for a product
+//! with many rows.
+
+use bytemuck::Pod;
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::Bytes;
+use crate::linear::{of_halves, times};
+use crate::matmul::{How, Matrix, Precision, product};
+use crate::norm::cpu;
+use crate::simd::contiguous;
+
+/// A frozen weight `(out, in)` in f32, bf16 or f16.
+#[derive(Debug, Clone)]
+pub struct StoredWeight {
+    dtype: DType,
+    shape: (usize, usize),
+    bytes: Bytes,
+}
+
+/// The numbers of a weight, or of some of its rows.
+#[derive(Clone, Copy)]
+enum Numbers<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
+}
+
+impl StoredWeight {
+    /// The little-endian numbers of a weight of `shape` (out, in); they are copied only where they are not aligned.
+    pub fn new(bytes: Bytes, shape: (usize, usize), dtype: DType) -> Result<Self> {
+        if !matches!(dtype, DType::F32 | DType::BF16 | DType::F16) {
+            bail!("a weight in {dtype:?} is not supported; f32, bf16 and f16 are");
+        }
+        let size = dtype.size_in_bytes();
+        if shape.0.checked_mul(shape.1).and_then(|n| n.checked_mul(size)) != Some(bytes.len()) {
+            bail!("{} bytes are not {} x {} numbers in {dtype:?}", bytes.len(), shape.0, shape.1);
+        }
+        if cfg!(target_endian = "big") {
+            bail!("weights are read where they lie on little-endian machines only");
+        }
+        if bytes.as_ptr().align_offset(size) == 0 {
+            return Ok(Self { dtype, shape, bytes });
+        }
+        // Memory of a vector of bytes may lie anywhere in theory: one number of room, and the numbers at the first fit.
+        let mut moved = vec![0; bytes.len() + size];
+        let start = moved.as_ptr().align_offset(size);
+        moved[start..start + bytes.len()].copy_from_slice(&bytes);
+        match Bytes::from(moved).slice(start..start + bytes.len()) {
+            Some(bytes) => Ok(Self { dtype, shape, bytes }),
+            None => bail!("no place for {} aligned bytes", bytes.len()),
+        }
+    }
+
+    /// `(out, in)`.
+    pub fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    /// How its numbers are written.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Its numbers, little-endian.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Some rows of it, where they lie.
+    pub fn part(&self, rows: std::ops::Range<usize>) -> Result<Self> {
+        let row = self.shape.1 * self.dtype.size_in_bytes();
+        let bytes = match rows.end <= self.shape.0 && rows.start <= rows.end {
+            true => self.bytes.slice(rows.start * row..rows.end * row),
+            false => None,
+        };
+        let Some(bytes) = bytes else { bail!("rows {rows:?} of a weight of {} rows", self.shape.0) };
+        Ok(Self { bytes, shape: (rows.len(), self.shape.1), dtype: self.dtype })
+    }
+
+    /// The numbers in f32, `(out, in)`.
+    pub fn dense(&self) -> Result<Tensor> {
+        let mut wide = Vec::new();
+        let numbers = self.numbers(0..self.shape.0)?.widened(&mut wide).to_vec();
+        Tensor::from_vec(numbers, self.shape, &Device::Cpu)
+    }
+
+    /// Some rows in f32.
+    pub fn rows(&self, index: &[u32]) -> Result<Tensor> {
+        let (rows, cols) = self.shape;
+        let (mut numbers, mut wide) = (Vec::with_capacity(index.len() * cols), Vec::new());
+        for &i in index {
+            if i as usize >= rows {
+                bail!("row {i} of a weight of {rows} rows");
+            }
+            numbers.extend_from_slice(self.numbers(i as usize..i as usize + 1)?.widened(&mut wide));
+        }
+        Tensor::from_vec(numbers, (index.len(), cols), &Device::Cpu)
+    }
+
+    fn numbers(&self, rows: std::ops::Range<usize>) -> Result<Numbers<'_>> {
+        let row = self.shape.1 * self.dtype.size_in_bytes();
+        let bytes = &self.bytes[rows.start * row..rows.end * row];
+        Ok(match self.dtype {
+            DType::F32 => Numbers::F32(cast(bytes)?),
+            DType::BF16 => Numbers::Bf16(cast(bytes)?),
+            _ => Numbers::F16(cast(bytes)?),
+        })
+    }
+}
+
+fn cast<T: Pod>(bytes: &[u8]) -> Result<&[T]> {
+    bytemuck::try_cast_slice(bytes).map_err(|e| candle_core::Error::msg(format!("a stored weight: {e}")))
+}
+
+impl<'a> Numbers<'a> {
+    /// The numbers in f32; `wide` is where they are put if they are not.
+    fn widened(self, wide: &'a mut Vec<f32>) -> &'a [f32] {
+        match self {
+            Self::F32(w) => return w,
+            Self::Bf16(w) => wide_of(w, wide),
+            Self::F16(w) => wide_of(w, wide),
+        }
+        wide
+    }
+
+    /// `x · wᵀ` of `x` `(n, k)` and these numbers `(m, k)`.
+    fn times(self, x: &[f32], sizes: [usize; 3]) -> Vec<f32> {
+        match self {
+            Self::F32(w) => times(x, w, sizes, How::all(Precision::F32)),
+            Self::Bf16(w) => times(x, w, sizes, How::all(of_halves())),
+            Self::F16(w) => times(x, w, sizes, How::all(Precision::F32)),
+        }
+    }
+
+    /// `dy · w` of `dy` `(n, m)`.
+    fn turned(self, dy: &[f32], [n, k, m]: [usize; 3]) -> Vec<f32> {
+        let dy = Matrix::new(dy, n, m);
+        match self {
+            Self::F32(w) => product(dy, Matrix::new(w, m, k), How::all(Precision::F32)),
+            Self::Bf16(w) => product(dy, Matrix::new(w, m, k), How::all(of_halves())),
+            Self::F16(w) => product(dy, Matrix::new(w, m, k), How::all(Precision::F32)),
+        }
+    }
+}
+
+fn wide_of<T: Copy + Send + Sync>(numbers: &[T], wide: &mut Vec<f32>)
+where
+    [T]: HalfFloatSliceExt,
+{
+    const CHUNK: usize = 1 << 14;
+    wide.resize(numbers.len(), 0.);
+    wide.par_chunks_mut(CHUNK).zip(numbers.par_chunks(CHUNK)).for_each(|(wide, w)| w.convert_to_f32_slice(wide));
+}
+
+/// `x · wᵀ` with a frozen `w` `(out, in)` as a file holds it; `x` is `(…, in)` in f32, the result `(…, out)`.
+///
+/// A gradient flows to `x`: adapters train upon such a weight.
+pub fn linear_stored(x: &Tensor, w: &StoredWeight) -> Result<Tensor> {
+    let mut shape = x.dims().to_vec();
+    let (out, input) = w.shape;
+    match shape.last_mut() {
+        Some(last) if *last == input => *last = out,
+        _ => bail!("linear_stored: x is {:?}, the weight is {out} x {input}", x.dims()),
+    }
+    let rows: usize = shape.iter().rev().skip(1).product();
+    x.reshape((rows, input))?.contiguous()?.apply_op1(Stored(w.clone()))?.reshape(shape)
+}
+
+struct Stored(StoredWeight);
+
+impl CustomOp1 for Stored {
+    fn name(&self) -> &'static str {
+        "linear_stored"
+    }
+
+    fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = contiguous(xs, xl)?;
+        let ((n, k), (m, _)) = (xl.shape().dims2()?, self.0.shape);
+        let y = self.0.numbers(0..m)?.times(x, [n, k, m]);
+        Ok((CpuStorage::F32(y), Shape::from((n, m))))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dy = dy.contiguous()?;
+        let (ds, dl) = dy.storage_and_layout();
+        let ((n, k), (m, _)) = (x.dims2()?, self.0.shape);
+        let dx = self.0.numbers(0..m)?.turned(cpu(&ds, dl)?, [n, k, m]);
+        Tensor::from_vec(dx, (n, k), x.device()).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::*;
+    use crate::testing::random;
+
+    const ALL: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+    /// `w` written in `dtype` behind `before` other bytes.
+    fn stored(w: &Tensor, dtype: DType, before: usize) -> StoredWeight {
+        let flat = w.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let mut bytes = vec![0; before];
+        for x in flat {
+            match dtype {
+                DType::F32 => bytes.extend(x.to_le_bytes()),
+                DType::BF16 => bytes.extend(bf16::from_f32(x).to_le_bytes()),
+                _ => bytes.extend(f16::from_f32(x).to_le_bytes()),
+            }
+        }
+        let part = Bytes::from(bytes).slice(before..before + w.elem_count() * dtype.size_in_bytes()).unwrap();
+        StoredWeight::new(part, w.dims2().unwrap(), dtype).unwrap()
+    }
+
+    fn far(a: &Tensor, b: &Tensor) -> f32 {
+        assert_eq!(a.dims(), b.dims());
+        let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        flat(a).iter().zip(flat(b)).fold(0., |far, (a, b)| f32::max(far, (a - b).abs()))
+    }
+
+    #[test]
+    fn the_product_and_its_gradient_are_those_of_the_widened_weight() -> Result<()> {
+        for dtype in ALL {
+            for (n, k, m) in [(1, 37, 50), (4, 9, 7), (5, 64, 33), (30, 20, 1100), (3, 20, 1100), (0, 4, 3), (2, 4, 0)]
+            {
+                let (x, w) = (random(&[n, k], 1, 1.)?, random(&[m, k], 2, 1.)?);
+                let w = stored(&w, dtype, 0);
+                assert_eq!(far(&w.dense()?, &random(&[m, k], 2, 1.)?.to_dtype(dtype)?.to_dtype(DType::F32)?), 0.);
+                if n * m == 0 {
+                    assert_eq!(linear_stored(&x, &w)?.dims(), [n, m]);
+                    continue;
+                }
+                let mask = random(&[n, m], 3, 1.)?;
+                let run = |f: &dyn Fn(&Tensor) -> Result<Tensor>| -> Result<(Tensor, Tensor)> {
+                    let x = Var::from_tensor(&x)?;
+                    let y = f(&x)?;
+                    let grads = (&y * &mask)?.sum_all()?.backward()?;
+                    Ok((y, grads.get(&x).unwrap().clone()))
+                };
+                let (ours, theirs) = (run(&|x| linear_stored(x, &w))?, run(&|x| crate::linear(x, &w.dense()?))?);
+                assert!(far(&ours.0, &theirs.0) < 1e-4 && far(&ours.1, &theirs.1) < 1e-4, "{dtype:?} {n} {k} {m}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_weight_at_an_odd_place_is_moved_and_another_is_not() -> Result<()> {
+        let w = random(&[5, 6], 2, 1.)?;
+        for dtype in ALL {
+            assert_eq!(far(&stored(&w, dtype, 1).dense()?, &stored(&w, dtype, 0).dense()?), 0.);
+            let bytes = stored(&w, dtype, 0).bytes;
+            assert_eq!(StoredWeight::new(bytes.clone(), (5, 6), dtype)?.bytes().as_ptr(), bytes.as_ptr());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn rows_are_picked_and_sizes_that_do_not_fit_are_errors() -> Result<()> {
+        let w = stored(&random(&[5, 6], 2, 1.)?, DType::BF16, 0);
+        assert_eq!(far(&w.rows(&[4, 0])?, &w.dense()?.index_select(&Tensor::new(&[4u32, 0], &Device::Cpu)?, 0)?), 0.);
+        assert!(w.rows(&[5]).is_err());
+        assert_eq!(far(&w.part(1..3)?.dense()?, &w.dense()?.narrow(0, 1, 2)?), 0.);
+        assert!(w.part(3..6).is_err());
+        assert!(linear_stored(&random(&[2, 5], 1, 1.)?, &w).is_err());
+        let bytes = || Bytes::from(vec![0; 12]);
+        assert!(StoredWeight::new(bytes(), (2, 3), DType::BF16).is_ok());
+        assert!(StoredWeight::new(bytes(), (2, 3), DType::F32).is_err());
+        assert!(StoredWeight::new(bytes(), (usize::MAX, 3), DType::F16).is_err());
+        assert!(StoredWeight::new(bytes(), (3, 1), DType::U32).is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,328 @@
+//! What the families are called in GGUF files: one entry of the table for each.
+
+use serde_json::{Value as Json, json};
+
+use crate::config::{Activation, AttentionBias, LayerType, NormKind, NormPlacement, QkNorm};
+use crate::{ExpertsConfig, Head, ModelConfig, ModelType};
+
+/// A family: what all its models have, and where a file says the rest.
+pub(crate) struct Architecture {
+    /// `general.architecture`, and what its keys begin with.
+    pub name: &'static str,
+    /// The families that are written so; a file is read as the first.
+    pub model_types: &'static [ModelType],
+    /// Whether its blocks have experts; one name may stand for both.
+    pub experts: bool,
+    /// Whether a head's rows of queries and keys stand in turns, one of the first half and one of the second: llama.cpp
+    /// rotates neighbours in such a family, where transformers rotates halves.
+    pub interleaved: bool,
+    /// What all its models have.
+    base: fn() -> ModelConfig,
+    /// What follows from what a file says.
+    pub complete: fn(&mut ModelConfig),
+    /// Keys beyond those that every family has.
+    more: &'static [Key],
+    /// Parts of a block that have another name than elsewhere; parts of one name are one tensor, row by row.
+    renamed: &'static [(&'static str, &'static str)],
+}
+
+/// A key of a file, behind the name of the architecture and a dot, and where [`ModelConfig`] has it.
+pub(crate) type Key = (&'static str, &'static str);
+
+/// Keys without which a file is refused.
+pub(crate) const NEEDED: [Key; 5] = [
+    ("embedding_length", "/hidden_size"),
+    ("block_count", "/num_hidden_layers"),
+    ("feed_forward_length", "/intermediate_size"),
+    ("context_length", "/max_position_embeddings"),
+    ("attention.head_count", "/num_attention_heads"),
+];
+
+/// Keys that every family may have.
+const OPTIONAL: [Key; 5] = [
+    ("attention.head_count_kv", "/num_key_value_heads"),
+    ("attention.key_length", "/head_dim"),
+    ("attention.value_length", "/head_dim"),
+    ("vocab_size", "/vocab_size"),
+    ("rope.freq_base", "/rope_theta"),
+];
+
+const RMS_EPS: Key = ("attention.layer_norm_rms_epsilon", "/rms_norm_eps");
+const LAYER_EPS: Key = ("attention.layer_norm_epsilon", "/rms_norm_eps");
+const WINDOW: Key = ("attention.sliding_window", "/sliding_window");
+const EXPERTS: Key = ("expert_count", "/experts/num_experts");
+const EXPERTS_USED: Key = ("expert_used_count", "/experts/num_experts_per_tok");
+
+/// Tensors outside the blocks.
+const TENSORS: [(&str, &str); 4] = [
+    ("model.embed_tokens", "token_embd"),
+    ("model.embed_positions", "position_embd"),
+    ("model.norm", "output_norm"),
+    ("lm_head", "output"),
+];
+
+/// Parts of a block; `*` is the number of an expert.
+const PARTS: [(&str, &str); 17] = [
+    ("input_layernorm", "attn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+    ("mlp.gate", "ffn_gate_inp"),
+    ("mlp.experts.*.gate_proj", "ffn_gate_exps"),
+    ("mlp.experts.*.up_proj", "ffn_up_exps"),
+    ("mlp.experts.*.down_proj", "ffn_down_exps"),
+];
+
+const ONE_QKV: [(&str, &str); 3] =
+    [("self_attn.q_proj", "attn_qkv"), ("self_attn.k_proj", "attn_qkv"), ("self_attn.v_proj", "attn_qkv")];
+
+const NORM_BEHIND: (&str, &str) = ("post_attention_layernorm", "post_attention_norm");
+
+const LLAMA: Architecture = Architecture {
+    name: "llama",
+    model_types: &[ModelType::Llama, ModelType::Mistral],
+    experts: false,
+    interleaved: true,
+    base: ModelConfig::default,
+    complete: |_| {},
+    more: &[RMS_EPS],
+    renamed: &[],
+};
+
+/// Every family that a GGUF file is read or written for.
+pub(crate) const ALL: [&Architecture; 12] = [
+    &LLAMA,
+    &Architecture {
+        model_types: &[ModelType::Mixtral],
+        experts: true,
+        base: || ModelConfig {
+            model_type: ModelType::Mixtral,
+            experts: Some(ExpertsConfig::default()),
+            ..ModelConfig::default()
+        },
+        // Its experts are as wide as the key for one network says.
+        complete: |config| {
+            if let Some(experts) = &mut config.experts {
+                experts.moe_intermediate_size = config.intermediate_size;
+            }
+        },
+        more: &[RMS_EPS, EXPERTS, EXPERTS_USED],
+        ..LLAMA
+    },
+    &Architecture {
+        name: "qwen2",
+        model_types: &[ModelType::Qwen2],
+        interleaved: false,
+        base: || ModelConfig {
+            model_type: ModelType::Qwen2,
+            attention_bias: AttentionBias::Qkv,
+            ..ModelConfig::default()
+        },
+        ..LLAMA
+    },
+    &Architecture {
+        name: "qwen3",
+        model_types: &[ModelType::Qwen3],
+        interleaved: false,
+        base: || ModelConfig { model_type: ModelType::Qwen3, qk_norm: Some(QkNorm::Head), ..ModelConfig::default() },
+        ..LLAMA
+    },
+    &Architecture {
+        name: "qwen3moe",
+        model_types: &[ModelType::Qwen3Moe],
+        experts: true,
+        interleaved: false,
+        base: || ModelConfig {
+            model_type: ModelType::Qwen3Moe,
+            qk_norm: Some(QkNorm::Head),
+            experts: Some(ExpertsConfig::default()),
+            ..ModelConfig::default()
+        },
+        more: &[RMS_EPS, EXPERTS, EXPERTS_USED, ("expert_feed_forward_length", "/experts/moe_intermediate_size")],
+        ..LLAMA
+    },
+    &Architecture {
+        name: "smollm3",
+        model_types: &[ModelType::SmolLm3],
+        base: || ModelConfig { model_type: ModelType::SmolLm3, ..ModelConfig::default() },
+        // Every fourth layer has no rotary positions.
+        complete: |config| config.layers_without_rope = (3..config.num_hidden_layers).step_by(4).collect(),
+        ..LLAMA
+    },
+    &Architecture {
+        name: "olmo2",
+        model_types: &[ModelType::Olmo2],
+        interleaved: false,
+        base: || ModelConfig {
+            model_type: ModelType::Olmo2,
+            qk_norm: Some(QkNorm::Whole),
+            norm_placement: NormPlacement::Post,
+            ..ModelConfig::default()
+        },
+        renamed: &[NORM_BEHIND],
+        ..LLAMA
+    },
+    &Architecture {
+        name: "phi3",
+        model_types: &[ModelType::Phi3],
+        interleaved: false,
+        base: || ModelConfig { model_type: ModelType::Phi3, ..ModelConfig::default() },
+        more: &[RMS_EPS, WINDOW],
+        renamed: &[ONE_QKV[0], ONE_QKV[1], ONE_QKV[2], ("mlp.gate_proj", "ffn_up"), ("mlp.up_proj", "ffn_up")],
+        ..LLAMA
+    },
+    &Architecture {
+        name: "gemma2",
+        model_types: &[ModelType::Gemma2],
+        interleaved: false,
+        base: || ModelConfig { model_type: ModelType::Gemma2, ..gemma() },
+        complete: |config| alternating(config, 2),
+        more: &[
+            RMS_EPS,
+            WINDOW,
+            ("attn_logit_softcapping", "/attn_logit_softcapping"),
+            ("final_logit_softcapping", "/final_logit_softcapping"),
+        ],
+        renamed: &[NORM_BEHIND],
+        ..LLAMA
+    },
+    &Architecture {
+        name: "gemma3",
+        model_types: &[ModelType::Gemma3Text],
+        interleaved: false,
+        base: || ModelConfig {
+            model_type: ModelType::Gemma3Text,
+            qk_norm: Some(QkNorm::Head),
+            rope_local_theta: Some(10_000.),
+            ..gemma()
+        },
+        complete: |config| alternating(config, 6),
+        more: &[RMS_EPS, WINDOW],
+        renamed: &[NORM_BEHIND],
+        ..LLAMA
+    },
+    &Architecture {
+        name: "gpt2",
+        model_types: &[ModelType::Gpt2],
+        interleaved: false,
+        base: || ModelConfig {
+            model_type: ModelType::Gpt2,
+            learned_positions: true,
+            hidden_act: Activation::GeluPytorchTanh,
+            ..layer_normed()
+        },
+        more: &[LAYER_EPS],
+        renamed: &ONE_QKV,
+        ..LLAMA
+    },
+    &Architecture {
+        name: "gptneox",
+        model_types: &[ModelType::GptNeox],
+        interleaved: false,
+        base: || ModelConfig {
+            model_type: ModelType::GptNeox,
+            hidden_act: Activation::Gelu,
+            parallel_residual: true,
+            ..layer_normed()
+        },
+        more: &[LAYER_EPS, ("use_parallel_residual", "/parallel_residual")],
+        renamed: &ONE_QKV,
+        ..LLAMA
+    },
+];
+
+fn layer_normed() -> ModelConfig {
+    ModelConfig {
+        norm: NormKind::Layer,
+        attention_bias: AttentionBias::All,
+        mlp_bias: true,
+        gated_mlp: false,
+        ..ModelConfig::default()
+    }
+}
+
+fn gemma() -> ModelConfig {
+    ModelConfig {
+        norm: NormKind::RmsPlusOne,
+        norm_placement: NormPlacement::Sandwich,
+        hidden_act: Activation::GeluPytorchTanh,
+        scale_embeddings: true,
+        ..ModelConfig::default()
+    }
+}
+
+/// One layer in `pattern` sees everything, the others look through the window; scores are divided as usual.
+fn alternating(config: &mut ModelConfig, pattern: usize) {
+    let kind = |layer: usize| match (layer + 1).is_multiple_of(pattern) {
+        true => LayerType::FullAttention,
+        false => LayerType::SlidingAttention,
+    };
+    config.layer_types = (0..config.num_hidden_layers).map(kind).collect();
+    config.query_pre_attn_scalar = Some(config.head_dim as f64);
+}
+
+/// A tensor of a file, and the decoder's of which it is made, row by row.
+pub(crate) struct Whole {
+    pub name: String,
+    /// The rows' first, as everywhere but in GGUF.
+    pub shape: Vec<usize>,
+    pub parts: Vec<(String, Vec<usize>)>,
+}
+
+impl Architecture {
+    /// [`ModelConfig`] before a file has said anything, as JSON.
+    pub fn base(&self) -> Json {
+        json!((self.base)())
+    }
+
+    /// Every key that a file may have, but for those of rotary positions.
+    pub fn keys(&self) -> impl Iterator<Item = Key> {
+        NEEDED.into_iter().chain(OPTIONAL).chain(self.more.iter().copied())
+    }
+
+    /// The tensors of a file, in order; none of them where a part has no name there, which is returned then.
+    pub fn layout(&self, config: &ModelConfig) -> Result<Vec<Whole>, String> {
+        let mut layout: Vec<Whole> = Vec::new();
+        for (name, shape) in config.tensor_shapes(Head::LanguageModel) {
+            let Some(theirs) = self.rename(&name) else { return Err(name) };
+            // The parts of one tensor stand near one another.
+            match layout.iter_mut().rev().take(8).find(|whole| whole.name == theirs) {
+                Some(whole) => whole.parts.push((name, shape)),
+                None => layout.push(Whole { name: theirs, shape: Vec::new(), parts: vec![(name, shape)] }),
+            }
+        }
+        for whole in &mut layout {
+            let of_experts = whole.name.contains("_exps.");
+            let (first, count) = (&whole.parts[0].1, whole.parts.len());
+            whole.shape = if of_experts {
+                [&[count], &first[..]].concat()
+            } else {
+                let rows = whole.parts.iter().map(|(_, shape)| shape[0]).sum();
+                [&[rows], &first[1..]].concat()
+            };
+        }
+        Ok(layout)
+    }
+
+    /// A tensor's name in a file.
+    fn rename(&self, name: &str) -> Option<String> {
+        let (stem, suffix) = name.rsplit_once('.')?;
+        if let Some((_, theirs)) = TENSORS.iter().find(|(ours, _)| *ours == stem) {
+            return Some(format!("{theirs}.{suffix}"));
+        }
+        let (layer, part) = stem.strip_prefix("model.layers.")?.split_once('.')?;
+        let expert = part.strip_prefix("mlp.experts.").and_then(|rest| rest.split_once('.'));
+        let part = expert.map_or(part.to_owned(), |(_, matrix)| format!("mlp.experts.*.{matrix}"));
+        let (_, theirs) = self.renamed.iter().chain(&PARTS).find(|(ours, _)| *ours == part)?;
+        Some(format!("blk.{layer}.{theirs}.{suffix}"))
+    }
+}

@@ -1,0 +1,306 @@
+//! The container: metadata by key, then names, shapes, types and places of tensors, then their bytes.
+//!
+//! candle has a reader too, which is not used: a `general.alignment` of 0 makes it divide by zero, each byte of an array
+//! takes 32 in memory, and of two tensors of one name the last wins. This one checks every length against what is left
+//! of the file before it takes memory, and leaves the tensors where they lie.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use llm_kernels::{BlockFormat, Bytes};
+
+use crate::{Error, Result};
+
+/// What a file begins with.
+pub(super) const MAGIC: &[u8; 4] = b"GGUF";
+/// Of the tensors' places, where a file does not say otherwise.
+pub(super) const ALIGNMENT: u64 = 32;
+
+/// What a key holds. Whole numbers of any width are one kind here, and so are floats.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// A whole number of 0 or more; written in 32 bits where they suffice.
+    Unsigned(u64),
+    /// A whole number below 0.
+    Signed(i64),
+    /// A number; written in 32 bits.
+    Float(f64),
+    /// Yes or no.
+    Bool(bool),
+    /// A text.
+    Text(String),
+    /// Whole numbers; written in 32 bits.
+    Integers(Vec<i64>),
+    /// Numbers, in 32 bits.
+    Floats(Vec<f32>),
+    /// Texts.
+    Texts(Vec<String>),
+}
+
+/// Keys with their values.
+pub type Metadata = BTreeMap<String, Value>;
+
+/// How the numbers of a tensor are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TensorType {
+    /// 4 bytes for each number.
+    F32,
+    /// 2 bytes, IEEE's.
+    F16,
+    /// 2 bytes, the upper half of an f32.
+    Bf16,
+    /// ggml's blocks.
+    Blocks(BlockFormat),
+}
+
+impl TensorType {
+    /// Every type with its number in a file, and the number of a file that is mostly in it (`general.file_type`).
+    const ALL: [(Self, u32, u32); 7] = [
+        (Self::F32, 0, 0),
+        (Self::F16, 1, 1),
+        (Self::Bf16, 30, 32),
+        (Self::Blocks(BlockFormat::Q4_0), 2, 2),
+        (Self::Blocks(BlockFormat::Q8_0), 8, 7),
+        (Self::Blocks(BlockFormat::Q4_K), 12, 14),
+        (Self::Blocks(BlockFormat::Q6_K), 14, 18),
+    ];
+
+    /// Its number in a file.
+    pub(super) fn number(self) -> u32 {
+        Self::ALL.iter().find(|(kind, ..)| *kind == self).map_or(0, |(_, number, _)| *number)
+    }
+
+    /// The number of a file whose matrices are mostly of this type.
+    pub(crate) fn file_type(self) -> u32 {
+        Self::ALL.iter().find(|(kind, ..)| *kind == self).map_or(0, |(.., number)| *number)
+    }
+
+    /// Bytes of a row of `numbers`; none where blocks do not divide it.
+    pub(crate) fn row_bytes(self, numbers: usize) -> Option<usize> {
+        match self {
+            Self::F32 => numbers.checked_mul(4),
+            Self::F16 | Self::Bf16 => numbers.checked_mul(2),
+            Self::Blocks(f) if numbers.is_multiple_of(f.elements()) => (numbers / f.elements()).checked_mul(f.bytes()),
+            Self::Blocks(_) => None,
+        }
+    }
+}
+
+/// A tensor of a file; its shape is the rows' first, as everywhere but in GGUF.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub kind: TensorType,
+    pub shape: Vec<usize>,
+    pub bytes: Bytes,
+}
+
+/// A mapped GGUF file whose header has been checked.
+#[derive(Debug)]
+pub struct GgufFile {
+    path: PathBuf,
+    metadata: Metadata,
+    pub(crate) tensors: BTreeMap<String, Entry>,
+}
+
+impl GgufFile {
+    /// Maps a file and checks its header.
+    pub fn open(path: &Path) -> Result<Self> {
+        let bytes = File::open(path).and_then(|file| Bytes::map(&file)).map_err(Error::io(path))?;
+        Reader { bytes: &bytes, at: 0 }.file(path).map_err(|message| Error::Gguf { path: path.into(), message })
+    }
+
+    /// What its keys hold.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// An error that names this file.
+    pub(crate) fn broken(&self, message: impl Into<String>) -> Error {
+        Error::Gguf { path: self.path.clone(), message: message.into() }
+    }
+}
+
+/// Reads from the front and never beyond the end.
+struct Reader<'a> {
+    bytes: &'a Bytes,
+    at: usize,
+}
+
+type Read<T> = std::result::Result<T, String>;
+
+/// Type, shape and offset of a tensor.
+type Place = (TensorType, Vec<usize>, u64);
+
+impl Reader<'_> {
+    fn file(mut self, path: &Path) -> Read<GgufFile> {
+        if self.take(4)? != MAGIC {
+            return Err("it does not begin with \"GGUF\"".to_owned());
+        }
+        let version = self.u32()?;
+        if !(2..=3).contains(&version) {
+            return Err(format!("version {version} is not supported; 2 and 3 (little-endian) are"));
+        }
+        let (tensors, keys) = (self.u64()?, self.u64()?);
+        let mut metadata = Metadata::new();
+        for _ in 0..keys {
+            let key = self.text()?;
+            let kind = self.u32()?;
+            let value = self.value(kind).map_err(|message| format!("\"{key}\": {message}"))?;
+            if metadata.insert(key.clone(), value).is_some() {
+                return Err(format!("the key \"{key}\" comes twice"));
+            }
+        }
+        let mut places = Vec::new();
+        for _ in 0..tensors {
+            let name = self.text()?;
+            let place = self.place().map_err(|message| format!("tensor \"{name}\": {message}"))?;
+            places.push((name, place));
+        }
+        let alignment = match metadata.get("general.alignment") {
+            None => ALIGNMENT,
+            Some(Value::Unsigned(n)) if n.is_power_of_two() && *n <= 1 << 16 => *n,
+            Some(other) => return Err(format!("\"general.alignment\" is {other:?}; a power of two was expected")),
+        };
+        let start = (self.at as u64).next_multiple_of(alignment);
+        let tensors = located(self.bytes, start, alignment, places)?;
+        Ok(GgufFile { path: path.into(), metadata, tensors })
+    }
+
+    fn take(&mut self, count: usize) -> Read<&[u8]> {
+        let left = self.bytes.len() - self.at;
+        let part = self.bytes.get(self.at..).and_then(|rest| rest.get(..count));
+        self.at += count.min(left);
+        part.ok_or_else(|| format!("{count} bytes were expected where {left} are left"))
+    }
+
+    fn number<const N: usize>(&mut self) -> Read<[u8; N]> {
+        let mut number = [0; N];
+        number.copy_from_slice(self.take(N)?);
+        Ok(number)
+    }
+
+    fn u32(&mut self) -> Read<u32> {
+        self.number().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Read<u64> {
+        self.number().map(u64::from_le_bytes)
+    }
+
+    fn text(&mut self) -> Read<String> {
+        let length = usize::try_from(self.u64()?).map_err(|e| e.to_string())?;
+        let bytes = self.take(length)?;
+        std::str::from_utf8(bytes).map(str::to_owned).map_err(|e| format!("a text is not UTF-8: {e}"))
+    }
+
+    /// A value of the kind that the file numbers `kind`.
+    fn value(&mut self, kind: u32) -> Read<Value> {
+        Ok(match kind {
+            6 => Value::Float(shortest(f32::from_le_bytes(self.number()?))),
+            7 => match self.number::<1>()? {
+                [bit @ (0 | 1)] => Value::Bool(bit == 1),
+                [byte] => return Err(format!("{byte} is neither true nor false")),
+            },
+            8 => Value::Text(self.text()?),
+            9 => self.array()?,
+            12 => Value::Float(f64::from_le_bytes(self.number()?)),
+            10 => Value::Unsigned(self.u64()?),
+            _ => match self.integer(kind)? {
+                n @ 0.. => Value::Unsigned(n as u64),
+                n => Value::Signed(n),
+            },
+        })
+    }
+
+    fn integer(&mut self, kind: u32) -> Read<i64> {
+        Ok(match kind {
+            0 => u8::from_le_bytes(self.number()?).into(),
+            1 => i8::from_le_bytes(self.number()?).into(),
+            2 => u16::from_le_bytes(self.number()?).into(),
+            3 => i16::from_le_bytes(self.number()?).into(),
+            4 => u32::from_le_bytes(self.number()?).into(),
+            5 => i32::from_le_bytes(self.number()?).into(),
+            7 => i64::from(self.number::<1>()?[0] != 0),
+            11 => i64::from_le_bytes(self.number()?),
+            10 => i64::try_from(self.u64()?).map_err(|e| e.to_string())?,
+            _ => return Err(format!("values of kind {kind} are not known")),
+        })
+    }
+
+    fn array(&mut self) -> Read<Value> {
+        let (kind, count) = (self.u32()?, self.u64()?);
+        // At least so many bytes for each; checked before any memory is taken.
+        let least = match kind {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            4..=6 => 4,
+            8 | 10..=12 => 8,
+            _ => return Err(format!("arrays of kind {kind} are not known")),
+        };
+        let left = self.bytes.len() - self.at;
+        let count = usize::try_from(count).ok().filter(|count| *count <= left / least);
+        let count = count.ok_or_else(|| format!("an array is longer than the {left} bytes that are left"))?;
+        Ok(match kind {
+            6 => Value::Floats((0..count).map(|_| self.number().map(f32::from_le_bytes)).collect::<Read<_>>()?),
+            8 => Value::Texts((0..count).map(|_| self.text()).collect::<Read<_>>()?),
+            12 => {
+                Value::Floats((0..count).map(|_| Ok(f64::from_le_bytes(self.number()?) as f32)).collect::<Read<_>>()?)
+            }
+            _ => Value::Integers((0..count).map(|_| self.integer(kind)).collect::<Read<_>>()?),
+        })
+    }
+
+    fn place(&mut self) -> Read<Place> {
+        let rank = self.u32()?;
+        if !(1..=4).contains(&rank) {
+            return Err(format!("it has {rank} dimensions; 1 to 4 were expected"));
+        }
+        let sizes: Read<Vec<u64>> = (0..rank).map(|_| self.u64()).collect();
+        let shape: Vec<usize> = sizes?.into_iter().rev().map(|n| n as usize).collect();
+        let number = self.u32()?;
+        let Some((kind, ..)) = TensorType::ALL.into_iter().find(|(_, n, _)| *n == number) else {
+            return Err(format!("type {number} is not supported; F32, F16, BF16, Q8_0, Q4_0, Q4_K and Q6_K are"));
+        };
+        Ok((kind, shape, self.u64()?))
+    }
+}
+
+/// The tensors at their places, which must not overlap.
+fn located(bytes: &Bytes, start: u64, alignment: u64, places: Vec<(String, Place)>) -> Read<BTreeMap<String, Entry>> {
+    let (mut tensors, mut taken) = (BTreeMap::new(), Vec::new());
+    for (name, (kind, shape, offset)) in places {
+        let row = shape.last().and_then(|row| kind.row_bytes(*row));
+        let size = shape.iter().rev().skip(1).try_fold(row.unwrap_or(0), |size, n| size.checked_mul(*n));
+        let (Some(_), Some(size)) = (row, size) else {
+            return Err(format!("tensor \"{name}\": no {kind:?} has the shape {shape:?}"));
+        };
+        if !offset.is_multiple_of(alignment) {
+            return Err(format!("tensor \"{name}\": its place {offset} is no multiple of {alignment}"));
+        }
+        let from = start.checked_add(offset).and_then(|from| usize::try_from(from).ok());
+        let part = from.and_then(|from| bytes.slice(from..from.checked_add(size)?));
+        let (Some(from), Some(part)) = (from, part) else {
+            return Err(format!("tensor \"{name}\": its {size} bytes reach beyond the end of the file"));
+        };
+        taken.push((from, from + size, name.clone()));
+        if tensors.insert(name.clone(), Entry { kind, shape, bytes: part }).is_some() {
+            return Err(format!("the tensor \"{name}\" comes twice"));
+        }
+    }
+    taken.sort_unstable();
+    match taken.windows(2).find(|pair| pair[0].1 > pair[1].0) {
+        Some(pair) => Err(format!("the tensors \"{}\" and \"{}\" overlap", pair[0].2, pair[1].2)),
+        None => Ok(tensors),
+    }
+}
+
+/// The number that a person wrote: 1e-5 in 32 bits is 9.99999975e-6 in 64, and its shortest text is 1e-5.
+fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or_else(|_| f64::from(x))
+}

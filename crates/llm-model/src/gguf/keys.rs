@@ -1,0 +1,145 @@
+//! What the keys of a file say of the decoder, and the keys that say it.
+
+use serde_json::{Value as Json, json};
+
+use super::architecture::{Architecture, NEEDED};
+use super::file::{Metadata, Value};
+use crate::rotary::RotaryEmbedding;
+use crate::{ModelConfig, RopeScaling};
+
+/// Token ids that are the model's in `config.json` and the tokenizer's in GGUF.
+const TOKENS: [(&str, &str); 3] = [
+    ("tokenizer.ggml.bos_token_id", "bos_token_id"),
+    ("tokenizer.ggml.eos_token_id", "eos_token_id"),
+    ("tokenizer.ggml.padding_token_id", "pad_token_id"),
+];
+
+/// Keys of rotary positions, behind the name of the architecture and a dot.
+const ROTARY: [&str; 4] =
+    ["rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"];
+
+/// The tensor that says by what each rotary frequency is divided.
+pub(super) const DIVISORS: &str = "rope_freqs.weight";
+
+/// What a file's keys say of the decoder; what is wrong with them otherwise.
+pub(super) fn read(
+    metadata: &Metadata,
+    architecture: &Architecture,
+    tied: bool,
+) -> std::result::Result<ModelConfig, String> {
+    let mut json = architecture.base();
+    let full = |key: &str| format!("{}.{key}", architecture.name);
+    let get = |key: &str| metadata.get(&full(key));
+    json["num_key_value_heads"] = Json::Null;
+    for (key, place) in architecture.keys() {
+        let value = match get(key) {
+            Some(Value::Unsigned(n)) => json!(n),
+            Some(Value::Float(x)) if x.is_finite() => json!(x),
+            Some(Value::Bool(yes)) => json!(yes),
+            Some(other) => return Err(format!("\"{}\" is {other:?}; a number was expected", full(key))),
+            None if NEEDED.contains(&(key, place)) => return Err(format!("\"{}\" is missing", full(key))),
+            None => continue,
+        };
+        let Some(slot) = json.pointer_mut(place) else { return Err(format!("\"{}\" has no place", full(key))) };
+        if key == "attention.value_length" && *slot != value {
+            return Err(format!("\"{}\" is {value}, but queries and keys have {slot}", full(key)));
+        }
+        *slot = value;
+    }
+    if json["num_key_value_heads"].is_null() {
+        json["num_key_value_heads"] = json["num_attention_heads"].clone();
+    }
+    json["rope_scaling"] = match (get(ROTARY[1]), get(ROTARY[2]), get(ROTARY[3])) {
+        (None, None, _) => json!({"rope_type": "default"}),
+        (Some(Value::Text(kind)), ..) if kind == "none" => json!({"rope_type": "default"}),
+        (Some(Value::Text(kind)), Some(Value::Float(factor)), _) if kind == "linear" => {
+            json!({"rope_type": "linear", "factor": factor})
+        }
+        (Some(Value::Text(kind)), Some(Value::Float(factor)), Some(Value::Unsigned(original))) if kind == "yarn" => {
+            json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original})
+        }
+        (kind, ..) => return Err(format!("\"{}\" is {kind:?}; none, linear and yarn are supported", full(ROTARY[1]))),
+    };
+    for (theirs, ours) in TOKENS {
+        if let Some(Value::Unsigned(id)) = metadata.get(theirs) {
+            json[ours] = json!(id);
+        }
+    }
+    json["tie_word_embeddings"] = json!(tied);
+    let known = |key: &str| architecture.keys().any(|(name, _)| name == key) || ROTARY.contains(&key);
+    let own = |key: &&String| key.strip_prefix(&full("")).is_some_and(|key| !known(key));
+    if let Some(key) = metadata.keys().find(own) {
+        return Err(format!("\"{key}\" is {:?}; a model with this key is not supported", metadata[key]));
+    }
+    let mut config: ModelConfig = serde_json::from_value(json).map_err(|e| e.to_string())?;
+    if config.head_dim == 0 {
+        config.head_dim = config.hidden_size / config.num_attention_heads.max(1);
+    }
+    match get(ROTARY[0]) {
+        None => {}
+        Some(Value::Unsigned(turning)) if config.head_dim > 0 => {
+            config.partial_rotary_factor = *turning as f64 / config.head_dim as f64;
+        }
+        Some(other) => return Err(format!("\"{}\" is {other:?}; a number was expected", full(ROTARY[0]))),
+    }
+    if config.num_hidden_layers > 1 << 16 {
+        return Err(format!("\"{}\" is {}, which no model has", full("block_count"), config.num_hidden_layers));
+    }
+    (architecture.complete)(&mut config);
+    Ok(config)
+}
+
+/// The keys of a file.
+pub(super) fn written(architecture: &Architecture, config: &ModelConfig) -> Metadata {
+    let json = json!(config);
+    let value = |value: &Json| match value {
+        Json::Bool(yes) => Some(Value::Bool(*yes)),
+        Json::Number(n) => n.as_u64().map(Value::Unsigned).or(n.as_f64().map(Value::Float)),
+        _ => None,
+    };
+    let mut metadata = Metadata::new();
+    metadata.insert("general.architecture".to_owned(), Value::Text(architecture.name.to_owned()));
+    metadata.insert("general.quantization_version".to_owned(), Value::Unsigned(2));
+    let full = |key: &str| format!("{}.{key}", architecture.name);
+    for (key, place) in architecture.keys() {
+        // Learned positions do not turn.
+        let turns = !config.learned_positions || !key.starts_with("rope.");
+        let value = json.pointer(place).and_then(value).filter(|_| turns);
+        metadata.extend(value.map(|value| (full(key), value)));
+    }
+    if !config.learned_positions {
+        metadata.insert(full(ROTARY[0]), Value::Unsigned(config.rotary_dim() as u64));
+    }
+    let (kind, factor, original) = match config.rope_scaling {
+        RopeScaling::Linear { factor } => ("linear", factor, None),
+        RopeScaling::Yarn { factor, original_max_position_embeddings: original, .. } => ("yarn", factor, original),
+        _ => ("none", 1., None),
+    };
+    if kind != "none" {
+        metadata.insert(full(ROTARY[1]), Value::Text(kind.to_owned()));
+        metadata.insert(full(ROTARY[2]), Value::Float(factor));
+        metadata.extend(original.map(|original| (full(ROTARY[3]), Value::Unsigned(original as u64))));
+    }
+    metadata.extend(TOKENS.iter().filter_map(|(theirs, ours)| Some(((*theirs).to_owned(), value(&json[*ours])?))));
+    metadata
+}
+
+/// The decoder with the scaling of Llama 3 that divides its frequencies so; none where no setting that was published does.
+///
+/// A file has the divisors alone. Every Llama 3 has a `low_freq_factor` of 1 and a `high_freq_factor` of 4.
+pub(super) fn divided_by(config: &ModelConfig, divisors: &[f32]) -> Option<ModelConfig> {
+    let factor = divisors.iter().copied().fold(1., f32::max);
+    let tries = (4..18).map(|power| RopeScaling::Llama3 {
+        factor: factor.into(),
+        low_freq_factor: 1.,
+        high_freq_factor: 4.,
+        original_max_position_embeddings: 1 << power,
+    });
+    let near = |config: &ModelConfig| {
+        let ours = RotaryEmbedding::divisors(config);
+        ours.len() == divisors.len() && ours.iter().zip(divisors).all(|(a, b)| (a / b - 1.).abs() < 1e-4)
+    };
+    // The first training of all of them had texts of 8192 tokens.
+    let tries = tries.clone().skip(9).take(1).chain(tries);
+    tries.map(|rope_scaling| ModelConfig { rope_scaling, ..config.clone() }).find(near)
+}

@@ -1,0 +1,219 @@
+//! A model from a GGUF file, and a GGUF file of a model.
+
+use std::path::Path;
+
+use serde_json::{Value as Json, json};
+
+use super::architecture::{self, Architecture, Whole};
+use super::file::{Entry, GgufFile, Metadata, TensorType, Value};
+use super::keys::{self, DIVISORS, divided_by};
+use super::weights::{encoded, in_turns, kind_for, kind_of, matrix};
+use super::write::{Unwritten, write};
+use crate::params::Matrix;
+use crate::rotary::RotaryEmbedding;
+use crate::{Error, Head, Model, ModelConfig, NormKind, Params, Result, RopeScaling};
+
+impl Model {
+    /// The frozen language model of a GGUF file, its matrices read where they lie in it.
+    ///
+    /// Every tensor and every key of the architecture is accounted for: one that is missing, or not known, is an error.
+    pub fn from_gguf(file: &GgufFile) -> Result<Self> {
+        let architecture = architecture_of(file)?;
+        let tied = !file.tensors.contains_key("output.weight");
+        let origin = file.path().display().to_string();
+        let config = keys::read(file.metadata(), architecture, tied).map_err(|message| file.broken(message))?;
+        let rows = file.tensors.get("token_embd.weight").and_then(|entry| entry.shape.first().copied());
+        let vocab_size = rows.ok_or_else(|| file.broken("tensor \"token_embd.weight\" is missing"))?;
+        let key = format!("{}.vocab_size", architecture.name);
+        if let Some(said) = file.metadata().get(&key).filter(|said| **said != Value::Unsigned(vocab_size as u64)) {
+            return Err(file.broken(format!("\"{key}\" is {said:?}, \"token_embd.weight\" has {vocab_size} rows")));
+        }
+        let mut config = ModelConfig { vocab_size, ..config }.validated(&origin)?;
+        if let Some(entry) = file.tensors.get(DIVISORS) {
+            let divisors = matrix(entry, None)?.dense()?.flatten_all()?.to_vec1()?;
+            let known = divided_by(&config, &divisors);
+            config = known.ok_or_else(|| file.broken(format!("tensor \"{DIVISORS}\" is not that of a Llama 3")))?;
+        }
+        // Experts are parts of one tensor, so that their number is bound by its size.
+        let of_tensor = |entry: &Entry| if entry.shape.len() == 3 { entry.shape[0] } else { 1 };
+        config.check_count(file.tensors.values().map(of_tensor).sum(), &origin)?;
+        let layout = architecture.layout(&config).map_err(|name| unnamed(architecture, &name))?;
+        check(&layout, file, &origin)?;
+        let mut params = Params::default();
+        for whole in layout {
+            let entry = &file.tensors[&whole.name];
+            let rows: usize = whole.parts.iter().map(|(_, shape)| rows_of(shape)).sum();
+            let (row, mut start) = (entry.bytes.len() / rows.max(1), 0);
+            for (name, shape) in whole.parts {
+                let end = start + rows_of(&shape) * row;
+                let part = entry.bytes.slice(start..end);
+                let bytes = part.ok_or_else(|| file.broken(format!("tensor \"{}\" is cut short", whole.name)))?;
+                let broken = |e: Error| file.broken(format!("tensor \"{}\": {e}", whole.name));
+                let part = Entry { kind: entry.kind, bytes, shape };
+                let heads = turned(architecture, &name, &config);
+                let mut matrix = matrix(&part, heads).map_err(broken)?;
+                if let (Matrix::Dense(w, _), true) = (&matrix, counted_from_one(&config, &name)) {
+                    matrix = Matrix::from((w - 1.)?);
+                }
+                params.insert(&name, matrix);
+                start = end;
+            }
+        }
+        Self::new(config, Head::LanguageModel, params)
+    }
+
+    /// Writes the GGUF file of a language model, with the keys of its tokenizer; `path` must not be there yet.
+    ///
+    /// Matrices are written in `kind`, or as they are held where it is none; norms, biases and routers in f32. As llama.cpp
+    /// does, the output layer is in `Q6_K` where the rest has 4 bits; rows that blocks do not divide are in `Q8_0`, or in
+    /// f32. What a GGUF file cannot say of a model is an error that names it.
+    pub fn save_gguf(&self, path: &Path, kind: Option<TensorType>, tokenizer: Metadata) -> Result<()> {
+        if self.head() != Head::LanguageModel {
+            return Err(Error::Input("a GGUF file is written of a language model; this model scores texts".to_owned()));
+        }
+        let config = self.config();
+        let alike =
+            |a: &&&Architecture| a.model_types.contains(&config.model_type) && a.experts == config.experts.is_some();
+        let Some(architecture) = architecture::ALL.iter().find(alike) else {
+            let name = config.model_type.name();
+            return Err(Error::Input(format!("\"model_type\" \"{name}\" is not written as GGUF; {}", supported())));
+        };
+        let mut metadata = tokenizer;
+        metadata.extend(keys::written(architecture, config));
+        self.check_keys(&metadata, architecture)?;
+        let (mut tensors, mut held) = (Vec::new(), TensorType::F32);
+        if let RopeScaling::Llama3 { .. } = config.rope_scaling {
+            let divisors = RotaryEmbedding::divisors(config);
+            let shape = vec![divisors.len()];
+            let bytes = divisors.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into();
+            let bytes = Box::new(move || Ok(bytes));
+            tensors.push(Unwritten { name: DIVISORS.to_owned(), kind: TensorType::F32, shape, bytes });
+        }
+        let layout = architecture.layout(config).map_err(|name| unnamed(architecture, &name))?;
+        for Whole { name, shape, parts } in layout {
+            let first = self.params().matrix(&parts[0].0)?;
+            let output = name == "output.weight" || config.tie_word_embeddings && name == "token_embd.weight";
+            let small = ["position_embd", "ffn_gate_inp"].iter().any(|part| name.contains(part));
+            let wanted = if small { TensorType::F32 } else { kind.unwrap_or(kind_of(&first)) };
+            let tensor_kind = kind_for(wanted, &shape, output);
+            if name.contains(".ffn_up") {
+                held = tensor_kind;
+            }
+            let bytes = Box::new(move || {
+                let mut all = Vec::new();
+                for (name, shape) in &parts {
+                    let mut matrix = self.params().matrix(name)?;
+                    if let (Matrix::Dense(w, _), true) = (&matrix, counted_from_one(config, name)) {
+                        matrix = Matrix::from((w + 1.)?);
+                    }
+                    let mut bytes = encoded(&matrix, tensor_kind, name)?;
+                    if let Some(heads) = turned(architecture, name, config) {
+                        bytes = in_turns(&bytes, shape[0], heads).into();
+                    }
+                    if parts.len() == 1 {
+                        return Ok(bytes);
+                    }
+                    all.extend_from_slice(&bytes);
+                }
+                Ok(all.into())
+            });
+            tensors.push(Unwritten { name, kind: tensor_kind, shape, bytes });
+        }
+        metadata.insert("general.file_type".to_owned(), Value::Unsigned(kind.unwrap_or(held).file_type().into()));
+        write(path, &metadata, tensors)
+    }
+
+    /// Refuses a model that would not be read back from its keys.
+    fn check_keys(&self, metadata: &Metadata, architecture: &Architecture) -> Result<()> {
+        let ours = self.config();
+        let read = keys::read(metadata, architecture, ours.tie_word_embeddings).map_err(Error::Input)?;
+        // Alike in all that counts when a model runs.
+        let mut theirs = ModelConfig { model_type: ours.model_type, ..read.validated("GGUF")? };
+        theirs.initializer_range = ours.initializer_range;
+        if let RopeScaling::Llama3 { .. } = ours.rope_scaling {
+            let read = divided_by(&theirs, &RotaryEmbedding::divisors(ours));
+            theirs.rope_scaling = read.map_or(theirs.rope_scaling, |_| ours.rope_scaling.clone());
+        }
+        if let (Some(theirs), Some(ours)) = (&mut theirs.experts, &ours.experts) {
+            theirs.router_aux_loss_coef = ours.router_aux_loss_coef;
+            theirs.router_z_loss_coef = ours.router_z_loss_coef;
+        }
+        let (ours, theirs) = (json!(ours), json!(theirs));
+        let mut keys = ours.as_object().into_iter().flat_map(|map| map.keys());
+        match keys.find(|key| !alike(&ours[key.as_str()], &theirs[key.as_str()])) {
+            None => Ok(()),
+            Some(key) => Err(Error::Input(format!(
+                "\"{key}\" is {}, which a GGUF file of a \"{}\" cannot say (it would be read as {})",
+                ours[key], architecture.name, theirs[key]
+            ))),
+        }
+    }
+}
+
+fn unnamed(architecture: &Architecture, name: &str) -> Error {
+    Error::Input(format!("tensor \"{name}\" has no name in a GGUF file of a \"{}\"", architecture.name))
+}
+
+fn supported() -> String {
+    let mut names: Vec<&str> = architecture::ALL.iter().map(|a| a.name).collect();
+    names.dedup();
+    format!("supported are {}", names.join(", "))
+}
+
+fn architecture_of(file: &GgufFile) -> Result<&'static Architecture> {
+    let Some(Value::Text(name)) = file.metadata().get("general.architecture") else {
+        return Err(file.broken("\"general.architecture\" is missing"));
+    };
+    let experts = file.metadata().contains_key(&format!("{name}.expert_count"));
+    let found = architecture::ALL.iter().find(|a| a.name == name && a.experts == experts).copied();
+    found.ok_or_else(|| {
+        let kind = if experts { " with experts" } else { "" };
+        file.broken(format!("\"general.architecture\" is \"{name}\"{kind}; {}", supported()))
+    })
+}
+
+/// Rows in a tensor of this shape; of a vector each number is one.
+fn rows_of(shape: &[usize]) -> usize {
+    shape.first().copied().unwrap_or(0)
+}
+
+/// Checks that a file has exactly the tensors of a model; the error lists every difference.
+fn check(layout: &[Whole], file: &GgufFile, origin: &str) -> Result<()> {
+    let mut problems = Vec::new();
+    for Whole { name, shape, .. } in layout {
+        match file.tensors.get(name).map(|entry| &entry.shape) {
+            None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
+            Some(found) if found != shape => {
+                problems.push(format!("tensor \"{name}\" has shape {found:?}, the file's keys say {shape:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    let expected: std::collections::BTreeSet<&str> = layout.iter().map(|whole| whole.name.as_str()).collect();
+    let extra = file.tensors.keys().filter(|name| !expected.contains(name.as_str()) && *name != DIVISORS);
+    problems.extend(extra.map(|name| format!("tensor \"{name}\" belongs to no part of this model")));
+    if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { origin: origin.to_owned(), problems }) }
+}
+
+/// Whether a weight counts from 0 here and from 1 in GGUF: a norm of Gemma.
+fn counted_from_one(config: &ModelConfig, name: &str) -> bool {
+    config.norm == NormKind::RmsPlusOne && name.ends_with("norm.weight")
+}
+
+/// The heads in which the rows of this tensor stand in turns.
+fn turned(architecture: &Architecture, name: &str, config: &ModelConfig) -> Option<usize> {
+    match name {
+        _ if !architecture.interleaved => None,
+        name if name.contains(".q_proj.") => Some(config.num_attention_heads),
+        name if name.contains(".k_proj.") => Some(config.num_key_value_heads),
+        _ => None,
+    }
+}
+
+/// Equal, where numbers count in the 32 bits that a file has for them.
+fn alike(a: &Json, b: &Json) -> bool {
+    match (a.as_f64(), b.as_f64()) {
+        (Some(a), Some(b)) => a as f32 == b as f32,
+        _ => a == b,
+    }
+}

@@ -1,0 +1,123 @@
+//! The numbers of a tensor: from a file's bytes to a matrix, and to the bytes of any type.
+
+use candle_core::{DType, Tensor};
+use half::{bf16, f16};
+use llm_kernels::{BlockFormat, Bytes, QuantizedWeight, StoredWeight};
+
+use super::file::{Entry, TensorType};
+use crate::params::{Matrix, blocks_for};
+use crate::{Error, Result};
+
+/// The matrix of a tensor, or the vector; of `heads` the rows stand in turns.
+pub(super) fn matrix(entry: &Entry, heads: Option<usize>) -> Result<Matrix> {
+    let (rows, cols) = match *entry.shape.as_slice() {
+        [count] if heads.is_some() => (count, 1),
+        [cols] => (1, cols),
+        [rows, cols] => (rows, cols),
+        _ => return Err(Error::Input(format!("the shape {:?} is not that of a matrix", entry.shape))),
+    };
+    let bytes = match heads {
+        Some(heads) if heads > 0 && rows.is_multiple_of(2 * heads) => in_halves(&entry.bytes, rows, heads).into(),
+        Some(heads) => return Err(Error::Input(format!("{rows} rows are not {heads} heads of an even size"))),
+        None => entry.bytes.clone(),
+    };
+    let matrix = match entry.kind {
+        TensorType::Blocks(format) => Matrix::Blocks(QuantizedWeight::from_blocks(bytes, (rows, cols), format)?),
+        TensorType::F32 => Matrix::Stored(StoredWeight::new(bytes, (rows, cols), DType::F32)?),
+        TensorType::F16 => Matrix::Stored(StoredWeight::new(bytes, (rows, cols), DType::F16)?),
+        TensorType::Bf16 => Matrix::Stored(StoredWeight::new(bytes, (rows, cols), DType::BF16)?),
+    };
+    Ok(if entry.shape.len() == 1 { Matrix::from(matrix.dense()?.flatten_all()?) } else { matrix })
+}
+
+/// How a matrix is held.
+pub(super) fn kind_of(matrix: &Matrix) -> TensorType {
+    let dtype = match matrix {
+        Matrix::Blocks(w) => return TensorType::Blocks(w.format()),
+        Matrix::Stored(w) => w.dtype(),
+        Matrix::Dense(w, _) => w.dtype(),
+    };
+    match dtype {
+        DType::BF16 => TensorType::Bf16,
+        DType::F16 => TensorType::F16,
+        _ => TensorType::F32,
+    }
+}
+
+/// What a tensor of this shape is written in where matrices are asked for in `kind`.
+pub(super) fn kind_for(kind: TensorType, shape: &[usize], output: bool) -> TensorType {
+    let (row, matrix) = (shape.last().copied().unwrap_or(0), shape.len() > 1);
+    match kind {
+        _ if !matrix => TensorType::F32,
+        TensorType::Blocks(format) => {
+            let coarse = matches!(format, BlockFormat::Q4_0 | BlockFormat::Q4_K);
+            let format = if output && coarse { BlockFormat::Q6_K } else { format };
+            blocks_for(format, row).map_or(TensorType::F32, TensorType::Blocks)
+        }
+        other => other,
+    }
+}
+
+/// The bytes of a tensor in `kind`.
+pub(super) fn encoded(matrix: &Matrix, kind: TensorType, name: &str) -> Result<Bytes> {
+    match (matrix, kind) {
+        (Matrix::Blocks(w), TensorType::Blocks(format)) if w.format() == format => return Ok(w.blocks().clone()),
+        (Matrix::Stored(w), _) if kind_of(matrix) == kind => return Ok(w.bytes().clone()),
+        _ => {}
+    }
+    let tensor = matrix.dense()?.detach();
+    let numbers = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1::<f32>()?) };
+    Ok(match kind {
+        TensorType::Blocks(format) => QuantizedWeight::quantize(&tensor, format)?.blocks().clone(),
+        TensorType::F32 => numbers(&tensor)?.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into(),
+        TensorType::Bf16 => {
+            let bytes = numbers(&tensor)?.into_iter().flat_map(|x| bf16::from_f32(x).to_le_bytes());
+            bytes.collect::<Vec<u8>>().into()
+        }
+        TensorType::F16 => {
+            let numbers = numbers(&tensor)?;
+            if let Some(x) = numbers.iter().find(|x| x.is_finite() && x.abs() > f16::MAX.to_f32()) {
+                let message = format!("tensor \"{name}\" holds {x}, which f16 cannot; write bf16 or f32 instead");
+                return Err(Error::Input(message));
+            }
+            numbers.into_iter().flat_map(|x| f16::from_f32(x).to_le_bytes()).collect::<Vec<u8>>().into()
+        }
+    })
+}
+
+/// The rows of each head in turns: first, half + first, second, half + second, …
+pub(super) fn in_turns(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
+    let half = rows / heads / 2;
+    reordered(bytes, rows, |row| {
+        let (head, i) = (row / (2 * half), row % (2 * half));
+        head * 2 * half + i % 2 * half + i / 2
+    })
+}
+
+/// The rows of each head in halves, from rows in turns.
+fn in_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
+    let half = rows / heads / 2;
+    reordered(bytes, rows, |row| {
+        let (head, i) = (row / (2 * half), row % (2 * half));
+        head * 2 * half + i % half * 2 + i / half
+    })
+}
+
+/// Row `i` of the result is row `from(i)`.
+fn reordered(bytes: &[u8], rows: usize, from: impl Fn(usize) -> usize) -> Vec<u8> {
+    let row = bytes.len() / rows.max(1);
+    (0..rows).flat_map(|i| &bytes[from(i) * row..][..row]).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_in_turns_come_back_in_halves() {
+        let rows: Vec<u8> = (0..12).collect();
+        // Two heads of six rows.
+        assert_eq!(in_turns(&rows, 12, 2), [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
+        assert_eq!(in_halves(&in_turns(&rows, 12, 2), 12, 2), rows);
+    }
+}

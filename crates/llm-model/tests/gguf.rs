@@ -1,0 +1,115 @@
+//! Every family's golden checkpoint goes to GGUF and comes back as the same model, or is refused by the key that a GGUF
+//! file cannot say.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::path::PathBuf;
+
+use candle_core::{D, Tensor};
+use llm_kernels::BlockFormat;
+use llm_model::gguf::{GgufFile, Metadata, TensorType};
+use llm_model::{Batch, Head, Model, ModelConfig, ModelType, RopeScaling};
+
+fn far(a: &Tensor, b: &Tensor) -> f32 {
+    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(D::Minus1).unwrap().to_scalar().unwrap()
+}
+
+fn logits(model: &Model) -> Tensor {
+    let vocab = model.config().vocab_size as u32;
+    model.forward(&Batch::new(&[(0..40).map(|i| i * 7 % vocab).collect()]).unwrap()).unwrap()
+}
+
+/// Written and read again; the two must say the same.
+fn there_and_back(model: &Model) -> Result<Model, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    model.save_gguf(&path, Some(TensorType::F32), Metadata::new()).map_err(|e| e.to_string())?;
+    let back = Model::from_gguf(&GgufFile::open(&path).unwrap()).unwrap();
+    assert!(far(&logits(&back), &logits(model)) < 1e-4, "{:?}", model.config());
+    Ok(back)
+}
+
+#[test]
+fn every_family_comes_back_or_is_refused_by_name() {
+    let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "families"].iter().collect();
+    let mut came_back = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.join("config.json").exists() {
+            continue;
+        }
+        let model = Model::open(&path).unwrap();
+        match there_and_back(&model) {
+            Ok(back) => {
+                assert_eq!(back.params().stored().len() + back.params().tensors().len(), {
+                    let params = model.params();
+                    params.stored().len() + params.tensors().len()
+                });
+                came_back.push(model.config().model_type.name());
+            }
+            Err(message) => assert!(message.contains("cannot say"), "{}: {message}", path.display()),
+        }
+    }
+    // The others have settings that are awkward on purpose; the next test has those of the published models.
+    came_back.sort();
+    assert_eq!(came_back, ["gpt2", "gpt_neox", "llama"]);
+}
+
+#[test]
+fn the_shapes_that_llama_cpp_knows_come_back() {
+    let small = |model_type: ModelType| {
+        // What a family is, as its own `config.json` says it.
+        let json = serde_json::json!({
+            "model_type": model_type.name(), "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+            "n_embd": 32, "n_layer": 7, "n_head": 4, "n_positions": 64, "head_dim": 8, "query_pre_attn_scalar": 8,
+            "sliding_window": 5, "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16, "norm_topk_prob": true, "rms_norm_eps": 1e-5,
+        });
+        let mut json = json.as_object().unwrap().clone();
+        if [ModelType::Mistral, ModelType::Mixtral].contains(&model_type) {
+            json.insert("sliding_window".to_owned(), serde_json::Value::Null);
+        }
+        llm_model::families::from_json(&json.into(), "config.json").unwrap().config
+    };
+    for model_type in llm_model::families::FAMILIES {
+        let config = ModelConfig { initializer_range: 0.2, ..small(model_type) };
+        let model = Model::init(config, Head::LanguageModel, 3).unwrap().frozen().unwrap();
+        let back = there_and_back(&model).unwrap();
+        // Mistral is llama.cpp's Llama.
+        let read = if model_type == ModelType::Mistral { ModelType::Llama } else { model_type };
+        assert_eq!(back.config().model_type, read);
+    }
+}
+
+#[test]
+fn the_scaling_of_llama_3_is_known_by_its_divisors() {
+    let scaled = |original: usize, high_freq_factor: f64| {
+        let rope_scaling = RopeScaling::Llama3 {
+            factor: 32.,
+            low_freq_factor: 1.,
+            high_freq_factor,
+            original_max_position_embeddings: original,
+        };
+        let config = ModelConfig { rope_theta: 5e5, head_dim: 64, rope_scaling, ..ModelConfig::default() };
+        Model::init(config, Head::LanguageModel, 3).unwrap().frozen().unwrap()
+    };
+    for original in [8192, 64] {
+        let model = scaled(original, 4.);
+        assert_eq!(there_and_back(&model).unwrap().config().rope_scaling, model.config().rope_scaling);
+    }
+    let refused = there_and_back(&scaled(8192, 5.)).unwrap_err();
+    assert!(refused.contains("rope_scaling"), "{refused}");
+}
+
+#[test]
+fn what_llama_cpp_has_not_is_refused_by_name() {
+    let model_type = ModelType::Mistral;
+    let config = ModelConfig { model_type, sliding_window: Some(4), ..ModelConfig::default() };
+    let model = Model::init(config, Head::LanguageModel, 3).unwrap();
+    let message = there_and_back(&model).unwrap_err();
+    assert!(message.contains("\"sliding_window\" is 4") && message.contains("llama"), "{message}");
+    let reward = model.with_head(Head::Sequence, 1).unwrap();
+    let kind = Some(TensorType::Blocks(BlockFormat::Q8_0));
+    assert!(reward.save_gguf(&PathBuf::from("/no/m.gguf"), kind, Metadata::new()).is_err());
+}

@@ -1,0 +1,64 @@
+//! Ten thousand damaged or hostile files for each loader: an error or a model, and never a panic, a hang, or memory out
+//! of proportion to the file.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+#[path = "../../llm-tokenizer/tests/mutate/mod.rs"]
+mod mutate;
+
+use std::fs;
+
+use llm_kernels::BlockFormat;
+use llm_model::gguf::{GgufFile, Metadata, TensorType, Value};
+use llm_model::{Batch, Head, Model, ModelConfig};
+
+/// Memory is counted for the whole process: one test.
+#[test]
+fn a_damaged_model_is_an_error_and_costs_nothing() {
+    let config = ModelConfig {
+        vocab_size: 64,
+        hidden_size: 32,
+        intermediate_size: 32,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        eos_token_id: Some(0),
+        ..ModelConfig::default()
+    };
+    let model = Model::init(config, Head::LanguageModel, 7).unwrap().frozen().unwrap();
+    let dir = mutate::folder();
+    let dir = dir.path();
+    model.save(dir).unwrap();
+    // What was taken for a model is one, or says why not.
+    let used = |model: Model| drop(Batch::new(&[vec![1, 2, 3]]).and_then(|batch| model.forward(&batch)));
+
+    let header = |bytes: &[u8]| 8 + usize::from_le_bytes(*bytes.first_chunk().unwrap());
+    let path = dir.join("model.safetensors");
+    mutate::check(&path, header(&fs::read(&path).unwrap()), || Model::open(dir), used);
+    mutate::check(&path, header(&fs::read(&path).unwrap()), || Model::load(dir), used);
+    mutate::check(&dir.join("config.json"), usize::MAX, || Model::open(dir), used);
+
+    let mut tokenizer = Metadata::new();
+    let tokens: Vec<String> = (0..64).map(|i| format!("token {i}")).collect();
+    tokenizer.insert("tokenizer.ggml.tokens".to_owned(), Value::Texts(tokens));
+    tokenizer.insert("tokenizer.ggml.scores".to_owned(), Value::Floats(vec![0.; 64]));
+    tokenizer.insert("tokenizer.ggml.token_type".to_owned(), Value::Integers(vec![1; 64]));
+    for (name, kind) in [("f16.gguf", TensorType::F16), ("q8_0.gguf", TensorType::Blocks(BlockFormat::Q8_0))] {
+        let path = dir.join(name);
+        model.save_gguf(&path, Some(kind), tokenizer.clone()).unwrap();
+        // Behind the names of the tensors are numbers, all of which are as good as others.
+        let last = fs::read(&path).unwrap().windows(18).rposition(|w| w == b"output_norm.weight").unwrap();
+        mutate::check(&path, last + 64, || Model::from_gguf(&GgufFile::open(&path)?), used);
+    }
+    // Keys that llama has not.
+    for family in ["mixtral", "gemma3_text", "phi3", "gpt2"] {
+        let golden: std::path::PathBuf =
+            [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "families", family].iter().collect();
+        let folder = dir.join(family);
+        fs::create_dir(&folder).unwrap();
+        for name in ["config.json", "model.safetensors"] {
+            fs::copy(golden.join(name), folder.join(name)).unwrap();
+        }
+        mutate::check(&folder.join("config.json"), usize::MAX, || Model::open(&folder), used);
+    }
+}

@@ -1,0 +1,153 @@
+//! `tokenizer.model`, the file of the `sentencepiece` library (Kudo and Richardson 2018), as Llama 1 and 2 have it.
+//!
+//! It is a protocol buffer (`sentencepiece_model.proto`): pieces with scores and kinds, how they were learnt, and how text
+//! is normalized. Byte-pair encodings are read; what would split text otherwise is refused by name. Text behind a special
+//! token begins with a space of its own, as in llama.cpp and in the `tokenizer.json` that transformers makes of such a file.
+
+use std::path::Path;
+
+use crate::{Error, GgufVocabulary, Result, Tokenizer};
+
+/// A field of a message.
+enum Field<'a> {
+    Number(u64),
+    Float(f32),
+    Bytes(&'a [u8]),
+}
+
+impl Field<'_> {
+    /// A number that may be negative: 64 bits in two's complement.
+    fn signed(&self) -> Option<i64> {
+        match self {
+            Self::Number(n) => Some(*n as i64),
+            _ => None,
+        }
+    }
+
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
+            _ => None,
+        }
+    }
+}
+
+/// The tokenizer of the bytes of a `tokenizer.model`; `path` is named in errors.
+pub(crate) fn read(bytes: &[u8], path: &Path) -> Result<Tokenizer> {
+    let broken = |cause: &str| Error::Parse { path: path.to_owned(), cause: cause.into() };
+    let vocabulary = vocabulary(bytes).map_err(|cause| broken(&cause))?;
+    Tokenizer::from_gguf(&vocabulary).map_err(|cause| broken(&cause.to_string()))
+}
+
+fn vocabulary(bytes: &[u8]) -> std::result::Result<GgufVocabulary, String> {
+    let mut vocabulary = GgufVocabulary { model: "llama".to_owned(), ..GgufVocabulary::default() };
+    // What holds where the file is silent: a unigram model, and these ids.
+    let (mut kind, mut ids) = (1, [0, 1, 2, -1]);
+    let (mut prefix, mut squeezed, mut escaped) = (true, true, true);
+    for field in fields(bytes) {
+        match field? {
+            (1, Field::Bytes(piece)) => {
+                let (mut text, mut score, mut kind) = (String::new(), 0., 1);
+                for field in fields(piece) {
+                    match field? {
+                        (1, value) => value.text().ok_or("a piece is not UTF-8")?.clone_into(&mut text),
+                        (2, Field::Float(value)) => score = value,
+                        (3, value) => kind = value.signed().ok_or("a piece is of no kind")?,
+                        _ => {}
+                    }
+                }
+                vocabulary.tokens.push(text);
+                vocabulary.scores.push(score);
+                vocabulary.token_type.push(kind);
+            }
+            (2, Field::Bytes(training)) => {
+                for field in fields(training) {
+                    let (number, value) = field?;
+                    match (number, value.signed()) {
+                        (3, Some(value)) => kind = value,
+                        (24, Some(1)) => return Err("\"treat_whitespace_as_suffix\" is not supported".to_owned()),
+                        (number @ 40..=43, Some(id)) => ids[number as usize - 40] = id,
+                        _ => {}
+                    }
+                }
+            }
+            (3, Field::Bytes(normalizer)) => {
+                for field in fields(normalizer) {
+                    match field? {
+                        (2, Field::Bytes(map)) if !map.is_empty() => {
+                            return Err("text is normalized by a table; \"identity\" is supported".to_owned());
+                        }
+                        (3, value) => prefix = value.signed() == Some(1),
+                        (4, value) => squeezed = value.signed() == Some(1),
+                        (5, value) => escaped = value.signed() == Some(1),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if kind != 2 {
+        return Err(format!("\"model_type\" is {kind}; 2 (byte-pair encoding) is supported, or save a tokenizer.json"));
+    }
+    if squeezed || !escaped {
+        return Err("\"remove_extra_whitespaces\" must be false and \"escape_whitespaces\" true".to_owned());
+    }
+    vocabulary.add_space_prefix = Some(prefix);
+    let id = |id: i64| u32::try_from(id).ok();
+    vocabulary.unknown_token_id = id(ids[0]);
+    vocabulary.bos_token_id = id(ids[1]);
+    vocabulary.eos_token_id = id(ids[2]);
+    vocabulary.padding_token_id = id(ids[3]);
+    vocabulary.add_bos_token = Some(vocabulary.bos_token_id.is_some());
+    Ok(vocabulary)
+}
+
+/// The fields of a message, with their numbers.
+fn fields(mut bytes: &[u8]) -> impl Iterator<Item = std::result::Result<(u64, Field<'_>), String>> {
+    std::iter::from_fn(move || {
+        if bytes.is_empty() {
+            return None;
+        }
+        let field = field(&mut bytes);
+        if field.is_none() {
+            bytes = &[];
+        }
+        Some(field.ok_or_else(|| "a field is cut short, or of no known kind".to_owned()))
+    })
+}
+
+/// Takes a field from the front.
+fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, Field<'a>)> {
+    let tag = varint(bytes)?;
+    let length = match tag & 7 {
+        0 => return Some((tag >> 3, Field::Number(varint(bytes)?))),
+        1 => 8,
+        2 => usize::try_from(varint(bytes)?).ok()?,
+        5 => 4,
+        _ => return None,
+    };
+    let (value, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    Some((
+        tag >> 3,
+        match tag & 7 {
+            5 => Field::Float(f32::from_le_bytes(*value.first_chunk()?)),
+            _ => Field::Bytes(value),
+        },
+    ))
+}
+
+/// Takes a number from the front: 7 bits in each byte, the lowest first.
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        number |= u64::from(byte & 127) << shift;
+        if *byte < 128 {
+            return Some(number);
+        }
+    }
+    None
+}

@@ -1,0 +1,55 @@
+//! A `tokenizer.model` gives the ids that the `sentencepiece` library gives (`golden/make_sentencepiece.py`).
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::fs;
+use std::path::PathBuf;
+
+use llm_tokenizer::Tokenizer;
+use serde_json::Value;
+
+fn golden(name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "tests", "golden", name].iter().collect()
+}
+
+#[test]
+fn every_text_gets_the_ids_of_sentencepiece_and_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(golden("tokenizer.model"), dir.path().join("tokenizer.model")).unwrap();
+    let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+    assert_eq!((tokenizer.vocab_size(), tokenizer.bos_id(), tokenizer.eos_id()), (500, Some(1), Some(2)));
+    let expected: Vec<Value> = serde_json::from_slice(&fs::read(golden("expected.json")).unwrap()).unwrap();
+    for case in expected {
+        let text = case["text"].as_str().unwrap();
+        let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+        assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text:?}");
+        assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+    }
+    // Saved, it has a tokenizer.json, which says the same.
+    let saved = tempfile::tempdir().unwrap();
+    tokenizer.save(saved.path()).unwrap();
+    let again = Tokenizer::from_dir(saved.path()).unwrap();
+    assert_eq!(again.encode("the king").unwrap(), tokenizer.encode("the king").unwrap());
+}
+
+#[test]
+fn what_would_split_text_otherwise_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.model");
+    let good = fs::read(golden("tokenizer.model")).unwrap();
+    let with = |extra: &[u8]| {
+        // Of a field that comes twice the last counts.
+        fs::write(&path, [&good[..], extra].concat()).unwrap();
+        Tokenizer::from_dir(dir.path()).unwrap_err().to_string()
+    };
+    for (extra, said) in [
+        (&[0x12, 2, 0x18, 1][..], "\"model_type\" is 1"),
+        (&[0x12, 3, 0xc0, 1, 1], "treat_whitespace_as_suffix"),
+        (&[0x1a, 2, 0x20, 1], "remove_extra_whitespaces"),
+        (&[0x1a, 3, 0x12, 1, 0], "normalized by a table"),
+        (&[0x12, 200], "cut short"),
+    ] {
+        let message = with(extra);
+        assert!(message.contains("tokenizer.model") && message.contains(said), "{said}: {message}");
+    }
+}
