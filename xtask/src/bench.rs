@@ -12,6 +12,12 @@ use serde_json::{Map, Value};
 /// What is compared.
 #[derive(Subcommand)]
 pub enum Bench {
+    /// Each kernel alone, against what the machine can multiply and read
+    Kernels {
+        /// Threads
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+    },
     /// The pre-training step: forward, backward, clipping, AdamW
     Train(Options),
     /// Reading a prompt of 512 tokens and generating behind it, in the shape of SmolLM2-135M with random weights
@@ -68,13 +74,13 @@ const DTYPES: [(&str, &[&str]); 6] = [
 /// Runs a comparison; an error is one line for the person.
 pub fn run(bench: &Bench) -> Result<(), String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let (Bench::Train(options) | Bench::Infer(options)) = bench;
-    if options.rounds == 0 {
-        return Err("--rounds is 0; each contender must run at least once".to_owned());
-    }
     match bench {
-        Bench::Train(_) => train(options, &root),
-        Bench::Infer(_) => infer(options, &root),
+        Bench::Kernels { threads } => crate::kernels::run(*threads),
+        Bench::Train(options) | Bench::Infer(options) if options.rounds == 0 => {
+            Err("--rounds is 0; each contender must run at least once".to_owned())
+        }
+        Bench::Train(options) => train(options, &root),
+        Bench::Infer(options) => infer(options, &root),
     }
 }
 

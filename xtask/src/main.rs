@@ -1,7 +1,11 @@
 //! What a developer runs: `cargo xtask ci` checks everything that a commit must keep, `cargo xtask bench` compares with
 //! other programs.
 
+// The allocator of the programs, so that kernels are timed as they run in them.
+use llm_cli as _;
+
 mod bench;
+mod kernels;
 
 use std::process::{Command, ExitCode};
 

@@ -311,6 +311,7 @@ impl Attention {
     fn single(&self, [q, k, v]: [Heads; 3], b: usize, group: usize) -> (Vec<f32>, Vec<f32>) {
         let Dims { t, s, h, g, .. } = self.shape;
         let (start, end) = self.visible.range(b, 0, t, s);
+        let (start, end) = if start < end { (start, end) } else { (0, 0) };
         let rows: Vec<&[f32]> = (group * (h / g)..(group + 1) * (h / g)).map(|head| q.row(b, 0, head)).collect();
         single::single(&rows, k.block(b, start..end, group), v.block(b, start..end, group), &self.scores)
     }
@@ -515,6 +516,7 @@ mod tests {
 
     #[test]
     fn a_query_that_sees_nothing_gives_zero_and_no_gradient() -> Result<()> {
+        check((1, 1, 2, 2, 1, 4), &Visible { first_key: Some([2u32; 1].into()) }, 1.)?;
         // Two positions of left padding: the padding's own rows see nothing.
         let visible = Visible { first_key: Some([2u32; 5].into()) };
         check((1, 5, 5, 1, 2, 4), &visible, 1.)?;

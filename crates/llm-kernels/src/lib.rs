@@ -58,7 +58,7 @@ pub use kl::kl_divergence;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, linear_add, linear_as, linear_in};
 pub use linear_gated::linear_gated;
-pub use matmul::Precision;
+pub use matmul::{Precision, peak_flops};
 pub use norm::rms_norm;
 pub use quant::{BlockFormat, QuantizedWeight, linear_quantized};
 pub use recompute::{Recomputed, recompute};

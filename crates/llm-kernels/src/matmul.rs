@@ -185,6 +185,21 @@ impl Precision {
     }
 }
 
+/// The FLOP/s of all threads' own multiplications on numbers in the first-level cache, by which products are judged; none
+/// where the machine has no instructions that this crate names itself.
+pub fn peak_flops(precision: Precision) -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    if packed::is_available() {
+        let rates = rayon::broadcast(|_| match precision {
+            Precision::F32 => packed::peak::<false>(),
+            Precision::Bf16 => packed::peak::<true>(),
+        });
+        return Some(rates.iter().sum());
+    }
+    let _ = precision;
+    None
+}
+
 /// How a product is made.
 #[derive(Debug, Clone, Copy)]
 pub struct How {

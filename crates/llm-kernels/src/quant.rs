@@ -264,7 +264,7 @@ fn to_integers_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], all: &'a mut Acti
         let mut sums = [0i32; 32];
         for c in 0..32 {
             // Adding 1.5 * 2^23 leaves the nearest integer in the lower bits, of two the even one.
-            integers[c] = ((x[c] * inverse + 12_582_912.).to_bits() as i32).wrapping_sub(0x4b40_0000);
+            integers[c] = ((x[c] * inverse + 12_582_912.).to_bits() as i32).wrapping_sub(0x4b40_0000).clamp(-127, 127);
             sums[c] = integers[c];
         }
         for c in 0..32 {

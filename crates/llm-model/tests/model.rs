@@ -30,6 +30,10 @@ fn model() -> Model {
     Model::init(config(), Head::LanguageModel, 5).unwrap()
 }
 
+fn largest(x: &Tensor) -> f32 {
+    x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
 fn far(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
     (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(D::Minus1).unwrap().to_scalar().unwrap()
@@ -202,14 +206,17 @@ fn weights_in_less_memory_are_used_as_they_are_and_blocks_are_not_saved() {
             small.params().tensors().iter().map(|(name, t)| (name.clone(), wide(t))).collect();
         tensors.extend(small.params().quantized().iter().map(|(n, w)| (n.clone(), w.dequantize().unwrap())));
         let widened = Model::new(small.config().clone(), Head::LanguageModel, Params::new(tensors)).unwrap();
-        assert!(far(&logits(&small), &logits(&widened)) < 1e-4, "{format:?}");
+        // Beside matrices in less than f32 activations are rounded to bf16 too, where that is fast.
+        let rounding = if format == WeightFormat::F32 { 1e-5 } else { 0.02 };
+        assert!(far(&logits(&small), &logits(&widened)) < rounding * largest(&exact), "{format:?}");
 
         let folder = dir.path().join(format!("{format:?}"));
         if let WeightFormat::Blocks(_) = format {
             assert!(small.save(&folder).unwrap_err().to_string().contains("save the model in f32 or bf16"));
         } else {
             small.save(&folder).unwrap();
-            assert!(far(&logits(&Model::load(&folder).unwrap()), &logits(&small)) < 1e-4);
+            let loaded = logits(&Model::load(&folder).unwrap());
+            assert!(far(&loaded, &logits(&small)) < rounding * largest(&exact), "{format:?}");
         }
     }
 }
@@ -230,7 +237,8 @@ fn a_mapped_model_says_what_the_loaded_one_says_and_saves_the_same_bytes() {
         assert!(mapped.params().tensors().values().all(|t| t.rank() == 1), "{dtype:?}: a matrix was copied");
         assert!(mapped.params().stored().values().all(|w| w.dtype() == dtype));
         let said = model.forward(&batch).unwrap();
-        assert!(far(&said, &mapped.forward(&batch).unwrap()) < 1e-5, "{dtype:?}");
+        let rounding = if dtype == DType::BF16 { 0.02 } else { 1e-5 };
+        assert!(far(&said, &mapped.forward(&batch).unwrap()) < rounding * largest(&said).max(1.), "{dtype:?}");
         assert!(far(&said, &mapped.frozen_as(WeightFormat::F32).unwrap().forward(&batch).unwrap()) < 1e-5);
         let trained = mapped.trainable().unwrap();
         assert_eq!(trained.params().vars().len(), trained.params().tensors().len());

@@ -103,6 +103,23 @@ pub unsafe fn product<const BF16: bool, A: Element, B: Element>(
     }
 }
 
+/// The rate at which this thread multiplies numbers that lie in its first-level cache: what the machine can do, in FLOP/s.
+pub fn peak<const BF16: bool>() -> f64 {
+    const UNITS: usize = 128;
+    const TIMES: usize = 20_000;
+    let (a, b) = ([[0u32; ROWS]; UNITS], [[[0u32; 16]; 2]; UNITS]);
+    let start = std::time::Instant::now();
+    for _ in 0..TIMES {
+        // SAFETY: the caller asks on machines that have the instructions only.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::hint::black_box(multiply::<BF16>(std::hint::black_box(&a), &b));
+        }
+    }
+    let numbers = UNITS * (1 + usize::from(BF16));
+    (TIMES * ROWS * COLS * numbers * 2) as f64 / start.elapsed().as_secs_f64()
+}
+
 /// Some rows `a` times all panels of `b`, [`DEPTH`] units at a time.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 #[allow(unsafe_code)]
