@@ -22,6 +22,7 @@
 //! This crate knows nothing of text, tokenizers or training. Where to look next: `llm-infer` generates with a model,
 //! `llm-train` teaches it.
 
+mod adapters;
 mod batch;
 mod cache;
 mod checkpoint;
@@ -32,9 +33,11 @@ mod error;
 mod experts;
 pub mod families;
 mod linear;
+mod lora;
 mod model;
 mod norm;
 mod params;
+mod peft;
 mod rotary;
 mod shapes;
 
@@ -46,6 +49,7 @@ pub use count::ParamCount;
 pub use error::Error;
 pub use experts::Routing;
 pub use families::ModelType;
+pub use lora::LoraConfig;
 pub use model::{Head, Model};
 pub use params::{Params, WeightFormat};
 pub use rotary::RopeScaling;
