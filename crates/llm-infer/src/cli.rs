@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use llm_cli::Failure;
 use llm_kernels::BlockFormat;
 use llm_model::{Batch, Model, WeightFormat, write_safetensors};
-use llm_tokenizer::ChatMessage;
+use llm_tokenizer::{ChatMessage, Tokenizer};
 
 use crate::{Error, Sampling, TextModel, TextOptions, bench};
 
@@ -32,6 +32,8 @@ enum Command {
     Chat(Chat),
     /// Write the logits of some token ids to a safetensors file
     Logits(Logits),
+    /// Write a model whose weights are those that an adapter makes of it
+    Merge(Merge),
     /// Time the reading of a prompt and each further token; prints a JSON object
     Bench(Bench),
 }
@@ -56,12 +58,6 @@ enum Dtype {
 }
 
 impl Dtype {
-    fn load(self, dir: &Path) -> Result<TextModel, Failure> {
-        let mut text_model = TextModel::load(dir).map_err(input)?;
-        text_model.model = self.hold(text_model.model)?;
-        Ok(text_model)
-    }
-
     fn hold(self, model: Model) -> Result<Model, Failure> {
         let format = match self {
             Self::F32 => return Ok(model),
@@ -80,6 +76,9 @@ struct Speech {
     /// A Hugging Face folder: config.json, model.safetensors, tokenizer.json
     #[arg(long)]
     model: PathBuf,
+    /// A folder with an adapter for it in PEFT's files; its tokenizer is used if it has one
+    #[arg(long)]
+    adapter: Option<PathBuf>,
     /// What the matrices are held in
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     dtype: Dtype,
@@ -107,6 +106,14 @@ struct Speech {
 }
 
 impl Speech {
+    fn load(&self) -> Result<TextModel, Failure> {
+        let own = self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists());
+        let tokenizer = own.unwrap_or(&self.model);
+        let mut text_model = TextModel::load_with_tokenizer(&self.model, tokenizer).map_err(input)?;
+        text_model.model = adapted(self.dtype.hold(text_model.model)?, self.adapter.as_deref())?;
+        Ok(text_model)
+    }
+
     fn options(&self) -> TextOptions {
         let sampling =
             Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed };
@@ -141,10 +148,26 @@ struct Logits {
     /// A Hugging Face folder: config.json, model.safetensors
     #[arg(long)]
     model: PathBuf,
+    /// A folder with an adapter for it in PEFT's files
+    #[arg(long)]
+    adapter: Option<PathBuf>,
     /// Token ids, separated by commas
     #[arg(long, value_delimiter = ',', required = true)]
     ids: Vec<u32>,
     /// The file to write; its tensor `logits` is (seq, vocab), f32
+    #[arg(long)]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Merge {
+    /// A Hugging Face folder: config.json, model.safetensors
+    #[arg(long)]
+    model: PathBuf,
+    /// A folder with an adapter for it in PEFT's files; its tokenizer is taken along, or else the model's
+    #[arg(long)]
+    adapter: PathBuf,
+    /// The folder to write
     #[arg(long)]
     out: PathBuf,
 }
@@ -178,6 +201,7 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
         Command::Generate(generate) => answer(&generate),
         Command::Chat(chat) => talk(&chat),
         Command::Logits(logits) => write_logits(&logits),
+        Command::Merge(args) => merge(&args),
         Command::Bench(args) => time(&args),
     });
     done.map_err(|e| Failure::input(format!("--threads: {e}")))?
@@ -191,10 +215,21 @@ fn input(error: impl Into<Error>) -> Failure {
     }
 }
 
+/// The model with the adapter of a folder, if one is asked for.
+fn adapted(mut model: Model, adapter: Option<&Path>) -> Result<Model, Failure> {
+    if let Some(dir) = adapter {
+        model.load_adapter(ADAPTER, dir).map_err(input)?;
+        model.use_adapter(Some(ADAPTER)).map_err(input)?;
+    }
+    Ok(model)
+}
+
+const ADAPTER: &str = "default";
+
 fn answer(args: &Generate) -> Result<(), Failure> {
     let options = args.speech.options();
     options.sampling.validate().map_err(input)?;
-    let text_model = args.speech.dtype.load(&args.speech.model)?;
+    let text_model = args.speech.load()?;
     let prompt = if args.raw || !text_model.tokenizer.has_chat_template() {
         if args.speech.system.is_some() {
             let reason = if args.raw { "with --raw" } else { "as the model has no chat template" };
@@ -213,7 +248,7 @@ fn answer(args: &Generate) -> Result<(), Failure> {
 fn talk(args: &Chat) -> Result<(), Failure> {
     let options = args.speech.options();
     options.sampling.validate().map_err(input)?;
-    let text_model = args.speech.dtype.load(&args.speech.model)?;
+    let text_model = args.speech.load()?;
     if !text_model.tokenizer.has_chat_template() {
         let dir = args.speech.model.display();
         let message = format!("{dir}: this model has no chat template; continue a text with `llm-infer generate`");
@@ -259,12 +294,23 @@ fn speak(text_model: &TextModel, prompt: &[u32], options: &TextOptions) -> Resul
 }
 
 fn write_logits(args: &Logits) -> Result<(), Failure> {
-    let model = Model::load(&args.model).map_err(input)?;
+    let model = adapted(Model::load(&args.model).map_err(input)?, args.adapter.as_deref())?;
     let logits =
         (|| -> Result<_, Error> { Ok(model.forward(&Batch::new(std::slice::from_ref(&args.ids))?)?.squeeze(0)?) })();
     let tensors = BTreeMap::from([("logits".to_owned(), logits.map_err(input)?)]);
     refuse_folder(&args.out)?;
     write_safetensors(&args.out, &tensors).map_err(input)
+}
+
+fn merge(args: &Merge) -> Result<(), Failure> {
+    if args.out.exists() {
+        return Err(Failure::input(format!("{}: exists already; choose another --out", args.out.display())));
+    }
+    let model = adapted(Model::load(&args.model).map_err(input)?, Some(&args.adapter))?;
+    let with_tokenizer = [&args.adapter, &args.model].into_iter().find(|dir| dir.join("tokenizer.json").exists());
+    let tokenizer = with_tokenizer.map(|dir| Tokenizer::from_dir(dir)).transpose().map_err(input)?;
+    model.merged().and_then(|merged| merged.save(&args.out)).map_err(input)?;
+    tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(&args.out)).map_err(input)
 }
 
 fn time(args: &Bench) -> Result<(), Failure> {

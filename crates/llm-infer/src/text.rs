@@ -39,12 +39,17 @@ pub struct Completion {
 impl TextModel {
     /// The model of a Hugging Face folder.
     pub fn load(dir: &Path) -> Result<Self> {
-        let (model, tokenizer) = (Model::load(dir)?, Tokenizer::from_dir(dir)?);
+        Self::load_with_tokenizer(dir, dir)
+    }
+
+    /// The model of one folder with the tokenizer of another: an adapter's, say, which may have the chat template.
+    pub fn load_with_tokenizer(model: &Path, dir: &Path) -> Result<Self> {
+        let (model, tokenizer) = (Model::load(model)?, Tokenizer::from_dir(dir)?);
         let (ids, rows) = (tokenizer.vocab_size(), model.config().vocab_size);
         if ids > rows {
             let dir = dir.display();
             return Err(Error::Input(format!(
-                "{dir}/tokenizer.json has {ids} tokens, config.json says \"vocab_size\" {rows}; use the model's own tokenizer"
+                "{dir}/tokenizer.json has {ids} tokens, the model's config.json says \"vocab_size\" {rows}; use the model's own tokenizer"
             )));
         }
         Ok(Self { model, tokenizer })
