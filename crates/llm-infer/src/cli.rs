@@ -10,7 +10,7 @@ use llm_cli::Failure;
 use llm_kernels::BlockFormat;
 use llm_model::gguf::GgufFile;
 use llm_model::{Batch, Model, WeightFormat, write_safetensors};
-use llm_tokenizer::ChatMessage;
+use llm_tokenizer::{ChatMessage, Tokenizer};
 
 use crate::convert::{Convert, convert};
 use crate::{Error, Sampling, TextModel, TextOptions, bench};
@@ -34,6 +34,8 @@ enum Command {
     Chat(Chat),
     /// Write the logits of some token ids to a safetensors file
     Logits(Logits),
+    /// Write a model whose weights are those that an adapter makes of it
+    Merge(Merge),
     /// Time the reading of a prompt and each further token; prints a JSON object
     Bench(Bench),
     /// Write a model as another kind of file: GGUF for llama.cpp, safetensors for transformers
@@ -62,16 +64,6 @@ enum Dtype {
 }
 
 impl Dtype {
-    fn load(self, dir: &Path) -> Result<TextModel, Failure> {
-        let start = Instant::now();
-        let mut text_model = TextModel::open(dir).map_err(input)?;
-        text_model.model = self.hold(text_model.model)?;
-        let memory =
-            crate::own_memory().map_or_else(String::new, |bytes| format!(", {} MB of memory", bytes / 1_000_000));
-        tracing::debug!("loaded in {:.2} s{memory}", start.elapsed().as_secs_f64());
-        Ok(text_model)
-    }
-
     fn hold(self, model: Model) -> Result<Model, Failure> {
         let format = match self {
             Self::Stored => return Ok(model),
@@ -91,6 +83,9 @@ struct Speech {
     /// A Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a .gguf file
     #[arg(long)]
     model: PathBuf,
+    /// A folder with an adapter for it in PEFT's files; its tokenizer is used if it has one
+    #[arg(long)]
+    adapter: Option<PathBuf>,
     /// What the matrices are held in
     #[arg(long, value_enum, default_value_t = Dtype::Stored)]
     dtype: Dtype,
@@ -118,6 +113,21 @@ struct Speech {
 }
 
 impl Speech {
+    fn load(&self) -> Result<TextModel, Failure> {
+        let start = Instant::now();
+        let own = self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists());
+        let opened = match own {
+            Some(dir) => open(&self.model).and_then(|model| TextModel::with_tokenizer(model, dir).map_err(input)),
+            None => TextModel::open(&self.model).map_err(input),
+        };
+        let mut text_model = opened?;
+        text_model.model = adapted(self.dtype.hold(text_model.model)?, self.adapter.as_deref())?;
+        let memory =
+            crate::own_memory().map_or_else(String::new, |bytes| format!(", {} MB of memory", bytes / 1_000_000));
+        tracing::debug!("loaded in {:.2} s{memory}", start.elapsed().as_secs_f64());
+        Ok(text_model)
+    }
+
     fn options(&self) -> TextOptions {
         let sampling =
             Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed };
@@ -152,10 +162,26 @@ struct Logits {
     /// A Hugging Face folder (config.json, model.safetensors) or a .gguf file
     #[arg(long)]
     model: PathBuf,
+    /// A folder with an adapter for it in PEFT's files
+    #[arg(long)]
+    adapter: Option<PathBuf>,
     /// Token ids, separated by commas
     #[arg(long, value_delimiter = ',', required = true)]
     ids: Vec<u32>,
     /// The file to write; its tensor `logits` is (seq, vocab), f32
+    #[arg(long)]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Merge {
+    /// A Hugging Face folder: config.json, model.safetensors
+    #[arg(long)]
+    model: PathBuf,
+    /// A folder with an adapter for it in PEFT's files; its tokenizer is taken along, or else the model's
+    #[arg(long)]
+    adapter: PathBuf,
+    /// The folder to write
     #[arg(long)]
     out: PathBuf,
 }
@@ -189,6 +215,7 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
         Command::Generate(generate) => answer(&generate),
         Command::Chat(chat) => talk(&chat),
         Command::Logits(logits) => write_logits(&logits),
+        Command::Merge(args) => merge(&args),
         Command::Bench(args) => time(&args),
         Command::Convert(args) => convert(&args),
     });
@@ -203,10 +230,21 @@ pub(crate) fn input(error: impl Into<Error>) -> Failure {
     }
 }
 
+/// The model with the adapter of a folder, if one is asked for.
+fn adapted(mut model: Model, adapter: Option<&Path>) -> Result<Model, Failure> {
+    if let Some(dir) = adapter {
+        model.load_adapter(ADAPTER, dir).map_err(input)?;
+        model.use_adapter(Some(ADAPTER)).map_err(input)?;
+    }
+    Ok(model)
+}
+
+const ADAPTER: &str = "default";
+
 fn answer(args: &Generate) -> Result<(), Failure> {
     let options = args.speech.options();
     options.sampling.validate().map_err(input)?;
-    let text_model = args.speech.dtype.load(&args.speech.model)?;
+    let text_model = args.speech.load()?;
     let prompt = if args.raw || !text_model.tokenizer.has_chat_template() {
         if args.speech.system.is_some() {
             let reason = if args.raw { "with --raw" } else { "as the model has no chat template" };
@@ -225,7 +263,7 @@ fn answer(args: &Generate) -> Result<(), Failure> {
 fn talk(args: &Chat) -> Result<(), Failure> {
     let options = args.speech.options();
     options.sampling.validate().map_err(input)?;
-    let text_model = args.speech.dtype.load(&args.speech.model)?;
+    let text_model = args.speech.load()?;
     if !text_model.tokenizer.has_chat_template() {
         let dir = args.speech.model.display();
         let message = format!("{dir}: this model has no chat template; continue a text with `llm-infer generate`");
@@ -279,12 +317,23 @@ fn open(path: &Path) -> Result<Model, Failure> {
 }
 
 fn write_logits(args: &Logits) -> Result<(), Failure> {
-    let model = open(&args.model)?;
+    let model = adapted(open(&args.model)?, args.adapter.as_deref())?;
     let logits =
         (|| -> Result<_, Error> { Ok(model.forward(&Batch::new(std::slice::from_ref(&args.ids))?)?.squeeze(0)?) })();
     let tensors = BTreeMap::from([("logits".to_owned(), logits.map_err(input)?)]);
     refuse_folder(&args.out)?;
     write_safetensors(&args.out, &tensors).map_err(input)
+}
+
+fn merge(args: &Merge) -> Result<(), Failure> {
+    if args.out.exists() {
+        return Err(Failure::input(format!("{}: exists already; choose another --out", args.out.display())));
+    }
+    let model = adapted(Model::load(&args.model).map_err(input)?, Some(&args.adapter))?;
+    let with_tokenizer = [&args.adapter, &args.model].into_iter().find(|dir| dir.join("tokenizer.json").exists());
+    let tokenizer = with_tokenizer.map(|dir| Tokenizer::from_dir(dir)).transpose().map_err(input)?;
+    model.merged().and_then(|merged| merged.save(&args.out)).map_err(input)?;
+    tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(&args.out)).map_err(input)
 }
 
 fn time(args: &Bench) -> Result<(), Failure> {

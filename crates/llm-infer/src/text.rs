@@ -39,7 +39,7 @@ pub struct Completion {
 impl TextModel {
     /// The model of a Hugging Face folder, in memory in f32.
     pub fn load(dir: &Path) -> Result<Self> {
-        Self::of_folder(Model::load(dir)?, dir)
+        Self::with_tokenizer(Model::load(dir)?, dir)
     }
 
     /// The model of a Hugging Face folder or a `.gguf` file, its matrices read where they lie in the file.
@@ -47,10 +47,11 @@ impl TextModel {
         if path.extension().is_some_and(|extension| extension == "gguf") {
             return Self::from_gguf(path);
         }
-        Self::of_folder(Model::open(path)?, path)
+        Self::with_tokenizer(Model::open(path)?, path)
     }
 
-    fn of_folder(model: Model, dir: &Path) -> Result<Self> {
+    /// A model with the tokenizer of a folder: its own, or an adapter's, which may have the chat template.
+    pub fn with_tokenizer(model: Model, dir: &Path) -> Result<Self> {
         Self::fitting(model, Tokenizer::from_dir(dir)?, &dir.join("tokenizer.json"))
     }
 

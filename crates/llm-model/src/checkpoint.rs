@@ -30,12 +30,12 @@ pub fn write_safetensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Res
     write_atomic(path, &bytes)
 }
 
-fn read_json(path: &Path) -> Result<Value> {
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     serde_json::from_str(&text).map_err(|source| Error::Json { path: path.into(), source })
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|source| Error::Json { path: path.into(), source })?;
     write_atomic(path, format!("{text}\n").as_bytes())
 }
@@ -45,6 +45,12 @@ pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
         let dir = dir.display();
         return Err(Error::Input(format!(
             "{dir}: \"{name}\" is held in blocks, which a Hugging Face folder has not; save the model in f32 or bf16"
+        )));
+    }
+    if model.params().adapter().is_some() {
+        let dir = dir.display();
+        return Err(Error::Input(format!(
+            "{dir}: an adapter hangs on this model; save it by itself, or merge it before"
         )));
     }
     let mut tensors = model.params().tensors().clone();

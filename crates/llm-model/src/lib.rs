@@ -22,6 +22,7 @@
 //! This crate knows nothing of text, tokenizers or training. Where to look next: `llm-infer` generates with a model,
 //! `llm-train` teaches it.
 
+mod adapters;
 mod batch;
 mod cache;
 mod checkpoint;
@@ -33,9 +34,11 @@ mod experts;
 pub mod families;
 pub mod gguf;
 mod linear;
+mod lora;
 mod model;
 mod norm;
 mod params;
+mod peft;
 mod rotary;
 mod safetensors_file;
 mod shapes;
@@ -48,6 +51,7 @@ pub use count::ParamCount;
 pub use error::Error;
 pub use experts::Routing;
 pub use families::ModelType;
+pub use lora::LoraConfig;
 pub use model::{Head, Model};
 pub use params::{Params, WeightFormat};
 pub use rotary::RopeScaling;

@@ -10,6 +10,7 @@ use llm_kernels::{
 };
 use serde_json::{Map, Value};
 
+use crate::adapters::Adapters;
 use crate::decoder::Decoder;
 use crate::linear::Linear;
 use crate::params::{Matrix, WeightFormat};
@@ -34,6 +35,7 @@ pub struct Model {
     params: Params,
     decoder: Decoder,
     output: Linear, // (vocab, hidden) or (1, hidden)
+    pub(crate) adapters: Adapters,
     /// The keys of the `config.json` that this model was read from, as they stood there.
     spelled: Map<String, Value>,
     /// Keys of `config.json` beyond the decoder's own, kept as they are and saved again (reward statistics, say).
@@ -49,12 +51,13 @@ impl Model {
         families::to_json(&config, head)?; // whatever can be made can be saved
         let output = match head {
             Head::LanguageModel if config.tie_word_embeddings => {
-                Linear { weight: decoder.embed_tokens.clone(), bias: None }
+                Linear { weight: decoder.embed_tokens.clone(), bias: None, lora: None }
             }
             Head::LanguageModel => Linear::new(&params, "lm_head")?,
             Head::Sequence | Head::Token => Linear::new(&params, "score")?,
         };
-        Ok(Self { config, head, params, decoder, output, spelled: Map::new(), extra: Map::new() })
+        let adapters = Adapters::default();
+        Ok(Self { config, head, params, decoder, output, adapters, spelled: Map::new(), extra: Map::new() })
     }
 
     /// A trainable model with fresh weights; the same seed gives the same bytes.
@@ -85,7 +88,7 @@ impl Model {
         checkpoint::save(self, dir)
     }
 
-    /// A copy whose weights can be trained without touching this one's.
+    /// A copy whose weights can be trained without touching this one's; those of the adapter alone, if one is in use.
     pub fn trainable(&self) -> Result<Self> {
         self.with_params(self.params.trainable()?)
     }
@@ -108,8 +111,10 @@ impl Model {
         self.with_params(self.params.in_precision(precision))
     }
 
-    fn with_params(&self, params: Params) -> Result<Self> {
+    pub(crate) fn with_params(&self, params: Params) -> Result<Self> {
+        let adapters = self.adapters.now_with(params.adapter());
         let mut model = Self::new(self.config.clone(), self.head, params)?;
+        model.adapters = adapters;
         model.spelled.clone_from(&self.spelled);
         model.extra.clone_from(&self.extra);
         Ok(model)
@@ -123,6 +128,9 @@ impl Model {
 
     /// A trainable model with the same decoder and another head; a score head that is not there is made from `seed`.
     pub fn with_head(&self, head: Head, seed: u64) -> Result<Self> {
+        if self.params.adapter().is_some() {
+            return Err(Error::Input("an adapter hangs on this model; merge it before you change the head".to_owned()));
+        }
         let params = self.params.for_head(&self.config, head, seed)?;
         Self::new(self.config.clone(), head, params.trainable()?)
     }

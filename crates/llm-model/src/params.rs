@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
+use crate::lora::Adapter;
 use crate::{Error, Head, ModelConfig, NormKind, Result};
 
 /// Tensors by the decoder's name ([`ModelConfig::tensor_shapes`]). Trainable ones are variables that gradients flow to; frozen ones cost nothing.
@@ -22,6 +23,8 @@ pub struct Params {
     stored: BTreeMap<String, StoredWeight>,
     /// What the matrices are rounded to as they are multiplied.
     precision: Precision,
+    /// What hangs on the matrices; then these are frozen, and it may train.
+    adapter: Option<Adapter>,
 }
 
 /// How the matrices of a frozen model are held; norms and biases are f32 always.
@@ -95,6 +98,15 @@ impl Matrix {
         })
     }
 
+    /// `(out, in)`.
+    pub fn shape(&self) -> Result<(usize, usize)> {
+        Ok(match self {
+            Self::Dense(w, _) => w.dims2()?,
+            Self::Blocks(w) => w.shape(),
+            Self::Stored(w) => w.shape(),
+        })
+    }
+
     /// What it is rounded to as it is multiplied.
     pub fn precision(&self) -> Precision {
         match self {
@@ -146,28 +158,54 @@ impl Params {
         Ok(Self::new(tensors))
     }
 
-    /// The same numbers as variables of their own: training them leaves the originals as they are.
+    /// The same numbers as variables of their own: training them leaves the originals as they are. Where an adapter hangs on the
+    /// matrices, it alone is trained.
     pub fn trainable(&self) -> Result<Self> {
-        let mut copy = Self { precision: self.precision, ..Self::default() };
-        for name in self.tensors.keys().chain(self.stored.keys()) {
-            let var = Var::from_tensor(&self.matrix(name)?.dense()?.detach().copy()?)?;
-            copy.tensors.insert(name.clone(), var.as_tensor().clone());
-            copy.vars.insert(name.clone(), var);
+        let (mut copy, mut vars) = (self.clone(), BTreeMap::new());
+        if copy.adapter.is_none() {
+            for (name, stored) in std::mem::take(&mut copy.stored) {
+                copy.tensors.insert(name, stored.dense()?);
+            }
         }
+        let training = copy.adapter.as_mut().map_or(&mut copy.tensors, |adapter| &mut adapter.tensors);
+        for (name, tensor) in training {
+            let var = Var::from_tensor(&tensor.detach().copy()?)?;
+            tensor.clone_from(var.as_tensor());
+            vars.insert(name.clone(), var);
+        }
+        copy.vars = vars;
         Ok(copy)
     }
 
-    /// The same numbers, at this moment, that no training changes.
+    /// The same numbers, at this moment, that no training changes. What does not train now is shared.
     pub fn frozen(&self) -> Result<Self> {
-        let copy = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), tensor.detach().copy()?));
-        let tensors = self.tensors.iter().map(copy).collect::<Result<_>>()?;
-        Ok(Self { tensors, vars: BTreeMap::new(), ..self.clone() })
+        let tensors = frozen(&self.tensors)?;
+        let adapter = self.adapter.as_ref().map(Adapter::frozen).transpose()?;
+        Ok(Self { tensors, vars: BTreeMap::new(), adapter, ..self.clone() })
+    }
+
+    /// The same numbers, frozen, with this adapter instead of the one that hangs on them.
+    pub(crate) fn with_adapter(&self, adapter: Option<Adapter>) -> Result<Self> {
+        Ok(Self { adapter, ..Self { adapter: None, ..self.clone() }.frozen()? })
+    }
+
+    /// The adapter in use.
+    pub(crate) fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// Puts a tensor in the place of a matrix.
+    pub(crate) fn replace(&mut self, name: String, tensor: Tensor) {
+        self.quantized.remove(&name);
+        self.stored.remove(&name);
+        self.tensors.insert(name, tensor);
     }
 
     /// The same numbers, frozen, with matrices rounded to `format`, one after the other; those that are in it already
     /// stay where they are.
     pub(crate) fn with_matrices_in(&self, format: WeightFormat) -> Result<Self> {
-        let mut rounded = Self { precision: self.precision, ..Self::default() };
+        let adapter = self.adapter.as_ref().map(Adapter::frozen).transpose()?;
+        let mut rounded = Self { precision: self.precision, adapter, ..Self::default() };
         for name in self.tensors.keys().chain(self.quantized.keys()).chain(self.stored.keys()) {
             let matrix = self.matrix(name)?;
             let other = match (&matrix, format) {
@@ -295,6 +333,12 @@ impl Params {
     }
 }
 
+/// Tensors that no training changes: copies of those that train.
+pub(crate) fn frozen(tensors: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+    let frozen = |tensor: &Tensor| if tensor.is_variable() { tensor.copy() } else { Ok(tensor.clone()) };
+    tensors.iter().map(|(name, tensor)| Ok((name.clone(), frozen(tensor)?.detach()))).collect()
+}
+
 fn init_tensor(config: &ModelConfig, name: &str, shape: &[usize], seed: u64) -> Result<Tensor> {
     let device = Device::Cpu;
     if name.ends_with("norm.weight") && config.norm != NormKind::RmsPlusOne {
@@ -313,8 +357,7 @@ fn init_tensor(config: &ModelConfig, name: &str, shape: &[usize], seed: u64) -> 
     } else {
         config.initializer_range
     };
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(name_stream(name));
+    let mut rng = stream(seed, name);
     let mut normal = || {
         let x: f64 = StandardNormal.sample(&mut rng as &mut dyn Rng);
         (x * std) as f32
@@ -323,7 +366,11 @@ fn init_tensor(config: &ModelConfig, name: &str, shape: &[usize], seed: u64) -> 
     Ok(Tensor::from_vec(data, shape, &device)?)
 }
 
-/// FNV-1a of the name: a stream of its own for each tensor, whatever else the model holds.
-fn name_stream(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+/// The random stream of a tensor: its own by FNV-1a of the name, whatever else the model holds.
+pub(crate) fn stream(seed: u64, name: &str) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(
+        name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)),
+    );
+    rng
 }

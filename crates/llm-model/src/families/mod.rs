@@ -129,6 +129,14 @@ impl Family {
     }
 }
 
+/// The module of transformers that holds the decoder's matrix `{name}.weight`, and whether it holds it alone and as it is: not
+/// transposed, not joined with others.
+pub(crate) fn module_of(config: &ModelConfig, head: Head, name: &str) -> (String, bool) {
+    let place = config.model_type.family().place_of(config, head, &format!("{name}.weight"));
+    let module = place.name.strip_suffix(".weight").unwrap_or(&place.name).to_owned();
+    (module, !place.transposed && place.rows.is_none())
+}
+
 /// What a `config.json` says.
 #[derive(Debug, Clone)]
 pub struct Described {

@@ -1,17 +1,20 @@
-//! Instruction fine-tuning: the assistant's words of conversations, and nothing else, are learnt.
+//! Instruction fine-tuning: the assistant's words of conversations, and nothing else, are learnt; by all weights, or by an
+//! adapter over frozen ones.
 
 use std::path::Path;
 
-use llm_model::Head;
+use llm_kernels::BlockFormat;
+use llm_model::{Head, LoraConfig, Model, WeightFormat};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
+use serde_json::Map;
 
 use super::{load_model, pad_id};
 use crate::examples::{Example, LengthBatches, answer_loss, answer_places, pick_rows, train_and_held_out};
-use crate::optim::OptimizerConfig;
+use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterLog;
-use crate::run::{Run, RunOptions, learner};
-use crate::{Result, loss};
+use crate::run::{Checkpoint, Run, RunOptions, learner};
+use crate::{Error, Result, loss};
 
 /// The numbers of a fine-tuning run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,8 +36,40 @@ pub struct FinetuneRecipe {
     pub eval_every: u64,
     /// Steps between two checkpoints.
     pub save_every: u64,
+    /// What the weights under an adapter are held in.
+    pub base_dtype: BaseDtype,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
+    /// The adapter to learn instead of the model's own weights: the run writes it in PEFT's files, and no model.
+    pub lora: Option<LoraConfig>,
+}
+
+/// What the matrices under an adapter are held in: all but `F32` make it QLoRA.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(non_camel_case_types, reason = "ggml's names")]
+#[serde(rename_all = "lowercase")]
+pub enum BaseDtype {
+    /// 4 bytes for each number.
+    #[default]
+    F32,
+    /// 2 bytes.
+    Bf16,
+    /// 8.5 bits.
+    Q8_0,
+    /// 4.5 bits.
+    Q4_0,
+}
+
+impl BaseDtype {
+    fn hold(self, model: Model) -> Result<Model> {
+        let format = match self {
+            Self::F32 => return Ok(model),
+            Self::Bf16 => WeightFormat::Bf16,
+            Self::Q8_0 => WeightFormat::Blocks(BlockFormat::Q8_0),
+            Self::Q4_0 => WeightFormat::Blocks(BlockFormat::Q4_0),
+        };
+        Ok(model.frozen_as(format)?)
+    }
 }
 
 impl Default for FinetuneRecipe {
@@ -49,7 +84,9 @@ impl Default for FinetuneRecipe {
             max_length: 512,
             eval_every: 100,
             save_every: 100,
+            base_dtype: BaseDtype::F32,
             optimizer,
+            lora: None,
         }
     }
 }
@@ -65,8 +102,13 @@ pub struct FinetuneInputs<'a> {
     pub held_out: Option<&'a Path>,
 }
 
-/// Fine-tunes a model on conversations; the run folder `out` becomes its Hugging Face folder.
+/// Fine-tunes a model on conversations; the run folder `out` becomes its Hugging Face folder, or that of its adapter.
 pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, options: RunOptions) -> Result<()> {
+    if recipe.lora.is_none() && recipe.base_dtype != BaseDtype::F32 {
+        let message =
+            "\"base_dtype\" is for the frozen weights under an adapter; add a table [lora], or leave it at \"f32\"";
+        return Err(Error::Input(message.to_owned()));
+    }
     let mut tokenizer = Tokenizer::from_dir(inputs.model)?;
     if !tokenizer.has_chat_template() {
         tokenizer = tokenizer.with_default_chat_template()?;
@@ -78,11 +120,21 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
     let mut shown = vec![("model", inputs.model.display().to_string()), ("data", inputs.data.display().to_string())];
     shown.extend(inputs.held_out.map(|path| ("held_out", path.display().to_string())));
     let (mut run, checkpoint) = Run::open(out, recipe, &shown, options)?;
-    let mut learner = learner(checkpoint.as_ref(), &recipe.optimizer, || {
-        let mut model = base.trainable()?;
-        model.set_eos_token_id(tokenizer.end_of_turn_id());
-        Ok(model)
-    })?;
+    let mut learner = match &recipe.lora {
+        Some(lora) => adapter_learner(recipe, lora, base, checkpoint.as_ref())?,
+        None => learner(checkpoint.as_ref(), &recipe.optimizer, || {
+            let mut model = base.trainable()?;
+            model.set_eos_token_id(tokenizer.end_of_turn_id());
+            Ok(model)
+        })?,
+    };
+    let write = |model: &Model, dir: &Path| -> Result<()> {
+        tokenizer.save(dir)?;
+        match recipe.lora {
+            Some(_) => Ok(model.save_adapter(dir, &inputs.model.display().to_string())?),
+            None => Ok(model.save(dir)?),
+        }
+    };
     if recipe.activation_checkpointing {
         learner.model.checkpoint_activations();
     }
@@ -125,11 +177,31 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
             tracing::info!("step {done}: held-out loss of the answers {eval_loss:.4}");
         }
         if done.is_multiple_of(recipe.save_every) {
-            run.checkpoint_of(done, &learner, &tokenizer)?;
+            run.checkpoint(done, Map::new(), |dir| {
+                write(&learner.model, dir)?;
+                learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
+            })?;
         }
     }
-    run.finish(steps, |dir| {
-        tokenizer.save(dir)?;
-        Ok(learner.model.save(dir)?)
-    })
+    run.finish(steps, |dir| write(&learner.model, dir))
 }
+
+/// The learner of an adapter over `base`: a fresh one, or the checkpoint's.
+fn adapter_learner(
+    recipe: &FinetuneRecipe,
+    lora: &LoraConfig,
+    base: Model,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<Learner> {
+    let mut model = recipe.base_dtype.hold(base)?;
+    let Some(checkpoint) = checkpoint else {
+        return Learner::new(model.with_lora(lora, recipe.seed)?, &recipe.optimizer);
+    };
+    model.load_adapter(ADAPTER, &checkpoint.dir)?;
+    model.use_adapter(Some(ADAPTER))?;
+    let mut learner = Learner::new(model.trainable()?, &recipe.optimizer)?;
+    learner.load_optimizer(&checkpoint.dir.join("trainer/optimizer.safetensors"))?;
+    Ok(learner)
+}
+
+const ADAPTER: &str = "default";

@@ -9,7 +9,7 @@ mod pretrain;
 mod reward;
 
 pub use distill::{DistillInputs, DistillRecipe, distill};
-pub use finetune::{FinetuneInputs, FinetuneRecipe, finetune};
+pub use finetune::{BaseDtype, FinetuneInputs, FinetuneRecipe, finetune};
 pub use lifecycle::{LifecycleRecipe, lifecycle};
 pub use ppo::{PpoInputs, PpoRecipe, PpoTrainer, Score, ppo};
 pub use prepare::{PrepareInputs, prepare, train_tokenizer};

@@ -70,6 +70,10 @@ impl Default for Questions {
 /// Lives a whole life in the folder `out` and writes `report.md` there; returns the report's table.
 pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> Result<String> {
     let RunOptions { resume, observer } = options;
+    if recipe.finetune.lora.is_some() {
+        let message = "\"finetune.lora\": the stages behind fine-tuning need a whole model; take the table out";
+        return Err(Error::Input(message.to_owned()));
+    }
     open_folder(out, recipe, &[], resume)?;
     let dir = |name: &str| out.join(name);
     let (data, tokenizer, shards) = (dir("data"), dir("tokenizer"), dir("shards"));

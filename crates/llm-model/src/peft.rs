@@ -1,0 +1,155 @@
+//! PEFT's files of an adapter: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::DType;
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::{read_json, write_json, write_safetensors};
+use crate::lora::{Adapter, LoraConfig};
+use crate::safetensors_file::read_safetensors;
+use crate::{Error, Head, ModelConfig, Result};
+
+const CONFIG: &str = "adapter_config.json";
+const TENSORS: &str = "adapter_model.safetensors";
+
+/// What PEFT puts before transformers' names.
+const PREFIX: &str = "base_model.model.";
+
+/// Keys that say nothing of what the adapter computes once its tensors are there.
+const OF_THE_FILE: [&str; 8] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "init_lora_weights",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+];
+
+/// Reads the adapter in `dir` for a model; what is missing, extra, misshapen or would compute something else is an error.
+pub(crate) fn load(dir: &Path, model: &ModelConfig, head: Head) -> Result<Adapter> {
+    let path = dir.join(CONFIG);
+    if !dir.is_dir() {
+        let message = format!("no such folder; an adapter is a folder with {CONFIG} and {TENSORS}");
+        return Err(Error::config(dir.display().to_string(), message));
+    }
+    let origin = path.display().to_string();
+    let config = read_config(&read_json(&path)?, &origin)?;
+    let targets = config.targets(model, head, &origin)?;
+    let path = dir.join(TENSORS);
+    let mut found = read_safetensors(&path)?;
+    let (mut tensors, mut problems) = (BTreeMap::new(), Vec::new());
+    for target in &targets {
+        for (part, shape) in target.shapes(&config) {
+            let name = format!("{PREFIX}{}.{part}", target.module);
+            let Some(tensor) = found.remove(&name) else {
+                problems.push(format!("tensor \"{name}\" {shape:?} is missing"));
+                continue;
+            };
+            if tensor.dims() != shape {
+                let found = tensor.dims();
+                problems.push(format!("tensor \"{name}\" has shape {found:?}, {CONFIG} and the model say {shape:?}"));
+            } else if !matches!(tensor.dtype(), DType::F32 | DType::F64) {
+                problems.push(format!("tensor \"{name}\" is {:?}, not floating-point numbers", tensor.dtype()));
+            } else {
+                tensors.insert(format!("{}.{part}", target.name), tensor.to_dtype(DType::F32)?);
+            }
+        }
+    }
+    problems.extend(found.keys().map(|name| format!("tensor \"{name}\" belongs to no adapted part of this model")));
+    if problems.is_empty() {
+        Ok(Adapter { config, tensors })
+    } else {
+        Err(Error::Tensors { origin: path.display().to_string(), problems })
+    }
+}
+
+/// Writes the adapter of a model, which PEFT finds by the name `base`.
+pub(crate) fn save(adapter: &Adapter, dir: &Path, base: &str, model: &ModelConfig, head: Head) -> Result<()> {
+    let config = &adapter.config;
+    let mut tensors = BTreeMap::new();
+    for target in config.targets(model, head, "adapter configuration")? {
+        for (part, _) in target.shapes(config) {
+            let tensor = adapter.tensors[&format!("{}.{part}", target.name)].clone();
+            tensors.insert(format!("{PREFIX}{}.{part}", target.module), tensor);
+        }
+    }
+    write_safetensors(&dir.join(TENSORS), &tensors)?;
+    write_json(&dir.join(CONFIG), &config_json(config, base))
+}
+
+fn config_json(config: &LoraConfig, base: &str) -> Value {
+    let LoraConfig { r, lora_alpha, target_modules, use_rslora, use_dora } = config;
+    let whole = lora_alpha.fract() == 0. && lora_alpha.abs() < 1e9;
+    json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": r,
+        "lora_alpha": if whole { json!(*lora_alpha as i64) } else { json!(lora_alpha) },
+        "target_modules": target_modules,
+        "use_rslora": use_rslora,
+        "use_dora": use_dora,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "modules_to_save": null,
+        "inference_mode": true,
+    })
+}
+
+/// Reads an `adapter_config.json`; `origin` is named in errors.
+fn read_config(json: &Value, origin: &str) -> Result<LoraConfig> {
+    let Some(map) = json.as_object() else {
+        return Err(Error::config(origin, "the file does not hold a JSON object"));
+    };
+    let wrong = |key: &str, supported: &str| {
+        let value = map.get(key).unwrap_or(&Value::Null);
+        Err(Error::config(origin, format!("\"{key}\" is {value}; supported is {supported}")))
+    };
+    let mut ours = Map::new();
+    for (key, value) in map {
+        match (key.as_str(), value) {
+            ("r" | "lora_alpha" | "target_modules" | "use_rslora" | "use_dora", _) => {
+                let ours_too = json!({key: value});
+                if serde_json::from_value::<LoraConfig>(ours_too).is_err() {
+                    let supported = match key.as_str() {
+                        "r" => "a whole number",
+                        "lora_alpha" => "a number",
+                        "target_modules" => "a list of names",
+                        _ => "true or false",
+                    };
+                    return wrong(key, supported);
+                }
+                ours.insert(key.clone(), value.clone());
+            }
+            ("peft_type", Value::String(kind)) if kind == "LORA" => {}
+            ("peft_type", _) => return wrong(key, "\"LORA\""),
+            ("task_type", Value::String(task)) if task == "CAUSAL_LM" => {}
+            ("task_type", Value::Null) => {}
+            ("task_type", _) => return wrong(key, "\"CAUSAL_LM\""),
+            ("lora_dropout", value) if value.as_f64() == Some(0.) => {}
+            ("lora_dropout", _) => return wrong(key, "0: no dropout"),
+            ("bias", Value::String(bias)) if bias == "none" => {}
+            ("bias", _) => return wrong(key, "\"none\""),
+            // These change the weights under the adapter.
+            ("init_lora_weights", Value::String(kind)) if kind != "gaussian" => {
+                return wrong(key, "true, false or \"gaussian\", which leave the base's weights as they are");
+            }
+            (key, _) if OF_THE_FILE.contains(&key) => {}
+            (_, Value::Null | Value::Bool(false)) => {}
+            (_, Value::Array(items)) if items.is_empty() => {}
+            (_, Value::Object(items)) if items.is_empty() => {}
+            (key, _) => return wrong(key, "none: leave the key out"),
+        }
+    }
+    for key in ["peft_type", "r", "lora_alpha", "target_modules"] {
+        if !map.contains_key(key) {
+            return Err(Error::config(origin, format!("\"{key}\" is missing")));
+        }
+    }
+    serde_json::from_value(Value::Object(ours)).map_err(|e| Error::config(origin, e.to_string()))
+}

@@ -1,0 +1,416 @@
+//! Adapters that peft wrote, against what peft says of them (`golden/make_lora.py`), and how adapters train here.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, IndexOp, Tensor, Var};
+use llm_kernels::{AdamWStep, BlockFormat, adamw_step};
+use llm_model::{
+    Batch, Head, LoraConfig, Model, ModelConfig, Params, WeightFormat, read_safetensors, write_safetensors,
+};
+use serde_json::{Value, json};
+
+const CASES: [&str; 3] = ["plain", "rslora", "dora"];
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn far(ours: &Tensor, theirs: &Tensor) -> f32 {
+    assert_eq!(ours.dims(), theirs.dims());
+    (ours - theirs).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
+}
+
+fn number(x: &Tensor) -> f64 {
+    x.to_dtype(DType::F64).unwrap().sum_all().unwrap().to_scalar().unwrap()
+}
+
+fn bits(x: &Tensor) -> Vec<u32> {
+    x.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+/// The tiny Llama with the adapters of the golden folders.
+fn with_adapters() -> Model {
+    let mut model = Model::load(&golden("tied")).unwrap();
+    for case in CASES {
+        model.load_adapter(case, &golden("lora").join(case)).unwrap();
+    }
+    model
+}
+
+fn expected(case: &str) -> (Vec<Vec<u32>>, BTreeMap<String, Tensor>) {
+    let expected = read_safetensors(&golden("lora").join(case).join("expected.safetensors")).unwrap();
+    (expected["input_ids"].to_dtype(DType::U32).unwrap().to_vec2().unwrap(), expected)
+}
+
+/// The mean cross-entropy of each next token.
+fn loss(model: &Model, ids: &[Vec<u32>]) -> Tensor {
+    let t = ids[0].len();
+    let hidden = model.hidden(&Batch::new(ids).unwrap(), None).unwrap();
+    let labels: Vec<i64> = ids.iter().flat_map(|row| row[1..].iter().map(|&id| i64::from(id))).collect();
+    model.cross_entropy(&hidden.i((.., ..t - 1)).unwrap().flatten(0, 1).unwrap(), &labels).unwrap()
+}
+
+fn every_map() -> Vec<String> {
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(str::to_owned).to_vec()
+}
+
+fn kinds() -> [LoraConfig; 3] {
+    let plain = LoraConfig { r: 4, lora_alpha: 6., target_modules: every_map(), ..LoraConfig::default() };
+    [
+        plain.clone(),
+        LoraConfig { use_rslora: true, ..plain.clone() },
+        LoraConfig { use_dora: true, target_modules: ["o_proj", "gate_proj"].map(str::to_owned).to_vec(), ..plain },
+    ]
+}
+
+fn small() -> Model {
+    let config = ModelConfig {
+        vocab_size: 40,
+        hidden_size: 32,
+        intermediate_size: 64,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        initializer_range: 0.2,
+        ..ModelConfig::default()
+    };
+    Model::init(config, Head::LanguageModel, 5).unwrap().frozen().unwrap()
+}
+
+const TEXT: [[u32; 7]; 2] = [[3, 17, 8, 8, 29, 5, 11], [30, 2, 7, 31, 4, 4, 9]];
+
+fn text() -> Vec<Vec<u32>> {
+    TEXT.map(|row| row.to_vec()).to_vec()
+}
+
+/// AdamW on the text; gives the first and the last loss.
+fn train(model: &Model, ids: &[Vec<u32>], steps: u64) -> [f64; 2] {
+    let vars = model.params().vars();
+    let zeros = |var: &Var| Tensor::zeros((2, var.elem_count()), DType::F32, var.device()).unwrap();
+    let moments: BTreeMap<&String, Tensor> = vars.iter().map(|(name, var)| (name, zeros(var))).collect();
+    for step in 1..=steps {
+        let grads = loss(model, ids).backward().unwrap();
+        let settings = AdamWStep {
+            learning_rate: 0.01,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.,
+            step,
+            gradient_scale: 1.,
+        };
+        for (name, var) in vars {
+            adamw_step(var, grads.get(var).unwrap(), &moments[name], &settings).unwrap();
+        }
+    }
+    let mut base = model.clone();
+    base.use_adapter(None).unwrap();
+    [number(&loss(&base, ids)), number(&loss(model, ids))]
+}
+
+#[test]
+fn adapters_of_peft_give_its_logits_losses_and_gradients() {
+    let mut model = with_adapters();
+    for case in CASES {
+        let (ids, expected) = expected(case);
+        let batch = Batch::new(&ids).unwrap();
+        model.use_adapter(Some(case)).unwrap();
+        let gap = far(&model.forward(&batch).unwrap(), &expected["logits"]);
+        assert!(gap <= 1e-4, "{case}: {gap}");
+
+        let training = model.trainable().unwrap();
+        let loss = loss(&training, &ids);
+        assert!((number(&loss) - number(&expected["loss"])).abs() < 1e-5, "{case}");
+        let grads = loss.backward().unwrap();
+        for (name, var) in training.params().vars() {
+            let theirs = &expected[&format!("grad.base_model.model.{name}")];
+            let gap = far(grads.get(var).unwrap(), theirs);
+            assert!(gap <= 1e-5, "{case}, {name}: {gap}");
+        }
+        let adapted = expected.keys().filter(|name| name.starts_with("grad.")).count();
+        assert_eq!(training.params().vars().len(), adapted, "{case}: the adapter alone trains");
+        // A norm's gradient comes with that of what it norms, and costs nothing.
+        for (name, tensor) in training.params().tensors().iter().filter(|(_, tensor)| tensor.rank() == 2) {
+            assert!(grads.get(tensor).is_none(), "{case}: the frozen {name} has a gradient");
+        }
+    }
+}
+
+#[test]
+fn adapters_are_switched_over_the_same_weights() {
+    let mut model = with_adapters();
+    let base = Model::load(&golden("tied")).unwrap();
+    let batch = Batch::new(&text()).unwrap();
+    let without = bits(&base.forward(&batch).unwrap());
+    let mut outputs = Vec::new();
+    for case in CASES.into_iter().chain(CASES) {
+        model.use_adapter(Some(case)).unwrap();
+        assert_eq!(model.active_adapter(), Some(case));
+        outputs.push(bits(&model.forward(&batch).unwrap()));
+    }
+    assert_eq!(outputs[..3], outputs[3..]);
+    assert!(outputs[0] != outputs[1] && outputs[1] != outputs[2] && outputs.iter().all(|output| *output != without));
+    model.use_adapter(None).unwrap();
+    assert_eq!(bits(&model.forward(&batch).unwrap()), without);
+    let message = model.use_adapter(Some("other")).unwrap_err().to_string();
+    assert!(message.contains("other") && message.contains("rslora"), "{message}");
+}
+
+#[test]
+fn a_merged_model_gives_the_same_and_unmerging_restores_the_bits() {
+    let mut model = with_adapters();
+    let batch = Batch::new(&text()).unwrap();
+    for case in CASES {
+        model.use_adapter(Some(case)).unwrap();
+        let (before, merged) = (model.forward(&batch).unwrap(), model.merged().unwrap());
+        let gap = far(&merged.forward(&batch).unwrap(), &before);
+        assert!(gap <= 1e-5, "{case}: {gap}");
+        let dir = tempfile::tempdir().unwrap();
+        merged.save(dir.path()).unwrap();
+        assert_eq!(
+            bits(&Model::load(dir.path()).unwrap().forward(&batch).unwrap()),
+            bits(&merged.forward(&batch).unwrap())
+        );
+
+        let unmerged = merged.unmerged().unwrap();
+        assert_eq!(unmerged.active_adapter(), Some(case));
+        assert_eq!(bits(&unmerged.forward(&batch).unwrap()), bits(&before), "{case}");
+        for (name, tensor) in Model::load(&golden("tied")).unwrap().params().tensors() {
+            assert_eq!(bits(tensor), bits(&unmerged.params().tensors()[name]), "{case}: {name}");
+        }
+        assert!(merged.clone().use_adapter(None).is_err() && unmerged.unmerged().is_err());
+        assert!(model.save(dir.path()).unwrap_err().to_string().contains("merge"), "{case}");
+    }
+}
+
+#[test]
+fn a_fresh_adapter_changes_nothing_and_hangs_on_its_seed() {
+    let base = small();
+    let batch = Batch::new(&text()).unwrap();
+    for config in kinds() {
+        let [one, same, other] = [1, 1, 2].map(|seed| base.with_lora(&config, seed).unwrap());
+        let gap = far(&one.forward(&batch).unwrap(), &base.forward(&batch).unwrap());
+        assert!(gap <= 1e-6, "{config:?}: {gap}");
+        let a = |model: &Model| bits(&model.params().vars()["model.layers.1.self_attn.o_proj.lora_A.weight"]);
+        assert!(a(&one) == a(&same) && a(&one) != a(&other));
+        let bound = (1f32 / 32.).sqrt();
+        let numbers: Vec<f32> = a(&one).into_iter().map(f32::from_bits).collect();
+        let far = numbers.iter().fold(0f32, |far, x| far.max(x.abs()));
+        assert!(far <= bound && far > 0.9 * bound, "{far} of {bound}");
+    }
+}
+
+/// The same model in f64 with an adapter away from its beginning.
+fn in_f64(config: &LoraConfig) -> Model {
+    let base = small();
+    let wide = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.to_dtype(DType::F64).unwrap());
+    let params = Params::new(base.params().tensors().iter().map(wide).collect());
+    let model = Model::new(base.config().clone(), Head::LanguageModel, params).unwrap().with_lora(config, 3).unwrap();
+    for (i, var) in model.params().vars().values().enumerate() {
+        let wave: Vec<f64> = (0..var.elem_count()).map(|j| 0.2 * ((7 * i + 3 * j) as f64).sin()).collect();
+        let wave = Tensor::from_vec(wave, var.shape(), var.device()).unwrap();
+        var.set(&(var.as_tensor() + wave).unwrap()).unwrap();
+    }
+    model
+}
+
+#[test]
+fn gradients_are_finite_differences_in_f64() {
+    for config in kinds() {
+        let model = in_f64(&config);
+        let grads = loss(&model, &text()).backward().unwrap();
+        let mut compared = 0;
+        for (name, var) in model.params().vars() {
+            // What A and B do to the length of DoRA's rows counts as constant; peft's gradients are their oracle.
+            if config.use_dora && !name.ends_with("magnitude_vector") {
+                continue;
+            }
+            let numbers = var.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            let gradient = grads.get(var).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            for place in [0, numbers.len() / 2, numbers.len() - 1] {
+                let at = |step: f64| {
+                    let mut moved = numbers.clone();
+                    moved[place] += step;
+                    var.set(&Tensor::from_vec(moved, var.shape(), var.device()).unwrap()).unwrap();
+                    number(&loss(&model, &text()))
+                };
+                let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+                at(0.);
+                let gap = (slope - gradient[place]).abs();
+                assert!(gap <= 1e-8 + 1e-6 * slope.abs(), "{name}[{place}]: {} and {slope}", gradient[place]);
+                compared += 1;
+            }
+        }
+        assert!(compared >= 12, "{config:?}");
+    }
+}
+
+#[test]
+fn checkpointed_activations_change_no_bit_of_an_adapters_gradients() {
+    for config in kinds() {
+        let gradients = |checkpointed: bool| {
+            let mut model = small().with_lora(&config, 1).unwrap();
+            train(&model, &text(), 2);
+            if checkpointed {
+                model.checkpoint_activations();
+            }
+            let grads = loss(&model, &text()).backward().unwrap();
+            let recomputed = model.take_recomputed();
+            assert_eq!(!recomputed.is_empty(), checkpointed);
+            let of = |var: &Var| bits(grads.get(var).or_else(|| recomputed.get(&var.id())).unwrap());
+            model.params().vars().values().map(of).collect::<Vec<_>>()
+        };
+        assert_eq!(gradients(false), gradients(true), "{config:?}");
+    }
+}
+
+#[test]
+fn over_a_quantised_base_the_loss_falls_and_the_base_stays() {
+    let formats =
+        [WeightFormat::Bf16, WeightFormat::Blocks(BlockFormat::Q8_0), WeightFormat::Blocks(BlockFormat::Q4_0)];
+    let batch = Batch::new(&text()).unwrap();
+    for format in formats {
+        for config in kinds() {
+            let base = small().frozen_as(format).unwrap();
+            let before = bits(&base.forward(&batch).unwrap());
+            let model = base.with_lora(&config, 1).unwrap();
+            assert_eq!(model.params().quantized().len(), base.params().quantized().len());
+            assert!(model.params().vars().keys().all(|name| name.contains("lora_")));
+            let [first, last] = train(&model, &text(), 50);
+            assert!(last < 0.5 * first, "{format:?} {config:?}: {first} to {last}");
+            assert_eq!(bits(&base.forward(&batch).unwrap()), before);
+            if config.use_dora {
+                continue;
+            }
+            let scale = 6. / if config.use_rslora { 2. } else { 4. };
+            let name = "model.layers.1.mlp.up_proj";
+            let (vars, weight) = (model.params().vars(), format!("{name}.weight"));
+            let change =
+                vars[&format!("{name}.lora_B.weight")].matmul(&vars[&format!("{name}.lora_A.weight")]).unwrap();
+            let held = match base.params().quantized().get(&weight) {
+                Some(blocks) => blocks.dequantize().unwrap(),
+                None => base.params().tensors()[&weight].to_dtype(DType::F32).unwrap(),
+            };
+            let gap = far(&model.merged().unwrap().params().tensors()[&weight], &(held + change * scale).unwrap());
+            assert!(gap <= 1e-6, "{format:?} {config:?}: {gap}");
+        }
+    }
+}
+
+/// What is saved stays in cargo's temporary folder, where `golden/check_lora.py` lets peft load it.
+#[test]
+fn a_trained_adapter_is_read_as_it_was_saved() {
+    for (case, config) in CASES.into_iter().zip(kinds()) {
+        let base = Model::load(&golden("tied")).unwrap();
+        let model = base.with_lora(&config, 9).unwrap();
+        let [first, last] = train(&model, &text(), 40);
+        assert!(last < first, "{case}: {first} to {last}");
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lora").join(case);
+        model.save_adapter(&dir, "tied").unwrap();
+        let ids = text();
+        let logits = model.forward(&Batch::new(&ids).unwrap()).unwrap();
+        let ids_tensor = Tensor::new(&TEXT, logits.device()).unwrap().to_dtype(DType::I64).unwrap();
+        let expected = BTreeMap::from([("input_ids".to_owned(), ids_tensor), ("logits".to_owned(), logits.detach())]);
+        write_safetensors(&dir.join("expected.safetensors"), &expected).unwrap();
+
+        let mut read = base.clone();
+        read.load_adapter("trained", &dir).unwrap();
+        read.use_adapter(Some("trained")).unwrap();
+        assert!(far(&read.forward(&Batch::new(&ids).unwrap()).unwrap(), &logits) <= 1e-6, "{case}");
+        let (ours, again) = (model.params().vars(), read.trainable().unwrap());
+        assert_eq!(ours.len(), again.params().vars().len());
+        for (name, var) in ours {
+            assert_eq!(bits(var), bits(&again.params().vars()[name]), "{case}: {name}");
+        }
+    }
+}
+
+#[test]
+fn what_would_compute_something_else_is_refused_by_name() {
+    let source = golden("lora/plain");
+    let dir = tempfile::tempdir().unwrap();
+    let read = || Model::load(&golden("tied")).unwrap().load_adapter("x", dir.path()).unwrap_err().to_string();
+    let config: Value = serde_json::from_slice(&fs::read(source.join("adapter_config.json")).unwrap()).unwrap();
+    fs::copy(source.join("adapter_model.safetensors"), dir.path().join("adapter_model.safetensors")).unwrap();
+    for (key, value) in [
+        ("peft_type", json!("IA3")),
+        ("task_type", json!("SEQ_CLS")),
+        ("r", json!(-1)),
+        ("r", json!(0)),
+        ("lora_alpha", json!("much")),
+        ("target_modules", json!("all-linear")),
+        ("target_modules", json!([])),
+        ("target_modules", json!(["c_attn"])),
+        ("target_modules", json!(["q_proj", "embed_tokens"])),
+        ("lora_dropout", json!(0.1)),
+        ("bias", json!("all")),
+        ("fan_in_fan_out", json!(true)),
+        ("init_lora_weights", json!("pissa")),
+        ("modules_to_save", json!(["lm_head"])),
+        ("rank_pattern", json!({"q_proj": 2})),
+        ("layers_to_transform", json!([1])),
+        ("use_tomorrows_idea", json!(true)),
+        ("use_dora", json!("yes")),
+    ] {
+        let mut bad = config.clone();
+        bad[key] = value;
+        fs::write(dir.path().join("adapter_config.json"), bad.to_string()).unwrap();
+        let message = read();
+        assert!(
+            message.contains("adapter_config.json: ") && message.contains(&format!("\"{key}\"")),
+            "{key}: {message}"
+        );
+    }
+    let mut bad = config.clone();
+    bad.as_object_mut().unwrap().remove("r");
+    fs::write(dir.path().join("adapter_config.json"), bad.to_string()).unwrap();
+    assert!(read().contains("\"r\" is missing"));
+}
+
+#[test]
+fn tensors_that_are_missing_extra_or_misshapen_are_listed() {
+    let source = golden("lora/dora");
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(source.join("adapter_config.json"), dir.path().join("adapter_config.json")).unwrap();
+    let mut tensors = read_safetensors(&source.join("adapter_model.safetensors")).unwrap();
+    let part = |part: &str| format!("base_model.model.model.layers.1.self_attn.{part}");
+    let gone = part("q_proj.lora_magnitude_vector");
+    let magnitude = tensors.remove(&gone).unwrap();
+    tensors.insert(part("k_proj.lora_A.weight"), magnitude.clone());
+    tensors.insert(part("v_proj.lora_B.weight"), magnitude);
+    write_safetensors(&dir.path().join("adapter_model.safetensors"), &tensors).unwrap();
+    let mut model = Model::load(&golden("tied")).unwrap();
+    let message = model.load_adapter("x", dir.path()).unwrap_err().to_string();
+    for (name, what) in
+        [(gone, "missing"), (part("k_proj.lora_A.weight"), "no adapted part"), (part("v_proj.lora_B.weight"), "shape")]
+    {
+        assert!(message.contains(&name) && message.contains(what), "{message}");
+    }
+}
+
+#[test]
+fn matrices_that_files_hold_joined_or_transposed_are_refused() {
+    for (family, target, known) in [
+        ("gpt2", "c_attn", "none"),
+        ("phi3", "qkv_proj", "down_proj, o_proj"),
+        ("gpt_neox", "query_key_value", "dense, dense_4h_to_h, dense_h_to_4h"),
+        ("mixtral", "w1", "k_proj, o_proj, q_proj, v_proj"),
+        ("llama", "lm_head", "q_proj"),
+    ] {
+        let model = Model::load(&golden("families").join(family)).unwrap();
+        let config = LoraConfig { target_modules: vec![target.to_owned()], ..LoraConfig::default() };
+        let message = model.with_lora(&config, 1).unwrap_err().to_string();
+        assert!(message.contains(target) && message.contains(known), "{family}: {message}");
+    }
+    // What stands there by itself is adapted under the family's own name.
+    let config = LoraConfig { target_modules: vec!["dense".to_owned()], ..LoraConfig::default() };
+    let model = Model::load(&golden("families/gpt_neox")).unwrap().with_lora(&config, 1).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter(dir.path(), "neox").unwrap();
+    let saved = read_safetensors(&dir.path().join("adapter_model.safetensors")).unwrap();
+    assert!(saved.contains_key("base_model.model.gpt_neox.layers.0.attention.dense.lora_A.weight"), "{saved:?}");
+}
