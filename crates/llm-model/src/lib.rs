@@ -26,6 +26,7 @@ mod batch;
 mod cache;
 mod checkpoint;
 mod config;
+pub mod cost;
 mod count;
 mod decoder;
 mod error;
@@ -35,6 +36,7 @@ mod linear;
 mod model;
 mod norm;
 mod params;
+pub mod presets;
 mod rotary;
 mod shapes;
 
