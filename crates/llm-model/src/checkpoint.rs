@@ -76,14 +76,18 @@ pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What a `config.json`, or that of a folder, says of its model; no weights are read.
+pub fn read_config(path: &Path) -> Result<Described> {
+    let path = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
+    families::from_json(&read_json(&path)?, &path.display().to_string())
+}
+
 pub(crate) fn load(dir: &Path) -> Result<Model> {
-    let path = dir.join("config.json");
     if !dir.is_dir() {
         let message = "no such folder; a model is a folder with config.json and model.safetensors";
         return Err(Error::config(dir.display().to_string(), message));
     }
-    let Described { config, head, spelled, extra } =
-        families::from_json(&read_json(&path)?, &path.display().to_string())?;
+    let Described { config, head, spelled, extra } = read_config(dir)?;
     let mut tensors = BTreeMap::new();
     for file in weight_files(dir)? {
         tensors.extend(read_safetensors(&file)?);
@@ -94,7 +98,7 @@ pub(crate) fn load(dir: &Path) -> Result<Model> {
 }
 
 pub(crate) fn random(path: &Path, seed: u64) -> Result<Model> {
-    let Described { config, head, .. } = families::from_json(&read_json(path)?, &path.display().to_string())?;
+    let Described { config, head, .. } = read_config(path)?;
     let params = Params::init(&config, head, seed)?;
     Model::new(config, head, params)
 }

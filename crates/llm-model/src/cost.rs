@@ -9,7 +9,7 @@
 //! let llama = preset("llama-3-8b").unwrap();
 //! assert_eq!(cost::weight_bytes(&llama, Head::LanguageModel, WeightFormat::Bf16), 16_061_054_976);
 //! assert_eq!(cost::kv_cache_bytes(&llama, 1, 8192), 2 * 1024 * 1024 * 1024);
-//! assert!((cost::Flops::of(&llama, 8192).forward() / 17.2e9 - 1.).abs() < 0.01);
+//! assert!((cost::Flops::of(&llama, Head::LanguageModel, 8192).forward() / 17.2e9 - 1.).abs() < 0.01);
 //! ```
 
 mod activations;
@@ -45,15 +45,16 @@ pub struct Flops {
     /// Queries times keys and weights times values, `4 · h · d · keys` for each layer; a token looks at the keys before
     /// it, or at those of its window. Kaplan and Hoffmann count all keys of the text, about twice as many.
     pub attention: f64,
-    /// The output layer of a language model.
+    /// The output layer.
     pub head: f64,
 }
 
 impl Flops {
-    /// Of one token of a language model in a text of `seq_len` tokens.
-    pub fn of(config: &ModelConfig, seq_len: u64) -> Self {
+    /// Of one token in a text of `seq_len` tokens.
+    pub fn of(config: &ModelConfig, head: Head, seq_len: u64) -> Self {
+        let outputs = if head == Head::LanguageModel { config.vocab_size } else { 1 };
         let mut matrices = 0.;
-        for (name, shape) in config.tensor_shapes(Head::LanguageModel) {
+        for (name, shape) in config.tensor_shapes(head) {
             if !name.starts_with("model.layers.") || shape.len() != 2 {
                 continue;
             }
@@ -70,7 +71,7 @@ impl Flops {
         Self {
             matrices,
             attention: 4. * width * keys.sum::<f64>(),
-            head: 2. * config.vocab_size as f64 * config.hidden_size as f64,
+            head: 2. * outputs as f64 * config.hidden_size as f64,
         }
     }
 
@@ -133,7 +134,7 @@ mod tests {
     #[test]
     fn operations_are_those_of_the_formula() {
         let gpt3 = preset("gpt-3-175b").unwrap();
-        let flops = Flops::of(&gpt3, 2048);
+        let flops = Flops::of(&gpt3, Head::LanguageModel, 2048);
         assert_eq!(flops.matrices, 2. * 12. * 96. * 12288f64.powi(2));
         assert_eq!(flops.attention, 4. * 96. * 12288. * 2049. / 2.);
         assert_eq!(flops.head, 2. * 50257. * 12288.);
@@ -147,7 +148,7 @@ mod tests {
     fn experts_that_are_not_taken_do_not_compute() {
         let mixtral = preset("mixtral-8x7b").unwrap();
         let two = 2. * 32. * (2. * 3. * 4096. * 14336. + 8. * 4096. + 4096. * 2. * (4096. + 1024.));
-        assert_eq!(Flops::of(&mixtral, 1).matrices, two);
+        assert_eq!(Flops::of(&mixtral, Head::LanguageModel, 1).matrices, two);
     }
 
     #[test]

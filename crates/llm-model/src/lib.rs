@@ -42,7 +42,7 @@ mod shapes;
 
 pub use batch::Batch;
 pub use cache::KvCache;
-pub use checkpoint::{read_safetensors, write_atomic, write_safetensors};
+pub use checkpoint::{read_config, read_safetensors, write_atomic, write_safetensors};
 pub use config::{Activation, AttentionBias, ExpertsConfig, LayerType, ModelConfig, NormKind, NormPlacement, QkNorm};
 pub use count::ParamCount;
 pub use error::Error;

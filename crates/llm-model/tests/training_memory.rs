@@ -112,7 +112,7 @@ fn a_training_step_holds_what_is_said_of_it() {
             [(false, Precision::F32), (true, Precision::F32), (false, Precision::Bf16), (true, Precision::Bf16)]
         {
             let shape = TrainingShape { batch_size: 6, seq_len: 256, checkpointed, precision };
-            let said = TrainingMemory::of(&config, &shape);
+            let said = TrainingMemory::of(&config, Head::LanguageModel, &shape);
             let (kept, peak) = measured(&config, &shape);
             let (of_kept, of_peak) =
                 (said.activations as f64 / kept, (said.activations + said.gradients + said.working) as f64 / peak);

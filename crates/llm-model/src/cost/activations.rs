@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::config::{AttentionBias, ExpertsConfig, NormKind};
 use crate::{Head, ModelConfig, ParamCount};
 
-/// A training step of a language model.
+/// A training step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TrainingShape {
     /// Rows of a micro-batch.
@@ -38,10 +38,10 @@ pub struct TrainingMemory {
 }
 
 impl TrainingMemory {
-    /// Of a language model of that shape, all of whose parameters train.
-    pub fn of(config: &ModelConfig, shape: &TrainingShape) -> Self {
-        let weights = ParamCount::of(config, Head::LanguageModel).total() as u64 * 4;
-        let kept = Kept { config, n: shape.batch_size * shape.seq_len, precision: shape.precision };
+    /// Of a model all of whose parameters train; a language model by [`crate::Model::cross_entropy`].
+    pub fn of(config: &ModelConfig, head: Head, shape: &TrainingShape) -> Self {
+        let weights = ParamCount::of(config, head).total() as u64 * 4;
+        let kept = Kept { config, head, n: shape.batch_size * shape.seq_len, precision: shape.precision };
         let (activations, running) = kept.by_the_forward(shape.checkpointed);
         let working = kept.at_work_at_the_ends().max(running + kept.at_work_in_a_block());
         Self { weights, gradients: weights, moments: 2 * weights, activations, working }
@@ -55,6 +55,7 @@ impl TrainingMemory {
 
 struct Kept<'a> {
     config: &'a ModelConfig,
+    head: Head,
     n: u64,
     precision: Precision,
 }
@@ -117,6 +118,7 @@ impl Kept<'_> {
     fn head(&self) -> u64 {
         let vocab = self.config.vocab_size as u64;
         match self.config.final_logit_softcapping {
+            _ if self.head != Head::LanguageModel => 0, // a number for each token at most
             Some(_) => 4 * self.n * 4 * vocab,
             None => 4 * (self.n + vocab) * self.width() + 8 * self.n,
         }
@@ -194,7 +196,8 @@ impl Kept<'_> {
     /// soft cap holds all that it was made of until the next step is done.
     fn at_work_at_the_ends(&self) -> u64 {
         let vocab = self.config.vocab_size as u64;
-        let logits = if self.config.final_logit_softcapping.is_some() { 9 * self.n * vocab } else { 0 };
+        let capped = self.config.final_logit_softcapping.is_some() && self.head == Head::LanguageModel;
+        let logits = if capped { 9 * self.n * vocab } else { 0 };
         4 * logits.max(vocab * self.width())
     }
 }
