@@ -26,6 +26,12 @@ impl KvCache {
         self.len
     }
 
+    /// Bytes of its tensors, filled or not.
+    pub fn bytes(&self) -> usize {
+        let of = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        self.layers.iter().map(|(keys, values)| of(keys) + of(values)).sum()
+    }
+
     /// True before the first token.
     pub fn is_empty(&self) -> bool {
         self.len == 0

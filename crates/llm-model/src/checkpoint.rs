@@ -74,6 +74,12 @@ pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What a `config.json`, or that of a folder, says of its model; no weights are read.
+pub fn read_config(path: &Path) -> Result<Described> {
+    let path = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
+    families::from_json(&read_json(&path)?, &path.display().to_string())
+}
+
 /// The model of a folder, all of it in memory, in f32.
 pub(crate) fn load(dir: &Path) -> Result<Model> {
     read(dir, |file, name| file.tensor(name).map(Matrix::from))
@@ -85,13 +91,11 @@ pub(crate) fn open(dir: &Path) -> Result<Model> {
 }
 
 fn read(dir: &Path, weight: impl Fn(&SafetensorsFile, &str) -> Result<Matrix>) -> Result<Model> {
-    let path = dir.join("config.json");
     if !dir.is_dir() {
         let message = "no such folder; a model is a folder with config.json and model.safetensors";
         return Err(Error::config(dir.display().to_string(), message));
     }
-    let Described { config, head, spelled, extra } =
-        families::from_json(&read_json(&path)?, &path.display().to_string())?;
+    let Described { config, head, spelled, extra } = read_config(dir)?;
     let origin = dir.join("model.safetensors").display().to_string();
     let files = weight_files(dir)?;
     let found: usize = files.iter().map(|file| file.names().count()).sum();
@@ -107,7 +111,7 @@ fn read(dir: &Path, weight: impl Fn(&SafetensorsFile, &str) -> Result<Matrix>) -
 }
 
 pub(crate) fn random(path: &Path, seed: u64) -> Result<Model> {
-    let Described { config, head, .. } = families::from_json(&read_json(path)?, &path.display().to_string())?;
+    let Described { config, head, .. } = read_config(path)?;
     let params = Params::init(&config, head, seed)?;
     Model::new(config, head, params)
 }

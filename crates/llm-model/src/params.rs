@@ -38,6 +38,23 @@ pub enum WeightFormat {
     Blocks(BlockFormat),
 }
 
+impl WeightFormat {
+    /// Bytes of the tensor `name` of `shape` in a model that is held in this format ([`crate::Model::frozen_as`]).
+    pub(crate) fn bytes_of(self, name: &str, shape: &[usize]) -> u64 {
+        let numbers = shape.iter().product::<usize>() as u64;
+        let row = shape.last().copied().unwrap_or(0);
+        let matrix = shape.len() == 2 && !is_router(name);
+        match self {
+            Self::Bf16 if matrix => numbers * 2,
+            Self::Blocks(format) if matrix => match blocks_for(format, row) {
+                Some(format) => numbers / format.elements() as u64 * format.bytes() as u64,
+                None => numbers * 4,
+            },
+            _ => numbers * 4,
+        }
+    }
+}
+
 /// The format itself if its blocks divide rows of `row` numbers, or the one to fall back to.
 pub(crate) fn blocks_for(format: BlockFormat, row: usize) -> Option<BlockFormat> {
     [format, BlockFormat::Q8_0].into_iter().find(|format| row.is_multiple_of(format.elements()))

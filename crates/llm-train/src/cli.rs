@@ -8,6 +8,7 @@ use llm_tokenizer::TrainConfig;
 use serde::de::DeserializeOwned;
 
 use crate::bench::bench;
+use crate::params::{Report, Usage};
 use crate::recipes::{
     DistillInputs, FinetuneInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs, distill, finetune,
     lifecycle, ppo, prepare, pretrain, reward, train_tokenizer,
@@ -47,6 +48,8 @@ enum Command {
     Distill(Distill),
     /// Time the pre-training step on random tokens; prints a JSON object
     Bench(Bench),
+    /// Count a model's parameters, and what it takes to serve and to train it
+    Params(Params),
 }
 
 #[derive(Debug, Subcommand)]
@@ -219,6 +222,31 @@ struct Bench {
     steps: usize,
 }
 
+#[derive(Debug, Args)]
+struct Params {
+    /// A config.json, a folder with one, or the name of a known model such as llama-3-8b; another name lists them
+    #[arg(value_name = "CONFIG|DIR|PRESET")]
+    model: String,
+    /// Rows that are served, or trained on, at a time
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    batch_size: u64,
+    /// Tokens of a row of training; without it 2048, or as many as the model is meant for if these are fewer
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    seq_len: Option<u64>,
+    /// Tokens of a row that is served, several with commas; without it --seq-len and the longest text
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..))]
+    context: Vec<u64>,
+    /// Floating-point operations in a second that the machine sustains, such as 1e12
+    #[arg(long)]
+    flops: Option<f64>,
+    /// Tokens to train on, such as 1e9
+    #[arg(long, requires = "flops")]
+    tokens: Option<f64>,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
 impl Common {
     fn recipe<R: DeserializeOwned>(&self, name: &str) -> Result<R, Error> {
         read_recipe(self.recipe.as_deref().unwrap_or(name), &self.set)
@@ -310,6 +338,17 @@ fn perform(command: Command, observer: &mut dyn FnMut(Event)) -> Result<String, 
             let cost = bench(&read_recipe(&args.recipe, &args.set)?, args.steps)?;
             let json = serde_json::to_string(&cost).map_err(|e| Error::Input(format!("bench: {e}")))?;
             return Ok(format!("{json}\n"));
+        }
+        Command::Params(args) => {
+            let usage = Usage {
+                batch_size: args.batch_size,
+                seq_len: args.seq_len,
+                contexts: args.context,
+                flops: args.flops,
+                tokens: args.tokens,
+            };
+            let report = Report::of(&args.model, &usage)?;
+            return if args.json { report.json() } else { Ok(report.to_string()) };
         }
     }
     Ok(String::new())

@@ -5,7 +5,7 @@
 //! - [`rl`], [`rollout`]: the formulas of PPO and the replies that they are applied to;
 //! - [`recipes`]: pre-training, fine-tuning, reward model, PPO, distillation, and a whole life;
 //! - [`run`]: what a run leaves on disk, and how it goes on after an interruption;
-//! - [`eval`]: what a model has learnt, in figures; [`mod@bench`]: what a training step costs.
+//! - [`eval`]: what a model has learnt, in figures; [`mod@bench`]: what a training step costs; [`params`]: what it would.
 //!
 //! ```
 //! use llm_data::{prepare, world::{Split, World, WorldConfig}};
@@ -44,6 +44,7 @@ pub mod eval;
 pub mod examples;
 pub mod loss;
 pub mod optim;
+pub mod params;
 mod plot;
 mod recipe;
 pub mod recipes;
