@@ -75,6 +75,13 @@ const DTYPES: [(&str, &[&str]); 6] = [
 pub fn run(bench: &Bench) -> Result<(), String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     match bench {
+        // Kernels are timed in this process, which must be optimised as the programs are.
+        Bench::Kernels { threads } if cfg!(debug_assertions) => {
+            build(&root, "xtask")?;
+            let arguments = ["bench", "kernels", "--threads", &threads.to_string()];
+            let status = Command::new(root.join("target/release/xtask")).args(arguments).status();
+            if status.is_ok_and(|status| status.success()) { Ok(()) } else { Err("the kernels failed".to_owned()) }
+        }
         Bench::Kernels { threads } => crate::kernels::run(*threads),
         Bench::Train(options) | Bench::Infer(options) if options.rounds == 0 => {
             Err("--rounds is 0; each contender must run at least once".to_owned())

@@ -1,7 +1,7 @@
 //! `cargo xtask bench kernels`: each kernel's rate, and its share of what the machine can do.
 //!
 //! The shapes are those of the training benchmark (4096 tokens, hidden 384, feed-forward 1024, vocabulary 8192) and, for
-//! decoding, the output layer of SmolLM2-135M. Build it with `--release` (`cargo run --release -p xtask -- bench kernels`).
+//! decoding, the output layer of SmolLM2-135M.
 
 use std::time::Instant;
 
@@ -25,9 +25,6 @@ enum Work {
 
 /// Prints the table.
 pub fn run(threads: usize) -> std::result::Result<(), String> {
-    if cfg!(debug_assertions) {
-        eprintln!("xtask: this is a debug build; add --release for figures that mean something");
-    }
     llm_kernels::with_threads(threads, table).and_then(|table| table).map_err(|e| e.to_string())
 }
 
@@ -92,7 +89,7 @@ fn products(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result<()>
     let scores = Scores { precision, ..Scores::of_head(64) };
     let time = seconds(|| llm_kernels::attention(&q, &k, &v, scores, &Visible::default()).map(drop))?;
     // Half of all pairs of tokens are visible.
-    let pairs = (8 * 6 * 512 * 513 / 2) as f64;
+    let pairs = 8. * 6. * 512. * 513. / 2.;
     show(&format!("attention 8 x 512, 6 heads of 64, {name}"), Work::Flops(4. * 64. * pairs, precision), time);
     let q = Var::from_tensor(&q)?;
     let both = seconds(|| llm_kernels::attention(&q, &k, &v, scores, &Visible::default())?.backward().map(drop))?;

@@ -191,7 +191,7 @@ impl CustomOp1 for Quantized {
         } else if n > 0 {
             let x = Matrix::new(x, n, k);
             self.parts(|start, w| {
-                product_into(x, w.t(), &mut y[start..], m, false, 1., How::all(crate::linear::of_halves()))
+                product_into(x, w.t(), &mut y[start..], m, false, 1., How::all(crate::linear::of_halves()));
             });
         }
         Ok((CpuStorage::F32(y), Shape::from((n, m))))
@@ -267,8 +267,8 @@ fn to_integers_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], all: &'a mut Acti
             integers[c] = ((x[c] * inverse + 12_582_912.).to_bits() as i32).wrapping_sub(0x4b40_0000).clamp(-127, 127);
             sums[c] = integers[c];
         }
-        for c in 0..32 {
-            all.integers[i][c] = integers[c] as i8;
+        for (small, &integer) in all.integers[i].iter_mut().zip(&integers) {
+            *small = integer as i8;
         }
         for c in 0..8 {
             all.fours[i][c] = sums[4 * c] + sums[4 * c + 1] + sums[4 * c + 2] + sums[4 * c + 3];

@@ -233,7 +233,7 @@ fn pack_rows<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, pane
                     None => row_units::<BF16, T>(row),
                 };
             }
-            let turned = turn(units);
+            let turned = turn(&units);
             let width = (R - first).min(16);
             let mask = 0xffff >> (16 - width);
             for (column, units) in columns.iter_mut().zip(turned) {
@@ -282,8 +282,8 @@ fn row_units<const BF16: bool, T: Element>(row: &[T]) -> __m512i {
 /// Rows become columns: pairs of rows are interleaved by one, then by two numbers, then four numbers move at a time.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn turn(rows: [__m512i; 16]) -> [__m512i; 16] {
-    let mut ones = rows;
+fn turn(rows: &[__m512i; 16]) -> [__m512i; 16] {
+    let mut ones = *rows;
     for i in (0..16).step_by(2) {
         ones[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
         ones[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
