@@ -4,7 +4,7 @@
 //! operation takes and gives the shapes that stand around it, and adds to a residual stream itself.
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::matmul::{Element, FEW_ROWS, How, Matrix, Precision, few_rows, product, product_into};
 use crate::norm::cpu;
@@ -94,24 +94,9 @@ impl Linear {
         Ok(Some(Self { dx: x.track_op(), dw: w.track_op(), shape: shape.to_vec(), precision }))
     }
 
-    fn forward(&self, x: &[f32], w: Weight, (m, k): (usize, usize), residual: Option<&[f32]>) -> Vec<f32> {
-        match w {
-            Weight::Full(w) => self.forward_of(x, w, (m, k), residual),
-            Weight::Half(w) => self.forward_of(x, w, (m, k), residual),
-        }
-    }
-
-    fn forward_of<W: Element>(&self, x: &[f32], w: &[W], (m, k): (usize, usize), residual: Option<&[f32]>) -> Vec<f32> {
+    fn forward(&self, x: &[f32], w: Numbers, (m, k): (usize, usize), residual: Option<&[f32]>) -> Vec<f32> {
         let n = self.shape.iter().product::<usize>().checked_div(m).unwrap_or_default();
-        let (how, few) = (How::all(self.precision), n <= FEW_ROWS);
-        let Some(residual) = residual.filter(|_| !few) else {
-            let mut y = times(x, w, [n, k, m], how);
-            y.iter_mut().zip(residual.unwrap_or_default()).for_each(|(y, residual)| *y += residual);
-            return y;
-        };
-        let mut y = residual.to_vec();
-        product_into(Matrix::new(x, n, k), Matrix::new(w, m, k).t(), &mut y, m, true, 1., how);
-        y
+        w.times(x, [n, k, m], residual, How::all(self.precision))
     }
 
     // dx = dy · w,  dw = dyᵀ · x.
@@ -125,10 +110,9 @@ impl Linear {
         let Storage::Cpu(ws) = &*ws else { bail!("linear: the weight left the CPU's memory") };
         let how = How::all(self.precision);
         let tensor = |data: Vec<f32>, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device());
-        let dx = match weight(ws, wl)? {
-            _ if !self.dx => None,
-            Weight::Full(w) => Some(tensor(product(dy_rows, Matrix::new(w, m, k), how), x)?),
-            Weight::Half(w) => Some(tensor(product(dy_rows, Matrix::new(w, m, k), how), x)?),
+        let dx = match self.dx {
+            true => Some(tensor(numbers(ws, wl)?.turned(dy_rows, k, how), x)?),
+            false => None,
         };
         let dw = self.dw.then(|| tensor(product(dy_rows.t(), x_rows, how), w)).transpose()?;
         Ok((dx, dw))
@@ -141,7 +125,7 @@ impl CustomOp2 for Linear {
     }
 
     fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, ws: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = self.forward(contiguous(xs, xl)?, weight(ws, wl)?, wl.shape().dims2()?, None);
+        let y = self.forward(contiguous(xs, xl)?, numbers(ws, wl)?, wl.shape().dims2()?, None);
         Ok((CpuStorage::F32(y), Shape::from(self.shape.as_slice())))
     }
 
@@ -166,7 +150,7 @@ impl CustomOp3 for Linear {
         rl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let residual = contiguous(rs, rl)?;
-        let y = self.forward(contiguous(xs, xl)?, weight(ws, wl)?, wl.shape().dims2()?, Some(residual));
+        let y = self.forward(contiguous(xs, xl)?, numbers(ws, wl)?, wl.shape().dims2()?, Some(residual));
         Ok((CpuStorage::F32(y), Shape::from(self.shape.as_slice())))
     }
 
@@ -183,24 +167,51 @@ impl CustomOp3 for Linear {
     }
 }
 
-/// `x · wᵀ` of `x` `(n, k)` and `w` `(m, k)`.
-pub(crate) fn times<W: Element>(x: &[f32], w: &[W], [n, k, m]: [usize; 3], how: How) -> Vec<f32> {
-    if n <= FEW_ROWS && n * k * m > 0 {
-        return few_rows(x, w, k);
+/// The numbers of a weight `(m, k)`.
+#[derive(Clone, Copy)]
+pub(crate) enum Numbers<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
+}
+
+impl Numbers<'_> {
+    /// `x · wᵀ` of `x` `(n, k)`, or `residual + x · wᵀ`.
+    pub fn times(self, x: &[f32], sizes: [usize; 3], residual: Option<&[f32]>, how: How) -> Vec<f32> {
+        match self {
+            Self::F32(w) => times(x, w, sizes, residual, how),
+            Self::Bf16(w) => times(x, w, sizes, residual, how),
+            Self::F16(w) => times(x, w, sizes, residual, how),
+        }
     }
-    product(Matrix::new(x, n, k), Matrix::new(w, m, k).t(), how)
+
+    /// `dy · w` of `dy` `(n, m)`.
+    pub fn turned(self, dy: Matrix, k: usize, how: How) -> Vec<f32> {
+        match self {
+            Self::F32(w) => product(dy, Matrix::new(w, dy.cols(), k), how),
+            Self::Bf16(w) => product(dy, Matrix::new(w, dy.cols(), k), how),
+            Self::F16(w) => product(dy, Matrix::new(w, dy.cols(), k), how),
+        }
+    }
 }
 
-/// The numbers of a weight.
-enum Weight<'a> {
-    Full(&'a [f32]),
-    Half(&'a [bf16]),
+fn times<W: Element>(x: &[f32], w: &[W], [n, k, m]: [usize; 3], residual: Option<&[f32]>, how: How) -> Vec<f32> {
+    let (x_rows, wt) = (Matrix::new(x, n, k), Matrix::new(w, m, k).t());
+    if n <= FEW_ROWS && n * k * m > 0 {
+        let mut y = few_rows(x, w, k);
+        y.iter_mut().zip(residual.unwrap_or_default()).for_each(|(y, residual)| *y += residual);
+        return y;
+    }
+    let Some(residual) = residual else { return product(x_rows, wt, how) };
+    let mut y = residual.to_vec();
+    product_into(x_rows, wt, &mut y, m, true, 1., how);
+    y
 }
 
-fn weight<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Weight<'a>> {
+fn numbers<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Numbers<'a>> {
     match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(data), Some((start, end))) => Ok(Weight::Full(&data[start..end])),
-        (CpuStorage::BF16(data), Some((start, end))) => Ok(Weight::Half(&data[start..end])),
+        (CpuStorage::F32(data), Some((start, end))) => Ok(Numbers::F32(&data[start..end])),
+        (CpuStorage::BF16(data), Some((start, end))) => Ok(Numbers::Bf16(&data[start..end])),
         _ => bail!("linear: the weight must be contiguous, in f32 or bf16"),
     }
 }

@@ -11,10 +11,10 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use crate::activation::{Activation, gate_all, gate_gradients_all, gated};
-use crate::linear::{linear_in, times};
+use crate::linear::{Numbers, linear_in};
 use crate::matmul::{How, Matrix, Precision, product, product_into};
 use crate::norm::cpu;
-use crate::simd::{contiguous, zeros};
+use crate::simd::{contiguous, widened, zeros};
 
 /// `activation(x · gateᵀ) · (x · upᵀ)` in `precision`: `x` is `(…, in)`, both weights are `(inner, in)`, the result is
 /// `(…, inner)`. It equals [`crate::gated`] of two [`linear_in`]; weights in bf16 take that way.
@@ -73,10 +73,7 @@ impl Kept {
             Self::Full(numbers) => f(numbers),
             Self::Half(halves) => {
                 let mut numbers = zeros(halves.len());
-                numbers
-                    .par_chunks_mut(CHUNK)
-                    .zip(halves.par_chunks(CHUNK))
-                    .for_each(|(to, from)| from.convert_to_f32_slice(to));
+                widened(halves, &mut numbers);
                 f(&numbers)
             }
         }
@@ -100,7 +97,8 @@ impl CustomOp3 for LinearGated {
         let (m, k) = gl.shape().dims2()?;
         let n = xl.dims().iter().rev().skip(1).product();
         let (x, how) = (contiguous(xs, xl)?, How::all(self.precision));
-        let [gate, up] = [contiguous(gs, gl)?, contiguous(us, ul)?].map(|w| times(x, w, [n, k, m], how));
+        let [gate, up] =
+            [contiguous(gs, gl)?, contiguous(us, ul)?].map(|w| Numbers::F32(w).times(x, [n, k, m], None, how));
         let y = gate_all(self.activation, &gate, &up);
         if self.wants.contains(&true) {
             let kept = [gate, up].map(|branch| Kept::new(branch, self.precision));

@@ -47,6 +47,12 @@ impl<'a, T: Copy> Matrix<'a, T> {
         self.rows
     }
 
+    /// Columns.
+    #[inline]
+    pub fn cols(self) -> usize {
+        self.cols
+    }
+
     /// Row `i` of a view that is not transposed.
     #[inline]
     pub fn row(self, i: usize) -> &'a [T] {

@@ -212,7 +212,8 @@ impl CustomOp1 for Quantized {
     }
 }
 
-/// A row of activations in 8 bits: for each 32 numbers a scale and the sum of the integers.
+/// A row of activations in 8 bits: for each 32 numbers a scale and the sum of the integers. Behind an odd number of such blocks
+/// stands one of zeros, as some paths take two at a time.
 pub(crate) struct Activations {
     pub integers: Vec<[i8; 32]>,
     /// The sums of four integers each.
@@ -223,7 +224,7 @@ pub(crate) struct Activations {
 
 impl Activations {
     fn of(x: &[f32]) -> Self {
-        let blocks = x.len() / 32;
+        let blocks = (x.len() / 32).next_multiple_of(2);
         let mut all = Self {
             integers: vec![[0; 32]; blocks],
             fours: vec![[0; 8]; blocks],
@@ -232,20 +233,6 @@ impl Activations {
         };
         to_integers(x, &mut all);
         all
-    }
-
-    /// The last block, and one of zeros behind it.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) fn last_and_zeros(&self) -> Self {
-        fn last<T: Copy>(all: &[T], zero: T) -> Vec<T> {
-            vec![all.last().copied().unwrap_or(zero), zero]
-        }
-        Self {
-            integers: last(&self.integers, [0; 32]),
-            fours: last(&self.fours, [0; 8]),
-            scales: last(&self.scales, 0.),
-            sums: last(&self.sums, 0.),
-        }
     }
 }
 
@@ -261,27 +248,20 @@ fn to_integers_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], all: &'a mut Acti
         let largest = crate::simd::max(&lanes);
         let inverse = if largest > 0. { 127. / largest } else { 0. };
         let mut integers = [0i32; 32];
-        let mut sums = [0i32; 32];
         for c in 0..32 {
             // Adding 1.5 * 2^23 leaves the nearest integer in the lower bits, of two the even one.
             integers[c] = ((x[c] * inverse + 12_582_912.).to_bits() as i32).wrapping_sub(0x4b40_0000).clamp(-127, 127);
-            sums[c] = integers[c];
         }
         for (small, &integer) in all.integers[i].iter_mut().zip(&integers) {
             *small = integer as i8;
         }
-        for c in 0..8 {
-            all.fours[i][c] = sums[4 * c] + sums[4 * c + 1] + sums[4 * c + 2] + sums[4 * c + 3];
-        }
-        let mut width = 16;
-        while width > 0 {
-            for c in 0..width {
-                sums[c] += sums[c + width];
-            }
-            width /= 2;
+        let mut sum = 0;
+        for (four, part) in all.fours[i].iter_mut().zip(integers.as_chunks::<4>().0) {
+            *four = part[0] + part[1] + part[2] + part[3];
+            sum += *four;
         }
         all.scales[i] = largest / 127.;
-        all.sums[i] = sums[0] as f32;
+        all.sums[i] = sum as f32;
     }
 }
 

@@ -4,6 +4,7 @@
 //! unit of the function that calls it.
 
 use candle_core::{CpuStorage, Layout, Result, bail};
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 /// `e^x` for f32 with a relative error under 2e-7, without a call, so that a loop over it becomes vector code.
@@ -85,6 +86,16 @@ pub fn tanh(x: f32) -> f32 {
 pub fn zeros(n: usize) -> Vec<f32> {
     const LARGE: usize = 1 << 16;
     if n < LARGE { vec![0.; n] } else { rayon::iter::repeat_n(0., n).with_min_len(LARGE / 2).collect() }
+}
+
+/// Numbers in half precision as f32, in `wide`.
+pub fn widened<T: Send + Sync>(numbers: &[T], wide: &mut Vec<f32>)
+where
+    [T]: HalfFloatSliceExt,
+{
+    const CHUNK: usize = 1 << 14;
+    wide.resize(numbers.len(), 0.);
+    wide.par_chunks_mut(CHUNK).zip(numbers.par_chunks(CHUNK)).for_each(|(wide, w)| w.convert_to_f32_slice(wide));
 }
 
 /// The elements of a contiguous f32 tensor.

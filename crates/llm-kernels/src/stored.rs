@@ -5,15 +5,12 @@
 
 use bytemuck::Pod;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
-use rayon::prelude::*;
 
 use crate::Bytes;
-use crate::linear::{of_halves, times};
-use crate::matmul::{How, Matrix, Precision, product};
+use crate::linear::{Numbers, of_halves};
+use crate::matmul::{How, Matrix, Precision};
 use crate::norm::cpu;
-use crate::simd::contiguous;
+use crate::simd::{contiguous, widened};
 
 /// A frozen weight `(out, in)` in f32, bf16 or f16.
 #[derive(Debug, Clone)]
@@ -21,14 +18,6 @@ pub struct StoredWeight {
     dtype: DType,
     shape: (usize, usize),
     bytes: Bytes,
-}
-
-/// The numbers of a weight, or of some of its rows.
-#[derive(Clone, Copy)]
-enum Numbers<'a> {
-    F32(&'a [f32]),
-    Bf16(&'a [bf16]),
-    F16(&'a [f16]),
 }
 
 impl StoredWeight {
@@ -86,7 +75,7 @@ impl StoredWeight {
     /// The numbers in f32, `(out, in)`.
     pub fn dense(&self) -> Result<Tensor> {
         let mut wide = Vec::new();
-        let numbers = self.numbers(0..self.shape.0)?.widened(&mut wide).to_vec();
+        let numbers = in_f32(self.numbers(0..self.shape.0)?, &mut wide).to_vec();
         Tensor::from_vec(numbers, self.shape, &Device::Cpu)
     }
 
@@ -98,9 +87,13 @@ impl StoredWeight {
             if i as usize >= rows {
                 bail!("row {i} of a weight of {rows} rows");
             }
-            numbers.extend_from_slice(self.numbers(i as usize..i as usize + 1)?.widened(&mut wide));
+            numbers.extend_from_slice(in_f32(self.numbers(i as usize..i as usize + 1)?, &mut wide));
         }
         Tensor::from_vec(numbers, (index.len(), cols), &Device::Cpu)
+    }
+
+    fn how(&self) -> How {
+        How::all(if self.dtype == DType::BF16 { of_halves() } else { Precision::F32 })
     }
 
     fn numbers(&self, rows: std::ops::Range<usize>) -> Result<Numbers<'_>> {
@@ -118,44 +111,14 @@ fn cast<T: Pod>(bytes: &[u8]) -> Result<&[T]> {
     bytemuck::try_cast_slice(bytes).map_err(|e| candle_core::Error::msg(format!("a stored weight: {e}")))
 }
 
-impl<'a> Numbers<'a> {
-    /// The numbers in f32; `wide` is where they are put if they are not.
-    fn widened(self, wide: &'a mut Vec<f32>) -> &'a [f32] {
-        match self {
-            Self::F32(w) => return w,
-            Self::Bf16(w) => wide_of(w, wide),
-            Self::F16(w) => wide_of(w, wide),
-        }
-        wide
+/// The numbers in f32; `wide` is where they are put if they are not.
+fn in_f32<'a>(numbers: Numbers<'a>, wide: &'a mut Vec<f32>) -> &'a [f32] {
+    match numbers {
+        Numbers::F32(w) => return w,
+        Numbers::Bf16(w) => widened(w, wide),
+        Numbers::F16(w) => widened(w, wide),
     }
-
-    /// `x · wᵀ` of `x` `(n, k)` and these numbers `(m, k)`.
-    fn times(self, x: &[f32], sizes: [usize; 3]) -> Vec<f32> {
-        match self {
-            Self::F32(w) => times(x, w, sizes, How::all(Precision::F32)),
-            Self::Bf16(w) => times(x, w, sizes, How::all(of_halves())),
-            Self::F16(w) => times(x, w, sizes, How::all(Precision::F32)),
-        }
-    }
-
-    /// `dy · w` of `dy` `(n, m)`.
-    fn turned(self, dy: &[f32], [n, k, m]: [usize; 3]) -> Vec<f32> {
-        let dy = Matrix::new(dy, n, m);
-        match self {
-            Self::F32(w) => product(dy, Matrix::new(w, m, k), How::all(Precision::F32)),
-            Self::Bf16(w) => product(dy, Matrix::new(w, m, k), How::all(of_halves())),
-            Self::F16(w) => product(dy, Matrix::new(w, m, k), How::all(Precision::F32)),
-        }
-    }
-}
-
-fn wide_of<T: Copy + Send + Sync>(numbers: &[T], wide: &mut Vec<f32>)
-where
-    [T]: HalfFloatSliceExt,
-{
-    const CHUNK: usize = 1 << 14;
-    wide.resize(numbers.len(), 0.);
-    wide.par_chunks_mut(CHUNK).zip(numbers.par_chunks(CHUNK)).for_each(|(wide, w)| w.convert_to_f32_slice(wide));
+    wide
 }
 
 /// `x · wᵀ` with a frozen `w` `(out, in)` as a file holds it; `x` is `(…, in)` in f32, the result `(…, out)`.
@@ -182,7 +145,7 @@ impl CustomOp1 for Stored {
     fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous(xs, xl)?;
         let ((n, k), (m, _)) = (xl.shape().dims2()?, self.0.shape);
-        let y = self.0.numbers(0..m)?.times(x, [n, k, m]);
+        let y = self.0.numbers(0..m)?.times(x, [n, k, m], None, self.0.how());
         Ok((CpuStorage::F32(y), Shape::from((n, m))))
     }
 
@@ -190,7 +153,7 @@ impl CustomOp1 for Stored {
         let dy = dy.contiguous()?;
         let (ds, dl) = dy.storage_and_layout();
         let ((n, k), (m, _)) = (x.dims2()?, self.0.shape);
-        let dx = self.0.numbers(0..m)?.turned(cpu(&ds, dl)?, [n, k, m]);
+        let dx = self.0.numbers(0..m)?.turned(Matrix::new(cpu(&ds, dl)?, n, m), k, self.0.how());
         Tensor::from_vec(dx, (n, k), x.device()).map(Some)
     }
 }
@@ -198,6 +161,7 @@ impl CustomOp1 for Stored {
 #[cfg(test)]
 mod tests {
     use candle_core::Var;
+    use half::{bf16, f16};
 
     use super::*;
     use crate::testing::random;

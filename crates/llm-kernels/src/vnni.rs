@@ -35,7 +35,6 @@ pub fn dots(format: BlockFormat, blocks: &[u8], row_bytes: usize, x: &Activation
 /// Rows of blocks of `N` bytes: Q8_0 or Q4_0. They are read one after the other, as memory likes it.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
 fn rows<const N: usize>(blocks: &[u8], row_bytes: usize, x: &Activations, y: &mut [f32]) {
-    let last = x.last_and_zeros();
     for (row, y) in blocks.chunks_exact(row_bytes).zip(y) {
         let (pairs, odd) = row.as_chunks::<N>().0.as_chunks::<2>();
         let mut sum = _mm512_setzero_ps();
@@ -43,7 +42,7 @@ fn rows<const N: usize>(blocks: &[u8], row_bytes: usize, x: &Activations, y: &mu
             sum = add(sum, [first, second], activations::<N>(x, i));
         }
         for block in odd {
-            sum = add(sum, [block, &[0; N]], activations::<N>(&last, 0));
+            sum = add(sum, [block, &[0; N]], activations::<N>(x, pairs.len()));
         }
         *y = _mm512_reduce_add_ps(sum);
     }
