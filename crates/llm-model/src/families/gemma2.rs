@@ -3,18 +3,15 @@
 use serde_json::{Value, json};
 
 use super::keys::{Absent, Keys, base_json, layer_types_json};
-use super::{Family, classes, same};
+use super::{Family, classes};
 use crate::config::{Activation, AttentionBias, LayerType, NormKind, NormPlacement};
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family {
-    classes: classes("Gemma2ForCausalLM", "Gemma2ForSequenceClassification", "Gemma2ForTokenClassification"),
+pub(super) const FAMILY: Family = Family::usual(
+    classes("Gemma2ForCausalLM", "Gemma2ForSequenceClassification", "Gemma2ForTokenClassification"),
     read,
     write,
-    prefix: "model.",
-    token_head: "score",
-    place: same,
-};
+);
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
     read_with_pattern(keys, 2)

@@ -4,18 +4,12 @@
 use serde_json::{Value, json};
 
 use super::keys::{Keys, rope_json};
-use super::{Family, gemma2, same};
+use super::{Family, gemma2};
 use crate::config::QkNorm;
 use crate::{ModelConfig, Result, RopeScaling};
 
-pub(super) const FAMILY: Family = Family {
-    classes: [Some("Gemma3ForCausalLM"), Some("Gemma3TextForSequenceClassification"), None],
-    read,
-    write,
-    prefix: "model.",
-    token_head: "score",
-    place: same,
-};
+pub(super) const FAMILY: Family =
+    Family::usual([Some("Gemma3ForCausalLM"), Some("Gemma3TextForSequenceClassification"), None], read, write);
 
 const GLOBAL_THETA: f64 = 1e6;
 const LOCAL_THETA: f64 = 1e4;

@@ -3,18 +3,15 @@
 use serde_json::{Value, json};
 
 use super::keys::{Absent, Keys, base_json};
-use super::{Family, classes, same};
+use super::{Family, classes};
 use crate::config::{Activation, AttentionBias};
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family {
-    classes: classes("LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaForTokenClassification"),
+pub(super) const FAMILY: Family = Family::usual(
+    classes("LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaForTokenClassification"),
     read,
     write,
-    prefix: "model.",
-    token_head: "score",
-    place: same,
-};
+);
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
     let absent = Absent { grouped: false, max_position_embeddings: Some(2048), ..Absent::default() };

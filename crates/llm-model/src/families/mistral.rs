@@ -3,18 +3,15 @@
 use serde_json::{Value, json};
 
 use super::keys::{Absent, Keys, base_json};
-use super::{Family, classes, same};
+use super::{Family, classes};
 use crate::config::Activation;
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family {
-    classes: classes("MistralForCausalLM", "MistralForSequenceClassification", "MistralForTokenClassification"),
+pub(super) const FAMILY: Family = Family::usual(
+    classes("MistralForCausalLM", "MistralForSequenceClassification", "MistralForTokenClassification"),
     read,
     write,
-    prefix: "model.",
-    token_head: "score",
-    place: same,
-};
+);
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
     if let Some(types) = keys.get("layer_types") {

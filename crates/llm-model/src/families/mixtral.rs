@@ -9,12 +9,12 @@ use crate::config::{Activation, ExpertsConfig};
 use crate::{ModelConfig, Result};
 
 pub(super) const FAMILY: Family = Family {
-    classes: classes("MixtralForCausalLM", "MixtralForSequenceClassification", "MixtralForTokenClassification"),
-    read,
-    write,
-    prefix: "model.",
-    token_head: "score",
     place,
+    ..Family::usual(
+        classes("MixtralForCausalLM", "MixtralForSequenceClassification", "MixtralForTokenClassification"),
+        read,
+        write,
+    )
 };
 
 fn read(keys: &Keys) -> Result<ModelConfig> {

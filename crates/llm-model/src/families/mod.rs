@@ -107,6 +107,17 @@ struct Family {
     place: fn(&ModelConfig, &str) -> Place,
 }
 
+impl Family {
+    /// A family whose files hold the decoder's own names behind `model.`, as most do.
+    const fn usual(
+        classes: [Option<&'static str>; 3],
+        read: fn(&Keys) -> Result<ModelConfig>,
+        write: fn(&ModelConfig) -> Value,
+    ) -> Self {
+        Self { classes, read, write, prefix: "model.", token_head: "score", place: same }
+    }
+}
+
 /// The classes that transformers makes of a family's name.
 const fn classes(lm: &'static str, sequence: &'static str, token: &'static str) -> [Option<&'static str>; 3] {
     [Some(lm), Some(sequence), Some(token)]

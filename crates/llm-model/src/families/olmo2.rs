@@ -2,19 +2,13 @@
 
 use serde_json::{Value, json};
 
+use super::Family;
 use super::keys::{Absent, Keys, base_json};
-use super::{Family, same};
 use crate::config::{Activation, AttentionBias, NormPlacement, QkNorm};
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family {
-    classes: [Some("Olmo2ForCausalLM"), Some("Olmo2ForSequenceClassification"), None],
-    read,
-    write,
-    prefix: "model.",
-    token_head: "score",
-    place: same,
-};
+pub(super) const FAMILY: Family =
+    Family::usual([Some("Olmo2ForCausalLM"), Some("Olmo2ForSequenceClassification"), None], read, write);
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
     let absent = Absent { grouped: false, rms_norm_eps: 1e-5, ..Absent::default() };

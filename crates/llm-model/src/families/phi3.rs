@@ -9,12 +9,12 @@ use crate::config::Activation;
 use crate::{ModelConfig, Result, RopeScaling};
 
 pub(super) const FAMILY: Family = Family {
-    classes: classes("Phi3ForCausalLM", "Phi3ForSequenceClassification", "Phi3ForTokenClassification"),
-    read,
-    write,
-    prefix: "model.",
-    token_head: "score",
     place,
+    ..Family::usual(
+        classes("Phi3ForCausalLM", "Phi3ForSequenceClassification", "Phi3ForTokenClassification"),
+        read,
+        write,
+    )
 };
 
 fn read(keys: &Keys) -> Result<ModelConfig> {

@@ -3,18 +3,15 @@
 use serde_json::{Value, json};
 
 use super::keys::{Absent, Keys, base_json, layer_types_json};
-use super::{Family, classes, same};
+use super::{Family, classes};
 use crate::config::{Activation, AttentionBias, LayerType};
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family {
-    classes: classes("Qwen2ForCausalLM", "Qwen2ForSequenceClassification", "Qwen2ForTokenClassification"),
+pub(super) const FAMILY: Family = Family::usual(
+    classes("Qwen2ForCausalLM", "Qwen2ForSequenceClassification", "Qwen2ForTokenClassification"),
     read,
     write,
-    prefix: "model.",
-    token_head: "score",
-    place: same,
-};
+);
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
     Ok(ModelConfig { attention_bias: AttentionBias::Qkv, ..read_windowed(keys)? })

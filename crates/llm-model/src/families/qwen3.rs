@@ -3,18 +3,15 @@
 use serde_json::{Value, json};
 
 use super::keys::Keys;
-use super::{Family, classes, qwen2, same};
+use super::{Family, classes, qwen2};
 use crate::config::{AttentionBias, QkNorm};
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family {
-    classes: classes("Qwen3ForCausalLM", "Qwen3ForSequenceClassification", "Qwen3ForTokenClassification"),
+pub(super) const FAMILY: Family = Family::usual(
+    classes("Qwen3ForCausalLM", "Qwen3ForSequenceClassification", "Qwen3ForTokenClassification"),
     read,
     write,
-    prefix: "model.",
-    token_head: "score",
-    place: same,
-};
+);
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
     let config = qwen2::read_windowed(keys)?;

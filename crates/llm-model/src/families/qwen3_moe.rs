@@ -3,18 +3,15 @@
 use serde_json::{Value, json};
 
 use super::keys::{Absent, Keys, base_json};
-use super::{Family, classes, same};
+use super::{Family, classes};
 use crate::config::{Activation, AttentionBias, ExpertsConfig, QkNorm};
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family {
-    classes: classes("Qwen3MoeForCausalLM", "Qwen3MoeForSequenceClassification", "Qwen3MoeForTokenClassification"),
+pub(super) const FAMILY: Family = Family::usual(
+    classes("Qwen3MoeForCausalLM", "Qwen3MoeForSequenceClassification", "Qwen3MoeForTokenClassification"),
     read,
     write,
-    prefix: "model.",
-    token_head: "score",
-    place: same,
-};
+);
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
     let config = keys.base(&Absent::default())?;

@@ -3,18 +3,15 @@
 use serde_json::{Value, json};
 
 use super::keys::{Absent, Keys, base_json, layer_types_json};
-use super::{Family, classes, same};
+use super::{Family, classes};
 use crate::config::{Activation, AttentionBias, LayerType};
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family {
-    classes: classes("SmolLM3ForCausalLM", "SmolLM3ForSequenceClassification", "SmolLM3ForTokenClassification"),
+pub(super) const FAMILY: Family = Family::usual(
+    classes("SmolLM3ForCausalLM", "SmolLM3ForSequenceClassification", "SmolLM3ForTokenClassification"),
     read,
     write,
-    prefix: "model.",
-    token_head: "score",
-    place: same,
-};
+);
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
     let absent = Absent { tie_word_embeddings: true, rope_theta: 2e6, ..Absent::default() };
