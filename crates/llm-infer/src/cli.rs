@@ -8,7 +8,6 @@ use std::time::Instant;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use llm_cli::Failure;
 use llm_kernels::BlockFormat;
-use llm_model::gguf::GgufFile;
 use llm_model::{Batch, Model, WeightFormat, write_safetensors};
 use llm_tokenizer::{ChatMessage, Tokenizer};
 
@@ -117,10 +116,12 @@ impl Speech {
         let start = Instant::now();
         let own = self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists());
         let opened = match own {
-            Some(dir) => open(&self.model).and_then(|model| TextModel::with_tokenizer(model, dir).map_err(input)),
-            None => TextModel::open(&self.model).map_err(input),
+            Some(dir) => {
+                Model::open(&self.model).map_err(Error::from).and_then(|model| TextModel::with_tokenizer(model, dir))
+            }
+            None => TextModel::open(&self.model),
         };
-        let mut text_model = opened?;
+        let mut text_model = opened.map_err(input)?;
         text_model.model = adapted(self.dtype.hold(text_model.model)?, self.adapter.as_deref())?;
         let memory =
             crate::own_memory().map_or_else(String::new, |bytes| format!(", {} MB of memory", bytes / 1_000_000));
@@ -308,16 +309,8 @@ fn speak(text_model: &TextModel, prompt: &[u32], options: &TextOptions) -> Resul
     Ok(completion.text)
 }
 
-/// A model without its tokenizer.
-fn open(path: &Path) -> Result<Model, Failure> {
-    if path.extension().is_some_and(|extension| extension == "gguf") {
-        return GgufFile::open(path).and_then(|file| Model::from_gguf(&file)).map_err(input);
-    }
-    Model::open(path).map_err(input)
-}
-
 fn write_logits(args: &Logits) -> Result<(), Failure> {
-    let model = adapted(open(&args.model)?, args.adapter.as_deref())?;
+    let model = adapted(Model::open(&args.model).map_err(input)?, args.adapter.as_deref())?;
     let logits =
         (|| -> Result<_, Error> { Ok(model.forward(&Batch::new(std::slice::from_ref(&args.ids))?)?.squeeze(0)?) })();
     let tensors = BTreeMap::from([("logits".to_owned(), logits.map_err(input)?)]);
@@ -338,7 +331,7 @@ fn merge(args: &Merge) -> Result<(), Failure> {
 
 fn time(args: &Bench) -> Result<(), Failure> {
     let model = match (&args.model, &args.config) {
-        (Some(path), _) => open(path)?,
+        (Some(path), _) => Model::open(path).map_err(input)?,
         (None, Some(path)) => Model::random(path, 42).map_err(input)?,
         (None, None) => return Err(Failure::input("give --model or --config")),
     };

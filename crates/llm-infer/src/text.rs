@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use llm_model::Model;
+use llm_model::gguf::is_gguf;
 use llm_tokenizer::{ChatMessage, Tokenizer};
 
 use crate::{Error, GenerateOptions, Result, Sampling, generate};
@@ -44,7 +45,7 @@ impl TextModel {
 
     /// The model of a Hugging Face folder or a `.gguf` file, its matrices read where they lie in the file.
     pub fn open(path: &Path) -> Result<Self> {
-        if path.extension().is_some_and(|extension| extension == "gguf") {
+        if is_gguf(path) {
             return Self::from_gguf(path);
         }
         Self::with_tokenizer(Model::open(path)?, path)

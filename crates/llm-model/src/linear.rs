@@ -62,9 +62,7 @@ impl Linear {
     /// `residual + x · wᵀ + b`; `x` is `(b, t, in)`, or in heads.
     pub fn apply_and_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         if self.lora.is_some() {
-            let (out, width) = self.weight.shape()?;
-            let rows = x.reshape((residual.elem_count() / out, width))?;
-            return Ok((residual + self.apply(&rows)?.reshape(residual.shape())?)?);
+            return Ok((residual + self.apply(&self.weight.as_rows(x)?)?.reshape(residual.shape())?)?);
         }
         let y = self.weight.apply_and_add(x, residual)?;
         Ok(match &self.bias {

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::adapters::Adapters;
 use crate::decoder::Decoder;
+use crate::gguf::{GgufFile, is_gguf};
 use crate::linear::Linear;
 use crate::params::{Matrix, WeightFormat};
 use crate::{Batch, Error, KvCache, ModelConfig, ParamCount, Params, Result, Routing, checkpoint, families};
@@ -72,10 +73,10 @@ impl Model {
         checkpoint::load(dir)
     }
 
-    /// The frozen model of a Hugging Face folder, its matrices in the file's own precision: read where they lie in the
-    /// mapped file, page by page when they are first used, and never copied.
-    pub fn open(dir: &Path) -> Result<Self> {
-        checkpoint::open(dir)
+    /// The frozen model of a Hugging Face folder or a `.gguf` file, its matrices in the file's own precision: read where
+    /// they lie in the mapped file, page by page when they are first used, and never copied.
+    pub fn open(path: &Path) -> Result<Self> {
+        if is_gguf(path) { Self::from_gguf(&GgufFile::open(path)?) } else { checkpoint::open(path) }
     }
 
     /// A frozen model of the shape that a `config.json` describes, with random weights: for measuring, not for use.

@@ -98,8 +98,7 @@ impl Matrix {
         Ok(match self {
             Self::Dense(w, precision) => linear_add(x, w, residual, *precision)?,
             Self::Blocks(_) | Self::Stored(_) => {
-                let rows = x.reshape((residual.elem_count() / self.dims()[0], self.dims()[1]))?;
-                (residual + self.apply(&rows)?.reshape(residual.shape())?)?
+                (residual + self.apply(&self.as_rows(x)?)?.reshape(residual.shape())?)?
             }
         })
     }
@@ -115,13 +114,9 @@ impl Matrix {
         })
     }
 
-    /// `(out, in)`.
-    pub fn shape(&self) -> Result<(usize, usize)> {
-        Ok(match self {
-            Self::Dense(w, _) => w.dims2()?,
-            Self::Blocks(w) => w.shape(),
-            Self::Stored(w) => w.shape(),
-        })
+    /// `x`, which may be in heads, as rows of what this matrix takes: `(n, in)`.
+    pub fn as_rows(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.reshape(((), self.dims()[1]))?)
     }
 
     /// What it is rounded to as it is multiplied.

@@ -13,3 +13,10 @@ mod weights;
 mod write;
 
 pub use file::{GgufFile, Metadata, TensorType, Value};
+
+use std::path::Path;
+
+/// Whether a path is that of a GGUF file, by its name.
+pub fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "gguf")
+}
