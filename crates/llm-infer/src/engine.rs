@@ -1,6 +1,6 @@
 //! Generation for a batch of prompts, with a cache of keys and values.
 
-use candle_core::{D, DType};
+use candle_core::{D, DType, Tensor};
 use llm_model::{Batch, Head, KvCache, Model};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -63,9 +63,7 @@ pub fn generate(
     let mut cache = KvCache::new(model.config(), prompts.len(), width + steps)?;
     let mut batch = Batch::left_padded(prompts, filler)?;
     for step in 0..steps {
-        let hidden = model.hidden(&batch, Some(&mut cache))?; // (b, t, hidden)
-        let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
-        let logits = model.output(&last)?.to_dtype(DType::F32)?; // (b, vocab)
+        let logits = llm_kernels::awake(|| read(model, &batch, &mut cache))?; // (b, vocab)
         let vocab = logits.dim(D::Minus1)?;
         let logits = logits.flatten_all()?.to_vec1::<f32>()?;
         let mut next = vec![filler; prompts.len()];
@@ -83,6 +81,13 @@ pub fn generate(
         batch = Batch::step(&next, cache.len(), &padding)?;
     }
     Ok(replies)
+}
+
+/// The logits `(b, vocab)` behind the last token of each row.
+fn read(model: &Model, batch: &Batch, cache: &mut KvCache) -> Result<Tensor> {
+    let hidden = model.hidden(batch, Some(cache))?; // (b, t, hidden)
+    let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
+    Ok(model.output(&last)?.to_dtype(DType::F32)?)
 }
 
 fn stream(seed: u64, row: usize) -> ChaCha8Rng {

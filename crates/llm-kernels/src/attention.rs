@@ -193,14 +193,16 @@ impl CustomOp3 for Attention {
         vs: &CpuStorage,
         vl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let Dims { b, t, h, g, d, .. } = self.shape;
+        let Dims { b, t, s, h, g, d } = self.shape;
         let q = Heads::new(f32s(qs)?, ql, d);
         let k = Heads::new(f32s(ks)?, kl, d);
         let v = Heads::new(f32s(vs)?, vl, d);
         if t == 1 {
-            // One task per sequence and key/value head.
-            let (out, log_sums): (Vec<_>, Vec<_>) =
-                (0..b * g).into_par_iter().map(|i| self.single([q, k, v], i / g, i % g)).unzip();
+            // One task per sequence, key/value head and span of keys.
+            let spans = s.div_ceil(single::SPAN);
+            let task = |i| self.single([q, k, v], i / spans / g, i / spans % g, i % spans);
+            let parts: Vec<_> = (0..b * g * spans).into_par_iter().map(task).collect();
+            let (out, log_sums): (Vec<_>, Vec<_>) = parts.chunks(spans).map(single::merged).unzip();
             return self.keep(log_sums, CpuStorage::F32(out.concat()));
         }
         // One task per sequence and head; each gives its (t, d), and all are laid out side by side afterwards.
@@ -307,13 +309,14 @@ impl Attention {
         Ok((out, Shape::from((b, t, h, d))))
     }
 
-    /// The results of the query heads of key/value head `group` for the one query of sequence `b`.
-    fn single(&self, [q, k, v]: [Heads; 3], b: usize, group: usize) -> (Vec<f32>, Vec<f32>) {
+    /// The results of the query heads of key/value head `group` for the one query of sequence `b`, by one span of keys.
+    fn single(&self, [q, k, v]: [Heads; 3], b: usize, group: usize, span: usize) -> single::Mixed {
         let Dims { t, s, h, g, .. } = self.shape;
         let (start, end) = self.visible.range(b, 0, t, s);
-        let (start, end) = if start < end { (start, end) } else { (0, 0) };
+        let (start, end) = (start.max(span * single::SPAN), end.min((span + 1) * single::SPAN));
+        let keys = if start < end { start..end } else { 0..0 };
         let rows: Vec<&[f32]> = (group * (h / g)..(group + 1) * (h / g)).map(|head| q.row(b, 0, head)).collect();
-        single::single(&rows, k.block(b, start..end, group), v.block(b, start..end, group), &self.scores)
+        single::single(&rows, k.block(b, keys.clone(), group), v.block(b, keys, group), &self.scores)
     }
 
     /// The result `(t, d)` of one query head and the logarithms of its softmaxes' denominators `(t,)`.
@@ -492,6 +495,7 @@ mod tests {
             (1, 33, 33, 1, 4, 32),
             (2, 1, 9, 2, 2, 8),
             (1, 1, 300, 1, 3, 21),
+            (1, 1, 600, 2, 5, 64),
             (1, 4, 19, 3, 1, 16),
             (1, 70, 300, 1, 2, 8),
         ]
@@ -517,6 +521,7 @@ mod tests {
     #[test]
     fn a_query_that_sees_nothing_gives_zero_and_no_gradient() -> Result<()> {
         check((1, 1, 2, 2, 1, 4), &Visible { first_key: Some([2u32; 1].into()) }, 1.)?;
+        check((2, 1, 600, 1, 2, 8), &Visible { first_key: Some([300u32, 600].into()) }, 1.)?; // the second of three spans
         // Two positions of left padding: the padding's own rows see nothing.
         let visible = Visible { first_key: Some([2u32; 5].into()) };
         check((1, 5, 5, 1, 2, 4), &visible, 1.)?;

@@ -182,7 +182,7 @@ impl CustomOp1 for Quantized {
         if n > 0 && n <= FEW_ROWS {
             let bytes = self.0.row_bytes();
             for (x, y) in x.chunks_exact(k).zip(y.chunks_exact_mut(m)) {
-                let x = Activations::of(x);
+                let x = Prepared::of(x, self.0.format);
                 let rows = rows_of_a_part(m);
                 y.par_chunks_mut(rows).zip(self.0.blocks.par_chunks(rows * bytes)).for_each(|(y, blocks)| {
                     dots(self.0.format, blocks, bytes, &x, y);
@@ -212,27 +212,39 @@ impl CustomOp1 for Quantized {
     }
 }
 
-/// A row of activations in 8 bits: for each 32 numbers a scale and the sum of the integers. Behind an odd number of such blocks
-/// stands one of zeros, as some paths take two at a time.
+/// A row of activations in 8 bits: for each 32 numbers a scale and the sum of the integers.
 pub(crate) struct Activations {
     pub integers: Vec<[i8; 32]>,
-    /// The sums of four integers each.
-    pub fours: Vec<[i32; 8]>,
     pub scales: Vec<f32>,
     pub sums: Vec<f32>,
 }
 
 impl Activations {
     fn of(x: &[f32]) -> Self {
-        let blocks = (x.len() / 32).next_multiple_of(2);
-        let mut all = Self {
-            integers: vec![[0; 32]; blocks],
-            fours: vec![[0; 8]; blocks],
-            scales: vec![0.; blocks],
-            sums: vec![0.; blocks],
-        };
+        let blocks = x.len() / 32;
+        let mut all = Self { integers: vec![[0; 32]; blocks], scales: vec![0.; blocks], sums: vec![0.; blocks] };
         to_integers(x, &mut all);
         all
+    }
+}
+
+/// Activations as the best instructions of this machine take them.
+enum Prepared {
+    #[cfg(target_arch = "x86_64")]
+    Vnni(crate::vnni::Row),
+    Plain(Activations),
+}
+
+impl Prepared {
+    fn of(x: &[f32], format: BlockFormat) -> Self {
+        let x = Activations::of(x);
+        #[cfg(target_arch = "x86_64")]
+        if crate::vnni::is_available() {
+            // SAFETY: the instructions are there.
+            #[allow(unsafe_code)]
+            return Self::Vnni(unsafe { crate::vnni::Row::of(&x, format) });
+        }
+        Self::Plain(x)
     }
 }
 
@@ -256,9 +268,8 @@ fn to_integers_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], all: &'a mut Acti
             *small = integer as i8;
         }
         let mut sum = 0;
-        for (four, part) in all.fours[i].iter_mut().zip(integers.as_chunks::<4>().0) {
-            *four = part[0] + part[1] + part[2] + part[3];
-            sum += *four;
+        for &integer in &integers {
+            sum += integer;
         }
         all.scales[i] = largest / 127.;
         all.sums[i] = sum as f32;
@@ -266,15 +277,14 @@ fn to_integers_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], all: &'a mut Acti
 }
 
 /// The product of each row of blocks with the activations.
-fn dots(format: BlockFormat, blocks: &[u8], row_bytes: usize, x: &Activations, y: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if crate::vnni::is_available() {
-        // SAFETY: the instructions are there.
+fn dots(format: BlockFormat, blocks: &[u8], row_bytes: usize, x: &Prepared, y: &mut [f32]) {
+    let x = match x {
+        // SAFETY: activations are prepared for these instructions where the machine has them.
+        #[cfg(target_arch = "x86_64")]
         #[allow(unsafe_code)]
-        if unsafe { crate::vnni::dots(format, blocks, row_bytes, x, y) } {
-            return;
-        }
-    }
+        Prepared::Vnni(x) => return unsafe { crate::vnni::dots(format, blocks, row_bytes, x, y) },
+        Prepared::Plain(x) => x,
+    };
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
         return simd.vectorize(crate::avx2::Dots { simd, format, blocks, row_bytes, x, y });
@@ -546,9 +556,10 @@ mod tests {
                 }
             }
             w.blocks = blocks.into();
-            let x = Activations::of(&flat(&random(&[cols], 3, 5.).unwrap()));
+            let numbers = flat(&random(&[cols], 3, 5.).unwrap());
+            let x = Activations::of(&numbers);
             let (mut chosen, mut portable) = (vec![0f32; rows], vec![0f32; rows]);
-            dots(format, &w.blocks, w.row_bytes(), &x, &mut chosen);
+            dots(format, &w.blocks, w.row_bytes(), &Prepared::of(&numbers, format), &mut chosen);
             let mut avx2 = chosen.clone();
             #[cfg(target_arch = "x86_64")]
             if let Some(simd) = pulp::x86::V3::try_new() {

@@ -1,5 +1,8 @@
 //! How many threads a process computes with: one pool for everything.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
 use candle_core::{Result, bail};
 
 /// Gives every parallel loop of this process `threads` threads and runs `program` on one of them, so that a small loop
@@ -32,6 +35,74 @@ pub fn with_threads<T: Send>(threads: usize, program: impl FnOnce() -> T + Send)
     Ok(rayon::scope(|_| program()))
 }
 
+/// Runs `program` while the other threads of the pool look for work without sleeping, so that its loops begin at once:
+/// a token of decoding is some two hundred of them, each shorter than waking a thread takes.
+///
+/// Outside the pool, or while another thread does the same, it only runs `program`.
+pub fn awake<T>(program: impl FnOnce() -> T) -> T {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let Some(here) = rayon::current_thread_index() else { return program() };
+    if TAKEN.swap(true, SeqCst) {
+        return program();
+    }
+    let free = OnDrop(|| TAKEN.store(false, SeqCst));
+    let watch = Watch::default();
+    let result = rayon::in_place_scope(|scope| {
+        let _end = OnDrop(|| watch.over.store(true, SeqCst));
+        scope.spawn_broadcast(|_, thread| {
+            if thread.index() != here {
+                watch.stand();
+            }
+        });
+        watch.close(rayon::current_num_threads() - 1);
+        program()
+    });
+    drop(free);
+    result
+}
+
+/// Threads that look for work. They stand on top of whatever they had begun, so nobody may join once the program runs: it
+/// could wait for a loop of the program that lies below on the same thread.
+#[derive(Default)]
+struct Watch {
+    standing: AtomicUsize,
+    over: AtomicBool,
+}
+
+impl Watch {
+    /// Added to `standing` once nobody may join.
+    const CLOSED: usize = 1 << 32;
+    /// What is waited for threads that sleep or work on something else.
+    const PATIENCE: Duration = Duration::from_micros(200);
+
+    fn close(&self, others: usize) {
+        let begin = Instant::now();
+        while self.standing.load(SeqCst) < others && begin.elapsed() < Self::PATIENCE {
+            std::hint::spin_loop();
+        }
+        self.standing.fetch_add(Self::CLOSED, SeqCst);
+    }
+
+    fn stand(&self) {
+        if self.standing.fetch_add(1, SeqCst) >= Self::CLOSED {
+            return;
+        }
+        while !self.over.load(SeqCst) {
+            if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                std::hint::spin_loop();
+            }
+        }
+    }
+}
+
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// mimalloc gives memory back to the system a second after it was freed, and a step that takes longer gets all of it anew,
 /// cleared page by page. A minute spares that.
 #[cfg(feature = "mimalloc")]
@@ -56,6 +127,30 @@ fn is_single_threaded() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use rayon::prelude::*;
+
+    use super::awake;
+
+    /// Loops within loops, which several threads keep awake at the same time.
+    #[test]
+    fn programs_end_however_they_keep_threads_awake() {
+        let sum = || (0..100u64).into_par_iter().map(|i| (0..i).into_par_iter().sum::<u64>()).sum::<u64>();
+        let expected = 161_700;
+        assert_eq!(awake(sum), expected); // outside the pool
+        for threads in [1, 2, 4] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            for _ in 0..200 {
+                assert_eq!(pool.install(|| awake(sum)), expected);
+                assert_eq!(pool.install(|| awake(|| awake(sum) + sum())), 2 * expected);
+                let sums: Vec<u64> = pool.install(|| (0..8).into_par_iter().map(|_| awake(sum) + awake(sum)).collect());
+                assert_eq!(sums, [2 * expected; 8]);
+            }
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let caught = pool.install(|| std::panic::catch_unwind(|| awake(|| panic!("the program's own"))));
+        assert!(caught.is_err() && pool.install(|| awake(sum)) == expected);
+    }
+
     #[test]
     fn the_number_of_threads_is_set_once() {
         assert!(super::with_threads(0, || ()).unwrap_err().to_string().contains("at least 1"));

@@ -1,16 +1,18 @@
-//! The products of decoding on AVX-512 with VNNI, two blocks of weights at a time. The loops that they stand for are in
-//! `quant.rs`; tests compare them.
+//! The products of decoding on AVX-512 with VNNI, 64 weights at a time. The loops that they stand for are in `quant.rs`;
+//! tests compare them.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, __m512, __m512i, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_srli_epi16, _mm256_and_si256,
-    _mm256_set_m128i, _mm256_set1_epi8, _mm256_xor_si256, _mm512_castps128_ps512, _mm512_castsi256_si512,
-    _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_inserti64x4, _mm512_mask_blend_ps, _mm512_mul_ps,
-    _mm512_permutexvar_ps, _mm512_reduce_add_ps, _mm512_set_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_slli_epi32, _mm512_sub_epi32,
+    __m128i, __m256i, __m512, __m512i, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_set_epi64x, _mm256_set1_epi8,
+    _mm256_xor_si256, _mm512_add_ps, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_broadcast_i64x4,
+    _mm512_castps128_ps512, _mm512_castsi256_si512, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
+    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_inserti64x4, _mm512_mask_broadcast_i32x4, _mm512_mul_ps,
+    _mm512_or_si512, _mm512_permutexvar_ps, _mm512_reduce_add_ps, _mm512_set1_epi8, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_sllv_epi32, _mm512_srli_epi16, _mm512_srlv_epi32, _mm512_sub_epi32,
 };
-use std::mem::transmute;
 
-use crate::quant::{Activations, BlockFormat};
+use bytemuck::cast;
+
+use crate::quant::{Activations, BlockFormat, half};
 
 /// Whether this machine has the instructions.
 pub fn is_available() -> bool {
@@ -21,77 +23,183 @@ pub fn is_available() -> bool {
         && std::is_x86_feature_detected!("f16c")
 }
 
-/// The product of each row of blocks with the activations; false, and nothing done, for a format that is not here.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-pub fn dots(format: BlockFormat, blocks: &[u8], row_bytes: usize, x: &Activations, y: &mut [f32]) -> bool {
-    match format {
-        BlockFormat::Q8_0 => rows::<34>(blocks, row_bytes, x, y),
-        BlockFormat::Q4_0 => rows::<18>(blocks, row_bytes, x, y),
-        BlockFormat::Q4_K | BlockFormat::Q6_K => return false,
-    }
-    true
+/// A row of activations, laid out for the weights of one format.
+pub struct Row {
+    parts: Vec<Part>,
+    /// For each block of `Q4_K`: eight zeros, and what its eight minima are multiplied with.
+    minima: Vec<[f32; 16]>,
 }
 
-/// Rows of blocks of `N` bytes: Q8_0 or Q4_0. They are read one after the other, as memory likes it.
+/// 64 activations. The instruction multiplies unsigned weights; what they are raised by is taken back by `start`, from which
+/// the sums of four products begin.
+#[repr(align(64))]
+struct Part {
+    integers: [i8; 64],
+    start: [i32; 16],
+    scales: [f32; 16],
+}
+
+impl Row {
+    /// Behind an odd number of blocks of 32 stands one of zeros.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+    pub fn of(x: &Activations, format: BlockFormat) -> Self {
+        let raised = match format {
+            BlockFormat::Q8_0 => -128, // as an unsigned number 128
+            BlockFormat::Q4_0 => 8,
+            BlockFormat::Q4_K => 0,
+            BlockFormat::Q6_K => 32,
+        };
+        let mut parts = Vec::with_capacity(x.scales.len().div_ceil(2));
+        for (integers, scales) in x.integers.chunks(2).zip(x.scales.chunks(2)) {
+            let integers = [integers[0], integers.get(1).copied().unwrap_or([0; 32])];
+            let scales = [scales[0], scales.get(1).copied().unwrap_or_default()];
+            let fours = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(raised), cast(integers));
+            let start = _mm512_sub_epi32(_mm512_setzero_si512(), fours);
+            parts.push(Part { integers: cast(integers), start: cast(start), scales: cast(scales.map(|x| [x; 8])) });
+        }
+        let minima = x.scales.as_chunks::<8>().0.iter().zip(x.sums.as_chunks::<8>().0);
+        let minima = minima.filter(|_| format == BlockFormat::Q4_K).map(|(scales, sums)| {
+            std::array::from_fn(|lane| if lane < 8 { 0. } else { -scales[lane - 8] * sums[lane - 8] })
+        });
+        Self { parts, minima: minima.collect() }
+    }
+}
+
+/// The product of each row of blocks with the activations.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-fn rows<const N: usize>(blocks: &[u8], row_bytes: usize, x: &Activations, y: &mut [f32]) {
+pub fn dots(format: BlockFormat, blocks: &[u8], row_bytes: usize, x: &Row, y: &mut [f32]) {
     for (row, y) in blocks.chunks_exact(row_bytes).zip(y) {
-        let (pairs, odd) = row.as_chunks::<N>().0.as_chunks::<2>();
-        let mut sum = _mm512_setzero_ps();
-        for (i, [first, second]) in pairs.iter().enumerate() {
-            sum = add(sum, [first, second], activations::<N>(x, i));
-        }
-        for block in odd {
-            sum = add(sum, [block, &[0; N]], activations::<N>(x, pairs.len()));
-        }
-        *y = _mm512_reduce_add_ps(sum);
+        *y = _mm512_reduce_add_ps(match format {
+            BlockFormat::Q8_0 => pairs::<34>(row, x),
+            BlockFormat::Q4_0 => pairs::<18>(row, x),
+            BlockFormat::Q4_K => q4_k(row, x),
+            BlockFormat::Q6_K => q6_k(row, x),
+        });
     }
 }
 
-/// The activations of the blocks `2 i` and `2 i + 1`: the integers, what the raised weights add to each sum of four
-/// products, and the scales.
+/// Adds the products of 64 weights; `own` are their scales.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn add(sum: __m512, weights: __m512i, own: __m512, x: &Part) -> __m512 {
+    let products = _mm512_dpbusd_epi32(cast(x.start), weights, cast(x.integers));
+    _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(own, cast(x.scales)), sum)
+}
+
+/// The lanes of `x` that `lanes` names.
 #[inline]
 #[target_feature(enable = "avx512f")]
-#[allow(unsafe_code)]
-fn activations<const N: usize>(x: &Activations, i: usize) -> (__m512i, __m512i, __m512) {
-    let (integers, fours) = (x.integers.as_chunks::<2>().0[i], x.fours.as_chunks::<2>().0[i]);
-    // SAFETY: 64 bytes, and 16 integers of 32 bits, are the same bytes as a register of them.
-    let (integers, fours) =
-        unsafe { (transmute::<[[i8; 32]; 2], __m512i>(integers), transmute::<[[i32; 8]; 2], __m512i>(fours)) };
-    let raised = if N == 34 { _mm512_slli_epi32::<7>(fours) } else { _mm512_slli_epi32::<3>(fours) };
-    let scales = _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(x.scales[2 * i]), _mm512_set1_ps(x.scales[2 * i + 1]));
-    (integers, raised, scales)
+fn spread(x: __m512, lanes: [i32; 16]) -> __m512 {
+    _mm512_permutexvar_ps(cast(lanes), x)
 }
 
-/// Adds the products of two blocks. The instruction wants one side unsigned: weights are raised by 128 or 8.
+/// Two numbers of 16 bits, the first in the lanes 0 to 7, the second in the others.
+#[inline]
+#[target_feature(enable = "avx512f,f16c")]
+fn two_halves(bits: u32) -> __m512 {
+    let halves = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128(bits.cast_signed())));
+    spread(halves, [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1])
+}
+
+/// `N` bytes from `at` on.
+#[inline(always)]
+fn bytes<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
+    let mut copy = [0; N];
+    copy.copy_from_slice(&block[at..at + N]);
+    copy
+}
+
+/// Blocks of 32 in `N` bytes, two at a time: Q8_0 or Q4_0.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-fn add<const N: usize>(sum: __m512, blocks: [&[u8; N]; 2], x: (__m512i, __m512i, __m512)) -> __m512 {
-    let (integers, raised, scales) = x;
-    let halves = blocks.map(|block| weights(block));
-    let weights = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(halves[0]), halves[1]);
-    let products = _mm512_sub_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), weights, integers), raised);
-    let [first, second] = blocks.map(|block| i32::from(u16::from_le_bytes([block[0], block[1]])));
-    let halves = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128(first | second << 16)));
-    let own = _mm512_permutexvar_ps(_mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0), halves);
-    _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(own, scales), sum)
+fn pairs<const N: usize>(row: &[u8], x: &Row) -> __m512 {
+    let (pairs, odd) = row.as_chunks::<N>().0.as_chunks::<2>();
+    let mut sum = _mm512_setzero_ps();
+    for ([first, second], x) in pairs.iter().zip(&x.parts) {
+        sum = add_pair(sum, first, second, x);
+    }
+    for (block, x) in odd.iter().zip(&x.parts[pairs.len()..]) {
+        sum = add_pair(sum, block, &[0; N], x);
+    }
+    sum
 }
 
-/// The 32 weights of a block, raised to be unsigned.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-#[allow(unsafe_code)]
-fn weights<const N: usize>(block: &[u8; N]) -> __m256i {
-    if N == 34 {
-        let mut copy = [0u8; 32];
-        copy.copy_from_slice(&block[2..]);
-        // SAFETY: 32 bytes are the same as a register of them.
-        return _mm256_xor_si256(unsafe { transmute::<[u8; 32], __m256i>(copy) }, _mm256_set1_epi8(-128));
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+fn add_pair<const N: usize>(sum: __m512, first: &[u8; N], second: &[u8; N], x: &Part) -> __m512 {
+    let scale = |block: &[u8; N]| u32::from(u16::from_le_bytes(bytes(block, 0)));
+    let own = two_halves(scale(first) | scale(second) << 16);
+    let weights = if N == 34 {
+        let raised = |block: &[u8; N]| _mm256_xor_si256(cast(bytes::<32>(block, 2)), _mm256_set1_epi8(-128));
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(raised(first)), raised(second))
+    } else {
+        let load = |block: &[u8; N]| cast::<_, __m128i>(bytes::<16>(block, 2));
+        let twice = _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(load(first)), 0xff00, load(second));
+        low_nibbles(_mm512_srlv_epi32(twice, cast([0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4])))
+    };
+    add(sum, weights, own, x)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn low_nibbles(x: __m512i) -> __m512i {
+    _mm512_and_si512(x, _mm512_set1_epi8(15))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+fn q4_k(row: &[u8], x: &Row) -> __m512 {
+    let mut sums = [_mm512_setzero_ps(); 2];
+    let blocks = row.as_chunks::<144>().0;
+    for ((block, x), &minima) in blocks.iter().zip(x.parts.as_chunks::<4>().0).zip(&x.minima) {
+        // Eight scales and eight minima of 6 bits, in 12 bytes.
+        let [a, b, c] = [4, 8, 12].map(|at| u32::from_le_bytes(bytes(block, at)));
+        let join = |first: u32, second: u32| (u64::from(second) << 32 | u64::from(first)).cast_signed();
+        let (low_six, low_four, low_two) = (0x3f3f_3f3f, 0x0f0f_0f0f, 0x0303_0303);
+        let scales = join(a & low_six, (c & low_four) | ((a >> 6 & low_two) << 4));
+        let minima_of_block = join(b & low_six, (c >> 4 & low_four) | ((b >> 6 & low_two) << 4));
+        let own = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x(minima_of_block, scales)));
+        let own = _mm512_mul_ps(own, two_halves(u32::from_le_bytes(bytes(block, 0))));
+        sums[0] = _mm512_fmadd_ps(own, cast(minima), sums[0]);
+        for (i, x) in x.iter().enumerate() {
+            let twice = _mm512_broadcast_i64x4(cast::<_, __m256i>(bytes::<32>(block, 16 + 32 * i)));
+            let weights = low_nibbles(_mm512_srlv_epi32(twice, cast([0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4])));
+            let lane = 2 * i as i32;
+            let own = spread(own, std::array::from_fn(|j| if j < 8 { lane } else { lane + 1 }));
+            sums[i % 2] = add(sums[i % 2], weights, own, x);
+        }
     }
-    let mut copy = [0u8; 16];
-    copy.copy_from_slice(&block[2..]);
-    // SAFETY: 16 bytes are the same as a register of them.
-    let bytes = unsafe { transmute::<[u8; 16], __m128i>(copy) };
-    let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
-    _mm256_and_si256(both, _mm256_set1_epi8(15))
+    total(sums)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+fn q6_k(row: &[u8], x: &Row) -> __m512 {
+    let mut sums = [_mm512_setzero_ps(); 2];
+    for (block, x) in row.as_chunks::<210>().0.iter().zip(x.parts.as_chunks::<4>().0) {
+        let own = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(cast::<_, __m128i>(bytes::<16>(block, 192))));
+        let own = _mm512_mul_ps(own, _mm512_set1_ps(half(block, 208)));
+        for (i, x) in x.iter().enumerate() {
+            let low: __m512i = cast(bytes::<64>(block, 64 * (i / 2)));
+            let high = _mm512_broadcast_i64x4(cast::<_, __m256i>(bytes::<32>(block, 128 + 32 * (i / 2))));
+            // Two bits of each byte of `high` belong to each number: they go to where 16 and 32 stand.
+            let (low, high) = if i % 2 == 0 {
+                (low, _mm512_sllv_epi32(high, cast([4, 4, 4, 4, 4, 4, 4, 4, 2, 2, 2, 2, 2, 2, 2, 2])))
+            } else {
+                let high = _mm512_srlv_epi32(high, cast([0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2]));
+                (_mm512_srli_epi16::<4>(low), high)
+            };
+            let weights = _mm512_or_si512(low_nibbles(low), _mm512_and_si512(high, _mm512_set1_epi8(48)));
+            let lane = 4 * i as i32;
+            let own = spread(own, std::array::from_fn(|j| lane + j as i32 / 4));
+            sums[i % 2] = add(sums[i % 2], weights, own, x);
+        }
+    }
+    total(sums)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn total(sums: [__m512; 2]) -> __m512 {
+    _mm512_add_ps(sums[0], sums[1])
 }

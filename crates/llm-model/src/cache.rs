@@ -4,7 +4,8 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{Error, ModelConfig, Result};
 
-/// Keys and values of every layer, `(b, capacity, g, d)` each, filled from the front.
+/// Keys and values of every layer, `(b, g, capacity, d)` each, so that a head reads its own one behind the other; they are
+/// filled from the front.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
@@ -15,7 +16,7 @@ pub struct KvCache {
 impl KvCache {
     /// Room for `capacity` tokens in each of `rows` rows.
     pub fn new(config: &ModelConfig, rows: usize, capacity: usize) -> Result<Self> {
-        let shape = (rows, capacity, config.num_key_value_heads, config.head_dim);
+        let shape = (rows, config.num_key_value_heads, capacity, config.head_dim);
         let zeros = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
         let layers = (0..config.num_hidden_layers).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<_>>()?;
         Ok(Self { layers, capacity, len: 0 })
@@ -37,7 +38,7 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Writes the keys and values `(b, t, g, d)` of one layer behind those held, and returns all of them.
+    /// Writes the keys and values `(b, t, g, d)` of one layer behind those held, and returns all of them, `(b, s, g, d)`.
     pub(crate) fn append(&self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let t = k.dim(1)?;
         if self.len + t > self.capacity {
@@ -47,9 +48,11 @@ impl KvCache {
             )));
         }
         let (keys, values) = &self.layers[layer];
-        keys.slice_set(&k.contiguous()?, 1, self.len)?;
-        values.slice_set(&v.contiguous()?, 1, self.len)?;
-        Ok((keys.narrow(1, 0, self.len + t)?, values.narrow(1, 0, self.len + t)?))
+        for (all, new) in [(keys, k), (values, v)] {
+            all.slice_set(&new.transpose(1, 2)?.contiguous()?, 2, self.len)?;
+        }
+        let held = |all: &Tensor| all.narrow(2, 0, self.len + t)?.transpose(1, 2);
+        Ok((held(keys)?, held(values)?))
     }
 
     /// Counts `t` tokens as held, once every layer has appended them.

@@ -9,9 +9,10 @@ use crate::simd::halved;
 /// The most rows of `x` for which [`few_rows`] beats the general product: the weight is read once for all of them.
 pub const FEW_ROWS: usize = 4;
 
-/// The rows of a weight of `m` that one task takes: a few tasks for each thread, as handing one out takes a microsecond.
+/// The rows of a weight of `m` that one task takes: as many as make one task for each thread, as threads stand ready
+/// in decoding ([`crate::awake`]).
 pub fn rows_of_a_part(m: usize) -> usize {
-    m.div_ceil(4 * rayon::current_num_threads()).max(16)
+    m.div_ceil(rayon::current_num_threads()).max(16)
 }
 
 /// `x · wᵀ` for at most [`FEW_ROWS`] rows `x` `(n, k)`, bound by how fast `w` `(m, k)` is read: `(n, m)`.

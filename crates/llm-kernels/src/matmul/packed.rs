@@ -14,6 +14,7 @@ use std::arch::x86_64::{
 use std::cell::RefCell;
 use std::mem::transmute;
 
+use bytemuck::cast;
 use rayon::prelude::*;
 
 use super::{Element, Matrix, Out, Threads};
@@ -159,15 +160,12 @@ fn multiply<const BF16: bool>(a: &[[u32; ROWS]], b: &[[[u32; 16]; 2]]) -> [[__m5
         for i in 0..ROWS {
             let a = _mm512_set1_epi32(a[i].cast_signed());
             for j in 0..2 {
-                // SAFETY: 16 units, 512 bits and 32 numbers in bf16 are the same bytes.
-                tile[i][j] = unsafe {
-                    let b = transmute::<[u32; 16], __m512i>(b[j]);
-                    if BF16 {
-                        let (a, b) = (transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b));
-                        _mm512_dpbf16_ps(tile[i][j], a, b)
-                    } else {
-                        _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), tile[i][j])
-                    }
+                tile[i][j] = if BF16 {
+                    // SAFETY: 512 bits and 32 numbers in bf16 are the same bytes.
+                    let [a, b] = [a, cast(b[j])].map(|x| unsafe { transmute::<__m512i, __m512bh>(x) });
+                    _mm512_dpbf16_ps(tile[i][j], a, b)
+                } else {
+                    _mm512_fmadd_ps(_mm512_castsi512_ps(a), cast(b[j]), tile[i][j])
                 };
             }
         }
@@ -228,9 +226,11 @@ fn pack_rows<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, pane
             let mut units = [_mm512_setzero_si512(); 16];
             for (i, units) in units.iter_mut().enumerate().take(from.rows.saturating_sub(first)) {
                 let row = &from.data[(first + i) * from.row_stride + start..][..count];
-                *units = match T::f32s(row).and_then(|row| row.first_chunk::<32>()).filter(|_| BF16) {
-                    Some(row) => halves(row.as_chunks::<16>().0),
-                    None => row_units::<BF16, T>(row),
+                let chunks = T::f32s(row).unwrap_or_default().as_chunks::<16>().0;
+                *units = match (BF16, chunks) {
+                    (true, [first, second]) => halves(first, second),
+                    (false, [numbers]) => cast(*numbers),
+                    _ => row_units::<BF16, T>(row),
                 };
             }
             let turned = turn(&units);
@@ -248,18 +248,14 @@ fn pack_rows<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, pane
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 #[allow(unsafe_code)]
-fn halves(numbers: &[[f32; 16]]) -> __m512i {
-    // SAFETY: 16 numbers, and 32 of half the size, are the same bytes as a register of them.
-    unsafe {
-        let [first, second] = [numbers[0], numbers[1]].map(|numbers| transmute::<[f32; 16], __m512>(numbers));
-        transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first))
-    }
+fn halves(first: &[f32; 16], second: &[f32; 16]) -> __m512i {
+    // SAFETY: 32 numbers in bf16 are the same bytes as a register of integers.
+    unsafe { transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(cast(*second), cast(*first))) }
 }
 
 /// The units of the rest of a row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-#[allow(unsafe_code)]
 fn row_units<const BF16: bool, T: Element>(row: &[T]) -> __m512i {
     let mut units = [0u32; 16];
     if BF16 {
@@ -275,8 +271,7 @@ fn row_units<const BF16: bool, T: Element>(row: &[T]) -> __m512i {
             *unit = x.widen().to_bits();
         }
     }
-    // SAFETY: 16 units are the same bytes as a register of them.
-    unsafe { transmute::<[u32; 16], __m512i>(units) }
+    cast(units)
 }
 
 /// Rows become columns: pairs of rows are interleaved by one, then by two numbers, then four numbers move at a time.
@@ -323,8 +318,8 @@ fn pack_columns<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, p
         let mut done = 0;
         if let (true, Some(first), Some(second)) = (BF16, T::f32s(first), T::f32s(second)) {
             let (first, second) = (first.as_chunks::<16>().0, second.as_chunks::<16>().0);
-            for ((run, &first), &second) in run.as_chunks_mut::<16>().0.iter_mut().zip(first).zip(second) {
-                *run = interleaved(halves(&[first, second]));
+            for ((run, first), second) in run.as_chunks_mut::<16>().0.iter_mut().zip(first).zip(second) {
+                *run = interleaved(halves(first, second));
                 done += 16;
             }
         }
@@ -340,7 +335,6 @@ fn pack_columns<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, p
 /// 16 halves and 16 others as 16 pairs of one of each.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-#[allow(unsafe_code)]
 fn interleaved(halves: __m512i) -> [u32; 16] {
     const ORDER: [u16; 32] = {
         let mut order = [0; 32];
@@ -351,11 +345,7 @@ fn interleaved(halves: __m512i) -> [u32; 16] {
         }
         order
     };
-    // SAFETY: 32 halves, and 16 units, are the same bytes as a register of them.
-    unsafe {
-        let order = transmute::<[u16; 32], __m512i>(ORDER);
-        transmute::<__m512i, [u32; 16]>(_mm512_permutexvar_epi16(order, halves))
-    }
+    cast(_mm512_permutexvar_epi16(cast(ORDER), halves))
 }
 
 /// Two numbers in bf16, the first one in the lower half.
