@@ -135,7 +135,7 @@ impl Dims {
 }
 
 /// A block of queries and a block of keys: their scores stay in the first two levels of the cache.
-const QUERIES: usize = 64;
+const QUERIES: usize = 96;
 const KEYS: usize = 256;
 
 struct Attention {

@@ -88,8 +88,8 @@ pub(crate) struct Head {
     gradients: OnceLock<[Option<Tensor>; 2]>,
 }
 
-/// Logits of one chunk: 16 MB of them fit the last-level cache of most machines.
-const CHUNK: usize = 4 << 20;
+/// Logits of one chunk, 64 MB: packing the weight anew for each chunk costs more than leaving the cache.
+const CHUNK: usize = 16 << 20;
 
 impl Head {
     /// Applies the head `w` `(vocab, hidden)` and the loss to `x` `(n, hidden)`.
