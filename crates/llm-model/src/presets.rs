@@ -66,7 +66,7 @@ pub fn preset(name: &str) -> Option<ModelConfig> {
         "mixtral-8x22b" => experts([8, 2, 16384], shape(ModelType::Mixtral, [56, 6144, 48, 8, 16384], 32000, 65536)),
         "qwen2.5-7b" => ModelConfig {
             attention_bias: AttentionBias::Qkv,
-            ..shape(ModelType::Qwen2, [28, 3584, 28, 4, 18944], 152_064, 32768)
+            ..shape(ModelType::Qwen2, [28, 3584, 28, 4, 18944], 152_064, 131_072)
         },
         "qwen3-8b" => qwen3(shape(ModelType::Qwen3, [36, 4096, 32, 8, 12288], 151_936, 40960)),
         "qwen3-30b-a3b" => {

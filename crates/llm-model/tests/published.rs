@@ -228,6 +228,10 @@ fn the_first_phi_3_files_call_longrope_su_and_say_its_first_length_beside_it() {
 fn what_would_change_the_result_is_refused_by_name() {
     let longrope = json!({"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]});
     let local = json!({"sliding_attention": {"rope_type": "linear", "factor": 2.0}});
+    let factors = vec![1.0; 48];
+    let other_length = json!({
+        "type": "longrope", "short_factor": factors, "long_factor": factors, "original_max_position_embeddings": 8192
+    });
     for (name, key, value, named) in [
         ("gpt2", "scale_attn_by_inverse_layer_idx", json!(true), "scale_attn_by_inverse_layer_idx"),
         ("gpt2", "activation_function", json!("relu"), "activation_function"),
@@ -243,6 +247,7 @@ fn what_would_change_the_result_is_refused_by_name() {
         ("SmolLM3-3B", "no_rope_layers", json!([1, 0]), "no_rope_layers"),
         ("Phi-3-mini-4k-instruct", "rope_scaling", json!({"type": "linear", "factor": 2.0}), "rope_scaling"),
         ("Phi-3-mini-4k-instruct", "rope_scaling", longrope, "short_factor"),
+        ("Phi-3-mini-4k-instruct", "rope_scaling", other_length, "original_max_position_embeddings"),
         ("gemma-2-2b", "use_bidirectional_attention", json!(true), "use_bidirectional_attention"),
         ("gemma-3-1b-pt", "rope_parameters", local, "sliding_attention"),
         ("gemma-3-1b-pt", "final_logit_softcapping", json!(-1.0), "final_logit_softcapping"),

@@ -14,7 +14,11 @@ pub(super) const FAMILY: Family = Family::usual(
 );
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
-    read_with_pattern(keys, 2)
+    Ok(ModelConfig {
+        attn_logit_softcapping: keys.float_or("attn_logit_softcapping", 50.)?,
+        final_logit_softcapping: keys.float_or("final_logit_softcapping", 30.)?,
+        ..read_with_pattern(keys, 2)?
+    })
 }
 
 /// What Gemma 2 and 3 share: all layers but every `pattern`-th look through a window.
@@ -22,7 +26,7 @@ pub(super) fn read_with_pattern(keys: &Keys, pattern: usize) -> Result<ModelConf
     keys.only("use_bidirectional_attention", &json!(false))?;
     let absent = Absent { tie_word_embeddings: true, ..Absent::default() };
     let config = keys.base(&absent)?;
-    let sliding_window = keys.count("sliding_window")?;
+    let sliding_window = keys.count_or("sliding_window", 4096)?;
     let usual = |layer: usize| match (layer + 1).is_multiple_of(pattern) {
         true => LayerType::FullAttention,
         false => LayerType::SlidingAttention,

@@ -39,8 +39,7 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
         partial_rotary_factor: keys.float("rotary_pct")?.unwrap_or(0.25),
         ..keys.shared(false)?
     };
-    let theta = keys.float("rotary_emb_base")?.unwrap_or(10_000.);
-    keys.rope(&mut config, theta)?;
+    keys.rope(&mut config, "rotary_emb_base", 10_000.)?;
     Ok(config)
 }
 

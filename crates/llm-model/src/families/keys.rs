@@ -52,6 +52,16 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A count that null leaves out; where the key is absent, `usual`.
+    pub fn count_or(&self, key: &str, usual: usize) -> Result<Option<usize>> {
+        Ok(self.count(key)?.or((!self.map.contains_key(key)).then_some(usual)))
+    }
+
+    /// A number that null leaves out; where the key is absent, `usual`.
+    pub fn float_or(&self, key: &str, usual: f64) -> Result<Option<f64>> {
+        Ok(self.float(key)?.or((!self.map.contains_key(key)).then_some(usual)))
+    }
+
     pub fn required(&self, key: &str) -> Result<usize> {
         self.count(key)?.map_or_else(|| self.wrong(format!("\"{key}\" is missing")), Ok)
     }
@@ -118,14 +128,15 @@ impl<'a> Keys<'a> {
         })
     }
 
-    /// The rotary positions as `rope_scaling` or `rope_parameters` give them, in `config`.
-    pub fn rope(&self, config: &mut ModelConfig, usual_theta: f64) -> Result<()> {
+    /// The rotary positions as `rope_scaling` or `rope_parameters` give them, in `config`; their base may stand beside them
+    /// as `theta_key`.
+    pub fn rope(&self, config: &mut ModelConfig, theta_key: &str, usual_theta: f64) -> Result<()> {
         let (key, map) = match (self.get("rope_scaling"), self.get("rope_parameters")) {
             (Some(scaling), _) => ("rope_scaling", scaling),
             (None, Some(parameters)) => ("rope_parameters", parameters),
             (None, None) => ("rope_parameters", &json!({})),
         };
-        let theta = self.float("rope_theta")?;
+        let theta = self.float(theta_key)?;
         let (scaling, own_theta, own_part) = self.rope_map(key, map, config.max_position_embeddings)?;
         config.rope_scaling = scaling;
         config.rope_theta = own_theta.or(theta).unwrap_or(usual_theta);
@@ -186,7 +197,7 @@ impl<'a> Keys<'a> {
             rms_norm_eps: self.float("rms_norm_eps")?.unwrap_or(absent.rms_norm_eps),
             ..self.shared(absent.tie_word_embeddings)?
         };
-        self.rope(&mut config, absent.rope_theta)?;
+        self.rope(&mut config, "rope_theta", absent.rope_theta)?;
         if !absent.partial_rotation {
             self.only("partial_rotary_factor", &json!(1.0))?;
             if config.partial_rotary_factor != 1. {

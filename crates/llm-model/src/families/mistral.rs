@@ -19,7 +19,7 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
     }
     Ok(ModelConfig {
         hidden_act: keys.activation("hidden_act", Activation::Silu)?,
-        sliding_window: keys.count("sliding_window")?,
+        sliding_window: keys.count_or("sliding_window", 4096)?,
         ..keys.base(&Absent::default())?
     })
 }

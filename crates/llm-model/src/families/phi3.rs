@@ -25,13 +25,17 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
     if let (Some(part), false) = (keys.float("partial_rotary_factor")?, inside("partial_rotary_factor")) {
         config.partial_rotary_factor = part;
     }
-    let trained = keys.count("original_max_position_embeddings")?;
+    let trained = keys.count("original_max_position_embeddings")?.unwrap_or(4096);
     match &mut config.rope_scaling {
         RopeScaling::Default => {}
         RopeScaling::LongRope { original_max_position_embeddings: original, .. } => {
-            if let (Some(trained), false) = (trained, inside("original_max_position_embeddings")) {
-                *original = trained;
+            if inside("original_max_position_embeddings") && *original != trained {
+                return keys.wrong(format!(
+                    "\"original_max_position_embeddings\" is {trained} (4096 where it is missing), but {original} within the \
+                     rotary positions; say the same in both places"
+                ));
             }
+            *original = trained;
         }
         other => {
             let kind = json!(other)["rope_type"].clone();

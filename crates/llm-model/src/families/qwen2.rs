@@ -21,7 +21,7 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
 pub(super) fn read_windowed(keys: &Keys) -> Result<ModelConfig> {
     let config = keys.base(&Absent::default())?;
     let slides = keys.flag("use_sliding_window", false)?;
-    let sliding_window = keys.count("sliding_window")?.filter(|_| slides);
+    let sliding_window = keys.count_or("sliding_window", 4096)?.filter(|_| slides);
     let full = keys.count("max_window_layers")?.unwrap_or(28);
     let usual = |layer| if layer >= full { LayerType::SlidingAttention } else { LayerType::FullAttention };
     Ok(ModelConfig {

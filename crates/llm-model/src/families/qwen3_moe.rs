@@ -38,7 +38,7 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
         hidden_act: keys.activation("hidden_act", Activation::Silu)?,
         qk_norm: Some(QkNorm::Head),
         attention_bias: if keys.flag("attention_bias", false)? { AttentionBias::All } else { AttentionBias::None },
-        sliding_window: keys.count("sliding_window")?.filter(|_| slides),
+        sliding_window: keys.count_or("sliding_window", 4096)?.filter(|_| slides),
         experts: Some(experts),
         ..config
     })

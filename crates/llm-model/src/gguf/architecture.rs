@@ -184,8 +184,15 @@ pub(crate) const ALL: [&Architecture; 12] = [
         name: "gemma2",
         model_types: &[ModelType::Gemma2],
         interleaved: false,
-        base: || ModelConfig { model_type: ModelType::Gemma2, ..gemma() },
-        complete: |config| alternating(config, 2),
+        // What llama.cpp takes where a file has no such key; the first files had none.
+        base: || ModelConfig {
+            model_type: ModelType::Gemma2,
+            sliding_window: Some(4096),
+            attn_logit_softcapping: Some(50.),
+            final_logit_softcapping: Some(30.),
+            ..gemma()
+        },
+        complete: |config| alternating(config, 2, 46),
         more: &[
             RMS_EPS,
             WINDOW,
@@ -205,7 +212,7 @@ pub(crate) const ALL: [&Architecture; 12] = [
             rope_local_theta: Some(10_000.),
             ..gemma()
         },
-        complete: |config| alternating(config, 6),
+        complete: |config| alternating(config, 6, 62),
         more: &[RMS_EPS, WINDOW],
         renamed: &[NORM_BEHIND],
         ..LLAMA
@@ -260,14 +267,17 @@ fn gemma() -> ModelConfig {
     }
 }
 
-/// One layer in `pattern` sees everything, the others look through the window; scores are divided as usual.
-fn alternating(config: &mut ModelConfig, pattern: usize) {
+/// One layer in `pattern` sees everything, the others look through the window. Scores are divided by the root of the head
+/// size but in the family's 27B, which has as many layers as `layers_of_27b`: no key says so, and llama.cpp counts layers too.
+fn alternating(config: &mut ModelConfig, pattern: usize, layers_of_27b: usize) {
     let kind = |layer: usize| match (layer + 1).is_multiple_of(pattern) {
         true => LayerType::FullAttention,
         false => LayerType::SlidingAttention,
     };
     config.layer_types = (0..config.num_hidden_layers).map(kind).collect();
-    config.query_pre_attn_scalar = Some(config.head_dim as f64);
+    let of_27b = config.num_hidden_layers == layers_of_27b;
+    let scalar = if of_27b { config.hidden_size / config.num_attention_heads.max(1) } else { config.head_dim };
+    config.query_pre_attn_scalar = Some(scalar as f64);
 }
 
 /// A tensor of a file, and the decoder's of which it is made, row by row.

@@ -143,3 +143,45 @@ pub(super) fn divided_by(config: &ModelConfig, divisors: &[f32]) -> Option<Model
     let tries = tries.clone().skip(9).take(1).chain(tries);
     tries.map(|rope_scaling| ModelConfig { rope_scaling, ..config.clone() }).find(near)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ModelType;
+    use crate::gguf::architecture::ALL;
+
+    fn gemma(config: &Json) -> (&'static Architecture, Metadata) {
+        let config = crate::families::from_json(config, "test").unwrap().config;
+        let architecture = ALL.into_iter().find(|a| a.model_types.contains(&config.model_type)).unwrap();
+        (architecture, written(architecture, &config))
+    }
+
+    fn small(model_type: ModelType, layers: usize) -> Json {
+        json!({
+            "model_type": model_type.name(), "vocab_size": 9, "hidden_size": 24, "intermediate_size": 8, "head_dim": 6,
+            "num_hidden_layers": layers, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 9,
+        })
+    }
+
+    #[test]
+    fn a_gemma_2_file_that_leaves_out_caps_and_window_has_those_of_llama_cpp() {
+        let (architecture, mut metadata) = gemma(&small(ModelType::Gemma2, 2));
+        for key in ["attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"] {
+            assert!(metadata.remove(&format!("gemma2.{key}")).is_some(), "{key}");
+        }
+        let config = read(&metadata, architecture, true).unwrap();
+        assert_eq!((config.attn_logit_softcapping, config.final_logit_softcapping), (Some(50.), Some(30.)));
+        assert_eq!(config.sliding_window, Some(4096));
+    }
+
+    #[test]
+    fn scores_of_the_gemmas_of_27b_are_divided_as_llama_cpp_divides_them() {
+        for (model_type, layers) in [(ModelType::Gemma2, 46), (ModelType::Gemma3Text, 62)] {
+            for (layers, scalar) in [(layers, 12.), (layers - 1, 6.)] {
+                let (architecture, metadata) = gemma(&small(model_type, layers));
+                let config = read(&metadata, architecture, true).unwrap();
+                assert_eq!(config.query_pre_attn_scalar, Some(scalar), "{model_type:?} of {layers} layers");
+            }
+        }
+    }
+}
