@@ -24,7 +24,7 @@ pub fn single(q: &[&[f32]], k: Matrix, v: Matrix, scores: &Scores) -> (Vec<f32>,
 }
 
 /// `q · k · scale` of each query head with each row of `k`: `(heads, n)`.
-#[pulp::with_simd(products = pulp::Arch::new())]
+#[pulp::with_simd(products = crate::unit::arch())]
 #[inline(always)]
 fn products_simd<'a, S: pulp::Simd>(simd: S, q: &'a [&'a [f32]], k: Matrix<'a>, scale: f32, out: &'a mut [f32]) {
     let n = k.rows();
@@ -51,7 +51,7 @@ fn products_simd<'a, S: pulp::Simd>(simd: S, q: &'a [&'a [f32]], k: Matrix<'a>, 
 }
 
 /// `out = scale · Σ weights[j] · v[j]` over the rows of `v`.
-#[pulp::with_simd(mixture = pulp::Arch::new())]
+#[pulp::with_simd(mixture = crate::unit::arch())]
 #[inline(always)]
 fn mixture_simd<'a, S: pulp::Simd>(simd: S, weights: &'a [f32], v: Matrix<'a>, scale: f32, out: &'a mut [f32]) {
     const WIDE: usize = 4;
