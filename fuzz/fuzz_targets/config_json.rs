@@ -1,11 +1,15 @@
-//! Any bytes as a `config.json`: a shape, or an error.
+//! Any bytes as a `config.json` beside the weights of a small model of the family that it names: a model, or an error.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    if let Ok(json) = serde_json::from_slice(bytes) {
-        let _ = llm_model::families::from_json(&json, "config.json");
-    }
+    let Ok(json) = serde_json::from_slice(bytes) else { return };
+    let Ok(described) = llm_model::families::from_json(&json, "config.json") else { return };
+    let _ = llm_model::ParamCount::of(&described.config, described.head).total();
+    let weights = llm_fuzz::tiny_folder(described.config.model_type).join("model.safetensors");
     llm_fuzz::with_file("config.json", bytes, |dir| {
-        let _ = llm_model::Model::open(dir);
+        std::fs::copy(weights, dir.join("model.safetensors")).expect("room for a small file");
+        if let Ok(model) = llm_model::Model::open(dir) {
+            llm_fuzz::run(&model);
+        }
     });
 });

@@ -1,10 +1,15 @@
-//! Any bytes as a GGUF file: a model, or an error.
+//! Any bytes as a GGUF file: a model with its tokenizer, or an error.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     llm_fuzz::with_file("model.gguf", bytes, |dir| {
-        if let Ok(file) = llm_model::gguf::GgufFile::open(&dir.join("model.gguf")) {
-            let _ = llm_model::Model::from_gguf(&file);
+        let path = dir.join("model.gguf");
+        let Ok(file) = llm_model::gguf::GgufFile::open(&path) else { return };
+        if let Ok(model) = llm_model::Model::from_gguf(&file) {
+            llm_fuzz::run(&model);
+        }
+        if let Ok(text) = llm_infer::TextModel::open(&path) {
+            llm_fuzz::write_and_read(&text.tokenizer);
         }
     });
 });

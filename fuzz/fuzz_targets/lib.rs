@@ -1,10 +1,101 @@
-//! Puts what the fuzzer made where a loader looks for it.
+//! What the targets share: a place for what the fuzzer made, and small models of every kind to set it beside.
 
 use std::path::Path;
 
-/// Writes `bytes` as `name` into a folder of its own and runs `load` on that folder.
+use llm_model::families::ModelType;
+use llm_model::{Activation, AttentionBias, Batch, ExpertsConfig, Head, Model, ModelConfig};
+use llm_model::{NormKind, NormPlacement, QkNorm};
+use llm_tokenizer::{ChatMessage, Tokenizer};
+
+/// Writes `bytes` as `name` into a folder of its own, in memory where the system has such a place, and runs `load` on it.
 pub fn with_file(name: &str, bytes: &[u8], load: impl FnOnce(&Path)) {
-    let dir = tempfile::tempdir().expect("a place for temporary files");
+    let shm = Path::new("/dev/shm");
+    let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
+    let dir = dir.expect("a place for temporary files");
     std::fs::write(dir.path().join(name), bytes).expect("room for a small file");
     load(dir.path());
+}
+
+/// What was taken for a model runs, or says why not.
+pub fn run(model: &Model) {
+    let _ = Batch::new(&[vec![1, 2, 3], vec![0]]).and_then(|batch| model.forward(&batch));
+}
+
+/// What was taken for a tokenizer is one, or says why not.
+pub fn write_and_read(tokenizer: &Tokenizer) {
+    let text = "a text,  <s> l'\u{e9}t\u{e9} 12\n\u{1f408}";
+    let _ = tokenizer.encode(text).map(|ids| tokenizer.decode(&ids));
+    if let Ok(ids) = tokenizer.encode_with_special(text) {
+        let mut stream = tokenizer.stream();
+        for id in ids {
+            let _ = stream.push(id);
+        }
+        let _ = stream.finish();
+    }
+    let _ = tokenizer.encode_chat(&[ChatMessage::new("user", text)], true);
+}
+
+/// A model of the family that has as few numbers as its parts allow: what the fuzzer changes should be structure.
+pub fn tiny(model_type: ModelType) -> Model {
+    let base = ModelConfig {
+        model_type,
+        vocab_size: 8,
+        hidden_size: 8,
+        intermediate_size: 4,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        max_position_embeddings: 8,
+        bos_token_id: Some(0),
+        eos_token_id: Some(0),
+        ..ModelConfig::default()
+    };
+    let layer_normed = ModelConfig {
+        norm: NormKind::Layer,
+        attention_bias: AttentionBias::All,
+        mlp_bias: true,
+        gated_mlp: false,
+        num_key_value_heads: 2,
+        hidden_act: Activation::GeluPytorchTanh,
+        ..base.clone()
+    };
+    let sandwich = ModelConfig {
+        norm: NormKind::RmsPlusOne,
+        norm_placement: NormPlacement::Sandwich,
+        hidden_act: Activation::GeluPytorchTanh,
+        scale_embeddings: true,
+        query_pre_attn_scalar: Some(4.),
+        sliding_window: Some(4),
+        ..base.clone()
+    };
+    let experts =
+        ExpertsConfig { num_experts: 2, num_experts_per_tok: 1, moe_intermediate_size: 4, ..ExpertsConfig::default() };
+    let config = match model_type {
+        ModelType::Gpt2 => ModelConfig { learned_positions: true, ..layer_normed },
+        ModelType::GptNeox => ModelConfig { parallel_residual: true, hidden_act: Activation::Gelu, ..layer_normed },
+        ModelType::Gemma2 => sandwich,
+        ModelType::Gemma3Text => {
+            ModelConfig { qk_norm: Some(QkNorm::Head), rope_local_theta: Some(10_000.), ..sandwich }
+        }
+        ModelType::Mixtral => ModelConfig { experts: Some(experts), ..base },
+        ModelType::Qwen3Moe => ModelConfig { experts: Some(experts), qk_norm: Some(QkNorm::Head), ..base },
+        ModelType::Qwen2 => ModelConfig { attention_bias: AttentionBias::Qkv, ..base },
+        ModelType::Qwen3 => ModelConfig { qk_norm: Some(QkNorm::Head), ..base },
+        ModelType::Olmo2 => ModelConfig { qk_norm: Some(QkNorm::Whole), norm_placement: NormPlacement::Post, ..base },
+        _ => base,
+    };
+    Model::init(config, Head::LanguageModel, 1).and_then(|model| model.frozen()).expect("a small model of each family")
+}
+
+/// The folder of [`tiny`]'s model, made once for each process.
+pub fn tiny_folder(model_type: ModelType) -> &'static Path {
+    use std::collections::HashMap;
+    use std::sync::Mutex;
+    static MADE: Mutex<Option<HashMap<String, &'static Path>>> = Mutex::new(None);
+    let mut made = MADE.lock().expect("one thread");
+    made.get_or_insert_default().entry(model_type.name()).or_insert_with(|| {
+        let dir = std::env::temp_dir().join("llm-fuzz").join(model_type.name());
+        tiny(model_type).save(&dir).expect("room for a small model");
+        Box::leak(dir.into_boxed_path())
+    })
 }

@@ -1,8 +1,24 @@
-//! Any bytes as a safetensors file: its tensors, or an error.
+//! Any bytes as the `model.safetensors` of a small model: the model, or an error. Three families, for the three ways in which
+//! tensors stand in files: as they are, transposed, and as rows of larger ones.
 #![no_main]
+
+use llm_model::families::ModelType::{Gpt2, GptNeox, Llama};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     llm_fuzz::with_file("model.safetensors", bytes, |dir| {
-        let _ = llm_model::read_safetensors(&dir.join("model.safetensors"));
+        let Ok(tensors) = llm_model::read_safetensors(&dir.join("model.safetensors")) else { return };
+        let begins = |prefix: &str| tensors.keys().any(|name| name.starts_with(prefix));
+        let family = if begins("transformer.") {
+            Gpt2
+        } else if begins("gpt_neox.") {
+            GptNeox
+        } else {
+            Llama
+        };
+        let config = llm_fuzz::tiny_folder(family).join("config.json");
+        std::fs::copy(config, dir.join("config.json")).expect("room for a small file");
+        for model in [llm_model::Model::open(dir), llm_model::Model::load(dir)].into_iter().flatten() {
+            llm_fuzz::run(&model);
+        }
     });
 });

@@ -167,7 +167,7 @@ impl CustomOp1 for Plain {
 
 // Each loop is compiled for each vector unit and each activation: `curve` is inlined into it.
 
-#[pulp::with_simd(gated_forward = pulp::Arch::new())]
+#[pulp::with_simd(gated_forward = crate::unit::arch())]
 #[inline(always)]
 fn gated_forward_simd<'a, S: pulp::Simd>(
     _simd: S,
@@ -190,7 +190,7 @@ fn gates(gate: &[f32], up: &[f32], y: &mut [f32], curve: impl Fn(f32) -> Curve) 
     }
 }
 
-#[pulp::with_simd(gated_backward = pulp::Arch::new())]
+#[pulp::with_simd(gated_backward = crate::unit::arch())]
 #[inline(always)]
 fn gated_backward_simd<'a, S: pulp::Simd>(
     _simd: S,
@@ -224,7 +224,7 @@ fn gate_gradients(
     }
 }
 
-#[pulp::with_simd(plain_forward = pulp::Arch::new())]
+#[pulp::with_simd(plain_forward = crate::unit::arch())]
 #[inline(always)]
 fn plain_forward_simd<'a, S: pulp::Simd>(_simd: S, activation: Activation, x: &'a [f32], y: &'a mut [f32]) {
     match activation {
@@ -241,7 +241,7 @@ fn values(x: &[f32], y: &mut [f32], curve: impl Fn(f32) -> Curve) {
     }
 }
 
-#[pulp::with_simd(plain_backward = pulp::Arch::new())]
+#[pulp::with_simd(plain_backward = crate::unit::arch())]
 #[inline(always)]
 fn plain_backward_simd<'a, S: pulp::Simd>(
     _simd: S,

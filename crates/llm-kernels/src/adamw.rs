@@ -60,7 +60,7 @@ pub fn square_sum(x: &Tensor) -> Result<f64> {
     Ok(parts.iter().sum())
 }
 
-#[pulp::with_simd(chunk_square_sum = pulp::Arch::new())]
+#[pulp::with_simd(chunk_square_sum = crate::unit::arch())]
 #[inline(always)]
 fn chunk_square_sum_simd<S: pulp::Simd>(_simd: S, x: &[f32]) -> f64 {
     x.chunks(1024).map(|x| f64::from(crate::simd::sum2(x, x, |a, b| a * b))).sum()
@@ -96,7 +96,7 @@ impl InplaceOp2 for Moments {
     }
 }
 
-#[pulp::with_simd(update_moments = pulp::Arch::new())]
+#[pulp::with_simd(update_moments = crate::unit::arch())]
 #[inline(always)]
 fn update_moments_simd<'a, S: pulp::Simd>(
     _simd: S,
@@ -138,7 +138,7 @@ impl InplaceOp2 for Update {
     }
 }
 
-#[pulp::with_simd(update = pulp::Arch::new())]
+#[pulp::with_simd(update = crate::unit::arch())]
 #[inline(always)]
 fn update_simd<'a, S: pulp::Simd>(_simd: S, w: &'a mut [f32], m: &'a [f32], v: &'a [f32], numbers: [f32; 4]) {
     let [decay, rate, root, eps] = numbers;

@@ -402,7 +402,7 @@ impl Attention {
 
 /// Turns the scores of a block into weights relative to the largest score so far; outside `columns` they are zero.
 /// Returns the factor by which what was summed before must shrink.
-#[pulp::with_simd(weigh = pulp::Arch::new())]
+#[pulp::with_simd(weigh = crate::unit::arch())]
 #[inline(always)]
 fn weigh_simd<'a, S: pulp::Simd>(
     _simd: S,
@@ -431,7 +431,7 @@ fn weigh_simd<'a, S: pulp::Simd>(
 }
 
 /// Turns the raw scores `p` into the weights and the gradients `ds` of the weights into those of the raw scores.
-#[pulp::with_simd(differentiate = pulp::Arch::new())]
+#[pulp::with_simd(differentiate = crate::unit::arch())]
 #[inline(always)]
 fn differentiate_simd<'a, S: pulp::Simd>(
     _simd: S,

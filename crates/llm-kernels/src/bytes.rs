@@ -26,9 +26,10 @@ enum Source {
 impl Bytes {
     /// The whole of a file.
     pub fn map(file: &File) -> io::Result<Self> {
-        // SAFETY: the map is only read, as bytes, for which every pattern is valid; nothing in this workspace writes to a
-        // file in place. A foreign process that does changes numbers, and one that truncates ends this process by a
-        // signal: neither reaches memory outside the map, whose size was fixed when it was made.
+        // SAFETY: the map is only read, as bytes or as numbers for which every pattern is valid, within its size, which was
+        // fixed when it was made; it lives as long as the last part of it (`source`). Nothing in this workspace writes to a
+        // file in place. A foreign process that does is what no map can exclude: it changes numbers, or ends this process by a
+        // signal where it truncates. Who holds `Bytes` therefore copies what must stay as it was checked.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(file)? };
         let range = 0..map.len();

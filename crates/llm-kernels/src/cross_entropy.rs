@@ -89,14 +89,14 @@ impl CustomOp1 for CrossEntropy {
     }
 }
 
-#[pulp::with_simd(log_sum_exp = pulp::Arch::new())]
+#[pulp::with_simd(log_sum_exp = crate::unit::arch())]
 #[inline(always)]
 pub(crate) fn log_sum_exp_simd<S: pulp::Simd>(_simd: S, row: &[f32]) -> f32 {
     let top = max(row);
     top + sum2(row, row, |x, _| exp(x - top)).ln()
 }
 
-#[pulp::with_simd(scaled_softmax = pulp::Arch::new())]
+#[pulp::with_simd(scaled_softmax = crate::unit::arch())]
 #[inline(always)]
 fn scaled_softmax_simd<'a, S: pulp::Simd>(_simd: S, row: &'a [f32], scale: f32, out: &'a mut [f32]) {
     let top = max(row);

@@ -135,7 +135,7 @@ impl Numbers {
 }
 
 // d = of_kl · (softmax(student / T) - softmax(teacher / T)) + of_labels · softmax(student).
-#[pulp::with_simd(gradient = pulp::Arch::new())]
+#[pulp::with_simd(gradient = crate::unit::arch())]
 #[inline(always)]
 fn gradient_simd<'a, S: pulp::Simd>(_simd: S, student: &'a mut [f32], teacher: &'a [f32], numbers: [f32; 4]) {
     let [inverse, of_kl, of_labels, log_sum] = numbers;

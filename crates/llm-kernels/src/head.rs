@@ -186,7 +186,7 @@ fn row_loss(row: &mut [f32], label: i64, options: CrossEntropyOptions, different
 }
 
 /// Turns a row of logits into `softmax · scale · (1 + 2 · z_loss · logsumexp)` and returns the logsumexp.
-#[pulp::with_simd(softmax_gradient = pulp::Arch::new())]
+#[pulp::with_simd(softmax_gradient = crate::unit::arch())]
 #[inline(always)]
 fn softmax_gradient_simd<S: pulp::Simd>(_simd: S, row: &mut [f32], scale: f32, z_loss: f32) -> f32 {
     let top = max(row);

@@ -84,7 +84,7 @@ pub(crate) fn log_sum_scaled(row: &[f32], inverse_temperature: f32) -> f32 {
     top * inverse_temperature + sum2(row, row, |x, _| exp((x - top) * inverse_temperature)).ln()
 }
 
-#[pulp::with_simd(forward = pulp::Arch::new())]
+#[pulp::with_simd(forward = crate::unit::arch())]
 #[inline(always)]
 pub(crate) fn forward_simd<'a, S: pulp::Simd>(
     _simd: S,
@@ -99,7 +99,7 @@ pub(crate) fn forward_simd<'a, S: pulp::Simd>(
     })
 }
 
-#[pulp::with_simd(backward = pulp::Arch::new())]
+#[pulp::with_simd(backward = crate::unit::arch())]
 #[inline(always)]
 fn backward_simd<'a, S: pulp::Simd>(
     _simd: S,

@@ -94,7 +94,7 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     (mean, 1. / (variance + eps).sqrt())
 }
 
-#[pulp::with_simd(forward = pulp::Arch::new())]
+#[pulp::with_simd(forward = crate::unit::arch())]
 #[inline(always)]
 fn forward_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [f32], b: &'a [f32], eps: f32, y: &'a mut [f32]) {
     let n = w.len();
@@ -107,7 +107,7 @@ fn forward_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [f32], b: &'a 
 }
 
 // With x̂ = (x - mean) · s:  dw = Σ_rows dy·x̂,  db = Σ_rows dy,  dx = s · (g - mean(g) - x̂ · mean(g·x̂)) with g = dy·w.
-#[pulp::with_simd(backward = pulp::Arch::new())]
+#[pulp::with_simd(backward = crate::unit::arch())]
 #[inline(always)]
 fn backward_simd<'a, S: pulp::Simd>(
     _simd: S,

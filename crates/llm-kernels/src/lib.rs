@@ -44,6 +44,7 @@ mod stored;
 #[cfg(test)]
 mod testing;
 mod threads;
+mod unit;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 

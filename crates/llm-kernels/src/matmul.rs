@@ -36,8 +36,7 @@ impl<'a, T: Copy> Matrix<'a, T> {
     /// `rows` rows of `cols` numbers that begin `row_stride` apart.
     #[inline]
     pub fn with_stride(data: &'a [T], rows: usize, cols: usize, row_stride: usize) -> Self {
-        let needed = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * row_stride + cols };
-        assert!(data.len() >= needed, "a matrix reaches beyond its memory");
+        assert!(fits(rows, cols, row_stride, data.len()), "a matrix reaches beyond its memory");
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
@@ -78,6 +77,12 @@ impl<'a, T: Copy> Matrix<'a, T> {
     fn cols_from(self, start: usize, cols: usize) -> Self {
         self.t().rows_from(start, cols).t()
     }
+}
+
+/// Whether `rows` rows of `cols` numbers that begin `stride` apart lie within `len` numbers; a size that overflows does not.
+fn fits(rows: usize, cols: usize, stride: usize, len: usize) -> bool {
+    let last = || (rows - 1).checked_mul(stride)?.checked_add(cols);
+    rows == 0 || cols == 0 || last().is_some_and(|needed| needed <= len)
 }
 
 /// A number of a weight as it lies in memory.
@@ -130,7 +135,7 @@ impl Element for bf16 {
 
     fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
-        if let Some(simd) = pulp::x86::V3::try_new().filter(|_| x.len() == k) {
+        if let Some(simd) = crate::unit::avx2().filter(|_| x.len() == k) {
             return simd.vectorize(crate::avx2::HalfDots { simd, x, w, y: out });
         }
         few_rows::dots_bf16(x, w, k, out);
@@ -226,6 +231,7 @@ impl How {
 
 /// `a · b`, row by row.
 pub fn product<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>, how: How) -> Vec<f32> {
+    assert!(fits(a.rows, b.cols, b.cols, isize::MAX as usize), "a product is larger than memory");
     let len = a.rows * b.cols;
     let mut out: Vec<f32> = Vec::with_capacity(len);
     if a.cols == 0 {
@@ -233,7 +239,7 @@ pub fn product<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>, how: How) -> 
         return out;
     }
     // SAFETY: `with_capacity` gave room for `len` numbers, rows of `b.cols` one behind the other; `run` reads none of
-    // them and writes each of them, as `a.cols` is not 0.
+    // them, as nothing is added, and writes each of them, as `a.cols` is not 0. If it panics, the length is still 0.
     #[allow(unsafe_code)]
     unsafe {
         run(a, b, Out { data: out.as_mut_ptr(), stride: b.cols, add: false, scale: 1. }, how);
@@ -256,14 +262,15 @@ pub fn product_into<A: Element, B: Element>(
     if a.rows == 0 || b.cols == 0 {
         return;
     }
-    assert!(stride >= b.cols && out.len() >= (a.rows - 1) * stride + b.cols, "a product needs more room");
+    assert!(stride >= b.cols && fits(a.rows, b.cols, stride, out.len()), "a product needs more room");
     if a.cols == 0 {
         if !add {
             out.chunks_mut(stride).take(a.rows).for_each(|row| row[..b.cols].fill(0.));
         }
         return;
     }
-    // SAFETY: the assertion above says that every row of the result lies within `out`, which nobody else borrows.
+    // SAFETY: the assertion above says that every row of the result lies within `out` and none within another; nobody else
+    // borrows `out` until `run` returns, and its numbers may be read.
     #[allow(unsafe_code)]
     unsafe {
         run(a, b, Out { data: out.as_mut_ptr(), stride, add, scale }, how);
@@ -290,7 +297,7 @@ unsafe fn run<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>, out: Out, how:
     assert_eq!(a.cols, b.rows, "the inner sizes of a product differ");
     #[cfg(target_arch = "x86_64")]
     if packed::is_available() {
-        // SAFETY: the instructions are there; the caller answers for `out`.
+        // SAFETY: the instructions are there, as was just asked; the caller answers for `out`.
         return unsafe {
             match how.precision {
                 Precision::F32 => packed::product::<false, A, B>(a, b, out, how.threads),
@@ -405,5 +412,11 @@ mod tests {
     #[should_panic(expected = "reaches beyond")]
     fn a_matrix_never_reaches_beyond_its_memory() {
         Matrix::new(&[0.; 5], 2, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "reaches beyond")]
+    fn a_size_that_overflows_is_none() {
+        Matrix::with_stride(&[0.; 5], 3, 1, 1 << 63);
     }
 }

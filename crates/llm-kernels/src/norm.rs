@@ -80,7 +80,7 @@ pub(crate) fn rows_per_task(n: usize) -> usize {
     (16384 / n.max(1)).max(1)
 }
 
-#[pulp::with_simd(forward = pulp::Arch::new())]
+#[pulp::with_simd(forward = crate::unit::arch())]
 #[inline(always)]
 fn forward_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [f32], eps: f32, y: &'a mut [f32]) {
     let n = w.len();
@@ -93,7 +93,7 @@ fn forward_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [f32], eps: f3
 }
 
 // With s = 1/rms and x̂ = x·s:  dw = Σ_rows dy·x̂,  dx = s · (dy·w - x̂ · mean(dy·w·x̂)).
-#[pulp::with_simd(backward = pulp::Arch::new())]
+#[pulp::with_simd(backward = crate::unit::arch())]
 #[inline(always)]
 fn backward_simd<'a, S: pulp::Simd>(
     _simd: S,

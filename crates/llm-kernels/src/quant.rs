@@ -248,7 +248,7 @@ impl Prepared {
     }
 }
 
-#[pulp::with_simd(to_integers = pulp::Arch::new())]
+#[pulp::with_simd(to_integers = crate::unit::arch())]
 #[inline(always)]
 fn to_integers_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], all: &'a mut Activations) {
     for (i, x) in x.as_chunks::<32>().0.iter().enumerate() {
@@ -286,13 +286,13 @@ fn dots(format: BlockFormat, blocks: &[u8], row_bytes: usize, x: &Prepared, y: &
         Prepared::Plain(x) => x,
     };
     #[cfg(target_arch = "x86_64")]
-    if let Some(simd) = pulp::x86::V3::try_new() {
+    if let Some(simd) = crate::unit::avx2() {
         return simd.vectorize(crate::avx2::Dots { simd, format, blocks, row_bytes, x, y });
     }
     portable_dots(format, blocks, row_bytes, x, y);
 }
 
-#[pulp::with_simd(portable_dots = pulp::Arch::new())]
+#[pulp::with_simd(portable_dots = crate::unit::arch())]
 #[inline(always)]
 fn portable_dots_simd<'a, S: pulp::Simd>(
     _simd: S,
@@ -426,7 +426,7 @@ fn q6_k(block: &[u8; 210], x: &Activations, i: usize) -> f32 {
     half(block, 208) * sum
 }
 
-#[pulp::with_simd(widen_row = pulp::Arch::new())]
+#[pulp::with_simd(widen_row = crate::unit::arch())]
 #[inline(always)]
 fn widen_row_simd<'a, S: pulp::Simd>(_simd: S, format: BlockFormat, row: &'a [u8], out: &'a mut [f32]) {
     match format {

@@ -130,7 +130,7 @@ impl CustomOp1 for Turn {
     }
 }
 
-#[pulp::with_simd(turn = pulp::Arch::new())]
+#[pulp::with_simd(turn = crate::unit::arch())]
 #[inline(always)]
 fn turn_simd<'a, S: pulp::Simd>(
     _simd: S,

@@ -16,7 +16,8 @@ use crate::quant::{Activations, BlockFormat, half};
 
 /// Whether this machine has the instructions.
 pub fn is_available() -> bool {
-    std::is_x86_feature_detected!("avx512f")
+    crate::unit::avx512_is_allowed()
+        && std::is_x86_feature_detected!("avx512f")
         && std::is_x86_feature_detected!("avx512bw")
         && std::is_x86_feature_detected!("avx512vl")
         && std::is_x86_feature_detected!("avx512vnni")

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::families::{self, Described};
@@ -30,7 +31,15 @@ pub fn write_safetensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Res
     write_atomic(path, &bytes)
 }
 
+/// No configuration is longer; read, one takes a hundred times the memory of its text.
+const LONGEST_JSON: u64 = 4 << 20;
+
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
+    let bytes = std::fs::metadata(path).map_err(Error::io(path))?.len();
+    if bytes > LONGEST_JSON {
+        let message = format!("the file has {bytes} bytes; a configuration has at most {LONGEST_JSON}");
+        return Err(Error::config(path.display().to_string(), message));
+    }
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     serde_json::from_str(&text).map_err(|source| Error::Json { path: path.into(), source })
 }
@@ -116,6 +125,12 @@ pub(crate) fn random(path: &Path, seed: u64) -> Result<Model> {
     Model::new(config, head, params)
 }
 
+/// The index of a model in several files; it is as long as the names of the tensors are.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
 /// `model.safetensors`, or the shards that `model.safetensors.index.json` names, each with the tensors that it says.
 fn weight_files(dir: &Path) -> Result<Vec<SafetensorsFile>> {
     let index = dir.join("model.safetensors.index.json");
@@ -123,16 +138,14 @@ fn weight_files(dir: &Path) -> Result<Vec<SafetensorsFile>> {
         return Ok(vec![SafetensorsFile::open(&dir.join("model.safetensors"))?]);
     }
     let origin = index.display().to_string();
-    let json = read_json(&index)?;
-    let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
-        return Err(Error::config(origin, "\"weight_map\" is missing"));
-    };
+    let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
+    let Index { weight_map } = serde_json::from_str(&text).map_err(|source| Error::Json { path: index, source })?;
     let mut shards: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for (tensor, shard) in map {
-        match shard.as_str().filter(|name| !name.contains(['/', '\\']) && *name != "..") {
-            Some(shard) => drop(shards.entry(shard).or_default().insert(tensor)),
-            None => return Err(Error::config(origin, format!("{shard} is not a file of this folder"))),
+    for (tensor, shard) in &weight_map {
+        if shard.contains(['/', '\\']) || shard == ".." {
+            return Err(Error::config(origin, format!("\"{shard}\" is not a file of this folder")));
         }
+        shards.entry(shard).or_default().insert(tensor);
     }
     let (mut files, mut problems) = (Vec::new(), Vec::new());
     for (shard, expected) in shards {

@@ -246,6 +246,12 @@ impl Default for ModelConfig {
     }
 }
 
+/// No model is as large; a bound on what a file can ask for, and on what is computed from it.
+const MOST_LAYERS: usize = 1 << 16;
+const MOST_EXPERTS: usize = 1 << 18; // of all layers
+const WIDEST: usize = 1 << 20;
+const MOST_IDS: usize = u32::MAX as usize; // tokens and positions
+
 impl ModelConfig {
     /// The window of `layer`, if it looks through one.
     pub fn window_of(&self, layer: usize) -> Option<usize> {
@@ -278,6 +284,7 @@ impl ModelConfig {
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return wrong(format!("\"{key}\" is 0; it must be at least 1"));
         }
+        self.check_sizes(origin)?;
         let (heads, groups) = (self.num_attention_heads, self.num_key_value_heads);
         if !heads.is_multiple_of(groups) {
             return wrong(format!(
@@ -292,6 +299,9 @@ impl ModelConfig {
                 ));
             }
             self.head_dim = width / heads;
+        }
+        if heads.checked_mul(self.head_dim).is_none_or(|width| width > WIDEST) {
+            return wrong(format!("{heads} heads of \"head_dim\" {} are wider than any model is", self.head_dim));
         }
         self.check_numbers(origin)?;
         self.check_layers(origin)?;
@@ -315,10 +325,30 @@ impl ModelConfig {
         Ok(self)
     }
 
+    /// Refuses sizes that no model has.
+    fn check_sizes(&self, origin: &str) -> Result<()> {
+        let experts = self.experts.as_ref();
+        let all_experts = experts.map_or(0, |experts| experts.num_experts.saturating_mul(self.num_hidden_layers));
+        let sizes = [
+            ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
+            ("hidden_size", self.hidden_size, WIDEST),
+            ("intermediate_size", self.intermediate_size, WIDEST),
+            ("moe_intermediate_size", experts.map_or(0, |experts| experts.moe_intermediate_size), WIDEST),
+            ("num_experts of all layers", all_experts, MOST_EXPERTS),
+            ("vocab_size", self.vocab_size, MOST_IDS),
+            ("max_position_embeddings", self.max_position_embeddings, MOST_IDS),
+        ];
+        match sizes.iter().find(|(_, value, most)| value > most) {
+            Some((key, value, _)) => Err(Error::config(origin, format!("\"{key}\" is {value}, which no model has"))),
+            None => Ok(()),
+        }
+    }
+
     fn check_numbers(&self, origin: &str) -> Result<()> {
         let wrong = |message: String| Err(Error::config(origin, message));
         let (dim, rotary) = (self.head_dim, self.rotary_dim());
-        if !self.learned_positions && (!rotary.is_multiple_of(2) || rotary == 0 || rotary > dim) {
+        let turns = !self.learned_positions;
+        if rotary > dim || turns && (!rotary.is_multiple_of(2) || rotary == 0) {
             return match rotary == dim {
                 true => wrong(format!("\"head_dim\" is {dim}; rotary positions need an even number")),
                 false => wrong(format!(
@@ -398,6 +428,11 @@ mod tests {
         assert!(message(ModelConfig { layers_without_rope: vec![4], ..config.clone() }).contains("layer 4 of 4"));
         let experts = |experts| message(ModelConfig { experts: Some(experts), ..config.clone() });
         assert!(experts(ExpertsConfig { num_experts_per_tok: 9, ..ExpertsConfig::default() }).contains("from 1 to"));
+        assert!(
+            experts(ExpertsConfig { num_experts: 1 << 60, ..ExpertsConfig::default() }).contains("num_experts of all")
+        );
+        assert!(message(ModelConfig { hidden_size: 1 << 40, ..config.clone() }).contains("no model has"));
+        assert!(message(ModelConfig { head_dim: 1 << 63, ..config.clone() }).contains("\"head_dim\""));
         assert!(experts(ExpertsConfig { dense_layers: vec![7], ..ExpertsConfig::default() }).contains("dense_layers"));
     }
 

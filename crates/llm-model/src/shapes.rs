@@ -53,14 +53,19 @@ impl Shapes {
 impl ModelConfig {
     /// Refuses a shape of more parts than there are tensors, before any memory is taken for their names.
     pub(crate) fn check_count(&self, tensors: usize, origin: &str) -> Result<()> {
-        let experts = self.experts.as_ref().map_or(0, |experts| experts.num_experts);
-        for (key, count) in [("num_hidden_layers", self.num_hidden_layers), ("num_experts", experts)] {
-            if count > tensors {
-                let problem = format!("{tensors} tensors are too few for \"{key}\" {count}");
-                return Err(Error::Tensors { origin: origin.to_owned(), problems: vec![problem] });
-            }
+        let with_experts = |layer: &usize| self.experts_of(*layer).is_some();
+        let (layers, experts) =
+            (self.num_hidden_layers, self.experts.as_ref().map_or(0, |experts| experts.num_experts));
+        // Each layer has more tensors than one, and each expert too.
+        let few = |what: &str, count: usize| {
+            let problem = format!("{tensors} tensors are too few for {what} {count}");
+            Err(Error::Tensors { origin: origin.to_owned(), problems: vec![problem] })
+        };
+        if layers > tensors {
+            return few("\"num_hidden_layers\"", layers);
         }
-        Ok(())
+        let all = (0..layers).filter(with_experts).count().saturating_mul(experts);
+        if all > tensors { few("\"num_experts\" of all layers,", all) } else { Ok(()) }
     }
 
     /// The name and shape of every tensor of a model with this decoder and `head`, in the order of the forward pass.

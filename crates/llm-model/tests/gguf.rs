@@ -113,3 +113,56 @@ fn what_llama_cpp_has_not_is_refused_by_name() {
     let kind = Some(TensorType::Blocks(BlockFormat::Q8_0));
     assert!(reward.save_gguf(&PathBuf::from("/no/m.gguf"), kind, Metadata::new()).is_err());
 }
+
+/// A file of these keys and tensors in f32, which all begin where the data does.
+fn hand_made(path: &std::path::Path, keys: &[(&str, u64)], tensors: &[(&str, &[u64])], data: usize) {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+    bytes.extend((tensors.len() as u64).to_le_bytes());
+    bytes.extend((keys.len() as u64 + 1).to_le_bytes());
+    bytes.extend([text("general.architecture"), 8u32.to_le_bytes().to_vec(), text("llama")].concat());
+    for (key, value) in keys {
+        bytes.extend(
+            [text(&format!("llama.{key}")), [&10u32.to_le_bytes()[..], &value.to_le_bytes()].concat()].concat(),
+        );
+    }
+    for (name, shape) in tensors {
+        bytes.extend(text(name));
+        bytes.extend((shape.len() as u32).to_le_bytes());
+        bytes.extend(shape.iter().rev().flat_map(|n| n.to_le_bytes()));
+        bytes.extend([0; 12]); // F32, at 0
+    }
+    bytes.resize(bytes.len().next_multiple_of(32) + data, 0);
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn sizes_without_numbers_behind_them_are_refused_before_anything_is_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("hostile.gguf");
+    let usual = [
+        ("embedding_length", 8),
+        ("block_count", 1),
+        ("feed_forward_length", 4),
+        ("context_length", 8),
+        ("attention.head_count", 2),
+    ];
+    let embedding: (&str, &[u64]) = ("token_embd.weight", &[8, 8]);
+    let refused = |keys: &[(&str, u64)], tensor: (&str, &[u64]), said: &str| {
+        let mut all: Vec<(&str, u64)> = usual.to_vec();
+        all.retain(|(key, _)| keys.iter().all(|(other, _)| key != other));
+        all.extend(keys);
+        hand_made(&path, &all, &[embedding, tensor], 256);
+        let message = Model::open(&path).unwrap_err().to_string();
+        assert!(message.contains("hostile.gguf") && message.contains(said), "{message}");
+    };
+    let none: (&str, &[u64]) = ("blk.0.ffn_gate_exps.weight", &[1 << 40, 0, 1]);
+    refused(&[("expert_count", 1 << 17), ("expert_used_count", 1)], none, "num_experts");
+    refused(&[("expert_count", 1 << 50), ("expert_used_count", 1)], none, "num_experts");
+    refused(&[("expert_count", 1 << 17), ("expert_used_count", 1)], ("a", &[u64::MAX, 0, 1]), "num_experts");
+    let wide = [("attention.head_count", 1 << 40), ("attention.key_length", 1 << 40)];
+    refused(&wide, ("a", &[1, 0]), "head_dim");
+    refused(&[("embedding_length", 1 << 50)], ("a", &[1, 0]), "hidden_size");
+    refused(&[("rope.dimension_count", 1 << 50)], ("a", &[1, 0]), "partial_rotary_factor");
+    refused(&[], ("rope_freqs.weight", &[0]), "rope_freqs.weight");
+}

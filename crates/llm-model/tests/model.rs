@@ -339,3 +339,11 @@ fn a_billion_parameters_open_at_once_and_in_no_memory() {
     // Other tests of this file take some memory meanwhile.
     assert!(seconds < 2. && memory < 100, "{seconds} s, {memory} MB");
 }
+
+#[test]
+fn a_configuration_that_no_model_has_is_refused_unread() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.json"), format!("[{}0]", "0,".repeat(3 << 20))).unwrap();
+    let message = Model::open(dir.path()).unwrap_err().to_string();
+    assert!(message.contains("config.json: the file has") && message.contains("bytes"), "{message}");
+}

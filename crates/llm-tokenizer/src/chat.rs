@@ -34,6 +34,10 @@ impl ChatMessage {
     }
 }
 
+/// How many steps a template may take, of which each 64 bytes that it writes are one: a second's work, and a hundred times that
+/// of a long conversation.
+const FUEL: u64 = 5_000_000;
+
 /// `<|role|>content<|end|>` for each message, and `<|assistant|>` where the answer begins.
 const DEFAULT_TEMPLATE: &str = "\
 {%- for message in messages -%}
@@ -212,6 +216,7 @@ impl ChatTemplate {
 fn parse(source: &str) -> std::result::Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", |message: String| -> std::result::Result<Value, _> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
@@ -254,6 +259,15 @@ mod tests {
         assert_eq!(ids, tokenizer.encode_chat(messages, false).unwrap());
         let text = |id: u32| if id < 6 { tokenizer.token(id).unwrap() } else { tokenizer.decode(&[id]).unwrap() };
         ids.iter().zip(mask).filter(|(_, said)| *said).map(|(id, _)| text(*id)).collect()
+    }
+
+    #[test]
+    fn a_template_without_end_is_an_error() {
+        let forever = "{% for i in range(99999) %}{% for j in range(99999) %}{{ i * j }}{% endfor %}{% endfor %}";
+        for template in [forever, "{% set x = 'a' * 999999 %}{{ (x * 999) ~ (x * 999) }}"] {
+            let error = with_template(template).render_chat(&chat(&[("user", "the cat")]), true).unwrap_err();
+            assert!(error.to_string().starts_with("chat template: "), "{error}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::AddedToken;
 
 use crate::chat::ChatTemplate;
+use crate::hostile::{self, caught};
 use crate::train::{DOCUMENT_END, PAD};
 use crate::{Error, Result, Tokenizer};
 
@@ -84,19 +85,10 @@ impl Tokenizer {
     }
 }
 
-/// A `tokenizer.json`, after a look at what the `tokenizers` crate takes for granted: it panics on some files that are not
-/// valid JSON, and counts up to the highest id.
+/// A `tokenizer.json`, after a look at what the `tokenizers` crate takes for granted.
 fn parse(text: &str) -> std::result::Result<tokenizers::Tokenizer, tokenizers::Error> {
-    let json: Value = serde_json::from_str(text)?;
-    let vocabulary = json["model"]["vocab"].as_object().into_iter().flat_map(Map::values);
-    let added = json["added_tokens"].as_array().into_iter().flatten().map(|token| &token["id"]);
-    let ids: Vec<u64> = vocabulary.chain(added).filter_map(Value::as_u64).collect();
-    match ids.iter().max() {
-        Some(highest) if *highest > 4 * ids.len() as u64 + (1 << 16) => {
-            Err(format!("id {highest} is far beyond the number of tokens, {}", ids.len()).into())
-        }
-        _ => text.parse(),
-    }
+    hostile::check(&serde_json::from_str(text)?)?;
+    caught(|| text.parse())
 }
 
 /// What `transformers` needs to know when nothing else is given.

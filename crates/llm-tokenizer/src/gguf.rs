@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::chat::ChatTemplate;
 use crate::folder::default_config;
+use crate::hostile::{self, caught};
 use crate::{Error, Result, Tokenizer};
 
 /// What a GGUF file says of its tokenizer, each field by the key of its name under `tokenizer.ggml`.
@@ -55,6 +56,9 @@ const SPACE: &str = "\u{2581}";
 
 /// No tokenizer has a longer token; a bound on the work that a file can ask for.
 const LONGEST: usize = 1024;
+
+/// So many bytes of merges, for each byte of a token, has no tokenizer: a word of `n` letters has `n - 1`, and few are words.
+const MERGES: usize = 32;
 
 const GPT2: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -202,8 +206,9 @@ impl Tokenizer {
         };
         json["model"]["vocab"] = Value::Object(vocab);
         json["added_tokens"] = Value::Array(added);
+        hostile::check(&json).map_err(refused)?;
         let inner: tokenizers::Tokenizer =
-            json.to_string().parse().map_err(|cause: tokenizers::Error| refused(cause.to_string()))?;
+            caught(|| json.to_string().parse()).map_err(|cause| refused(cause.to_string()))?;
         let mut config = default_config();
         for (key, id) in [
             ("bos_token", vocabulary.bos_token_id),
@@ -361,28 +366,35 @@ fn sentence_piece(vocabulary: &GgufVocabulary, unknown: Option<&String>) -> Resu
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
             "type": "BPE", "unk_token": unknown, "fuse_unk": true, "byte_fallback": true,
-            "merges": merges_of_scores(vocabulary),
+            "merges": merges_of_scores(vocabulary)?,
         },
     }))
 }
 
 /// Every pair of tokens that spells a third, that with the highest score first.
-fn merges_of_scores(vocabulary: &GgufVocabulary) -> Vec<(&str, &str)> {
+fn merges_of_scores(vocabulary: &GgufVocabulary) -> Result<Vec<(&str, &str)>> {
     let kind = |id: usize| vocabulary.token_type.get(id).copied().unwrap_or(NORMAL);
     let normal = || vocabulary.tokens.iter().enumerate().filter(|(id, _)| kind(*id) == NORMAL);
     let ids: HashMap<&str, usize> = normal().map(|(id, token)| (token.as_str(), id)).collect();
     let mut merges = Vec::new();
+    let mut left = MERGES * (1024 + vocabulary.tokens.iter().map(String::len).sum::<usize>());
     for (id, token) in normal() {
         for (at, _) in token.char_indices().skip(1) {
             let (a, b) = token.split_at(at);
             if let (Some(first), Some(second)) = (ids.get(a), ids.get(b)) {
+                let Some(rest) = left.checked_sub(token.len()) else {
+                    return Err(refused(format!(
+                        "its tokens are made of one another in too many ways, as {token:?} is"
+                    )));
+                };
+                left = rest;
                 merges.push((vocabulary.scores[id], (first, second), (a, b)));
             }
         }
     }
     merges.sort_by(|(one, ids, _), (other, others, _)| other.total_cmp(one).then(ids.cmp(others)));
     let mut seen = HashSet::new();
-    merges.into_iter().map(|(.., pair)| pair).filter(|pair| seen.insert(*pair)).collect()
+    Ok(merges.into_iter().map(|(.., pair)| pair).filter(|pair| seen.insert(*pair)).collect())
 }
 
 #[cfg(test)]
@@ -513,6 +525,11 @@ mod tests {
         assert!(from(|v| v.tokens[5] = "<s>".to_owned()).contains("twice"));
         assert!(from(|v| v.scores.truncate(9)).contains("scores"));
         assert!(from(|v| v.tokens[270] = "a".repeat(2000)).contains("2000 bytes"));
+        let many = |v: &mut GgufVocabulary| {
+            v.tokens.extend((1..900).map(|n| "z".repeat(n)));
+            v.scores.resize(v.tokens.len(), 0.);
+        };
+        assert!(from(many).contains("too many ways"));
         let gpt2 = |v: &mut GgufVocabulary| v.model = "gpt2".to_owned();
         let mut vocabulary = pieces();
         gpt2(&mut vocabulary);

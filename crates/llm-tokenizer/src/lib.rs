@@ -34,6 +34,7 @@ mod chat;
 mod error;
 mod folder;
 mod gguf;
+mod hostile;
 mod sentencepiece;
 mod stream;
 mod tokenizer;

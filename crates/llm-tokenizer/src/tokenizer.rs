@@ -10,6 +10,7 @@ use tokenizers::{AddedVocabulary, Model as _, OffsetReferential, OffsetType, Pre
 
 use crate::chat::ChatTemplate;
 use crate::folder::token_text;
+use crate::hostile::caught;
 use crate::train::{DOCUMENT_END, TURN_END};
 use crate::{Error, Result};
 
@@ -122,13 +123,13 @@ impl Tokenizer {
             self.inner.get_model().tokenize_in_pretokenized(&mut pieces, None)?;
             pieces.into_encoding(None, 0, offsets)
         };
-        steps().map_err(|cause| Error::Encode { bytes: text.len(), cause })
+        caught(steps).map_err(|cause| Error::Encode { bytes: text.len(), cause })
     }
 
     /// The text of ids; special tokens, and ids that the vocabulary lacks, have none. Bytes that are no UTF-8 come out
     /// as U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|cause| Error::Decode { count: ids.len(), cause })
+        caught(|| self.inner.decode(ids, true)).map_err(|cause| Error::Decode { count: ids.len(), cause })
     }
 
     /// The number of ids, which is the highest id + 1: a model needs that many rows.

@@ -58,13 +58,13 @@ pub fn merged(spans: &[Mixed]) -> Mixed {
 /// `q · k · scale` of each query head with each row of `k`: `(heads, n)`.
 fn products(q: &[&[f32]], k: Matrix, scale: f32, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(simd) = pulp::x86::V4::try_new() {
+    if let pulp::Arch::V4(simd) = crate::unit::arch() {
         return simd.vectorize(Products { simd, q, k, scale, out });
     }
     portable_products(q, k, scale, out);
 }
 
-#[pulp::with_simd(portable_products = pulp::Arch::new())]
+#[pulp::with_simd(portable_products = crate::unit::arch())]
 #[inline(always)]
 fn portable_products_simd<'a, S: pulp::Simd>(
     simd: S,
@@ -160,7 +160,7 @@ fn lane_sums(simd: pulp::x86::V4, vectors: &[pulp::f32x16; 16]) -> pulp::f32x16 
 }
 
 /// `factor · Σ weights[j] · v[j]` over the rows of `v` `(n, d)` for each row of `weights` `(heads, n)`: `out` `(heads, d)`.
-#[pulp::with_simd(mixtures = pulp::Arch::new())]
+#[pulp::with_simd(mixtures = crate::unit::arch())]
 #[inline(always)]
 fn mixtures_simd<'a, S: pulp::Simd>(
     simd: S,

@@ -27,19 +27,19 @@ pub fn few_rows<W: Element>(x: &[f32], w: &[W], k: usize) -> Vec<f32> {
     (0..n).flat_map(|i| (0..m).map(move |j| (i, j))).map(|(i, j)| columns[j * n + i]).collect()
 }
 
-#[pulp::with_simd(dots_f32 = pulp::Arch::new())]
+#[pulp::with_simd(dots_f32 = crate::unit::arch())]
 #[inline(always)]
 pub(super) fn dots_f32_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [f32], k: usize, out: &'a mut [f32]) {
     dots(x, w, k, out);
 }
 
-#[pulp::with_simd(dots_bf16 = pulp::Arch::new())]
+#[pulp::with_simd(dots_bf16 = crate::unit::arch())]
 #[inline(always)]
 pub(super) fn dots_bf16_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [bf16], k: usize, out: &'a mut [f32]) {
     dots(x, w, k, out);
 }
 
-#[pulp::with_simd(dots_f16 = pulp::Arch::new())]
+#[pulp::with_simd(dots_f16 = crate::unit::arch())]
 #[inline(always)]
 pub(super) fn dots_f16_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [f16], k: usize, out: &'a mut [f32]) {
     dots(x, w, k, out);

@@ -15,13 +15,13 @@ const PART: usize = 512;
 #[allow(unsafe_code)]
 pub unsafe fn product<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>, out: Out, how: How) {
     if let (Some(a), Some(b)) = (as_it_is(a, how), as_it_is(b, how)) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller answers for `out`, whose size is the same.
         return unsafe { product_f32(a, b, out, how.threads) };
     }
     let (a, bt) = (Copied::new(a, how), b.t());
     for start in (0..bt.rows).step_by(PART) {
         let part = Copied::new(bt.rows_from(start, PART), how);
-        // SAFETY: columns from `start` on of the caller's memory.
+        // SAFETY: `start` is one of the result's columns, and `part` has those from there on: of the caller's memory.
         unsafe {
             let out = Out { data: { out }.data.add(start), ..out };
             product_f32(a.matrix(), part.matrix().t(), out, how.threads);
@@ -85,7 +85,8 @@ unsafe fn product_f32(a: Matrix, b: Matrix, out: Out, threads: Threads) {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(rayon::current_num_threads()),
     };
-    // SAFETY: `Matrix` checked that all its numbers lie within its slice; the caller answers for `out`.
+    // SAFETY: `Matrix` checked that all its numbers lie within its slice, and the inner sizes are the same (`run`); the caller
+    // answers for `out`, which is read only if `out.add`.
     unsafe {
         gemm::gemm(
             a.rows,

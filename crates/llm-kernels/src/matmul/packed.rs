@@ -34,16 +34,18 @@ const PACKED: usize = 4 << 20;
 
 /// Whether this machine has the instructions.
 pub fn is_available() -> bool {
-    std::is_x86_feature_detected!("avx512f")
+    crate::unit::avx512_is_allowed()
+        && std::is_x86_feature_detected!("avx512f")
         && std::is_x86_feature_detected!("avx512bw")
         && std::is_x86_feature_detected!("avx512vl")
         && std::is_x86_feature_detected!("avx512bf16")
 }
 
-// SAFETY: tasks write disjoint rows of it.
+// SAFETY: `product` below hands it to tasks that read and write rows of their own only, and returns when all of them have; who
+// called it answers for the memory until then.
 #[allow(unsafe_code)]
 unsafe impl Send for Out {}
-// SAFETY: as above.
+// SAFETY: as above; what is shared is the address, which nobody changes.
 #[allow(unsafe_code)]
 unsafe impl Sync for Out {}
 
@@ -89,7 +91,9 @@ pub unsafe fn product<const BF16: bool, A: Element, B: Element>(
             let panels = &*panels;
             let block = |i: usize| {
                 let a = a.rows_from(i * BLOCK, BLOCK);
-                // SAFETY: the block's tiles lie within its own rows, from column `start` on.
+                // SAFETY: the instructions are there. Block `i` has rows, of which the first is `i * BLOCK`, and column `start` is
+                // one of the result's, so the address is within it; the block's tiles lie within its own rows, and within the
+                // `b.rows` columns from `start` on.
                 unsafe {
                     let out = Out { data: { out }.data.add(i * BLOCK * out.stride + start), ..out };
                     rows_of_tiles::<BF16, A>(a, panels, b.rows, out);
@@ -111,7 +115,7 @@ pub fn peak<const BF16: bool>() -> f64 {
     let (a, b) = ([[0u32; ROWS]; UNITS], [[[0u32; 16]; 2]; UNITS]);
     let start = std::time::Instant::now();
     for _ in 0..TIMES {
-        // SAFETY: the caller asks on machines that have the instructions only.
+        // SAFETY: `peak_flops`, the only caller, asks where `is_available` only; nothing but registers and the arrays is used.
         #[allow(unsafe_code)]
         unsafe {
             std::hint::black_box(multiply::<BF16>(std::hint::black_box(&a), &b));
@@ -122,6 +126,9 @@ pub fn peak<const BF16: bool>() -> f64 {
 }
 
 /// Some rows `a` times all panels of `b`, [`DEPTH`] units at a time.
+///
+/// # Safety
+/// [`is_available`], and `out` is what [`Out`] says for `a.rows` rows of `cols` numbers; `b` are the panels of `cols` columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 #[allow(unsafe_code)]
 unsafe fn rows_of_tiles<const BF16: bool, A: Element>(a: Matrix<A>, b: &[u32], cols: usize, out: Out) {
@@ -140,7 +147,8 @@ unsafe fn rows_of_tiles<const BF16: bool, A: Element>(a: Matrix<A>, b: &[u32], c
                 for (i, panel) in buffer.chunks_exact(ROWS * (end - start)).enumerate() {
                     let tile = multiply::<BF16>(panel.as_chunks::<ROWS>().0, b);
                     let (rows, cols) = (ROWS.min(a.rows - i * ROWS), COLS.min(cols - j * COLS));
-                    // SAFETY: the tile lies within the rows and columns that the caller speaks of.
+                    // SAFETY: there is a panel for each `ROWS` rows and each `COLS` columns that are begun, so that the tile's first
+                    // number is one of those that the caller speaks of, and `rows` and `cols` end with them.
                     unsafe {
                         put(&tile, rows, cols, Out { data: out.data.add(i * ROWS * out.stride + j * COLS), ..out });
                     }
@@ -185,7 +193,8 @@ unsafe fn put(tile: &[[__m512; 2]; ROWS], rows: usize, cols: usize, out: Out) {
     for (i, row) in tile.iter().enumerate().take(rows) {
         for (j, &x) in row.iter().enumerate().take(cols.div_ceil(16)) {
             let mask = 0xffff >> (16 - (cols - 16 * j).min(16));
-            // SAFETY: the mask lets through what lies within the row only.
+            // SAFETY: `16 * j` is less than `cols`, and the mask lets through what lies within the row only; what it does not let
+            // through is neither read nor written.
             unsafe {
                 let at = out.data.add(i * out.stride + 16 * j);
                 let x = match out.add {

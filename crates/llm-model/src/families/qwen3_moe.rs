@@ -1,5 +1,7 @@
 //! Qwen3 with experts: `model_type = "qwen3_moe"`. Some layers may have one feed-forward network all the same.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::keys::{Absent, Keys, base_json};
@@ -19,7 +21,7 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
     if step == 0 {
         return keys.wrong("\"decoder_sparse_step\" is 0; it must be at least 1");
     }
-    let named = keys.counts("mlp_only_layers")?.unwrap_or_default();
+    let named: BTreeSet<usize> = keys.counts("mlp_only_layers")?.unwrap_or_default().into_iter().collect();
     let dense = |layer: &usize| named.contains(layer) || !(layer + 1).is_multiple_of(step);
     let experts = ExpertsConfig {
         num_experts: match keys.count("num_experts")? {

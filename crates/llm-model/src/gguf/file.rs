@@ -195,8 +195,9 @@ impl Reader<'_> {
 
     fn text(&mut self) -> Read<String> {
         let length = usize::try_from(self.u64()?).map_err(|e| e.to_string())?;
-        let bytes = self.take(length)?;
-        std::str::from_utf8(bytes).map(str::to_owned).map_err(|e| format!("a text is not UTF-8: {e}"))
+        // Copied before it is judged: who writes to a mapped file must not change a text behind that.
+        let bytes = self.take(length)?.to_vec();
+        String::from_utf8(bytes).map_err(|e| format!("a text is not UTF-8: {e}"))
     }
 
     /// A value of the kind that the file numbers `kind`.
@@ -247,13 +248,20 @@ impl Reader<'_> {
         let count = usize::try_from(count).ok().filter(|count| *count <= left / least);
         let count = count.ok_or_else(|| format!("an array is longer than the {left} bytes that are left"))?;
         Ok(match kind {
-            6 => Value::Floats((0..count).map(|_| self.number().map(f32::from_le_bytes)).collect::<Read<_>>()?),
-            8 => Value::Texts((0..count).map(|_| self.text()).collect::<Read<_>>()?),
-            12 => {
-                Value::Floats((0..count).map(|_| Ok(f64::from_le_bytes(self.number()?) as f32)).collect::<Read<_>>()?)
-            }
-            _ => Value::Integers((0..count).map(|_| self.integer(kind)).collect::<Read<_>>()?),
+            6 => Value::Floats(self.list(count, |file| file.number().map(f32::from_le_bytes))?),
+            8 => Value::Texts(self.list(count, Self::text)?),
+            12 => Value::Floats(self.list(count, |file| Ok(f64::from_le_bytes(file.number()?) as f32))?),
+            _ => Value::Integers(self.list(count, |file| file.integer(kind))?),
         })
+    }
+
+    /// `count` entries, for which there is room in the file.
+    fn list<T>(&mut self, count: usize, mut read: impl FnMut(&mut Self) -> Read<T>) -> Read<Vec<T>> {
+        let mut all = Vec::with_capacity(count);
+        for _ in 0..count {
+            all.push(read(self)?);
+        }
+        Ok(all)
     }
 
     fn place(&mut self) -> Read<Place> {

@@ -82,6 +82,7 @@ pub(super) fn read(
         }
         Some(other) => return Err(format!("\"{}\" is {other:?}; a number was expected", full(ROTARY[0]))),
     }
+    // Before anything is listed for each layer.
     if config.num_hidden_layers > 1 << 16 {
         return Err(format!("\"{}\" is {}, which no model has", full("block_count"), config.num_hidden_layers));
     }

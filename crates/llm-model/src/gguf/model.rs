@@ -30,12 +30,13 @@ impl Model {
         }
         let mut config = ModelConfig { vocab_size, ..config }.validated(&origin)?;
         if let Some(entry) = file.tensors.get(DIVISORS) {
-            let divisors = matrix(entry, None)?.dense()?.flatten_all()?.to_vec1()?;
-            let known = divided_by(&config, &divisors);
+            let found = entry.shape == [config.rotary_dim() / 2];
+            let divisors = if found { matrix(entry, None)?.dense()?.flatten_all()?.to_vec1()? } else { Vec::new() };
+            let known = divided_by(&config, &divisors).filter(|_| found);
             config = known.ok_or_else(|| file.broken(format!("tensor \"{DIVISORS}\" is not that of a Llama 3")))?;
         }
         // Experts are parts of one tensor, so that their number is bound by its size.
-        let of_tensor = |entry: &Entry| if entry.shape.len() == 3 { entry.shape[0] } else { 1 };
+        let of_tensor = |entry: &Entry| if entry.shape.len() == 3 { entry.shape[0].min(entry.bytes.len()) } else { 1 };
         config.check_count(file.tensors.values().map(of_tensor).sum(), &origin)?;
         let layout = architecture.layout(&config).map_err(|name| unnamed(architecture, &name))?;
         check(&layout, file, &origin)?;

@@ -1,0 +1,182 @@
+//! A look at a `tokenizer.json` before the `tokenizers` crate (0.23) reads it: what that takes for granted and panics on, or
+//! what would take time or memory out of proportion, is an error that names the key.
+//!
+//! What it still panics on, a pattern that is tried for too long on some text, becomes an error in [`caught`].
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde_json::{Map, Value};
+
+/// By how much all replacements of a tokenizer together may lengthen a text.
+const GROWTH: usize = 1 << 10;
+
+/// What is wrong with a `tokenizer.json`, if anything is.
+pub(crate) fn check(json: &Value) -> Result<(), String> {
+    check_ids(json)?;
+    check_merges(&json["model"])?;
+    for key in ["normalizer", "pre_tokenizer", "post_processor", "decoder"] {
+        let mut growth = 1;
+        check_step(&json[key], &mut growth).map_err(|message| format!("\"{key}\": {message}"))?;
+    }
+    Ok(())
+}
+
+/// The crate counts up to the highest id.
+fn check_ids(json: &Value) -> Result<(), String> {
+    let vocabulary = json["model"]["vocab"].as_object().into_iter().flat_map(Map::values);
+    let added = json["added_tokens"].as_array().into_iter().flatten().map(|token| &token["id"]);
+    let (mut highest, mut count) = (0, 0);
+    for id in vocabulary.chain(added).filter_map(Value::as_u64) {
+        (highest, count) = (highest.max(id), count + 1);
+    }
+    match highest > 4 * count + (1 << 16) {
+        true => Err(format!("id {highest} is far beyond the number of tokens, {count}")),
+        false => Ok(()),
+    }
+}
+
+/// The crate joins each pair in a buffer of the longest token's size, without the prefix of the second.
+fn check_merges(model: &Value) -> Result<(), String> {
+    let vocabulary = model["vocab"].as_object().into_iter().flat_map(Map::keys);
+    let longest = vocabulary.map(String::len).max().unwrap_or(0);
+    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
+    for merge in model["merges"].as_array().into_iter().flatten() {
+        let pair = match merge {
+            Value::String(text) => text.split_once(' '),
+            Value::Array(pair) => pair.first().and_then(Value::as_str).zip(pair.get(1).and_then(Value::as_str)),
+            _ => None,
+        };
+        let Some((first, second)) = pair else { continue }; // said by the crate itself
+        let rest =
+            second.strip_prefix(prefix).ok_or_else(|| format!("the merge {merge} lacks the prefix {prefix:?}"))?;
+        if first.len() + rest.len() > longest {
+            return Err(format!("the merge {merge} makes a token that is longer than any in \"vocab\""));
+        }
+    }
+    Ok(())
+}
+
+/// A step of how text is split or joined, or a sequence of such steps.
+fn check_step(step: &Value, growth: &mut usize) -> Result<(), String> {
+    for list in ["normalizers", "pretokenizers", "processors", "decoders"] {
+        for step in step[list].as_array().into_iter().flatten() {
+            check_step(step, growth)?;
+        }
+    }
+    if step["type"] == "Precompiled" || step.get("precompiled_charsmap").is_some() {
+        return Err("a table of replacements (\"Precompiled\") is not supported".to_owned());
+    }
+    if step["length"] == 0 {
+        return Err("\"length\" is 0; it must be at least 1".to_owned());
+    }
+    if step["stop"].as_u64().is_some_and(|stop| stop > 0) {
+        return Err(format!("\"stop\" is {}; only 0 is supported", step["stop"]));
+    }
+    if let Some(pattern) = step["pattern"]["Regex"].as_str().filter(|pattern| repeats_repeated(pattern)) {
+        return Err(format!("the pattern {pattern:?} repeats what is repeated, which may take forever"));
+    }
+    let longer = [&step["content"], &step["prepend"]].map(|text| text.as_str().map_or(1, |text| text.len().max(1)));
+    *growth = growth.saturating_mul(longer[0]).saturating_mul(longer[1]);
+    if *growth > GROWTH {
+        return Err(format!("its replacements make a text more than {GROWTH} times as long"));
+    }
+    Ok(())
+}
+
+/// Whether a group within which something is repeated without a bound is itself repeated, as in `(a*)*`: such a pattern may be tried
+/// in exponentially many ways.
+fn repeats_repeated(pattern: &str) -> bool {
+    let mut chars = pattern.chars().peekable();
+    let (mut groups, mut classes) = (vec![false], 0); // whether each open group has a repetition; open classes
+    while let Some(c) = chars.next() {
+        let mut closed = false;
+        match c {
+            '\\' => drop(chars.next()),
+            '[' => classes += 1,
+            ']' if classes > 0 => classes -= 1,
+            _ if classes > 0 => continue,
+            '(' => groups.push(false),
+            ')' => closed = groups.len() > 1 && groups.pop().unwrap_or(false),
+            _ => {}
+        }
+        if classes > 0 || c == '(' {
+            continue;
+        }
+        let repeated = match chars.peek() {
+            Some('*' | '+') => true,
+            Some('{') => chars.clone().take_while(|c| *c != '}').any(|c| c == ','),
+            _ => false,
+        };
+        let Some(outer) = groups.last_mut() else { return false };
+        if repeated && closed {
+            return true;
+        }
+        *outer |= repeated || closed;
+    }
+    false
+}
+
+/// The result of something that the `tokenizers` crate does; a panic in it is an error too.
+pub(crate) fn caught<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    // What it shares between calls is a cache of words behind a lock, which it passes over where a panic left it open.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = |panic: &dyn Any| match panic.downcast_ref::<String>() {
+            Some(text) => text.clone(),
+            None => panic.downcast_ref::<&str>().copied().unwrap_or("no reason given").to_owned(),
+        };
+        Err(format!("the tokenizers crate gave up: {}", said(&*panic)).into())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_the_crate_would_panic_on_is_named() {
+        let with = |key: &str, value: Value| check(&json!({"model": {"type": "BPE"}, key: value})).unwrap_err();
+        let merges = |merges: Value, prefix: &str| {
+            let model = json!({"vocab": {"a": 0, "#b": 1}, "merges": merges, "continuing_subword_prefix": prefix});
+            check(&json!({"model": model}))
+        };
+        assert_eq!(merges(json!(["a #b", ["a", "#b"]]), "#"), Ok(()));
+        assert!(merges(json!(["a #b"]), "").unwrap_err().contains("longer than any"));
+        assert!(merges(json!([["a", "a"]]), "#").unwrap_err().contains("lacks the prefix"));
+        let steps = |steps: Vec<Value>| json!({"type": "Sequence", "normalizers": steps});
+        assert!(with("normalizer", steps(vec![json!({"type": "Precompiled"})])).contains("Precompiled"));
+        let twice = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+        assert!(with("normalizer", steps(vec![twice; 30])).contains("1024 times"));
+        assert!(with("pre_tokenizer", json!({"type": "FixedLength", "length": 0})).contains("\"length\" is 0"));
+        let strip = json!({"type": "Strip", "content": "a", "start": 0, "stop": 1});
+        assert!(with("decoder", strip).starts_with("\"decoder\": \"stop\" is 1"));
+        let split = json!({"type": "Split", "pattern": {"Regex": "(a*)*"}});
+        assert!(with("pre_tokenizer", split).contains("(a*)*"));
+    }
+
+    #[test]
+    fn patterns_that_backtrack_without_end_are_told_from_those_in_use() {
+        for pattern in ["(a*)*", "(?:a+)+b", "((a|b+)c)*", "(a{2,}){3,}", r"(\(+)+"] {
+            assert!(repeats_repeated(pattern), "{pattern}");
+        }
+        let in_use = [
+            r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}]*[\p{Ll}\p{Lm}]+(?i:'s|'t|'re)?|\s*[\r\n]+",
+            r"\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))",
+            r"[!-/:-~&&[^'(+*)]][A-Za-z]+|(?:a\*)*",
+        ];
+        for pattern in in_use {
+            assert!(!repeats_repeated(pattern), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn a_panic_is_an_error() {
+        let error = caught::<()>(|| panic!("at {}", 3)).unwrap_err();
+        assert_eq!(error.to_string(), "the tokenizers crate gave up: at 3");
+        assert_eq!(caught(|| Ok(2)).unwrap(), 2);
+    }
+}
