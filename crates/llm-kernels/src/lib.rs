@@ -65,7 +65,7 @@ pub use quant::{BlockFormat, QuantizedWeight, linear_quantized};
 pub use recompute::{Recomputed, recompute};
 pub use rope::{Rotary, Rotation, rope};
 pub use stored::{StoredWeight, linear_stored};
-pub use threads::{awake, default_threads, with_threads};
+pub use threads::{awake, both, default_threads, with_threads};
 
 use candle_core::{DType, Tensor};
 

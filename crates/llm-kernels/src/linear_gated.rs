@@ -97,8 +97,9 @@ impl CustomOp3 for LinearGated {
         let (m, k) = gl.shape().dims2()?;
         let n = xl.dims().iter().rev().skip(1).product();
         let (x, how) = (contiguous(xs, xl)?, How::all(self.precision));
-        let [gate, up] =
-            [contiguous(gs, gl)?, contiguous(us, ul)?].map(|w| Numbers::F32(w).times(x, [n, k, m], None, how));
+        let (gate, up) = (contiguous(gs, gl)?, contiguous(us, ul)?);
+        let times = |w| Numbers::F32(w).times(x, [n, k, m], None, how);
+        let (gate, up) = crate::both(n, || times(gate), || times(up));
         let y = gate_all(self.activation, &gate, &up);
         if self.wants.contains(&true) {
             let kept = [gate, up].map(|branch| Kept::new(branch, self.precision));

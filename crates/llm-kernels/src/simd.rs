@@ -14,15 +14,16 @@ use rayon::prelude::*;
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.3, 88.3);
-    let n = (x * std::f32::consts::LOG2_E + 12582912.0) - 12582912.0; // round to nearest: 1.5 * 2^23 drops the fraction
-    let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
-    let p = 1.987_569_2e-4;
-    let p = p * r + 1.398_2e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5.0e-1;
-    let e = p * r * r + r + 1.0;
+    // Round to nearest: 1.5 * 2^23 drops the fraction.
+    let n = x.mul_add(std::f32::consts::LOG2_E, 12582912.0) - 12582912.0;
+    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
+    let p = 1.987_569_2e-4f32;
+    let p = p.mul_add(r, 1.398_2e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
+    let p = p.mul_add(r, 5.0e-1);
+    let e = p.mul_add(r * r, r) + 1.0;
     e * f32::from_bits(((n as i32 + 127) << 23) as u32)
 }
 

@@ -61,6 +61,16 @@ pub fn awake<T>(program: impl FnOnce() -> T) -> T {
     result
 }
 
+/// Runs both programs, next to each other if `rows` rows are so few that a product with a weight is a loop of microseconds,
+/// as in decoding; larger loops keep all threads busy one after the other.
+pub fn both<A: Send, B: Send>(
+    rows: usize,
+    first: impl FnOnce() -> A + Send,
+    second: impl FnOnce() -> B + Send,
+) -> (A, B) {
+    if rows <= crate::matmul::FEW_ROWS { rayon::join(first, second) } else { (first(), second()) }
+}
+
 /// Threads that look for work. They stand on top of whatever they had begun, so nobody may join once the program runs: it
 /// could wait for a loop of the program that lies below on the same thread.
 #[derive(Default)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{D, Tensor};
 use llm_kernels::{
-    Recomputed, Scores, Visible, activate, attention, attention_weights, gated, linear_gated, recompute, rope,
+    Recomputed, Scores, Visible, activate, attention, attention_weights, both, gated, linear_gated, recompute, rope,
 };
 
 use crate::config::QkNorm;
@@ -304,22 +304,31 @@ impl Attention {
         past: Option<(&KvCache, usize)>,
         look: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
-        let (mut q, mut k) = match &self.qk_norm {
-            None => (self.q_proj.apply_to_heads(x, self.h, self.d)?, self.k_proj.apply_to_heads(x, self.g, self.d)?),
-            Some((QkNorm::Head, q_norm, k_norm)) => (
-                q_norm.apply(&self.q_proj.apply_to_heads(x, self.h, self.d)?)?,
-                k_norm.apply(&self.k_proj.apply_to_heads(x, self.g, self.d)?)?,
-            ),
-            Some((QkNorm::Whole, q_norm, k_norm)) => {
-                let (b, t, _) = x.dims3()?;
-                let (q, k) = (q_norm.apply(&self.q_proj.apply(x)?)?, k_norm.apply(&self.k_proj.apply(x)?)?);
-                (q.reshape((b, t, self.h, self.d))?, k.reshape((b, t, self.g, self.d))?)
-            }
+        let rows = x.elem_count() / x.dim(D::Minus1)?.max(1);
+        let turned = |projection: &Linear, heads: usize, norm: Option<&Norm>| -> Result<Tensor> {
+            let (b, t, _) = x.dims3()?;
+            let y = match (&self.qk_norm, norm) {
+                (Some((QkNorm::Whole, ..)), Some(norm)) => {
+                    norm.apply(&projection.apply(x)?)?.reshape((b, t, heads, self.d))?
+                }
+                (_, Some(norm)) => norm.apply(&projection.apply_to_heads(x, heads, self.d)?)?,
+                (_, None) => projection.apply_to_heads(x, heads, self.d)?,
+            };
+            Ok(match rotation {
+                Some(rotation) => rope(&y, rotation)?,
+                None => y,
+            })
         };
-        if let Some(rotation) = rotation {
-            (q, k) = (rope(&q, rotation)?, rope(&k, rotation)?);
-        }
-        let v = self.v_proj.apply_to_heads(x, self.g, self.d)?;
+        let (q_norm, k_norm) = match &self.qk_norm {
+            Some((_, q_norm, k_norm)) => (Some(q_norm), Some(k_norm)),
+            None => (None, None),
+        };
+        let ((q, k), v) = both(
+            rows,
+            || both(rows, || turned(&self.q_proj, self.h, q_norm), || turned(&self.k_proj, self.g, k_norm)),
+            || self.v_proj.apply_to_heads(x, self.g, self.d),
+        );
+        let (q, k, v) = (q?, k?, v?);
         let (k, v) = match past {
             Some((cache, layer)) => cache.append(layer, &k, &v)?, // (b, s, g, d)
             None => (k, v),
@@ -368,7 +377,11 @@ impl Mlp {
         };
         Ok(match (gate.alone(), self.up_proj.alone()) {
             (Some((gate, precision)), Some((up, _))) => linear_gated(x, gate, up, self.activation, precision)?,
-            _ => gated(&gate.apply(x)?, &self.up_proj.apply(x)?, self.activation)?,
+            _ => {
+                let rows = x.elem_count() / x.dim(D::Minus1)?.max(1);
+                let (gate, up) = both(rows, || gate.apply(x), || self.up_proj.apply(x));
+                gated(&gate?, &up?, self.activation)?
+            }
         })
     }
 
