@@ -63,7 +63,10 @@ pub fn generate(
     let mut cache = KvCache::new(model.config(), prompts.len(), width + steps)?;
     let mut batch = Batch::left_padded(prompts, filler)?;
     for step in 0..steps {
-        let logits = llm_kernels::awake(|| read(model, &batch, &mut cache))?; // (b, vocab)
+        let logits = match step {
+            0 => read(model, &batch, &mut cache)?,
+            _ => llm_kernels::awake(|| read(model, &batch, &mut cache))?, // (b, vocab)
+        };
         let vocab = logits.dim(D::Minus1)?;
         let logits = logits.flatten_all()?.to_vec1::<f32>()?;
         let mut next = vec![filler; prompts.len()];

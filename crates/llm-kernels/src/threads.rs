@@ -1,5 +1,6 @@
 //! How many threads a process computes with: one pool for everything.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -38,27 +39,25 @@ pub fn with_threads<T: Send>(threads: usize, program: impl FnOnce() -> T + Send)
 /// Runs `program` while the other threads of the pool look for work without sleeping, so that its loops begin at once:
 /// a token of decoding is some two hundred of them, each shorter than waking a thread takes.
 ///
-/// Outside the pool, or while another thread does the same, it only runs `program`.
+/// Outside the pool, or while another thread does the same, it only runs `program`. It waits for nobody's end: a thread that
+/// is at something else stays there.
 pub fn awake<T>(program: impl FnOnce() -> T) -> T {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let Some(here) = rayon::current_thread_index() else { return program() };
     if TAKEN.swap(true, SeqCst) {
         return program();
     }
-    let free = OnDrop(|| TAKEN.store(false, SeqCst));
-    let watch = Watch::default();
-    let result = rayon::in_place_scope(|scope| {
-        let _end = OnDrop(|| watch.over.store(true, SeqCst));
-        scope.spawn_broadcast(|_, thread| {
-            if thread.index() != here {
-                watch.stand();
-            }
-        });
-        watch.close(rayon::current_num_threads() - 1);
-        program()
+    let _free = OnDrop(|| TAKEN.store(false, SeqCst));
+    let watch = Arc::new(Watch::default());
+    let _over = OnDrop(|| watch.over.store(true, SeqCst));
+    let theirs = Arc::clone(&watch);
+    rayon::spawn_broadcast(move |thread| {
+        if thread.index() != here {
+            theirs.stand();
+        }
     });
-    drop(free);
-    result
+    watch.close(rayon::current_num_threads() - 1);
+    program()
 }
 
 /// Runs both programs, next to each other if `rows` rows are so few that a product with a weight is a loop of microseconds,
@@ -81,7 +80,9 @@ struct Watch {
 
 impl Watch {
     /// Added to `standing` once nobody may join.
-    const CLOSED: usize = 1 << 32;
+    const CLOSED: usize = 1 << (usize::BITS - 1);
+    /// Looks for work, each of some hundred nanoseconds, before the core is offered to others.
+    const ROUNDS: usize = 1000;
     /// What is waited for threads that sleep or work on something else.
     const PATIENCE: Duration = Duration::from_micros(200);
 
@@ -97,9 +98,16 @@ impl Watch {
         if self.standing.fetch_add(1, SeqCst) >= Self::CLOSED {
             return;
         }
+        let mut idle = 0;
         while !self.over.load(SeqCst) {
-            if rayon::yield_now() != Some(rayon::Yield::Executed) {
+            if rayon::yield_now() == Some(rayon::Yield::Executed) {
+                idle = 0;
+            } else {
+                idle += 1;
                 std::hint::spin_loop();
+            }
+            if idle > Self::ROUNDS {
+                std::thread::yield_now(); // there may be fewer cores than threads
             }
         }
     }
@@ -157,6 +165,12 @@ mod tests {
             }
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        // A thread of the pool that waits for what the other one keeps awake.
+        let (done, wait) = std::sync::mpsc::channel();
+        pool.install(move || {
+            rayon::spawn(move || done.send(awake(sum)).unwrap());
+            assert_eq!(wait.recv().unwrap(), expected);
+        });
         let caught = pool.install(|| std::panic::catch_unwind(|| awake(|| panic!("the program's own"))));
         assert!(caught.is_err() && pool.install(|| awake(sum)) == expected);
     }

@@ -32,7 +32,7 @@ pub fn write_safetensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Res
 }
 
 /// No configuration is longer; read, one takes a hundred times the memory of its text.
-const LONGEST_JSON: u64 = 4 << 20;
+const LONGEST_JSON: u64 = 16 << 20;
 
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let bytes = std::fs::metadata(path).map_err(Error::io(path))?.len();

@@ -6,6 +6,8 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value};
 
 /// By how much all replacements of a tokenizer together may lengthen a text.
@@ -26,7 +28,8 @@ pub(crate) fn check(json: &Value) -> Result<(), String> {
 fn check_ids(json: &Value) -> Result<(), String> {
     let vocabulary = json["model"]["vocab"].as_object().into_iter().flat_map(Map::values);
     let added = json["added_tokens"].as_array().into_iter().flatten().map(|token| &token["id"]);
-    let (mut highest, mut count) = (0, 0);
+    let listed = json["model"]["vocab"].as_array().map_or(0, Vec::len) as u64; // a Unigram's ids are places in its list
+    let (mut highest, mut count) = (0, listed);
     for id in vocabulary.chain(added).filter_map(Value::as_u64) {
         (highest, count) = (highest.max(id), count + 1);
     }
@@ -64,8 +67,8 @@ fn check_step(step: &Value, growth: &mut usize) -> Result<(), String> {
             check_step(step, growth)?;
         }
     }
-    if step["type"] == "Precompiled" || step.get("precompiled_charsmap").is_some() {
-        return Err("a table of replacements (\"Precompiled\") is not supported".to_owned());
+    if let Some(table) = step["precompiled_charsmap"].as_str() {
+        *growth = growth.saturating_mul(longest_replacement(table)?);
     }
     if step["length"] == 0 {
         return Err("\"length\" is 0; it must be at least 1".to_owned());
@@ -76,12 +79,22 @@ fn check_step(step: &Value, growth: &mut usize) -> Result<(), String> {
     if let Some(pattern) = step["pattern"]["Regex"].as_str().filter(|pattern| repeats_repeated(pattern)) {
         return Err(format!("the pattern {pattern:?} repeats what is repeated, which may take forever"));
     }
-    let longer = [&step["content"], &step["prepend"]].map(|text| text.as_str().map_or(1, |text| text.len().max(1)));
-    *growth = growth.saturating_mul(longer[0]).saturating_mul(longer[1]);
+    let length = |text: &Value| text.as_str().map_or(1, |text| text.len().max(1));
+    let longer = length(&step["content"]).div_ceil(length(&step["pattern"]["String"]));
+    *growth = growth.saturating_mul(longer).saturating_mul(length(&step["prepend"]));
     if *growth > GROWTH {
         return Err(format!("its replacements make a text more than {GROWTH} times as long"));
     }
     Ok(())
+}
+
+/// The most bytes that a table of `SentencePiece` makes of a character: behind the size of a tree and the tree stand the
+/// replacements, each ended by a zero.
+fn longest_replacement(table: &str) -> Result<usize, String> {
+    let bytes = BASE64_STANDARD.decode(table).map_err(|e| format!("\"precompiled_charsmap\" is no base64: {e}"))?;
+    let tree = bytes.first_chunk::<4>().map_or(0, |size| u32::from_le_bytes(*size) as usize);
+    let texts = bytes.get(tree.saturating_add(4)..).ok_or("\"precompiled_charsmap\" ends within its tree")?;
+    Ok(texts.split(|&byte| byte == 0).map(<[u8]>::len).max().unwrap_or(1).max(1))
 }
 
 /// Whether a group within which something is repeated without a bound is itself repeated, as in `(a*)*`: such a pattern may be tried
@@ -146,7 +159,18 @@ mod tests {
         assert!(merges(json!(["a #b"]), "").unwrap_err().contains("longer than any"));
         assert!(merges(json!([["a", "a"]]), "#").unwrap_err().contains("lacks the prefix"));
         let steps = |steps: Vec<Value>| json!({"type": "Sequence", "normalizers": steps});
-        assert!(with("normalizer", steps(vec![json!({"type": "Precompiled"})])).contains("Precompiled"));
+        let table =
+            |bytes: &[u8]| json!({"type": "Precompiled", "precompiled_charsmap": BASE64_STANDARD.encode(bytes)});
+        let of_200 = [&[4, 0, 0, 0, 1, 2, 3, 4, 0][..], &[b'a'; 200], &[0, b'b', 0]].concat();
+        let once = json!({"model": {"type": "Unigram"}, "normalizer": table(&of_200)});
+        assert_eq!(check(&once), Ok(()));
+        assert!(with("normalizer", steps(vec![table(&of_200); 2])).contains("1024 times"));
+        assert!(with("normalizer", table(&[9, 0, 0, 0, 1])).contains("within its tree"));
+        let ids = |last: u64| {
+            let added = json!([{"id": last, "content": "<mask>"}]);
+            check(&json!({"model": {"vocab": vec![json!(["a", 0.]); 70_000]}, "added_tokens": added}))
+        };
+        assert!(ids(70_000) == Ok(()) && ids(1_000_000).unwrap_err().contains("1000000"));
         let twice = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
         assert!(with("normalizer", steps(vec![twice; 30])).contains("1024 times"));
         assert!(with("pre_tokenizer", json!({"type": "FixedLength", "length": 0})).contains("\"length\" is 0"));

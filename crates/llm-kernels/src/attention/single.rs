@@ -41,10 +41,10 @@ pub fn merged(spans: &[Mixed]) -> Mixed {
         let d = (out.len() / log_sums.len().max(1)).max(1);
         let rows = out.chunks_exact_mut(d).zip(part.chunks_exact(d));
         for (((out, part), log_sum), &part_log_sum) in rows.zip(&mut log_sums).zip(part_log_sums) {
-            let top = log_sum.max(part_log_sum);
-            if top == f32::NEG_INFINITY {
+            if part_log_sum == f32::NEG_INFINITY {
                 continue;
             }
+            let top = log_sum.max(part_log_sum);
             let (ours, theirs) = ((*log_sum - top).exp(), (part_log_sum - top).exp());
             for (out, part) in out.iter_mut().zip(part) {
                 *out = (*out * ours + part * theirs) / (ours + theirs);

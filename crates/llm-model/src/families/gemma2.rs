@@ -56,7 +56,8 @@ pub(super) fn write(config: &ModelConfig) -> Value {
     }
     json["hidden_activation"] = json!(config.hidden_act);
     json["attention_bias"] = json!(config.attention_bias != AttentionBias::None);
-    json["sliding_window"] = json!(config.sliding_window);
+    // transformers makes the mask of windowed layers even where "layer_types" names none.
+    json["sliding_window"] = json!(config.sliding_window.unwrap_or(4096));
     json["layer_types"] = layer_types_json(config);
     let scalar = config.query_pre_attn_scalar.unwrap_or(config.head_dim as f64);
     json["query_pre_attn_scalar"] = if scalar.fract() == 0. { json!(scalar as u64) } else { json!(scalar) };
