@@ -7,7 +7,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use pulp::x86::V3;
 
-use crate::quant::{Activations, BlockFormat, half, scale_and_min};
+use crate::quant::{Activations, BlockFormat, bytes, half, scale_and_min};
 
 /// The product of each row of blocks with the activations.
 pub struct Dots<'a> {
@@ -54,14 +54,6 @@ impl pulp::NullaryFnOnce for Dots<'_> {
     }
 }
 
-/// 32 bytes of a slice.
-#[inline(always)]
-fn load(bytes: &[u8], at: usize) -> __m256i {
-    let mut copy = [0u8; 32];
-    copy.copy_from_slice(&bytes[at..at + 32]);
-    pulp::cast(copy)
-}
-
 /// A sum in eight lanes, and what is known without them.
 struct Sum {
     simd: V3,
@@ -87,7 +79,7 @@ impl Sum {
     #[inline(always)]
     fn q8_0(&mut self, block: &[u8; 34], x: &Activations, i: usize) {
         let avx2 = self.simd.avx2;
-        let (w, integers): (__m256i, __m256i) = (load(block, 2), pulp::cast(x.integers[i]));
+        let (w, integers): (__m256i, __m256i) = (pulp::cast(bytes::<32>(block, 2)), pulp::cast(x.integers[i]));
         // |w| · (x with the sign of w): the instruction wants one side unsigned.
         let product = self.unsigned_dot(avx2._mm256_sign_epi8(w, w), avx2._mm256_sign_epi8(integers, w));
         self.add(half(block, 0) * x.scales[i], product);
@@ -103,9 +95,7 @@ impl Sum {
 
     #[inline(always)]
     fn q4_0(&mut self, block: &[u8; 18], x: &Activations, i: usize) {
-        let mut bytes = [0u8; 16];
-        bytes.copy_from_slice(&block[2..]);
-        let bytes: __m128i = pulp::cast(bytes);
+        let bytes: __m128i = pulp::cast(bytes::<16>(block, 2));
         // Both copies of the 16 bytes; the upper one is shifted, so that its low nibbles are the second half's.
         let shifted = self.simd.sse2._mm_srli_epi16::<4>(bytes);
         let both = self.nibbles(self.simd.avx._mm256_set_m128i(shifted, bytes), false);
@@ -118,7 +108,7 @@ impl Sum {
     fn q4_k(&mut self, block: &[u8; 144], x: &Activations, i: usize) {
         let (d, low) = (half(block, 0), half(block, 2));
         for part in 0..4 {
-            let bytes = load(block, 16 + 32 * part);
+            let bytes: __m256i = pulp::cast(bytes::<32>(block, 16 + 32 * part));
             for high in 0..2 {
                 let (j, at) = (2 * part + high, 8 * i + 2 * part + high);
                 let (scale, min) = scale_and_min(&block[4..16], j);
@@ -135,8 +125,8 @@ impl Sum {
         let d = half(block, 208);
         for part in 0..8 {
             let (side, quarter) = (part / 4, part % 4);
-            let low = self.nibbles(load(block, 64 * side + 32 * (quarter % 2)), quarter >= 2);
-            let high = load(block, 128 + 32 * side);
+            let low = self.nibbles(pulp::cast(bytes::<32>(block, 64 * side + 32 * (quarter % 2))), quarter >= 2);
+            let high: __m256i = pulp::cast(bytes::<32>(block, 128 + 32 * side));
             // Two bits of each byte, moved to where 16 and 32 stand.
             let high = match quarter {
                 0 => avx2._mm256_slli_epi16::<4>(high),

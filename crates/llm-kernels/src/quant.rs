@@ -472,6 +472,14 @@ fn widen_row_simd<'a, S: pulp::Simd>(_simd: S, format: BlockFormat, row: &'a [u8
     }
 }
 
+/// `N` bytes of a block, from `at` on.
+#[inline(always)]
+pub(crate) fn bytes<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
+    let mut copy = [0; N];
+    copy.copy_from_slice(&block[at..at + N]);
+    copy
+}
+
 /// The f16 at byte `at`, by shifting its bits into an f32: scales are finite.
 #[inline(always)]
 pub(crate) fn half(block: &[u8], at: usize) -> f32 {

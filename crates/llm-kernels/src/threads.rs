@@ -47,9 +47,9 @@ pub fn awake<T>(program: impl FnOnce() -> T) -> T {
     if TAKEN.swap(true, SeqCst) {
         return program();
     }
-    let _free = OnDrop(|| TAKEN.store(false, SeqCst));
+    scopeguard::defer! { TAKEN.store(false, SeqCst) }
     let watch = Arc::new(Watch::default());
-    let _over = OnDrop(|| watch.over.store(true, SeqCst));
+    scopeguard::defer! { watch.over.store(true, SeqCst) }
     let theirs = Arc::clone(&watch);
     rayon::spawn_broadcast(move |thread| {
         if thread.index() != here {
@@ -110,14 +110,6 @@ impl Watch {
                 std::thread::yield_now(); // there may be fewer cores than threads
             }
         }
-    }
-}
-
-struct OnDrop<F: Fn()>(F);
-
-impl<F: Fn()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
     }
 }
 

@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 
 use bytemuck::cast;
 
-use crate::quant::{Activations, BlockFormat, half};
+use crate::quant::{Activations, BlockFormat, bytes, half};
 
 /// Whether this machine has the instructions.
 pub fn is_available() -> bool {
@@ -100,14 +100,6 @@ fn spread(x: __m512, lanes: [i32; 16]) -> __m512 {
 fn two_halves(bits: u32) -> __m512 {
     let halves = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128(bits.cast_signed())));
     spread(halves, [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1])
-}
-
-/// `N` bytes from `at` on.
-#[inline(always)]
-fn bytes<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
-    let mut copy = [0; N];
-    copy.copy_from_slice(&block[at..at + N]);
-    copy
 }
 
 /// Blocks of 32 in `N` bytes, two at a time: Q8_0 or Q4_0.

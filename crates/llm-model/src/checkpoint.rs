@@ -6,6 +6,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::families::{self, Described};
@@ -40,6 +41,10 @@ pub(crate) fn read_json(path: &Path) -> Result<Value> {
         let message = format!("the file has {bytes} bytes; a configuration has at most {LONGEST_JSON}");
         return Err(Error::config(path.display().to_string(), message));
     }
+    parse_json(path)
+}
+
+fn parse_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     serde_json::from_str(&text).map_err(|source| Error::Json { path: path.into(), source })
 }
@@ -138,8 +143,7 @@ fn weight_files(dir: &Path) -> Result<Vec<SafetensorsFile>> {
         return Ok(vec![SafetensorsFile::open(&dir.join("model.safetensors"))?]);
     }
     let origin = index.display().to_string();
-    let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
-    let Index { weight_map } = serde_json::from_str(&text).map_err(|source| Error::Json { path: index, source })?;
+    let Index { weight_map } = parse_json(&index)?;
     let mut shards: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (tensor, shard) in &weight_map {
         if shard.contains(['/', '\\']) || shard == ".." {

@@ -247,7 +247,7 @@ impl Default for ModelConfig {
 }
 
 /// No model is as large; a bound on what a file can ask for, and on what is computed from it.
-const MOST_LAYERS: usize = 1 << 16;
+pub(crate) const MOST_LAYERS: usize = 1 << 16;
 const MOST_EXPERTS: usize = 1 << 18; // of all layers
 const WIDEST: usize = 1 << 20;
 const MOST_IDS: usize = u32::MAX as usize; // tokens and positions

@@ -304,30 +304,22 @@ impl Attention {
         past: Option<(&KvCache, usize)>,
         look: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
-        let rows = x.elem_count() / x.dim(D::Minus1)?.max(1);
-        let turned = |projection: &Linear, heads: usize, norm: Option<&Norm>| -> Result<Tensor> {
-            let (b, t, _) = x.dims3()?;
-            let y = match (&self.qk_norm, norm) {
-                (Some((QkNorm::Whole, ..)), Some(norm)) => {
-                    norm.apply(&projection.apply(x)?)?.reshape((b, t, heads, self.d))?
-                }
-                (_, Some(norm)) => norm.apply(&projection.apply_to_heads(x, heads, self.d)?)?,
-                (_, None) => projection.apply_to_heads(x, heads, self.d)?,
+        let (b, t, _) = x.dims3()?;
+        let turned = |projection: &Linear, heads: usize, norm: Option<(QkNorm, &Norm)>| -> Result<Tensor> {
+            let y = match norm {
+                None => projection.apply_to_heads(x, heads, self.d)?,
+                Some((QkNorm::Head, norm)) => norm.apply(&projection.apply_to_heads(x, heads, self.d)?)?,
+                Some((QkNorm::Whole, norm)) => norm.apply(&projection.apply(x)?)?.reshape((b, t, heads, self.d))?,
             };
             Ok(match rotation {
                 Some(rotation) => rope(&y, rotation)?,
                 None => y,
             })
         };
-        let (q_norm, k_norm) = match &self.qk_norm {
-            Some((_, q_norm, k_norm)) => (Some(q_norm), Some(k_norm)),
-            None => (None, None),
-        };
-        let ((q, k), v) = both(
-            rows,
-            || both(rows, || turned(&self.q_proj, self.h, q_norm), || turned(&self.k_proj, self.g, k_norm)),
-            || self.v_proj.apply_to_heads(x, self.g, self.d),
-        );
+        let norms = self.qk_norm.as_ref();
+        let queries = || turned(&self.q_proj, self.h, norms.map(|(kind, norm, _)| (*kind, norm)));
+        let keys = || turned(&self.k_proj, self.g, norms.map(|(kind, _, norm)| (*kind, norm)));
+        let ((q, k), v) = both(b * t, || both(b * t, queries, keys), || self.v_proj.apply_to_heads(x, self.g, self.d));
         let (q, k, v) = (q?, k?, v?);
         let (k, v) = match past {
             Some((cache, layer)) => cache.append(layer, &k, &v)?, // (b, s, g, d)

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::AddedToken;
 
 use crate::chat::ChatTemplate;
-use crate::hostile::{self, caught};
+use crate::hostile;
 use crate::train::{DOCUMENT_END, PAD};
 use crate::{Error, Result, Tokenizer};
 
@@ -87,8 +87,7 @@ impl Tokenizer {
 
 /// A `tokenizer.json`, after a look at what the `tokenizers` crate takes for granted.
 fn parse(text: &str) -> std::result::Result<tokenizers::Tokenizer, tokenizers::Error> {
-    hostile::check(&serde_json::from_str(text)?)?;
-    caught(|| text.parse())
+    hostile::tokenizer(&serde_json::from_str(text)?, text)
 }
 
 /// What `transformers` needs to know when nothing else is given.

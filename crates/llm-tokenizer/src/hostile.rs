@@ -13,8 +13,14 @@ use serde_json::{Map, Value};
 /// By how much all replacements of a tokenizer together may lengthen a text.
 const GROWTH: usize = 1 << 10;
 
+/// The tokenizer of a `tokenizer.json`, whose text is `text`.
+pub(crate) fn tokenizer(json: &Value, text: &str) -> tokenizers::Result<tokenizers::Tokenizer> {
+    check(json)?;
+    caught(|| text.parse())
+}
+
 /// What is wrong with a `tokenizer.json`, if anything is.
-pub(crate) fn check(json: &Value) -> Result<(), String> {
+fn check(json: &Value) -> Result<(), String> {
     check_ids(json)?;
     check_merges(&json["model"])?;
     for key in ["normalizer", "pre_tokenizer", "post_processor", "decoder"] {

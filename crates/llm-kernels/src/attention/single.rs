@@ -37,8 +37,8 @@ pub fn single(q: &[&[f32]], k: Matrix, v: Matrix, scores: &Scores) -> Mixed {
 pub fn merged(spans: &[Mixed]) -> Mixed {
     let [(first, log_sums), rest @ ..] = spans else { return Mixed::default() };
     let (mut out, mut log_sums) = (first.clone(), log_sums.clone());
+    let d = out.len().checked_div(log_sums.len()).unwrap_or_default().max(1);
     for (part, part_log_sums) in rest {
-        let d = (out.len() / log_sums.len().max(1)).max(1);
         let rows = out.chunks_exact_mut(d).zip(part.chunks_exact(d));
         for (((out, part), log_sum), &part_log_sum) in rows.zip(&mut log_sums).zip(part_log_sums) {
             if part_log_sum == f32::NEG_INFINITY {

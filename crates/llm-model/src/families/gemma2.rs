@@ -13,6 +13,9 @@ pub(super) const FAMILY: Family = Family::usual(
     write,
 );
 
+/// What transformers takes where no window is named.
+const WINDOW: usize = 4096;
+
 fn read(keys: &Keys) -> Result<ModelConfig> {
     Ok(ModelConfig {
         attn_logit_softcapping: keys.float_or("attn_logit_softcapping", 50.)?,
@@ -26,7 +29,7 @@ pub(super) fn read_with_pattern(keys: &Keys, pattern: usize) -> Result<ModelConf
     keys.only("use_bidirectional_attention", &json!(false))?;
     let absent = Absent { tie_word_embeddings: true, ..Absent::default() };
     let config = keys.base(&absent)?;
-    let sliding_window = keys.count_or("sliding_window", 4096)?;
+    let sliding_window = keys.count_or("sliding_window", WINDOW)?;
     let usual = |layer: usize| match (layer + 1).is_multiple_of(pattern) {
         true => LayerType::FullAttention,
         false => LayerType::SlidingAttention,
@@ -57,7 +60,7 @@ pub(super) fn write(config: &ModelConfig) -> Value {
     json["hidden_activation"] = json!(config.hidden_act);
     json["attention_bias"] = json!(config.attention_bias != AttentionBias::None);
     // transformers makes the mask of windowed layers even where "layer_types" names none.
-    json["sliding_window"] = json!(config.sliding_window.unwrap_or(4096));
+    json["sliding_window"] = json!(config.sliding_window.unwrap_or(WINDOW));
     json["layer_types"] = layer_types_json(config);
     let scalar = config.query_pre_attn_scalar.unwrap_or(config.head_dim as f64);
     json["query_pre_attn_scalar"] = if scalar.fract() == 0. { json!(scalar as u64) } else { json!(scalar) };

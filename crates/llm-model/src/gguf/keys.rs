@@ -4,6 +4,7 @@ use serde_json::{Value as Json, json};
 
 use super::architecture::{Architecture, NEEDED};
 use super::file::{Metadata, Value};
+use crate::config::MOST_LAYERS;
 use crate::rotary::RotaryEmbedding;
 use crate::{ModelConfig, RopeScaling};
 
@@ -83,7 +84,7 @@ pub(super) fn read(
         Some(other) => return Err(format!("\"{}\" is {other:?}; a number was expected", full(ROTARY[0]))),
     }
     // Before anything is listed for each layer.
-    if config.num_hidden_layers > 1 << 16 {
+    if config.num_hidden_layers > MOST_LAYERS {
         return Err(format!("\"{}\" is {}, which no model has", full("block_count"), config.num_hidden_layers));
     }
     (architecture.complete)(&mut config);
