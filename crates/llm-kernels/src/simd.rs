@@ -13,9 +13,12 @@ use rayon::prelude::*;
 /// under 1.3e-38 instead of a denormal, above 88.3 it saturates near `f32::MAX`.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
+    // Added to a number and taken away again, it leaves the nearest whole one: 1.5 · 2^23. In between that stands in the lowest
+    // bits, from where it becomes an exponent; a conversion to an integer is no vector code, as it looks at each number.
+    const WHOLE: f32 = 12_582_912.;
     let x = x.clamp(-87.3, 88.3);
-    // Round to nearest: 1.5 * 2^23 drops the fraction.
-    let n = x.mul_add(std::f32::consts::LOG2_E, 12582912.0) - 12582912.0;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, WHOLE);
+    let n = shifted - WHOLE;
     let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
     let p = 1.987_569_2e-4f32;
     let p = p.mul_add(r, 1.398_2e-3);
@@ -24,7 +27,7 @@ pub fn exp(x: f32) -> f32 {
     let p = p.mul_add(r, 1.666_666_5e-1);
     let p = p.mul_add(r, 5.0e-1);
     let e = p.mul_add(r * r, r) + 1.0;
-    e * f32::from_bits(((n as i32 + 127) << 23) as u32)
+    e * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()))
 }
 
 /// The largest value of a row; `-inf` for an empty one. Lanes keep the loop free of a serial dependency.
