@@ -1,6 +1,8 @@
-//! One step of AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in two passes over each tensor, in place.
+//! One step of AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in one pass over each tensor, in place.
 
-use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, bail};
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
 const CHUNK: usize = 32768;
@@ -33,8 +35,7 @@ pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamW
     }
     let grad = grad.contiguous()?;
     if crate::is_fused(weight) {
-        moments.inplace_op2(&grad, &Moments(*step))?;
-        return weight.inplace_op2(moments, &Update(*step));
+        return weight.inplace_op2(&grad, &OnWeight { moments, step });
     }
     let (m, v) = (moments.get(0)?, moments.get(1)?);
     let g = (grad.flatten_all()?.to_dtype(DType::F32)? * step.gradient_scale)?;
@@ -77,73 +78,88 @@ fn f32s_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut 
     }
 }
 
-struct Moments(AdamWStep);
+/// The step with the weight's memory in hand. candle lends an operation one tensor to change, so it takes the moments' memory
+/// by a second operation within.
+struct OnWeight<'a> {
+    moments: &'a Tensor,
+    step: &'a AdamWStep,
+}
 
-impl InplaceOp2 for Moments {
+impl InplaceOp2 for OnWeight<'_> {
     fn name(&self) -> &'static str {
-        "adamw_moments"
+        "adamw"
     }
 
-    fn cpu_fwd(&self, ms: &mut CpuStorage, ml: &Layout, gs: &CpuStorage, gl: &Layout) -> Result<()> {
-        let grad = crate::simd::contiguous(gs, gl)?;
-        let (m, v) = f32s_mut(ms, ml)?.split_at_mut(grad.len());
-        let (b1, b2, scale) = (self.0.beta1 as f32, self.0.beta2 as f32, self.0.gradient_scale as f32);
-        m.par_chunks_mut(CHUNK)
-            .zip(v.par_chunks_mut(CHUNK))
-            .zip(grad.par_chunks(CHUNK))
-            .for_each(|((m, v), g)| update_moments(g, scale, b1, b2, m, v));
-        Ok(())
+    fn cpu_fwd(&self, ws: &mut CpuStorage, wl: &Layout, gs: &CpuStorage, gl: &Layout) -> Result<()> {
+        let weight = RefCell::new(f32s_mut(ws, wl)?);
+        self.moments.inplace_op1(&OnMoments { weight, grad: crate::simd::contiguous(gs, gl)?, step: self.step })
     }
 }
 
-#[pulp::with_simd(update_moments = crate::unit::arch())]
-#[inline(always)]
-fn update_moments_simd<'a, S: pulp::Simd>(
-    _simd: S,
+/// The step with the memory of all three tensors in hand.
+struct OnMoments<'a> {
+    weight: RefCell<&'a mut [f32]>,
     grad: &'a [f32],
-    scale: f32,
-    b1: f32,
-    b2: f32,
-    m: &'a mut [f32],
-    v: &'a mut [f32],
-) {
-    for ((m, v), g) in m.iter_mut().zip(v).zip(grad) {
-        let g = g * scale;
-        *m = *m * b1 + g * (1. - b1);
-        *v = *v * b2 + g * g * (1. - b2);
+    step: &'a AdamWStep,
+}
+
+impl InplaceOp1 for OnMoments<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, ms: &mut CpuStorage, ml: &Layout) -> Result<()> {
+        let (m, v) = f32s_mut(ms, ml)?.split_at_mut(self.grad.len());
+        let numbers = Numbers::of(self.step);
+        self.weight
+            .borrow_mut()
+            .par_chunks_mut(CHUNK)
+            .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
+            .zip(self.grad.par_chunks(CHUNK))
+            .for_each(|((w, (m, v)), grad)| update(w, m, v, grad, &numbers));
+        Ok(())
     }
 }
 
-struct Update(AdamWStep);
+/// What the loop multiplies with.
+struct Numbers {
+    scale: f32,
+    betas: [f32; 2],
+    decay: f32,
+    rate: f32,
+    root: f32,
+    eps: f32,
+}
 
-impl InplaceOp2 for Update {
-    fn name(&self) -> &'static str {
-        "adamw_update"
-    }
-
-    fn cpu_fwd(&self, ws: &mut CpuStorage, wl: &Layout, ms: &CpuStorage, ml: &Layout) -> Result<()> {
-        let weight = f32s_mut(ws, wl)?;
-        let (m, v) = crate::simd::contiguous(ms, ml)?.split_at(weight.len());
-        let step = &self.0;
-        let decay = (1. - step.learning_rate * step.weight_decay) as f32;
-        let rate = (step.learning_rate / bias(step.beta1, step.step)) as f32;
-        let root = (1. / bias(step.beta2, step.step)).sqrt() as f32;
-        let eps = step.eps as f32;
-        weight
-            .par_chunks_mut(CHUNK)
-            .zip(m.par_chunks(CHUNK))
-            .zip(v.par_chunks(CHUNK))
-            .for_each(|((w, m), v)| update(w, m, v, [decay, rate, root, eps]));
-        Ok(())
+impl Numbers {
+    fn of(step: &AdamWStep) -> Self {
+        Self {
+            scale: step.gradient_scale as f32,
+            betas: [step.beta1 as f32, step.beta2 as f32],
+            decay: (1. - step.learning_rate * step.weight_decay) as f32,
+            rate: (step.learning_rate / bias(step.beta1, step.step)) as f32,
+            root: (1. / bias(step.beta2, step.step)).sqrt() as f32,
+            eps: step.eps as f32,
+        }
     }
 }
 
 #[pulp::with_simd(update = crate::unit::arch())]
 #[inline(always)]
-fn update_simd<'a, S: pulp::Simd>(_simd: S, w: &'a mut [f32], m: &'a [f32], v: &'a [f32], numbers: [f32; 4]) {
-    let [decay, rate, root, eps] = numbers;
-    for ((w, m), v) in w.iter_mut().zip(m).zip(v) {
-        *w = *w * decay - rate * m / (v.sqrt() * root + eps);
+fn update_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    w: &'a mut [f32],
+    m: &'a mut [f32],
+    v: &'a mut [f32],
+    grad: &'a [f32],
+    numbers: &'a Numbers,
+) {
+    let &Numbers { scale, betas: [b1, b2], decay, rate, root, eps } = numbers;
+    for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(grad) {
+        let g = g * scale;
+        *m = *m * b1 + g * (1. - b1);
+        *v = *v * b2 + g * g * (1. - b2);
+        *w = *w * decay - rate * *m / (v.sqrt() * root + eps);
     }
 }
 

@@ -1,4 +1,5 @@
-//! Rotary positions (Su et al. 2021, arXiv 2104.09864) in the half-split layout of Hugging Face checkpoints.
+//! Rotary positions (Su et al. 2021, arXiv 2104.09864), in the half-split layout of Hugging Face checkpoints or in the
+//! interleaved one of the paper.
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use crate::simd::{contiguous, zeros};
 pub struct Rotary {
     inverse_frequencies: Vec<f64>, // (d / 2)
     stretch: f64,
+    interleaved: bool,
 }
 
 impl Rotary {
@@ -19,12 +21,19 @@ impl Rotary {
     pub fn new(rotary_dim: usize, theta: f64) -> Self {
         let half = rotary_dim / 2;
         let inverse_frequencies = (0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect();
-        Self { inverse_frequencies, stretch: 1. }
+        Self { inverse_frequencies, stretch: 1., interleaved: false }
     }
 
     /// Given frequencies `(rotary_dim / 2)`; what turns is made longer by `stretch` (`YaRN`, arXiv 2309.00071, 1 else).
     pub fn with_frequencies(inverse_frequencies: Vec<f64>, stretch: f64) -> Self {
-        Self { inverse_frequencies, stretch }
+        Self { inverse_frequencies, stretch, interleaved: false }
+    }
+
+    /// The same with number `2 i` beside `2 i + 1` as pair `i` (the paper, GPT-J, Meta's own Llama files), instead of `i` beside
+    /// `i + rotary_dim / 2`.
+    #[must_use]
+    pub fn interleaved(self) -> Self {
+        Self { interleaved: true, ..self }
     }
 
     /// The angle by which each pair turns from one position to the next.
@@ -51,7 +60,7 @@ impl Rotary {
             cos.extend(table[row..row + half].iter().map(|&(c, _)| c));
             sin.extend(table[row..row + half].iter().map(|&(_, s)| s));
         }
-        Rotation { cos: Arc::new(cos), sin: Arc::new(sin), half }
+        Rotation { cos: Arc::new(cos), sin: Arc::new(sin), half, interleaved: self.interleaved }
     }
 }
 
@@ -61,6 +70,7 @@ pub struct Rotation {
     cos: Arc<Vec<f32>>,
     sin: Arc<Vec<f32>>,
     half: usize,
+    interleaved: bool,
 }
 
 /// Turns each head of `x` `(b, t, h, d)` by the rotation of its token; `rotation` holds `b · t` tokens in order.
@@ -88,12 +98,22 @@ fn naive(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
     let half = rotation.half;
     let table = |data: &Vec<f32>| Tensor::from_slice(data, (b, t, 1, half), x.device())?.to_dtype(x.dtype());
     let (cos, sin) = (table(&rotation.cos)?, table(&rotation.sin)?);
-    let (x1, x2) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+    let turning = x.narrow(D::Minus1, 0, 2 * half)?;
+    let (x1, x2) = if rotation.interleaved {
+        let pairs = turning.contiguous()?.reshape((b, t, (), half, 2))?;
+        (pairs.narrow(D::Minus1, 0, 1)?.squeeze(D::Minus1)?, pairs.narrow(D::Minus1, 1, 1)?.squeeze(D::Minus1)?)
+    } else {
+        (turning.narrow(D::Minus1, 0, half)?, turning.narrow(D::Minus1, half, half)?)
+    };
     let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
     let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
+    let y = match rotation.interleaved {
+        true => Tensor::stack(&[y1, y2], D::Minus1)?.reshape(turning.shape())?,
+        false => Tensor::cat(&[y1, y2], D::Minus1)?,
+    };
     match d - 2 * half {
-        0 => Tensor::cat(&[y1, y2], D::Minus1),
-        rest => Tensor::cat(&[y1, y2, x.narrow(D::Minus1, 2 * half, rest)?], D::Minus1),
+        0 => Ok(y),
+        rest => Tensor::cat(&[y, x.narrow(D::Minus1, 2 * half, rest)?], D::Minus1),
     }
 }
 
@@ -117,7 +137,10 @@ impl CustomOp1 for Turn {
             y.par_chunks_mut(row).zip(x.par_chunks(row)).enumerate().with_min_len(32).for_each(|(token, (y, x))| {
                 let cos = &self.rotation.cos[token * half..(token + 1) * half];
                 let sin = &self.rotation.sin[token * half..(token + 1) * half];
-                turn(x, self.head_dim, cos, sin, self.sign, y);
+                match self.rotation.interleaved {
+                    true => turn_interleaved(x, self.head_dim, cos, sin, self.sign, y),
+                    false => turn(x, self.head_dim, cos, sin, self.sign, y),
+                }
             });
         }
         Ok((CpuStorage::F32(y), layout.shape().clone()))
@@ -152,6 +175,26 @@ fn turn_simd<'a, S: pulp::Simd>(
     }
 }
 
+#[pulp::with_simd(turn_interleaved = crate::unit::arch())]
+#[inline(always)]
+fn turn_interleaved_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    x: &'a [f32],
+    head_dim: usize,
+    cos: &'a [f32],
+    sin: &'a [f32],
+    sign: f32,
+    y: &'a mut [f32],
+) {
+    for (x, y) in x.chunks_exact(head_dim).zip(y.chunks_exact_mut(head_dim)) {
+        let ((x, still), (y, rest)) = (x.split_at(2 * cos.len()), y.split_at_mut(2 * cos.len()));
+        for (i, (x, y)) in x.as_chunks::<2>().0.iter().zip(y.as_chunks_mut::<2>().0).enumerate() {
+            *y = [x[0] * cos[i] - x[1] * sin[i] * sign, x[1] * cos[i] + x[0] * sin[i] * sign];
+        }
+        rest.copy_from_slice(still);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +215,20 @@ mod tests {
         let rest = |x: &Tensor| x.narrow(3, 4, 6)?.flatten_all()?.to_vec1::<f32>();
         assert_eq!(rest(&rope(&x, &partial)?)?, rest(&x)?);
         assert!(rope(&random(&[2, 4, 3, 2], 1, 1.)?, &partial).is_err(), "heads of two numbers have no two pairs");
+        Ok(())
+    }
+
+    #[test]
+    fn interleaved_pairs_turn_as_halves_do_in_another_order() -> Result<()> {
+        let halves = Rotary::with_frequencies(vec![1., 0.2, 0.03], 1.25);
+        let (positions, order) =
+            ([0, 1, 2, 1000], Tensor::new(&[0u32, 3, 1, 4, 2, 5, 6, 7], &candle_core::Device::Cpu)?);
+        let rotation = halves.clone().interleaved().at(&positions);
+        let x = random(&[1, 4, 3, 8], 1, 1.)?; // the last two of each head stay
+        assert_same_gradients(&[&x], 1e-6, |t| rope(&t[0], &rotation))?;
+        let apart = rope(&x, &halves.at(&positions))?.index_select(&order, 3)?;
+        let beside = rope(&x.index_select(&order, 3)?, &rotation)?;
+        assert_eq!(beside.flatten_all()?.to_vec1::<f32>()?, apart.flatten_all()?.to_vec1::<f32>()?);
         Ok(())
     }
 
