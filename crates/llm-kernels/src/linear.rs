@@ -68,11 +68,6 @@ fn naive(x: &Tensor, w: &Tensor, n: usize) -> Result<Tensor> {
     x.reshape((n, w.dim(1)?))?.matmul(&w.to_dtype(x.dtype())?.t()?)
 }
 
-/// What `x` is rounded to beside a weight in bf16: where nothing is won by rounding, nothing is rounded.
-pub(crate) fn of_halves() -> Precision {
-    if Precision::Bf16.is_fast() { Precision::Bf16 } else { Precision::F32 }
-}
-
 struct Linear {
     dx: bool,
     dw: bool,
@@ -90,7 +85,7 @@ impl Linear {
         if half && w.track_op() {
             bail!("linear: a weight in bf16 does not train; keep it in f32");
         }
-        let precision = if half { of_halves() } else { precision };
+        let precision = if half { Precision::beside_halves() } else { precision };
         Ok(Some(Self { dx: x.track_op(), dw: w.track_op(), shape: shape.to_vec(), precision }))
     }
 
@@ -306,7 +301,7 @@ mod tests {
                 let grads = (&y * &random(&[n, m], 3, 1.)?)?.flatten_all()?.sum(0)?.backward()?;
                 Tensor::cat(&[y.flatten_all()?, grads.get(&x).unwrap().flatten_all()?], 0)?.to_vec1()
             };
-            let (half, wide) = (run(&w, Precision::F32)?, run(&w.to_dtype(DType::F32)?, of_halves())?);
+            let (half, wide) = (run(&w, Precision::F32)?, run(&w.to_dtype(DType::F32)?, Precision::beside_halves())?);
             assert!(half.iter().zip(wide).all(|(a, b)| (a - b).abs() < 1e-4), "{n} {k} {m}");
         }
         let trained = Var::from_tensor(&random(&[3, 4], 2, 1.)?.to_dtype(DType::BF16)?)?;

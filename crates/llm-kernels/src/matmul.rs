@@ -187,6 +187,11 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// What activations are rounded to beside numbers of bf16 or fewer bits: where nothing is won by rounding, nothing is rounded.
+    pub fn beside_halves() -> Self {
+        if Self::Bf16.is_fast() { Self::Bf16 } else { Self::F32 }
+    }
+
     /// Whether this machine has instructions for it.
     pub fn is_fast(self) -> bool {
         #[cfg(target_arch = "x86_64")]

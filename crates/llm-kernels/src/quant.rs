@@ -90,6 +90,11 @@ impl QuantizedWeight {
         self.shape
     }
 
+    /// What activations are rounded to in a product of many rows with it.
+    pub fn precision(&self) -> Precision {
+        Precision::beside_halves()
+    }
+
     /// How it is written.
     pub fn format(&self) -> BlockFormat {
         self.format
@@ -191,7 +196,7 @@ impl CustomOp1 for Quantized {
         } else if n > 0 {
             let x = Matrix::new(x, n, k);
             self.parts(|start, w| {
-                product_into(x, w.t(), &mut y[start..], m, false, 1., How::all(crate::linear::of_halves()));
+                product_into(x, w.t(), &mut y[start..], m, false, 1., How::all(self.0.precision()));
             });
         }
         Ok((CpuStorage::F32(y), Shape::from((n, m))))
@@ -535,7 +540,7 @@ mod tests {
                 x.iter_mut().step_by(32).for_each(|x| *x = 127.);
                 let x = Tensor::from_vec(x, (n, 256), &candle_core::Device::Cpu)?;
                 // Many rows are multiplied with the weight as it is widened, in bf16 where that is fast.
-                let precision = if n > FEW_ROWS { crate::linear::of_halves() } else { Precision::F32 };
+                let precision = if n > FEW_ROWS { Precision::beside_halves() } else { Precision::F32 };
                 let theirs = crate::linear_in(&x, &w.dequantize()?, precision)?;
                 let gap = flat(&(linear_quantized(&x, &w)? - &theirs)?).iter().fold(0f32, |a, b| a.max(b.abs()));
                 assert!(gap < 2e-5 * flat(&theirs).iter().fold(0f32, |a, b| a.max(b.abs())), "{format:?} {n}: {gap}");

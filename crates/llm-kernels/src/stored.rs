@@ -7,7 +7,7 @@ use bytemuck::Pod;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use crate::Bytes;
-use crate::linear::{Numbers, of_halves};
+use crate::linear::Numbers;
 use crate::matmul::{How, Matrix, Precision};
 use crate::norm::cpu;
 use crate::simd::{contiguous, widened};
@@ -92,8 +92,9 @@ impl StoredWeight {
         Tensor::from_vec(numbers, (index.len(), cols), &Device::Cpu)
     }
 
-    fn how(&self) -> How {
-        How::all(if self.dtype == DType::BF16 { of_halves() } else { Precision::F32 })
+    /// What activations are rounded to in a product of many rows with it.
+    pub fn precision(&self) -> Precision {
+        if self.dtype == DType::BF16 { Precision::beside_halves() } else { Precision::F32 }
     }
 
     fn numbers(&self, rows: std::ops::Range<usize>) -> Result<Numbers<'_>> {
@@ -145,7 +146,7 @@ impl CustomOp1 for Stored {
     fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous(xs, xl)?;
         let ((n, k), (m, _)) = (xl.shape().dims2()?, self.0.shape);
-        let y = self.0.numbers(0..m)?.times(x, [n, k, m], None, self.0.how());
+        let y = self.0.numbers(0..m)?.times(x, [n, k, m], None, How::all(self.0.precision()));
         Ok((CpuStorage::F32(y), Shape::from((n, m))))
     }
 
@@ -153,7 +154,7 @@ impl CustomOp1 for Stored {
         let dy = dy.contiguous()?;
         let (ds, dl) = dy.storage_and_layout();
         let ((n, k), (m, _)) = (x.dims2()?, self.0.shape);
-        let dx = self.0.numbers(0..m)?.turned(Matrix::new(cpu(&ds, dl)?, n, m), k, self.0.how());
+        let dx = self.0.numbers(0..m)?.turned(Matrix::new(cpu(&ds, dl)?, n, m), k, How::all(self.0.precision()));
         Tensor::from_vec(dx, (n, k), x.device()).map(Some)
     }
 }
@@ -209,7 +210,7 @@ mod tests {
                     Ok((y, grads.get(&x).unwrap().clone()))
                 };
                 // Beside halves many rows of activations are rounded too, where that is fast.
-                let precision = if dtype == DType::BF16 { of_halves() } else { Precision::F32 };
+                let precision = if dtype == DType::BF16 { Precision::beside_halves() } else { Precision::F32 };
                 let wide = w.dense()?;
                 let (ours, theirs) =
                     (run(&|x| linear_stored(x, &w))?, run(&|x| crate::linear_in(x, &wide, precision))?);

@@ -279,8 +279,11 @@ impl Attention {
         let linear = |part: &str| Linear::new(params, &format!("{name}.{part}"));
         let norm = |part: &str| Norm::new(config, params, &format!("{name}.{part}"));
         let scale = config.query_pre_attn_scalar.unwrap_or(config.head_dim as f64).powf(-0.5);
+        let q_proj = linear("q_proj")?;
+        // Queries that were made of rounded numbers are rounded like them.
+        let precision = q_proj.weight.rounding();
         Ok(Self {
-            q_proj: linear("q_proj")?,
+            q_proj,
             k_proj: linear("k_proj")?,
             v_proj: linear("v_proj")?,
             o_proj: linear("o_proj")?,
@@ -288,7 +291,7 @@ impl Attention {
                 Some(kind) => Some((kind, norm("q_norm")?, norm("k_norm")?)),
                 None => None,
             },
-            scores: Scores { scale, soft_cap: config.attn_logit_softcapping, precision: params.precision() },
+            scores: Scores { scale, soft_cap: config.attn_logit_softcapping, precision },
             h: config.num_attention_heads,
             g: config.num_key_value_heads,
             d: config.head_dim,

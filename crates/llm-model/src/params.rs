@@ -119,6 +119,16 @@ impl Matrix {
         Ok(x.reshape(((), self.dims()[1]))?)
     }
 
+    /// What activations are rounded to in a product of many rows with it.
+    pub fn rounding(&self) -> Precision {
+        match self {
+            Self::Dense(w, _) if w.dtype() == DType::BF16 => Precision::beside_halves(),
+            Self::Dense(_, precision) => *precision,
+            Self::Blocks(w) => w.precision(),
+            Self::Stored(w) => w.precision(),
+        }
+    }
+
     /// What it is rounded to as it is multiplied.
     pub fn precision(&self) -> Precision {
         match self {
@@ -276,11 +286,6 @@ impl Params {
     /// The same tensors and variables, whose matrices are rounded to `precision` as they are multiplied.
     pub(crate) fn in_precision(&self, precision: Precision) -> Self {
         Self { precision, ..self.clone() }
-    }
-
-    /// What the matrices are rounded to as they are multiplied.
-    pub(crate) fn precision(&self) -> Precision {
-        self.precision
     }
 
     /// The tensor of that name.

@@ -204,8 +204,8 @@ fn weights_in_less_memory_are_used_as_they_are_and_blocks_are_not_saved() {
             small.params().tensors().iter().map(|(name, t)| (name.clone(), wide(t))).collect();
         tensors.extend(small.params().quantized().iter().map(|(n, w)| (n.clone(), w.dequantize().unwrap())));
         let widened = Model::new(small.config().clone(), Head::LanguageModel, Params::new(tensors)).unwrap();
-        // Beside matrices in less than f32 activations are rounded to bf16 too, where that is fast.
-        let rounding = if format == WeightFormat::F32 { 1e-5 } else { 0.02 };
+        // Beside matrices in less than f32 activations are rounded to bf16 too, in attention as well, where that is fast.
+        let rounding = if format == WeightFormat::F32 { 1e-5 } else { 0.03 };
         assert!(far(&logits(&small), &logits(&widened)) < rounding * largest(&exact), "{format:?}");
 
         let folder = dir.path().join(format!("{format:?}"));
