@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use llm_kernels::BlockFormat;
 use llm_model::families::FAMILIES;
 use llm_model::gguf::{Metadata, TensorType, Value};
-use llm_model::{Head, Model, ModelConfig};
+use llm_model::{Head, LoraConfig, Model, ModelConfig};
 use serde_json::{Value as Json, json};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -17,6 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         fs::write(tokenizers.join(format!("{i}.json")), json.to_string())?;
     }
     fs::write(corpus("tokenizer_model")?.join("pieces.model"), pieces())?;
+    adapters()?;
     models()
 }
 
@@ -24,6 +25,19 @@ fn corpus(target: &str) -> std::io::Result<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
     fs::create_dir_all(&dir)?;
     Ok(dir)
+}
+
+/// An adapter of each kind in one file: its configuration on a line, then its tensors.
+fn adapters() -> Result<(), Box<dyn std::error::Error>> {
+    let dir = std::env::temp_dir().join("llm-fuzz").join("adapter");
+    for (name, use_rslora, use_dora) in [("lora", false, false), ("rslora", true, false), ("dora", false, true)] {
+        let lora = LoraConfig { r: 2, use_rslora, use_dora, ..LoraConfig::default() };
+        llm_fuzz::tiny(FAMILIES[0]).with_lora(&lora, 1)?.save_adapter(&dir, "base")?;
+        let config: Json = serde_json::from_slice(&fs::read(dir.join("adapter_config.json"))?)?;
+        let tensors = fs::read(dir.join("adapter_model.safetensors"))?;
+        fs::write(corpus("adapter")?.join(name), [format!("{config}\n").as_bytes(), &tensors].concat())?;
+    }
+    Ok(())
 }
 
 /// Every family as a folder and as a GGUF file, and the configurations of the golden checkpoints, which have more keys.

@@ -131,8 +131,9 @@ fn read_config(json: &Value, origin: &str) -> Result<LoraConfig> {
             ("task_type", Value::String(task)) if task == "CAUSAL_LM" => {}
             ("task_type", Value::Null) => {}
             ("task_type", _) => return wrong(key, "\"CAUSAL_LM\""),
-            ("lora_dropout", value) if value.as_f64() == Some(0.) => {}
-            ("lora_dropout", _) => return wrong(key, "0: no dropout"),
+            // Dropout is at work in training only, and what is read here is frozen.
+            ("lora_dropout", value) if value.as_f64().is_some_and(|share| (0. ..1.).contains(&share)) => {}
+            ("lora_dropout", _) => return wrong(key, "a number from 0 to less than 1"),
             ("bias", Value::String(bias)) if bias == "none" => {}
             ("bias", _) => return wrong(key, "\"none\""),
             // These change the weights under the adapter.

@@ -346,7 +346,7 @@ fn what_would_compute_something_else_is_refused_by_name() {
         ("target_modules", json!([])),
         ("target_modules", json!(["c_attn"])),
         ("target_modules", json!(["q_proj", "embed_tokens"])),
-        ("lora_dropout", json!(0.1)),
+        ("lora_dropout", json!(1)),
         ("bias", json!("all")),
         ("fan_in_fan_out", json!(true)),
         ("init_lora_weights", json!("pissa")),
@@ -365,6 +365,10 @@ fn what_would_compute_something_else_is_refused_by_name() {
             "{key}: {message}"
         );
     }
+    let mut dropped = config.clone();
+    dropped["lora_dropout"] = json!(0.1); // at work in PEFT's training only
+    fs::write(dir.path().join("adapter_config.json"), dropped.to_string()).unwrap();
+    Model::load(&golden("tied")).unwrap().load_adapter("x", dir.path()).unwrap();
     let mut bad = config.clone();
     bad.as_object_mut().unwrap().remove("r");
     fs::write(dir.path().join("adapter_config.json"), bad.to_string()).unwrap();

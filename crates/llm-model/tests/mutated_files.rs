@@ -10,7 +10,7 @@ use std::fs;
 
 use llm_kernels::BlockFormat;
 use llm_model::gguf::{GgufFile, Metadata, TensorType, Value};
-use llm_model::{Batch, Head, Model, ModelConfig};
+use llm_model::{Batch, Head, LoraConfig, Model, ModelConfig};
 
 /// Memory is counted for the whole process: one test.
 #[test]
@@ -37,6 +37,18 @@ fn a_damaged_model_is_an_error_and_costs_nothing() {
     mutate::check(&path, header(&fs::read(&path).unwrap()), || Model::open(dir), used);
     mutate::check(&path, header(&fs::read(&path).unwrap()), || Model::load(dir), used);
     mutate::check(&dir.join("config.json"), usize::MAX, || Model::open(dir), used);
+
+    let adapter = dir.join("adapter");
+    let lora = LoraConfig { use_dora: true, ..LoraConfig::default() };
+    model.with_lora(&lora, 1).unwrap().save_adapter(&adapter, "base").unwrap();
+    let open = || {
+        let mut model = model.clone();
+        model.load_adapter("mutated", &adapter)?;
+        model.use_adapter(Some("mutated")).map(|()| model)
+    };
+    let path = adapter.join("adapter_model.safetensors");
+    mutate::check(&path, header(&fs::read(&path).unwrap()), open, used);
+    mutate::check(&adapter.join("adapter_config.json"), usize::MAX, open, used);
 
     let mut tokenizer = Metadata::new();
     let tokens: Vec<String> = (0..64).map(|i| format!("token {i}")).collect();
