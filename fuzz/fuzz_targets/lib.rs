@@ -73,7 +73,10 @@ pub fn tiny(model_type: ModelType) -> Model {
     let config = match model_type {
         ModelType::Gpt2 => ModelConfig { learned_positions: true, ..layer_normed },
         ModelType::GptNeox => ModelConfig { parallel_residual: true, hidden_act: Activation::Gelu, ..layer_normed },
-        ModelType::Gemma2 => sandwich,
+        ModelType::Gemma2 => {
+            let (attention, output) = (Some(50.), Some(30.));
+            ModelConfig { attn_logit_softcapping: attention, final_logit_softcapping: output, ..sandwich }
+        }
         ModelType::Gemma3Text => {
             ModelConfig { qk_norm: Some(QkNorm::Head), rope_local_theta: Some(10_000.), ..sandwich }
         }

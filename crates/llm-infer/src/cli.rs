@@ -251,7 +251,7 @@ fn answer(args: &Generate) -> Result<(), Failure> {
             let reason = if args.raw { "with --raw" } else { "as the model has no chat template" };
             return Err(Failure::input(format!("--system cannot be used {reason}; put the text into --prompt")));
         }
-        text_model.document_ids(&args.prompt).map_err(input)?
+        text_model.text_ids(&args.prompt).map_err(input)?
     } else {
         let mut messages = args.speech.system_message();
         messages.push(ChatMessage::new("user", &args.prompt));

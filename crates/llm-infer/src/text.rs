@@ -73,11 +73,16 @@ impl TextModel {
         Ok(self.tokenizer.encode_chat(messages, true)?)
     }
 
-    /// The ids of a text to be continued: the token that begins a document, then the text.
+    /// The ids of a document: the token that begins it, then the text.
     pub fn document_ids(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids: Vec<u32> = self.tokenizer.bos_id().into_iter().collect();
         ids.extend(self.tokenizer.encode(text)?);
         Ok(ids)
+    }
+
+    /// The ids of a text to be continued, as transformers and llama.cpp begin it: with the begin token where the tokenizer says so.
+    pub fn text_ids(&self, text: &str) -> Result<Vec<u32>> {
+        if self.tokenizer.adds_bos() { self.document_ids(text) } else { Ok(self.tokenizer.encode(text)?) }
     }
 
     /// The ids that end a reply: the model's end token, and those that end a turn or a document.

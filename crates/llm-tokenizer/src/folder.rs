@@ -209,6 +209,19 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_text_begins_as_the_configuration_or_else_the_post_processor_says() {
+        for (config, adds) in [
+            (r#"{"bos_token": "<s>"}"#, true),
+            (r#"{"bos_token": "<s>", "add_bos_token": false}"#, false),
+            (r#"{"bos_token": "<e>"}"#, false),
+            (r#"{"bos_token": "<e>", "add_bos_token": true}"#, true),
+            ("{}", false),
+        ] {
+            assert_eq!(Tokenizer::from_dir(folder(config).path()).unwrap().adds_bos(), adds, "{config}");
+        }
+    }
+
+    #[test]
     fn tokens_that_the_configuration_names_are_special() {
         let dir = folder(r#"{"eos_token": {"content": "<e>"}, "pad_token": null}"#);
         let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();

@@ -102,7 +102,7 @@ impl Tokenizer {
             eos_token_id: self.eos_id(),
             padding_token_id: self.pad_id(),
             unknown_token_id: model["unk_token"].as_str().and_then(|token| self.token_id(token)),
-            add_bos_token: Some(self.adds_bos(&json["post_processor"])),
+            add_bos_token: Some(self.adds_bos()),
             chat_template: self.chat.as_ref().map(|chat| chat.source.clone()),
             ..GgufVocabulary::default()
         };
@@ -119,15 +119,6 @@ impl Tokenizer {
             vocabulary.merges = merges.iter().map(|(a, b)| format!("{a} {b}")).collect();
         }
         Ok(vocabulary)
-    }
-
-    /// Whether a text begins with the begin token: as `tokenizer_config.json` says, or as the post-processor does.
-    fn adds_bos(&self, post_processor: &Value) -> bool {
-        let bos = self.config_token("bos_token");
-        let first = |processor: &Value| bos.is_some() && processor["single"][0]["SpecialToken"]["id"].as_str() == bos;
-        let steps = post_processor["processors"].as_array();
-        let template = first(post_processor) || steps.is_some_and(|steps| steps.iter().any(first));
-        self.config.get("add_bos_token").and_then(Value::as_bool).unwrap_or(template)
     }
 
     /// Tokens and kinds; ids of the model that the tokenizer lacks are unused.

@@ -157,6 +157,19 @@ impl Tokenizer {
         self.token_id(self.config_token("bos_token")?)
     }
 
+    /// Whether a text begins with that token: as `tokenizer_config.json` says, or as the post-processor does.
+    pub fn adds_bos(&self) -> bool {
+        let said = self.config.get("add_bos_token").and_then(Value::as_bool);
+        said.unwrap_or_else(|| {
+            let bos = self.config_token("bos_token");
+            let first =
+                |processor: &Value| bos.is_some() && processor["single"][0]["SpecialToken"]["id"].as_str() == bos;
+            let post_processor = serde_json::to_value(self.inner.get_post_processor()).unwrap_or_default();
+            let steps = post_processor["processors"].as_array();
+            first(&post_processor) || steps.is_some_and(|steps| steps.iter().any(first))
+        })
+    }
+
     /// The id of `eos_token`: the end of what a model writes.
     pub fn eos_id(&self) -> Option<u32> {
         self.token_id(self.config_token("eos_token")?)
