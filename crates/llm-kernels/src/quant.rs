@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::Bytes;
 use crate::matmul::{FEW_ROWS, How, Matrix, Precision, product_into, rows_of_a_part};
 use crate::norm::cpu;
-use crate::simd::contiguous;
+use crate::simd::{WHOLE, contiguous};
 
 /// How the numbers of a frozen weight are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,8 +266,9 @@ fn to_integers_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], all: &'a mut Acti
         let inverse = if largest > 0. { 127. / largest } else { 0. };
         let mut integers = [0i32; 32];
         for c in 0..32 {
-            // Adding 1.5 * 2^23 leaves the nearest integer in the lower bits, of two the even one.
-            integers[c] = ((x[c] * inverse + 12_582_912.).to_bits() as i32).wrapping_sub(0x4b40_0000).clamp(-127, 127);
+            // The nearest integer, of two the even one.
+            integers[c] =
+                ((x[c] * inverse + WHOLE).to_bits() as i32).wrapping_sub(WHOLE.to_bits() as i32).clamp(-127, 127);
         }
         for (small, &integer) in all.integers[i].iter_mut().zip(&integers) {
             *small = integer as i8;

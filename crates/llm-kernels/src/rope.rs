@@ -137,10 +137,7 @@ impl CustomOp1 for Turn {
             y.par_chunks_mut(row).zip(x.par_chunks(row)).enumerate().with_min_len(32).for_each(|(token, (y, x))| {
                 let cos = &self.rotation.cos[token * half..(token + 1) * half];
                 let sin = &self.rotation.sin[token * half..(token + 1) * half];
-                match self.rotation.interleaved {
-                    true => turn_interleaved(x, self.head_dim, cos, sin, self.sign, y),
-                    false => turn(x, self.head_dim, cos, sin, self.sign, y),
-                }
+                turn(x, self.head_dim, [cos, sin], self.sign, self.rotation.interleaved, y);
             });
         }
         Ok((CpuStorage::F32(y), layout.shape().clone()))
@@ -159,37 +156,24 @@ fn turn_simd<'a, S: pulp::Simd>(
     _simd: S,
     x: &'a [f32],
     head_dim: usize,
-    cos: &'a [f32],
-    sin: &'a [f32],
+    [cos, sin]: [&'a [f32]; 2],
     sign: f32,
+    interleaved: bool,
     y: &'a mut [f32],
 ) {
     let half = cos.len();
     for (x, y) in x.chunks_exact(head_dim).zip(y.chunks_exact_mut(head_dim)) {
-        let ((x1, x2), (y1, y2)) = (x.split_at(half), y.split_at_mut(half));
-        for i in 0..half {
-            y1[i] = x1[i] * cos[i] - x2[i] * sin[i] * sign;
-            y2[i] = x2[i] * cos[i] + x1[i] * sin[i] * sign;
-        }
-        y2[half..].copy_from_slice(&x2[half..]);
-    }
-}
-
-#[pulp::with_simd(turn_interleaved = crate::unit::arch())]
-#[inline(always)]
-fn turn_interleaved_simd<'a, S: pulp::Simd>(
-    _simd: S,
-    x: &'a [f32],
-    head_dim: usize,
-    cos: &'a [f32],
-    sin: &'a [f32],
-    sign: f32,
-    y: &'a mut [f32],
-) {
-    for (x, y) in x.chunks_exact(head_dim).zip(y.chunks_exact_mut(head_dim)) {
-        let ((x, still), (y, rest)) = (x.split_at(2 * cos.len()), y.split_at_mut(2 * cos.len()));
-        for (i, (x, y)) in x.as_chunks::<2>().0.iter().zip(y.as_chunks_mut::<2>().0).enumerate() {
-            *y = [x[0] * cos[i] - x[1] * sin[i] * sign, x[1] * cos[i] + x[0] * sin[i] * sign];
+        let ((x, still), (y, rest)) = (x.split_at(2 * half), y.split_at_mut(2 * half));
+        if interleaved {
+            for (i, (x, y)) in x.as_chunks::<2>().0.iter().zip(y.as_chunks_mut::<2>().0).enumerate() {
+                *y = [x[0] * cos[i] - x[1] * sin[i] * sign, x[1] * cos[i] + x[0] * sin[i] * sign];
+            }
+        } else {
+            let ((x1, x2), (y1, y2)) = (x.split_at(half), y.split_at_mut(half));
+            for i in 0..half {
+                y1[i] = x1[i] * cos[i] - x2[i] * sin[i] * sign;
+                y2[i] = x2[i] * cos[i] + x1[i] * sin[i] * sign;
+            }
         }
         rest.copy_from_slice(still);
     }

@@ -7,15 +7,16 @@ use candle_core::{CpuStorage, Layout, Result, bail};
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
+/// Added to a number and taken away again, it leaves the nearest whole one: 1.5 · 2^23. In between that stands in the lowest bits:
+/// a conversion to an integer is no vector code, as it looks at each number.
+pub const WHOLE: f32 = 12_582_912.;
+
 /// `e^x` for f32 with a relative error under 2e-7, without a call, so that a loop over it becomes vector code.
 ///
 /// Cephes' scheme: `e^x = 2^n · e^r` with `|r| <= ln2 / 2` and a polynomial for `e^r`. Below -87.3 it gives a value
 /// under 1.3e-38 instead of a denormal, above 88.3 it saturates near `f32::MAX`.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    // Added to a number and taken away again, it leaves the nearest whole one: 1.5 · 2^23. In between that stands in the lowest
-    // bits, from where it becomes an exponent; a conversion to an integer is no vector code, as it looks at each number.
-    const WHOLE: f32 = 12_582_912.;
     let x = x.clamp(-87.3, 88.3);
     let shifted = x.mul_add(std::f32::consts::LOG2_E, WHOLE);
     let n = shifted - WHOLE;
@@ -27,6 +28,7 @@ pub fn exp(x: f32) -> f32 {
     let p = p.mul_add(r, 1.666_666_5e-1);
     let p = p.mul_add(r, 5.0e-1);
     let e = p.mul_add(r * r, r) + 1.0;
+    // The lowest bits become an exponent.
     e * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()))
 }
 
