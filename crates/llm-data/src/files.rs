@@ -27,15 +27,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
 
 /// Writes bytes so that a reader sees the old file or the new one and nothing between.
 pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io(dir))?;
-    let mut buffer = std::io::BufWriter::new(file);
-    write(&mut buffer).map_err(Error::io(path))?;
-    let file = buffer.into_inner().map_err(|e| Error::io(path)(e.into_error()))?;
-    file.as_file().sync_all().map_err(Error::io(path))?;
-    file.persist(path).map_err(|e| Error::io(path)(e.error))?;
-    Ok(())
+    llm_files::write_atomic(path, write).map_err(Error::io(path))
 }
 
 /// The objects of a JSONL file (`.gz` too) with their line numbers from 1; blank lines are skipped.

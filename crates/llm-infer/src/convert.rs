@@ -100,14 +100,9 @@ fn save_folder(text_model: TextModel, kind: Option<Kind>, out: &Path) -> Result<
 }
 
 fn save(text_model: &TextModel, out: &Path) -> Result<(), Failure> {
-    let mut name = out.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let unfinished = out.with_file_name(name);
-    let done = text_model.model.save(&unfinished).map_err(Error::from);
-    let done = done.and_then(|()| Ok(text_model.tokenizer.save(&unfinished)?)).map_err(input);
-    let rename = || std::fs::rename(&unfinished, out).map_err(|e| Failure::input(format!("{}: {e}", out.display())));
-    done.and_then(|()| rename()).inspect_err(|_| {
-        // Best effort: the first error is the one to report.
-        let _ = std::fs::remove_dir_all(&unfinished);
-    })
+    let io = |cause: std::io::Error| Failure::input(format!("{}: {cause}", out.display()));
+    let unfinished = llm_files::unfinished_folder(out).map_err(io)?;
+    text_model.model.save(unfinished.path()).map_err(Error::from).map_err(input)?;
+    text_model.tokenizer.save(unfinished.path()).map_err(Error::from).map_err(input)?;
+    std::fs::rename(unfinished.path(), out).map_err(io)
 }

@@ -1,7 +1,6 @@
 //! The Hugging Face folder of a model: `config.json`, `generation_config.json`, `model.safetensors`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::Write;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -16,12 +15,7 @@ use crate::{Error, Head, Model, Params, Result};
 
 /// Writes `bytes` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io(dir))?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(Error::io(path))?;
-    file.persist(path).map_err(|e| Error::Io { path: path.into(), source: e.error })?;
-    Ok(())
+    llm_files::write_atomic(path, |out| out.write_all(bytes)).map_err(Error::io(path))
 }
 
 /// Writes named tensors as a safetensors file; the same tensors give the same bytes.

@@ -4,7 +4,7 @@
 //! token begins, ends and pads, and holds the chat template. Newer folders keep the template in `chat_template.jinja`,
 //! which then counts.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::{fs, io};
 
@@ -161,14 +161,8 @@ fn read(path: &Path) -> Result<Option<String>> {
 
 /// Writes a file beside its place and moves it there.
 fn replace(path: &Path, text: &str) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let unfinished: PathBuf = path.with_file_name(name);
-    fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, path)).map_err(|cause| {
-        // Best effort: the first error is the one to report.
-        let _ = fs::remove_file(&unfinished);
-        Error::Write { path: path.to_owned(), cause }
-    })
+    llm_files::write_atomic(path, |out| out.write_all(text.as_bytes()))
+        .map_err(|cause| Error::Write { path: path.to_owned(), cause })
 }
 
 #[cfg(test)]

@@ -210,6 +210,7 @@ pub(crate) fn open_folder<R: Serialize>(dir: &Path, recipe: &R, inputs: &[(&str,
         refuse_existing(dir)?;
         return Ok(write_atomic(&path, text.as_bytes())?);
     }
+    llm_files::remove_unfinished(dir).map_err(Error::io(dir))?;
     let old = fs::read_to_string(&path).map_err(Error::io(&path))?;
     match first_difference(&old, &text) {
         None => Ok(()),
@@ -223,7 +224,7 @@ pub(crate) fn open_folder<R: Serialize>(dir: &Path, recipe: &R, inputs: &[(&str,
 /// Refuses to write into a folder that holds something (but for a file that was being written when a run was killed).
 pub(crate) fn refuse_existing(dir: &Path) -> Result<()> {
     let something = |entry: std::io::Result<fs::DirEntry>| {
-        entry.map_or(true, |entry| !entry.file_name().to_string_lossy().starts_with(".tmp"))
+        entry.map_or(true, |entry| !llm_files::is_unfinished(&entry.file_name()))
     };
     if dir.exists() && fs::read_dir(dir).map_or(true, |mut entries| entries.any(something)) {
         let dir = dir.display();

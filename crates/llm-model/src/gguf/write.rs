@@ -18,8 +18,7 @@ pub(crate) struct Unwritten<'a> {
 
 /// Writes a file, one tensor after the other, under another name first; `path` must not be there yet.
 pub(crate) fn write(path: &Path, metadata: &Metadata, tensors: Vec<Unwritten>) -> Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io(dir))?;
+    let file = llm_files::unfinished(path).map_err(Error::io(path))?;
     let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
     let io = || Error::io(path);
     let header = header(metadata, &tensors)?;
