@@ -98,9 +98,44 @@ fn check_step(step: &Value, growth: &mut usize) -> Result<(), String> {
 /// replacements, each ended by a zero.
 fn longest_replacement(table: &str) -> Result<usize, String> {
     let bytes = BASE64_STANDARD.decode(table).map_err(|e| format!("\"precompiled_charsmap\" is no base64: {e}"))?;
-    let tree = bytes.first_chunk::<4>().map_or(0, |size| u32::from_le_bytes(*size) as usize);
-    let texts = bytes.get(tree.saturating_add(4)..).ok_or("\"precompiled_charsmap\" ends within its tree")?;
-    Ok(texts.split(|&byte| byte == 0).map(<[u8]>::len).max().unwrap_or(1).max(1))
+    let (size, rest) = bytes.split_first_chunk::<4>().ok_or("\"precompiled_charsmap\" has no size")?;
+    let size = u32::from_le_bytes(*size) as usize / 4 * 4;
+    let (tree, texts) = rest.split_at_checked(size).ok_or("\"precompiled_charsmap\" ends within its tree")?;
+    let tree: Vec<u32> = tree.as_chunks::<4>().0.iter().map(|unit| u32::from_le_bytes(*unit)).collect();
+    let texts =
+        str::from_utf8(texts).map_err(|e| format!("\"precompiled_charsmap\" has no text behind its tree: {e}"))?;
+    check_tree(&tree, texts).ok_or("the tree of \"precompiled_charsmap\" leads out of it")?;
+    Ok(texts.split('\0').map(str::len).max().unwrap_or(1).max(1))
+}
+
+/// Whether every way through a tree stays within it and ends at the beginning of a text.
+///
+/// The tree is a double array (Aoe 1989, "An Efficient Digital Search Algorithm by Using a Double-Array Structure"): the child of a node
+/// for byte `c` is unit `base ^ c`, if the low byte of that unit is `c`; the unit's other bits say how far its own base is. A
+/// node that ends a key has the place of its text at its base.
+fn check_tree(tree: &[u32], texts: &str) -> Option<()> {
+    let base_of = |at: usize, unit: u32| at ^ ((unit >> 10) << ((unit & 1 << 9) >> 6)) as usize;
+    let mut seen = vec![false; tree.len()];
+    let mut bases = vec![base_of(0, *tree.first()?)];
+    while let Some(base) = bases.pop() {
+        if std::mem::replace(seen.get_mut(base)?, true) {
+            continue;
+        }
+        for byte in 1..=0xff {
+            let at = base ^ byte as usize;
+            let unit = *tree.get(at)?;
+            if unit & (1 << 31 | 0xff) != byte {
+                continue;
+            }
+            let base = base_of(at, unit);
+            if unit & 1 << 8 != 0 {
+                let text = tree.get(base)? & !(1 << 31);
+                texts.get(text as usize..)?;
+            }
+            bases.push(base);
+        }
+    }
+    Some(())
 }
 
 /// Whether a group within which something is repeated without a bound is itself repeated, as in `(a*)*`: such a pattern may be tried
@@ -167,11 +202,25 @@ mod tests {
         let steps = |steps: Vec<Value>| json!({"type": "Sequence", "normalizers": steps});
         let table =
             |bytes: &[u8]| json!({"type": "Precompiled", "precompiled_charsmap": BASE64_STANDARD.encode(bytes)});
-        let of_200 = [&[4, 0, 0, 0, 1, 2, 3, 4, 0][..], &[b'a'; 200], &[0, b'b', 0]].concat();
+        let texts = [&[0; 1][..], &[b'a'; 200], "\0é\0".as_bytes()].concat();
+        // A tree of 512 units: `a`, in the first half, ends with the text at a place that its base in the second half holds.
+        let tree = |place: u32| {
+            let mut units = [0u32; 512];
+            units[usize::from(b'a')] = (256 ^ u32::from(b'a')) << 10 | 1 << 8 | u32::from(b'a');
+            units[256] = place;
+            units.iter().flat_map(|unit| unit.to_le_bytes()).collect::<Vec<u8>>()
+        };
+        let with_tree = |tree: &[u8]| [&(tree.len() as u32).to_le_bytes(), tree, &texts].concat();
+        let of_200 = with_tree(&tree(1));
         let once = json!({"model": {"type": "Unigram"}, "normalizer": table(&of_200)});
         assert_eq!(check(&once), Ok(()));
         assert!(with("normalizer", steps(vec![table(&of_200); 2])).contains("1024 times"));
         assert!(with("normalizer", table(&[9, 0, 0, 0, 1])).contains("within its tree"));
+        // No unit, none for most characters, no base, texts from within a character and from behind the last.
+        for tree in [&[][..], &[0; 4], &tree(1)[..4 * 256], &tree(203), &tree(206)] {
+            assert!(with("normalizer", table(&with_tree(tree))).contains("leads out of it"));
+        }
+        assert_eq!(check(&json!({"model": {}, "normalizer": table(&with_tree(&tree(205)))})), Ok(()));
         let ids = |last: u64| {
             let added = json!([{"id": last, "content": "<mask>"}]);
             check(&json!({"model": {"vocab": vec![json!(["a", 0.]); 70_000]}, "added_tokens": added}))
