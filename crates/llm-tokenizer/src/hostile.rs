@@ -73,8 +73,12 @@ fn check_step(step: &Value, growth: &mut usize) -> Result<(), String> {
             check_step(step, growth)?;
         }
     }
-    if let Some(table) = step["precompiled_charsmap"].as_str() {
-        *growth = growth.saturating_mul(longest_replacement(table)?);
+    match step["precompiled_charsmap"].as_str() {
+        Some(table) => *growth = growth.saturating_mul(longest_replacement(table)?),
+        None if step["type"] == "Precompiled" => {
+            return Err("\"precompiled_charsmap\" is missing or no text".to_owned());
+        }
+        None => {}
     }
     if step["length"] == 0 {
         return Err("\"length\" is 0; it must be at least 1".to_owned());
@@ -216,6 +220,7 @@ mod tests {
         assert_eq!(check(&once), Ok(()));
         assert!(with("normalizer", steps(vec![table(&of_200); 2])).contains("1024 times"));
         assert!(with("normalizer", table(&[9, 0, 0, 0, 1])).contains("within its tree"));
+        assert!(with("normalizer", steps(vec![json!({"type": "Precompiled"})])).contains("missing"));
         // No unit, none for most characters, no base, texts from within a character and from behind the last.
         for tree in [&[][..], &[0; 4], &tree(1)[..4 * 256], &tree(203), &tree(206)] {
             assert!(with("normalizer", table(&with_tree(tree))).contains("leads out of it"));
