@@ -29,6 +29,9 @@ const DEPTH: usize = 1024;
 /// Rows of the result that one task makes; their panels stay in the second-level cache.
 const BLOCK: usize = 4 * ROWS;
 
+/// How far apart the rows of `a` begin that are not turned: not so that all of them meet in one place of the cache.
+const APART: usize = DEPTH + 16;
+
 /// Units of `b` that are packed at a time: 16 MB.
 const PACKED: usize = 4 << 20;
 
@@ -118,7 +121,8 @@ pub fn peak<const BF16: bool>() -> f64 {
         // SAFETY: `peak_flops`, the only caller, asks where `is_available` only; nothing but registers and the arrays is used.
         #[allow(unsafe_code)]
         unsafe {
-            std::hint::black_box(multiply::<BF16>(std::hint::black_box(&a), &b));
+            let a = std::hint::black_box(&a);
+            std::hint::black_box(multiply::<BF16>(&b, |k, i| a[k][i]));
         }
     }
     let numbers = UNITS * (1 + usize::from(BF16));
@@ -135,17 +139,28 @@ unsafe fn rows_of_tiles<const BF16: bool, A: Element>(a: Matrix<A>, b: &[u32], c
     let numbers = 1 + usize::from(BF16);
     let units = a.cols.div_ceil(numbers);
     let depth = units.div_ceil(units.div_ceil(DEPTH));
-    with_panels(0, a.rows.next_multiple_of(ROWS) * depth, |buffer| {
+    let (turned, height) = (a.col_stride != 1, a.rows.next_multiple_of(ROWS));
+    with_panels(0, height * if turned { depth } else { APART }, |buffer| {
         for start in (0..units).step_by(depth) {
             let end = units.min(start + depth);
-            let buffer = &mut buffer[..a.rows.next_multiple_of(ROWS) * (end - start)];
+            let width = if turned { end - start } else { APART };
+            let buffer = &mut buffer[..height * width];
             let out = Out { add: out.add || start > 0, ..out };
             let part = a.cols_from(start * numbers, (end - start) * numbers);
-            pack::<BF16, ROWS, A>(part, buffer);
+            match turned {
+                true => pack::<BF16, ROWS, A>(part, buffer),
+                false => copy_rows::<BF16, A>(part, buffer.as_chunks_mut().0),
+            }
             for (j, b) in b.chunks_exact(COLS * units).enumerate() {
                 let b = b[COLS * start..COLS * end].as_chunks::<16>().0.as_chunks::<2>().0;
-                for (i, panel) in buffer.chunks_exact(ROWS * (end - start)).enumerate() {
-                    let tile = multiply::<BF16>(panel.as_chunks::<ROWS>().0, b);
+                for (i, panel) in buffer.chunks_exact(ROWS * width).enumerate() {
+                    let tile = if turned {
+                        let panel = panel.as_chunks::<ROWS>().0;
+                        multiply::<BF16>(b, |k, i| panel[k][i])
+                    } else {
+                        let panel = panel.as_chunks::<APART>().0;
+                        multiply::<BF16>(b, |k, i| panel[i][k])
+                    };
                     let (rows, cols) = (ROWS.min(a.rows - i * ROWS), COLS.min(cols - j * COLS));
                     // SAFETY: there is a panel for each `ROWS` rows and each `COLS` columns that are begun, so that the tile's first
                     // number is one of those that the caller speaks of, and `rows` and `cols` end with them.
@@ -158,22 +173,22 @@ unsafe fn rows_of_tiles<const BF16: bool, A: Element>(a: Matrix<A>, b: &[u32], c
     });
 }
 
-/// A tile of the product of two panels.
+/// A tile of the product of two panels, `a(k, i)` of which is unit `k` of row `i`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 #[allow(unsafe_code)]
-fn multiply<const BF16: bool>(a: &[[u32; ROWS]], b: &[[[u32; 16]; 2]]) -> [[__m512; 2]; ROWS] {
+fn multiply<const BF16: bool>(b: &[[[u32; 16]; 2]], a: impl Fn(usize, usize) -> u32) -> [[__m512; 2]; ROWS] {
     let mut tile = [[_mm512_setzero_ps(); 2]; ROWS];
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..ROWS {
-            let a = _mm512_set1_epi32(a[i].cast_signed());
+    for (k, b) in b.iter().enumerate() {
+        for (i, tile) in tile.iter_mut().enumerate() {
+            let a = _mm512_set1_epi32(a(k, i).cast_signed());
             for j in 0..2 {
-                tile[i][j] = if BF16 {
+                tile[j] = if BF16 {
                     // SAFETY: 512 bits and 32 numbers in bf16 are the same bytes.
                     let [a, b] = [a, cast(b[j])].map(|x| unsafe { transmute::<__m512i, __m512bh>(x) });
-                    _mm512_dpbf16_ps(tile[i][j], a, b)
+                    _mm512_dpbf16_ps(tile[j], a, b)
                 } else {
-                    _mm512_fmadd_ps(_mm512_castsi512_ps(a), cast(b[j]), tile[i][j])
+                    _mm512_fmadd_ps(_mm512_castsi512_ps(a), cast(b[j]), tile[j])
                 };
             }
         }
@@ -222,6 +237,33 @@ fn pack<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, panels: &
     }
 }
 
+/// Rows as units one behind the other; rows that are not there are zero.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn copy_rows<const BF16: bool, T: Element>(from: Matrix<T>, rows: &mut [[u32; APART]]) {
+    let numbers = 1 + usize::from(BF16);
+    for (i, to) in rows.iter_mut().enumerate() {
+        if i >= from.rows {
+            to[..from.cols.div_ceil(numbers)].fill(0);
+            continue;
+        }
+        for (to, from) in to.as_chunks_mut::<16>().0.iter_mut().zip(from.row(i).chunks(16 * numbers)) {
+            *to = cast(units::<BF16, T>(from));
+        }
+    }
+}
+
+/// At most 16 units of numbers that lie in memory one behind the other; zeros behind them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn units<const BF16: bool, T: Element>(numbers: &[T]) -> __m512i {
+    match (BF16, T::f32s(numbers).unwrap_or_default().as_chunks::<16>().0) {
+        (true, [first, second]) => halves(first, second),
+        (false, [numbers]) => cast(*numbers),
+        _ => few_units::<BF16, T>(numbers),
+    }
+}
+
 /// At most `R` rows that lie in memory one number after the other: 16 units of 16 rows are made, then turned.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
@@ -234,13 +276,7 @@ fn pack_rows<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, pane
         for first in (0..R).step_by(16) {
             let mut units = [_mm512_setzero_si512(); 16];
             for (i, units) in units.iter_mut().enumerate().take(from.rows.saturating_sub(first)) {
-                let row = &from.data[(first + i) * from.row_stride + start..][..count];
-                let chunks = T::f32s(row).unwrap_or_default().as_chunks::<16>().0;
-                *units = match (BF16, chunks) {
-                    (true, [first, second]) => halves(first, second),
-                    (false, [numbers]) => cast(*numbers),
-                    _ => row_units::<BF16, T>(row),
-                };
+                *units = self::units::<BF16, T>(&from.row(first + i)[start..start + count]);
             }
             let turned = turn(&units);
             let width = (R - first).min(16);
@@ -262,10 +298,9 @@ fn halves(first: &[f32; 16], second: &[f32; 16]) -> __m512i {
     unsafe { transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(cast(*second), cast(*first))) }
 }
 
-/// The units of the rest of a row.
-#[inline]
+/// [`units`] of other numbers than f32, or of fewer.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn row_units<const BF16: bool, T: Element>(row: &[T]) -> __m512i {
+fn few_units<const BF16: bool, T: Element>(row: &[T]) -> __m512i {
     let mut units = [0u32; 16];
     if BF16 {
         let (pairs, odd) = row.as_chunks::<2>();
