@@ -36,16 +36,20 @@ pub(crate) fn gate_all(activation: Activation, gate: &[f32], up: &[f32]) -> Vec<
     y
 }
 
-/// The gradients of `gate` and `up`.
-pub(crate) fn gate_gradients_all(activation: Activation, gate: &[f32], up: &[f32], dy: &[f32]) -> [Vec<f32>; 2] {
-    let (mut dgate, mut dup) = (zeros(gate.len()), zeros(gate.len()));
-    dgate
-        .par_chunks_mut(CHUNK)
-        .zip(dup.par_chunks_mut(CHUNK))
-        .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
-        .zip(dy.par_chunks(CHUNK))
-        .for_each(|(((dgate, dup), (gate, up)), dy)| gated_backward(activation, gate, up, dy, dgate, dup));
-    [dgate, dup]
+/// The gradients of `gate` and `up`, of whose numbers `read` gives those from a place on: a chunk at a time, which becomes
+/// its gradient where it stands.
+pub(crate) fn gate_gradients_all(
+    activation: Activation,
+    dy: &[f32],
+    read: impl Fn(usize, [&mut [f32]; 2]) + Sync,
+) -> [Vec<f32>; 2] {
+    let (mut gate, mut up) = (zeros(dy.len()), zeros(dy.len()));
+    let chunks = gate.par_chunks_mut(CHUNK).zip(up.par_chunks_mut(CHUNK)).zip(dy.par_chunks(CHUNK));
+    chunks.enumerate().for_each(|(i, ((gate, up), dy))| {
+        read(i * CHUNK, [gate, up]);
+        gated_backward(activation, gate, up, dy);
+    });
+    [gate, up]
 }
 
 /// `activation(gate) · up`, element by element; both have the same shape, and so has the result.
@@ -132,7 +136,11 @@ impl CustomOp2 for Gated {
         let dy = dy.contiguous()?;
         let ((gs, gl), (us, ul), (ds, dl)) =
             (gate.storage_and_layout(), up.storage_and_layout(), dy.storage_and_layout());
-        let [dg, du] = gate_gradients_all(self.0, cpu(&gs, gl)?, cpu(&us, ul)?, cpu(&ds, dl)?);
+        let (gates, ups) = (cpu(&gs, gl)?, cpu(&us, ul)?);
+        let [dg, du] = gate_gradients_all(self.0, cpu(&ds, dl)?, |start, [gate, up]| {
+            gate.copy_from_slice(&gates[start..][..gate.len()]);
+            up.copy_from_slice(&ups[start..][..up.len()]);
+        });
         let shape = gate.shape();
         Ok((Some(Tensor::from_vec(dg, shape, gate.device())?), Some(Tensor::from_vec(du, shape, gate.device())?)))
     }
@@ -195,32 +203,22 @@ fn gates(gate: &[f32], up: &[f32], y: &mut [f32], curve: impl Fn(f32) -> Curve) 
 fn gated_backward_simd<'a, S: pulp::Simd>(
     _simd: S,
     activation: Activation,
-    gate: &'a [f32],
-    up: &'a [f32],
+    gate: &'a mut [f32],
+    up: &'a mut [f32],
     dy: &'a [f32],
-    dgate: &'a mut [f32],
-    dup: &'a mut [f32],
 ) {
     match activation {
-        Activation::Silu => gate_gradients(gate, up, dy, dgate, dup, silu),
-        Activation::Gelu => gate_gradients(gate, up, dy, dgate, dup, gelu),
-        Activation::GeluTanh => gate_gradients(gate, up, dy, dgate, dup, gelu_tanh),
+        Activation::Silu => gate_gradients(gate, up, dy, silu),
+        Activation::Gelu => gate_gradients(gate, up, dy, gelu),
+        Activation::GeluTanh => gate_gradients(gate, up, dy, gelu_tanh),
     }
 }
 
 #[inline(always)]
-fn gate_gradients(
-    gate: &[f32],
-    up: &[f32],
-    dy: &[f32],
-    dgate: &mut [f32],
-    dup: &mut [f32],
-    curve: impl Fn(f32) -> Curve,
-) {
-    for i in 0..gate.len().min(up.len()).min(dy.len()).min(dgate.len()).min(dup.len()) {
-        let at = curve(gate[i]);
-        dup[i] = dy[i] * gate[i] * at.share;
-        dgate[i] = dy[i] * up[i] * at.slope;
+fn gate_gradients(gate: &mut [f32], up: &mut [f32], dy: &[f32], curve: impl Fn(f32) -> Curve) {
+    for ((gate, up), dy) in gate.iter_mut().zip(up).zip(dy) {
+        let at = curve(*gate);
+        (*gate, *up) = (dy * *up * at.slope, dy * *gate * at.share);
     }
 }
 

@@ -5,6 +5,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use crate::matmul::{Element, FEW_ROWS, How, Matrix, Precision, few_rows, product, product_into};
 use crate::norm::cpu;
@@ -190,6 +191,9 @@ impl Numbers<'_> {
     }
 }
 
+/// Numbers that are copied by one task.
+const CHUNK: usize = 1 << 16;
+
 fn times<W: Element>(x: &[f32], w: &[W], [n, k, m]: [usize; 3], residual: Option<&[f32]>, how: How) -> Vec<f32> {
     let (x_rows, wt) = (Matrix::new(x, n, k), Matrix::new(w, m, k).t());
     if n <= FEW_ROWS && n * k * m > 0 {
@@ -198,7 +202,7 @@ fn times<W: Element>(x: &[f32], w: &[W], [n, k, m]: [usize; 3], residual: Option
         return y;
     }
     let Some(residual) = residual else { return product(x_rows, wt, how) };
-    let mut y = residual.to_vec();
+    let mut y: Vec<f32> = residual.par_iter().copied().with_min_len(CHUNK).collect();
     product_into(x_rows, wt, &mut y, m, true, 1., how);
     y
 }

@@ -14,7 +14,7 @@ use crate::activation::{Activation, gate_all, gate_gradients_all, gated};
 use crate::linear::{Numbers, linear_in};
 use crate::matmul::{How, Matrix, Precision, product, product_into};
 use crate::norm::cpu;
-use crate::simd::{contiguous, widened, zeros};
+use crate::simd::contiguous;
 
 /// `activation(x · gateᵀ) · (x · upᵀ)` in `precision`: `x` is `(…, in)`, both weights are `(inner, in)`, the result is
 /// `(…, inner)`. It equals [`crate::gated`] of two [`linear_in`]; weights in bf16 take that way.
@@ -59,7 +59,7 @@ impl Kept {
         if precision == Precision::F32 {
             return Self::Full(numbers);
         }
-        let mut halves = vec![bf16::ZERO; numbers.len()];
+        let mut halves: Vec<bf16> = rayon::iter::repeat_n(bf16::ZERO, numbers.len()).with_min_len(CHUNK).collect();
         halves
             .par_chunks_mut(CHUNK)
             .zip(numbers.par_chunks(CHUNK))
@@ -67,15 +67,12 @@ impl Kept {
         Self::Half(halves)
     }
 
-    /// Runs `f` on the numbers in f32.
-    fn with<T>(&self, f: impl FnOnce(&[f32]) -> T) -> T {
+    /// The numbers from `start` on, in f32.
+    fn read(&self, start: usize, to: &mut [f32]) {
+        let range = start..start + to.len();
         match self {
-            Self::Full(numbers) => f(numbers),
-            Self::Half(halves) => {
-                let mut numbers = zeros(halves.len());
-                widened(halves, &mut numbers);
-                f(&numbers)
-            }
+            Self::Full(numbers) => to.copy_from_slice(&numbers[range]),
+            Self::Half(halves) => halves[range].convert_to_f32_slice(to),
         }
     }
 }
@@ -132,7 +129,10 @@ impl CustomOp3 for LinearGated {
         let n = x.dims().iter().rev().skip(1).product();
         let (ds, dl) = dy.storage_and_layout();
         let dy = cpu(&ds, dl)?;
-        let [dg, du] = kept_gate.with(|gate| kept_up.with(|up| gate_gradients_all(self.activation, gate, up, dy)));
+        let [dg, du] = gate_gradients_all(self.activation, dy, |start, [gate, up]| {
+            kept_gate.read(start, gate);
+            kept_up.read(start, up);
+        });
         let (dg, du) = (Matrix::new(&dg, n, m), Matrix::new(&du, n, m));
         let ((xs, xl), (gs, gl), (us, ul)) =
             (x.storage_and_layout(), gate.storage_and_layout(), up.storage_and_layout());
