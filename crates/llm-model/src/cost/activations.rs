@@ -185,9 +185,7 @@ impl Kept<'_> {
         let (n, width, (q, kv)) = (self.n, self.width(), self.heads());
         let inner = self.config.intermediate_size as u64;
         let taken = self.config.experts.as_ref().map_or(0, |experts| experts.num_experts_per_tok as u64);
-        let halves = self.precision == Precision::Bf16 && self.config.gated_mlp && !self.config.mlp_bias;
-        let branches = if halves { 5 * inner + 2 * width } else { 3 * inner + 3 * width };
-        let feed_forward = n * branches + 2 * inner * width;
+        let feed_forward = 3 * n * (inner + width) + 2 * inner * width;
         let attention = n * (4 * q + 4 * kv + width);
         4 * feed_forward.max(attention).max(4 * n * taken * width)
     }
