@@ -14,7 +14,7 @@ use crate::activation::{Activation, gate_all, gate_gradients_all, gated};
 use crate::linear::{Numbers, linear_in};
 use crate::matmul::{How, Matrix, Precision, product, product_into};
 use crate::norm::cpu;
-use crate::simd::contiguous;
+use crate::simd::{contiguous, zeros};
 
 /// `activation(x · gateᵀ) · (x · upᵀ)` in `precision`: `x` is `(…, in)`, both weights are `(inner, in)`, the result is
 /// `(…, inner)`. It equals [`crate::gated`] of two [`linear_in`]; weights in bf16 take that way.
@@ -59,7 +59,7 @@ impl Kept {
         if precision == Precision::F32 {
             return Self::Full(numbers);
         }
-        let mut halves: Vec<bf16> = rayon::iter::repeat_n(bf16::ZERO, numbers.len()).with_min_len(CHUNK).collect();
+        let mut halves: Vec<bf16> = zeros(numbers.len());
         halves
             .par_chunks_mut(CHUNK)
             .zip(numbers.par_chunks(CHUNK))

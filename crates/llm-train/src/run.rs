@@ -210,10 +210,9 @@ pub(crate) fn open_folder<R: Serialize>(dir: &Path, recipe: &R, inputs: &[(&str,
         refuse_existing(dir)?;
         return Ok(write_atomic(&path, text.as_bytes())?);
     }
-    llm_files::remove_unfinished(dir).map_err(Error::io(dir))?;
     let old = fs::read_to_string(&path).map_err(Error::io(&path))?;
     match first_difference(&old, &text) {
-        None => Ok(()),
+        None => llm_files::remove_unfinished(dir).map_err(Error::io(dir)),
         Some((was, is)) => {
             let path = path.display();
             Err(Error::Input(format!("{path}: the run has `{was}`, you ask for `{is}`; resume it as it was begun")))

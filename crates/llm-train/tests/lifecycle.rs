@@ -77,12 +77,14 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
                 folders.push(path);
                 continue;
             }
-            let name = path.file_name().unwrap().to_str().unwrap();
+            let name = path.file_name().unwrap();
+            // What was being written when the program was killed; nothing reads it.
+            if llm_files::is_unfinished(name) {
+                continue;
+            }
             let bytes = std::fs::read(&path).unwrap();
-            let bytes = match name {
+            let bytes = match name.to_str().unwrap() {
                 "times.json" | "report.md" => continue,
-                // What was being written when the program was killed; nothing reads it.
-                _ if name.starts_with(".tmp") => continue,
                 "metrics.jsonl" | "trainer_state.json" | "state.json" | "evaluation.json" => without_times(&bytes),
                 _ => bytes,
             };

@@ -2,14 +2,15 @@
 //!
 //! The scheme is Goto's (Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication"): both sides
 //! are copied into panels that the innermost loop reads from front to back while it holds a tile of the result in
-//! registers. Panels are made of *units* of 32 bits: one number in f32, or two neighbours along the contraction in bf16.
-//! What is not there (the rest of a panel, an odd number's neighbour) is zero.
+//! registers; rows of the left side lie in theirs as they are. Panels are made of *units* of 32 bits: one number in f32,
+//! or two neighbours along the contraction in bf16. What is not there (the rest of a panel, an odd number's neighbour) is
+//! zero.
 
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-    _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permutexvar_epi16,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permutexvar_epi16, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::cell::RefCell;
 use std::mem::transmute;
@@ -86,7 +87,7 @@ pub unsafe fn product<const BF16: bool, A: Element, B: Element>(
         let b = bt.rows_from(start, width);
         with_panels(1, b.rows.next_multiple_of(COLS) * units, |panels| {
             // SAFETY: the caller says that the instructions are there.
-            let pack = |(i, panel)| unsafe { pack::<BF16, COLS, B>(b.rows_from(i * COLS, COLS), panel) };
+            let pack = |(i, panel)| unsafe { pack_right::<BF16, B>(b.rows_from(i * COLS, COLS), panel) };
             match threads {
                 Threads::One => panels.chunks_mut(COLS * units).enumerate().for_each(pack),
                 Threads::All => panels.par_chunks_mut(COLS * units).enumerate().for_each(pack),
@@ -148,7 +149,7 @@ unsafe fn rows_of_tiles<const BF16: bool, A: Element>(a: Matrix<A>, b: &[u32], c
             let out = Out { add: out.add || start > 0, ..out };
             let part = a.cols_from(start * numbers, (end - start) * numbers);
             match turned {
-                true => pack::<BF16, ROWS, A>(part, buffer),
+                true => pack_columns::<BF16, ROWS, A>(part, buffer),
                 false => copy_rows::<BF16, A>(part, buffer.as_chunks_mut().0),
             }
             for (j, b) in b.chunks_exact(COLS * units).enumerate() {
@@ -222,18 +223,13 @@ unsafe fn put(tile: &[[__m512; 2]; ROWS], rows: usize, cols: usize, out: Out) {
     }
 }
 
-/// Copies rows into panels of `R`: for each unit along the rows, that of each row.
+/// Copies at most `COLS` columns of the right side, as rows, into a panel: for each unit along the rows, that of each row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn pack<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, panels: &mut [u32]) {
-    let units = from.cols.div_ceil(1 + usize::from(BF16));
-    if from.col_stride == 1 {
-        for (i, panel) in panels.chunks_exact_mut(R * units).enumerate() {
-            pack_rows::<BF16, R, T>(from.rows_from(i * R, R), panel.as_chunks_mut::<R>().0);
-        }
-    } else {
-        assert_eq!(from.row_stride, 1, "a matrix whose rows and columns are both apart");
-        pack_columns::<BF16, R, T>(from, panels, units);
+fn pack_right<const BF16: bool, T: Element>(from: Matrix<T>, panel: &mut [u32]) {
+    match from.col_stride {
+        1 => turn_rows::<BF16, T>(from, panel.as_chunks_mut().0),
+        _ => pack_columns::<BF16, COLS, T>(from, panel),
     }
 }
 
@@ -264,26 +260,21 @@ fn units<const BF16: bool, T: Element>(numbers: &[T]) -> __m512i {
     }
 }
 
-/// At most `R` rows that lie in memory one number after the other: 16 units of 16 rows are made, then turned.
+/// At most `COLS` rows that lie in memory one number after the other: 16 units of 16 rows are made, then turned.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-#[allow(unsafe_code)]
-fn pack_rows<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, panel: &mut [[u32; R]]) {
+fn turn_rows<const BF16: bool, T: Element>(from: Matrix<T>, panel: &mut [[u32; COLS]]) {
     let numbers = 1 + usize::from(BF16);
     for (part, columns) in panel.chunks_mut(16).enumerate() {
         let start = part * 16 * numbers;
         let count = (16 * numbers).min(from.cols - start);
-        for first in (0..R).step_by(16) {
+        for first in (0..COLS).step_by(16) {
             let mut units = [_mm512_setzero_si512(); 16];
             for (i, units) in units.iter_mut().enumerate().take(from.rows.saturating_sub(first)) {
                 *units = self::units::<BF16, T>(&from.row(first + i)[start..start + count]);
             }
-            let turned = turn(&units);
-            let width = (R - first).min(16);
-            let mask = 0xffff >> (16 - width);
-            for (column, units) in columns.iter_mut().zip(turned) {
-                // SAFETY: the mask lets `width` units through, which the slice holds.
-                unsafe { _mm512_mask_storeu_epi32(column[first..first + width].as_mut_ptr().cast(), mask, units) };
+            for (column, units) in columns.iter_mut().zip(turn(&units)) {
+                column.as_chunks_mut::<16>().0[first / 16] = cast(units);
             }
         }
     }
@@ -352,7 +343,9 @@ fn turn(rows: &[__m512i; 16]) -> [__m512i; 16] {
 /// Rows that lie beside each other in memory: each column is a run of it, of which each panel gets `R`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn pack_columns<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, panels: &mut [u32], units: usize) {
+fn pack_columns<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, panels: &mut [u32]) {
+    assert_eq!(from.row_stride, 1, "a matrix whose rows and columns are both apart");
+    let units = from.cols.div_ceil(1 + usize::from(BF16));
     let column = |k: usize| &from.data[k * from.col_stride..][..from.rows];
     let zeros = [T::default(); BLOCK];
     for k in 0..units {
