@@ -177,7 +177,7 @@ impl CustomOp1 for Plain {
 
 #[pulp::with_simd(gated_forward = crate::unit::arch())]
 #[inline(always)]
-fn gated_forward_simd<'a, S: pulp::Simd>(
+pub(crate) fn gated_forward_simd<'a, S: pulp::Simd>(
     _simd: S,
     activation: Activation,
     gate: &'a [f32],
@@ -200,7 +200,7 @@ fn gates(gate: &[f32], up: &[f32], y: &mut [f32], curve: impl Fn(f32) -> Curve) 
 
 #[pulp::with_simd(gated_backward = crate::unit::arch())]
 #[inline(always)]
-fn gated_backward_simd<'a, S: pulp::Simd>(
+pub(crate) fn gated_backward_simd<'a, S: pulp::Simd>(
     _simd: S,
     activation: Activation,
     gate: &'a mut [f32],

@@ -4,16 +4,18 @@
 //! Letters: b batch, t queries, s keys, h query heads, g key/value heads, d head size. Queries are the *last* `t` of
 //! the `s` positions, so that the same call serves a whole sequence (`t == s`) and a step with a cache (`t < s`).
 
+mod core;
 mod single;
 
-use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::matmul::{How, Matrix, Precision, Threads, product_into};
-use crate::simd::{exp, max, sum2, tanh, zeros};
+pub(crate) use core::{Core, Heads, HeadsMut};
+
+use crate::matmul::Precision;
+use crate::simd::zeros;
 
 /// Which keys a query may look at, besides being causal.
 #[derive(Debug, Clone, Default)]
@@ -51,10 +53,6 @@ impl Scores {
         Self { scale: (head_dim as f64).powf(-0.5), soft_cap: None, precision: Precision::F32 }
     }
 
-    fn how(&self) -> How {
-        How { precision: self.precision, threads: Threads::One }
-    }
-
     /// The cap, or 0.
     fn soft_cap(&self) -> f32 {
         self.soft_cap.map_or(0., |cap| cap as f32)
@@ -68,7 +66,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, visible: &V
     let shape = Dims::of(q, k, v, visible)?;
     let rows = |x: &Tensor| if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() };
     if crate::is_fused(q) && crate::is_fused(k) && crate::is_fused(v) {
-        let op = Attention { shape, scores, visible: visible.clone(), log_sums: OnceLock::new() };
+        let core = Core { shape, scores, visible: visible.clone() };
+        let op = Attention { core, log_sums: OnceLock::new() };
         rows(q)?.apply_op3(&rows(k)?, &rows(v)?, op)
     } else {
         let weights = attention_weights(q, k, scores, visible)?; // (b, h, t, s)
@@ -110,66 +109,44 @@ fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
     x.transpose(1, 2)?.unsqueeze(2)?.broadcast_as((b, g, times, s, d))?.contiguous()?.reshape((b, g * times, s, d))
 }
 
+/// The sizes of an attention.
 #[derive(Debug, Clone, Copy)]
-struct Dims {
-    b: usize,
-    t: usize,
-    s: usize,
-    h: usize,
-    g: usize,
-    d: usize,
+pub(crate) struct Dims {
+    pub b: usize,
+    pub t: usize,
+    pub s: usize,
+    pub h: usize,
+    pub g: usize,
+    pub d: usize,
 }
 
 impl Dims {
     fn of(q: &Tensor, k: &Tensor, v: &Tensor, visible: &Visible) -> Result<Self> {
         let ((b, t, h, d), (bk, s, g, dk)) = (q.dims4()?, k.dims4()?);
-        let fits = bk == b && dk == d && k.dims() == v.dims() && t <= s && g > 0 && h % g == 0;
+        let fits = bk == b && dk == d && k.dims() == v.dims() && t <= s;
         if !fits {
             bail!("attention: q {:?}, k {:?} and v {:?} do not fit together", q.dims(), k.dims(), v.dims());
+        }
+        Self { b, t, s, h, g, d }.checked(visible)
+    }
+
+    /// The sizes, if heads can share keys and values, and there is a first key for each query.
+    pub fn checked(self, visible: &Visible) -> Result<Self> {
+        let Self { b, t, h, g, .. } = self;
+        if g == 0 || h % g != 0 {
+            bail!("attention: {h} heads cannot share {g} heads of keys and values");
         }
         if visible.first_key.as_ref().is_some_and(|first| first.len() != b * t) {
             bail!("attention: first_key must have one entry for each of the {b} x {t} queries");
         }
-        Ok(Self { b, t, s, h, g, d })
+        Ok(self)
     }
 }
-
-/// A block of queries and a block of keys: their scores stay in the first two levels of the cache.
-const QUERIES: usize = 96;
-const KEYS: usize = 256;
 
 struct Attention {
-    shape: Dims,
-    scores: Scores,
-    visible: Visible,
+    core: Core,
     /// The logarithm of each softmax's denominator `(b, h, t)`, from which the backward makes the weights again.
     log_sums: OnceLock<Vec<f32>>,
-}
-
-/// A tensor `(b, t, h, d)` whose last dimension is dense, read head by head.
-#[derive(Clone, Copy)]
-struct Heads<'a> {
-    data: &'a [f32],
-    stride: [usize; 3],
-    d: usize,
-}
-
-impl<'a> Heads<'a> {
-    fn new(data: &'a [f32], layout: &Layout, d: usize) -> Self {
-        let stride = layout.stride();
-        Self { data: &data[layout.start_offset()..], stride: [stride[0], stride[1], stride[2]], d }
-    }
-
-    fn row(&self, b: usize, t: usize, h: usize) -> &'a [f32] {
-        let start = b * self.stride[0] + t * self.stride[1] + h * self.stride[2];
-        &self.data[start..start + self.d]
-    }
-
-    /// Rows `rows` of head `h` of sequence `b`: `(rows, d)`.
-    fn block(&self, b: usize, rows: Range<usize>, h: usize) -> Matrix<'a> {
-        let start = b * self.stride[0] + rows.start * self.stride[1] + h * self.stride[2];
-        Matrix::with_stride(&self.data[start..], rows.len(), self.d, self.stride[1])
-    }
 }
 
 fn f32s(storage: &CpuStorage) -> Result<&[f32]> {
@@ -193,22 +170,21 @@ impl CustomOp3 for Attention {
         vs: &CpuStorage,
         vl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let Dims { b, t, s, h, g, d } = self.shape;
-        let q = Heads::new(f32s(qs)?, ql, d);
-        let k = Heads::new(f32s(ks)?, kl, d);
-        let v = Heads::new(f32s(vs)?, vl, d);
+        let Dims { b, t, s, h, g, d } = self.core.shape;
+        let q = Heads::of(f32s(qs)?, ql, d);
+        let k = Heads::of(f32s(ks)?, kl, d);
+        let v = Heads::of(f32s(vs)?, vl, d);
         if t == 1 {
             // One task per sequence, key/value head and span of keys.
             let spans = s.div_ceil(single::SPAN);
-            let task = |i| self.single([q, k, v], i / spans / g, i / spans % g, i % spans);
+            let task = |i| self.core.single([q, k, v], i / spans / g, i / spans % g, i % spans);
             let parts: Vec<_> = (0..b * g * spans).into_par_iter().map(task).collect();
             let (out, log_sums): (Vec<_>, Vec<_>) = parts.chunks(spans).map(single::merged).unzip();
-            return self.keep(log_sums, CpuStorage::F32(out.concat()));
+            return self.keep(log_sums.concat(), out.concat());
         }
-        // One task per sequence and head; each gives its (t, d), and all are laid out side by side afterwards.
-        let (heads, log_sums): (Vec<_>, Vec<_>) =
-            (0..b * h).into_par_iter().map(|i| self.forward([q, k, v], i / h, i % h)).unzip();
-        self.keep(log_sums, CpuStorage::F32(side_by_side(&heads, t, h, d)))
+        let mut out = zeros(b * t * h * d);
+        let log_sums = self.core.forward([q, k, v], HeadsMut::new(&mut out, [t * h * d, h * d, d], d));
+        self.keep(log_sums, out)
     }
 
     fn bwd(
@@ -219,247 +195,43 @@ impl CustomOp3 for Attention {
         out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Dims { b, t, s, h, g, d } = self.shape;
+        let Dims { b, t, s, h, g, d } = self.core.shape;
         let grad = grad.contiguous()?;
         let ((qs, ql), (ks, kl), (vs, vl)) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
         let ((os, ol), (gs, gl)) = (out.storage_and_layout(), grad.storage_and_layout());
-        let tensors = [(&qs, ql), (&ks, kl), (&vs, vl), (&os, ol), (&gs, gl)];
-        let mut heads = Vec::with_capacity(tensors.len());
-        for (storage, layout) in tensors {
-            let Storage::Cpu(storage) = &**storage else { bail!("attention: a gradient left the CPU's memory") };
-            heads.push(Heads::new(f32s(storage)?, layout, d));
+        fn heads<'a>(storage: &'a Storage, layout: &Layout, d: usize) -> Result<Heads<'a>> {
+            match storage {
+                Storage::Cpu(storage) => Ok(Heads::of(f32s(storage)?, layout, d)),
+                _ => bail!("attention: a gradient left the CPU's memory"),
+            }
         }
         let Some(log_sums) = self.log_sums.get() else { bail!("attention: its backward came before its forward") };
-        // One task per sequence and key/value head: it alone sums the gradients of that head.
-        let parts: Vec<Gradients> =
-            (0..b * g).into_par_iter().map(|i| self.backward(&heads, log_sums, i / g, i % g)).collect();
-        let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
-        for part in parts {
-            dq.extend(part.dq);
-            dk.push(part.dk);
-            dv.push(part.dv);
-        }
-        let tensor = |heads: &[Vec<f32>], t: usize, h: usize| {
-            Tensor::from_vec(side_by_side(heads, t, h, d), (b, t, h, d), &Device::Cpu).map(Some)
-        };
-        Ok((tensor(&dq, t, h)?, tensor(&dk, s, g)?, tensor(&dv, s, g)?))
-    }
-}
-
-/// Lays `b · h` heads of `(t, d)` out as `(b, t, h, d)`.
-fn side_by_side(heads: &[Vec<f32>], t: usize, h: usize, d: usize) -> Vec<f32> {
-    let mut out = zeros(heads.len() * t * d);
-    if !out.is_empty() {
-        out.par_chunks_mut(h * d).enumerate().with_min_len(16).for_each(|(row, out)| {
-            let (b, i) = (row / t, row % t);
-            for (head, out) in heads[b * h..].iter().zip(out.chunks_exact_mut(d)) {
-                out.copy_from_slice(&head[i * d..(i + 1) * d]);
-            }
-        });
-    }
-    out
-}
-
-/// What one key/value head gives back: `dq` `(t, d)` for each of its query heads, `dk` and `dv` `(s, d)`.
-struct Gradients {
-    dq: Vec<Vec<f32>>,
-    dk: Vec<f32>,
-    dv: Vec<f32>,
-}
-
-/// Some queries of one sequence with the range of keys that each sees.
-struct Queries {
-    rows: Range<usize>,
-    seen: Vec<(usize, usize)>,
-}
-
-impl Queries {
-    /// The blocks of keys that any of the queries sees.
-    fn key_blocks(&self) -> impl Iterator<Item = Range<usize>> {
-        let start = self.seen.iter().filter(|(start, end)| start < end).map(|r| r.0).min().unwrap_or(0);
-        let end = self.seen.iter().filter(|(start, end)| start < end).map(|r| r.1).max().unwrap_or(0);
-        (start..end).step_by(KEYS).map(move |at| at..(at + KEYS).min(end))
-    }
-
-    /// The columns of a block of keys that query `row` sees.
-    fn columns(&self, row: usize, keys: &Range<usize>) -> Range<usize> {
-        let (start, end) = self.seen[row];
-        let from = start.clamp(keys.start, keys.end) - keys.start;
-        from..(end.clamp(keys.start, keys.end) - keys.start).max(from)
+        let (mut dq, mut dk, mut dv) = (zeros(b * t * h * d), zeros(b * s * g * d), zeros(b * s * g * d));
+        self.core.backward(
+            [heads(&qs, ql, d)?, heads(&ks, kl, d)?, heads(&vs, vl, d)?],
+            [heads(&os, ol, d)?, heads(&gs, gl, d)?],
+            log_sums,
+            [
+                HeadsMut::new(&mut dq, [t * h * d, h * d, d], d),
+                HeadsMut::new(&mut dk, [s * g * d, g * d, d], d),
+                HeadsMut::new(&mut dv, [s * g * d, g * d, d], d),
+            ],
+            None,
+        );
+        let tensor = |data: Vec<f32>, like: &Tensor| Tensor::from_vec(data, like.shape(), &Device::Cpu).map(Some);
+        Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
     }
 }
 
 impl Attention {
-    /// The queries of sequence `b`, block by block.
-    fn query_blocks(&self, b: usize) -> impl Iterator<Item = Queries> {
-        let Dims { t, s, .. } = self.shape;
-        (0..t).step_by(QUERIES).map(move |start| {
-            let rows = start..(start + QUERIES).min(t);
-            let seen = rows.clone().map(|i| self.visible.range(b, i, t, s)).collect();
-            Queries { rows, seen }
-        })
-    }
-
     /// Keeps what the backward needs and gives the result.
-    fn keep(&self, log_sums: Vec<Vec<f32>>, out: CpuStorage) -> Result<(CpuStorage, Shape)> {
-        if self.log_sums.set(log_sums.concat()).is_err() {
+    fn keep(&self, log_sums: Vec<f32>, out: Vec<f32>) -> Result<(CpuStorage, Shape)> {
+        if self.log_sums.set(log_sums).is_err() {
             bail!("attention: an operation is used once");
         }
-        let Dims { b, t, h, d, .. } = self.shape;
-        Ok((out, Shape::from((b, t, h, d))))
+        let Dims { b, t, h, d, .. } = self.core.shape;
+        Ok((CpuStorage::F32(out), Shape::from((b, t, h, d))))
     }
-
-    /// The results of the query heads of key/value head `group` for the one query of sequence `b`, by one span of keys.
-    fn single(&self, [q, k, v]: [Heads; 3], b: usize, group: usize, span: usize) -> single::Mixed {
-        let Dims { t, s, h, g, .. } = self.shape;
-        let (start, end) = self.visible.range(b, 0, t, s);
-        let (start, end) = (start.max(span * single::SPAN), end.min((span + 1) * single::SPAN));
-        let keys = if start < end { start..end } else { 0..0 };
-        let rows: Vec<&[f32]> = (group * (h / g)..(group + 1) * (h / g)).map(|head| q.row(b, 0, head)).collect();
-        single::single(&rows, k.block(b, keys.clone(), group), v.block(b, keys, group), &self.scores)
-    }
-
-    /// The result `(t, d)` of one query head and the logarithms of its softmaxes' denominators `(t,)`.
-    ///
-    /// Keys come block by block; what was summed before is scaled down when a block brings a larger score (Dao et al.
-    /// 2022, arXiv 2205.14135).
-    fn forward(&self, [q, k, v]: [Heads; 3], b: usize, head: usize) -> (Vec<f32>, Vec<f32>) {
-        let Dims { t, s, h, g, d, .. } = self.shape;
-        let group = head / (h / g);
-        let mut out = vec![0f32; t * d];
-        let mut log_sums = vec![0f32; t];
-        let mut weights = vec![0f32; t.min(QUERIES) * s.min(KEYS)];
-        for queries in self.query_blocks(b) {
-            let out = &mut out[queries.rows.start * d..queries.rows.end * d];
-            let mut softmaxes = vec![(f32::NEG_INFINITY, 0f32); queries.rows.len()]; // largest score, sum
-            for keys in queries.key_blocks() {
-                let width = keys.len();
-                let weights = &mut weights[..queries.rows.len() * width];
-                let (q, k) = (q.block(b, queries.rows.clone(), head), k.block(b, keys.clone(), group));
-                product_into(q, k.t(), weights, width, false, self.scores.scale as f32, self.scores.how());
-                for (i, row) in weights.chunks_exact_mut(width).enumerate() {
-                    let columns = queries.columns(i, &keys);
-                    let shrunk = weigh(row, columns, self.scores.soft_cap(), &mut softmaxes[i]);
-                    if shrunk != 1. {
-                        out[i * d..(i + 1) * d].iter_mut().for_each(|x| *x *= shrunk);
-                    }
-                }
-                let values = v.block(b, keys, group);
-                let weights = Matrix::new(weights, queries.rows.len(), width);
-                product_into(weights, values, out, d, true, 1., self.scores.how());
-            }
-            for ((out, log_sum), (top, sum)) in out.chunks_exact_mut(d).zip(&mut log_sums[queries.rows]).zip(softmaxes)
-            {
-                if sum > 0. {
-                    out.iter_mut().for_each(|x| *x /= sum);
-                    *log_sum = top + sum.ln();
-                }
-            }
-        }
-        (out, log_sums)
-    }
-
-    // With P = softmax(S), S = q·kᵀ·scale, O = P·v:
-    //   dv = Pᵀ·dO,  dP = dO·vᵀ,  dS = P ∘ (dP - Σ_c dO_c O_c),  dq = dS·k·scale,  dk = dSᵀ·q·scale.
-    fn backward(&self, tensors: &[Heads], log_sums: &[f32], b: usize, group: usize) -> Gradients {
-        let Dims { t, s, h, g, d, .. } = self.shape;
-        let &[q, k, v, out, grad] = tensors else { unreachable!("bwd gives five tensors") };
-        let heads = h / g;
-        let mut gradients =
-            Gradients { dq: vec![vec![0f32; t * d]; heads], dk: vec![0f32; s * d], dv: vec![0f32; s * d] };
-        let size = t.min(QUERIES) * s.min(KEYS);
-        let (mut p, mut ds) = (vec![0f32; size], vec![0f32; size]);
-        for (n, dq) in gradients.dq.iter_mut().enumerate() {
-            let head = group * heads + n;
-            let log_sums = &log_sums[(b * h + head) * t..][..t];
-            for queries in self.query_blocks(b) {
-                let rows = queries.rows.clone();
-                let dots: Vec<f32> = rows.clone().map(|i| dot(out.row(b, i, head), grad.row(b, i, head))).collect();
-                let (q_rows, grad_rows) = (q.block(b, rows.clone(), head), grad.block(b, rows.clone(), head));
-                for keys in queries.key_blocks() {
-                    let width = keys.len();
-                    let (p, ds) = (&mut p[..rows.len() * width], &mut ds[..rows.len() * width]);
-                    let (k_rows, v_rows) = (k.block(b, keys.clone(), group), v.block(b, keys.clone(), group));
-                    product_into(q_rows, k_rows.t(), p, width, false, self.scores.scale as f32, self.scores.how());
-                    product_into(grad_rows, v_rows.t(), ds, width, false, 1., self.scores.how());
-                    for (i, (p, ds)) in p.chunks_exact_mut(width).zip(ds.chunks_exact_mut(width)).enumerate() {
-                        let log_sum = log_sums[rows.start + i];
-                        differentiate(p, ds, queries.columns(i, &keys), self.scores.soft_cap(), log_sum, dots[i]);
-                    }
-                    let (p, ds) = (Matrix::new(p, rows.len(), width), Matrix::new(ds, rows.len(), width));
-                    let of_keys = keys.start * d..keys.end * d;
-                    let scale = self.scores.scale as f32;
-                    product_into(p.t(), grad_rows, &mut gradients.dv[of_keys.clone()], d, true, 1., self.scores.how());
-                    product_into(ds.t(), q_rows, &mut gradients.dk[of_keys], d, true, scale, self.scores.how());
-                    let dq = &mut dq[rows.start * d..rows.end * d];
-                    product_into(ds, k_rows, dq, d, true, scale, self.scores.how());
-                }
-            }
-        }
-        gradients
-    }
-}
-
-/// Turns the scores of a block into weights relative to the largest score so far; outside `columns` they are zero.
-/// Returns the factor by which what was summed before must shrink.
-#[pulp::with_simd(weigh = crate::unit::arch())]
-#[inline(always)]
-fn weigh_simd<'a, S: pulp::Simd>(
-    _simd: S,
-    row: &'a mut [f32],
-    columns: Range<usize>,
-    soft_cap: f32,
-    softmax: &'a mut (f32, f32),
-) -> f32 {
-    row[..columns.start].fill(0.);
-    row[columns.end..].fill(0.);
-    let row = &mut row[columns];
-    if row.is_empty() {
-        return 1.;
-    }
-    if soft_cap > 0. {
-        row.iter_mut().for_each(|x| *x = soft_cap * tanh(*x / soft_cap));
-    }
-    let (before, sum) = *softmax;
-    let top = max(row).max(before);
-    for x in &mut *row {
-        *x = exp(*x - top);
-    }
-    let shrunk = if before == f32::NEG_INFINITY { 1. } else { exp(before - top) };
-    *softmax = (top, sum * shrunk + sum2(row, row, |a, _| a));
-    shrunk
-}
-
-/// Turns the raw scores `p` into the weights and the gradients `ds` of the weights into those of the raw scores.
-#[pulp::with_simd(differentiate = crate::unit::arch())]
-#[inline(always)]
-fn differentiate_simd<'a, S: pulp::Simd>(
-    _simd: S,
-    p: &'a mut [f32],
-    ds: &'a mut [f32],
-    columns: Range<usize>,
-    soft_cap: f32,
-    log_sum: f32,
-    mean: f32,
-) {
-    for row in [&mut *p, &mut *ds] {
-        row[..columns.start].fill(0.);
-        row[columns.end..].fill(0.);
-    }
-    for (p, ds) in p[columns.clone()].iter_mut().zip(&mut ds[columns]) {
-        let mut slope = 1.;
-        if soft_cap > 0. {
-            let y = tanh(*p / soft_cap);
-            slope = 1. - y * y;
-            *p = soft_cap * y;
-        }
-        *p = exp(*p - log_sum);
-        *ds = *p * (*ds - mean) * slope;
-    }
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    sum2(a, b, |a, b| a * b)
 }
 
 #[cfg(test)]

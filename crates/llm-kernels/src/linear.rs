@@ -201,9 +201,19 @@ fn times<W: Element>(x: &[f32], w: &[W], [n, k, m]: [usize; 3], residual: Option
         y.iter_mut().zip(residual.unwrap_or_default()).for_each(|(y, residual)| *y += residual);
         return y;
     }
-    let Some(residual) = residual else { return product(x_rows, wt, how) };
+    added(residual, x_rows, wt, how)
+}
+
+/// `residual + a · b`, or `a · b`.
+pub(crate) fn added<A: Element, B: Element>(
+    residual: Option<&[f32]>,
+    a: Matrix<A>,
+    b: Matrix<B>,
+    how: How,
+) -> Vec<f32> {
+    let Some(residual) = residual else { return product(a, b, how) };
     let mut y: Vec<f32> = residual.par_iter().copied().with_min_len(CHUNK).collect();
-    product_into(x_rows, wt, &mut y, m, true, 1., how);
+    product_into(a, b, &mut y, b.cols(), true, 1., how);
     y
 }
 

@@ -11,6 +11,7 @@ mod general;
 #[cfg(target_arch = "x86_64")]
 mod packed;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +99,76 @@ pub trait Element: Copy + Default + Send + Sync {
 
     /// The numbers themselves, if they are f32.
     fn f32s(data: &[Self]) -> Option<&[f32]>;
+
+    /// The bits of the numbers, if they are bf16.
+    fn halves(_: &[Self]) -> Option<&[u16]> {
+        None
+    }
+}
+
+/// What a product in f32 or in bf16 is given by the operations of this crate: f32, or halves that are rounded once.
+pub trait Rounded: Element {
+    /// The precision in which nothing is rounded again.
+    const PRECISION: Precision;
+
+    /// The nearest numbers.
+    fn round(numbers: &[f32], to: &mut [Self]);
+
+    /// The numbers in f32.
+    fn widen_all(numbers: &[Self], to: &mut [f32]);
+
+    /// Numbers as they are, and rounded if they are not the same: `rounded` is empty where they are.
+    fn kept(numbers: Vec<f32>, rounded: Vec<Self>) -> Vec<Self>;
+}
+
+impl Rounded for f32 {
+    const PRECISION: Precision = Precision::F32;
+
+    fn round(numbers: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(numbers);
+    }
+
+    fn widen_all(numbers: &[Self], to: &mut [f32]) {
+        to.copy_from_slice(numbers);
+    }
+
+    fn kept(numbers: Vec<f32>, _: Vec<Self>) -> Vec<Self> {
+        numbers
+    }
+}
+
+impl Rounded for bf16 {
+    const PRECISION: Precision = Precision::Bf16;
+
+    fn round(numbers: &[f32], to: &mut [Self]) {
+        halve_all(numbers, to);
+    }
+
+    fn widen_all(numbers: &[Self], to: &mut [f32]) {
+        widen_halves(numbers, to);
+    }
+
+    fn kept(_: Vec<f32>, rounded: Vec<Self>) -> Vec<Self> {
+        rounded
+    }
+}
+
+#[pulp::with_simd(halve_all = crate::unit::arch())]
+#[inline(always)]
+fn halve_all_simd<'a, S: pulp::Simd>(_simd: S, numbers: &'a [f32], to: &'a mut [bf16]) {
+    assert_eq!(numbers.len(), to.len(), "as many numbers as places");
+    for (to, x) in to.iter_mut().zip(numbers) {
+        *to = bf16::from_bits(x.halve());
+    }
+}
+
+#[pulp::with_simd(widen_halves = crate::unit::arch())]
+#[inline(always)]
+fn widen_halves_simd<'a, S: pulp::Simd>(_simd: S, numbers: &'a [bf16], to: &'a mut [f32]) {
+    assert_eq!(numbers.len(), to.len(), "as many numbers as places");
+    for (to, x) in to.iter_mut().zip(numbers) {
+        *to = x.widen();
+    }
 }
 
 impl Element for f32 {
@@ -143,6 +214,10 @@ impl Element for bf16 {
 
     fn f32s(_: &[Self]) -> Option<&[f32]> {
         None
+    }
+
+    fn halves(data: &[Self]) -> Option<&[u16]> {
+        Some(data.reinterpret_cast())
     }
 }
 
@@ -279,6 +354,71 @@ pub fn product_into<A: Element, B: Element>(
     #[allow(unsafe_code)]
     unsafe {
         run(a, b, Out { data: out.as_mut_ptr(), stride, add, scale }, how);
+    }
+}
+
+/// The right side of several products on one thread: packed once, where the machine's path packs.
+pub struct Right<'a, T> {
+    matrix: Matrix<'a, T>,
+    precision: Precision,
+    /// Empty where the path packs nothing.
+    panels: Vec<u32>,
+}
+
+impl<'a, T: Element> Right<'a, T> {
+    /// What a part's first column must be a multiple of; its first row must be even.
+    pub const STEP: usize = 32;
+
+    pub fn new(matrix: Matrix<'a, T>, precision: Precision) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if packed::is_available() {
+            // SAFETY: the instructions are there, as was just asked.
+            #[allow(unsafe_code)]
+            let panels = unsafe {
+                match precision {
+                    Precision::F32 => packed::panels::<false, T>(matrix),
+                    Precision::Bf16 => packed::panels::<true, T>(matrix),
+                }
+            };
+            return Self { matrix, precision, panels };
+        }
+        Self { matrix, precision, panels: Vec::new() }
+    }
+
+    /// `out = a · b · scale`, or `out += a · b · scale`, where `b` is the part with the rows from `row` on, as many as `a` has
+    /// columns, and the columns `cols`; `out` holds rows that begin `stride` apart.
+    pub fn product_into<A: Element>(
+        &self,
+        a: Matrix<A>,
+        [row, col]: [usize; 2],
+        out: &mut [f32],
+        [cols, stride]: [usize; 2],
+        add: bool,
+        scale: f32,
+    ) {
+        assert!(row.is_multiple_of(2) && col.is_multiple_of(Self::STEP), "a part begins within a panel");
+        assert!(col + cols <= self.matrix.cols && row + a.cols <= self.matrix.rows, "a part reaches beyond its matrix");
+        #[cfg(target_arch = "x86_64")]
+        if packed::is_available() && a.rows * a.cols * cols > 0 {
+            assert!(stride >= cols && fits(a.rows, cols, stride, out.len()), "a product needs more room");
+            let (panels, depth) = (&self.panels, self.matrix.rows);
+            let out = Out { data: out.as_mut_ptr(), stride, add, scale };
+            // SAFETY: the instructions are there; the last assertion says that every row of the result lies within `out`, which
+            // nobody else borrows.
+            #[allow(unsafe_code)]
+            return unsafe {
+                match self.precision {
+                    Precision::F32 => {
+                        packed::product_of_panels::<false, A>(a, panels, depth, [row, col], cols, out);
+                    }
+                    Precision::Bf16 => {
+                        packed::product_of_panels::<true, A>(a, panels, depth, [row, col], cols, out);
+                    }
+                }
+            };
+        }
+        let part = self.matrix.rows_from(row, a.cols).cols_from(col, cols);
+        product_into(a, part, out, stride, add, scale, How { precision: self.precision, threads: Threads::One });
     }
 }
 

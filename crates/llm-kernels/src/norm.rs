@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::matmul::Rounded;
 use crate::simd::{contiguous, sum2, zeros};
 
 /// Scales each row of `x` `(…, n)` to a root mean square of one and then by `weight` `(n,)`.
@@ -35,11 +36,7 @@ impl CustomOp2 for RmsNorm {
     }
 
     fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, ws: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, w) = (contiguous(xs, xl)?, contiguous(ws, wl)?);
-        let mut y = zeros(x.len());
-        let n = w.len();
-        let rows = rows_per_task(n);
-        y.par_chunks_mut(rows * n).zip(x.par_chunks(rows * n)).for_each(|(y, x)| forward(x, w, self.eps, y));
+        let y = normed(contiguous(xs, xl)?, contiguous(ws, wl)?, self.eps);
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
 
@@ -48,23 +45,47 @@ impl CustomOp2 for RmsNorm {
         let (xs, xl) = x.storage_and_layout();
         let (ws, wl) = w.storage_and_layout();
         let (ds, dl) = dy.storage_and_layout();
-        let (x_data, w_data, dy_data) = (cpu(&xs, xl)?, cpu(&ws, wl)?, cpu(&ds, dl)?);
-        let n = w_data.len();
-        let rows = rows_per_task(n);
-        let mut dx = zeros(x_data.len());
-        let partial: Vec<Vec<f32>> = dx
-            .par_chunks_mut(rows * n)
-            .zip(x_data.par_chunks(rows * n))
-            .zip(dy_data.par_chunks(rows * n))
-            .map(|((dx, x), dy)| backward(x, w_data, dy, self.eps, dx))
-            .collect();
-        let mut dw = vec![0f32; n];
-        for part in partial {
-            dw.iter_mut().zip(part).for_each(|(sum, p)| *sum += p);
-        }
+        let (dx, dw) = gradients(cpu(&xs, xl)?, cpu(&ws, wl)?, cpu(&ds, dl)?, self.eps, None);
         let dx = Tensor::from_vec(dx, x.shape(), x.device())?;
         Ok((Some(dx), Some(Tensor::from_vec(dw, w.shape(), w.device())?)))
     }
+}
+
+/// [`rms_norm`] of rows on plain slices, rounded.
+pub(crate) fn normed<T: Rounded>(x: &[f32], w: &[f32], eps: f32) -> Vec<T> {
+    let n = w.len();
+    let mut y: Vec<T> = zeros(x.len());
+    let rows = rows_per_task(n) * n.max(1);
+    y.par_chunks_mut(rows).zip(x.par_chunks(rows)).for_each(|(y, x)| {
+        let mut row = vec![0f32; n];
+        for (y, x) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
+            forward(x, w, eps, &mut row);
+            T::round(&row, y);
+        }
+    });
+    y
+}
+
+/// The gradients of the rows, to which `residual` is added, and of the weight.
+pub(crate) fn gradients(x: &[f32], w: &[f32], dy: &[f32], eps: f32, residual: Option<&[f32]>) -> (Vec<f32>, Vec<f32>) {
+    let n = w.len();
+    let mut dx = zeros(x.len());
+    let rows = rows_per_task(n) * n.max(1);
+    let partial: Vec<Vec<f32>> = dx
+        .par_chunks_mut(rows)
+        .zip(x.par_chunks(rows))
+        .zip(dy.par_chunks(rows))
+        .enumerate()
+        .map(|(i, ((dx, x), dy))| {
+            let residual = residual.map(|residual| &residual[i * rows..][..dx.len()]).unwrap_or_default();
+            backward(x, w, dy, eps, residual, dx)
+        })
+        .collect();
+    let mut dw = vec![0f32; n];
+    for part in partial {
+        dw.iter_mut().zip(part).for_each(|(sum, p)| *sum += p);
+    }
+    (dx, dw)
 }
 
 /// The elements behind a contiguous f32 CPU tensor whose lock is held.
@@ -101,6 +122,7 @@ fn backward_simd<'a, S: pulp::Simd>(
     w: &'a [f32],
     dy: &'a [f32],
     eps: f32,
+    residual: &'a [f32],
     dx: &'a mut [f32],
 ) -> Vec<f32> {
     let n = w.len();
@@ -116,6 +138,7 @@ fn backward_simd<'a, S: pulp::Simd>(
             dx[i] = inverse * (dx[i] - x[i] * inverse * mean);
         }
     }
+    dx.iter_mut().zip(residual).for_each(|(dx, residual)| *dx += residual);
     dw
 }
 

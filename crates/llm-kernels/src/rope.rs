@@ -73,12 +73,34 @@ pub struct Rotation {
     interleaved: bool,
 }
 
+impl Rotation {
+    /// Whether it is for so many tokens, and for no more numbers of a head than there are.
+    pub(crate) fn fits(&self, tokens: usize, head_dim: usize) -> bool {
+        head_dim >= 2 * self.half && tokens * self.half == self.cos.len()
+    }
+
+    /// Turns the heads of one token: `x` and `y` are `(heads, head_dim)`.
+    pub(crate) fn turn(&self, token: usize, head_dim: usize, x: &[f32], y: &mut [f32]) {
+        self.turn_by(token, head_dim, 1., x, y);
+    }
+
+    /// The gradient of `x` in [`Self::turn`] from that of `y`: the transpose of a rotation is its inverse, but for the stretch.
+    pub(crate) fn turn_back(&self, token: usize, head_dim: usize, dy: &[f32], dx: &mut [f32]) {
+        self.turn_by(token, head_dim, -1., dy, dx);
+    }
+
+    fn turn_by(&self, token: usize, head_dim: usize, sign: f32, x: &[f32], y: &mut [f32]) {
+        let [cos, sin] = [&self.cos, &self.sin].map(|table| &table[token * self.half..(token + 1) * self.half]);
+        turn(x, head_dim, [cos, sin], sign, self.interleaved, y);
+    }
+}
+
 /// Turns each head of `x` `(b, t, h, d)` by the rotation of its token; `rotation` holds `b · t` tokens in order.
 ///
 /// Where the rotation is for fewer than `d` numbers, the first of each head turn and the others stay as they are.
 pub fn rope(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
     let (b, t, _h, d) = x.dims4()?;
-    if d < 2 * rotation.half || b * t * rotation.half != rotation.cos.len() {
+    if !rotation.fits(b * t, d) {
         bail!(
             "rope: x is {:?}, the rotation is for {} numbers of heads of {}",
             x.dims(),
@@ -131,13 +153,11 @@ impl CustomOp1 for Turn {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous(storage, layout)?;
         let mut y = zeros(x.len());
-        let (half, tokens) = (self.rotation.half, self.rotation.cos.len() / self.rotation.half.max(1));
+        let tokens = self.rotation.cos.len() / self.rotation.half.max(1);
         let row = x.len() / tokens.max(1); // h · d numbers of one token
         if row > 0 {
             y.par_chunks_mut(row).zip(x.par_chunks(row)).enumerate().with_min_len(32).for_each(|(token, (y, x))| {
-                let cos = &self.rotation.cos[token * half..(token + 1) * half];
-                let sin = &self.rotation.sin[token * half..(token + 1) * half];
-                turn(x, self.head_dim, [cos, sin], self.sign, self.rotation.interleaved, y);
+                self.rotation.turn_by(token, self.head_dim, self.sign, x, y);
             });
         }
         Ok((CpuStorage::F32(y), layout.shape().clone()))

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use candle_core::{D, Tensor};
 use llm_kernels::{
-    Recomputed, Scores, Visible, activate, attention, attention_weights, both, gated, linear_gated, recompute, rope,
+    GatedWeights, Precision, Projections, Recomputed, Rotation, Scores, Visible, activate, attention,
+    attention_weights, both, feed_forward, gated, recompute, rope, self_attention,
 };
 
 use crate::config::QkNorm;
@@ -210,19 +211,50 @@ impl Block {
             Turn::Globally => Some(&sight.rotations.global),
             Turn::Locally => sight.rotations.local.as_ref(),
         };
-        let y = normed(self.attention_in.as_ref(), x)?;
-        let y = self.attention.forward(&y, rotation, visible, past, look)?;
-        let attended = added(x, &y, &self.attention.o_proj, self.attention_out.as_ref())?;
-        let y = normed(self.mlp_in.as_ref(), if self.parallel_residual { x } else { &attended })?;
+        let attended = self.attend(x, rotation, visible, past, look)?;
         match &self.feed_forward {
-            FeedForward::One(mlp) => {
-                Ok((added(&attended, &mlp.inner(&y)?, &mlp.down_proj, self.mlp_out.as_ref())?, None))
-            }
+            FeedForward::One(mlp) => Ok((self.feed(mlp, x, &attended)?, None)),
             FeedForward::Many(experts) => {
-                let (y, logits) = experts.forward(&y)?;
+                let (y, logits) = experts.forward(&self.fed(x, &attended)?)?;
                 Ok(((attended + normed(self.mlp_out.as_ref(), &y)?)?, Some(logits)))
             }
         }
+    }
+
+    /// The residual stream with what attention adds to it: in one operation, if all of it trains and nothing stands between.
+    fn attend(
+        &self,
+        x: &Tensor,
+        rotation: Option<&Rotation>,
+        visible: &Visible,
+        past: Option<(&KvCache, usize)>,
+        look: Option<&mut Vec<Tensor>>,
+    ) -> Result<Tensor> {
+        let attention = &self.attention;
+        if let (Some(norm), None, None, None) = (&self.attention_in, &self.attention_out, past, &look)
+            && let (Some((norm, eps)), Some(weights)) = (norm.rms()?, attention.trained())
+        {
+            let (d, scores) = (attention.d, attention.scores);
+            return Ok(self_attention(x, (&norm, eps), weights, d, rotation, scores, visible)?);
+        }
+        let y = normed(self.attention_in.as_ref(), x)?;
+        let y = attention.forward(&y, rotation, visible, past, look)?;
+        added(x, &y, &attention.o_proj, self.attention_out.as_ref())
+    }
+
+    /// The residual stream with what the feed-forward network adds to it, in the same way.
+    fn feed(&self, mlp: &Mlp, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        if let (Some(norm), None, false) = (&self.mlp_in, &self.mlp_out, self.parallel_residual)
+            && let (Some((norm, eps)), Some((weights, precision))) = (norm.rms()?, mlp.trained())
+        {
+            return Ok(feed_forward(attended, Some((&norm, eps)), weights, mlp.activation, precision)?);
+        }
+        added(attended, &mlp.inner(&self.fed(x, attended)?)?, &mlp.down_proj, self.mlp_out.as_ref())
+    }
+
+    /// What the feed-forward network reads.
+    fn fed(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        normed(self.mlp_in.as_ref(), if self.parallel_residual { x } else { attended })
     }
 
     /// The same, keeping `x` alone for the backward. The router's logits travel as further columns of the one result.
@@ -302,7 +334,7 @@ impl Attention {
     fn forward(
         &self,
         x: &Tensor,
-        rotation: Option<&llm_kernels::Rotation>,
+        rotation: Option<&Rotation>,
         visible: &Visible,
         past: Option<(&KvCache, usize)>,
         look: Option<&mut Vec<Tensor>>,
@@ -334,6 +366,13 @@ impl Attention {
         Ok(attention(&q, &k, &v, self.scores, visible)?)
     }
 
+    /// The weights, if all of them train and nothing else belongs to it.
+    fn trained(&self) -> Option<Projections<'_>> {
+        let linears = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
+        let [q, k, v, o] = linears.map(|linear| linear.trained().map(|(weight, _)| weight));
+        if self.qk_norm.is_some() { None } else { Some(Projections { q: q?, k: k?, v: v?, o: o? }) }
+    }
+
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let linears = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
         let norms = self.qk_norm.iter().flat_map(|(_, q_norm, k_norm)| [q_norm, k_norm]);
@@ -362,7 +401,10 @@ impl Mlp {
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down_proj.apply(&self.inner(x)?)
+        match self.trained() {
+            Some((weights, precision)) => Ok(feed_forward(x, None, weights, self.activation, precision)?),
+            None => self.down_proj.apply(&self.inner(x)?),
+        }
     }
 
     /// What stands before the last map: `(…, intermediate)`.
@@ -370,14 +412,16 @@ impl Mlp {
         let Some(gate) = &self.gate_proj else {
             return Ok(activate(&self.up_proj.apply(x)?, self.activation)?);
         };
-        Ok(match (gate.alone(), self.up_proj.alone()) {
-            (Some((gate, precision)), Some((up, _))) => linear_gated(x, gate, up, self.activation, precision)?,
-            _ => {
-                let rows = x.elem_count() / x.dim(D::Minus1)?.max(1);
-                let (gate, up) = both(rows, || gate.apply(x), || self.up_proj.apply(x));
-                gated(&gate?, &up?, self.activation)?
-            }
-        })
+        let rows = x.elem_count() / x.dim(D::Minus1)?.max(1);
+        let (gate, up) = both(rows, || gate.apply(x), || self.up_proj.apply(x));
+        Ok(gated(&gate?, &up?, self.activation)?)
+    }
+
+    /// The weights and their precision, if there is a gate, all of them train and nothing else belongs to it.
+    fn trained(&self) -> Option<(GatedWeights<'_>, Precision)> {
+        let (gate, precision) = self.gate_proj.as_ref()?.trained()?;
+        let (up, down) = (self.up_proj.trained()?.0, self.down_proj.trained()?.0);
+        Some((GatedWeights { gate, up, down }, precision))
     }
 
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {

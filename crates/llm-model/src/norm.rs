@@ -28,9 +28,17 @@ impl Norm {
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match &self.bias {
             Some(bias) => layer_norm(x, &self.weight, bias, self.eps)?,
-            None if self.plus_one => rms_norm(x, &(&self.weight + 1.)?, self.eps)?,
-            None => rms_norm(x, &self.weight, self.eps)?,
+            None => rms_norm(x, &self.scale()?, self.eps)?,
         })
+    }
+
+    /// What rows are multiplied with, and epsilon, if it is an RMS norm.
+    pub fn rms(&self) -> Result<Option<(Tensor, f64)>> {
+        if self.bias.is_some() { Ok(None) } else { Ok(Some((self.scale()?, self.eps))) }
+    }
+
+    fn scale(&self) -> Result<Tensor> {
+        if self.plus_one { Ok((&self.weight + 1.)?) } else { Ok(self.weight.clone()) }
     }
 
     /// The tensors that may train.

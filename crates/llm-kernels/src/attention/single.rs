@@ -2,7 +2,8 @@
 
 use pulp::Simd;
 
-use super::{Scores, weigh};
+use super::Scores;
+use super::core::weigh;
 use crate::matmul::Matrix;
 
 /// Keys that one task reads.

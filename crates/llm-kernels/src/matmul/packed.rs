@@ -92,7 +92,7 @@ pub unsafe fn product<const BF16: bool, A: Element, B: Element>(
                 Threads::One => panels.chunks_mut(COLS * units).enumerate().for_each(pack),
                 Threads::All => panels.par_chunks_mut(COLS * units).enumerate().for_each(pack),
             }
-            let panels = &*panels;
+            let panels = Panels { units: panels, depth: units, first: 0 };
             let block = |i: usize| {
                 let a = a.rows_from(i * BLOCK, BLOCK);
                 // SAFETY: the instructions are there. Block `i` has rows, of which the first is `i * BLOCK`, and column `start` is
@@ -110,6 +110,58 @@ pub unsafe fn product<const BF16: bool, A: Element, B: Element>(
             }
         });
     }
+}
+
+/// The panels of all of `b`, for [`product_of_panels`].
+///
+/// # Safety
+/// [`is_available`].
+#[allow(unsafe_code)]
+pub unsafe fn panels<const BF16: bool, B: Element>(b: Matrix<B>) -> Vec<u32> {
+    let (units, bt) = (b.rows.div_ceil(1 + usize::from(BF16)), b.t());
+    let mut panels = vec![0; bt.rows.next_multiple_of(COLS) * units];
+    for (i, panel) in panels.chunks_mut((COLS * units).max(1)).enumerate() {
+        // SAFETY: the caller says that the instructions are there.
+        unsafe { pack_right::<BF16, B>(bt.rows_from(i * COLS, COLS), panel) };
+    }
+    panels
+}
+
+/// `a` times a part of the matrix of `depth` rows that was packed: rows from `row` on, as many as `a` has columns, and `cols`
+/// columns from `col` on. Both begin where a panel and a unit do.
+///
+/// # Safety
+/// [`is_available`], and `out` is what [`Out`] says for `a.rows` rows of `cols` numbers.
+#[allow(unsafe_code)]
+pub unsafe fn product_of_panels<const BF16: bool, A: Element>(
+    a: Matrix<A>,
+    panels: &[u32],
+    depth: usize,
+    [row, col]: [usize; 2],
+    cols: usize,
+    out: Out,
+) {
+    let numbers = 1 + usize::from(BF16);
+    let depth = depth.div_ceil(numbers);
+    let units = &panels[col / COLS * COLS * depth..][..cols.next_multiple_of(COLS) * depth];
+    let panels = Panels { units, depth, first: row / numbers };
+    for start in (0..a.rows).step_by(BLOCK) {
+        // SAFETY: the instructions are there; row `start` is one of the result's, and so are the block's, each of `cols` numbers.
+        unsafe {
+            let out = Out { data: out.data.add(start * out.stride), ..out };
+            rows_of_tiles::<BF16, A>(a.rows_from(start, BLOCK), panels, cols, out);
+        }
+    }
+}
+
+/// The right side of a product.
+#[derive(Clone, Copy)]
+struct Panels<'a> {
+    /// For each [`COLS`] columns, one panel behind the other, `depth` times a unit of each.
+    units: &'a [u32],
+    depth: usize,
+    /// The unit of each column that meets the first of the left side.
+    first: usize,
 }
 
 /// The rate at which this thread multiplies numbers that lie in its first-level cache: what the machine can do, in FLOP/s.
@@ -133,10 +185,10 @@ pub fn peak<const BF16: bool>() -> f64 {
 /// Some rows `a` times all panels of `b`, [`DEPTH`] units at a time.
 ///
 /// # Safety
-/// [`is_available`], and `out` is what [`Out`] says for `a.rows` rows of `cols` numbers; `b` are the panels of `cols` columns.
+/// [`is_available`], and `out` is what [`Out`] says for `a.rows` rows of `cols` numbers; `b` has the panels of `cols` columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 #[allow(unsafe_code)]
-unsafe fn rows_of_tiles<const BF16: bool, A: Element>(a: Matrix<A>, b: &[u32], cols: usize, out: Out) {
+unsafe fn rows_of_tiles<const BF16: bool, A: Element>(a: Matrix<A>, b: Panels, cols: usize, out: Out) {
     let numbers = 1 + usize::from(BF16);
     let units = a.cols.div_ceil(numbers);
     let depth = units.div_ceil(units.div_ceil(DEPTH));
@@ -152,8 +204,8 @@ unsafe fn rows_of_tiles<const BF16: bool, A: Element>(a: Matrix<A>, b: &[u32], c
                 true => pack_columns::<BF16, ROWS, A>(part, buffer),
                 false => copy_rows::<BF16, A>(part, buffer.as_chunks_mut().0),
             }
-            for (j, b) in b.chunks_exact(COLS * units).enumerate() {
-                let b = b[COLS * start..COLS * end].as_chunks::<16>().0.as_chunks::<2>().0;
+            for (j, panel) in b.units.chunks_exact(COLS * b.depth).enumerate() {
+                let b = panel[COLS * (b.first + start)..COLS * (b.first + end)].as_chunks::<16>().0.as_chunks::<2>().0;
                 for (i, panel) in buffer.chunks_exact(ROWS * width).enumerate() {
                     let tile = if turned {
                         let panel = panel.as_chunks::<ROWS>().0;
@@ -253,6 +305,9 @@ fn copy_rows<const BF16: bool, T: Element>(from: Matrix<T>, rows: &mut [[u32; AP
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn units<const BF16: bool, T: Element>(numbers: &[T]) -> __m512i {
+    if let (true, [halves]) = (BF16, T::halves(numbers).unwrap_or_default().as_chunks::<32>().0) {
+        return cast(*halves);
+    }
     match (BF16, T::f32s(numbers).unwrap_or_default().as_chunks::<16>().0) {
         (true, [first, second]) => halves(first, second),
         (false, [numbers]) => cast(*numbers),
@@ -357,6 +412,13 @@ fn pack_columns<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, p
             let (first, second) = (first.as_chunks::<16>().0, second.as_chunks::<16>().0);
             for ((run, first), second) in run.as_chunks_mut::<16>().0.iter_mut().zip(first).zip(second) {
                 *run = interleaved(halves(first, second));
+                done += 16;
+            }
+        }
+        if let (true, Some(first), Some(second)) = (BF16, T::halves(first), T::halves(second)) {
+            let (first, second) = (first.as_chunks::<16>().0, second.as_chunks::<16>().0);
+            for ((run, first), second) in run.as_chunks_mut::<16>().0.iter_mut().zip(first).zip(second) {
+                *run = interleaved(cast([*first, *second]));
                 done += 16;
             }
         }

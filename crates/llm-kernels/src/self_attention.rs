@@ -1,0 +1,289 @@
+//! The attention half of a block in one operation: norm, queries, keys and values, their turning, attention, the output map
+//! and the residual stream.
+//!
+//! Step by step candle would clear and add a whole gradient for each of eleven tensors. Here there are two, and what is only
+//! multiplied again is kept in the precision of the products.
+
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::attention::{Core, Dims, Heads, HeadsMut, Scores, Visible, attention};
+use crate::linear::{added, linear_add, linear_as};
+use crate::matmul::{How, Matrix, Precision, Rounded, product, product_into};
+use crate::norm::{cpu, gradients, normed, rms_norm};
+use crate::rope::{Rotation, rope};
+use crate::simd::{contiguous, zeros};
+
+/// The weights of a self-attention.
+#[derive(Debug, Clone, Copy)]
+pub struct Projections<'a> {
+    /// Of the queries, `(h·d, hidden)`.
+    pub q: &'a Tensor,
+    /// Of the keys, `(g·d, hidden)`.
+    pub k: &'a Tensor,
+    /// Of the values, `(g·d, hidden)`.
+    pub v: &'a Tensor,
+    /// Of the result, `(hidden, h·d)`.
+    pub o: &'a Tensor,
+}
+
+/// `x + o(attention(rope(q(y)), rope(k(y)), v(y)))` with `y = rms_norm(x)`, the first half of a Llama block.
+///
+/// `x` is `(b, t, hidden)`, and so is the result; `norm` is the weight of the norm `(hidden,)` and its epsilon, `head_dim` is
+/// `d`. All products are in the precision of the scores. It equals [`rms_norm`], [`linear_as`], [`rope`], [`attention`] and
+/// [`linear_add`] one after the other.
+pub fn self_attention(
+    x: &Tensor,
+    norm: (&Tensor, f64),
+    weights: Projections,
+    head_dim: usize,
+    rotation: Option<&Rotation>,
+    scores: Scores,
+    visible: &Visible,
+) -> Result<Tensor> {
+    let ((b, t, hidden), d) = (x.dims3()?, head_dim.max(1));
+    let Projections { q, k, v, o } = weights;
+    let (h, g) = (q.dims2()?.0 / d, k.dims2()?.0 / d);
+    let fits = norm.0.dims() == [hidden]
+        && q.dims() == [h * d, hidden]
+        && [k, v].iter().all(|w| w.dims() == [g * d, hidden])
+        && o.dims() == [hidden, h * d];
+    if !fits || rotation.is_some_and(|rotation| !rotation.fits(b * t, d)) {
+        bail!(
+            "self_attention: x is {:?}, the weights {:?}, {:?}, {:?} and {:?}, heads {head_dim}; they do not fit",
+            x.dims(),
+            q.dims(),
+            k.dims(),
+            v.dims(),
+            o.dims()
+        );
+    }
+    let shape = Dims { b, t, s: t, h, g, d }.checked(visible)?;
+    if x.elem_count() == 0 || ![x, norm.0, q, k, v, o].into_iter().all(crate::is_fused) {
+        let precision = scores.precision;
+        let y = rms_norm(x, norm.0, norm.1)?;
+        let heads = |w: &Tensor, heads: usize| linear_as(&y, w, &[b, t, heads, d], precision);
+        let turned = |x: Tensor| rotation.map_or_else(|| Ok(x.clone()), |rotation| rope(&x, rotation));
+        let mixed = attention(&turned(heads(q, h)?)?, &turned(heads(k, g)?)?, &heads(v, g)?, scores, visible)?;
+        return linear_add(&mixed, o, x, precision);
+    }
+    let params = Tensor::cat(&[&norm.0.unsqueeze(0)?, q, k, v], 0)?; // (1 + (h + 2 g) d, hidden)
+    let (core, rotation, eps) = (Core { shape, scores, visible: visible.clone() }, rotation.cloned(), norm.1 as f32);
+    let (x, o) = (x.contiguous()?, o.contiguous()?);
+    let wants = [&x, &params, &o].map(Tensor::track_op);
+    match scores.precision {
+        Precision::F32 => {
+            x.apply_op3(&params, &o, SelfAttention::<f32> { core, rotation, eps, wants, kept: OnceLock::new() })
+        }
+        Precision::Bf16 => {
+            x.apply_op3(&params, &o, SelfAttention::<bf16> { core, rotation, eps, wants, kept: OnceLock::new() })
+        }
+    }
+}
+
+struct SelfAttention<T> {
+    core: Core,
+    rotation: Option<Rotation>,
+    eps: f32,
+    /// Whether the gradients of `x`, of the parameters and of `o` are asked for.
+    wants: [bool; 3],
+    kept: OnceLock<Kept<T>>,
+}
+
+/// What the backward needs; n is `b·t`.
+struct Kept<T> {
+    normed: Vec<T>,     // (n, hidden)
+    heads: Vec<T>,      // (n, h + 2 g, d): queries and keys, turned, and values
+    mixed: Vec<f32>,    // (n, h, d)
+    log_sums: Vec<f32>, // (b, h, t)
+}
+
+impl<T: Rounded> SelfAttention<T> {
+    const HOW: How = How::all(T::PRECISION);
+
+    /// Queries and keys turned, values as they are: `(n, h + 2 g, d)`.
+    fn turned(&self, heads: &[f32]) -> Vec<T> {
+        let Dims { h, g, d, .. } = self.core.shape;
+        let mut turned: Vec<T> = zeros(heads.len());
+        let width = (h + 2 * g) * d;
+        let tokens = turned.par_chunks_mut(width).zip(heads.par_chunks(width)).enumerate().with_min_len(32);
+        tokens.for_each_init(
+            || vec![0f32; (h + g) * d],
+            |row, (token, (to, heads))| {
+                let (turning, values) = heads.split_at(row.len());
+                let (to, to_values) = to.split_at_mut(row.len());
+                T::round(values, to_values);
+                match &self.rotation {
+                    Some(rotation) => {
+                        rotation.turn(token, d, turning, row);
+                        T::round(row, to);
+                    }
+                    None => T::round(turning, to),
+                }
+            },
+        );
+        turned
+    }
+
+    /// Where sequences, tokens and heads begin in `(n, heads, d)`.
+    fn strides(&self, heads: usize) -> [usize; 3] {
+        let Dims { t, d, .. } = self.core.shape;
+        [t * heads * d, heads * d, d]
+    }
+
+    fn inputs<'a>(&self, heads: &'a [T]) -> [Heads<'a, T>; 3] {
+        let Dims { h, g, d, .. } = self.core.shape;
+        [0, h, h + g].map(|first| Heads::new(&heads[first * d..], self.strides(h + 2 * g), d))
+    }
+
+    fn forward(&self, x: &[f32], params: &[f32], o: &[f32]) -> Result<Vec<f32>> {
+        let Dims { b, t, h, g, d, .. } = self.core.shape;
+        let (n, width) = (b * t, (h + 2 * g) * d);
+        let hidden = x.len() / n;
+        let (norm, qkv) = params.split_at(hidden);
+        let normed: Vec<T> = normed(x, norm, self.eps);
+        let rows = Matrix::new(&normed, n, hidden);
+        let heads = self.turned(&product(rows, Matrix::new(qkv, width, hidden).t(), Self::HOW));
+        let mut mixed = zeros(n * h * d);
+        let log_sums = self.core.forward(self.inputs(&heads), HeadsMut::new(&mut mixed, self.strides(h), d));
+        let y = added(Some(x), Matrix::new(&mixed, n, h * d), Matrix::new(o, hidden, h * d).t(), Self::HOW);
+        match self.kept.set(Kept { normed, heads, mixed, log_sums }) {
+            Ok(()) => Ok(y),
+            Err(_) => bail!("self_attention: an operation is used once"),
+        }
+    }
+
+    /// The gradients of `x`, of the parameters, and of `o`.
+    fn backward(&self, x: &[f32], params: &[f32], o: &[f32], dy: &[f32]) -> Result<[Option<Vec<f32>>; 3]> {
+        let Some(Kept { normed, heads, mixed, log_sums }) = self.kept.get() else {
+            bail!("self_attention: its backward came before its forward");
+        };
+        let Dims { b, t, h, g, d, .. } = self.core.shape;
+        let (n, width) = (b * t, (h + 2 * g) * d);
+        let hidden = x.len() / n;
+        let (norm, qkv) = params.split_at(hidden);
+        let dy_rows = Matrix::new(dy, n, hidden);
+        let [wants_x, wants_params, wants_o] = self.wants;
+        let d_o = wants_o.then(|| product(dy_rows.t(), Matrix::new(mixed, n, h * d), Self::HOW));
+        if !wants_x && !wants_params {
+            return Ok([None, None, d_o]);
+        }
+        let d_mixed = product(dy_rows, Matrix::new(o, hidden, h * d), Self::HOW);
+        let mut d_heads: Vec<T> = zeros(n * width);
+        self.core.backward(
+            self.inputs(heads),
+            [mixed, &d_mixed].map(|x| Heads::new(x, self.strides(h), d)),
+            log_sums,
+            HeadsMut::from_heads(&mut d_heads, self.strides(h + 2 * g), d, [0, h, h + g]),
+            self.rotation.as_ref(),
+        );
+        drop(d_mixed);
+        let d_heads = Matrix::new(&d_heads, n, width);
+        let mut d_params = zeros(if wants_params { params.len() } else { hidden });
+        let (d_norm, d_qkv) = d_params.split_at_mut(hidden);
+        if wants_params {
+            product_into(d_heads.t(), Matrix::new(normed, n, hidden), d_qkv, hidden, false, 1., Self::HOW);
+        }
+        let d_normed = product(d_heads, Matrix::new(qkv, width, hidden), Self::HOW);
+        let (dx, of_norm) = gradients(x, norm, &d_normed, self.eps, Some(dy));
+        d_norm.copy_from_slice(&of_norm);
+        Ok([wants_x.then_some(dx), wants_params.then_some(d_params), d_o])
+    }
+}
+
+impl<T: Rounded> CustomOp3 for SelfAttention<T> {
+    fn name(&self) -> &'static str {
+        "self_attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xl: &Layout,
+        ps: &CpuStorage,
+        pl: &Layout,
+        os: &CpuStorage,
+        ol: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let y = self.forward(contiguous(xs, xl)?, contiguous(ps, pl)?, contiguous(os, ol)?)?;
+        Ok((CpuStorage::F32(y), xl.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        params: &Tensor,
+        o: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let dy = dy.contiguous()?;
+        let ((xs, xl), (ps, pl)) = (x.storage_and_layout(), params.storage_and_layout());
+        let ((os, ol), (ds, dl)) = (o.storage_and_layout(), dy.storage_and_layout());
+        let [dx, d_params, d_o] = self.backward(cpu(&xs, xl)?, cpu(&ps, pl)?, cpu(&os, ol)?, cpu(&ds, dl)?)?;
+        let tensor = |data: Option<Vec<f32>>, like: &Tensor| {
+            data.map(|data| Tensor::from_vec(data, like.shape(), like.device())).transpose()
+        };
+        Ok((tensor(dx, x)?, tensor(d_params, params)?, tensor(d_o, o)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::rope::Rotary;
+    use crate::testing::{assert_same_gradients_within, random};
+
+    fn run(t: &[Tensor], d: usize, rotation: Option<&Rotation>, scores: Scores, visible: &Visible) -> Result<Tensor> {
+        let weights = Projections { q: &t[2], k: &t[3], v: &t[4], o: &t[5] };
+        self_attention(&t[0], (&t[1], 1e-5), weights, d, rotation, scores, visible)
+    }
+
+    #[test]
+    fn it_equals_its_steps_in_f64() -> Result<()> {
+        for (b, t, h, g, d, hidden) in
+            [(1, 1, 1, 1, 2, 3), (2, 9, 4, 2, 6, 10), (1, 130, 2, 2, 8, 33), (3, 50, 3, 1, 4, 7)]
+        {
+            let (x, norm) = (random(&[b, t, hidden], 1, 1.)?, random(&[hidden], 2, 1.)?);
+            let weight = |rows: usize, cols: usize, seed| random(&[rows, cols], seed, 0.5);
+            let (q, k) = (weight(h * d, hidden, 3)?, weight(g * d, hidden, 4)?);
+            let (v, o) = (weight(g * d, hidden, 5)?, weight(hidden, h * d, 6)?);
+            let inputs = [&x, &norm, &q, &k, &v, &o];
+            let positions: Vec<u32> = (0..b * t).map(|token| (token % t) as u32).collect();
+            let rotation = Rotary::with_frequencies(vec![1.; d / 2 - usize::from(d > 4)], 1.25).at(&positions);
+            // Rows of packed documents: some begin in the middle.
+            let first: Arc<[u32]> =
+                (0..b * t).map(|token| if token % t > t / 3 { (t / 3) as u32 } else { 0 }).collect();
+            for visible in [Visible::default(), Visible { first_key: Some(first) }] {
+                for (precision, tolerance) in [(Precision::F32, 5e-5), (Precision::Bf16, 1. / 16.)] {
+                    let scores = Scores { precision, ..Scores::of_head(d) };
+                    assert_same_gradients_within(&inputs, tolerance, 1e-5, |t| {
+                        run(t, d, Some(&rotation), scores, &visible)
+                    })?;
+                    assert_same_gradients_within(&inputs, tolerance, 1e-5, |t| run(t, d, None, scores, &visible))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() -> Result<()> {
+        let (x, norm, w) = (random(&[1, 3, 4], 1, 1.)?, random(&[4], 2, 1.)?, random(&[4, 4], 3, 1.)?);
+        let fits = [&x, &norm, &w, &w, &w, &w].map(Clone::clone);
+        let run =
+            |t: &[Tensor], d, rotation: Option<&Rotation>| run(t, d, rotation, Scores::of_head(2), &Visible::default());
+        assert!(run(&fits, 2, None).is_ok());
+        assert!(run(&fits, 3, None).is_err(), "four numbers are no heads of three");
+        assert!(run(&fits, 2, Some(&Rotary::new(2, 1e4).at(&[0, 1]))).is_err(), "two positions for three tokens");
+        let mut wide = fits.clone();
+        wide[3] = random(&[6, 4], 3, 1.)?;
+        assert!(run(&wide, 2, None).is_err(), "two heads cannot share three");
+        Ok(())
+    }
+}
