@@ -7,6 +7,7 @@
 mod core;
 mod single;
 
+use std::mem::MaybeUninit;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Storage, Tensor, bail};
@@ -15,7 +16,7 @@ use rayon::prelude::*;
 pub(crate) use core::{Core, Heads, HeadsMut};
 
 use crate::matmul::Precision;
-use crate::simd::zeros;
+use crate::written::{Places, written};
 
 /// Which keys a query may look at, besides being causal.
 #[derive(Debug, Clone, Default)]
@@ -182,8 +183,14 @@ impl CustomOp3 for Attention {
             let (out, log_sums): (Vec<_>, Vec<_>) = parts.chunks(spans).map(single::merged).unzip();
             return self.keep(log_sums.concat(), out.concat());
         }
-        let mut out = zeros(b * t * h * d);
-        let log_sums = self.core.forward([q, k, v], HeadsMut::new(&mut out, [t * h * d, h * d, d], d));
+        let mut log_sums = Vec::new();
+        let run = |out: &mut [MaybeUninit<f32>]| {
+            let out = HeadsMut::new(Places::new(out), [t * h * d, h * d, d], 0, d);
+            log_sums = self.core.forward([q, k, v], out);
+        };
+        // SAFETY: `forward` writes every row.
+        #[allow(unsafe_code)]
+        let out = unsafe { written(b * t * h * d, run) };
         self.keep(log_sums, out)
     }
 
@@ -206,18 +213,25 @@ impl CustomOp3 for Attention {
             }
         }
         let Some(log_sums) = self.log_sums.get() else { bail!("attention: its backward came before its forward") };
-        let (mut dq, mut dk, mut dv) = (zeros(b * t * h * d), zeros(b * s * g * d), zeros(b * s * g * d));
-        self.core.backward(
-            [heads(&qs, ql, d)?, heads(&ks, kl, d)?, heads(&vs, vl, d)?],
-            [heads(&os, ol, d)?, heads(&gs, gl, d)?],
-            log_sums,
-            [
-                HeadsMut::new(&mut dq, [t * h * d, h * d, d], d),
-                HeadsMut::new(&mut dk, [s * g * d, g * d, d], d),
-                HeadsMut::new(&mut dv, [s * g * d, g * d, d], d),
-            ],
-            None,
-        );
+        let inputs = [heads(&qs, ql, d)?, heads(&ks, kl, d)?, heads(&vs, vl, d)?];
+        let results = [heads(&os, ol, d)?, heads(&gs, gl, d)?];
+        let of_queries = [t * h * d, h * d, d];
+        let of_keys = [s * g * d, g * d, d];
+        let (mut dk, mut dv) = (Vec::new(), Vec::new());
+        // SAFETY: `backward` writes every row of the three.
+        #[allow(unsafe_code)]
+        let dq = unsafe {
+            written(b * t * h * d, |dq| {
+                dk = written(b * s * g * d, |dk| {
+                    dv = written(b * s * g * d, |dv| {
+                        let dq = HeadsMut::new(Places::new(dq), of_queries, 0, d);
+                        let dk = HeadsMut::new(Places::new(dk), of_keys, 0, d);
+                        let dv = HeadsMut::new(Places::new(dv), of_keys, 0, d);
+                        self.core.backward(inputs, results, log_sums, [dq, dk, dv], None);
+                    });
+                });
+            })
+        };
         let tensor = |data: Vec<f32>, like: &Tensor| Tensor::from_vec(data, like.shape(), &Device::Cpu).map(Some);
         Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
     }

@@ -12,9 +12,10 @@ use rayon::prelude::*;
 
 use crate::activation::{Activation, gated, gated_backward, gated_forward};
 use crate::linear::{added, linear_add, linear_in};
-use crate::matmul::{How, Matrix, Precision, Rounded, product, product_into};
+use crate::matmul::{How, Matrix, Precision, Rounded, mapped_product, product, product_into};
 use crate::norm::{cpu, gradients, normed, rms_norm};
 use crate::simd::{contiguous, zeros};
+use crate::written::written;
 
 /// The weights of a gated feed-forward network.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +56,7 @@ pub fn feed_forward(
         );
     }
     let mut tensors = [x, gate, up, down].into_iter().chain(norm.map(|(weight, _)| weight));
-    if x.elem_count() == 0 || !tensors.all(crate::is_fused) {
+    if !tensors.all(|t| crate::is_fused(t) && t.elem_count() > 0) {
         let y = norm.map_or_else(|| Ok(x.clone()), |(weight, eps)| rms_norm(x, weight, eps))?;
         let y = gated(&linear_in(&y, gate, precision)?, &linear_in(&y, up, precision)?, activation)?;
         return if norm.is_some() { linear_add(&y, down, x, precision) } else { linear_in(&y, down, precision) };
@@ -88,13 +89,9 @@ struct FeedForward<T> {
 
 /// What the backward needs of n tokens.
 struct Kept<T> {
-    normed: Vec<T>,   // (n, hidden)
-    branches: Vec<T>, // (n, 2 inner)
-    gated: Vec<T>,    // (n, inner)
+    normed: Vec<T>, // (n, hidden)
+    inner: Vec<T>,  // (n, 3 inner): the branches' product, and the branches
 }
-
-/// Tokens that one task takes.
-const TOKENS: usize = 16;
 
 impl<T: Rounded> FeedForward<T> {
     const HOW: How = How::all(T::PRECISION);
@@ -107,76 +104,47 @@ impl<T: Rounded> FeedForward<T> {
         (x.len() / hidden, hidden, norm, branches)
     }
 
-    /// The product of the branches, and the branches as they are kept.
-    fn gated(&self, branches: Vec<f32>, n: usize) -> (Vec<T>, Vec<T>) {
-        let inner = self.inner;
-        let mut gated: Vec<T> = zeros(n * inner);
-        let mut rounded: Vec<T> = zeros(if T::PRECISION == Precision::F32 { 0 } else { branches.len() });
-        let mut keeping: Vec<&mut [T]> = rounded.chunks_mut(2 * inner * TOKENS).collect();
-        keeping.resize_with(n.div_ceil(TOKENS), Default::default);
-        let tasks = gated.par_chunks_mut(inner * TOKENS).zip(branches.par_chunks(2 * inner * TOKENS)).zip(keeping);
-        tasks.for_each(|((gated, branches), rounded)| {
-            let mut product = vec![0f32; inner];
-            for (gated, row) in gated.chunks_exact_mut(inner).zip(branches.chunks_exact(2 * inner)) {
-                let (gate, up) = row.split_at(inner);
-                gated_forward(self.activation, gate, up, &mut product);
-                T::round(&product, gated);
-            }
-            if !rounded.is_empty() {
-                T::round(branches, rounded);
-            }
-        });
-        (gated, T::kept(branches, rounded))
-    }
-
     fn forward(&self, x: &[f32], params: &[f32], down: &[f32]) -> Result<Vec<f32>> {
         let (n, hidden, norm, weight) = self.parts(x, params);
         let normed: Vec<T> = self.eps.map_or_else(|| rounded(x), |eps| normed(x, norm, eps));
         let weight = Matrix::new(weight, 2 * self.inner, hidden);
-        let branches = product(Matrix::new(&normed, n, hidden), weight.t(), Self::HOW);
-        let (gated, branches) = self.gated(branches, n);
+        let inner = mapped_product(Matrix::new(&normed, n, hidden), weight.t(), 3 * self.inner, |_, branches, to| {
+            let (gated, kept) = to.split_at_mut(self.inner);
+            kept.copy_from_slice(branches);
+            let (gate, up) = branches.split_at(self.inner);
+            gated_forward(self.activation, gate, up, gated);
+        });
         let down = Matrix::new(down, hidden, self.inner);
-        let residual = self.eps.map(|_| x);
-        let y = added(residual, Matrix::new(&gated, n, self.inner), down.t(), Self::HOW);
-        match self.kept.set(Kept { normed, branches, gated }) {
+        let y = added(self.eps.map(|_| x), self.gated(&inner, n), down.t(), Self::HOW);
+        match self.kept.set(Kept { normed, inner }) {
             Ok(()) => Ok(y),
             Err(_) => bail!("feed_forward: an operation is used once"),
         }
     }
 
-    /// The gradients of the branches `(n, 2 inner)` from that of their product.
-    fn of_branches(&self, branches: &[T], d_gated: &[f32]) -> Vec<T> {
-        let inner = self.inner;
-        let mut gradients: Vec<T> = zeros(branches.len());
-        let tasks = gradients.par_chunks_mut(2 * inner * TOKENS).zip(branches.par_chunks(2 * inner * TOKENS));
-        tasks.zip(d_gated.par_chunks(inner * TOKENS)).for_each(|((gradients, branches), d_gated)| {
-            let mut row = vec![0f32; 2 * inner];
-            let rows = gradients.chunks_exact_mut(2 * inner).zip(branches.chunks_exact(2 * inner));
-            for ((gradient, branches), d_gated) in rows.zip(d_gated.chunks_exact(inner)) {
-                T::widen_all(branches, &mut row);
-                let (gate, up) = row.split_at_mut(inner);
-                gated_backward(self.activation, gate, up, d_gated);
-                T::round(&row, gradient);
-            }
-        });
-        gradients
+    /// The product of the branches `(n, inner)`, of what is kept.
+    fn gated<'a>(&self, kept: &'a [T], n: usize) -> Matrix<'a, T> {
+        Matrix::with_stride(kept, n, self.inner, 3 * self.inner)
     }
 
     /// The gradients of `x`, of the parameters, and of `down`.
     fn backward(&self, x: &[f32], params: &[f32], down: &[f32], dy: &[f32]) -> Result<[Option<Vec<f32>>; 3]> {
-        let Some(Kept { normed, branches, gated }) = self.kept.get() else {
+        let Some(Kept { normed, inner }) = self.kept.get() else {
             bail!("feed_forward: its backward came before its forward");
         };
         let (n, hidden, norm, weight) = self.parts(x, params);
         let dy_rows = Matrix::new(dy, n, hidden);
         let [wants_x, wants_params, wants_down] = self.wants;
-        let d_down = wants_down.then(|| product(dy_rows.t(), Matrix::new(gated, n, self.inner), Self::HOW));
+        let d_down = wants_down.then(|| product(dy_rows.t(), self.gated(inner, n), Self::HOW));
         if !wants_x && !wants_params {
             return Ok([None, None, d_down]);
         }
-        let d_gated = product(dy_rows, Matrix::new(down, hidden, self.inner), Self::HOW);
-        let d_branches = self.of_branches(branches, &d_gated);
-        drop(d_gated);
+        let down = Matrix::new(down, hidden, self.inner);
+        let d_branches: Vec<T> = mapped_product(dy_rows, down, 2 * self.inner, |token, d_gated, to| {
+            T::widen_all(&inner[(3 * token + 1) * self.inner..][..to.len()], to);
+            let (gate, up) = to.split_at_mut(self.inner);
+            gated_backward(self.activation, gate, up, d_gated);
+        });
         let d_branches = Matrix::new(&d_branches, n, 2 * self.inner);
         let mut d_params = zeros(if wants_params { params.len() } else { norm.len() });
         let (d_norm, d_weight) = d_params.split_at_mut(norm.len());
@@ -195,9 +163,12 @@ impl<T: Rounded> FeedForward<T> {
 
 fn rounded<T: Rounded>(numbers: &[f32]) -> Vec<T> {
     const CHUNK: usize = 1 << 14;
-    let mut rounded = zeros(numbers.len());
-    rounded.par_chunks_mut(CHUNK).zip(numbers.par_chunks(CHUNK)).for_each(|(to, from)| T::round(from, to));
-    rounded
+    let task = |(to, from): (&mut [_], _)| T::round(from, to);
+    // SAFETY: there are as many numbers as places, and `round` writes each of them.
+    #[allow(unsafe_code)]
+    unsafe {
+        written(numbers.len(), |to| to.par_chunks_mut(CHUNK).zip(numbers.par_chunks(CHUNK)).for_each(task))
+    }
 }
 
 impl<T: Rounded> CustomOp3 for FeedForward<T> {

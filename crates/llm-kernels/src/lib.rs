@@ -48,6 +48,7 @@ mod threads;
 mod unit;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
+mod written;
 
 pub use activation::{Activation, activate, gated};
 pub use adamw::{AdamWStep, adamw_step, square_sum};

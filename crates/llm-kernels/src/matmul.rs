@@ -11,11 +11,16 @@ mod general;
 #[cfg(target_arch = "x86_64")]
 mod packed;
 
+use std::mem::MaybeUninit;
+
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 pub use few_rows::{FEW_ROWS, few_rows, rows_of_a_part};
+
+use crate::written::{Places, written};
 
 /// A view of `rows x cols` numbers in memory.
 #[derive(Debug, Clone, Copy)]
@@ -111,54 +116,43 @@ pub trait Rounded: Element {
     /// The precision in which nothing is rounded again.
     const PRECISION: Precision;
 
-    /// The nearest numbers.
-    fn round(numbers: &[f32], to: &mut [Self]);
+    /// Writes the nearest numbers.
+    fn round(numbers: &[f32], to: &mut [MaybeUninit<Self>]);
 
     /// The numbers in f32.
     fn widen_all(numbers: &[Self], to: &mut [f32]);
-
-    /// Numbers as they are, and rounded if they are not the same: `rounded` is empty where they are.
-    fn kept(numbers: Vec<f32>, rounded: Vec<Self>) -> Vec<Self>;
 }
 
 impl Rounded for f32 {
     const PRECISION: Precision = Precision::F32;
 
-    fn round(numbers: &[f32], to: &mut [Self]) {
-        to.copy_from_slice(numbers);
+    fn round(numbers: &[f32], to: &mut [MaybeUninit<Self>]) {
+        to.write_copy_of_slice(numbers);
     }
 
     fn widen_all(numbers: &[Self], to: &mut [f32]) {
         to.copy_from_slice(numbers);
-    }
-
-    fn kept(numbers: Vec<f32>, _: Vec<Self>) -> Vec<Self> {
-        numbers
     }
 }
 
 impl Rounded for bf16 {
     const PRECISION: Precision = Precision::Bf16;
 
-    fn round(numbers: &[f32], to: &mut [Self]) {
+    fn round(numbers: &[f32], to: &mut [MaybeUninit<Self>]) {
         halve_all(numbers, to);
     }
 
     fn widen_all(numbers: &[Self], to: &mut [f32]) {
         widen_halves(numbers, to);
     }
-
-    fn kept(_: Vec<f32>, rounded: Vec<Self>) -> Vec<Self> {
-        rounded
-    }
 }
 
 #[pulp::with_simd(halve_all = crate::unit::arch())]
 #[inline(always)]
-fn halve_all_simd<'a, S: pulp::Simd>(_simd: S, numbers: &'a [f32], to: &'a mut [bf16]) {
+fn halve_all_simd<'a, S: pulp::Simd>(_simd: S, numbers: &'a [f32], to: &'a mut [MaybeUninit<bf16>]) {
     assert_eq!(numbers.len(), to.len(), "as many numbers as places");
     for (to, x) in to.iter_mut().zip(numbers) {
-        *to = bf16::from_bits(x.halve());
+        to.write(bf16::from_bits(x.halve()));
     }
 }
 
@@ -326,6 +320,52 @@ pub fn product<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>, how: How) -> 
         out.set_len(len);
     }
     out
+}
+
+/// `width` numbers for each row of `a · b`, rounded: `map` is given a row's number and the row, and makes them. The product
+/// itself never stands in memory whole.
+pub fn mapped_product<A: Element, B: Element, T: Rounded>(
+    a: Matrix<A>,
+    b: Matrix<B>,
+    width: usize,
+    map: impl Fn(usize, &[f32], &mut [f32]) + Sync,
+) -> Vec<T> {
+    assert_eq!(a.cols, b.rows, "the inner sizes of a product differ");
+    assert!(a.cols > 0 && b.cols > 0 && fits(a.rows, width, width, isize::MAX as usize), "a product of nothing");
+    let make = |places: Places<T>, first: usize, rows: &[f32]| {
+        let mut made = vec![0f32; width];
+        for (i, row) in rows.chunks_exact(b.cols).enumerate() {
+            map(first + i, row, &mut made);
+            // SAFETY: each row of the product is given to one task, which alone writes the numbers made of it.
+            #[allow(unsafe_code)]
+            unsafe {
+                places.write((first + i) * width, &made);
+            }
+        }
+    };
+    let by_rows = |places: Places<T>| {
+        #[cfg(target_arch = "x86_64")]
+        if packed::is_available() {
+            // SAFETY: the instructions are there, as was just asked.
+            #[allow(unsafe_code)]
+            return unsafe {
+                match T::PRECISION {
+                    Precision::F32 => packed::product_by_rows::<false, A, B>(a, b, |i, rows| make(places, i, rows)),
+                    Precision::Bf16 => packed::product_by_rows::<true, A, B>(a, b, |i, rows| make(places, i, rows)),
+                }
+            };
+        }
+        const ROWS: usize = 64;
+        let how = How { precision: T::PRECISION, threads: Threads::One };
+        (0..a.rows.div_ceil(ROWS)).into_par_iter().with_max_len(1).for_each(|i| {
+            make(places, i * ROWS, &product(a.rows_from(i * ROWS, ROWS), b, how));
+        });
+    };
+    // SAFETY: both paths give every row of the product to `make`, which writes all numbers of the row.
+    #[allow(unsafe_code)]
+    unsafe {
+        written(a.rows * width, |to| by_rows(Places::new(to)))
+    }
 }
 
 /// `out = a · b · scale`, or `out += a · b · scale`; `out` holds rows of `b.cols` numbers that begin `stride` apart.

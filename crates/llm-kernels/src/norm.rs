@@ -1,10 +1,13 @@
 //! RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467): `y = x / sqrt(mean(x²) + eps) · w`.
 
+use std::mem::MaybeUninit;
+
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::matmul::Rounded;
-use crate::simd::{contiguous, sum2, zeros};
+use crate::simd::{contiguous, sum2};
+use crate::written::written;
 
 /// Scales each row of `x` `(…, n)` to a root mean square of one and then by `weight` `(n,)`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
@@ -54,37 +57,48 @@ impl CustomOp2 for RmsNorm {
 /// [`rms_norm`] of rows on plain slices, rounded.
 pub(crate) fn normed<T: Rounded>(x: &[f32], w: &[f32], eps: f32) -> Vec<T> {
     let n = w.len();
-    let mut y: Vec<T> = zeros(x.len());
-    let rows = rows_per_task(n) * n.max(1);
-    y.par_chunks_mut(rows).zip(x.par_chunks(rows)).for_each(|(y, x)| {
+    let task = |(y, x): (&mut [MaybeUninit<T>], &[f32])| {
         let mut row = vec![0f32; n];
         for (y, x) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
             forward(x, w, eps, &mut row);
             T::round(&row, y);
         }
-    });
-    y
+    };
+    let len = rows_per_task(n) * n.max(1);
+    // SAFETY: there are as many rows of `n` numbers in `x` as in the result, and each is written.
+    #[allow(unsafe_code)]
+    unsafe {
+        written(x.len(), |y| y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(task))
+    }
 }
 
 /// The gradients of the rows, to which `residual` is added, and of the weight.
 pub(crate) fn gradients(x: &[f32], w: &[f32], dy: &[f32], eps: f32, residual: Option<&[f32]>) -> (Vec<f32>, Vec<f32>) {
     let n = w.len();
-    let mut dx = zeros(x.len());
-    let rows = rows_per_task(n) * n.max(1);
-    let partial: Vec<Vec<f32>> = dx
-        .par_chunks_mut(rows)
-        .zip(x.par_chunks(rows))
-        .zip(dy.par_chunks(rows))
-        .enumerate()
-        .map(|(i, ((dx, x), dy))| {
-            let residual = residual.map(|residual| &residual[i * rows..][..dx.len()]).unwrap_or_default();
-            backward(x, w, dy, eps, residual, dx)
-        })
-        .collect();
+    let len = rows_per_task(n) * n.max(1);
+    let task = |(i, ((dx, x), dy)): (usize, ((&mut [MaybeUninit<f32>], &[f32]), &[f32]))| {
+        let residual = residual.map(|residual| &residual[i * len..][..x.len()]);
+        let (mut dw, mut row) = (vec![0f32; n], vec![0f32; n]);
+        for (i, (dx, x)) in dx.chunks_exact_mut(n).zip(x.chunks_exact(n)).enumerate() {
+            let of_row = i * n..(i + 1) * n;
+            let residual = residual.map(|residual| &residual[of_row.clone()]).unwrap_or_default();
+            backward(x, w, &dy[of_row], eps, residual, &mut dw, &mut row);
+            dx.write_copy_of_slice(&row);
+        }
+        dw
+    };
     let mut dw = vec![0f32; n];
-    for part in partial {
-        dw.iter_mut().zip(part).for_each(|(sum, p)| *sum += p);
-    }
+    // SAFETY: there are as many rows of `n` numbers in `x` as in the result, and each is written.
+    #[allow(unsafe_code)]
+    let dx = unsafe {
+        written(x.len(), |dx| {
+            let tasks = dx.par_chunks_mut(len).zip(x.par_chunks(len)).zip(dy.par_chunks(len)).enumerate();
+            let parts: Vec<Vec<f32>> = tasks.map(task).collect();
+            for part in parts {
+                dw.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+            }
+        })
+    };
     (dx, dw)
 }
 
@@ -123,23 +137,21 @@ fn backward_simd<'a, S: pulp::Simd>(
     dy: &'a [f32],
     eps: f32,
     residual: &'a [f32],
+    dw: &'a mut [f32],
     dx: &'a mut [f32],
-) -> Vec<f32> {
+) {
     let n = w.len();
-    let mut dw = vec![0f32; n];
-    for ((x, dy), dx) in x.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n)) {
-        let inverse = 1. / (sum2(x, x, |a, b| a * b) / n as f32 + eps).sqrt();
-        for i in 0..n {
-            dx[i] = dy[i] * w[i];
-            dw[i] += dy[i] * x[i] * inverse;
-        }
-        let mean = sum2(dx, x, |a, b| a * b) * inverse / n as f32;
-        for i in 0..n {
-            dx[i] = inverse * (dx[i] - x[i] * inverse * mean);
-        }
+    let (x, dy, dw, dx) = (&x[..n], &dy[..n], &mut dw[..n], &mut dx[..n]);
+    let inverse = 1. / (sum2(x, x, |a, b| a * b) / n as f32 + eps).sqrt();
+    for i in 0..n {
+        dx[i] = dy[i] * w[i];
+        dw[i] += dy[i] * x[i] * inverse;
+    }
+    let mean = sum2(dx, x, |a, b| a * b) * inverse / n as f32;
+    for i in 0..n {
+        dx[i] = inverse * (dx[i] - x[i] * inverse * mean);
     }
     dx.iter_mut().zip(residual).for_each(|(dx, residual)| *dx += residual);
-    dw
 }
 
 #[cfg(test)]

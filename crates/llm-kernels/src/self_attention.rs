@@ -8,14 +8,14 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
-use rayon::prelude::*;
 
 use crate::attention::{Core, Dims, Heads, HeadsMut, Scores, Visible, attention};
 use crate::linear::{added, linear_add, linear_as};
-use crate::matmul::{How, Matrix, Precision, Rounded, product, product_into};
+use crate::matmul::{How, Matrix, Precision, Rounded, mapped_product, product, product_into};
 use crate::norm::{cpu, gradients, normed, rms_norm};
 use crate::rope::{Rotation, rope};
 use crate::simd::{contiguous, zeros};
+use crate::written::{Places, written};
 
 /// The weights of a self-attention.
 #[derive(Debug, Clone, Copy)]
@@ -62,7 +62,7 @@ pub fn self_attention(
         );
     }
     let shape = Dims { b, t, s: t, h, g, d }.checked(visible)?;
-    if x.elem_count() == 0 || ![x, norm.0, q, k, v, o].into_iter().all(crate::is_fused) {
+    if ![x, norm.0, q, k, v, o].into_iter().all(|t| crate::is_fused(t) && t.elem_count() > 0) {
         let precision = scores.precision;
         let y = rms_norm(x, norm.0, norm.1)?;
         let heads = |w: &Tensor, heads: usize| linear_as(&y, w, &[b, t, heads, d], precision);
@@ -104,28 +104,14 @@ struct Kept<T> {
 impl<T: Rounded> SelfAttention<T> {
     const HOW: How = How::all(T::PRECISION);
 
-    /// Queries and keys turned, values as they are: `(n, h + 2 g, d)`.
-    fn turned(&self, heads: &[f32]) -> Vec<T> {
+    /// Turns the queries and keys of a token; values stay as they are.
+    fn turn(&self, token: usize, heads: &[f32], to: &mut [f32]) {
         let Dims { h, g, d, .. } = self.core.shape;
-        let mut turned: Vec<T> = zeros(heads.len());
-        let width = (h + 2 * g) * d;
-        let tokens = turned.par_chunks_mut(width).zip(heads.par_chunks(width)).enumerate().with_min_len(32);
-        tokens.for_each_init(
-            || vec![0f32; (h + g) * d],
-            |row, (token, (to, heads))| {
-                let (turning, values) = heads.split_at(row.len());
-                let (to, to_values) = to.split_at_mut(row.len());
-                T::round(values, to_values);
-                match &self.rotation {
-                    Some(rotation) => {
-                        rotation.turn(token, d, turning, row);
-                        T::round(row, to);
-                    }
-                    None => T::round(turning, to),
-                }
-            },
-        );
-        turned
+        let turning = self.rotation.as_ref().map_or(0, |_| (h + g) * d);
+        if let Some(rotation) = &self.rotation {
+            rotation.turn(token, d, &heads[..turning], &mut to[..turning]);
+        }
+        to[turning..].copy_from_slice(&heads[turning..]);
     }
 
     /// Where sequences, tokens and heads begin in `(n, heads, d)`.
@@ -146,9 +132,17 @@ impl<T: Rounded> SelfAttention<T> {
         let (norm, qkv) = params.split_at(hidden);
         let normed: Vec<T> = normed(x, norm, self.eps);
         let rows = Matrix::new(&normed, n, hidden);
-        let heads = self.turned(&product(rows, Matrix::new(qkv, width, hidden).t(), Self::HOW));
-        let mut mixed = zeros(n * h * d);
-        let log_sums = self.core.forward(self.inputs(&heads), HeadsMut::new(&mut mixed, self.strides(h), d));
+        let qkv = Matrix::new(qkv, width, hidden);
+        let heads = mapped_product(rows, qkv.t(), width, |token, heads, to| self.turn(token, heads, to));
+        let mut log_sums = Vec::new();
+        // SAFETY: `forward` writes every row.
+        #[allow(unsafe_code)]
+        let mixed = unsafe {
+            written(n * h * d, |mixed| {
+                let mixed = HeadsMut::new(Places::new(mixed), self.strides(h), 0, d);
+                log_sums = self.core.forward(self.inputs(&heads), mixed);
+            })
+        };
         let y = added(Some(x), Matrix::new(&mixed, n, h * d), Matrix::new(o, hidden, h * d).t(), Self::HOW);
         match self.kept.set(Kept { normed, heads, mixed, log_sums }) {
             Ok(()) => Ok(y),
@@ -172,14 +166,16 @@ impl<T: Rounded> SelfAttention<T> {
             return Ok([None, None, d_o]);
         }
         let d_mixed = product(dy_rows, Matrix::new(o, hidden, h * d), Self::HOW);
-        let mut d_heads: Vec<T> = zeros(n * width);
-        self.core.backward(
-            self.inputs(heads),
-            [mixed, &d_mixed].map(|x| Heads::new(x, self.strides(h), d)),
-            log_sums,
-            HeadsMut::from_heads(&mut d_heads, self.strides(h + 2 * g), d, [0, h, h + g]),
-            self.rotation.as_ref(),
-        );
+        let results = [mixed, &d_mixed].map(|x| Heads::new(x, self.strides(h), d));
+        // SAFETY: the queries' heads, the keys' and the values' are all that there are, and `backward` writes every row of each.
+        #[allow(unsafe_code)]
+        let d_heads: Vec<T> = unsafe {
+            written(n * width, |to| {
+                let places = Places::new(to);
+                let parts = [0, h, h + g].map(|first| HeadsMut::new(places, self.strides(h + 2 * g), first, d));
+                self.core.backward(self.inputs(heads), results, log_sums, parts, self.rotation.as_ref());
+            })
+        };
         drop(d_mixed);
         let d_heads = Matrix::new(&d_heads, n, width);
         let mut d_params = zeros(if wants_params { params.len() } else { hidden });

@@ -1,6 +1,5 @@
 //! What attention computes, on plain slices: blocks of queries times blocks of keys, head by head.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use candle_core::Layout;
@@ -10,6 +9,7 @@ use super::{Dims, Scores, Visible, single};
 use crate::matmul::{Element, Matrix, Right, Rounded};
 use crate::rope::Rotation;
 use crate::simd::{exp, max, sum2, tanh};
+use crate::written::Places;
 
 /// A block of queries and a block of keys: their scores stay in the first two levels of the cache.
 const QUERIES: usize = 48;
@@ -46,46 +46,30 @@ impl<'a, T: Copy> Heads<'a, T> {
     }
 }
 
-/// A tensor `(b, t, h, d)` whose last dimension is dense, written head by head by tasks that run next to each other.
+/// A tensor `(b, t, h, d)` whose last dimension is dense, written head by head.
 pub(crate) struct HeadsMut<'a, T> {
-    data: *mut T,
-    len: usize,
+    places: Places<'a, T>,
     stride: [usize; 3],
-    d: usize,
     first: usize,
-    borrowed: PhantomData<&'a mut [T]>,
+    d: usize,
 }
 
-// SAFETY: numbers are written through `write` alone, whose callers take care that no two of them write the same.
-#[allow(unsafe_code)]
-unsafe impl<T: Send> Sync for HeadsMut<'_, T> {}
-
 impl<'a, T: Rounded> HeadsMut<'a, T> {
-    /// Sequences, tokens and heads begin `stride` apart.
-    pub fn new(data: &'a mut [T], stride: [usize; 3], d: usize) -> Self {
-        let [heads] = Self::from_heads(data, stride, d, [0]);
-        heads
-    }
-
-    /// The same tensor several times, whose first head is another one each time.
-    pub fn from_heads<const N: usize>(data: &'a mut [T], stride: [usize; 3], d: usize, first: [usize; N]) -> [Self; N] {
-        let (data, len) = (data.as_mut_ptr(), data.len());
-        first.map(|first| Self { data, len, stride, d, first, borrowed: PhantomData })
+    /// Sequences, tokens and heads begin `stride` apart; the heads are those from `first` on.
+    pub fn new(places: Places<'a, T>, stride: [usize; 3], first: usize, d: usize) -> Self {
+        Self { places, stride, first, d }
     }
 
     /// Writes `rows` `(n, d)` as those from `t` on of head `h` of sequence `b`.
     ///
     /// # Safety
-    /// Nobody writes rows that share numbers with these at the same time.
+    /// Nobody writes one of these rows at the same time.
     #[allow(unsafe_code)]
     unsafe fn write(&self, b: usize, t: usize, h: usize, rows: &[f32]) {
-        for (i, row) in rows.chunks_exact(self.d).enumerate() {
+        for (i, row) in rows.chunks_exact(self.d.max(1)).enumerate() {
             let start = b * self.stride[0] + (t + i) * self.stride[1] + (self.first + h) * self.stride[2];
-            assert!(start + self.d <= self.len, "a row reaches beyond its tensor");
-            // SAFETY: the row lies within the slice that is borrowed, as was just asserted; the caller says that it is written by
-            // nobody else now, and nothing is read.
-            let to = unsafe { std::slice::from_raw_parts_mut(self.data.add(start), self.d) };
-            T::round(row, to);
+            // SAFETY: the caller says that nobody else writes this row.
+            unsafe { self.places.write(start, row) };
         }
     }
 }
@@ -122,7 +106,7 @@ impl Queries {
 
 impl Core {
     /// The results for `q` `(b, t, h, d)`, `k` and `v` `(b, s, g, d)` go to `out` `(b, t, h, d)`, the logarithms of the softmaxes'
-    /// denominators `(b, h, t)` come back.
+    /// denominators `(b, h, t)` come back. Every row of the result is written.
     pub fn forward<T: Element>(&self, inputs: [Heads<T>; 3], out: HeadsMut<f32>) -> Vec<f32> {
         let Dims { b, h, .. } = self.shape;
         let tasks = (0..b * h).into_par_iter().with_max_len(1);
@@ -131,7 +115,7 @@ impl Core {
     }
 
     /// The gradients of `q`, `k` and `v` `(b, t or s, heads, d)` from the result and its gradient; those of `q` and `k` before
-    /// they were turned, if they were.
+    /// they were turned, if they were. Every row of them is written.
     pub fn backward<T: Element, G: Rounded>(
         &self,
         inputs: [Heads<T>; 3],

@@ -54,8 +54,8 @@ unsafe impl Send for Out {}
 unsafe impl Sync for Out {}
 
 thread_local! {
-    /// Panels of `a`, and of `b`: kept from product to product, as fresh pages cost more than the packing.
-    static PANELS: [RefCell<Vec<u32>>; 2] = const { [RefCell::new(Vec::new()), RefCell::new(Vec::new())] };
+    /// Panels of `a`, of `b`, and rows of the product: kept from product to product, as fresh pages cost more than the packing.
+    static PANELS: [RefCell<Vec<u32>>; 3] = const { [const { RefCell::new(Vec::new()) }; 3] };
 }
 
 /// Runs `f` with `len` units of this thread's buffer `which`.
@@ -85,30 +85,73 @@ pub unsafe fn product<const BF16: bool, A: Element, B: Element>(
     let width = (PACKED / units / COLS).max(1) * COLS;
     for start in (0..bt.rows).step_by(width) {
         let b = bt.rows_from(start, width);
-        with_panels(1, b.rows.next_multiple_of(COLS) * units, |panels| {
-            // SAFETY: the caller says that the instructions are there.
-            let pack = |(i, panel)| unsafe { pack_right::<BF16, B>(b.rows_from(i * COLS, COLS), panel) };
-            match threads {
-                Threads::One => panels.chunks_mut(COLS * units).enumerate().for_each(pack),
-                Threads::All => panels.par_chunks_mut(COLS * units).enumerate().for_each(pack),
-            }
-            let panels = Panels { units: panels, depth: units, first: 0 };
-            let block = |i: usize| {
-                let a = a.rows_from(i * BLOCK, BLOCK);
-                // SAFETY: the instructions are there. Block `i` has rows, of which the first is `i * BLOCK`, and column `start` is
-                // one of the result's, so the address is within it; the block's tiles lie within its own rows, and within the
-                // `b.rows` columns from `start` on.
+        let times = |panels: Panels| {
+            each_block(a, threads, |first, a| {
+                // SAFETY: the instructions are there. The block has rows, of which the first is `first`, and column `start` is one of
+                // the result's, so the address is within it; the block's tiles lie within its own rows, and within the `b.rows`
+                // columns from `start` on.
                 unsafe {
-                    let out = Out { data: { out }.data.add(i * BLOCK * out.stride + start), ..out };
+                    let out = Out { data: { out }.data.add(first * out.stride + start), ..out };
                     rows_of_tiles::<BF16, A>(a, panels, b.rows, out);
                 }
-            };
-            let blocks = a.rows.div_ceil(BLOCK);
-            match threads {
-                Threads::One => (0..blocks).for_each(block),
-                Threads::All => (0..blocks).into_par_iter().with_max_len(1).for_each(block),
-            }
+            });
+        };
+        // SAFETY: the caller says that the instructions are there.
+        unsafe { with_right::<BF16, B>(b, threads, times) };
+    }
+}
+
+/// The product `a · b` by all threads, some rows at a time: `each` gets the number of the first of them, and them, one behind
+/// the other.
+///
+/// # Safety
+/// [`is_available`].
+#[allow(unsafe_code)]
+pub unsafe fn product_by_rows<const BF16: bool, A: Element, B: Element>(
+    a: Matrix<A>,
+    b: Matrix<B>,
+    each: impl Fn(usize, &[f32]) + Sync,
+) {
+    let times = |panels: Panels| {
+        each_block(a, Threads::All, |first, a| {
+            with_panels(2, a.rows * b.cols, |rows| {
+                let rows: &mut [f32] = bytemuck::cast_slice_mut(rows);
+                let out = Out { data: rows.as_mut_ptr(), stride: b.cols, add: false, scale: 1. };
+                // SAFETY: the instructions are there, and there is room for `a.rows` rows of `b.cols` numbers.
+                unsafe { rows_of_tiles::<BF16, A>(a, panels, b.cols, out) };
+                each(first, rows);
+            });
         });
+    };
+    // SAFETY: the caller says that the instructions are there.
+    unsafe { with_right::<BF16, B>(b.t(), Threads::All, times) };
+}
+
+/// Runs `f` with the panels of a right side, whose columns are the rows of `bt`.
+///
+/// # Safety
+/// [`is_available`].
+#[allow(unsafe_code)]
+unsafe fn with_right<const BF16: bool, B: Element>(bt: Matrix<B>, threads: Threads, f: impl FnOnce(Panels)) {
+    let units = bt.cols.div_ceil(1 + usize::from(BF16));
+    with_panels(1, bt.rows.next_multiple_of(COLS) * units, |panels| {
+        // SAFETY: the caller says that the instructions are there.
+        let pack = |(i, panel)| unsafe { pack_right::<BF16, B>(bt.rows_from(i * COLS, COLS), panel) };
+        match threads {
+            Threads::One => panels.chunks_mut(COLS * units).enumerate().for_each(pack),
+            Threads::All => panels.par_chunks_mut(COLS * units).enumerate().for_each(pack),
+        }
+        f(Panels { units: panels, depth: units, first: 0 });
+    });
+}
+
+/// Runs `f` with the first row and the rows of each block of the left side.
+fn each_block<A: Element>(a: Matrix<A>, threads: Threads, f: impl Fn(usize, Matrix<A>) + Sync) {
+    let block = |i: usize| f(i * BLOCK, a.rows_from(i * BLOCK, BLOCK));
+    let blocks = a.rows.div_ceil(BLOCK);
+    match threads {
+        Threads::One => (0..blocks).for_each(block),
+        Threads::All => (0..blocks).into_par_iter().with_max_len(1).for_each(block),
     }
 }
 
