@@ -7,13 +7,14 @@
 //! zero.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permutexvar_epi16, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_unpackhi_epi32,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m512, __m512bh, __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps,
+    _mm512_fmadd_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permutexvar_epi16,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::cell::RefCell;
 use std::mem::transmute;
+use std::ops::Range;
 
 use bytemuck::cast;
 use rayon::prelude::*;
@@ -32,6 +33,12 @@ const BLOCK: usize = 4 * ROWS;
 
 /// How far apart the rows of `a` begin that are not turned: not so that all of them meet in one place of the cache.
 const APART: usize = DEPTH + 16;
+
+/// How many units ahead of those that are packed memory is asked for.
+const AHEAD: usize = 16;
+
+/// Bytes that come from memory together.
+const LINE: usize = 64;
 
 /// Units of `b` that are packed at a time: 16 MB.
 const PACKED: usize = 4 << 20;
@@ -86,13 +93,13 @@ pub unsafe fn product<const BF16: bool, A: Element, B: Element>(
     for start in (0..bt.rows).step_by(width) {
         let b = bt.rows_from(start, width);
         let times = |panels: Panels| {
-            each_block(a, threads, |first, a| {
+            each_block(a, threads, |first, a, next| {
                 // SAFETY: the instructions are there. The block has rows, of which the first is `first`, and column `start` is one of
                 // the result's, so the address is within it; the block's tiles lie within its own rows, and within the `b.rows`
                 // columns from `start` on.
                 unsafe {
                     let out = Out { data: { out }.data.add(first * out.stride + start), ..out };
-                    rows_of_tiles::<BF16, A>(a, panels, b.rows, out);
+                    rows_of_tiles::<BF16, A>(a, next, panels, b.rows, out);
                 }
             });
         };
@@ -113,12 +120,12 @@ pub unsafe fn product_by_rows<const BF16: bool, A: Element, B: Element>(
     each: impl Fn(usize, &[f32]) + Sync,
 ) {
     let times = |panels: Panels| {
-        each_block(a, Threads::All, |first, a| {
+        each_block(a, Threads::All, |first, a, next| {
             with_panels(2, a.rows * b.cols, |rows| {
                 let rows: &mut [f32] = bytemuck::cast_slice_mut(rows);
                 let out = Out { data: rows.as_mut_ptr(), stride: b.cols, add: false, scale: 1. };
                 // SAFETY: the instructions are there, and there is room for `a.rows` rows of `b.cols` numbers.
-                unsafe { rows_of_tiles::<BF16, A>(a, panels, b.cols, out) };
+                unsafe { rows_of_tiles::<BF16, A>(a, next, panels, b.cols, out) };
                 each(first, rows);
             });
         });
@@ -145,9 +152,10 @@ unsafe fn with_right<const BF16: bool, B: Element>(bt: Matrix<B>, threads: Threa
     });
 }
 
-/// Runs `f` with the first row and the rows of each block of the left side.
-fn each_block<A: Element>(a: Matrix<A>, threads: Threads, f: impl Fn(usize, Matrix<A>) + Sync) {
-    let block = |i: usize| f(i * BLOCK, a.rows_from(i * BLOCK, BLOCK));
+/// Runs `f` with the first row and the rows of each block of the left side, and those behind them.
+fn each_block<A: Element>(a: Matrix<A>, threads: Threads, f: impl Fn(usize, Matrix<A>, Matrix<A>) + Sync) {
+    let rows = |i: usize| a.rows_from(i * BLOCK, BLOCK);
+    let block = |i: usize| f(i * BLOCK, rows(i), rows(i + 1));
     let blocks = a.rows.div_ceil(BLOCK);
     match threads {
         Threads::One => (0..blocks).for_each(block),
@@ -192,7 +200,8 @@ pub unsafe fn product_of_panels<const BF16: bool, A: Element>(
         // SAFETY: the instructions are there; row `start` is one of the result's, and so are the block's, each of `cols` numbers.
         unsafe {
             let out = Out { data: out.data.add(start * out.stride), ..out };
-            rows_of_tiles::<BF16, A>(a.rows_from(start, BLOCK), panels, cols, out);
+            let next = a.rows_from(start + BLOCK, BLOCK);
+            rows_of_tiles::<BF16, A>(a.rows_from(start, BLOCK), next, panels, cols, out);
         }
     }
 }
@@ -225,17 +234,22 @@ pub fn peak<const BF16: bool>() -> f64 {
     (TIMES * ROWS * COLS * numbers * 2) as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Some rows `a` times all panels of `b`, [`DEPTH`] units at a time.
+/// Some rows `a` times all panels of `b`, [`DEPTH`] units at a time; the rows `next` are asked for meanwhile, as they will be
+/// needed then.
 ///
 /// # Safety
 /// [`is_available`], and `out` is what [`Out`] says for `a.rows` rows of `cols` numbers; `b` has the panels of `cols` columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 #[allow(unsafe_code)]
-unsafe fn rows_of_tiles<const BF16: bool, A: Element>(a: Matrix<A>, b: Panels, cols: usize, out: Out) {
+unsafe fn rows_of_tiles<const BF16: bool, A: Element>(a: Matrix<A>, next: Matrix<A>, b: Panels, cols: usize, out: Out) {
     let numbers = 1 + usize::from(BF16);
     let units = a.cols.div_ceil(numbers);
     let depth = units.div_ceil(units.div_ceil(DEPTH));
     let (turned, height) = (a.col_stride != 1, a.rows.next_multiple_of(ROWS));
+    let lines = (a.cols * size_of::<A>()).div_ceil(LINE);
+    let ahead = if turned { 0 } else { next.rows * lines };
+    let for_a_tile = ahead.div_ceil(cols.div_ceil(COLS) * height / ROWS);
+    let mut asked = 0;
     with_panels(0, height * if turned { depth } else { APART }, |buffer| {
         for start in (0..units).step_by(depth) {
             let end = units.min(start + depth);
@@ -257,6 +271,11 @@ unsafe fn rows_of_tiles<const BF16: bool, A: Element>(a: Matrix<A>, b: Panels, c
                         let panel = panel.as_chunks::<APART>().0;
                         multiply::<BF16>(b, |k, i| panel[i][k])
                     };
+                    if asked < ahead {
+                        let (row, line) = (asked / lines, asked % lines);
+                        fetch(next.row(row), line..line + for_a_tile);
+                        asked += for_a_tile.min(lines - line);
+                    }
                     let (rows, cols) = (ROWS.min(a.rows - i * ROWS), COLS.min(cols - j * COLS));
                     // SAFETY: there is a panel for each `ROWS` rows and each `COLS` columns that are begun, so that the tile's first
                     // number is one of those that the caller speaks of, and `rows` and `cols` end with them.
@@ -446,7 +465,11 @@ fn pack_columns<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, p
     let units = from.cols.div_ceil(1 + usize::from(BF16));
     let column = |k: usize| &from.data[k * from.col_stride..][..from.rows];
     let zeros = [T::default(); BLOCK];
+    let numbers = 1 + usize::from(BF16);
     for k in 0..units {
+        for ahead in (numbers * (k + AHEAD)..numbers * (k + 1 + AHEAD)).take_while(|&ahead| ahead < from.cols) {
+            fetch(column(ahead), 0..usize::MAX);
+        }
         let first = if BF16 { column(2 * k) } else { column(k) };
         let second = if BF16 && 2 * k + 1 < from.cols { column(2 * k + 1) } else { &zeros[..from.rows] };
         let mut run = [0u32; BLOCK];
@@ -471,6 +494,18 @@ fn pack_columns<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, p
         for (panel, run) in panels.chunks_exact_mut(R * units).zip(run.as_chunks::<R>().0) {
             panel[k * R..(k + 1) * R].copy_from_slice(run);
         }
+    }
+}
+
+/// Asks for some cache lines of numbers that will be read soon.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[allow(unsafe_code)]
+fn fetch<T>(numbers: &[T], lines: Range<usize>) {
+    let start = numbers.as_ptr().cast::<i8>();
+    for line in lines.start..lines.end.min(size_of_val(numbers).div_ceil(LINE)) {
+        // SAFETY: nothing is read or written, and the line begins within the slice.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(start.add(line * LINE)) };
     }
 }
 
