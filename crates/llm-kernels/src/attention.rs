@@ -157,6 +157,13 @@ fn f32s(storage: &CpuStorage) -> Result<&[f32]> {
     }
 }
 
+fn heads<'a>(storage: &'a Storage, layout: &Layout, d: usize) -> Result<Heads<'a>> {
+    match storage {
+        Storage::Cpu(storage) => Ok(Heads::of(f32s(storage)?, layout, d)),
+        _ => bail!("attention: a gradient left the CPU's memory"),
+    }
+}
+
 impl CustomOp3 for Attention {
     fn name(&self) -> &'static str {
         "attention"
@@ -206,12 +213,6 @@ impl CustomOp3 for Attention {
         let grad = grad.contiguous()?;
         let ((qs, ql), (ks, kl), (vs, vl)) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
         let ((os, ol), (gs, gl)) = (out.storage_and_layout(), grad.storage_and_layout());
-        fn heads<'a>(storage: &'a Storage, layout: &Layout, d: usize) -> Result<Heads<'a>> {
-            match storage {
-                Storage::Cpu(storage) => Ok(Heads::of(f32s(storage)?, layout, d)),
-                _ => bail!("attention: a gradient left the CPU's memory"),
-            }
-        }
         let Some(log_sums) = self.log_sums.get() else { bail!("attention: its backward came before its forward") };
         let inputs = [heads(&qs, ql, d)?, heads(&ks, kl, d)?, heads(&vs, vl, d)?];
         let results = [heads(&os, ol, d)?, heads(&gs, gl, d)?];

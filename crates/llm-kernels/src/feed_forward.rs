@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::activation::{Activation, gated, gated_backward, gated_forward};
 use crate::linear::{added, linear_add, linear_in};
-use crate::matmul::{How, Matrix, Precision, Rounded, mapped_product, product, product_into};
+use crate::matmul::{FEW_ROWS, How, Matrix, Precision, Rounded, mapped_product, product, product_into};
 use crate::norm::{cpu, gradients, normed, rms_norm};
 use crate::simd::{contiguous, zeros};
 use crate::written::written;
@@ -32,7 +32,7 @@ pub struct GatedWeights<'a> {
 /// `down(activation(gate(x)) · up(x))` alone.
 ///
 /// `x` is `(…, hidden)`, and so is the result; `norm` is the weight of the norm `(hidden,)` and its epsilon. It equals
-/// [`rms_norm`], [`linear_in`], [`gated`] and [`linear_add`] one after the other.
+/// [`rms_norm`], [`linear_in`], [`gated`] and [`linear_add`] one after the other, which is what runs where nothing trains.
 pub fn feed_forward(
     x: &Tensor,
     norm: Option<(&Tensor, f64)>,
@@ -55,10 +55,12 @@ pub fn feed_forward(
             down.dims()
         );
     }
-    let mut tensors = [x, gate, up, down].into_iter().chain(norm.map(|(weight, _)| weight));
-    if !tensors.all(|t| crate::is_fused(t) && t.elem_count() > 0) {
+    let tensors: Vec<&Tensor> = [x, gate, up, down].into_iter().chain(norm.map(|(weight, _)| weight)).collect();
+    let rows = x.elem_count() / hidden.max(1);
+    if rows <= FEW_ROWS || !crate::is_differentiated(&tensors) {
         let y = norm.map_or_else(|| Ok(x.clone()), |(weight, eps)| rms_norm(x, weight, eps))?;
-        let y = gated(&linear_in(&y, gate, precision)?, &linear_in(&y, up, precision)?, activation)?;
+        let (gate, up) = crate::both(rows, || linear_in(&y, gate, precision), || linear_in(&y, up, precision));
+        let y = gated(&gate?, &up?, activation)?;
         return if norm.is_some() { linear_add(&y, down, x, precision) } else { linear_in(&y, down, precision) };
     }
     let eps = norm.map(|(_, eps)| eps as f32);

@@ -76,3 +76,8 @@ use candle_core::{DType, Tensor};
 fn is_fused(x: &Tensor) -> bool {
     x.dtype() == DType::F32 && x.device().is_cpu()
 }
+
+/// True where an operation of several steps serves: the fused path, with something in it, and a backward to come.
+fn is_differentiated(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|x| is_fused(x) && x.elem_count() > 0) && tensors.iter().any(|x| x.track_op())
+}

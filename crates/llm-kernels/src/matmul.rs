@@ -322,6 +322,9 @@ pub fn product<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>, how: How) -> 
     out
 }
 
+/// Rows of a product that are mapped at a time where the path has no blocks of its own.
+const MAPPED: usize = 64;
+
 /// `width` numbers for each row of `a · b`, rounded: `map` is given a row's number and the row, and makes them. The product
 /// itself never stands in memory whole.
 pub fn mapped_product<A: Element, B: Element, T: Rounded>(
@@ -355,10 +358,9 @@ pub fn mapped_product<A: Element, B: Element, T: Rounded>(
                 }
             };
         }
-        const ROWS: usize = 64;
         let how = How { precision: T::PRECISION, threads: Threads::One };
-        (0..a.rows.div_ceil(ROWS)).into_par_iter().with_max_len(1).for_each(|i| {
-            make(places, i * ROWS, &product(a.rows_from(i * ROWS, ROWS), b, how));
+        (0..a.rows.div_ceil(MAPPED)).into_par_iter().with_max_len(1).for_each(|i| {
+            make(places, i * MAPPED, &product(a.rows_from(i * MAPPED, MAPPED), b, how));
         });
     };
     // SAFETY: both paths give every row of the product to `make`, which writes all numbers of the row.

@@ -76,25 +76,23 @@ pub(crate) fn normed<T: Rounded>(x: &[f32], w: &[f32], eps: f32) -> Vec<T> {
 pub(crate) fn gradients(x: &[f32], w: &[f32], dy: &[f32], eps: f32, residual: Option<&[f32]>) -> (Vec<f32>, Vec<f32>) {
     let n = w.len();
     let len = rows_per_task(n) * n.max(1);
-    let task = |(i, ((dx, x), dy)): (usize, ((&mut [MaybeUninit<f32>], &[f32]), &[f32]))| {
-        let residual = residual.map(|residual| &residual[i * len..][..x.len()]);
-        let (mut dw, mut row) = (vec![0f32; n], vec![0f32; n]);
-        for (i, (dx, x)) in dx.chunks_exact_mut(n).zip(x.chunks_exact(n)).enumerate() {
-            let of_row = i * n..(i + 1) * n;
-            let residual = residual.map(|residual| &residual[of_row.clone()]).unwrap_or_default();
-            backward(x, w, &dy[of_row], eps, residual, &mut dw, &mut row);
-            dx.write_copy_of_slice(&row);
-        }
-        dw
-    };
     let mut dw = vec![0f32; n];
     // SAFETY: there are as many rows of `n` numbers in `x` as in the result, and each is written.
     #[allow(unsafe_code)]
     let dx = unsafe {
         written(x.len(), |dx| {
             let tasks = dx.par_chunks_mut(len).zip(x.par_chunks(len)).zip(dy.par_chunks(len)).enumerate();
-            let parts: Vec<Vec<f32>> = tasks.map(task).collect();
-            for part in parts {
+            let parts = tasks.map(|(task, ((dx, x), dy))| {
+                let (mut dw, mut row) = (vec![0f32; n], vec![0f32; n]);
+                let rows = dx.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(dy.chunks_exact(n));
+                for (i, ((dx, x), dy)) in rows.enumerate() {
+                    let residual = residual.map(|residual| &residual[task * len + i * n..][..n]);
+                    backward([x, w, dy, residual.unwrap_or_default()], eps, &mut dw, &mut row);
+                    dx.write_copy_of_slice(&row);
+                }
+                dw
+            });
+            for part in parts.collect::<Vec<_>>() {
                 dw.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
             }
         })
@@ -132,11 +130,8 @@ fn forward_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], w: &'a [f32], eps: f3
 #[inline(always)]
 fn backward_simd<'a, S: pulp::Simd>(
     _simd: S,
-    x: &'a [f32],
-    w: &'a [f32],
-    dy: &'a [f32],
+    [x, w, dy, residual]: [&'a [f32]; 4],
     eps: f32,
-    residual: &'a [f32],
     dw: &'a mut [f32],
     dx: &'a mut [f32],
 ) {

@@ -11,7 +11,7 @@ use half::bf16;
 
 use crate::attention::{Core, Dims, Heads, HeadsMut, Scores, Visible, attention};
 use crate::linear::{added, linear_add, linear_as};
-use crate::matmul::{How, Matrix, Precision, Rounded, mapped_product, product, product_into};
+use crate::matmul::{FEW_ROWS, How, Matrix, Precision, Rounded, mapped_product, product, product_into};
 use crate::norm::{cpu, gradients, normed, rms_norm};
 use crate::rope::{Rotation, rope};
 use crate::simd::{contiguous, zeros};
@@ -34,7 +34,7 @@ pub struct Projections<'a> {
 ///
 /// `x` is `(b, t, hidden)`, and so is the result; `norm` is the weight of the norm `(hidden,)` and its epsilon, `head_dim` is
 /// `d`. All products are in the precision of the scores. It equals [`rms_norm`], [`linear_as`], [`rope`], [`attention`] and
-/// [`linear_add`] one after the other.
+/// [`linear_add`] one after the other, which is what runs where nothing trains.
 pub fn self_attention(
     x: &Tensor,
     norm: (&Tensor, f64),
@@ -62,7 +62,7 @@ pub fn self_attention(
         );
     }
     let shape = Dims { b, t, s: t, h, g, d }.checked(visible)?;
-    if ![x, norm.0, q, k, v, o].into_iter().all(|t| crate::is_fused(t) && t.elem_count() > 0) {
+    if b * t <= FEW_ROWS || !crate::is_differentiated(&[x, norm.0, q, k, v, o]) {
         let precision = scores.precision;
         let y = rms_norm(x, norm.0, norm.1)?;
         let heads = |w: &Tensor, heads: usize| linear_as(&y, w, &[b, t, heads, d], precision);
@@ -256,12 +256,13 @@ mod tests {
             let first: Arc<[u32]> =
                 (0..b * t).map(|token| if token % t > t / 3 { (t / 3) as u32 } else { 0 }).collect();
             for visible in [Visible::default(), Visible { first_key: Some(first) }] {
-                for (precision, tolerance) in [(Precision::F32, 5e-5), (Precision::Bf16, 1. / 16.)] {
+                // A query that sees one key has no gradient: there the difference of two equal sums is left.
+                for (precision, tolerance, zero) in [(Precision::F32, 5e-5, 1e-5), (Precision::Bf16, 1. / 16., 1e-4)] {
                     let scores = Scores { precision, ..Scores::of_head(d) };
-                    assert_same_gradients_within(&inputs, tolerance, 1e-5, |t| {
+                    assert_same_gradients_within(&inputs, tolerance, zero, |t| {
                         run(t, d, Some(&rotation), scores, &visible)
                     })?;
-                    assert_same_gradients_within(&inputs, tolerance, 1e-5, |t| run(t, d, None, scores, &visible))?;
+                    assert_same_gradients_within(&inputs, tolerance, zero, |t| run(t, d, None, scores, &visible))?;
                 }
             }
         }

@@ -158,16 +158,6 @@ fn normed(norm: Option<&Norm>, x: &Tensor) -> Result<Tensor> {
     norm.map_or_else(|| Ok(x.clone()), |norm| norm.apply(x))
 }
 
-/// `residual + norm(linear(y))`.
-fn added(residual: &Tensor, y: &Tensor, linear: &Linear, norm: Option<&Norm>) -> Result<Tensor> {
-    match norm {
-        None => linear.apply_and_add(y, residual),
-        Some(norm) => {
-            Ok((residual + norm.apply(&linear.apply(&y.reshape((residual.dim(0)?, residual.dim(1)?, ()))?)?)?)?)
-        }
-    }
-}
-
 impl Block {
     fn new(config: &ModelConfig, params: &Params, layer: usize) -> Result<Self> {
         let full = |name: &str| format!("model.layers.{layer}.{name}");
@@ -221,7 +211,7 @@ impl Block {
         }
     }
 
-    /// The residual stream with what attention adds to it: in one operation, if all of it trains and nothing stands between.
+    /// The residual stream with what attention adds to it: in one operation, if nothing stands between its parts.
     fn attend(
         &self,
         x: &Tensor,
@@ -232,24 +222,31 @@ impl Block {
     ) -> Result<Tensor> {
         let attention = &self.attention;
         if let (Some(norm), None, None, None) = (&self.attention_in, &self.attention_out, past, &look)
-            && let (Some((norm, eps)), Some(weights)) = (norm.rms()?, attention.trained())
+            && let (Some((norm, eps)), Some(weights)) = (norm.rms()?, attention.alone())
         {
             let (d, scores) = (attention.d, attention.scores);
             return Ok(self_attention(x, (&norm, eps), weights, d, rotation, scores, visible)?);
         }
         let y = normed(self.attention_in.as_ref(), x)?;
         let y = attention.forward(&y, rotation, visible, past, look)?;
-        added(x, &y, &attention.o_proj, self.attention_out.as_ref())
+        match &self.attention_out {
+            Some(norm) => Ok((x + norm.apply(&attention.o_proj.apply(&y.flatten_from(2)?)?)?)?),
+            None => attention.o_proj.apply_and_add(&y, x),
+        }
     }
 
     /// The residual stream with what the feed-forward network adds to it, in the same way.
     fn feed(&self, mlp: &Mlp, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
         if let (Some(norm), None, false) = (&self.mlp_in, &self.mlp_out, self.parallel_residual)
-            && let (Some((norm, eps)), Some((weights, precision))) = (norm.rms()?, mlp.trained())
+            && let (Some((norm, eps)), Some((weights, precision))) = (norm.rms()?, mlp.alone())
         {
             return Ok(feed_forward(attended, Some((&norm, eps)), weights, mlp.activation, precision)?);
         }
-        added(attended, &mlp.inner(&self.fed(x, attended)?)?, &mlp.down_proj, self.mlp_out.as_ref())
+        let y = self.fed(x, attended)?;
+        match &self.mlp_out {
+            Some(norm) => Ok((attended + norm.apply(&mlp.forward(&y)?)?)?),
+            None => mlp.down_proj.apply_and_add(&mlp.inner(&y)?, attended),
+        }
     }
 
     /// What the feed-forward network reads.
@@ -366,10 +363,10 @@ impl Attention {
         Ok(attention(&q, &k, &v, self.scores, visible)?)
     }
 
-    /// The weights, if all of them train and nothing else belongs to it.
-    fn trained(&self) -> Option<Projections<'_>> {
+    /// The weights, if they are tensors and nothing else belongs to it.
+    fn alone(&self) -> Option<Projections<'_>> {
         let linears = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
-        let [q, k, v, o] = linears.map(|linear| linear.trained().map(|(weight, _)| weight));
+        let [q, k, v, o] = linears.map(|linear| linear.alone().map(|(weight, _)| weight));
         if self.qk_norm.is_some() { None } else { Some(Projections { q: q?, k: k?, v: v?, o: o? }) }
     }
 
@@ -401,7 +398,7 @@ impl Mlp {
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match self.trained() {
+        match self.alone() {
             Some((weights, precision)) => Ok(feed_forward(x, None, weights, self.activation, precision)?),
             None => self.down_proj.apply(&self.inner(x)?),
         }
@@ -417,10 +414,10 @@ impl Mlp {
         Ok(gated(&gate?, &up?, self.activation)?)
     }
 
-    /// The weights and their precision, if there is a gate, all of them train and nothing else belongs to it.
-    fn trained(&self) -> Option<(GatedWeights<'_>, Precision)> {
-        let (gate, precision) = self.gate_proj.as_ref()?.trained()?;
-        let (up, down) = (self.up_proj.trained()?.0, self.down_proj.trained()?.0);
+    /// The weights and their precision, if there is a gate, they are tensors and nothing else belongs to it.
+    fn alone(&self) -> Option<(GatedWeights<'_>, Precision)> {
+        let (gate, precision) = self.gate_proj.as_ref()?.alone()?;
+        let (up, down) = (self.up_proj.alone()?.0, self.down_proj.alone()?.0);
         Some((GatedWeights { gate, up, down }, precision))
     }
 

@@ -25,10 +25,10 @@ impl Linear {
         Ok(Self { weight, bias, lora })
     }
 
-    /// The weight and its precision, if it trains and stands alone.
-    pub fn trained(&self) -> Option<(&Tensor, Precision)> {
+    /// The weight and its precision, if it is a tensor and stands alone.
+    pub fn alone(&self) -> Option<(&Tensor, Precision)> {
         match &self.weight {
-            Matrix::Dense(weight, precision) if self.is_bare() && weight.track_op() => Some((weight, *precision)),
+            Matrix::Dense(weight, precision) if self.is_bare() => Some((weight, *precision)),
             _ => None,
         }
     }

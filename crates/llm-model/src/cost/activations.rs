@@ -131,27 +131,27 @@ impl Kept<'_> {
     }
 
     fn block(&self, layer: usize) -> u64 {
-        let (config, width, (q, kv)) = (self.config, self.width(), self.heads());
+        let (config, width) = (self.config, self.width());
         let names = config.norm_placement.names();
         let norms = [names.attention_in, names.attention_out, names.mlp_in, names.mlp_out];
         let norms = norms.map(|name| u64::from(name.is_some()));
-        let bias = config.attention_bias != AttentionBias::None;
-        let turns = !config.learned_positions && !config.layers_without_rope.contains(&layer);
         let [attention_in, attention_out, mlp_in, mlp_out] = norms;
 
-        let mut numbers = attention_in * width + linear(q, bias) + 2 * linear(kv, bias);
-        numbers += u64::from(config.qk_norm.is_some()) * (q + kv) + u64::from(turns) * (q + kv);
-        numbers += q + config.num_attention_heads as u64; // the mixture, the logarithms of the softmaxes' sums
-        numbers += linear(width, config.attention_bias == AttentionBias::All);
-        // A norm behind a part needs the part's result, its own, and the sum.
-        numbers += 2 * attention_out * width + mlp_in * width;
-        let mut bytes = 4 * self.n * numbers;
+        let mut bytes = if self.is_half(attention_in, attention_out) && self.is_plain_attention() {
+            self.attention_half()
+        } else {
+            4 * self.n * (attention_in * width + self.attention(layer) + 2 * attention_out * width)
+        };
         bytes += match config.experts_of(layer) {
-            None => {
+            None if !config.parallel_residual && self.is_half(mlp_in, mlp_out) && self.is_plain_network() => {
                 let inner = config.intermediate_size as u64;
-                self.inner(inner) + 4 * self.n * (linear(width, config.mlp_bias) + 2 * mlp_out * width)
+                self.n * (self.number() + 4) * width + self.network(inner) + 4 * width
             }
-            Some(experts) => self.experts(experts) + 4 * self.n * (mlp_out + 1) * width,
+            None => {
+                let result = linear(width, config.mlp_bias) + (mlp_in + 2 * mlp_out) * width;
+                self.network_alone(config.intermediate_size as u64, mlp_out) + 4 * self.n * result
+            }
+            Some(experts) => self.experts(experts) + 4 * self.n * (mlp_in + mlp_out + 1) * width,
         };
         if config.norm == NormKind::RmsPlusOne {
             bytes += 4 * norms.iter().sum::<u64>() * width; // 1 + w
@@ -159,25 +159,73 @@ impl Kept<'_> {
         bytes
     }
 
-    /// The feed-forward network before its last map.
-    fn inner(&self, inner: u64) -> u64 {
+    /// Whether a norm before a part, and none behind it, lets the part be half of a block in one operation.
+    fn is_half(&self, norm_in: u64, norm_out: u64) -> bool {
+        norm_in > norm_out && self.config.norm != NormKind::Layer
+    }
+
+    fn is_plain_attention(&self) -> bool {
+        self.config.attention_bias == AttentionBias::None && self.config.qk_norm.is_none()
+    }
+
+    fn is_plain_network(&self) -> bool {
+        self.config.gated_mlp && !self.config.mlp_bias
+    }
+
+    /// Bytes of a number that is only multiplied again.
+    fn number(&self) -> u64 {
+        if self.precision == Precision::F32 { 4 } else { 2 }
+    }
+
+    /// Attention from norm to residual stream in one operation, with its parameters side by side.
+    fn attention_half(&self) -> u64 {
+        let (width, (q, kv)) = (self.width(), self.heads());
+        let kept = self.number() * (width + q + 2 * kv) + 4 * (q + self.config.num_attention_heads as u64);
+        self.n * (kept + 4 * width) + 4 * (1 + q + 2 * kv) * width
+    }
+
+    /// Numbers of a token that attention keeps step by step, between its norms.
+    fn attention(&self, layer: usize) -> u64 {
+        let (config, (q, kv)) = (self.config, self.heads());
+        let bias = config.attention_bias != AttentionBias::None;
+        let turns = !config.learned_positions && !config.layers_without_rope.contains(&layer);
+        let mut numbers = linear(q, bias) + 2 * linear(kv, bias);
+        numbers += u64::from(config.qk_norm.is_some()) * (q + kv) + u64::from(turns) * (q + kv);
+        numbers += q + config.num_attention_heads as u64; // the mixture, the logarithms of the softmaxes' sums
+        numbers + linear(self.width(), config.attention_bias == AttentionBias::All)
+    }
+
+    /// A gated network in one operation: the branches and their product; its parameters side by side.
+    fn network(&self, inner: u64) -> u64 {
+        3 * self.n * self.number() * inner + 4 * 2 * inner * self.width()
+    }
+
+    /// A network that is no half of a block, but for its result; without a norm behind it the last map adds to the stream.
+    fn network_alone(&self, inner: u64, mlp_out: u64) -> u64 {
+        match mlp_out > 0 && self.is_plain_network() {
+            true => self.n * self.number() * self.width() + self.network(inner),
+            false => self.steps_of_a_network(inner),
+        }
+    }
+
+    /// A network before its last map, step by step.
+    fn steps_of_a_network(&self, inner: u64) -> u64 {
         let (gated, bias) = (self.config.gated_mlp, self.config.mlp_bias);
-        let number = if self.precision == Precision::F32 { 4 } else { 2 };
-        self.n
-            * match (gated, bias) {
-                (true, false) => inner * (2 * number + 4), // both branches in one operation, and their product
-                (true, true) => 4 * (2 * linear(inner, true) + inner),
-                (false, _) => 4 * (linear(inner, bias) + inner),
-            }
+        4 * self.n * (linear(inner, bias) * (1 + u64::from(gated)) + inner)
     }
 
     /// The router, the tokens sorted by expert, the experts, and their results put back, weighed and summed.
     fn experts(&self, experts: &ExpertsConfig) -> u64 {
         let (e, k) = (experts.num_experts as u64, experts.num_experts_per_tok as u64);
+        let inner = experts.moe_intermediate_size as u64;
         let shares = if experts.norm_topk_prob { 3 * k + 1 } else { 2 * k };
         let router = e + (3 * e + 2) + shares;
         let pairs = k * (5 * self.width() + 2);
-        k * self.inner(experts.moe_intermediate_size as u64) + 4 * self.n * (router + pairs + self.width())
+        let network = match self.is_plain_network() {
+            true => k * self.n * self.number() * (3 * inner + self.width()) + e * 4 * 2 * inner * self.width(),
+            false => k * self.steps_of_a_network(inner),
+        };
+        network + 4 * self.n * (router + pairs + self.width())
     }
 
     /// The largest step of a block's backward. candle makes a gradient, zeros to add it to, and their sum.
@@ -185,9 +233,17 @@ impl Kept<'_> {
         let (n, width, (q, kv)) = (self.n, self.width(), self.heads());
         let inner = self.config.intermediate_size as u64;
         let taken = self.config.experts.as_ref().map_or(0, |experts| experts.num_experts_per_tok as u64);
-        let feed_forward = 3 * n * (inner + width) + 2 * inner * width;
-        let attention = n * (4 * q + 4 * kv + width);
-        4 * feed_forward.max(attention).max(4 * n * taken * width)
+        let names = self.config.norm_placement.names();
+        let [attention_out, mlp_out] = [names.attention_out, names.mlp_out].map(|name| u64::from(name.is_some()));
+        let feed_forward = match self.is_half(1, mlp_out) && self.is_plain_network() {
+            true => n * (2 * self.number() * inner + 12 * width) + 4 * 3 * inner * width,
+            false => 4 * (3 * n * (inner + width) + 2 * inner * width),
+        };
+        let attention = match self.is_half(1, attention_out) && self.is_plain_attention() {
+            true => n * (self.number() * (q + 2 * kv) + 4 * (q.max(width) + 2 * width)) + 4 * (2 * q + 2 * kv) * width,
+            false => 4 * n * (4 * q + 4 * kv + width),
+        };
+        feed_forward.max(attention).max(16 * n * taken * width)
     }
 
     /// That of the embedding and the output layer: the embedding's gradient is copied as rows are added to it; that of a
