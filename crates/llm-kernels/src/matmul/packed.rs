@@ -143,7 +143,7 @@ unsafe fn with_right<const BF16: bool, B: Element>(bt: Matrix<B>, threads: Threa
     let units = bt.cols.div_ceil(1 + usize::from(BF16));
     with_panels(1, bt.rows.next_multiple_of(COLS) * units, |panels| {
         // SAFETY: the caller says that the instructions are there.
-        let pack = |(i, panel)| unsafe { pack_right::<BF16, B>(bt.rows_from(i * COLS, COLS), panel) };
+        let pack = |(i, panel)| unsafe { pack_right::<BF16, B>(bt, i * COLS, panel) };
         match threads {
             Threads::One => panels.chunks_mut(COLS * units).enumerate().for_each(pack),
             Threads::All => panels.par_chunks_mut(COLS * units).enumerate().for_each(pack),
@@ -173,7 +173,7 @@ pub unsafe fn panels<const BF16: bool, B: Element>(b: Matrix<B>) -> Vec<u32> {
     let mut panels = vec![0; bt.rows.next_multiple_of(COLS) * units];
     for (i, panel) in panels.chunks_mut((COLS * units).max(1)).enumerate() {
         // SAFETY: the caller says that the instructions are there.
-        unsafe { pack_right::<BF16, B>(bt.rows_from(i * COLS, COLS), panel) };
+        unsafe { pack_right::<BF16, B>(bt, i * COLS, panel) };
     }
     panels
 }
@@ -337,12 +337,14 @@ unsafe fn put(tile: &[[__m512; 2]; ROWS], rows: usize, cols: usize, out: Out) {
     }
 }
 
-/// Copies at most `COLS` columns of the right side, as rows, into a panel: for each unit along the rows, that of each row.
+/// Copies the columns of the right side from `start` on, `COLS` at most, which are rows of `bt`, into a panel: for each unit
+/// along the rows, that of each row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn pack_right<const BF16: bool, T: Element>(from: Matrix<T>, panel: &mut [u32]) {
+fn pack_right<const BF16: bool, T: Element>(bt: Matrix<T>, start: usize, panel: &mut [u32]) {
+    let from = bt.rows_from(start, COLS);
     match from.col_stride {
-        1 => turn_rows::<BF16, T>(from, panel.as_chunks_mut().0),
+        1 => turn_rows::<BF16, T>(from, bt.rows_from(start + COLS, COLS), panel.as_chunks_mut().0),
         _ => pack_columns::<BF16, COLS, T>(from, panel),
     }
 }
@@ -377,14 +379,18 @@ fn units<const BF16: bool, T: Element>(numbers: &[T]) -> __m512i {
     }
 }
 
-/// At most `COLS` rows that lie in memory one number after the other: 16 units of 16 rows are made, then turned.
+/// At most `COLS` rows that lie in memory one number after the other: 16 units of 16 rows are made, then turned. The rows
+/// `next` are asked for meanwhile.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn turn_rows<const BF16: bool, T: Element>(from: Matrix<T>, panel: &mut [[u32; COLS]]) {
+fn turn_rows<const BF16: bool, T: Element>(from: Matrix<T>, next: Matrix<T>, panel: &mut [[u32; COLS]]) {
     let numbers = 1 + usize::from(BF16);
     for (part, columns) in panel.chunks_mut(16).enumerate() {
         let start = part * 16 * numbers;
         let count = (16 * numbers).min(from.cols - start);
+        for row in 0..next.rows {
+            fetch(&next.row(row)[start..start + count], 0..usize::MAX);
+        }
         for first in (0..COLS).step_by(16) {
             let mut units = [_mm512_setzero_si512(); 16];
             for (i, units) in units.iter_mut().enumerate().take(from.rows.saturating_sub(first)) {
