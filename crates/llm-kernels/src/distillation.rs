@@ -1,16 +1,16 @@
 //! Distillation in one with the output layers: neither the student's nor the teacher's logits stand in memory whole.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Result, Tensor, bail};
-use rayon::prelude::*;
 
 use crate::cross_entropy::{IGNORED, check_labels, log_sum_exp};
-use crate::head::{Head, counted};
+use crate::head::{Head, RowLoss, counted};
 use crate::kl::log_sum_scaled;
-use crate::matmul::{How, Matrix, Precision, product_into};
+use crate::matmul::{How, Matrix, Precision, product};
 use crate::norm::cpu;
-use crate::simd::{exp, zeros};
+use crate::simd::exp;
 
 /// Hidden states `(n, hidden)` and the output layer `(vocab, hidden)` that reads them.
 #[derive(Debug, Clone, Copy)]
@@ -69,24 +69,20 @@ pub fn linear_distillation(
     let sums = Arc::new(Mutex::new((0f64, 0f64)));
     let gathered = Arc::clone(&sums);
     let theirs_how = How::all(teacher.precision);
-    let loss = Head::apply(student.hidden, student.weight, student.precision, move |rows, logits, differentiate| {
+    let of_rows = move |rows: Range<usize>| -> Result<RowLoss> {
         let ((hs, hl), (ws, wl)) = (hidden.storage_and_layout(), weight.storage_and_layout());
         let states = Matrix::new(&cpu(&hs, hl)?[rows.start * tk..rows.end * tk], rows.len(), tk);
-        let mut theirs = zeros(logits.len());
-        let weight = Matrix::new(cpu(&ws, wl)?, vocab, tk);
-        product_into(states, weight.t(), &mut theirs, vocab, false, 1., theirs_how);
-        let losses: Vec<(f64, f64)> = logits
-            .par_chunks_mut(vocab)
-            .zip(theirs.par_chunks(vocab))
-            .zip(labels[rows].par_iter())
-            .with_min_len(4)
-            .map(|((student, teacher), &label)| numbers.row(student, teacher, label, differentiate))
-            .collect();
-        let (kl, cross_entropy) = losses.iter().fold((0., 0.), |sum, row| (sum.0 + row.0, sum.1 + row.1));
-        let mut sums = gathered.lock().unwrap_or_else(PoisonError::into_inner);
-        *sums = (sums.0 + kl, sums.1 + cross_entropy);
-        Ok((alpha * temperature * temperature * kl + (1. - alpha) * cross_entropy) / count)
-    })?;
+        let theirs = product(states, Matrix::new(cpu(&ws, wl)?, vocab, tk).t(), theirs_how);
+        let labels = Arc::clone(&labels);
+        Ok(Box::new(move |row, logits, gradient| {
+            numbers.row(logits, &theirs[row * vocab..][..vocab], labels[rows.start + row], gradient)
+        }))
+    };
+    let total = move |[kl, cross_entropy]: [f64; 2]| {
+        *gathered.lock().unwrap_or_else(PoisonError::into_inner) = (kl, cross_entropy);
+        (alpha * temperature * temperature * kl + (1. - alpha) * cross_entropy) / count
+    };
+    let loss = Head::apply(student.hidden, student.weight, student.precision, of_rows, total)?;
     let (kl, cross_entropy) = *sums.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(Distillation { loss, kl: kl / count, cross_entropy: cross_entropy / count })
 }
@@ -115,22 +111,23 @@ struct Numbers {
 }
 
 impl Numbers {
-    /// KL and cross-entropy of one row; `student` becomes the gradient of the loss if `differentiate`.
-    fn row(self, student: &mut [f32], teacher: &[f32], label: i64, differentiate: bool) -> (f64, f64) {
+    /// KL and cross-entropy of one row, and the gradient of the loss.
+    fn row(self, student: &[f32], teacher: &[f32], label: i64, differentiated: Option<&mut [f32]>) -> [f64; 2] {
         if label == IGNORED {
-            student.fill(0.);
-            return (0., 0.);
+            differentiated.into_iter().for_each(|gradient| gradient.fill(0.));
+            return [0., 0.];
         }
         let inverse = 1. / self.temperature;
         let kl = crate::kl::forward(student, teacher, inverse);
         let log_sum = log_sum_exp(student);
         let cross_entropy = log_sum - student[label as usize];
-        if differentiate {
+        if let Some(to) = differentiated {
             let (of_kl, of_labels) = (self.scale * self.alpha * self.temperature, self.scale * (1. - self.alpha));
-            gradient(student, teacher, [inverse, of_kl, of_labels, log_sum]);
-            student[label as usize] -= of_labels;
+            to.copy_from_slice(student);
+            gradient(to, teacher, [inverse, of_kl, of_labels, log_sum]);
+            to[label as usize] -= of_labels;
         }
-        (f64::from(kl), f64::from(cross_entropy))
+        [f64::from(kl), f64::from(cross_entropy)]
     }
 }
 

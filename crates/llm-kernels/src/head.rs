@@ -1,17 +1,18 @@
 //! The output layer and its loss in one: the logits `(tokens, vocab)` never stand in memory whole.
 //!
-//! A chunk of tokens at a time, the logits are computed, turned into the loss and, in place, into their own gradient,
-//! and that is multiplied into the gradients of the hidden states and of the weight at once. A vocabulary of 8192 and
-//! 4096 tokens would otherwise hold three matrices of 128 MB.
+//! A few tokens at a time, the logits are computed and turned into the loss and into their own gradient, which is kept in
+//! the precision of the products for a chunk of tokens and multiplied into the gradients of the hidden states and of the
+//! weight at once. A vocabulary of 8192 and 4096 tokens would otherwise hold three matrices of 128 MB.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
+use half::bf16;
 
 use crate::cross_entropy::{IGNORED, check_labels, log_sum_exp};
-use crate::matmul::{How, Matrix, Precision, product_into};
+use crate::matmul::{How, Matrix, Precision, Rounded, mapped_product, product_into};
 use crate::simd::{contiguous, exp, max, sum2, zeros};
 
 /// What [`linear_cross_entropy`] adds to the plain cross-entropy.
@@ -36,7 +37,7 @@ pub fn linear_cross_entropy(x: &Tensor, w: &Tensor, labels: &[i64], options: Cro
         bail!("linear_cross_entropy: x is {:?}, w is {:?}; their last dimensions must be alike", x.dims(), w.dims());
     }
     check_labels(labels, n, vocab)?;
-    if n == 0 || vocab == 0 {
+    if n * k * vocab == 0 {
         bail!("linear_cross_entropy: x is {:?}, w is {:?}; neither may be empty", x.dims(), w.dims());
     }
     if !(crate::is_fused(x) && crate::is_fused(w)) {
@@ -44,15 +45,13 @@ pub fn linear_cross_entropy(x: &Tensor, w: &Tensor, labels: &[i64], options: Cro
     }
     let scale = 1. / counted(labels) as f32;
     let labels: Arc<[i64]> = labels.into();
-    Head::apply(x, w, options.precision, move |rows, logits, differentiate| {
-        let losses: Vec<f64> = logits
-            .par_chunks_mut(vocab)
-            .zip(labels[rows].par_iter())
-            .with_min_len(4)
-            .map(|(row, &label)| row_loss(row, label, options, differentiate, scale))
-            .collect();
-        Ok(losses.iter().sum::<f64>() * f64::from(scale))
-    })
+    let of_rows = move |rows: Range<usize>| -> Result<RowLoss> {
+        let labels = Arc::clone(&labels);
+        Ok(Box::new(move |row, logits, gradient| {
+            [row_loss(logits, gradient, labels[rows.start + row], options, scale), 0.]
+        }))
+    };
+    Head::apply(x, w, options.precision, of_rows, move |[loss, _]| loss * f64::from(scale))
 }
 
 /// How many labels count, at least one.
@@ -74,22 +73,25 @@ fn naive(x: &Tensor, w: &Tensor, labels: &[i64], options: CrossEntropyOptions) -
     (loss * keep)?.sum_all()? / counted(labels) as f64
 }
 
-/// `losses(rows, logits, differentiate)` gives the loss of some rows of logits, in their mean over all rows; if asked to,
-/// it leaves in each row the gradient of that loss.
-type Losses = Box<dyn Fn(Range<usize>, &mut [f32], bool) -> Result<f64> + Send + Sync>;
+/// Two parts of the loss of a row, counted from the first of its chunk, from its logits. The gradient of the row's loss, if
+/// there is room for one, is written too.
+pub(crate) type RowLoss = Box<dyn Fn(usize, &[f32], Option<&mut [f32]>) -> [f64; 2] + Sync>;
 
 /// The logits `x · wᵀ`, a chunk at a time, and a loss of them: a scalar.
 pub(crate) struct Head {
     /// Whether the gradients of `x` and of `w` are asked for.
     wants: [bool; 2],
     precision: Precision,
-    losses: Losses,
+    /// The losses of a chunk of rows.
+    of_rows: Box<dyn Fn(Range<usize>) -> Result<RowLoss> + Send + Sync>,
+    /// The loss, from the sums of its two parts over all rows.
+    total: Box<dyn Fn([f64; 2]) -> f64 + Send + Sync>,
     /// The gradients of the loss with respect to `x` and `w`, made beside the loss.
     gradients: OnceLock<[Option<Tensor>; 2]>,
 }
 
-/// Logits of one chunk, 64 MB: packing the weight anew for each chunk costs more than leaving the cache.
-const CHUNK: usize = 16 << 20;
+/// Bytes of the gradients of one chunk: packing the weight anew for each chunk costs more than leaving the cache.
+const CHUNK: usize = 64 << 20;
 
 impl Head {
     /// Applies the head `w` `(vocab, hidden)` and the loss to `x` `(n, hidden)`.
@@ -97,16 +99,48 @@ impl Head {
         x: &Tensor,
         w: &Tensor,
         precision: Precision,
-        losses: impl Fn(Range<usize>, &mut [f32], bool) -> Result<f64> + Send + Sync + 'static,
+        of_rows: impl Fn(Range<usize>) -> Result<RowLoss> + Send + Sync + 'static,
+        total: impl Fn([f64; 2]) -> f64 + Send + Sync + 'static,
     ) -> Result<Tensor> {
         let wants = [x.track_op(), w.track_op()];
-        let head = Self { wants, precision, losses: Box::new(losses), gradients: OnceLock::new() };
-        x.contiguous()?.apply_op2(&w.contiguous()?, head)
+        let (of_rows, total) = (Box::new(of_rows), Box::new(total));
+        x.contiguous()?
+            .apply_op2(&w.contiguous()?, Self { wants, precision, of_rows, total, gradients: OnceLock::new() })
     }
 
-    /// How many rows of logits stand in memory at a time.
-    fn rows(n: usize, vocab: usize) -> usize {
-        (CHUNK / vocab.max(1)).clamp(16, n.max(16))
+    /// The loss and the gradients of `x` `(n, k)` and `w` `(vocab, k)`; those that nobody wants are empty.
+    fn run<T: Rounded>(&self, x: &[f32], w: &[f32], k: usize, vocab: usize) -> Result<(f64, [Vec<f32>; 2])> {
+        let [wants_x, wants_w] = self.wants;
+        let (n, how) = (x.len() / k, How::all(T::PRECISION));
+        let (mut dx, mut dw) = (zeros(if wants_x { x.len() } else { 0 }), zeros(if wants_w { w.len() } else { 0 }));
+        let w = Matrix::new(w, vocab, k);
+        let chunk = (CHUNK / (vocab * size_of::<T>())).max(16);
+        let mut sums = [0f64; 2];
+        for start in (0..n).step_by(chunk) {
+            let range = start..(start + chunk).min(n);
+            let of_rows = (self.of_rows)(range.clone())?;
+            // Each row's parts, as bits: rows are made next to each other and summed in order.
+            let parts: Vec<[AtomicU64; 2]> = range.clone().map(|_| Default::default()).collect();
+            let x = Matrix::new(&x[range.start * k..range.end * k], range.len(), k);
+            let width = if wants_x || wants_w { vocab } else { 0 };
+            let gradient: Vec<T> = mapped_product(x, w.t(), width, |row, logits, gradient| {
+                let loss = of_rows(row, logits, Some(gradient).filter(|gradient| !gradient.is_empty()));
+                for (part, loss) in parts[row].iter().zip(loss) {
+                    part.store(loss.to_bits(), Ordering::Relaxed);
+                }
+            });
+            for (sum, part) in parts.iter().flat_map(|parts| [0, 1].map(|i| (i, &parts[i]))) {
+                sums[sum] += f64::from_bits(part.load(Ordering::Relaxed));
+            }
+            let gradient = Matrix::new(&gradient, range.len(), width);
+            if wants_x {
+                product_into(gradient, w, &mut dx[range.start * k..range.end * k], k, false, 1., how);
+            }
+            if wants_w {
+                product_into(gradient.t(), x, &mut dw, k, start > 0, 1., how);
+            }
+        }
+        Ok(((self.total)(sums), [dx, dw]))
     }
 }
 
@@ -116,30 +150,13 @@ impl CustomOp2 for Head {
     }
 
     fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, ws: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let ((n, k), (vocab, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
+        let (vocab, k) = wl.shape().dims2()?;
         let (x, w) = (contiguous(xs, xl)?, contiguous(ws, wl)?);
+        let (loss, [x_grad, w_grad]) = match self.precision {
+            Precision::F32 => self.run::<f32>(x, w, k, vocab)?,
+            Precision::Bf16 => self.run::<bf16>(x, w, k, vocab)?,
+        };
         let [dx, dw] = self.wants;
-        let mut gradients = [zeros(if dx { x.len() } else { 0 }), zeros(if dw { w.len() } else { 0 })];
-        let (rows, how) = (Self::rows(n, vocab), How::all(self.precision));
-        let mut logits = zeros(rows.min(n) * vocab);
-        let mut loss = 0f64;
-        for start in (0..n).step_by(rows) {
-            let range = start..(start + rows).min(n);
-            let logits = &mut logits[..range.len() * vocab];
-            let x = Matrix::new(&x[range.start * k..range.end * k], range.len(), k);
-            let w = Matrix::new(w, vocab, k);
-            product_into(x, w.t(), logits, vocab.max(1), false, 1., how);
-            loss += (self.losses)(range.clone(), logits, dx || dw)?;
-            let d = Matrix::new(logits, range.len(), vocab);
-            if dx {
-                let dx = &mut gradients[0][range.start * k..range.end * k];
-                product_into(d, w, dx, k, false, 1., how);
-            }
-            if dw {
-                product_into(d.t(), x, &mut gradients[1], k, true, 1., how);
-            }
-        }
-        let [x_grad, w_grad] = gradients;
         let tensor = |wanted: bool, data: Vec<f32>, shape: &Shape| match wanted {
             true => Tensor::from_vec(data, shape, &Device::Cpu).map(Some),
             false => Ok(None),
@@ -162,22 +179,23 @@ impl CustomOp2 for Head {
     }
 }
 
-/// The cross-entropy of one row of logits, which becomes its gradient times `scale` if `differentiate`.
-fn row_loss(row: &mut [f32], label: i64, options: CrossEntropyOptions, differentiate: bool, scale: f32) -> f64 {
+/// The cross-entropy of one row of logits, and its gradient times `scale`.
+fn row_loss(row: &[f32], gradient: Option<&mut [f32]>, label: i64, options: CrossEntropyOptions, scale: f32) -> f64 {
     if label == IGNORED {
-        row.fill(0.);
+        gradient.into_iter().for_each(|gradient| gradient.fill(0.));
         return 0.;
     }
     let (smooth, z_loss) = (options.label_smoothing as f32, options.z_loss as f32);
     let target = row[label as usize];
     let mean = if smooth > 0. { sum2(row, row, |a, _| a) / row.len() as f32 } else { 0. };
-    let log_sum = if differentiate {
-        let log_sum = softmax_gradient(row, scale, z_loss);
+    let log_sum = if let Some(gradient) = gradient {
+        gradient.copy_from_slice(row);
+        let log_sum = softmax_gradient(gradient, scale, z_loss);
         if smooth > 0. {
             let evenly = scale * smooth / row.len() as f32;
-            row.iter_mut().for_each(|d| *d -= evenly);
+            gradient.iter_mut().for_each(|d| *d -= evenly);
         }
-        row[label as usize] -= scale * (1. - smooth);
+        gradient[label as usize] -= scale * (1. - smooth);
         log_sum
     } else {
         log_sum_exp(row)
