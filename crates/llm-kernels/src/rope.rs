@@ -190,9 +190,10 @@ fn turn_simd<'a, S: pulp::Simd>(
             }
         } else {
             let ((x1, x2), (y1, y2)) = (x.split_at(half), y.split_at_mut(half));
-            for i in 0..half {
-                y1[i] = x1[i] * cos[i] - x2[i] * sin[i] * sign;
-                y2[i] = x2[i] * cos[i] + x1[i] * sin[i] * sign;
+            let turned = y1.iter_mut().zip(y2).zip(x1.iter().zip(x2)).zip(cos.iter().zip(sin));
+            for (((y1, y2), (x1, x2)), (cos, sin)) in turned {
+                *y1 = x1 * cos - x2 * sin * sign;
+                *y2 = x2 * cos + x1 * sin * sign;
             }
         }
         rest.copy_from_slice(still);
