@@ -215,7 +215,7 @@ impl CustomOp3 for Attention {
         let ((os, ol), (gs, gl)) = (out.storage_and_layout(), grad.storage_and_layout());
         let Some(log_sums) = self.log_sums.get() else { bail!("attention: its backward came before its forward") };
         let inputs = [heads(&qs, ql, d)?, heads(&ks, kl, d)?, heads(&vs, vl, d)?];
-        let results = [heads(&os, ol, d)?, heads(&gs, gl, d)?];
+        let (out, grad) = (heads(&os, ol, d)?, heads(&gs, gl, d)?);
         let of_queries = [t * h * d, h * d, d];
         let of_keys = [s * g * d, g * d, d];
         let (mut dk, mut dv) = (Vec::new(), Vec::new());
@@ -228,7 +228,7 @@ impl CustomOp3 for Attention {
                         let dq = HeadsMut::new(Places::new(dq), of_queries, 0, d);
                         let dk = HeadsMut::new(Places::new(dk), of_keys, 0, d);
                         let dv = HeadsMut::new(Places::new(dv), of_keys, 0, d);
-                        self.core.backward(inputs, results, log_sums, [dq, dk, dv], None);
+                        self.core.backward(inputs, out, grad, log_sums, [dq, dk, dv], None);
                     });
                 });
             })

@@ -110,12 +110,13 @@ impl<T: Rounded> FeedForward<T> {
         let (n, hidden, norm, weight) = self.parts(x, params);
         let normed: Vec<T> = self.eps.map_or_else(|| rounded(x), |eps| normed(x, norm, eps));
         let weight = Matrix::new(weight, 2 * self.inner, hidden);
-        let inner = mapped_product(Matrix::new(&normed, n, hidden), weight.t(), 3 * self.inner, |_, branches, to| {
-            let (gated, kept) = to.split_at_mut(self.inner);
-            kept.copy_from_slice(branches);
-            let (gate, up) = branches.split_at(self.inner);
-            gated_forward(self.activation, gate, up, gated);
-        });
+        let inner =
+            mapped_product(Matrix::new(&normed, n, hidden), weight.t(), [3 * self.inner; 2], |_, branches, to| {
+                let (gated, kept) = to.split_at_mut(self.inner);
+                kept.copy_from_slice(branches);
+                let (gate, up) = branches.split_at(self.inner);
+                gated_forward(self.activation, gate, up, gated);
+            });
         let down = Matrix::new(down, hidden, self.inner);
         let y = added(self.eps.map(|_| x), self.gated(&inner, n), down.t(), Self::HOW);
         match self.kept.set(Kept { normed, inner }) {
@@ -142,7 +143,7 @@ impl<T: Rounded> FeedForward<T> {
             return Ok([None, None, d_down]);
         }
         let down = Matrix::new(down, hidden, self.inner);
-        let d_branches: Vec<T> = mapped_product(dy_rows, down, 2 * self.inner, |token, d_gated, to| {
+        let d_branches: Vec<T> = mapped_product(dy_rows, down, [2 * self.inner; 2], |token, d_gated, to| {
             T::widen_all(&inner[(3 * token + 1) * self.inner..][..to.len()], to);
             let (gate, up) = to.split_at_mut(self.inner);
             gated_backward(self.activation, gate, up, d_gated);

@@ -123,7 +123,7 @@ impl Head {
             let parts: Vec<[AtomicU64; 2]> = range.clone().map(|_| Default::default()).collect();
             let x = Matrix::new(&x[range.start * k..range.end * k], range.len(), k);
             let width = if wants_x || wants_w { vocab } else { 0 };
-            let gradient: Vec<T> = mapped_product(x, w.t(), width, |row, logits, gradient| {
+            let gradient: Vec<T> = mapped_product(x, w.t(), [width; 2], |row, logits, gradient| {
                 let loss = of_rows(row, logits, Some(gradient).filter(|gradient| !gradient.is_empty()));
                 for (part, loss) in parts[row].iter().zip(loss) {
                     part.store(loss.to_bits(), Ordering::Relaxed);

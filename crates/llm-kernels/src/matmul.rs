@@ -327,22 +327,27 @@ const MAPPED: usize = 64;
 
 /// `width` numbers for each row of `a · b`, rounded: `map` is given a row's number and the row, and makes them. The product
 /// itself never stands in memory whole.
+///
+/// `piece` of them stay together: the first pieces of all rows come first, then the second ones, `(width / piece, rows, piece)`.
 pub fn mapped_product<A: Element, B: Element, T: Rounded>(
     a: Matrix<A>,
     b: Matrix<B>,
-    width: usize,
+    [width, piece]: [usize; 2],
     map: impl Fn(usize, &[f32], &mut [f32]) + Sync,
 ) -> Vec<T> {
+    assert!(width.is_multiple_of(piece.max(1)), "a row is made of whole pieces");
     assert_eq!(a.cols, b.rows, "the inner sizes of a product differ");
     assert!(a.cols > 0 && b.cols > 0 && fits(a.rows, width, width, isize::MAX as usize), "a product of nothing");
     let make = |places: Places<T>, first: usize, rows: &[f32]| {
         let mut made = vec![0f32; width];
         for (i, row) in rows.chunks_exact(b.cols).enumerate() {
             map(first + i, row, &mut made);
-            // SAFETY: each row of the product is given to one task, which alone writes the numbers made of it.
-            #[allow(unsafe_code)]
-            unsafe {
-                places.write((first + i) * width, &made);
+            for (place, piece) in made.chunks_exact(piece.max(1)).enumerate() {
+                // SAFETY: each row of the product is given to one task, which alone writes the pieces made of it.
+                #[allow(unsafe_code)]
+                unsafe {
+                    places.write((place * a.rows + first + i) * piece.len(), piece);
+                }
             }
         }
     };

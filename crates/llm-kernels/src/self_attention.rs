@@ -96,7 +96,7 @@ struct SelfAttention<T> {
 /// What the backward needs; n is `b·t`.
 struct Kept<T> {
     normed: Vec<T>,     // (n, hidden)
-    heads: Vec<T>,      // (n, h + 2 g, d): queries and keys, turned, and values
+    heads: Vec<T>,      // (h + 2 g, n, d): queries and keys, turned, and values
     mixed: Vec<f32>,    // (n, h, d)
     log_sums: Vec<f32>, // (b, h, t)
 }
@@ -115,14 +115,20 @@ impl<T: Rounded> SelfAttention<T> {
     }
 
     /// Where sequences, tokens and heads begin in `(n, heads, d)`.
-    fn strides(&self, heads: usize) -> [usize; 3] {
+    fn by_token(&self, heads: usize) -> [usize; 3] {
         let Dims { t, d, .. } = self.core.shape;
         [t * heads * d, heads * d, d]
     }
 
+    /// The heads from `first` on of `(heads, n, d)`, where what a task reads lies together.
+    fn by_head<'a>(&self, heads: &'a [T], first: usize) -> Heads<'a, T> {
+        let Dims { b, t, d, .. } = self.core.shape;
+        Heads::new(&heads[first * b * t * d..], [t * d, d, b * t * d], d)
+    }
+
     fn inputs<'a>(&self, heads: &'a [T]) -> [Heads<'a, T>; 3] {
-        let Dims { h, g, d, .. } = self.core.shape;
-        [0, h, h + g].map(|first| Heads::new(&heads[first * d..], self.strides(h + 2 * g), d))
+        let Dims { h, g, .. } = self.core.shape;
+        [0, h, h + g].map(|first| self.by_head(heads, first))
     }
 
     fn forward(&self, x: &[f32], params: &[f32], o: &[f32]) -> Result<Vec<f32>> {
@@ -133,13 +139,13 @@ impl<T: Rounded> SelfAttention<T> {
         let normed: Vec<T> = normed(x, norm, self.eps);
         let rows = Matrix::new(&normed, n, hidden);
         let qkv = Matrix::new(qkv, width, hidden);
-        let heads = mapped_product(rows, qkv.t(), width, |token, heads, to| self.turn(token, heads, to));
+        let heads = mapped_product(rows, qkv.t(), [width, d], |token, heads, to| self.turn(token, heads, to));
         let mut log_sums = Vec::new();
         // SAFETY: `forward` writes every row.
         #[allow(unsafe_code)]
         let mixed = unsafe {
             written(n * h * d, |mixed| {
-                let mixed = HeadsMut::new(Places::new(mixed), self.strides(h), 0, d);
+                let mixed = HeadsMut::new(Places::new(mixed), self.by_token(h), 0, d);
                 log_sums = self.core.forward(self.inputs(&heads), mixed);
             })
         };
@@ -165,15 +171,17 @@ impl<T: Rounded> SelfAttention<T> {
         if !wants_x && !wants_params {
             return Ok([None, None, d_o]);
         }
-        let d_mixed = product(dy_rows, Matrix::new(o, hidden, h * d), Self::HOW);
-        let results = [mixed, &d_mixed].map(|x| Heads::new(x, self.strides(h), d));
+        let o = Matrix::new(o, hidden, h * d);
+        let d_mixed: Vec<T> = mapped_product(dy_rows, o, [h * d, d], |_, row, to| to.copy_from_slice(row));
+        let result = Heads::new(mixed, self.by_token(h), d);
         // SAFETY: the queries' heads, the keys' and the values' are all that there are, and `backward` writes every row of each.
         #[allow(unsafe_code)]
         let d_heads: Vec<T> = unsafe {
             written(n * width, |to| {
                 let places = Places::new(to);
-                let parts = [0, h, h + g].map(|first| HeadsMut::new(places, self.strides(h + 2 * g), first, d));
-                self.core.backward(self.inputs(heads), results, log_sums, parts, self.rotation.as_ref());
+                let parts = [0, h, h + g].map(|first| HeadsMut::new(places, self.by_token(h + 2 * g), first, d));
+                let (inputs, grad) = (self.inputs(heads), self.by_head(&d_mixed, 0));
+                self.core.backward(inputs, result, grad, log_sums, parts, self.rotation.as_ref());
             })
         };
         drop(d_mixed);

@@ -116,10 +116,11 @@ impl Core {
 
     /// The gradients of `q`, `k` and `v` `(b, t or s, heads, d)` from the result and its gradient; those of `q` and `k` before
     /// they were turned, if they were. Every row of them is written.
-    pub fn backward<T: Element, G: Rounded>(
+    pub fn backward<T: Rounded, G: Rounded>(
         &self,
         inputs: [Heads<T>; 3],
-        results: [Heads; 2],
+        out: Heads,
+        grad: Heads<T>,
         log_sums: &[f32],
         gradients: [HeadsMut<G>; 3],
         rotation: Option<&Rotation>,
@@ -128,7 +129,7 @@ impl Core {
         let [dq, dk, dv] = gradients;
         // One task per sequence and key/value head: it alone sums the gradients of that head.
         (0..b * g).into_par_iter().with_max_len(1).for_each(|i| {
-            self.backward_group(inputs, results, log_sums, (i / g, i % g), [&dq, &dk, &dv], rotation);
+            self.backward_group((inputs, out, grad), log_sums, (i / g, i % g), [&dq, &dk, &dv], rotation);
         });
     }
 
@@ -211,10 +212,9 @@ impl Core {
 
     // With P = softmax(S), S = q·kᵀ·scale, O = P·v:
     //   dv = Pᵀ·dO,  dP = dO·vᵀ,  dS = P ∘ (dP - Σ_c dO_c O_c),  dq = dS·k·scale,  dk = dSᵀ·q·scale.
-    fn backward_group<T: Element, G: Rounded>(
+    fn backward_group<T: Rounded, G: Rounded>(
         &self,
-        [q, k, v]: [Heads<T>; 3],
-        [out, grad]: [Heads; 2],
+        ([q, k, v], out, grad): ([Heads<T>; 3], Heads, Heads<T>),
         log_sums: &[f32],
         (b, group): (usize, usize),
         [to_q, to_k, to_v]: [&HeadsMut<G>; 3],
@@ -225,7 +225,7 @@ impl Core {
         let (k, v) = (k.block(b, 0..s, group), v.block(b, 0..s, group));
         let (keys_t, values_t, keys_right) = (self.right(k.t()), self.right(v.t()), self.right(k));
         let (mut dk, mut dv) = (vec![0f32; s * d], vec![0f32; s * d]);
-        let mut dq = vec![0f32; t.min(QUERIES) * d];
+        let (mut dq, mut row) = (vec![0f32; t.min(QUERIES) * d], vec![0f32; d]);
         let size = t.min(QUERIES) * s.min(KEYS);
         let (mut p, mut ds) = (vec![0f32; size], vec![0f32; size]);
         for head in group * (h / g)..(group + 1) * (h / g) {
@@ -233,7 +233,11 @@ impl Core {
             let (q_right, grad_right) = (self.right(q.block(b, 0..t, head)), self.right(grad.block(b, 0..t, head)));
             for queries in self.query_blocks(b) {
                 let rows = queries.rows.clone();
-                let dots: Vec<f32> = rows.clone().map(|i| dot(out.row(b, i, head), grad.row(b, i, head))).collect();
+                let dots = rows.clone().map(|i| {
+                    T::widen_all(grad.row(b, i, head), &mut row);
+                    dot(out.row(b, i, head), &row)
+                });
+                let dots: Vec<f32> = dots.collect();
                 let (q_rows, grad_rows) = (q.block(b, rows.clone(), head), grad.block(b, rows.clone(), head));
                 let dq = &mut dq[..rows.len() * d];
                 dq.fill(0.);
