@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use llm_kernels::{
-    Activation, AdamWStep, BlockFormat, CrossEntropyOptions, Precision, QuantizedWeight, Rotary, Scores, Visible,
+    Activation, AdamWStep, BlockFormat, CrossEntropyOptions, GatedWeights, Precision, Projections, QuantizedWeight,
+    Rotary, Scores, Visible,
 };
 
 const TOKENS: usize = 4096;
@@ -69,14 +70,26 @@ fn table() -> Result<()> {
     };
     for precision in [Precision::F32, Precision::Bf16] {
         products(precision, &show)?;
+        halves(precision, &show)?;
     }
     streams(&show)?;
     decoding(&show)
 }
 
+fn name(precision: Precision) -> &'static str {
+    if precision == Precision::F32 { "f32" } else { "bf16" }
+}
+
+/// Of a product.
+fn flops(n: usize, k: usize, m: usize) -> f64 {
+    2. * (n * k * m) as f64
+}
+
+/// Pairs of a query and a key of all heads: half of all pairs of tokens are visible.
+const PAIRS: f64 = 8. * 6. * 512. * 513. / 2.;
+
 fn products(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result<()> {
-    let name = if precision == Precision::F32 { "f32" } else { "bf16" };
-    let flops = |n: usize, k: usize, m: usize| 2. * (n * k * m) as f64;
+    let name = name(precision);
     for (k, m) in [(HIDDEN, HIDDEN), (HIDDEN, INNER), (INNER, HIDDEN)] {
         let (x, w) = (random(&[TOKENS, k])?, random(&[m, k])?);
         let time = seconds(|| llm_kernels::linear_in(&x, &w, precision).map(drop))?;
@@ -88,12 +101,10 @@ fn products(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result<()>
     let (q, k, v) = (random(&[8, 512, 6, 64])?, random(&[8, 512, 6, 64])?, random(&[8, 512, 6, 64])?);
     let scores = Scores { precision, ..Scores::of_head(64) };
     let time = seconds(|| llm_kernels::attention(&q, &k, &v, scores, &Visible::default()).map(drop))?;
-    // Half of all pairs of tokens are visible.
-    let pairs = 8. * 6. * 512. * 513. / 2.;
-    show(&format!("attention 8 x 512, 6 heads of 64, {name}"), Work::Flops(4. * 64. * pairs, precision), time);
+    show(&format!("attention 8 x 512, 6 heads of 64, {name}"), Work::Flops(4. * 64. * PAIRS, precision), time);
     let q = Var::from_tensor(&q)?;
     let both = seconds(|| llm_kernels::attention(&q, &k, &v, scores, &Visible::default())?.backward().map(drop))?;
-    show(&format!("its backward, {name}"), Work::Flops(10. * 64. * pairs, precision), both - time);
+    show(&format!("its backward, {name}"), Work::Flops(10. * 64. * PAIRS, precision), both - time);
     let (x, w) = (Var::from_tensor(&random(&[TOKENS, HIDDEN])?)?, Var::from_tensor(&random(&[VOCAB, HIDDEN])?)?);
     let labels: Vec<i64> = (0..TOKENS as i64).collect();
     let options = CrossEntropyOptions { precision, ..CrossEntropyOptions::default() };
@@ -103,6 +114,32 @@ fn products(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result<()>
         Work::Flops(3. * flops(TOKENS, HIDDEN, VOCAB), precision),
         time,
     );
+    Ok(())
+}
+
+/// Both halves of a block, forward and backward.
+fn halves(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result<()> {
+    let name = name(precision);
+    let var = |shape: &[usize]| Var::from_tensor(&random(shape)?);
+    let (x, norm) = (var(&[8, 512, HIDDEN])?, var(&[HIDDEN])?);
+    let [q, k, v, o] = [(); 4].map(|()| var(&[HIDDEN, HIDDEN]));
+    let (q, k, v, o) = (q?, k?, v?, o?);
+    let weights = Projections { q: &q, k: &k, v: &v, o: &o };
+    let positions: Vec<u32> = (0..8).flat_map(|_| 0..512).collect();
+    let rotation = Rotary::new(64, 10_000.).at(&positions);
+    let (scores, all) = (Scores { precision, ..Scores::of_head(64) }, Visible::default());
+    let attention =
+        || llm_kernels::self_attention(&x, (&norm, 1e-5), weights, 64, Some(&rotation), scores, &all)?.backward();
+    let work = 3. * 4. * flops(TOKENS, HIDDEN, HIDDEN) + 14. * 64. * PAIRS;
+    let time = seconds(|| attention().map(drop))?;
+    show(&format!("attention half of a block, both ways, {name}"), Work::Flops(work, precision), time);
+    let (gate, up, down) = (var(&[INNER, HIDDEN])?, var(&[INNER, HIDDEN])?, var(&[HIDDEN, INNER])?);
+    let weights = GatedWeights { gate: &gate, up: &up, down: &down };
+    let network =
+        || llm_kernels::feed_forward(&x, Some((&norm, 1e-5)), weights, Activation::Silu, precision)?.backward();
+    let work = 3. * 3. * flops(TOKENS, HIDDEN, INNER);
+    let time = seconds(|| network().map(drop))?;
+    show(&format!("feed-forward half of a block, both ways, {name}"), Work::Flops(work, precision), time);
     Ok(())
 }
 
