@@ -6,15 +6,16 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
 
 use crate::activation::{Activation, gated, gated_backward, gated_forward};
 use crate::linear::{added, linear_add, linear_in};
 use crate::matmul::{FEW_ROWS, How, Matrix, Precision, Rounded, mapped_product, product, product_into};
-use crate::norm::{cpu, gradients, normed, rms_norm};
-use crate::simd::{contiguous, zeros};
+use crate::norm::{gradients, normed, rms_norm};
+use crate::operation::{OnSlices, Operation};
+use crate::simd::zeros;
 use crate::written::written;
 
 /// The weights of a gated feed-forward network.
@@ -70,12 +71,16 @@ pub fn feed_forward(
     let (x, down) = (x.contiguous()?, down.contiguous()?);
     let wants = [&x, &params, &down].map(Tensor::track_op);
     match precision {
-        Precision::F32 => {
-            x.apply_op3(&params, &down, FeedForward::<f32> { inner, eps, activation, wants, kept: OnceLock::new() })
-        }
-        Precision::Bf16 => {
-            x.apply_op3(&params, &down, FeedForward::<bf16> { inner, eps, activation, wants, kept: OnceLock::new() })
-        }
+        Precision::F32 => x.apply_op3(
+            &params,
+            &down,
+            Operation(FeedForward::<f32> { inner, eps, activation, wants, kept: OnceLock::new() }),
+        ),
+        Precision::Bf16 => x.apply_op3(
+            &params,
+            &down,
+            Operation(FeedForward::<bf16> { inner, eps, activation, wants, kept: OnceLock::new() }),
+        ),
     }
 }
 
@@ -106,7 +111,16 @@ impl<T: Rounded> FeedForward<T> {
         (x.len() / hidden, hidden, norm, branches)
     }
 
-    fn forward(&self, x: &[f32], params: &[f32], down: &[f32]) -> Result<Vec<f32>> {
+    /// The product of the branches `(n, inner)`, of what is kept.
+    fn gated<'a>(&self, kept: &'a [T], n: usize) -> Matrix<'a, T> {
+        Matrix::with_stride(kept, n, self.inner, 3 * self.inner)
+    }
+}
+
+impl<T: Rounded> OnSlices for FeedForward<T> {
+    const NAME: &'static str = "feed_forward";
+
+    fn forward(&self, [x, params, down]: [&[f32]; 3]) -> Result<Vec<f32>> {
         let (n, hidden, norm, weight) = self.parts(x, params);
         let normed: Vec<T> = self.eps.map_or_else(|| rounded(x), |eps| normed(x, norm, eps));
         let weight = Matrix::new(weight, 2 * self.inner, hidden);
@@ -125,13 +139,8 @@ impl<T: Rounded> FeedForward<T> {
         }
     }
 
-    /// The product of the branches `(n, inner)`, of what is kept.
-    fn gated<'a>(&self, kept: &'a [T], n: usize) -> Matrix<'a, T> {
-        Matrix::with_stride(kept, n, self.inner, 3 * self.inner)
-    }
-
     /// The gradients of `x`, of the parameters, and of `down`.
-    fn backward(&self, x: &[f32], params: &[f32], down: &[f32], dy: &[f32]) -> Result<[Option<Vec<f32>>; 3]> {
+    fn backward(&self, [x, params, down]: [&[f32]; 3], dy: &[f32]) -> Result<[Option<Vec<f32>>; 3]> {
         let Some(Kept { normed, inner }) = self.kept.get() else {
             bail!("feed_forward: its backward came before its forward");
         };
@@ -171,43 +180,6 @@ fn rounded<T: Rounded>(numbers: &[f32]) -> Vec<T> {
     #[allow(unsafe_code)]
     unsafe {
         written(numbers.len(), |to| to.par_chunks_mut(CHUNK).zip(numbers.par_chunks(CHUNK)).for_each(task))
-    }
-}
-
-impl<T: Rounded> CustomOp3 for FeedForward<T> {
-    fn name(&self) -> &'static str {
-        "feed_forward"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xl: &Layout,
-        ps: &CpuStorage,
-        pl: &Layout,
-        ws: &CpuStorage,
-        wl: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let y = self.forward(contiguous(xs, xl)?, contiguous(ps, pl)?, contiguous(ws, wl)?)?;
-        Ok((CpuStorage::F32(y), xl.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        params: &Tensor,
-        down: &Tensor,
-        _y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let dy = dy.contiguous()?;
-        let ((xs, xl), (ps, pl)) = (x.storage_and_layout(), params.storage_and_layout());
-        let ((ws, wl), (ds, dl)) = (down.storage_and_layout(), dy.storage_and_layout());
-        let [dx, d_params, d_down] = self.backward(cpu(&xs, xl)?, cpu(&ps, pl)?, cpu(&ws, wl)?, cpu(&ds, dl)?)?;
-        let tensor = |data: Option<Vec<f32>>, like: &Tensor| {
-            data.map(|data| Tensor::from_vec(data, like.shape(), like.device())).transpose()
-        };
-        Ok((tensor(dx, x)?, tensor(d_params, params)?, tensor(d_down, down)?))
     }
 }
 

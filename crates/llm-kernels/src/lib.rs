@@ -36,6 +36,7 @@ mod layer_norm;
 mod linear;
 mod matmul;
 mod norm;
+mod operation;
 mod quant;
 mod recompute;
 mod rope;

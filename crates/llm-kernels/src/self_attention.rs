@@ -6,15 +6,16 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use half::bf16;
 
 use crate::attention::{Core, Dims, Heads, HeadsMut, Scores, Visible, attention};
 use crate::linear::{added, linear_add, linear_as};
 use crate::matmul::{FEW_ROWS, How, Matrix, Precision, Rounded, mapped_product, product, product_into};
-use crate::norm::{cpu, gradients, normed, rms_norm};
+use crate::norm::{gradients, normed, rms_norm};
+use crate::operation::{OnSlices, Operation};
 use crate::rope::{Rotation, rope};
-use crate::simd::{contiguous, zeros};
+use crate::simd::zeros;
 use crate::written::{Places, written};
 
 /// The weights of a self-attention.
@@ -75,12 +76,16 @@ pub fn self_attention(
     let (x, o) = (x.contiguous()?, o.contiguous()?);
     let wants = [&x, &params, &o].map(Tensor::track_op);
     match scores.precision {
-        Precision::F32 => {
-            x.apply_op3(&params, &o, SelfAttention::<f32> { core, rotation, eps, wants, kept: OnceLock::new() })
-        }
-        Precision::Bf16 => {
-            x.apply_op3(&params, &o, SelfAttention::<bf16> { core, rotation, eps, wants, kept: OnceLock::new() })
-        }
+        Precision::F32 => x.apply_op3(
+            &params,
+            &o,
+            Operation(SelfAttention::<f32> { core, rotation, eps, wants, kept: OnceLock::new() }),
+        ),
+        Precision::Bf16 => x.apply_op3(
+            &params,
+            &o,
+            Operation(SelfAttention::<bf16> { core, rotation, eps, wants, kept: OnceLock::new() }),
+        ),
     }
 }
 
@@ -130,8 +135,12 @@ impl<T: Rounded> SelfAttention<T> {
         let Dims { h, g, .. } = self.core.shape;
         [0, h, h + g].map(|first| self.by_head(heads, first))
     }
+}
 
-    fn forward(&self, x: &[f32], params: &[f32], o: &[f32]) -> Result<Vec<f32>> {
+impl<T: Rounded> OnSlices for SelfAttention<T> {
+    const NAME: &'static str = "self_attention";
+
+    fn forward(&self, [x, params, o]: [&[f32]; 3]) -> Result<Vec<f32>> {
         let Dims { b, t, h, g, d, .. } = self.core.shape;
         let (n, width) = (b * t, (h + 2 * g) * d);
         let hidden = x.len() / n;
@@ -157,7 +166,7 @@ impl<T: Rounded> SelfAttention<T> {
     }
 
     /// The gradients of `x`, of the parameters, and of `o`.
-    fn backward(&self, x: &[f32], params: &[f32], o: &[f32], dy: &[f32]) -> Result<[Option<Vec<f32>>; 3]> {
+    fn backward(&self, [x, params, o]: [&[f32]; 3], dy: &[f32]) -> Result<[Option<Vec<f32>>; 3]> {
         let Some(Kept { normed, heads, mixed, log_sums }) = self.kept.get() else {
             bail!("self_attention: its backward came before its forward");
         };
@@ -195,43 +204,6 @@ impl<T: Rounded> SelfAttention<T> {
         let (dx, of_norm) = gradients(x, norm, &d_normed, self.eps, Some(dy));
         d_norm.copy_from_slice(&of_norm);
         Ok([wants_x.then_some(dx), wants_params.then_some(d_params), d_o])
-    }
-}
-
-impl<T: Rounded> CustomOp3 for SelfAttention<T> {
-    fn name(&self) -> &'static str {
-        "self_attention"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xl: &Layout,
-        ps: &CpuStorage,
-        pl: &Layout,
-        os: &CpuStorage,
-        ol: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let y = self.forward(contiguous(xs, xl)?, contiguous(ps, pl)?, contiguous(os, ol)?)?;
-        Ok((CpuStorage::F32(y), xl.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        params: &Tensor,
-        o: &Tensor,
-        _y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let dy = dy.contiguous()?;
-        let ((xs, xl), (ps, pl)) = (x.storage_and_layout(), params.storage_and_layout());
-        let ((os, ol), (ds, dl)) = (o.storage_and_layout(), dy.storage_and_layout());
-        let [dx, d_params, d_o] = self.backward(cpu(&xs, xl)?, cpu(&ps, pl)?, cpu(&os, ol)?, cpu(&ds, dl)?)?;
-        let tensor = |data: Option<Vec<f32>>, like: &Tensor| {
-            data.map(|data| Tensor::from_vec(data, like.shape(), like.device())).transpose()
-        };
-        Ok((tensor(dx, x)?, tensor(d_params, params)?, tensor(d_o, o)?))
     }
 }
 
