@@ -26,32 +26,6 @@ pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     if crate::is_fused(x) { x.contiguous()?.apply_op1(Plain(activation)) } else { naive(x, activation) }
 }
 
-/// Runs [`gated`] forward on slices.
-pub(crate) fn gate_all(activation: Activation, gate: &[f32], up: &[f32]) -> Vec<f32> {
-    let mut y = zeros(gate.len());
-    y.par_chunks_mut(CHUNK)
-        .zip(gate.par_chunks(CHUNK))
-        .zip(up.par_chunks(CHUNK))
-        .for_each(|((y, gate), up)| gated_forward(activation, gate, up, y));
-    y
-}
-
-/// The gradients of `gate` and `up`, of whose numbers `read` gives those from a place on: a chunk at a time, which becomes
-/// its gradient where it stands.
-pub(crate) fn gate_gradients_all(
-    activation: Activation,
-    dy: &[f32],
-    read: impl Fn(usize, [&mut [f32]; 2]) + Sync,
-) -> [Vec<f32>; 2] {
-    let (mut gate, mut up) = (zeros(dy.len()), zeros(dy.len()));
-    let chunks = gate.par_chunks_mut(CHUNK).zip(up.par_chunks_mut(CHUNK)).zip(dy.par_chunks(CHUNK));
-    chunks.enumerate().for_each(|(i, ((gate, up), dy))| {
-        read(i * CHUNK, [gate, up]);
-        gated_backward(activation, gate, up, dy);
-    });
-    [gate, up]
-}
-
 /// `activation(gate) · up`, element by element; both have the same shape, and so has the result.
 pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
     if gate.dims() != up.dims() {
@@ -128,7 +102,12 @@ impl CustomOp2 for Gated {
     }
 
     fn cpu_fwd(&self, gs: &CpuStorage, gl: &Layout, us: &CpuStorage, ul: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = gate_all(self.0, contiguous(gs, gl)?, contiguous(us, ul)?);
+        let (gate, up) = (contiguous(gs, gl)?, contiguous(us, ul)?);
+        let mut y = zeros(gate.len());
+        y.par_chunks_mut(CHUNK)
+            .zip(gate.par_chunks(CHUNK))
+            .zip(up.par_chunks(CHUNK))
+            .for_each(|((y, gate), up)| gated_forward(self.0, gate, up, y));
         Ok((CpuStorage::F32(y), gl.shape().clone()))
     }
 
@@ -137,9 +116,13 @@ impl CustomOp2 for Gated {
         let ((gs, gl), (us, ul), (ds, dl)) =
             (gate.storage_and_layout(), up.storage_and_layout(), dy.storage_and_layout());
         let (gates, ups) = (cpu(&gs, gl)?, cpu(&us, ul)?);
-        let [dg, du] = gate_gradients_all(self.0, cpu(&ds, dl)?, |start, [gate, up]| {
-            gate.copy_from_slice(&gates[start..][..gate.len()]);
-            up.copy_from_slice(&ups[start..][..up.len()]);
+        let (mut dg, mut du) = (zeros(gates.len()), zeros(ups.len()));
+        let branches = gates.par_chunks(CHUNK).zip(ups.par_chunks(CHUNK));
+        let chunks = dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK)).zip(branches);
+        chunks.zip(cpu(&ds, dl)?.par_chunks(CHUNK)).for_each(|(((dg, du), (gate, up)), dy)| {
+            dg.copy_from_slice(gate);
+            du.copy_from_slice(up);
+            gated_backward(self.0, dg, du, dy);
         });
         let shape = gate.shape();
         Ok((Some(Tensor::from_vec(dg, shape, gate.device())?), Some(Tensor::from_vec(du, shape, gate.device())?)))
@@ -198,6 +181,7 @@ fn gates(gate: &[f32], up: &[f32], y: &mut [f32], curve: impl Fn(f32) -> Curve) 
     }
 }
 
+/// `gate` and `up` become their gradients.
 #[pulp::with_simd(gated_backward = crate::unit::arch())]
 #[inline(always)]
 pub(crate) fn gated_backward_simd<'a, S: pulp::Simd>(

@@ -89,13 +89,9 @@ pub fn tanh(x: f32) -> f32 {
 }
 
 /// `n` zeros. A large result is cleared by all threads, not by the one that asks.
-pub fn zeros<T: Copy + Default + Send + Sync>(n: usize) -> Vec<T> {
+pub fn zeros(n: usize) -> Vec<f32> {
     const LARGE: usize = 1 << 16;
-    if n < LARGE {
-        vec![T::default(); n]
-    } else {
-        rayon::iter::repeat_n(T::default(), n).with_min_len(LARGE / 2).collect()
-    }
+    if n < LARGE { vec![0.; n] } else { rayon::iter::repeat_n(0., n).with_min_len(LARGE / 2).collect() }
 }
 
 /// Numbers in half precision as f32, in `wide`.

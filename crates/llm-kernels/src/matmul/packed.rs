@@ -143,13 +143,24 @@ unsafe fn with_right<const BF16: bool, B: Element>(bt: Matrix<B>, threads: Threa
     let units = bt.cols.div_ceil(1 + usize::from(BF16));
     with_panels(1, bt.rows.next_multiple_of(COLS) * units, |panels| {
         // SAFETY: the caller says that the instructions are there.
-        let pack = |(i, panel)| unsafe { pack_right::<BF16, B>(bt, i * COLS, panel) };
-        match threads {
-            Threads::One => panels.chunks_mut(COLS * units).enumerate().for_each(pack),
-            Threads::All => panels.par_chunks_mut(COLS * units).enumerate().for_each(pack),
-        }
+        unsafe { pack_all::<BF16, B>(bt, panels, threads) };
         f(Panels { units: panels, depth: units, first: 0 });
     });
+}
+
+/// Packs the rows of `bt`, the columns of a right side, into as many panels as they need.
+///
+/// # Safety
+/// [`is_available`].
+#[allow(unsafe_code)]
+unsafe fn pack_all<const BF16: bool, B: Element>(bt: Matrix<B>, panels: &mut [u32], threads: Threads) {
+    let panel_len = (COLS * bt.cols.div_ceil(1 + usize::from(BF16))).max(1);
+    // SAFETY: the caller says that the instructions are there.
+    let pack = |(i, panel)| unsafe { pack_right::<BF16, B>(bt, i * COLS, panel) };
+    match threads {
+        Threads::One => panels.chunks_mut(panel_len).enumerate().for_each(pack),
+        Threads::All => panels.par_chunks_mut(panel_len).enumerate().for_each(pack),
+    }
 }
 
 /// Runs `f` with the first row and the rows of each block of the left side, and those behind them.
@@ -171,10 +182,8 @@ fn each_block<A: Element>(a: Matrix<A>, threads: Threads, f: impl Fn(usize, Matr
 pub unsafe fn panels<const BF16: bool, B: Element>(b: Matrix<B>) -> Vec<u32> {
     let (units, bt) = (b.rows.div_ceil(1 + usize::from(BF16)), b.t());
     let mut panels = vec![0; bt.rows.next_multiple_of(COLS) * units];
-    for (i, panel) in panels.chunks_mut((COLS * units).max(1)).enumerate() {
-        // SAFETY: the caller says that the instructions are there.
-        unsafe { pack_right::<BF16, B>(bt, i * COLS, panel) };
-    }
+    // SAFETY: the caller says that the instructions are there.
+    unsafe { pack_all::<BF16, B>(bt, &mut panels, Threads::One) };
     panels
 }
 
@@ -468,10 +477,10 @@ fn turn(rows: &[__m512i; 16]) -> [__m512i; 16] {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn pack_columns<const BF16: bool, const R: usize, T: Element>(from: Matrix<T>, panels: &mut [u32]) {
     assert_eq!(from.row_stride, 1, "a matrix whose rows and columns are both apart");
-    let units = from.cols.div_ceil(1 + usize::from(BF16));
+    let numbers = 1 + usize::from(BF16);
+    let units = from.cols.div_ceil(numbers);
     let column = |k: usize| &from.data[k * from.col_stride..][..from.rows];
     let zeros = [T::default(); BLOCK];
-    let numbers = 1 + usize::from(BF16);
     for k in 0..units {
         for ahead in (numbers * (k + AHEAD)..numbers * (k + 1 + AHEAD)).take_while(|&ahead| ahead < from.cols) {
             fetch(column(ahead), 0..usize::MAX);
