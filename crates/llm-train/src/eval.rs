@@ -14,6 +14,20 @@ use crate::Result;
 use crate::examples::chat_messages;
 use crate::loss::scalar;
 
+/// Whether a run of `last` steps is evaluated after `step` of them: before the first and after the last step, after
+/// every `eval_every`-th, and before that after 25, 50, 100, 200, …, so that the steep start of a curve has points.
+///
+/// ```
+/// use llm_train::eval::is_eval_step;
+///
+/// let steps: Vec<u64> = (0..=1000).filter(|&step| is_eval_step(step, 400, 1000)).collect();
+/// assert_eq!(steps, [0, 25, 50, 100, 200, 400, 800, 1000]);
+/// ```
+pub fn is_eval_step(step: u64, eval_every: u64, last: u64) -> bool {
+    let early = step < eval_every && step.is_multiple_of(25) && (step / 25).is_power_of_two();
+    step == 0 || step == last || step.is_multiple_of(eval_every) || early
+}
+
 /// How well a model predicts a text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct TextLoss {

@@ -14,6 +14,7 @@ use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use super::{load_model, pad_id};
+use crate::eval::is_eval_step;
 use crate::examples::{Example, LengthBatches, answer_places, pick_rows, train_and_held_out};
 use crate::optim::OptimizerConfig;
 use crate::run::{Run, RunOptions, learner};
@@ -160,7 +161,7 @@ pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, option
             ],
         )?;
         run.progress(done, &format!("loss {loss:.3}"));
-        if done.is_multiple_of(recipe.eval_every) || done == steps {
+        if is_eval_step(done, recipe.eval_every, steps) {
             let (kl, cross_entropy) = evaluate(&learner.model.frozen()?, &teacher, &held_out, recipe.batch_size, pad)?;
             run.log(done, &[("eval_kl", kl), ("eval_loss", cross_entropy)])?;
             tracing::info!("step {done}: held-out KL from the teacher {kl:.4}, loss {cross_entropy:.4}");
