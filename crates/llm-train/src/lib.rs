@@ -5,7 +5,9 @@
 //! - [`rl`], [`rollout`]: the formulas of PPO and the replies that they are applied to;
 //! - [`recipes`]: pre-training, fine-tuning, reward model, PPO, distillation, and a whole life;
 //! - [`run`]: what a run leaves on disk, and how it goes on after an interruption;
-//! - [`eval`]: what a model has learnt, in figures; [`mod@bench`]: what a training step costs; [`params`]: what it would.
+//! - [`eval`]: what a model has learnt, in figures; [`stats`]: their intervals; [`baselines`]: what predictors without
+//!   the ability score;
+//! - [`mod@bench`]: what a training step costs; [`params`]: what it would.
 //!
 //! ```
 //! use llm_data::{prepare, world::{Split, World, WorldConfig}};
@@ -52,6 +54,7 @@ pub mod rl;
 pub mod rollout;
 mod routing;
 pub mod run;
+pub mod stats;
 
 pub use error::Error;
 pub use recipe::read as read_recipe;
