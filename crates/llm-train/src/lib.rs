@@ -38,6 +38,7 @@
 //!
 //! Where to look next: `llm-infer` talks with what comes out; `docs/guide.md` walks through the commands.
 
+pub mod baselines;
 pub mod bench;
 #[cfg(feature = "cli")]
 pub mod cli;
