@@ -325,7 +325,12 @@ fn merge(args: &Merge) -> Result<(), Failure> {
     let model = adapted(Model::load(&args.model).map_err(input)?, Some(&args.adapter))?;
     let with_tokenizer = [&args.adapter, &args.model].into_iter().find(|dir| dir.join("tokenizer.json").exists());
     let tokenizer = with_tokenizer.map(|dir| Tokenizer::from_dir(dir)).transpose().map_err(input)?;
-    model.merged().and_then(|merged| merged.save(&args.out)).map_err(input)?;
+    let mut merged = model.merged().map_err(input)?;
+    // The adapter was taught the chat format of its tokenizer, which may end turns with another token than the base's texts.
+    if let Some(format) = tokenizer.as_ref().and_then(|tokenizer| tokenizer.chat_format().ok()) {
+        merged.set_eos_token_id(Some(format.end_of_turn));
+    }
+    merged.save(&args.out).map_err(input)?;
     tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(&args.out)).map_err(input)
 }
 

@@ -85,10 +85,12 @@ impl TextModel {
         if self.tokenizer.adds_bos() { self.document_ids(text) } else { Ok(self.tokenizer.encode(text)?) }
     }
 
-    /// The ids that end a reply: the model's end token, and those that end a turn or a document.
+    /// The ids that end a reply: the model's end token, the one that ends a turn in the chat template if there is such a
+    /// token, and the one that ends a document.
     pub fn stop_ids(&self) -> Vec<u32> {
         let tokenizer = &self.tokenizer;
-        let ends = [self.model.config().eos_token_id, tokenizer.end_of_turn_id(), tokenizer.document_end_id()];
+        let end_of_turn = tokenizer.chat_format().ok().map(|format| format.end_of_turn);
+        let ends = [self.model.config().eos_token_id, end_of_turn, tokenizer.document_end_id()];
         let mut ids: Vec<u32> = ends.into_iter().flatten().collect();
         ids.sort_unstable();
         ids.dedup();

@@ -94,25 +94,27 @@ impl Tokenizer {
     }
 
     /// The ids of a finished conversation and, for each id, whether it is something the assistant has to say: the content
-    /// of its messages and the `<|end|>` (or the template's own last special token) behind it.
+    /// of its messages and the token that ends its turn ([`crate::ChatFormat::end_of_turn`]).
     ///
     /// The assistant's part is what the template adds when a message follows the beginning of an answer: the text of
-    /// `messages[..=i]` without that of `messages[..i]` and the generation prompt. A template for which these are not
-    /// beginnings of the whole conversation's text is an error. A token that straddles the border counts as not said.
+    /// `messages[..=i]` up to the end of the turn, without that of `messages[..i]` and the generation prompt. A template for
+    /// which these are not beginnings of the whole conversation's text is an error, and so is one whose turns no special token
+    /// ends. A token that straddles the border counts as not said.
     pub fn encode_conversation(&self, messages: &[ChatMessage]) -> Result<(Vec<u32>, Vec<bool>)> {
+        let end_of_turn = self.chat_format()?.end_of_turn;
         let (messages, shield) = self.shield(messages)?;
         let rendered = self.render_chat(&messages, false)?;
         let mut said: Vec<Range<usize>> = Vec::new();
         for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.role == "assistant") {
             let before = self.render_chat(&messages[..index], true)?;
             let after = self.render_chat(&messages[..=index], false)?;
-            if !(rendered.starts_with(&after) && after.starts_with(&before)) {
+            // After the end of the turn the template may write a line end, or an end of the text, that nobody says.
+            let mut specials = self.special_spans(&after).into_iter();
+            let end = specials.rfind(|(id, span)| *id == end_of_turn && span.start >= before.len());
+            let end = end.map(|(_, span)| span.end).ok_or(Error::NotPrefix { index })?;
+            if !(rendered.starts_with(&after[..end]) && after.starts_with(&before)) {
                 return Err(Error::NotPrefix { index });
             }
-            // Behind the turn's last special token the template may write a line end that nobody says.
-            let specials = self.special_spans(&after);
-            let last = specials.last().filter(|(_, span)| span.start >= before.len());
-            let end = last.map_or(after.len(), |(_, span)| span.end);
             said.push(shield.restore(&rendered[..before.len()]).len()..shield.restore(&rendered[..end]).len());
         }
         let is_said = |span: &Range<usize>| said.iter().any(|said| said.start <= span.start && span.end <= said.end);
@@ -366,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_template_that_changes_earlier_turns_cannot_be_masked() {
-        let template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}";
+        let template = "{{ messages | length }}{% for m in messages %}{{ m.content }}<|end|>{% endfor %}";
         let error = with_template(template).encode_conversation(&chat(&[("user", "a"), ("assistant", "b")]));
         assert!(matches!(error, Err(Error::NotPrefix { index: 1 })), "{error:?}");
     }

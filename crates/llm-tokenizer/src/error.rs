@@ -138,6 +138,13 @@ pub enum Error {
         cause: String,
     },
 
+    /// No special token ends the assistant's turn in the chat template.
+    #[error(
+        "chat template: no special token ends the assistant's turn, so nothing could tell that an answer is over; write one \
+         after the message's content, such as {{{{ eos_token }}}}"
+    )]
+    NoEndOfTurn,
+
     /// A role's name holds the text of a special token.
     #[error(
         "messages[{index}].role = {role:?} contains the text of a special token; use a plain role such as \"user\""

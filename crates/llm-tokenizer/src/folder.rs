@@ -220,7 +220,7 @@ pub(crate) mod tests {
         let dir = folder(r#"{"eos_token": {"content": "<e>"}, "pad_token": null}"#);
         let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
         assert_eq!((tokenizer.eos_id(), tokenizer.pad_id(), tokenizer.bos_id()), (Some(9), None, None));
-        assert_eq!((tokenizer.end_of_turn_id(), tokenizer.document_end_id()), (Some(9), Some(9)));
+        assert_eq!(tokenizer.document_end_id(), Some(9));
         assert_eq!(tokenizer.decode(&[2, 9]).unwrap(), "s");
         let plain = Tokenizer::from_dir(folder("{}").path()).unwrap();
         assert_eq!(plain.decode(&[2, 9]).unwrap(), "s<e>");

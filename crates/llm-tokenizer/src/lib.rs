@@ -31,6 +31,7 @@
 //! ```
 
 mod chat;
+mod chat_format;
 mod error;
 mod folder;
 mod gguf;
@@ -41,6 +42,7 @@ mod tokenizer;
 mod train;
 
 pub use chat::ChatMessage;
+pub use chat_format::ChatFormat;
 pub use error::{Error, Result};
 pub use gguf::GgufVocabulary;
 pub use stream::StreamDecoder;

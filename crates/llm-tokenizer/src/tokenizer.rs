@@ -3,15 +3,16 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
 use tokenizers::{AddedVocabulary, Model as _, OffsetReferential, OffsetType, PreTokenizer as _};
 
 use crate::chat::ChatTemplate;
+use crate::chat_format::ChatFormat;
 use crate::folder::token_text;
 use crate::hostile::caught;
-use crate::train::{DOCUMENT_END, TURN_END};
+use crate::train::DOCUMENT_END;
 use crate::{Error, Result};
 
 /// An id, and the bytes of the text that it stands for.
@@ -29,6 +30,8 @@ pub struct Tokenizer {
     /// `tokenizer_config.json`, with the keys that this crate does not know.
     pub(crate) config: Map<String, Value>,
     pub(crate) chat: Option<ChatTemplate>,
+    /// What the template says, once somebody asked; changes of the configuration clear it.
+    pub(crate) chat_format: OnceLock<ChatFormat>,
 }
 
 impl Tokenizer {
@@ -52,6 +55,7 @@ impl Tokenizer {
             fingerprint: format!("{:016x}", fnv1a(content.as_bytes())),
             config,
             chat,
+            chat_format: OnceLock::new(),
         })
     }
 
@@ -180,11 +184,6 @@ impl Tokenizer {
         self.token_id(self.config_token("pad_token")?)
     }
 
-    /// The id that ends a turn: `<|end|>` if the vocabulary has it, else the end of a text.
-    pub fn end_of_turn_id(&self) -> Option<u32> {
-        self.token_id(TURN_END).or_else(|| self.eos_id())
-    }
-
     /// The id that ends a document: `<|endoftext|>` if the vocabulary has it, else the end of a text.
     pub fn document_end_id(&self) -> Option<u32> {
         self.token_id(DOCUMENT_END).or_else(|| self.eos_id())
@@ -198,6 +197,7 @@ impl Tokenizer {
     /// Sets a key of `tokenizer_config.json`.
     pub(crate) fn set_config(&mut self, key: &str, value: &str) {
         self.config.insert(key.into(), value.into());
+        self.chat_format = OnceLock::new();
     }
 
     /// A hash of all that decides which ids a text gets, as 16 hexadecimal digits: equal on every machine, changed by

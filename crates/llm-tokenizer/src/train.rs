@@ -98,7 +98,7 @@ mod tests {
             assert_eq!(tokenizer.token(id as u32).as_deref(), Some(*token));
         }
         assert_eq!((tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()), (Some(0), Some(0), Some(1)));
-        assert_eq!((tokenizer.document_end_id(), tokenizer.end_of_turn_id()), (Some(0), Some(5)));
+        assert_eq!(tokenizer.document_end_id(), Some(0));
     }
 
     #[test]

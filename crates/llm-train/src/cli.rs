@@ -202,6 +202,9 @@ struct Distill {
     /// The folder of token shards to read first
     #[arg(long)]
     text: Option<PathBuf>,
+    /// The folder of the teacher of that text, such as the pre-trained model; without it the text's own tokens teach
+    #[arg(long, requires = "text")]
+    text_teacher: Option<PathBuf>,
     /// The folder to write
     #[arg(long)]
     out: PathBuf,
@@ -326,6 +329,7 @@ fn perform(command: Command, observer: &mut dyn FnMut(Event)) -> Result<String, 
         Command::Distill(args) => {
             let inputs = DistillInputs {
                 teacher: &args.teacher,
+                text_teacher: args.text_teacher.as_deref(),
                 student: args.student.as_deref(),
                 data: &args.data,
                 held_out: args.held_out.as_deref(),

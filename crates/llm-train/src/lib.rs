@@ -4,10 +4,9 @@
 //! - [`optim`]: AdamW, learning rates over time, a [`optim::Learner`];
 //! - [`rl`], [`rollout`]: the formulas of PPO and the replies that they are applied to;
 //! - [`recipes`]: pre-training, fine-tuning, reward model, PPO, distillation, and a whole life;
+//! - [`fitting`]: whether model, tokenizer and data belong together;
 //! - [`run`]: what a run leaves on disk, and how it goes on after an interruption;
-//! - [`eval`]: what a model has learnt, in figures; [`stats`]: their intervals; [`baselines`]: what predictors without
-//!   the ability score;
-//! - [`mod@bench`]: what a training step costs; [`params`]: what it would.
+//! - [`eval`]: what a model has learnt, in figures; [`mod@bench`]: what a training step costs; [`params`]: what it would.
 //!
 //! ```
 //! use llm_data::{prepare, world::{Split, World, WorldConfig}};
@@ -38,13 +37,13 @@
 //!
 //! Where to look next: `llm-infer` talks with what comes out; `docs/guide.md` walks through the commands.
 
-pub mod baselines;
 pub mod bench;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod error;
 pub mod eval;
 pub mod examples;
+pub mod fitting;
 pub mod loss;
 pub mod optim;
 pub mod params;
@@ -55,7 +54,6 @@ pub mod rl;
 pub mod rollout;
 mod routing;
 pub mod run;
-pub mod stats;
 
 pub use error::Error;
 pub use recipe::read as read_recipe;

@@ -143,9 +143,16 @@ fn m3_padding_changes_nothing() {
     let other = numbers(&[(&[4, 9, 7], short.1)], PAD).to_vec1::<f32>().unwrap();
     assert!(alone.iter().zip(&other).any(|(a, b)| (a - b).abs() > 1e-3), "the query must matter");
 
+    // Rows are told from padding by their lengths: an id that ends replies fills them as well.
     let recipe = recipe();
-    let confused = PpoTrainer { pad: EOS, ..trainer(&recipe) };
-    assert!(confused.roll_out(&queries(), 1).is_err(), "padding that ends replies must be refused");
+    let [padded, ended] = [PAD, EOS].map(|pad| PpoTrainer { pad, ..trainer(&recipe) }.roll_out(&queries(), 1).unwrap());
+    assert!(padded.iter().any(|rollout| rollout.has_eos) && padded.iter().any(|rollout| !rollout.has_eos));
+    for (padded, ended) in padded.iter().zip(&ended) {
+        assert_eq!((&padded.response, padded.has_eos), (&ended.response, ended.has_eos));
+        let numbers =
+            |r: &Rollout| [r.logprobs.clone(), r.ref_logprobs.clone(), r.values.clone(), vec![r.score]].concat();
+        assert!(numbers(padded).iter().zip(numbers(ended)).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
 }
 
 #[test]

@@ -2,21 +2,22 @@
 //! 1503.02531).
 //!
 //! The loss of each token is `α · T² · KL(teacher/T ‖ student/T) + (1 - α) · cross-entropy`. A fresh student goes
-//! through its teacher's life in short: first plain text, then conversations, where the answers alone count.
+//! through its teacher's life in short: first plain text, then conversations, where the answers alone count. Plain text
+//! has a teacher of its own, a model that was trained on text; without one, its labels alone are learnt (α = 0).
 
 use std::path::Path;
 
 use candle_core::Tensor;
 use llm_data::{Batches, TokenDataset};
-use llm_kernels::Distillation;
-use llm_model::{Batch, Head, Model, ModelConfig};
+use llm_model::{Batch, Head, Model, ModelConfig, ParamCount, Routing, read_config};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
-use super::{load_model, pad_id};
-use crate::eval::is_eval_step;
+use super::{chat_format, load_model};
 use crate::examples::{Example, LengthBatches, answer_places, pick_rows, train_and_held_out};
+use crate::fitting::{Ids, fitting};
 use crate::optim::OptimizerConfig;
+use crate::routing::RouterLog;
 use crate::run::{Run, RunOptions, learner};
 use crate::{Error, Result, loss};
 
@@ -26,7 +27,8 @@ use crate::{Error, Result, loss};
 pub struct DistillRecipe {
     /// Seed of the student's weights and of the order of the data.
     pub seed: u64,
-    /// α, the weight of the teacher's distribution; the rest is the data's own next token.
+    /// α, the weight of the teacher's distribution; the rest is the data's own next token. 0: no teacher is run at all, which
+    /// trains the same student on the same tokens for comparison.
     pub alpha: f64,
     /// T, by which both logits are divided.
     pub temperature: f64,
@@ -83,8 +85,10 @@ impl Default for DistillRecipe {
 /// What [`distill`] reads.
 #[derive(Debug, Clone, Copy)]
 pub struct DistillInputs<'a> {
-    /// The folder of the teacher.
+    /// The folder of the teacher; the tokenizer and the chat template are its own. With α = 0 its weights are not read.
     pub teacher: &'a Path,
+    /// The folder of the teacher of plain text, such as the pre-trained model; none: plain text is learnt from its labels.
+    pub text_teacher: Option<&'a Path>,
     /// The folder of a student to go on with; none: a fresh one.
     pub student: Option<&'a Path>,
     /// Conversations.
@@ -95,76 +99,75 @@ pub struct DistillInputs<'a> {
     pub text: Option<&'a Path>,
 }
 
+impl DistillInputs<'_> {
+    /// The inputs by name, as `recipe.toml` has them.
+    fn shown(&self) -> Vec<(&'static str, String)> {
+        let inputs = [
+            ("teacher", Some(self.teacher)),
+            ("data", Some(self.data)),
+            ("student", self.student),
+            ("held_out", self.held_out),
+            ("text", self.text),
+            ("text_teacher", self.text_teacher),
+        ];
+        inputs.into_iter().filter_map(|(name, path)| Some((name, path?.display().to_string()))).collect()
+    }
+}
+
 /// Distils a teacher into a student; the run folder `out` becomes the student's Hugging Face folder.
 pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, options: RunOptions) -> Result<()> {
     let tokenizer = Tokenizer::from_dir(inputs.teacher)?;
-    if !tokenizer.has_chat_template() {
-        let teacher = inputs.teacher.display();
-        return Err(Error::Input(format!(
-            "{teacher}: has no chat template; fine-tune it by `llm-train finetune` first"
-        )));
-    }
-    let pad = pad_id(&tokenizer, inputs.teacher)?;
-    let teacher = load_model(inputs.teacher, Head::LanguageModel)?;
-    let max_length = recipe.max_length.min(teacher.config().max_position_embeddings);
+    let pad = chat_format(&tokenizer, inputs.teacher)?.pad;
+    let Teachers { taught, teacher, text_teacher, text } = Teachers::load(recipe, &inputs, &tokenizer)?;
+    let first_student = student(recipe, &inputs, &taught, &tokenizer, text.as_ref())?;
+    let positions = taught.max_position_embeddings.min(first_student.config().max_position_embeddings);
+    let max_length = recipe.max_length.min(positions);
     let (train, held_out) = train_and_held_out(inputs.data, inputs.held_out, &tokenizer, max_length)?;
-    let text = inputs.text.map(|dir| TokenDataset::open(dir, "train")).transpose()?;
-    if text.as_ref().is_some_and(|text| text.manifest().vocab_size > teacher.config().vocab_size) {
-        let message =
-            "was prepared with a larger vocabulary than the teacher's; prepare it with the teacher's tokenizer";
-        return Err(Error::Input(format!("{}: {message}", inputs.text.unwrap_or(inputs.data).display())));
-    }
-    let mut shown =
-        vec![("teacher", inputs.teacher.display().to_string()), ("data", inputs.data.display().to_string())];
-    let others = [("student", inputs.student), ("held_out", inputs.held_out), ("text", inputs.text)];
-    shown.extend(others.into_iter().filter_map(|(name, path)| Some((name, path?.display().to_string()))));
-    let (mut run, checkpoint) = Run::open(out, recipe, &shown, options)?;
-    let mut learner = learner(checkpoint.as_ref(), &recipe.optimizer, || student(recipe, &inputs, &teacher))?;
-    let size = |m: &Model| m.count().total() as f64;
-    let share = 100. * size(&learner.model) / size(&teacher);
-    tracing::info!("the student has {share:.1} % of its teacher's parameters");
-
     let mut conversations =
         LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), recipe.batch_size, recipe.seed)?;
     let mut text = match &text {
         Some(text) => Some(Batches::new(text, recipe.text_batch_size, recipe.seq_len, recipe.seed)?),
         None => None,
     };
+    let (mut run, checkpoint) = Run::open(out, recipe, &inputs.shown(), options)?;
+    let mut learner = learner(checkpoint.as_ref(), &recipe.optimizer, || Ok(first_student))?;
+    let size = |config: &ModelConfig| ParamCount::of(config, Head::LanguageModel).total() as f64;
+    let share = 100. * size(learner.model.config()) / size(&taught);
+    tracing::info!("the student has {share:.1} % of its teacher's parameters");
+
     let text_steps = if text.is_some() { recipe.text_steps } else { 0 };
     let steps = text_steps + conversations.per_epoch() * recipe.epochs;
     let first = checkpoint.map_or(0, |c| c.step);
     run.begin(steps, first, "steps");
 
     for step in first..steps {
-        let lesson = match &mut text {
-            Some(text) if step < text_steps => Lesson::of_text(text.batch(step)?, recipe.seq_len)?,
+        let (lesson, guide) = match &mut text {
+            Some(text) if step < text_steps => {
+                (Lesson::of_text(text.batch(step)?, recipe.seq_len)?, text_teacher.as_ref())
+            }
             _ => {
                 let chosen: Vec<&Example> = conversations.batch(step - text_steps).iter().map(|&i| &train[i]).collect();
-                Lesson::of_answers(&chosen, pad)?
+                (Lesson::of_answers(&chosen, pad)?, teacher.as_ref())
             }
         };
-        // α · T² · KL(teacher/T ‖ student/T) + (1 - α) · cross-entropy
-        let taught = lesson.teach(&learner.model, &teacher, recipe.alpha, recipe.temperature)?;
-        learner.backward(&taught.loss)?;
+        // α · T² · KL(teacher/T ‖ student/T) + (1 - α) · cross-entropy; α = 0 where there is no teacher
+        let mut routers = RouterLog::default();
+        let seen = lesson.teach(&learner.model, guide, recipe.alpha, recipe.temperature)?;
+        learner.backward(&routers.add(&seen.loss, seen.routing.as_ref(), 1.)?)?;
         let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
         let grad_norm = learner.step(learning_rate)?;
-        let (done, loss) = (step + 1, loss::scalar(&taught.loss)?);
+        let (done, loss) = (step + 1, loss::scalar(&seen.loss)?);
         run.check_finite(done, &[("loss", loss), ("grad_norm", grad_norm)])?;
-        run.log(
-            done,
-            &[
-                ("loss", loss),
-                ("kl_loss", recipe.temperature * recipe.temperature * taught.kl),
-                ("cross_entropy_loss", taught.cross_entropy),
-                ("grad_norm", grad_norm),
-                ("learning_rate", learning_rate),
-            ],
-        )?;
+        let mut figures = vec![("loss", loss), ("grad_norm", grad_norm), ("learning_rate", learning_rate)];
+        figures.push(("cross_entropy_loss", seen.cross_entropy));
+        figures.extend(seen.kl.map(|kl| ("kl_loss", recipe.temperature * recipe.temperature * kl)));
+        run.log_with(done, &figures, routers.figures())?;
         run.progress(done, &format!("loss {loss:.3}"));
-        if is_eval_step(done, recipe.eval_every, steps) {
-            let (kl, cross_entropy) = evaluate(&learner.model.frozen()?, &teacher, &held_out, recipe.batch_size, pad)?;
-            run.log(done, &[("eval_kl", kl), ("eval_loss", cross_entropy)])?;
-            tracing::info!("step {done}: held-out KL from the teacher {kl:.4}, loss {cross_entropy:.4}");
+        if done.is_multiple_of(recipe.eval_every) || done == steps {
+            let figures = evaluate(&learner.model.frozen()?, teacher.as_ref(), &held_out, recipe.batch_size, pad)?;
+            run.log(done, &figures)?;
+            let shown: Vec<String> = figures.iter().map(|(name, figure)| format!("{name} {figure:.4}")).collect();
+            tracing::info!("step {done}: {}", shown.join(", "));
         }
         if done.is_multiple_of(recipe.save_every) {
             run.checkpoint_of(done, &learner, &tokenizer)?;
@@ -174,6 +177,73 @@ pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, option
         tokenizer.save(dir)?;
         Ok(learner.model.save(dir)?)
     })
+}
+
+/// Who teaches what: the models that are run, and the text.
+struct Teachers {
+    /// The shape of the teacher.
+    taught: ModelConfig,
+    /// The teacher of conversations; none if α is 0.
+    teacher: Option<Model>,
+    /// The teacher of plain text; none if there is none, or α is 0.
+    text_teacher: Option<Model>,
+    text: Option<TokenDataset>,
+}
+
+impl Teachers {
+    /// Reads what teaches and checks that all of it has one tokenizer.
+    fn load(recipe: &DistillRecipe, inputs: &DistillInputs, tokenizer: &Tokenizer) -> Result<Self> {
+        let described = read_config(inputs.teacher)?;
+        if described.head != Head::LanguageModel {
+            let (teacher, head) = (inputs.teacher.display(), described.head);
+            return Err(Error::Input(format!(
+                "{teacher}: the model has the head {head:?}; a teacher is a language model"
+            )));
+        }
+        let taught = described.config;
+        let own = (tokenizer, inputs.teacher);
+        let text = inputs.text.map(|dir| TokenDataset::open(dir, "train")).transpose()?;
+        fitting(&taught, own, rows(recipe, inputs, text.as_ref()).as_slice())?;
+        if let Some(dir) = inputs.text_teacher {
+            if text.is_none() {
+                let dir = dir.display();
+                return Err(Error::Input(format!(
+                    "{dir}: a teacher of plain text needs some; give token shards too (--text)"
+                )));
+            }
+            let rows = rows(recipe, inputs, text.as_ref());
+            same_vocabulary((&taught, own), (&read_config(dir)?.config, dir), rows)?;
+        }
+        let load = |dir: &Path| load_model(dir, Head::LanguageModel);
+        let runs = recipe.alpha != 0.;
+        let teacher = if runs { Some(load(inputs.teacher)?) } else { None };
+        let text_teacher = inputs.text_teacher.filter(|_| runs).map(load).transpose()?;
+        Ok(Self { taught, teacher, text_teacher, text })
+    }
+}
+
+/// The rows of plain text, if there is any.
+fn rows<'a>(recipe: &DistillRecipe, inputs: &DistillInputs<'a>, text: Option<&'a TokenDataset>) -> Option<Ids<'a>> {
+    let (shards, dir) = text.zip(inputs.text)?;
+    Some(Ids::Shards { shards, dir, seq_len: recipe.seq_len })
+}
+
+/// Checks that a model in `dir` reads what the teacher reads, and has as many logits.
+fn same_vocabulary(
+    (taught, own): (&ModelConfig, (&Tokenizer, &Path)),
+    (config, dir): (&ModelConfig, &Path),
+    rows: Option<Ids>,
+) -> Result<()> {
+    let other = Ids::Other { config, tokenizer: &Tokenizer::from_dir(dir)?, dir };
+    fitting(taught, own, &rows.into_iter().chain([other]).collect::<Vec<_>>())?;
+    if config.vocab_size != taught.vocab_size {
+        let (is, wanted, teacher) = (config.vocab_size, taught.vocab_size, own.1.display());
+        return Err(Error::Input(format!(
+            "{}: \"vocab_size\" is {is}, that of {teacher} is {wanted}; logits are compared one by one, so both must be equal",
+            dir.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Rows of tokens, the flat places whose next token counts, and those tokens.
@@ -196,38 +266,70 @@ impl Lesson {
         Ok(Self { batch, places: Some(places), labels })
     }
 
-    /// The hidden states from which a model tells the tokens that count: `(n, hidden)`.
-    fn states(&self, model: &Model) -> Result<Tensor> {
-        let hidden = model.hidden(&self.batch, None)?; // (b, t, hidden)
+    /// Of hidden states `(b, t, hidden)` those from which the tokens that count are predicted: `(n, hidden)`.
+    fn pick(&self, hidden: &Tensor) -> Result<Tensor> {
         Ok(match &self.places {
-            Some(places) => pick_rows(&hidden, places.clone())?,
+            Some(places) => pick_rows(hidden, places.clone())?,
             None => hidden.flatten(0, 1)?,
         })
     }
 
-    fn teach(&self, student: &Model, teacher: &Model, alpha: f64, temperature: f64) -> Result<Distillation> {
-        let theirs = self.states(teacher)?.detach();
-        Ok(student.distillation(&self.states(student)?, (teacher, &theirs), &self.labels, alpha, temperature)?)
+    /// What the lesson comes to; without a teacher its labels alone count, whatever `alpha` is.
+    fn teach(&self, student: &Model, teacher: Option<&Model>, alpha: f64, temperature: f64) -> Result<Taught> {
+        let (hidden, routing) = student.hidden_and_routing(&self.batch)?; // (b, t, hidden)
+        let ours = self.pick(&hidden)?; // (n, hidden)
+        let Some(teacher) = teacher else {
+            let loss = student.cross_entropy(&ours, &self.labels)?;
+            return Ok(Taught { kl: None, cross_entropy: loss::scalar(&loss)?, loss, routing });
+        };
+        let theirs = self.pick(&teacher.hidden(&self.batch, None)?)?.detach();
+        let seen = student.distillation(&ours, (teacher, &theirs), &self.labels, alpha, temperature)?;
+        Ok(Taught { loss: seen.loss, kl: Some(seen.kl), cross_entropy: seen.cross_entropy, routing })
     }
 }
 
-/// KL divergence from the teacher (at T = 1) and cross-entropy, the means over all tokens of the answers.
-fn evaluate(student: &Model, teacher: &Model, held_out: &[Example], batch_size: usize, pad: u32) -> Result<(f64, f64)> {
+/// What a lesson comes to: means over its tokens.
+struct Taught {
+    /// What is to become small: a scalar.
+    loss: Tensor,
+    /// `KL(teacher/T ‖ student/T)`, if there is a teacher.
+    kl: Option<f64>,
+    cross_entropy: f64,
+    /// What the student's routers did.
+    routing: Option<Routing>,
+}
+
+/// `eval_loss`, the cross-entropy, and `eval_kl`, the divergence from the teacher (at T = 1) if there is one: means over all
+/// tokens of the answers.
+fn evaluate(
+    student: &Model,
+    teacher: Option<&Model>,
+    held_out: &[Example],
+    batch_size: usize,
+    pad: u32,
+) -> Result<Vec<(&'static str, f64)>> {
     let (mut kl_sum, mut loss_sum, mut count) = (0., 0., 0.);
     for chunk in held_out.chunks(batch_size) {
         let lesson = Lesson::of_answers(&chunk.iter().collect::<Vec<_>>(), pad)?;
         let seen = lesson.teach(student, teacher, 1., 1.)?;
         let n = lesson.labels.len() as f64;
-        kl_sum += n * seen.kl;
+        kl_sum += n * seen.kl.unwrap_or(0.);
         loss_sum += n * seen.cross_entropy;
         count += n;
     }
-    Ok((kl_sum / f64::max(count, 1.), loss_sum / f64::max(count, 1.)))
+    let count = f64::max(count, 1.);
+    let kl = teacher.map(|_| ("eval_kl", kl_sum / count));
+    Ok(kl.into_iter().chain([("eval_loss", loss_sum / count)]).collect())
 }
 
 /// The student to begin with: that of a folder, or a fresh one; its vocabulary must be the teacher's.
-fn student(recipe: &DistillRecipe, inputs: &DistillInputs, teacher: &Model) -> Result<Model> {
-    let taught = teacher.config();
+fn student(
+    recipe: &DistillRecipe,
+    inputs: &DistillInputs,
+    taught: &ModelConfig,
+    own: &Tokenizer,
+    text: Option<&TokenDataset>,
+) -> Result<Model> {
     let Some(dir) = inputs.student else {
         let config = ModelConfig {
             vocab_size: taught.vocab_size,
@@ -240,12 +342,6 @@ fn student(recipe: &DistillRecipe, inputs: &DistillInputs, teacher: &Model) -> R
         return Ok(Model::init(config, Head::LanguageModel, recipe.seed)?);
     };
     let student = load_model(dir, Head::LanguageModel)?;
-    let same_words = Tokenizer::from_dir(dir)?.fingerprint() == Tokenizer::from_dir(inputs.teacher)?.fingerprint();
-    if student.config().vocab_size != taught.vocab_size || !same_words {
-        let (dir, teacher) = (dir.display(), inputs.teacher.display());
-        return Err(Error::Input(format!(
-            "{dir}: its vocabulary is not that of {teacher}; both must have one tokenizer"
-        )));
-    }
+    same_vocabulary((taught, (own, inputs.teacher)), (student.config(), dir), rows(recipe, inputs, text))?;
     Ok(student.trainable()?)
 }

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use llm_kernels::BlockFormat;
 use llm_model::{Head, LoraConfig, Model, WeightFormat};
-use llm_tokenizer::Tokenizer;
+use llm_tokenizer::{ChatFormat, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
-use super::{load_model, pad_id};
-use crate::eval::is_eval_step;
+use super::{chat_format, load_model};
 use crate::examples::{Example, LengthBatches, answer_loss, answer_places, pick_rows, train_and_held_out};
+use crate::fitting::fitting;
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterLog;
 use crate::run::{Checkpoint, Run, RunOptions, learner};
@@ -114,8 +114,10 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
     if !tokenizer.has_chat_template() {
         tokenizer = tokenizer.with_default_chat_template()?;
     }
-    let pad = pad_id(&tokenizer, inputs.model)?;
-    let base = load_model(inputs.model, Head::LanguageModel)?;
+    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, inputs.model)?;
+    let mut base = load_model(inputs.model, Head::LanguageModel)?;
+    fitting(base.config(), (&tokenizer, inputs.model), &[])?;
+    base.set_eos_token_id(Some(end_of_turn));
     let max_length = recipe.max_length.min(base.config().max_position_embeddings);
     let (train, held_out) = train_and_held_out(inputs.data, inputs.held_out, &tokenizer, max_length)?;
     let mut shown = vec![("model", inputs.model.display().to_string()), ("data", inputs.data.display().to_string())];
@@ -123,11 +125,7 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
     let (mut run, checkpoint) = Run::open(out, recipe, &shown, options)?;
     let mut learner = match &recipe.lora {
         Some(lora) => adapter_learner(recipe, lora, base, checkpoint.as_ref())?,
-        None => learner(checkpoint.as_ref(), &recipe.optimizer, || {
-            let mut model = base.trainable()?;
-            model.set_eos_token_id(tokenizer.end_of_turn_id());
-            Ok(model)
-        })?,
+        None => learner(checkpoint.as_ref(), &recipe.optimizer, || Ok(base.trainable()?))?,
     };
     let write = |model: &Model, dir: &Path| -> Result<()> {
         tokenizer.save(dir)?;
@@ -172,7 +170,7 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
         let figures = [("loss", mean_loss), ("grad_norm", grad_norm), ("learning_rate", learning_rate)];
         run.log_with(done, &figures, routers.figures())?;
         run.progress(done, &format!("loss {mean_loss:.3}"));
-        if is_eval_step(done, recipe.eval_every, steps) {
+        if done.is_multiple_of(recipe.eval_every) || done == steps {
             let eval_loss = answer_loss(&learner.model.frozen()?, &held_out, recipe.batch_size, pad)?;
             run.log(done, &[("eval_loss", eval_loss)])?;
             tracing::info!("step {done}: held-out loss of the answers {eval_loss:.4}");

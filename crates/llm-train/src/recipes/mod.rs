@@ -19,7 +19,7 @@ pub use reward::{RewardInputs, RewardModel, RewardRecipe, reward};
 use std::path::Path;
 
 use llm_model::Model;
-use llm_tokenizer::Tokenizer;
+use llm_tokenizer::{ChatFormat, Tokenizer};
 
 use crate::{Error, Result};
 
@@ -33,13 +33,11 @@ fn load_model(dir: &Path, head: llm_model::Head) -> Result<Model> {
     Ok(model)
 }
 
-/// The id that fills up short rows. It must not be the id that ends a reply, or ends could not be told from padding.
-fn pad_id(tokenizer: &Tokenizer, dir: &Path) -> Result<u32> {
-    match tokenizer.pad_id() {
-        Some(pad) if Some(pad) != tokenizer.end_of_turn_id() => Ok(pad),
-        _ => Err(Error::Input(format!(
-            "{}/tokenizer_config.json: \"pad_token\" must be set and differ from the token that ends a turn",
-            dir.display()
-        ))),
+/// The chat format of a folder's tokenizer; `dir` is named in errors.
+fn chat_format<'a>(tokenizer: &'a Tokenizer, dir: &Path) -> Result<&'a ChatFormat> {
+    let dir = dir.display();
+    if !tokenizer.has_chat_template() {
+        return Err(Error::Input(format!("{dir}: has no chat template; fine-tune it by `llm-train finetune` first")));
     }
+    tokenizer.chat_format().map_err(|e| Error::Input(format!("{dir}: {e}")))
 }

@@ -9,14 +9,15 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use llm_data::read_prompts;
 use llm_model::{Head, Model};
-use llm_tokenizer::Tokenizer;
+use llm_tokenizer::{ChatFormat, Tokenizer};
 use rand::RngExt;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{RewardModel, load_model, pad_id};
+use super::{RewardModel, chat_format, load_model};
 use crate::examples::{LengthBatches, chat_messages};
+use crate::fitting::{Ids, fitting};
 use crate::optim::{Learner, OptimizerConfig, Schedule};
 use crate::rl::{MissingEos, adapted_kl_coef, gae, policy_loss, token_rewards, value_loss, whiten};
 use crate::rollout::{Reply, Rollout, draw, per_reply, reply_logprobs, reply_values};
@@ -124,13 +125,10 @@ pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOption
     let tokenizer = Tokenizer::from_dir(inputs.model)?;
     let reference = load_model(inputs.model, Head::LanguageModel)?;
     let reward_model = RewardModel::load(inputs.reward)?;
-    if reward_model.tokenizer.fingerprint() != tokenizer.fingerprint() {
-        let (reward, model) = (inputs.reward.display(), inputs.model.display());
-        return Err(Error::Input(format!(
-            "{reward}: has another tokenizer than {model}; train the reward model from it"
-        )));
-    }
-    let (pad, eos) = (pad_id(&tokenizer, inputs.model)?, end_of_turn(&tokenizer, inputs.model)?);
+    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, inputs.model)?;
+    let other =
+        Ids::Other { config: reward_model.model.config(), tokenizer: &reward_model.tokenizer, dir: inputs.reward };
+    fitting(reference.config(), (&tokenizer, inputs.model), &[other])?;
     let queries = queries(recipe, &inputs, &tokenizer, reference.config().max_position_embeddings)?;
     let shown = [("model", inputs.model), ("reward", inputs.reward), ("data", inputs.data)];
     let shown = shown.map(|(name, path)| (name, path.display().to_string()));
@@ -145,7 +143,7 @@ pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOption
     };
     let kl_coef = checkpoint.as_ref().and_then(|c| c.state.get("kl_coef")?.as_f64()).unwrap_or(recipe.kl_coef);
     let score = |rollouts: &[Vec<u32>]| reward_model.scores(rollouts);
-    let mut trainer = PpoTrainer { policy, critic, reference, score: &score, pad, eos, kl_coef, recipe };
+    let mut trainer = PpoTrainer { policy, critic, reference, score: &score, pad, eos: end_of_turn, kl_coef, recipe };
     let mut batches = LengthBatches::new(queries.iter().map(Vec::len).collect(), recipe.episodes, recipe.seed)?;
     let first = checkpoint.map_or(0, |c| c.step);
     run.begin(recipe.updates, first, "updates");
@@ -191,9 +189,9 @@ pub struct PpoTrainer<'a> {
     pub reference: Model,
     /// What is to become large.
     pub score: Score<'a>,
-    /// Fills up rows.
+    /// Fills up rows; any id serves, as replies are told from padding by their lengths.
     pub pad: u32,
-    /// Ends a reply; must not be `pad`.
+    /// Ends a reply.
     pub eos: u32,
     /// The price of each nat of KL now.
     pub kl_coef: f64,
@@ -205,9 +203,6 @@ impl PpoTrainer<'_> {
     /// Draws a reply to each query and gathers what policy, reference, critic and score say of it.
     pub fn roll_out(&self, queries: &[Vec<u32>], seed: u64) -> Result<Vec<Rollout>> {
         let recipe = self.recipe;
-        if self.pad == self.eos {
-            return Err(Error::Input("the token that fills up rows must not be the one that ends a reply".to_owned()));
-        }
         let (policy, critic) = (self.policy.model.frozen()?, self.critic.model.frozen()?);
         let responses = draw(&policy, queries, self.eos, recipe.max_new_tokens, recipe.temperature, seed)?;
         let mut rollouts = Vec::with_capacity(queries.len());
@@ -389,12 +384,6 @@ fn tensor(data: Vec<f64>) -> Result<Tensor> {
     let data: Vec<f32> = data.into_iter().map(|x| x as f32).collect();
     let n = data.len();
     Ok(Tensor::from_vec(data, n, &Device::Cpu)?)
-}
-
-fn end_of_turn(tokenizer: &Tokenizer, dir: &Path) -> Result<u32> {
-    let missing =
-        || Error::Input(format!("{}: has no chat format; fine-tune it by `llm-train finetune` first", dir.display()));
-    tokenizer.end_of_turn_id().filter(|_| tokenizer.has_chat_template()).ok_or_else(missing)
 }
 
 /// The prompts in token ids, up to the assistant's turn; those that leave no room for a reply are left out.

@@ -8,11 +8,12 @@ use llm_model::{Batch, Head, Model, ModelConfig};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
-use crate::eval::{is_eval_step, text_loss};
+use crate::eval::text_loss;
+use crate::fitting::{Ids, fitting};
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterLog;
 use crate::run::{Run, RunOptions, learner};
-use crate::{Error, Result, loss};
+use crate::{Result, loss};
 
 /// The numbers of a pre-training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,7 +31,7 @@ pub struct PretrainRecipe {
     pub activation_checkpointing: bool,
     /// Tokens of a row.
     pub seq_len: usize,
-    /// Steps between two evaluations on held-out text; the first ones are closer ([`is_eval_step`]).
+    /// Steps between two evaluations on held-out text.
     pub eval_every: u64,
     /// Batches of each evaluation but the last, which takes all; 0: all.
     pub eval_batches: usize,
@@ -77,25 +78,20 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
     let tokenizer = Tokenizer::from_dir(inputs.tokenizer)?;
     let train = TokenDataset::open(inputs.data, "train")?;
     let held_out = TokenDataset::open(inputs.data, "held_out")?;
-    if train.manifest().tokenizer != tokenizer.fingerprint() {
-        let (data, tokenizer) = (inputs.data.display(), inputs.tokenizer.display());
-        return Err(Error::Input(format!(
-            "{data}: was prepared with another tokenizer than {tokenizer}; prepare it again"
-        )));
-    }
+    let config = ModelConfig {
+        vocab_size: tokenizer.vocab_size(),
+        bos_token_id: tokenizer.bos_id(),
+        eos_token_id: tokenizer.eos_id(),
+        pad_token_id: tokenizer.pad_id(),
+        ..recipe.model.clone()
+    };
+    let rows = Ids::Shards { shards: &train, dir: inputs.data, seq_len: recipe.seq_len };
+    fitting(&config, (&tokenizer, inputs.tokenizer), &[rows])?;
     let shown = [("tokenizer", inputs.tokenizer.display().to_string()), ("data", inputs.data.display().to_string())];
     let mut batches = Batches::new(&train, recipe.batch_size, recipe.seq_len, recipe.seed)?;
     let (mut run, checkpoint) = Run::open(out, recipe, &shown, options)?;
-    let mut learner = learner(checkpoint.as_ref(), &recipe.optimizer, || {
-        let config = ModelConfig {
-            vocab_size: tokenizer.vocab_size(),
-            bos_token_id: tokenizer.bos_id(),
-            eos_token_id: tokenizer.eos_id(),
-            pad_token_id: tokenizer.pad_id(),
-            ..recipe.model.clone()
-        };
-        Ok(Model::init(config, Head::LanguageModel, recipe.seed)?)
-    })?;
+    let mut learner =
+        learner(checkpoint.as_ref(), &recipe.optimizer, || Ok(Model::init(config, Head::LanguageModel, recipe.seed)?))?;
     if recipe.activation_checkpointing {
         learner.model.checkpoint_activations();
     }
@@ -134,7 +130,7 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
             routers.figures(),
         )?;
         run.progress(done * tokens_per_step, &format!("loss {mean_loss:.3}"));
-        if is_eval_step(done, recipe.eval_every, recipe.steps) {
+        if done.is_multiple_of(recipe.eval_every) || done == recipe.steps {
             evaluate(&run_context(recipe, &tokenizer, &held_out), &learner, &mut run, done)?;
         }
         if done.is_multiple_of(recipe.save_every) {

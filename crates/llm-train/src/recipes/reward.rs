@@ -6,13 +6,13 @@ use std::path::Path;
 use candle_core::Tensor;
 use llm_data::{Ranking, read_rankings, split_by_prompt};
 use llm_model::{Batch, Head, Model};
-use llm_tokenizer::{ChatMessage, Tokenizer};
+use llm_tokenizer::{ChatFormat, ChatMessage, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{load_model, pad_id};
-use crate::eval::is_eval_step;
+use super::{chat_format, load_model};
 use crate::examples::{LengthBatches, chat_messages, pick_rows};
+use crate::fitting::fitting;
 use crate::optim::OptimizerConfig;
 use crate::run::{Run, RunOptions, learner};
 use crate::{Error, Result, loss};
@@ -82,8 +82,9 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
     if !tokenizer.has_chat_template() {
         tokenizer = tokenizer.with_default_chat_template()?;
     }
-    let pad = pad_id(&tokenizer, inputs.model)?;
+    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, inputs.model)?;
     let policy = load_model(inputs.model, Head::LanguageModel)?;
+    fitting(policy.config(), (&tokenizer, inputs.model), &[])?;
     let max_length = recipe.max_length.min(policy.config().max_position_embeddings);
     let (train, held_out) = rankings(recipe, &inputs, &tokenizer, max_length)?;
     let mut shown = vec![("model", inputs.model.display().to_string()), ("data", inputs.data.display().to_string())];
@@ -91,7 +92,7 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
     let (mut run, checkpoint) = Run::open(out, recipe, &shown, options)?;
     let mut learner = learner(checkpoint.as_ref(), &recipe.optimizer, || {
         let mut model = policy.with_head(Head::Sequence, recipe.seed)?;
-        model.set_eos_token_id(tokenizer.end_of_turn_id());
+        model.set_eos_token_id(Some(end_of_turn));
         Ok(model)
     })?;
     let longest = |ranked: &Ranked| ranked.rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -128,7 +129,7 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
             ],
         )?;
         run.progress(done, &format!("loss {mean_loss:.3}, accuracy {accuracy:.2}"));
-        if is_eval_step(done, recipe.eval_every, steps) {
+        if done.is_multiple_of(recipe.eval_every) || done == steps {
             let (accuracy, margin, ..) = evaluate(&learner.model.frozen()?, &held_out, recipe.batch_size, pad)?;
             run.log(done, &[("eval_accuracy", accuracy), ("eval_margin", margin)])?;
             tracing::info!("step {done}: {:.1} % of the held-out pairs ranked right", 100. * accuracy);
@@ -234,11 +235,11 @@ fn rankings(
     Ok((encode(train, "training")?, encode(held_out, "held-out")?))
 }
 
-/// A whole conversation, ended by the token that ends a turn.
+/// A whole conversation up to the token that ends its last turn, where its score is read: the row that PPO scores too.
 fn conversation_ids(tokenizer: &Tokenizer, prompt: &[llm_data::Message], answer: &str) -> Result<Vec<u32>> {
     let mut messages = chat_messages(prompt);
     messages.push(ChatMessage::new("assistant", answer));
-    Ok(tokenizer.encode_chat(&messages, false)?)
+    Ok(tokenizer.encode_answered(&messages)?)
 }
 
 /// A trained reward model, scaled so that the answers it was trained on have mean 0 and standard deviation 1.
@@ -257,9 +258,11 @@ impl RewardModel {
     /// The reward model of a folder that [`reward`] wrote, or any classifier with one label (unscaled).
     pub fn load(dir: &Path) -> Result<Self> {
         let (model, tokenizer) = (load_model(dir, Head::Sequence)?, Tokenizer::from_dir(dir)?);
+        fitting(model.config(), (&tokenizer, dir), &[])?;
         let number = |key: &str| model.extra.get(key).and_then(serde_json::Value::as_f64).filter(|x| x.is_finite());
         let (mean, std) = (number("reward_mean").unwrap_or(0.), number("reward_std").filter(|&s| s > 0.).unwrap_or(1.));
-        Ok(Self { pad: pad_id(&tokenizer, dir)?, model, tokenizer, mean, std })
+        let pad = chat_format(&tokenizer, dir)?.pad;
+        Ok(Self { pad, model, tokenizer, mean, std })
     }
 
     /// The scores of whole conversations in token ids, read at the last token of each.

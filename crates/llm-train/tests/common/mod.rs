@@ -32,7 +32,7 @@ pub fn fresh_model(dir: &Path, text: &str, hidden_size: usize, initializer_range
         num_key_value_heads: 1,
         initializer_range,
         bos_token_id: tokenizer.bos_id(),
-        eos_token_id: tokenizer.end_of_turn_id(),
+        eos_token_id: Some(tokenizer.chat_format().unwrap().end_of_turn),
         pad_token_id: tokenizer.pad_id(),
         ..ModelConfig::default()
     };

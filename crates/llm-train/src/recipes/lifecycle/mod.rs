@@ -111,8 +111,14 @@ pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> R
     if !is_finished(&student) {
         let lessons = data.join("student.jsonl");
         times.of("teacher", || write_lessons(recipe, &world, &aligned, &lessons, observer))?;
-        let inputs =
-            DistillInputs { teacher: &aligned, student: None, data: &lessons, held_out: None, text: Some(&shards) };
+        let inputs = DistillInputs {
+            teacher: &aligned,
+            text_teacher: Some(&base),
+            student: None,
+            data: &lessons,
+            held_out: None,
+            text: Some(&shards),
+        };
         distill(&recipe.distill, inputs, &student, RunOptions { resume, observer: &mut *observer })?;
     }
     let evaluation = times.of("evaluation", || evaluate::evaluate(recipe, &world, out, observer))?;

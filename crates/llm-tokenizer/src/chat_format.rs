@@ -1,0 +1,213 @@
+//! What a chat template says of the tokens around an answer: the one that ends a turn, and those that it writes at all.
+//!
+//! Everything that depends on the end of a turn (the loss mask, the token at which a reward model is read, the stop ids of
+//! generation, `eos_token_id` in the files) takes it from here, so that training and use agree whatever the template is.
+
+use std::collections::BTreeSet;
+
+use crate::{ChatMessage, Error, Result, Tokenizer};
+
+/// The tokens of a chat template, read from conversations that it rendered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatFormat {
+    /// The special token that ends the assistant's turn: the last one after its content that is there whether or not another
+    /// turn follows. What the template writes after it, such as a line end, is not part of the turn.
+    pub end_of_turn: u32,
+    /// Fills short rows: the `pad_token`, or else `end_of_turn`. Rows are told from padding by their lengths, never by this id.
+    pub pad: u32,
+    /// All special tokens that the template writes, ascending: those of roles, of the end of a turn, of the begin of a text.
+    pub special: Vec<u32>,
+}
+
+/// Contents of the probes: plain words that no template trims, and that occur in none.
+const QUESTION: &str = "qprobe";
+const ANSWER: &str = "aprobe";
+const FOLLOW_UP: &str = "fprobe";
+
+impl Tokenizer {
+    /// The tokens of the chat template.
+    ///
+    /// An error if there is no template, if it refuses a question with an answer, or if no special token ends the answer: then
+    /// nothing could tell that a turn is over.
+    pub fn chat_format(&self) -> Result<&ChatFormat> {
+        match self.chat_format.get() {
+            Some(format) => Ok(format),
+            None => {
+                let format = self.read_chat_format()?;
+                Ok(self.chat_format.get_or_init(|| format))
+            }
+        }
+    }
+
+    fn read_chat_format(&self) -> Result<ChatFormat> {
+        let [question, answer, follow_up] =
+            [("user", QUESTION), ("assistant", ANSWER), ("user", FOLLOW_UP)].map(|(r, c)| ChatMessage::new(r, c));
+        let single = self.render_chat(&[question.clone(), answer.clone()], false)?;
+        let mut ends = self.specials_after_answer(&single)?;
+        // Some templates end the whole conversation with a further token; the turn ends before it.
+        let dialogue = self.render_chat(&[question.clone(), answer, follow_up], false).ok();
+        if let Some(dialogue) = &dialogue {
+            let between = self.specials_after_answer(dialogue)?;
+            let shared = ends.iter().zip(&between).take_while(|(a, b)| a == b).count();
+            ends.truncate(shared);
+        }
+        let end_of_turn = ends.pop().ok_or(Error::NoEndOfTurn)?;
+        let system = ChatMessage::new("system", "sprobe");
+        let texts = [
+            Some(single),
+            dialogue,
+            self.render_chat(std::slice::from_ref(&question), true).ok(),
+            self.render_chat(&[system, question], false).ok(),
+        ];
+        let spans = texts.iter().flatten().flat_map(|text| self.special_spans(text));
+        let special: BTreeSet<u32> = spans.map(|(id, _)| id).collect();
+        Ok(ChatFormat {
+            end_of_turn,
+            pad: self.pad_id().unwrap_or(end_of_turn),
+            special: special.into_iter().collect(),
+        })
+    }
+
+    /// The special tokens of a rendered probe after the assistant's content.
+    fn specials_after_answer(&self, rendered: &str) -> Result<Vec<u32>> {
+        let begin = rendered.rfind(ANSWER).ok_or(Error::NoEndOfTurn)? + ANSWER.len();
+        Ok(self.special_spans(rendered).into_iter().filter(|(_, span)| span.start >= begin).map(|(id, _)| id).collect())
+    }
+
+    /// The ids of a conversation whose last message is the assistant's, up to and with the token that ends its turn: what a
+    /// policy that was given the earlier messages has written when it stops.
+    pub fn encode_answered(&self, messages: &[ChatMessage]) -> Result<Vec<u32>> {
+        let end_of_turn = self.chat_format()?.end_of_turn;
+        let mut ids = self.encode_chat(messages, false)?;
+        let end = ids.iter().rposition(|&id| id == end_of_turn).ok_or(Error::NoEndOfTurn)?;
+        ids.truncate(end + 1);
+        Ok(ids)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::ChatTemplate;
+    use crate::{TrainConfig, train_bpe};
+
+    /// `<|endoftext|>`, `<|pad|>`, `<|system|>`, `<|user|>`, `<|assistant|>`, `<|end|>` have the ids 0 to 5.
+    fn tokenizer() -> Tokenizer {
+        let texts = ["the cat sat on the mat", "the dog sat on the log"];
+        let config = TrainConfig { vocab_size: 300, min_frequency: 2 };
+        train_bpe(&config, texts.iter()).unwrap().with_default_chat_template().unwrap()
+    }
+
+    fn with_template(source: &str) -> Tokenizer {
+        let mut tokenizer = tokenizer();
+        tokenizer.set_config("eos_token", "<|endoftext|>");
+        tokenizer.chat = Some(ChatTemplate::new(source));
+        tokenizer
+    }
+
+    /// Templates in the manner of known families, with this vocabulary's tokens in place of theirs, and the id that ends a turn.
+    fn families() -> Vec<(&'static str, &'static str, u32)> {
+        vec![
+            (
+                "ChatML",
+                "{% for m in messages %}<|user|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}\
+                 {% if add_generation_prompt %}<|user|>assistant\n{% endif %}",
+                5,
+            ),
+            (
+                "Gemma",
+                "<|endoftext|>{% for m in messages %}<|user|>{{ 'model' if m.role == 'assistant' else m.role }}\n\
+                 {{ m.content | trim }}<|system|>\n{% endfor %}{% if add_generation_prompt %}<|user|>model\n{% endif %}",
+                2,
+            ),
+            (
+                "Llama 3",
+                "{% for m in messages %}{% set c = '<|user|>' + m.role + '<|assistant|>\n\n' + m.content | trim + '<|end|>' %}\
+                 {% if loop.first %}{% set c = bos_token + c %}{% endif %}{{ c }}{% endfor %}\
+                 {% if add_generation_prompt %}<|user|>assistant<|assistant|>\n\n{% endif %}",
+                5,
+            ),
+            (
+                "Zephyr",
+                "{% for m in messages %}{{ '[' + m.role + ']\n' + m.content + eos_token }}\n{% endfor %}\
+                 {% if add_generation_prompt %}[assistant]\n{% endif %}",
+                0,
+            ),
+            (
+                "Llama 2",
+                "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}\
+                 {% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}",
+                0,
+            ),
+            (
+                "Phi 3",
+                "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}\
+                 {% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
+                5,
+            ),
+            ("two ends", "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|><|system|>{% endfor %}", 2),
+        ]
+    }
+
+    #[test]
+    fn the_end_of_a_turn_is_what_the_template_writes_whatever_eos_token_says() {
+        for (name, template, end) in families() {
+            let tokenizer = with_template(template);
+            let format = tokenizer.chat_format().unwrap();
+            assert_eq!(format.end_of_turn, end, "{name}");
+            assert!(format.special.contains(&end) && format.special.is_sorted(), "{name}");
+        }
+        let own = tokenizer();
+        let own = own.chat_format().unwrap();
+        assert_eq!(*own, ChatFormat { end_of_turn: 5, pad: 1, special: vec![2, 3, 4, 5] });
+    }
+
+    #[test]
+    fn an_answered_conversation_ends_at_the_end_of_its_turn() {
+        let question = ChatMessage::new("user", "the <|end|> cat");
+        let answer = ChatMessage::new("assistant", "the dog");
+        for (name, template, end) in families() {
+            let tokenizer = with_template(template);
+            let ids = tokenizer.encode_answered(&[question.clone(), answer.clone()]).unwrap();
+            assert_eq!(ids.last(), Some(&end), "{name}");
+            let whole = tokenizer.encode_chat(&[question.clone(), answer.clone()], false).unwrap();
+            assert_eq!(whole[..ids.len()], ids, "{name}");
+            assert!(tokenizer.decode(&ids).unwrap().trim_end().ends_with("the dog"), "{name}");
+            // What is trained to be said ends there too, and a policy that continues the question gets the same ids.
+            let (same, said) = tokenizer.encode_conversation(&[question.clone(), answer.clone()]).unwrap();
+            assert_eq!(said.iter().rposition(|&said| said), Some(ids.len() - 1), "{name}");
+            let asked = tokenizer.encode_chat(std::slice::from_ref(&question), true).unwrap();
+            let spoken: Vec<u32> = same.iter().zip(&said).filter(|(_, said)| **said).map(|(id, _)| *id).collect();
+            assert_eq!([asked, spoken].concat().last(), ids.last(), "{name}");
+        }
+    }
+
+    #[test]
+    fn any_turn_of_a_template_that_ends_conversations_too_is_masked() {
+        let tokenizer = with_template(families()[5].1);
+        let messages = ["the cat", "the dog", "the mat", "the log"];
+        let role = |i: usize| if i % 2 == 0 { "user" } else { "assistant" };
+        let messages: Vec<_> = messages.iter().enumerate().map(|(i, text)| ChatMessage::new(role(i), *text)).collect();
+        let (ids, said) = tokenizer.encode_conversation(&messages).unwrap();
+        let ends = ids.iter().zip(&said).filter(|(id, said)| **said && **id < 6).map(|(id, _)| *id);
+        assert_eq!(ends.collect::<Vec<_>>(), [5, 5], "the end of each of the assistant's turns, and no end of text");
+    }
+
+    #[test]
+    fn a_turn_that_only_plain_text_ends_is_refused() {
+        let plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+        let next = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}";
+        for template in [plain, next] {
+            let error = with_template(template).chat_format().cloned().unwrap_err();
+            assert!(matches!(error, Error::NoEndOfTurn), "{error}");
+            assert!(error.to_string().contains("eos_token"), "{error}");
+        }
+    }
+
+    #[test]
+    fn without_a_pad_token_the_end_of_a_turn_fills_rows() {
+        let mut tokenizer = tokenizer();
+        tokenizer.set_config("pad_token", "");
+        assert_eq!(tokenizer.chat_format().unwrap().pad, 5);
+    }
+}
