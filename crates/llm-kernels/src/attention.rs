@@ -26,14 +26,31 @@ pub struct Visible {
     /// Left padding, packed documents and sliding windows are all of this kind. A query whose first key lies behind
     /// its own position sees nothing, and its result is zero.
     pub first_key: Option<Arc<[u32]>>,
+    /// For each sequence of the batch, a half-open range of keys that no query sees, within the `s` keys; `(0, 0)`: nothing is
+    /// hidden.
+    ///
+    /// It is for evaluation (what does a prediction depend on?): where it is set, attention takes the composed path, which holds
+    /// all weights `(b, h, t, s)` in memory. A query all of whose keys are hidden has the result zero.
+    pub hidden_keys: Option<Arc<[(u32, u32)]>>,
 }
 
 impl Visible {
+    /// Each query `(b, t)` in order sees the keys from its own first one on.
+    pub fn from_first(first_key: impl Into<Arc<[u32]>>) -> Self {
+        Self { first_key: Some(first_key.into()), hidden_keys: None }
+    }
+
     /// The half-open range of keys that query `i` of sequence `b` sees, with `t` queries and `s` keys.
     fn range(&self, b: usize, i: usize, t: usize, s: usize) -> (usize, usize) {
         let end = s - t + i + 1;
         let start = self.first_key.as_ref().map_or(0, |first| first[b * t + i] as usize);
         (start.min(end), end)
+    }
+
+    /// Whether key `j` is hidden from every query of sequence `b`.
+    fn hides(&self, b: usize, j: usize) -> bool {
+        let hidden = self.hidden_keys.as_ref().map_or((0, 0), |hidden| hidden[b]);
+        (hidden.0 as usize..hidden.1 as usize).contains(&j)
     }
 }
 
@@ -66,7 +83,7 @@ impl Scores {
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, visible: &Visible) -> Result<Tensor> {
     let shape = Dims::of(q, k, v, visible)?;
     let rows = |x: &Tensor| if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() };
-    if crate::is_fused(q) && crate::is_fused(k) && crate::is_fused(v) {
+    if visible.hidden_keys.is_none() && crate::is_fused(q) && crate::is_fused(k) && crate::is_fused(v) {
         let core = Core { shape, scores, visible: visible.clone() };
         let op = Attention { core, log_sums: OnceLock::new() };
         rows(q)?.apply_op3(&rows(k)?, &rows(v)?, op)
@@ -91,7 +108,7 @@ pub fn attention_weights(q: &Tensor, k: &Tensor, scores: Scores, visible: &Visib
     let mut mask = Vec::with_capacity(b * t * s);
     for (row, i) in (0..b).flat_map(|row| (0..t).map(move |i| (row, i))) {
         let (start, end) = visible.range(row, i, t, s);
-        mask.extend((0..s).map(|j| u8::from(start <= j && j < end)));
+        mask.extend((0..s).map(|j| u8::from(start <= j && j < end && !visible.hides(row, j))));
     }
     let mask = Tensor::from_vec(mask, (b, 1, t, s), q.device())?.broadcast_as((b, h, t, s))?;
     let low = Tensor::full(-1e30f32, (b, h, t, s), q.device())?.to_dtype(q.dtype())?;
@@ -133,12 +150,19 @@ impl Dims {
 
     /// The sizes, if heads can share keys and values, and there is a first key for each query.
     pub fn checked(self, visible: &Visible) -> Result<Self> {
-        let Self { b, t, h, g, .. } = self;
+        let Self { b, t, s, h, g, .. } = self;
         if g == 0 || h % g != 0 {
             bail!("attention: {h} heads cannot share {g} heads of keys and values");
         }
         if visible.first_key.as_ref().is_some_and(|first| first.len() != b * t) {
             bail!("attention: first_key must have one entry for each of the {b} x {t} queries");
+        }
+        if let Some(hidden) = &visible.hidden_keys
+            && (hidden.len() != b || hidden.iter().any(|&(start, end)| start > end || end as usize > s))
+        {
+            bail!(
+                "attention: hidden_keys is {hidden:?}; it must have one range within 0..{s} for each of {b} sequences"
+            );
         }
         Ok(self)
     }
@@ -307,14 +331,43 @@ mod tests {
 
     #[test]
     fn a_query_that_sees_nothing_gives_zero_and_no_gradient() -> Result<()> {
-        check((1, 1, 2, 2, 1, 4), &Visible { first_key: Some([2u32; 1].into()) }, 1.)?;
-        check((2, 1, 600, 1, 2, 8), &Visible { first_key: Some([300u32, 600].into()) }, 1.)?; // the second of three spans
+        check((1, 1, 2, 2, 1, 4), &Visible::from_first([2]), 1.)?;
+        check((2, 1, 600, 1, 2, 8), &Visible::from_first([300, 600]), 1.)?; // the second of three spans
         // Two positions of left padding: the padding's own rows see nothing.
-        let visible = Visible { first_key: Some([2u32; 5].into()) };
+        let visible = Visible::from_first([2; 5]);
         check((1, 5, 5, 1, 2, 4), &visible, 1.)?;
         let x = random(&[1, 5, 2, 4], 1, 1.)?;
         let out = attention(&x, &x, &x, PLAIN, &visible)?;
         assert_eq!(out.narrow(1, 0, 2)?.abs()?.sum_all()?.to_scalar::<f32>()?, 0.);
+        Ok(())
+    }
+
+    #[test]
+    fn hidden_keys_are_those_that_attention_would_not_have() -> Result<()> {
+        let (q, k, v) = (random(&[2, 7, 4, 6], 1, 1.)?, random(&[2, 9, 2, 6], 2, 1.)?, random(&[2, 9, 2, 6], 3, 1.)?);
+        let flat = |x: Tensor| x.flatten_all()?.to_vec1::<f32>();
+        // Two more keys than queries, so that even the first query keeps one; the second sequence hides nothing.
+        let visible = Visible { first_key: None, hidden_keys: Some([(1, 4), (0, 0)].into()) };
+        let ours = attention(&q, &k, &v, PLAIN, &visible)?;
+        let plain = attention(&q, &k, &v, PLAIN, &Visible::default())?;
+        for (ours, plain) in flat(ours.get(1)?)?.into_iter().zip(flat(plain.get(1)?)?) {
+            assert!((ours - plain).abs() < 1e-6);
+        }
+        // The last query of the first sequence, over the keys that are left.
+        let kept = |x: &Tensor| Tensor::cat(&[x.narrow(1, 0, 1)?, x.narrow(1, 4, 5)?], 1)?.narrow(0, 0, 1);
+        let last = q.narrow(0, 0, 1)?.narrow(1, 6, 1)?;
+        let alone = attention(&last, &kept(&k)?, &kept(&v)?, PLAIN, &Visible::default())?;
+        for (ours, alone) in flat(ours.narrow(0, 0, 1)?.narrow(1, 6, 1)?)?.into_iter().zip(flat(alone)?) {
+            assert!((ours - alone).abs() < 1e-6);
+        }
+        // All that the first two queries see is hidden: nothing comes out.
+        let all = Visible { first_key: None, hidden_keys: Some([(0, 4), (0, 0)].into()) };
+        let none = attention(&q, &k, &v, PLAIN, &all)?.narrow(0, 0, 1)?.narrow(1, 0, 2)?;
+        assert!(flat(none)?.iter().all(|&x| x == 0.));
+        for wrong in [vec![(0, 0)], vec![(3, 2), (0, 0)], vec![(0, 0), (0, 10)]] {
+            let visible = Visible { first_key: None, hidden_keys: Some(wrong.into()) };
+            assert!(attention(&q, &k, &v, PLAIN, &visible).is_err());
+        }
         Ok(())
     }
 
@@ -346,7 +399,7 @@ mod tests {
         let all = Visible::default();
         let (q, k) = (random(&[1, 2, 3, 4], 1, 1.)?, random(&[1, 2, 2, 4], 1, 1.)?);
         assert!(attention(&q, &k, &k, PLAIN, &all).is_err()); // 3 heads over 2
-        assert!(attention(&q, &q, &q, PLAIN, &Visible { first_key: Some([0u32; 3].into()) }).is_err());
+        assert!(attention(&q, &q, &q, PLAIN, &Visible::from_first([0; 3])).is_err());
         Ok(())
     }
 
@@ -359,7 +412,7 @@ mod tests {
         ) {
             let s = t + past;
             let first: Vec<u32> = (0..b * t).map(|i| (seed >> (i % 20)) % (s as u32 + 2)).collect();
-            check((b, t, s, g, heads, d), &Visible { first_key: Some(first.into()) }, 2.).unwrap();
+            check((b, t, s, g, heads, d), &Visible::from_first(first), 2.).unwrap();
         }
     }
 }

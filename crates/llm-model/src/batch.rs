@@ -79,6 +79,22 @@ impl Batch {
         Ok(self)
     }
 
+    /// The same ids where in each row no token sees the tokens of one half-open range of columns `hidden[row]`, itself included;
+    /// `(0, 0)` hides nothing. For evaluation: what does a prediction depend on?
+    pub fn with_hidden_keys(mut self, hidden: &[(u32, u32)]) -> Result<Self> {
+        let (rows, width) = self.input_ids.dims2()?;
+        if hidden.len() != rows {
+            return Err(Error::Input(format!("{rows} rows, but hidden ranges for {}", hidden.len())));
+        }
+        if let Some((row, (start, end))) =
+            hidden.iter().enumerate().find(|(_, (start, end))| start > end || *end as usize > width)
+        {
+            return Err(Error::Input(format!("row {row} hides {start}..{end}; a range must lie within 0..{width}")));
+        }
+        self.visible.hidden_keys = Some(hidden.into());
+        Ok(self)
+    }
+
     /// One further token for each row, behind `past` tokens that a cache holds, of which `padding[row]` are padding.
     pub fn step(ids: &[u32], past: usize, padding: &[u32]) -> Result<Self> {
         if ids.len() != padding.len() {
@@ -87,7 +103,7 @@ impl Batch {
         Ok(Self {
             input_ids: Tensor::from_slice(ids, (ids.len(), 1), &Device::Cpu)?,
             positions: padding.iter().map(|&p| (past as u32).saturating_sub(p)).collect(),
-            visible: Visible { first_key: Some(padding.into()) },
+            visible: Visible::from_first(padding),
             padding: None,
         })
     }

@@ -123,7 +123,8 @@ fn windowed(visible: &Visible, tokens: usize, t: usize, past: usize, window: usi
         let begin = visible.first_key.as_ref().map_or(0, |first| first[token]);
         begin.max((past + token % t + 1).saturating_sub(window) as u32)
     };
-    Visible { first_key: Some((0..tokens).map(first).collect::<Arc<[u32]>>()) }
+    let first_key = (0..tokens).map(first).collect::<Arc<[u32]>>();
+    Visible { first_key: Some(first_key), hidden_keys: visible.hidden_keys.clone() }
 }
 
 #[derive(Debug, Clone)]

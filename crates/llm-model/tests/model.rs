@@ -8,7 +8,9 @@ use std::path::Path;
 
 use candle_core::{D, DType, IndexOp, Tensor};
 use llm_kernels::{BlockFormat, Precision};
-use llm_model::{Batch, Head, KvCache, Model, ModelConfig, ParamCount, Params, WeightFormat, write_safetensors};
+use llm_model::{
+    Batch, Head, KvCache, Model, ModelConfig, ModelType, ParamCount, Params, WeightFormat, write_safetensors,
+};
 use serde_json::{Value, json};
 
 fn config() -> ModelConfig {
@@ -68,6 +70,35 @@ fn padding_on_either_side_changes_nothing() {
     }
     let unmarked = Batch::new(&[[vec![0; 6], short].concat()]).unwrap();
     assert!(far(&model.forward(&unmarked).unwrap().i((0, 6..)).unwrap(), &alone) > 1e-3, "unmarked padding must show");
+}
+
+#[test]
+fn what_hidden_tokens_are_does_not_matter_to_later_ones() {
+    let windowed = ModelConfig { model_type: ModelType::Mistral, sliding_window: Some(6), ..config() };
+    let models = [model(), model().frozen().unwrap(), Model::init(windowed, Head::LanguageModel, 5).unwrap()];
+    for model in models {
+        let (one, mut other) = (ids(12), ids(12));
+        for id in &mut other[6..8] {
+            *id = (*id + 1) % 40;
+        }
+        let rows = [one.clone(), one.clone(), other.clone(), other];
+        let batch = || Batch::new(&rows).unwrap();
+        let later = |logits: &Tensor, row: usize| logits.i((row, 8..)).unwrap();
+        let plain = model.forward(&batch()).unwrap();
+        assert!(far(&later(&plain, 0), &later(&plain, 2)) > 1e-3, "what is not hidden must show");
+        let hidden = batch().with_hidden_keys(&[(6, 8), (0, 0), (6, 8), (3, 3)]).unwrap();
+        let hidden = model.forward(&hidden).unwrap();
+        assert!(far(&later(&hidden, 0), &later(&hidden, 2)) < 1e-5);
+        assert!(far(&later(&hidden, 0), &later(&plain, 0)) > 1e-3, "hiding a token must show");
+        for row in [1, 3] {
+            assert!(far(&hidden.i(row).unwrap(), &plain.i(row).unwrap()) < 1e-4, "an empty range hides nothing");
+        }
+    }
+    let hide =
+        |ranges: &[(u32, u32)]| Batch::new(&[ids(12)]).unwrap().with_hidden_keys(ranges).unwrap_err().to_string();
+    assert_eq!(hide(&[]), "1 rows, but hidden ranges for 0");
+    assert_eq!(hide(&[(4, 13)]), "row 0 hides 4..13; a range must lie within 0..12");
+    assert_eq!(hide(&[(4, 3)]), "row 0 hides 4..3; a range must lie within 0..12");
 }
 
 #[test]

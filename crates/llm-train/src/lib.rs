@@ -6,7 +6,9 @@
 //! - [`recipes`]: pre-training, fine-tuning, reward model, PPO, distillation, and a whole life;
 //! - [`fitting`]: whether model, tokenizer and data belong together;
 //! - [`run`]: what a run leaves on disk, and how it goes on after an interruption;
-//! - [`eval`]: what a model has learnt, in figures; [`mod@bench`]: what a training step costs; [`params`]: what it would.
+//! - [`eval`]: what a model has learnt, in figures; [`stats`]: their intervals; [`baselines`]: what predictors without
+//!   the ability score;
+//! - [`mod@bench`]: what a training step costs; [`params`]: what it would.
 //!
 //! ```
 //! use llm_data::{prepare, world::{Split, World, WorldConfig}};
@@ -37,6 +39,7 @@
 //!
 //! Where to look next: `llm-infer` talks with what comes out; `docs/guide.md` walks through the commands.
 
+pub mod baselines;
 pub mod bench;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -54,6 +57,7 @@ pub mod rl;
 pub mod rollout;
 mod routing;
 pub mod run;
+pub mod stats;
 
 pub use error::Error;
 pub use recipe::read as read_recipe;

@@ -14,6 +14,7 @@ use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use super::{chat_format, load_model};
+use crate::eval::is_eval_step;
 use crate::examples::{Example, LengthBatches, answer_places, pick_rows, train_and_held_out};
 use crate::fitting::{Ids, fitting};
 use crate::optim::OptimizerConfig;
@@ -163,7 +164,7 @@ pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, option
         figures.extend(seen.kl.map(|kl| ("kl_loss", recipe.temperature * recipe.temperature * kl)));
         run.log_with(done, &figures, routers.figures())?;
         run.progress(done, &format!("loss {loss:.3}"));
-        if done.is_multiple_of(recipe.eval_every) || done == steps {
+        if is_eval_step(done, recipe.eval_every, steps) {
             let figures = evaluate(&learner.model.frozen()?, teacher.as_ref(), &held_out, recipe.batch_size, pad)?;
             run.log(done, &figures)?;
             let shown: Vec<String> = figures.iter().map(|(name, figure)| format!("{name} {figure:.4}")).collect();

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 use super::{chat_format, load_model};
+use crate::eval::is_eval_step;
 use crate::examples::{Example, LengthBatches, answer_loss, answer_places, pick_rows, train_and_held_out};
 use crate::fitting::fitting;
 use crate::optim::{Learner, OptimizerConfig};
@@ -170,7 +171,7 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
         let figures = [("loss", mean_loss), ("grad_norm", grad_norm), ("learning_rate", learning_rate)];
         run.log_with(done, &figures, routers.figures())?;
         run.progress(done, &format!("loss {mean_loss:.3}"));
-        if done.is_multiple_of(recipe.eval_every) || done == steps {
+        if is_eval_step(done, recipe.eval_every, steps) {
             let eval_loss = answer_loss(&learner.model.frozen()?, &held_out, recipe.batch_size, pad)?;
             run.log(done, &[("eval_loss", eval_loss)])?;
             tracing::info!("step {done}: held-out loss of the answers {eval_loss:.4}");

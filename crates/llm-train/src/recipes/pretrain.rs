@@ -8,7 +8,7 @@ use llm_model::{Batch, Head, Model, ModelConfig};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
-use crate::eval::text_loss;
+use crate::eval::{is_eval_step, text_loss};
 use crate::fitting::{Ids, fitting};
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterLog;
@@ -31,7 +31,7 @@ pub struct PretrainRecipe {
     pub activation_checkpointing: bool,
     /// Tokens of a row.
     pub seq_len: usize,
-    /// Steps between two evaluations on held-out text.
+    /// Steps between two evaluations on held-out text; the first ones are closer ([`is_eval_step`]).
     pub eval_every: u64,
     /// Batches of each evaluation but the last, which takes all; 0: all.
     pub eval_batches: usize,
@@ -130,7 +130,7 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
             routers.figures(),
         )?;
         run.progress(done * tokens_per_step, &format!("loss {mean_loss:.3}"));
-        if done.is_multiple_of(recipe.eval_every) || done == recipe.steps {
+        if is_eval_step(done, recipe.eval_every, recipe.steps) {
             evaluate(&run_context(recipe, &tokenizer, &held_out), &learner, &mut run, done)?;
         }
         if done.is_multiple_of(recipe.save_every) {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{chat_format, load_model};
+use crate::eval::is_eval_step;
 use crate::examples::{LengthBatches, chat_messages, pick_rows};
 use crate::fitting::fitting;
 use crate::optim::OptimizerConfig;
@@ -129,7 +130,7 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
             ],
         )?;
         run.progress(done, &format!("loss {mean_loss:.3}, accuracy {accuracy:.2}"));
-        if done.is_multiple_of(recipe.eval_every) || done == steps {
+        if is_eval_step(done, recipe.eval_every, steps) {
             let (accuracy, margin, ..) = evaluate(&learner.model.frozen()?, &held_out, recipe.batch_size, pad)?;
             run.log(done, &[("eval_accuracy", accuracy), ("eval_margin", margin)])?;
             tracing::info!("step {done}: {:.1} % of the held-out pairs ranked right", 100. * accuracy);

@@ -10,10 +10,9 @@ use llm_model::{Head, Model};
 use serde::Serialize;
 
 use super::LifecycleRecipe;
-use crate::eval::{TaskScores, TextLoss, probe_accuracy, task_scores, text_loss};
+use crate::eval::{TaskScores, TextLoss, probe_accuracy, reply_kls, task_scores, text_loss};
 use crate::examples::chat_messages;
 use crate::recipes::RewardModel;
-use crate::rollout::{Reply, per_reply, reply_logprobs};
 use crate::run::{Event, write_json};
 use crate::{Error, Result};
 
@@ -80,7 +79,7 @@ pub(super) fn evaluate(
 
     let tasks = world.tasks(Split::HeldOut, count);
     let mut score = |model: &TextModel| {
-        let scores = task_scores(model, &tasks);
+        let scores = task_scores(model, &tasks, 48);
         tick("tasks");
         scores
     };
@@ -111,7 +110,9 @@ pub(super) fn evaluate(
     let texts =
         |replies: &[Vec<u32>]| replies.iter().map(|ids| Ok(aligned.tokenizer.decode(ids)?)).collect::<Result<Vec<_>>>();
     let texts = [texts(&replies[0])?, texts(&replies[1])?, texts(&replies[2])?];
-    let kl = sequence_kl(recipe, &aligned, &instruct, &prompts, &replies[1])?;
+    let pad = aligned.tokenizer.chat_format()?.pad;
+    let kls = reply_kls(&aligned.model, &instruct.model, &prompts, &replies[1], recipe.ppo.temperature, pad)?;
+    let kl = kls.iter().sum::<f64>() / kls.len().max(1) as f64;
     tick("KL");
     let samples = (0..questions.len().min(6))
         .map(|i| [questions[i].prompt.clone(), texts[0][i].trim().to_owned(), texts[1][i].trim().to_owned()]);
@@ -154,27 +155,6 @@ fn replies(recipe: &LifecycleRecipe, model: &TextModel, prompts: &[Vec<u32>]) ->
         replies.extend(llm_infer::generate(&model.model, chunk, &options, |_, _| true)?);
     }
     Ok(replies)
-}
-
-/// The mean over replies, drawn from `policy`, of the summed difference of log-probabilities.
-fn sequence_kl(
-    recipe: &LifecycleRecipe,
-    policy: &TextModel,
-    reference: &TextModel,
-    prompts: &[Vec<u32>],
-    replies: &[Vec<u32>],
-) -> Result<f64> {
-    let pad = policy.tokenizer.chat_format()?.pad;
-    let pairs: Vec<Reply> = prompts.iter().zip(replies).map(|(q, r)| (q.as_slice(), r.as_slice())).collect();
-    let mut sum = 0.;
-    for chunk in pairs.chunks(64) {
-        let logprobs = |model: &TextModel| -> Result<Vec<Vec<f64>>> {
-            per_reply(&reply_logprobs(&model.model, chunk, recipe.ppo.temperature, pad)?.0, chunk)
-        };
-        let (p, r) = (logprobs(policy)?.concat(), logprobs(reference)?.concat());
-        sum += p.iter().zip(r).map(|(p, r)| p - r).sum::<f64>();
-    }
-    Ok(sum / pairs.len().max(1) as f64)
 }
 
 fn advice(questions: &[Question], replies: &[String]) -> Advice {

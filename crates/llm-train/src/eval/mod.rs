@@ -1,0 +1,74 @@
+//! What a model has learnt, in figures: on text, on minimal pairs, on tasks, and in its replies.
+//!
+//! Each function returns what it found item by item, or can: an interval and a comparison need that ([`crate::stats`]).
+
+mod probes;
+mod replies;
+mod tasks;
+mod text;
+
+pub use probes::{probe_accuracy, probe_scores};
+pub use replies::{ReplyStats, WrittenReply, reply_kls, reply_stats, write_replies};
+pub use tasks::{TaskScores, task_scores};
+pub use text::{TextLoss, continuation_logprobs, text_loss};
+
+/// Whether a run of `last` steps is evaluated after `step` of them: before the first and after the last step, after
+/// every `eval_every`-th, and before that after 25, 50, 100, 200, …, so that the steep start of a curve has points.
+///
+/// ```
+/// use llm_train::eval::is_eval_step;
+///
+/// let steps: Vec<u64> = (0..=1000).filter(|&step| is_eval_step(step, 400, 1000)).collect();
+/// assert_eq!(steps, [0, 25, 50, 100, 200, 400, 800, 1000]);
+/// ```
+pub fn is_eval_step(step: u64, eval_every: u64, last: u64) -> bool {
+    let early = step < eval_every && step.is_multiple_of(25) && (step / 25).is_power_of_two();
+    step == 0 || step == last || step.is_multiple_of(eval_every) || early
+}
+
+#[cfg(test)]
+mod testing {
+    //! Models whose predictions are known by hand.
+
+    use llm_model::{Head, Model, ModelConfig};
+    use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
+
+    /// The tokenizer of a text of few words, with a chat template.
+    pub fn tokenizer(text: &str) -> Tokenizer {
+        let config = TrainConfig { vocab_size: 400, min_frequency: 1 };
+        train_bpe(&config, [text].iter()).unwrap().with_default_chat_template().unwrap()
+    }
+
+    /// A model of one layer, initialised with this standard deviation: with 0 its logits are 0 everywhere.
+    pub fn model(tokenizer: &Tokenizer, initializer_range: f64) -> Model {
+        let config = ModelConfig {
+            vocab_size: tokenizer.vocab_size(),
+            hidden_size: 32,
+            intermediate_size: 64,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            max_position_embeddings: 64,
+            initializer_range,
+            eos_token_id: Some(tokenizer.chat_format().unwrap().end_of_turn),
+            pad_token_id: tokenizer.pad_id(),
+            ..ModelConfig::default()
+        };
+        Model::init(config, Head::LanguageModel, 3).unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evaluations_double_until_they_are_regular() {
+        let steps = |every, last| (0..=last).filter(|&step| is_eval_step(step, every, last)).collect::<Vec<_>>();
+        assert_eq!(steps(400, 1000), [0, 25, 50, 100, 200, 400, 800, 1000]);
+        assert_eq!(steps(60, 130), [0, 25, 50, 60, 120, 130]);
+        assert_eq!(steps(10, 35), [0, 10, 20, 30, 35]);
+        assert_eq!(steps(100, 3), [0, 3]);
+        assert_eq!(steps(0, 60), [0, 60], "none between");
+    }
+}

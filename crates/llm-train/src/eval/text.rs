@@ -1,0 +1,167 @@
+//! The loss of text, and the log-probabilities of given continuations.
+
+use llm_data::TokenDataset;
+use llm_model::{Batch, Model};
+use serde::Serialize;
+
+use crate::Result;
+use crate::examples::pick_rows;
+use crate::loss::scalar;
+
+/// How well a model predicts a text.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct TextLoss {
+    /// Mean cross-entropy of a token, in nats.
+    pub loss: f64,
+    /// The same for a byte of the text, in bits: comparable between tokenizers.
+    pub bits_per_byte: f64,
+    /// Tokens that were predicted.
+    pub tokens: usize,
+}
+
+/// The loss of the data set's text, in windows of `seq_len`; of the first `max_batches` batches (0: all).
+pub fn text_loss(
+    model: &Model,
+    data: &TokenDataset,
+    batch_size: usize,
+    seq_len: usize,
+    max_batches: usize,
+) -> Result<TextLoss> {
+    let (mut sum, mut tokens) = (0., 0);
+    let limit = if max_batches == 0 { usize::MAX } else { max_batches };
+    for (inputs, targets) in llm_data::eval_windows(data, batch_size, seq_len)?.take(limit) {
+        let width =
+            if inputs.len() < seq_len || !inputs.len().is_multiple_of(seq_len) { inputs.len() } else { seq_len };
+        let labels: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
+        let hidden = model.hidden(&Batch::from_flat(&inputs, width)?, None)?.flatten(0, 1)?;
+        sum += labels.len() as f64 * scalar(&model.cross_entropy(&hidden, &labels)?)?;
+        tokens += labels.len();
+    }
+    let loss = sum / tokens.max(1) as f64;
+    let tokens_per_byte = data.len() as f64 / (data.bytes() as f64).max(1.);
+    Ok(TextLoss { loss, bits_per_byte: loss * tokens_per_byte / std::f64::consts::LN_2, tokens })
+}
+
+/// The log-probability of each continuation after its prefix, in nats. Both are token ids, not empty.
+pub fn continuation_logprobs(model: &Model, pairs: &[(Vec<u32>, Vec<u32>)], batch_size: usize) -> Result<Vec<f64>> {
+    let rows = pairs.iter().map(|(prefix, rest)| Row { prefix, rest });
+    row_logprobs(model, &rows.collect::<Vec<_>>(), batch_size)
+}
+
+/// A prefix with its continuation.
+pub(super) struct Row<'a> {
+    pub prefix: &'a [u32],
+    pub rest: &'a [u32],
+}
+
+/// The log-probability of each row's continuation, in nats. Rows of similar length share a batch, and logits are made
+/// of the continuations alone, a few megabytes at a time.
+pub(super) fn row_logprobs(model: &Model, rows: &[Row], batch_size: usize) -> Result<Vec<f64>> {
+    const LOGITS: usize = 1 << 22;
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(|&row| rows[row].prefix.len() + rows[row].rest.len());
+    let mut logprobs = vec![0.; rows.len()];
+    for chunk in order.chunks(batch_size.max(1)) {
+        let ids: Vec<Vec<u32>> = chunk.iter().map(|&row| [rows[row].prefix, rows[row].rest].concat()).collect();
+        let batch = Batch::right_padded(&ids, 0)?;
+        let width = batch.input_ids.dim(1)?;
+        let (mut places, mut labels, mut owners) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, &row) in chunk.iter().enumerate() {
+            for (t, &id) in rows[row].rest.iter().enumerate() {
+                places.push((i * width + rows[row].prefix.len() + t - 1) as u32);
+                labels.push(i64::from(id));
+                owners.push(row);
+            }
+        }
+        let hidden = model.hidden(&batch, None)?; // (b, t, hidden)
+        let n = (LOGITS / model.config().vocab_size).max(1);
+        for ((places, labels), owners) in places.chunks(n).zip(labels.chunks(n)).zip(owners.chunks(n)) {
+            let logits = model.output(&pick_rows(&hidden, places.to_vec())?)?; // (n, vocab)
+            let losses = llm_kernels::cross_entropy(&logits, labels)?.to_vec1::<f32>()?;
+            for (loss, &row) in losses.iter().zip(owners) {
+                logprobs[row] -= f64::from(*loss);
+            }
+        }
+    }
+    Ok(logprobs)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::D;
+    use llm_data::prepare;
+
+    use super::super::testing::{model, tokenizer};
+    use super::*;
+
+    const TEXT: &str = "the cat sat on the mat. the dog sat on the log. the cat ate.";
+
+    fn dataset(dir: &std::path::Path) -> TokenDataset {
+        let documents: Vec<String> = (0..9).map(|i| TEXT[i..].to_owned()).collect();
+        prepare(&tokenizer(TEXT), &[("held_out", &documents)], dir, &mut |_| ()).unwrap();
+        TokenDataset::open(dir, "held_out").unwrap()
+    }
+
+    /// Every logit of a model of zeros is 0: `ln(vocab)` nats for each token, and `log2(vocab)` bits times tokens per
+    /// byte for each byte.
+    #[test]
+    fn a_uniform_model_loses_the_logarithm_of_the_vocabulary() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dataset(dir.path());
+        let uniform = model(&tokenizer(TEXT), 0.).frozen().unwrap();
+        let vocab = uniform.config().vocab_size as f64;
+        let seen = text_loss(&uniform, &data, 2, 8, 0).unwrap();
+        assert!((seen.loss - vocab.ln()).abs() < 1e-5, "{seen:?}");
+        let bytes: usize = (0..9).map(|i| TEXT.len() - i).sum();
+        assert_eq!(data.bytes(), bytes);
+        let bits = vocab.log2() * data.len() as f64 / bytes as f64;
+        assert!((seen.bits_per_byte - bits).abs() < 1e-5, "{seen:?} is not {bits} bits");
+        assert_eq!(seen.tokens, data.len() - 1, "every token but the first is predicted once");
+        assert_eq!(text_loss(&uniform, &data, 2, 8, 3).unwrap().tokens, 3 * 2 * 8);
+    }
+
+    /// The windows' tokens one by one, each through the model with what is before it in its window.
+    #[test]
+    fn the_loss_is_the_mean_over_all_tokens_each_in_its_window() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dataset(dir.path());
+        let model = model(&tokenizer(TEXT), 0.3).frozen().unwrap();
+        let (tokens, seq_len) = (data.tokens(), 8);
+        assert_ne!((tokens.len() - 1) % seq_len, 0, "the last window must be shorter");
+        let mut sum = 0.;
+        for at in 1..tokens.len() {
+            let start = (at - 1) / seq_len * seq_len;
+            let logits = model.forward(&Batch::new(&[tokens[start..at].to_vec()]).unwrap()).unwrap();
+            let last = logits.get(0).unwrap().get(at - start - 1).unwrap().to_vec1::<f32>().unwrap();
+            let total: f64 = last.iter().map(|&z| f64::from(z).exp()).sum();
+            sum += total.ln() - f64::from(last[tokens[at] as usize]);
+        }
+        let expected = sum / (tokens.len() - 1) as f64;
+        for batch_size in [1, 3, 100] {
+            let seen = text_loss(&model, &data, batch_size, seq_len, 0).unwrap();
+            assert!((seen.loss - expected).abs() < 1e-4, "{} is not {expected}", seen.loss);
+        }
+    }
+
+    #[test]
+    fn a_continuation_has_the_product_of_its_tokens_probabilities() {
+        let model = model(&tokenizer(TEXT), 0.3).frozen().unwrap();
+        let pairs = [(vec![7, 8, 9, 10], vec![11]), (vec![20], vec![21, 22, 23]), (vec![5, 6], vec![9, 9])];
+        let logprobs = continuation_logprobs(&model, &pairs, 2).unwrap();
+        for ((prefix, rest), logprob) in pairs.iter().zip(&logprobs) {
+            let row = [prefix.as_slice(), rest].concat();
+            let logits = model.forward(&Batch::new(&[row]).unwrap()).unwrap().get(0).unwrap(); // (t, vocab)
+            let p =
+                (logits.exp().unwrap().broadcast_div(&logits.exp().unwrap().sum_keepdim(D::Minus1).unwrap())).unwrap();
+            let p = p.to_vec2::<f32>().unwrap();
+            let product: f32 = rest.iter().enumerate().map(|(t, &id)| p[prefix.len() + t - 1][id as usize]).product();
+            assert!((logprob - f64::from(product).ln()).abs() < 1e-4, "{logprob} is not ln {product}");
+        }
+        let all_at_once = continuation_logprobs(&model, &pairs, 64).unwrap();
+        assert!(logprobs.iter().zip(all_at_once).all(|(a, b)| (a - b).abs() < 1e-5));
+        let uniform = super::super::testing::model(&tokenizer(TEXT), 0.).frozen().unwrap();
+        let vocab = uniform.config().vocab_size as f64;
+        let of_uniform = continuation_logprobs(&uniform, &pairs, 2).unwrap();
+        assert!((of_uniform[1] + 3. * vocab.ln()).abs() < 1e-4);
+    }
+}
