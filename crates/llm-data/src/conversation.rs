@@ -3,9 +3,13 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use crate::{Error, Result, read_jsonl};
+use crate::files::{described, kind};
+use crate::messages::{Unread, messages, refuse_what_is_not_read, text_of};
+use crate::records::for_each_record;
+use crate::split::{ItemKeys, Keyed, Repeats, SplitKey};
+use crate::{Error, Remarks, Result};
 
 /// Who speaks in a [`Message`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -57,98 +61,194 @@ pub struct Conversation {
     pub messages: Vec<Message>,
 }
 
-/// Reads a JSONL file (`.gz` too) of conversations. Each line may be
+/// The key of a prompt: that of all its words.
+pub fn prompt_key(prompt: &[Message]) -> SplitKey {
+    SplitKey::of(prompt.iter().map(|message| message.content.as_str()))
+}
+
+impl Keyed for Conversation {
+    /// The prompt is all that is said before the first answer, as every later turn builds on it; without any, it is the
+    /// whole conversation.
+    fn keys(&self) -> ItemKeys {
+        let whole = prompt_key(&self.messages);
+        let before = self.messages.iter().take_while(|m| m.role != Role::Assistant);
+        let before: Vec<&str> = before.map(|m| m.content.as_str()).filter(|text| !text.trim().is_empty()).collect();
+        ItemKeys { prompt: if before.is_empty() { whole } else { SplitKey::of(before) }, whole }
+    }
+}
+
+/// The conversations of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conversations {
+    /// All of them, in order.
+    pub conversations: Vec<Conversation>,
+    /// What is odd about them.
+    pub remarks: Remarks,
+}
+
+/// Reads a JSONL file (`.gz` too) of conversations, or a JSON array of them. Each may be
 ///
 /// - `{"messages": [{"role", "content"}, …]}`, or a bare list of messages;
-/// - `{"conversations": [{"from", "value"}, …]}` (ShareGPT);
-/// - `{"prompt", "completion"}`, `{"question", "answer"}` (GSM8K), or `{"instruction", "input", "output"}` (Alpaca).
+/// - `{"conversations": [{"from", "value"}, …]}` (ShareGPT), with an optional `system`;
+/// - `{"prompt", "completion"}` (TRL), both texts or lists of messages;
+/// - `{"question", "answer"}` (GSM8K), or `{"instruction", "input", "output"}` (Alpaca), with an optional `system` and
+///   `history` (earlier turns as pairs of texts).
 ///
-/// A conversation without an assistant's turn teaches nothing and is an error.
-pub fn read_conversations(path: &Path) -> Result<Vec<Conversation>> {
-    let mut conversations = Vec::new();
-    for (line, value) in read_jsonl(path)? {
-        let parsed = parse(&value).and_then(|messages| {
-            let spoken = messages.iter().any(|m| m.role == Role::Assistant);
-            if spoken { Ok(Conversation { messages }) } else { Err("no turn of the assistant".to_owned()) }
-        });
-        conversations.push(parsed.map_err(|message| Error::Line { path: path.into(), line, message })?);
-    }
+/// A content may be a text or a list of text parts. A conversation without an assistant's turn teaches nothing and is an
+/// error, and so are tools, images, and weights or labels that exclude something from training.
+pub fn read_conversations(path: &Path) -> Result<Conversations> {
+    let (mut conversations, mut remarks) = (Vec::new(), Remarks::default());
+    for_each_record(path, &mut |_, value| {
+        let messages = parse(&value, &mut remarks.unread)?;
+        let Some(first) = messages.iter().position(|m| m.role == Role::Assistant) else {
+            return Err("no turn of the assistant".to_owned());
+        };
+        let empty = |m: &Message| m.role == Role::Assistant && m.content.trim().is_empty();
+        remarks.empty_answers += usize::from(messages.iter().any(empty));
+        remarks.unprompted += usize::from(!messages[..first].iter().any(|m| m.role == Role::User));
+        conversations.push(Conversation { messages });
+        Ok(())
+    })?;
     if conversations.is_empty() {
         return Err(Error::unusable(path, "holds no conversations"));
     }
-    Ok(conversations)
+    remarks.records = conversations.len();
+    remarks.repeats = Repeats::within(conversations.iter().map(Keyed::keys));
+    Ok(Conversations { conversations, remarks })
 }
 
 /// Reads a JSONL file (`.gz` too) of prompts: `{"prompt": text or messages}`, or anything that [`read_conversations`]
 /// takes, without its last answer.
 pub fn read_prompts(path: &Path) -> Result<Vec<Vec<Message>>> {
     let mut prompts = Vec::new();
-    for (line, value) in read_jsonl(path)? {
-        let parsed = match value.get("prompt") {
-            Some(Value::String(text)) => Ok(vec![Message::user(text)]),
-            Some(Value::Array(list)) => messages(list, "role", "content"),
-            _ => parse(&value),
+    for_each_record(path, &mut |_, value| {
+        let mut unread = Unread::new();
+        let mut prompt = match value.as_object().filter(|object| object.contains_key("prompt")) {
+            Some(object) => side(object, "prompt", Role::User, &mut unread)?,
+            None => parse(&value, &mut unread)?,
         };
-        let checked = parsed.and_then(|mut prompt| {
-            if prompt.last().is_some_and(|m| m.role == Role::Assistant) {
-                prompt.pop();
-            }
-            if prompt.iter().any(|m| m.role == Role::User) { Ok(prompt) } else { Err("no turn of the user".to_owned()) }
-        });
-        prompts.push(checked.map_err(|message| Error::Line { path: path.into(), line, message })?);
-    }
+        if prompt.last().is_some_and(|m| m.role == Role::Assistant) {
+            prompt.pop();
+        }
+        if !prompt.iter().any(|m| m.role == Role::User) {
+            return Err("no turn of the user".to_owned());
+        }
+        prompts.push(prompt);
+        Ok(())
+    })?;
     if prompts.is_empty() {
         return Err(Error::unusable(path, "holds no prompts"));
     }
     Ok(prompts)
 }
 
-fn parse(value: &Value) -> Result<Vec<Message>, String> {
-    let text = |key: &str| value.get(key).and_then(Value::as_str);
-    if let Some(list) = value.as_array().or_else(|| value.get("messages").and_then(Value::as_array)) {
-        return messages(list, "role", "content");
+/// The forms of a record: the keys that it must have, and those that it may have.
+const FORMS: [(&[&str], &[&str]); 5] = [
+    (&["messages"], &["system"]),
+    (&["conversations"], &["system"]),
+    (&["prompt", "completion"], &["system"]),
+    (&["question", "answer"], &["system"]),
+    (&["instruction", "output"], &["input", "system", "history"]),
+];
+
+fn parse(value: &Value, unread: &mut Unread) -> Result<Vec<Message>, String> {
+    if let Some(list) = value.as_array() {
+        return messages(list, unread);
     }
-    if let Some(list) = value.get("conversations").and_then(Value::as_array) {
-        return messages(list, "from", "value");
+    let Some(object) = value.as_object() else {
+        return Err(format!(
+            "a line of this file must be an object such as {{\"prompt\": …, \"completion\": …}}; this one is {}",
+            kind(value)
+        ));
+    };
+    // Tables that were merged have columns of nulls: a form without any is preferred.
+    let has = |keys: &[&str], null: bool| keys.iter().all(|k| object.get(*k).is_some_and(|v| null || !v.is_null()));
+    let form = FORMS.iter().find(|form| has(form.0, false)).or_else(|| FORMS.iter().find(|form| has(form.0, true)));
+    let Some((needed, optional)) = form else {
+        return Err(format!(
+            "{} is no conversation; write \"messages\", \"conversations\", \"prompt\" and \"completion\", \
+             \"question\" and \"answer\", or \"instruction\" and \"output\"",
+            described(value)
+        ));
+    };
+    refuse_what_is_not_read(object)?;
+    if object.get("label").is_some_and(Value::is_boolean) {
+        let message = "\"label\" says whether an answer is good (KTO), and every answer would be trained as good; \
+                       keep the good ones and remove the key";
+        return Err(message.to_owned());
     }
-    for (question, answer) in [("prompt", "completion"), ("question", "answer")] {
-        if let (Some(question), Some(answer)) = (text(question), text(answer)) {
-            return Ok(vec![Message::user(question), Message::assistant(answer)]);
+    let mut all = earlier_turns(object)?;
+    match *needed {
+        [list @ ("messages" | "conversations")] => match object.get(*list) {
+            Some(Value::Array(turns)) => all.extend(messages(turns, unread)?),
+            other => return Err(format!("\"{list}\" is {}; it must be a list of messages", kind_of(other))),
+        },
+        ["prompt", "completion"] => {
+            all.extend(side(object, "prompt", Role::User, unread)?);
+            all.extend(side(object, "completion", Role::Assistant, unread)?);
         }
+        [question, answer] => {
+            let mut asked = text_of(object, question)?.to_owned();
+            if object.get("input").is_some_and(|input| !input.is_null()) && optional.contains(&"input") {
+                let input = text_of(object, "input")?;
+                asked = if input.is_empty() { asked } else { format!("{asked}\n\n{input}") };
+            }
+            all.extend([Message::user(asked), Message::assistant(text_of(object, answer)?)]);
+        }
+        _ => {}
     }
-    if let (Some(instruction), Some(output)) = (text("instruction"), text("output")) {
-        let input = text("input").filter(|input| !input.is_empty());
-        let user = input.map_or_else(|| instruction.to_owned(), |input| format!("{instruction}\n\n{input}"));
-        return Ok(vec![Message::user(user), Message::assistant(output)]);
-    }
-    let keys: Vec<&str> = value.as_object().map(|o| o.keys().map(String::as_str).collect()).unwrap_or_default();
-    Err(format!(
-        "keys {keys:?} are no conversation; write \"messages\", \"conversations\", \"prompt\" and \"completion\", \
-         \"question\" and \"answer\", or \"instruction\" and \"output\""
-    ))
+    let read = |key: &String| key == "id" || needed.iter().chain(*optional).any(|known| known == key);
+    unread.extend(object.iter().filter(|(key, value)| !read(key) && !value.is_null()).map(|(key, _)| key.clone()));
+    Ok(all)
 }
 
-/// Messages whose speaker and words stand under these keys.
-pub(crate) fn messages(list: &[Value], speaker: &str, words: &str) -> Result<Vec<Message>, String> {
-    let one = |value: &Value| {
-        let text =
-            |key: &str| value.get(key).and_then(Value::as_str).ok_or(format!("a message has no string \"{key}\""));
-        let role = match text(speaker)? {
-            "system" => Role::System,
-            "user" | "human" => Role::User,
-            "assistant" | "gpt" => Role::Assistant,
-            other => return Err(format!("\"{speaker}\" is \"{other}\"; write system, user or assistant")),
-        };
-        Ok(Message::new(role, text(words)?))
-    };
-    list.iter().map(one).collect()
+fn kind_of(value: Option<&Value>) -> &'static str {
+    value.map_or("missing", kind)
+}
+
+/// The system message and the earlier turns that a record has in keys of their own.
+fn earlier_turns(object: &Map<String, Value>) -> Result<Vec<Message>, String> {
+    let mut turns = Vec::new();
+    if object.get("system").is_some_and(|system| !system.is_null()) {
+        let system = text_of(object, "system")?;
+        turns.extend((!system.is_empty()).then(|| Message::system(system)));
+    }
+    match object.get("history").filter(|_| object.contains_key("instruction")) {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(pairs)) => {
+            for pair in pairs {
+                match pair.as_array().map(Vec::as_slice) {
+                    Some([Value::String(asked), Value::String(answered)]) => {
+                        turns.extend([Message::user(asked), Message::assistant(answered)]);
+                    }
+                    _ => return Err("\"history\" must be a list of pairs of texts".to_owned()),
+                }
+            }
+        }
+        Some(other) => return Err(format!("\"history\" is {}; it must be a list of pairs of texts", kind(other))),
+    }
+    Ok(turns)
+}
+
+/// A text that `role` says, or a list of messages.
+pub(crate) fn side(
+    object: &Map<String, Value>,
+    key: &str,
+    role: Role,
+    unread: &mut Unread,
+) -> Result<Vec<Message>, String> {
+    match object.get(key) {
+        Some(Value::String(text)) => Ok(vec![Message::new(role, text)]),
+        Some(Value::Array(list)) => messages(list, unread).map_err(|wrong| format!("\"{key}\": {wrong}")),
+        other => Err(format!("\"{key}\" is {}; it must be a text or a list of messages", kind_of(other))),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(content: &str) -> Result<Vec<Conversation>> {
+    fn read(content: &str) -> Result<Conversations> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data.jsonl");
         std::fs::write(&path, content).unwrap();
@@ -162,14 +262,21 @@ mod tests {
             r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#,
             r#"[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]"#,
             r#"{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}"#,
+            r#"{"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "system": ""}"#,
+            r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a"}]}"#,
             r#"{"prompt": "q", "completion": "a"}"#,
+            r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}"#,
+            r#"{"prompt": [{"role": "user", "content": "q"}], "completion": "a", "label": null, "messages": null}"#,
             r#"{"question": "q", "answer": "a"}"#,
-            r#"{"instruction": "q", "input": "", "output": "a"}"#,
+            r#"{"instruction": "q", "input": "", "output": "a", "history": []}"#,
         ] {
-            assert_eq!(read(line).unwrap(), std::slice::from_ref(&expected), "{line}");
+            assert_eq!(read(line).unwrap().conversations, std::slice::from_ref(&expected), "{line}");
         }
         let with_input = read(r#"{"instruction": "Add.", "input": "1 2", "output": "3"}"#).unwrap();
-        assert_eq!(with_input[0].messages[0].content, "Add.\n\n1 2");
+        assert_eq!(with_input.conversations[0].messages[0].content, "Add.\n\n1 2");
+        let earlier = r#"{"instruction": "q", "output": "a", "system": "s", "history": [["x", "y"]]}"#;
+        let all = [Message::system("s"), Message::user("x"), Message::assistant("y"), Message::user("q")];
+        assert_eq!(read(earlier).unwrap().conversations[0].messages[..4], all);
     }
 
     #[test]
@@ -179,6 +286,7 @@ mod tests {
         for line in [
             r#"{"prompt": "q"}"#,
             r#"{"prompt": [{"role": "user", "content": "q"}]}"#,
+            r#"{"prompt": [{"role": "user", "content": [{"type": "text", "text": "q"}]}], "completion": "a"}"#,
             r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#,
             r#"{"question": "q", "answer": "a"}"#,
         ] {
@@ -187,19 +295,68 @@ mod tests {
         }
         std::fs::write(&path, r#"{"prompt": []}"#).unwrap();
         assert!(read_prompts(&path).unwrap_err().to_string().contains("no turn of the user"));
+        std::fs::write(&path, r#"{"prompt": 3}"#).unwrap();
+        assert!(read_prompts(&path).unwrap_err().to_string().contains("line 1: \"prompt\" is a number"));
     }
 
     #[test]
     fn a_bad_line_is_named_with_what_it_should_say() {
         for (content, part) in [
-            ("{\"prompt\": \"q\", \"completion\": \"a\"}\n{\"promt\": \"q\"}", "line 2: keys [\"promt\"]"),
+            (
+                "{\"prompt\": \"q\", \"completion\": \"a\"}\n{\"promt\": \"q\"}",
+                "line 2: an object with the keys [\"promt\"]",
+            ),
             (r#"{"messages": [{"role": "robot", "content": "q"}]}"#, "write system, user or assistant"),
             (r#"{"messages": [{"role": "user", "content": "q"}]}"#, "no turn of the assistant"),
-            (r#"{"messages": [{"role": "user"}]}"#, "no string \"content\""),
+            (r#"{"messages": [{"role": "user"}]}"#, "message 1: there is no \"content\""),
+            (r#"{"messages": "q"}"#, "\"messages\" is a text; it must be a list of messages"),
+            (r#"{"messages": null}"#, "\"messages\" is null"),
+            (r#"{"prompt": 1, "completion": "a"}"#, "\"prompt\" is a number; it must be a text or a list of messages"),
+            (r#"{"prompt": "q", "completion": null}"#, "\"completion\" is null"),
+            (
+                r#"{"prompt": [{"role": "user", "content": 1}], "completion": "a"}"#,
+                "\"prompt\": message 1: \"content\" is a number",
+            ),
+            (r#"{"question": "q", "answer": ["a"]}"#, "\"answer\" is a list; it must be a text"),
+            (r#"{"instruction": "q", "input": 2, "output": "a"}"#, "\"input\" is a number"),
+            (r#"{"prompt": "q", "completion": "a", "label": false}"#, "\"label\" says whether an answer is good (KTO)"),
+            (r#"{"prompt": "q", "completion": "a", "tools": [{"name": "x"}]}"#, "\"tools\" is not supported"),
+            ("3", "this one is a number"),
+            (r#"["q", "a"]"#, "this one is a text"),
             ("\n", "no conversations"),
         ] {
             let message = read(content).unwrap_err().to_string();
             assert!(message.contains(part) && message.contains("data.jsonl"), "{message}");
         }
+    }
+
+    #[test]
+    fn what_is_odd_is_counted() {
+        let lines = [
+            r#"{"prompt": "q", "completion": "a", "source": "x", "id": 1}"#,
+            r#"{"prompt": " Q ", "completion": "A", "id": 2}"#,
+            r#"{"prompt": "q", "completion": "b"}"#,
+            r#"{"prompt": "r", "completion": " "}"#,
+            r#"{"prompt": "", "completion": ""}"#,
+            r#"[{"role": "assistant", "content": "hello"}]"#,
+            r#"[{"role": "system", "content": "s"}, {"role": "assistant", "content": "hello", "name": "z"}]"#,
+        ];
+        let remarks = read(&lines.join("\n")).unwrap().remarks;
+        let unread = ["name", "source"].map(str::to_owned).into();
+        let repeats = Repeats { whole: 1, prompt: 1 };
+        let expected = Remarks { records: 7, repeats, empty_answers: 2, unprompted: 2, unread, ..Remarks::default() };
+        assert_eq!(remarks, expected);
+    }
+
+    #[test]
+    fn the_prompt_of_a_conversation_is_what_comes_before_the_first_answer() {
+        let of = |messages: &[Message]| Conversation { messages: messages.to_vec() }.keys();
+        let (q, a) = (Message::user("q"), Message::assistant("a"));
+        let short = of(&[q.clone(), a.clone()]);
+        let long = of(&[q.clone(), a.clone(), Message::user("r"), Message::assistant("b")]);
+        assert_eq!(short.prompt, long.prompt, "the longer one trains on the shorter one's answer");
+        assert_ne!(short.whole, long.whole);
+        let unprompted = |text: &str| of(&[Message::user(" "), Message::assistant(text)]);
+        assert_ne!(unprompted("a").prompt, unprompted("b").prompt);
     }
 }

@@ -34,6 +34,14 @@ pub enum Error {
     /// The tokenizer failed.
     #[error(transparent)]
     Tokenizer(#[from] llm_tokenizer::Error),
+    /// All items share one prompt, or there is a single one.
+    #[error(
+        "a split needs two different prompts, and there is one in the {items} items; give held-out data of their own"
+    )]
+    OnePrompt {
+        /// How many items there are.
+        items: usize,
+    },
     /// Arguments that do not fit the data.
     #[error("{0}")]
     Input(String),

@@ -8,9 +8,11 @@ use flate2::read::MultiGzDecoder;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::records::for_each_record;
 use crate::{Error, Result};
 
-/// The text of a file; `.gz` is decompressed. Bytes that are not UTF-8 are an error that says where.
+/// The text of a file without a byte order mark; `.gz` is decompressed. Bytes that are not UTF-8 are an error that says
+/// where, and what the file seems to be.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     let mut bytes = Vec::new();
@@ -19,10 +21,30 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
         false => file.read_to_end(&mut bytes),
     };
     read.map_err(Error::io(path))?;
-    String::from_utf8(bytes).map_err(|e| {
+    if let Some(message) = foreign_format(&bytes) {
+        return Err(Error::unusable(path, message));
+    }
+    let mut text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Error::unusable(path, format!("byte {at} is not UTF-8; convert the file to UTF-8 first"))
-    })
+    })?;
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
+    Ok(text)
+}
+
+/// What a file that begins so is instead of UTF-8 text, and the fix.
+fn foreign_format(bytes: &[u8]) -> Option<&'static str> {
+    const FORMATS: [(&[u8], &str); 6] = [
+        (b"\xff\xfe", "is UTF-16 text; convert it to UTF-8, for example by `iconv -f UTF-16 -t UTF-8`"),
+        (b"\xfe\xff", "is UTF-16 text; convert it to UTF-8, for example by `iconv -f UTF-16 -t UTF-8`"),
+        (b"\x1f\x8b", "is compressed by gzip; give its name the ending .gz"),
+        (b"\x28\xb5\x2f\xfd", "is compressed by zstd; decompress it, or compress it by gzip instead"),
+        (b"PAR1", "is a Parquet file; convert it to JSONL first"),
+        (b"PK\x03\x04", "is a zip archive; unpack it first"),
+    ];
+    FORMATS.iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, message)| *message)
 }
 
 /// Writes bytes so that a reader sees the old file or the new one and nothing between.
@@ -30,17 +52,15 @@ pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> st
     llm_files::write_atomic(path, write).map_err(Error::io(path))
 }
 
-/// The objects of a JSONL file (`.gz` too) with their line numbers from 1; blank lines are skipped.
+/// The values of a JSONL file (`.gz` too) with their line numbers from 1; blank lines are skipped. A file that is one
+/// JSON array gives its elements; values that take several lines are read too.
 pub fn read_jsonl(path: &Path) -> Result<Vec<(usize, Value)>> {
-    let text = read_text(path)?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let parse = |(at, line): (usize, &str)| {
-        let value = serde_json::from_str(line);
-        let value =
-            value.map_err(|e| Error::Line { path: path.into(), line: at + 1, message: format!("not JSON: {e}") });
-        Ok((at + 1, value?))
-    };
-    lines.map(parse).collect()
+    let mut values = Vec::new();
+    for_each_record(path, &mut |line, value| {
+        values.push((line, value));
+        Ok(())
+    })?;
+    Ok(values)
 }
 
 /// Writes one JSON object for each item and line.
@@ -55,7 +75,8 @@ pub fn write_jsonl<T: Serialize>(path: &Path, items: &[T]) -> Result<()> {
 }
 
 /// The documents of a text file (one), a JSONL file (the `text` of each line), or of all such files in a folder, in
-/// the order of their names. `.gz` is decompressed. A file without text is an error.
+/// the order of their names. `.gz` is decompressed, a byte order mark is left out, and `\r\n` in a text file is read as
+/// `\n`. A file without text is an error.
 pub fn read_documents(path: &Path) -> Result<Vec<String>> {
     if path.is_dir() {
         let files = files_of(path)?;
@@ -67,24 +88,59 @@ pub fn read_documents(path: &Path) -> Result<Vec<String>> {
         }
         return Ok(files.iter().map(|file| read_documents(file)).collect::<Result<Vec<_>>>()?.concat());
     }
-    let documents = if is_jsonl(path) {
-        let text = |(line, value): (usize, Value)| match value.get("text").and_then(Value::as_str) {
-            Some(text) => Ok(text.to_owned()),
-            None => Err(Error::Line { path: path.into(), line, message: "has no string \"text\"".to_owned() }),
-        };
-        read_jsonl(path)?.into_iter().map(text).collect::<Result<Vec<_>>>()?
+    let mut documents = Vec::new();
+    if is_jsonl(path) {
+        for_each_record(path, &mut |_, value| {
+            documents.push(document_text(value)?);
+            Ok(())
+        })?;
     } else {
-        vec![read_text(path)?]
-    };
-    if documents.iter().all(String::is_empty) {
+        let text = read_text(path)?;
+        documents.push(if text.contains("\r\n") { text.replace("\r\n", "\n") } else { text });
+    }
+    if documents.iter().all(|document| document.trim().is_empty()) {
         return Err(Error::unusable(path, "holds no text"));
     }
     Ok(documents)
 }
 
+/// The `text` of a record.
+fn document_text(mut value: Value) -> Result<String, String> {
+    match value.get_mut("text").map(Value::take) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(format!("\"text\" is {}; it must be a text", kind(&other))),
+        None => Err(format!(
+            "a line of text data is an object with the key \"text\"; this one is {}. Conversations are for \
+             `llm-train finetune`",
+            described(&value)
+        )),
+    }
+}
+
+/// What a JSON value is, with an article.
+pub(crate) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// What a record is: the keys of an object, or the kind of anything else.
+pub(crate) fn described(value: &Value) -> String {
+    match value.as_object() {
+        Some(object) => format!("an object with the keys {:?}", object.keys().collect::<Vec<_>>()),
+        None => kind(value).to_owned(),
+    }
+}
+
 fn is_jsonl(path: &Path) -> bool {
     let name = path.to_string_lossy();
-    name.trim_end_matches(".gz").ends_with(".jsonl")
+    let name = name.trim_end_matches(".gz");
+    [".jsonl", ".json", ".ndjson"].iter().any(|ending| name.ends_with(ending))
 }
 
 fn files_of(dir: &Path) -> Result<Vec<PathBuf>> {
@@ -123,6 +179,21 @@ mod tests {
     }
 
     #[test]
+    fn byte_order_marks_and_line_ends_of_other_systems_leave_no_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let text = "\u{feff}one\r\ntwo\u{feff}\r\n";
+        std::fs::write(path("a.txt"), text).unwrap();
+        let mut gz = GzEncoder::new(File::create(path("b.txt.gz")).unwrap(), Compression::fast());
+        gz.write_all(text.as_bytes()).unwrap();
+        gz.finish().unwrap();
+        std::fs::write(path("c.jsonl"), "\u{feff}{\"text\": \"one\"}\r\n\r\n{\"text\": \"two\\r\"}\r\n").unwrap();
+        std::fs::write(path("d.json"), "[{\"text\": \"three\"}]").unwrap();
+        let expected = ["one\ntwo\u{feff}\n", "one\ntwo\u{feff}\n", "one", "two\r", "three"];
+        assert_eq!(read_documents(dir.path()).unwrap(), expected);
+    }
+
+    #[test]
     fn errors_name_the_file_the_line_and_the_fix() {
         let dir = tempfile::tempdir().unwrap();
         let message = |name: &str, content: &[u8]| {
@@ -132,7 +203,14 @@ mod tests {
             assert!(message.contains(name), "{message}");
             message
         };
-        assert!(message("a.jsonl", b"{\"text\": \"x\"}\n{\"txt\": 1}\n").contains("line 2"));
+        let keys = message("a.jsonl", b"{\"text\": \"x\"}\n{\"question\": 1, \"answer\": 2}\n");
+        assert!(keys.contains("line 2") && keys.contains(r#"the keys ["question", "answer"]"#), "{keys}");
+        assert!(message("e.jsonl", b"{\"text\": null}").contains("\"text\" is null; it must be a text"));
+        assert!(message("f.jsonl", b"[1, 2]").contains("this one is a number"));
+        assert!(message("g.txt", b"\xff\xfea\0").contains("UTF-16"));
+        assert!(message("h.txt", b"\x1f\x8b\x08").contains("ending .gz"));
+        assert!(message("i.jsonl", b"PAR1\x15\x04").contains("Parquet"));
+        assert!(message("j.txt", b"\xef\xbb\xbf \r\n").contains("no text"));
         assert!(message("b.jsonl", b"{\"text\": ").contains("line 1: not JSON"));
         assert!(message("c.txt", b"ab\xff").contains("byte 2 is not UTF-8"));
         assert!(message("d.txt", b"").contains("no text"));

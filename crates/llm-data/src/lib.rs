@@ -3,7 +3,8 @@
 //! - [`world`]: the built-in world, a small closed English with the truth known everywhere;
 //! - [`read_documents`], [`prepare`], [`TokenDataset`], [`Batches`]: text to token shards to rows of tokens;
 //! - [`read_conversations`]: instruction data in the common forms;
-//! - [`read_rankings`], [`split_by_prompt`]: ranked answers.
+//! - [`read_rankings`]: ranked answers;
+//! - [`SplitKey`], [`split_by_prompt`], [`Repeats`]: what a split keeps together, and what crosses one.
 //!
 //! ```
 //! use llm_data::{Batches, TokenDataset, prepare, world::{Split, World, WorldConfig}};
@@ -28,15 +29,21 @@
 mod conversation;
 mod error;
 mod files;
+mod messages;
 mod ranking;
+mod records;
+mod remarks;
 mod shards;
+mod split;
 pub mod world;
 
-pub use conversation::{Conversation, Message, Role, read_conversations, read_prompts};
+pub use conversation::{Conversation, Conversations, Message, Role, prompt_key, read_conversations, read_prompts};
 pub use error::Error;
 pub use files::{read_documents, read_jsonl, write_jsonl};
-pub use ranking::{Ranking, Rankings, read_rankings, split_by_prompt};
+pub use ranking::{Ranking, Rankings, read_rankings};
+pub use remarks::Remarks;
 pub use shards::{Batches, Manifest, SplitInfo, TokenDataset, eval_windows, prepare};
+pub use split::{ItemKeys, Keyed, Repeats, SplitKey, split_by_prompt};
 
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,115 +1,237 @@
 //! Ranked answers: what people, or a simulated annotator, prefer.
 
-use std::collections::HashSet;
 use std::path::Path;
 
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 
-use crate::conversation::messages;
-use crate::{Error, Message, Result, Role, read_jsonl};
+use crate::conversation::{prompt_key, side};
+use crate::files::{described, kind};
+use crate::messages::{Unread, refuse_what_is_not_read, text_of};
+use crate::records::for_each_record;
+use crate::split::{ItemKeys, Keyed, Repeats, SplitKey};
+use crate::{Error, Message, Remarks, Result, Role};
 
 /// Answers to one prompt in the order of preference (`{"id", "prompt", "answers", "order"}` in JSONL).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Ranking {
-    /// The same for all rankings of one prompt; a split between training and test never cuts it apart.
+    /// A name for people; a split goes by the prompt's words.
     pub id: String,
     /// The conversation up to the answer.
     pub prompt: Vec<Message>,
     /// The answers, in any order.
     pub answers: Vec<String>,
-    /// Indices of `answers`, best first.
-    pub order: Vec<usize>,
+    /// Groups of indices of `answers`, the best group first; the answers of a group tie. In JSONL a group of one is its
+    /// index.
+    #[serde(serialize_with = "indices_or_groups")]
+    pub order: Vec<Vec<usize>>,
+    /// By how much the score of a better answer is to exceed that of a worse one (TRL's `margin`).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub margin: f64,
 }
 
 impl Ranking {
-    /// All pairs (better, worse) of indices of `answers`: `k · (k - 1) / 2` of them.
-    pub fn pairs(&self) -> Vec<(usize, usize)> {
-        let pairs = |(at, &better)| self.order[at + 1..].iter().map(move |&worse| (better, worse));
-        self.order.iter().enumerate().flat_map(pairs).collect()
+    /// A ranking without ties: `order` holds the indices of `answers`, best first.
+    pub fn strict(id: String, prompt: Vec<Message>, answers: Vec<String>, order: &[usize]) -> Self {
+        Self { id, prompt, answers, order: order.iter().map(|&index| vec![index]).collect(), margin: 0. }
     }
 
-    /// Checks that `order` names each answer once and that there are at least two.
-    pub fn validate(&self) -> Result<(), String> {
-        let mut sorted = self.order.clone();
-        sorted.sort_unstable();
-        if self.answers.len() < 2 || !sorted.into_iter().eq(0..self.answers.len()) {
-            let (order, answers) = (&self.order, self.answers.len());
-            return Err(format!("\"order\" {order:?} must name each of the {answers} answers once, and two at least"));
+    /// All pairs (better, worse) of indices of `answers`: `k · (k - 1) / 2` of them, less those that tie or whose texts
+    /// are the same.
+    pub fn pairs(&self) -> Vec<(usize, usize)> {
+        let mut pairs = Vec::new();
+        for (at, group) in self.order.iter().enumerate() {
+            for &better in group {
+                let worse = self.order[at + 1..].iter().flatten().copied();
+                let different = worse.filter(|&worse| self.answers[worse] != self.answers[better]);
+                pairs.extend(different.map(|worse| (better, worse)));
+            }
         }
-        Ok(())
+        pairs
     }
+}
+
+impl Keyed for Ranking {
+    /// The prompt is all that comes before the ranked answers.
+    fn keys(&self) -> ItemKeys {
+        let ranked = self.order.iter().flatten().map(|&index| self.answers[index].as_str());
+        let words = self.prompt.iter().map(|message| message.content.as_str());
+        ItemKeys { prompt: prompt_key(&self.prompt), whole: SplitKey::of(words.chain(ranked)) }
+    }
+}
+
+fn indices_or_groups<S: Serializer>(order: &[Vec<usize>], serializer: S) -> Result<S::Ok, S::Error> {
+    let entry = |group: &Vec<usize>| match group[..] {
+        [index] => Value::from(index),
+        _ => Value::from(group.clone()),
+    };
+    serializer.collect_seq(order.iter().map(entry))
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(margin: &f64) -> bool {
+    *margin == 0.
 }
 
 /// The rankings of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Rankings {
     /// Those that say something.
     pub rankings: Vec<Ranking>,
-    /// How many were left out: their answers are the same, or the dialogues part before their last turn.
-    pub skipped: usize,
+    /// What is odd about them, and how many were left out.
+    pub remarks: Remarks,
 }
 
-/// Reads a JSONL file (`.gz` too) of rankings. Each line may be
+/// Reads a JSONL file (`.gz` too) of rankings, or a JSON array of them. Each may be
 ///
-/// - `{"id", "prompt": [messages], "answers", "order"}`: this crate's own;
+/// - `{"prompt", "answers", "order"}`: this crate's own. `order` holds the indices of the answers, best first, and lists
+///   of the indices of those that tie; or `ranks` holds the rank of each answer, 1 for the best, equal where they tie.
+///   An answer that is not ranked (not in `order`, or with rank null) is left out;
 /// - `{"prompt", "chosen", "rejected"}` with texts or lists of messages (TRL);
 /// - `{"chosen", "rejected"}` as dialogues `"\n\nHuman: … \n\nAssistant: …"` (Anthropic's HH), or as lists of messages
 ///   that differ in their last one.
-pub fn read_rankings(path: &Path) -> Result<Rankings> {
-    let mut read = Rankings { rankings: Vec::new(), skipped: 0 };
-    for (line, value) in read_jsonl(path)? {
-        let ranking = parse(&value).map_err(|message| Error::Line { path: path.into(), line, message })?;
-        match ranking.filter(|ranking| ranking.answers.iter().any(|a| *a != ranking.answers[0])) {
-            Some(ranking) => read.rankings.push(ranking),
-            None => read.skipped += 1,
-        }
-    }
-    if read.rankings.is_empty() {
-        return Err(Error::unusable(path, "holds no rankings of different answers"));
-    }
-    Ok(read)
-}
-
-/// Splits items so that a share of the ids, and all items of each, is held out: (training, held out).
 ///
-/// Never by item: answers to one prompt on both sides of the split would leak.
-pub fn split_by_prompt<T>(items: Vec<T>, id: impl Fn(&T) -> &str, share: f64, seed: u64) -> (Vec<T>, Vec<T>) {
-    let mut seen = HashSet::new();
-    let mut ids: Vec<String> = items.iter().map(|item| id(item).to_owned()).collect();
-    ids.retain(|id| seen.insert(id.clone()));
-    ids.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-    let held_out = (ids.len() as f64 * share.clamp(0., 1.)).round() as usize;
-    let held_out: HashSet<&String> = ids[..held_out].iter().collect();
-    let mut parts = (Vec::new(), Vec::new());
-    for item in items {
-        let part = if held_out.contains(&id(&item).to_owned()) { &mut parts.1 } else { &mut parts.0 };
-        part.push(item);
+/// Each may have a `margin` (TRL).
+pub fn read_rankings(path: &Path) -> Result<Rankings> {
+    let (mut rankings, mut remarks) = (Vec::new(), Remarks::default());
+    for_each_record(path, &mut |_, value| {
+        remarks.records += 1;
+        match parse(&value, &mut remarks.unread)? {
+            None => remarks.different_prompts += 1,
+            Some(ranking) if ranking.answers.iter().all(|answer| *answer == ranking.answers[0]) => {
+                remarks.equal_answers += 1;
+            }
+            Some(ranking) if ranking.pairs().is_empty() => remarks.ties += 1,
+            Some(ranking) => {
+                let empty = ranking.answers.iter().any(|answer| answer.trim().is_empty());
+                remarks.empty_answers += usize::from(empty);
+                rankings.push(ranking);
+            }
+        }
+        Ok(())
+    })?;
+    if rankings.is_empty() {
+        let why = remarks.lines().iter().map(|line| format!("; {line}")).collect::<String>();
+        return Err(Error::unusable(path, format!("holds no rankings of different answers{why}")));
     }
-    parts
+    remarks.repeats = Repeats::within(rankings.iter().map(Keyed::keys));
+    Ok(Rankings { rankings, remarks })
 }
 
-/// A ranking; none if two dialogues part before their last turn, so that they are no two answers to one prompt.
-fn parse(value: &Value) -> Result<Option<Ranking>, String> {
-    if value.get("answers").is_some() {
-        let ranking: Ranking = serde_json::from_value(value.clone()).map_err(|e| e.to_string())?;
-        ranking.validate()?;
-        return Ok(Some(ranking));
-    }
-    let (Some(chosen), Some(rejected)) = (value.get("chosen"), value.get("rejected")) else {
-        let keys: Vec<&str> = value.as_object().map(|o| o.keys().map(String::as_str).collect()).unwrap_or_default();
+/// A ranking; none if two dialogues differ before their last turn, so that they are no two answers to one prompt.
+fn parse(value: &Value, unread: &mut Unread) -> Result<Option<Ranking>, String> {
+    let form = |object: &Map<String, Value>| {
+        object.contains_key("answers") || (object.contains_key("chosen") && object.contains_key("rejected"))
+    };
+    let Some(object) = value.as_object().filter(|object| form(object)) else {
         return Err(format!(
-            "keys {keys:?} are no ranking; write \"chosen\" and \"rejected\", or \"answers\" and \"order\""
+            "{} is no ranking; write \"prompt\", \"chosen\" and \"rejected\", or \"prompt\", \"answers\" and \"order\"",
+            described(value)
         ));
     };
-    let (mut chosen, mut rejected) = (turns(chosen)?, turns(rejected)?);
-    let mut prompt = match value.get("prompt") {
-        Some(prompt) => turns_of(prompt, Role::User)?,
-        None => Vec::new(),
+    refuse_what_is_not_read(object)?;
+    let ranking = match object.contains_key("answers") {
+        true => Some(ranked(object, unread)?),
+        false => chosen_and_rejected(object, unread)?,
     };
+    const READ: [&str; 8] = ["id", "prompt", "answers", "order", "ranks", "chosen", "rejected", "margin"];
+    unread.extend(object.keys().filter(|key| !READ.contains(&key.as_str())).cloned());
+    let (margin, id) = (margin(object)?, id(object));
+    Ok(ranking.map(|ranking| Ranking { id, margin, ..ranking }))
+}
+
+fn id(object: &Map<String, Value>) -> String {
+    match object.get("id") {
+        Some(Value::String(id)) => id.clone(),
+        Some(Value::Null) | None => String::new(),
+        Some(other) => other.to_string(),
+    }
+}
+
+fn margin(object: &Map<String, Value>) -> Result<f64, String> {
+    match object.get("margin") {
+        None | Some(Value::Null) => Ok(0.),
+        Some(Value::Number(margin)) => margin.as_f64().ok_or(format!("\"margin\" is {margin}, too large a number")),
+        Some(other) => Err(format!("\"margin\" is {}; it must be a number", kind(other))),
+    }
+}
+
+/// `{"prompt", "answers", "order"}` or `{"prompt", "answers", "ranks"}`.
+fn ranked(object: &Map<String, Value>, unread: &mut Unread) -> Result<Ranking, String> {
+    let prompt = turns(object, "prompt", Role::User, unread)?;
+    if prompt.is_empty() {
+        return Err("\"prompt\" is empty; write what the answers answer".to_owned());
+    }
+    let Some(Value::Array(list)) = object.get("answers") else {
+        return Err(format!(
+            "\"answers\" is {}; it must be a list of texts",
+            object.get("answers").map_or("missing", kind)
+        ));
+    };
+    let text = |(at, answer): (usize, &Value)| match answer.as_str() {
+        Some(text) => Ok(text.to_owned()),
+        None => Err(format!("answer {at} is {}; it must be a text", kind(answer))),
+    };
+    let answers = list.iter().enumerate().map(text).collect::<Result<Vec<String>, _>>()?;
+    let groups = match (object.get("order"), object.get("ranks")) {
+        (Some(order), None | Some(Value::Null)) => groups_of_order(order, answers.len())?,
+        (None | Some(Value::Null), Some(ranks)) => groups_of_ranks(ranks, answers.len())?,
+        (None, None) => return Err("there is no \"order\" and no \"ranks\"; write one of them".to_owned()),
+        (Some(_), Some(_)) => return Err("\"order\" and \"ranks\" are both there; write one of them".to_owned()),
+    };
+    if groups.iter().flatten().count() < 2 {
+        return Err("fewer than two answers are ranked".to_owned());
+    }
+    // Answers that nobody ranked say nothing; the others move together.
+    let mut kept: Vec<usize> = groups.iter().flatten().copied().collect();
+    kept.sort_unstable();
+    let place = |index: usize| kept.binary_search(&index).unwrap_or_default();
+    let order = groups.iter().map(|group| group.iter().map(|&index| place(index)).collect()).collect();
+    let answers = kept.iter().map(|&index| answers[index].clone()).collect();
+    Ok(Ranking { id: String::new(), prompt, answers, order, margin: 0. })
+}
+
+/// The groups of `[2, [0, 1]]`.
+fn groups_of_order(order: &Value, answers: usize) -> Result<Vec<Vec<usize>>, String> {
+    let wrong = || {
+        format!(
+            "\"order\" is {order}; it must hold indices of the {answers} answers, best first, each at most once, and \
+             lists of indices where answers tie"
+        )
+    };
+    let index = |value: &Value| value.as_u64().map(|index| index as usize).filter(|&index| index < answers);
+    let group = |value: &Value| match value.as_array() {
+        Some(list) => list.iter().map(index).collect::<Option<Vec<usize>>>(),
+        None => index(value).map(|index| vec![index]),
+    };
+    let list = order.as_array().ok_or_else(wrong)?;
+    let mut groups = list.iter().map(group).collect::<Option<Vec<_>>>().ok_or_else(wrong)?;
+    groups.retain(|group| !group.is_empty());
+    let mut named: Vec<usize> = groups.iter().flatten().copied().collect();
+    named.sort_unstable();
+    if named.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(wrong());
+    }
+    Ok(groups)
+}
+
+/// The groups of `[2, 2, 1]`, the rank of each answer.
+fn groups_of_ranks(ranks: &Value, answers: usize) -> Result<Vec<Vec<usize>>, String> {
+    let wrong = || format!("\"ranks\" is {ranks}; it must hold a number, or null, for each of the {answers} answers");
+    let list = ranks.as_array().filter(|list| list.len() == answers).ok_or_else(wrong)?;
+    let mut ranked = Vec::new();
+    for (index, rank) in list.iter().enumerate().filter(|(_, rank)| !rank.is_null()) {
+        ranked.push((rank.as_f64().ok_or_else(wrong)?, index));
+    }
+    ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let groups = ranked.chunk_by(|a, b| a.0 == b.0);
+    Ok(groups.map(|group| group.iter().map(|(_, index)| *index).collect()).collect())
+}
+
+/// `{"prompt", "chosen", "rejected"}`, the prompt given or the beginning that the two have in common.
+fn chosen_and_rejected(object: &Map<String, Value>, unread: &mut Unread) -> Result<Option<Ranking>, String> {
+    let mut side = |key: &str| turns(object, key, Role::Assistant, unread);
+    let (mut chosen, mut rejected) = (side("chosen")?, side("rejected")?);
     let (Some(best), Some(worst)) = (chosen.pop(), rejected.pop()) else {
         return Err("\"chosen\" or \"rejected\" is empty".to_owned());
     };
@@ -119,25 +241,29 @@ fn parse(value: &Value) -> Result<Option<Ranking>, String> {
     if chosen != rejected {
         return Ok(None);
     }
-    prompt.extend(chosen);
+    let mut prompt = match object.get("prompt") {
+        None | Some(Value::Null) => Vec::new(),
+        // As TRL does: a text beside whole conversations is not said once more.
+        Some(Value::String(_)) if !chosen.is_empty() && object["chosen"].is_array() => Vec::new(),
+        Some(_) => turns(object, "prompt", Role::User, unread)?,
+    };
+    if !chosen.starts_with(&prompt) {
+        prompt.append(&mut chosen);
+    } else {
+        prompt = chosen;
+    }
     if prompt.is_empty() {
         return Err("there is no prompt; write \"prompt\"".to_owned());
     }
-    let id = prompt.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n");
-    Ok(Some(Ranking { id, prompt, answers: vec![best.content, worst.content], order: vec![0, 1] }))
-}
-
-fn turns(value: &Value) -> Result<Vec<Message>, String> {
-    turns_of(value, Role::Assistant)
+    let answers = vec![best.content, worst.content];
+    Ok(Some(Ranking::strict(String::new(), prompt, answers, &[0, 1])))
 }
 
 /// A list of messages, a dialogue in Anthropic's form, or a bare text that `role` says.
-fn turns_of(value: &Value, role: Role) -> Result<Vec<Message>, String> {
-    match value {
-        Value::Array(list) => messages(list, "role", "content"),
-        Value::String(text) if text.trim_start().starts_with("Human:") => dialogue(text),
-        Value::String(text) => Ok(vec![Message::new(role, text)]),
-        _ => Err("\"prompt\", \"chosen\" and \"rejected\" must be texts or lists of messages".to_owned()),
+fn turns(object: &Map<String, Value>, key: &str, role: Role, unread: &mut Unread) -> Result<Vec<Message>, String> {
+    match text_of(object, key) {
+        Ok(text) if text.trim_start().starts_with("Human:") => dialogue(text),
+        _ => side(object, key, role, unread),
     }
 }
 
@@ -173,47 +299,113 @@ mod tests {
     }
 
     #[test]
-    fn pairs_are_all_pairs_better_first() {
-        let ranking =
-            Ranking { id: String::new(), prompt: vec![], answers: vec![String::new(); 4], order: vec![2, 0, 3, 1] };
-        assert_eq!(ranking.pairs(), [(2, 0), (2, 3), (2, 1), (0, 3), (0, 1), (3, 1)]);
+    fn pairs_are_all_pairs_better_first_without_ties_and_equal_texts() {
+        let answers = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
+        let strict = Ranking::strict(String::new(), vec![], answers, &[2, 0, 3, 1]);
+        assert_eq!(strict.pairs(), [(2, 0), (2, 3), (2, 1), (0, 3), (0, 1), (3, 1)]);
+        let tied = Ranking { order: vec![vec![2], vec![0, 3], vec![1]], ..strict.clone() };
+        assert_eq!(tied.pairs(), [(2, 0), (2, 3), (2, 1), (0, 1), (3, 1)]);
+        let same = Ranking { answers: ["a", "b", "a", "d"].map(str::to_owned).to_vec(), ..strict };
+        assert_eq!(same.pairs(), [(2, 3), (2, 1), (0, 3), (0, 1), (3, 1)]);
     }
 
     #[test]
     fn every_form_becomes_a_ranking() {
         let prompt = vec![Message::user("q"), Message::assistant("a"), Message::user("r")];
         for line in [
-            r#"{"id": "q\na\nr", "prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}], "answers": ["good", "bad"], "order": [0, 1]}"#,
+            r#"{"id": "", "prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}], "answers": ["good", "bad"], "order": [0, 1]}"#,
             r#"{"chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: bad"}"#,
             r#"{"prompt": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r", "chosen": "good", "rejected": "bad"}"#,
-            r#"{"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}], "chosen": [{"role": "assistant", "content": "good"}], "rejected": [{"role": "assistant", "content": "bad"}]}"#,
+            r#"{"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "r"}]}], "chosen": [{"role": "assistant", "content": "good"}], "rejected": [{"role": "assistant", "content": "bad"}]}"#,
+            // The prompt given, and repeated within both sides.
+            r#"{"prompt": [{"role": "user", "content": "q"}], "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}, {"role": "assistant", "content": "good"}], "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}, {"role": "assistant", "content": "bad"}]}"#,
+            r#"{"prompt": "q", "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}, {"role": "assistant", "content": "good"}], "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}, {"role": "assistant", "content": "bad"}]}"#,
         ] {
-            let expected = Ranking {
-                id: "q\na\nr".to_owned(),
-                prompt: prompt.clone(),
-                answers: vec!["good".to_owned(), "bad".to_owned()],
-                order: vec![0, 1],
-            };
+            let answers = vec!["good".to_owned(), "bad".to_owned()];
+            let expected = Ranking::strict(String::new(), prompt.clone(), answers, &[0, 1]);
             assert_eq!(read(line).unwrap().rankings, [expected], "{line}");
         }
     }
 
     #[test]
-    fn pairs_that_say_nothing_are_counted_and_left_out_and_nonsense_is_named() {
+    fn ties_partial_orders_ids_and_margins_are_read_and_written() {
+        let three = |rest: &str| {
+            let line = format!(r#"{{"id": 7, "prompt": "q", "answers": ["a", "b", "c"], {rest}}}"#);
+            read(&line).unwrap().rankings[0].clone()
+        };
+        for (rest, order) in [
+            (r#""order": [[0, 1], [2]]"#, vec![vec![0, 1], vec![2]]),
+            (r#""order": [[0, 1], 2], "ranks": null"#, vec![vec![0, 1], vec![2]]),
+            (r#""ranks": [1, 1, 2]"#, vec![vec![0, 1], vec![2]]),
+            (r#""ranks": [3, 1.5, 2]"#, vec![vec![1], vec![2], vec![0]]),
+        ] {
+            let ranking = three(rest);
+            assert_eq!((ranking.order, ranking.id.as_str(), ranking.answers.len()), (order, "7", 3), "{rest}");
+        }
+        for rest in [r#""order": [2, 0]"#, r#""ranks": [5, null, 1]"#] {
+            let ranking = three(rest);
+            assert_eq!(
+                (ranking.answers, ranking.order),
+                (vec!["a".into(), "c".into()], vec![vec![1], vec![0]]),
+                "{rest}"
+            );
+        }
+        let ranking = three(r#""order": [[0, 1], 2], "margin": 0.5"#);
+        let written = serde_json::to_string(&ranking).unwrap();
+        assert!(written.ends_with(r#""order":[[0,1],2],"margin":0.5}"#), "{written}");
+        assert_eq!(read(&written).unwrap().rankings, [ranking]);
+        let pair = read(r#"{"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2}"#).unwrap();
+        assert_eq!(pair.rankings[0].margin, 2.);
+    }
+
+    #[test]
+    fn rankings_that_say_nothing_are_counted_and_left_out() {
         let all = [
             r#"{"prompt": "q", "chosen": "a", "rejected": "a"}"#,
             r#"{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"}"#,
-            r#"{"prompt": "q", "chosen": "a", "rejected": "b"}"#,
+            r#"{"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 5}"#,
+            r#"{"prompt": "q ", "chosen": "A", "rejected": "b"}"#,
+            r#"{"prompt": "q", "chosen": "b", "rejected": ""}"#,
+            r#"{"prompt": "q", "answers": ["a", "b"], "ranks": [1, 1]}"#,
         ];
-        let all = read(&all.join("\n")).unwrap();
-        assert_eq!((all.rankings.len(), all.skipped), (1, 2));
+        let read_all = read(&all.join("\n")).unwrap();
+        let expected = Remarks {
+            records: 6,
+            repeats: Repeats { whole: 1, prompt: 1 },
+            empty_answers: 1,
+            equal_answers: 1,
+            different_prompts: 1,
+            ties: 1,
+            unread: ["score_chosen".to_owned()].into(),
+            ..Remarks::default()
+        };
+        assert_eq!((read_all.rankings.len(), read_all.remarks), (3, expected));
+        let message = read(all[5]).unwrap_err().to_string();
+        assert!(message.contains("1 of 1 records are left out: all of their answers tie"), "{message}");
+    }
+
+    #[test]
+    fn nonsense_is_named_with_its_line() {
         for (content, part) in [
-            (r#"{"prompt": "q", "choosen": "a", "rejected": "b"}"#, "write \"chosen\" and \"rejected\""),
+            (r#"{"prompt": "q", "choosen": "a", "rejected": "b"}"#, "write \"prompt\", \"chosen\" and \"rejected\""),
+            ("[1]", "a number is no ranking"),
             (r#"{"chosen": "a", "rejected": "b"}"#, "there is no prompt"),
+            (r#"{"prompt": [], "answers": ["a", "b"], "order": [0, 1]}"#, "\"prompt\" is empty"),
+            (r#"{"answers": ["a", "b"], "order": [0, 1]}"#, "\"prompt\" is missing"),
             (
-                r#"{"id": "1", "prompt": [], "answers": ["a", "b"], "order": [0, 0]}"#,
-                "must name each of the 2 answers once",
+                r#"{"prompt": "q", "answers": ["a", "b"], "order": [0, 0]}"#,
+                "indices of the 2 answers, best first, each at most once",
             ),
+            (r#"{"prompt": "q", "answers": ["a", "b"], "order": [0, 2]}"#, "indices of the 2 answers"),
+            (r#"{"prompt": "q", "answers": ["a", "b"], "order": "ab"}"#, "\"order\" is \"ab\""),
+            (r#"{"prompt": "q", "answers": ["a", "b"], "order": [1]}"#, "fewer than two answers are ranked"),
+            (r#"{"prompt": "q", "answers": ["a", "b"]}"#, "no \"order\" and no \"ranks\""),
+            (r#"{"prompt": "q", "answers": ["a", "b"], "order": [0, 1], "ranks": [1, 2]}"#, "both there"),
+            (r#"{"prompt": "q", "answers": ["a", "b"], "ranks": [1]}"#, "for each of the 2 answers"),
+            (r#"{"prompt": "q", "answers": ["a", 1], "order": [0, 1]}"#, "answer 1 is a number"),
+            (r#"{"prompt": "q", "chosen": "a", "rejected": null}"#, "\"rejected\" is null"),
+            (r#"{"prompt": 1, "chosen": "a", "rejected": "b"}"#, "\"prompt\" is a number"),
+            (r#"{"prompt": "q", "chosen": "a", "rejected": "b", "margin": "big"}"#, "\"margin\" is a text"),
             (
                 r#"{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q"}"#,
                 "must end with the assistant's turn",
@@ -225,10 +417,12 @@ mod tests {
     }
 
     #[test]
-    fn a_split_never_cuts_a_prompt_apart() {
-        let items: Vec<(String, usize)> = (0..300).map(|i| ((i / 3).to_string(), i)).collect();
-        let (train, held_out) = split_by_prompt(items, |item| item.0.as_str(), 0.2, 7);
-        assert_eq!((train.len(), held_out.len()), (240, 60));
-        assert!(train.iter().all(|a| held_out.iter().all(|b| a.0 != b.0)));
+    fn a_prompt_is_known_by_its_words_and_not_by_its_id() {
+        let line = |id: usize| {
+            format!(r#"{{"id": "{id}", "prompt": "Say  it.", "answers": ["a{id}", "b"], "order": [0, 1]}}"#)
+        };
+        let rankings = read(&(0..40).map(line).collect::<Vec<_>>().join("\n")).unwrap().rankings;
+        let error = crate::split_by_prompt(rankings, |ranking| ranking.keys().prompt, 0.1, 1).unwrap_err();
+        assert!(error.to_string().contains("there is one in the 40 items"), "{error}");
     }
 }

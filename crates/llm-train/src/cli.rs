@@ -139,7 +139,7 @@ struct Finetune {
     /// Conversations in JSONL: messages, ShareGPT, question and answer, prompt and completion, instruction and output
     #[arg(long)]
     data: PathBuf,
-    /// Conversations to test on; without it a twentieth of --data
+    /// Conversations to test on; without it those of a twentieth of the prompts of --data, chosen by the recipe's seed
     #[arg(long)]
     held_out: Option<PathBuf>,
     /// The folder to write
@@ -196,7 +196,7 @@ struct Distill {
     /// Conversations in JSONL
     #[arg(long)]
     data: PathBuf,
-    /// Conversations to test on; without it a twentieth of --data
+    /// Conversations to test on; without it those of a twentieth of the prompts of --data, chosen by the recipe's seed
     #[arg(long)]
     held_out: Option<PathBuf>,
     /// The folder of token shards to read first

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use llm_data::{Conversation, read_conversations};
+use llm_data::{Conversation, Remarks, read_conversations};
 use llm_model::{Batch, Model};
 use llm_tokenizer::{ChatMessage, Tokenizer};
 use rand::seq::SliceRandom;
 
 use crate::run::rng;
+use crate::splits::{self, Source, encode_all, read_items};
 use crate::{Error, Result};
 
 /// A conversation in token ids.
@@ -32,52 +33,30 @@ pub(crate) fn chat_messages(messages: &[llm_data::Message]) -> Vec<ChatMessage> 
 
 /// Reads conversations; those of more than `max_length` tokens are left out, as cutting them would drop their end.
 pub fn read_examples(path: &Path, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<Example>> {
-    let conversations = read_conversations(path)?;
-    let examples = encode_examples(&conversations, tokenizer, max_length)?;
-    let (all, left) = (conversations.len(), examples.len());
-    if left == 0 {
-        let path = path.display();
-        return Err(Error::Input(format!(
-            "{path}: none of {all} conversations fits into {max_length} tokens; raise max_length"
-        )));
-    }
-    if left < all {
-        tracing::warn!(
-            "{}: {} of {all} conversations are longer than {max_length} tokens and left out",
-            path.display(),
-            all - left
-        );
-    }
-    Ok(examples)
+    let conversations = read_items(path, read)?;
+    encode_all(path, &conversations, max_length, |conversation| encode(tokenizer, conversation, max_length))
 }
 
-fn encode_examples(conversations: &[Conversation], tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<Example>> {
-    let mut examples = Vec::with_capacity(conversations.len());
-    for conversation in conversations {
-        let (ids, learnt) = tokenizer.encode_conversation(&chat_messages(&conversation.messages))?;
-        if ids.len() <= max_length {
-            examples.push(Example { ids, learnt });
-        }
-    }
-    Ok(examples)
-}
-
-/// The conversations to learn from and those to test on; without a file for the latter it is a twentieth of the former.
+/// The conversations to learn from and those to test on, as [`read_examples`] reads them: two files, or one that is split
+/// by prompt, a twentieth of the prompts for testing.
 pub(crate) fn train_and_held_out(
-    data: &Path,
-    held_out: Option<&Path>,
+    (data, held_out): (&Path, Option<&Path>),
+    seed: u64,
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<(Vec<Example>, Vec<Example>)> {
-    let mut train = read_examples(data, tokenizer, max_length)?;
-    let held_out = match held_out {
-        Some(path) => read_examples(path, tokenizer, max_length)?,
-        None => train.split_off(train.len() - train.len().div_ceil(20)),
-    };
-    if train.is_empty() {
-        return Err(Error::Input(format!("{}: one conversation cannot be split; give --held-out", data.display())));
-    }
-    Ok((train, held_out))
+    let source = Source { data, held_out, held_out_share: 0.05, seed, max_length };
+    splits::train_and_held_out(&source, read, |conversation| encode(tokenizer, conversation, max_length))
+}
+
+fn read(path: &Path) -> Result<(Vec<Conversation>, Remarks)> {
+    let read = read_conversations(path)?;
+    Ok((read.conversations, read.remarks))
+}
+
+fn encode(tokenizer: &Tokenizer, conversation: &Conversation, max_length: usize) -> Result<Option<Example>> {
+    let (ids, learnt) = tokenizer.encode_conversation(&chat_messages(&conversation.messages))?;
+    Ok((ids.len() <= max_length).then_some(Example { ids, learnt }))
 }
 
 /// The examples as a batch, the flat places whose next token is to be learnt, and those tokens.

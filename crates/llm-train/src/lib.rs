@@ -57,6 +57,7 @@ pub mod rl;
 pub mod rollout;
 mod routing;
 pub mod run;
+mod splits;
 pub mod stats;
 
 pub use error::Error;

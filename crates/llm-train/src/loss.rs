@@ -44,16 +44,21 @@ pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor, margin: f64) -> Result<
 }
 
 /// The K-way loss of InstructGPT (Ouyang et al. 2022, arXiv 2203.02155): the mean over prompts of the mean over all
-/// pairs of a prompt's answers of `-log σ(better - worse)`, plus `centering · (better + worse)²`.
+/// pairs of a prompt's answers of `-log σ(better - worse - margin)`, plus `centering · (better + worse)²`.
 ///
-/// `scores` `(n,)` holds the answers of all prompts one after the other; `pairs[prompt]` are indices (better, worse).
-pub fn k_way(scores: &Tensor, pairs: &[Vec<(usize, usize)>], centering: f64) -> Result<Tensor> {
-    let (mut better, mut worse, mut weight) = (Vec::new(), Vec::new(), Vec::new());
-    for prompt in pairs {
+/// `scores` `(n,)` holds the answers of all prompts one after the other; `pairs[prompt]` are indices (better, worse),
+/// `margins[prompt]` is the margin of these (0 where the data has none).
+pub fn k_way(scores: &Tensor, pairs: &[Vec<(usize, usize)>], margins: &[f64], centering: f64) -> Result<Tensor> {
+    if pairs.len() != margins.len() {
+        return Err(Error::Input(format!("{} margins for {} prompts", margins.len(), pairs.len())));
+    }
+    let (mut better, mut worse, mut weight, mut margin) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (prompt, &of_prompt) in pairs.iter().zip(margins) {
         for &(b, w) in prompt {
             better.push(b as u32);
             worse.push(w as u32);
             weight.push(1. / (prompt.len() * pairs.len()) as f64);
+            margin.push(of_prompt);
         }
     }
     if better.is_empty() {
@@ -67,8 +72,9 @@ pub fn k_way(scores: &Tensor, pairs: &[Vec<(usize, usize)>], centering: f64) -> 
     };
     let (better, worse) = (pick(better)?, pick(worse)?);
     let n = weight.len();
-    let weight = Tensor::from_vec(weight, n, &Device::Cpu)?.to_dtype(scores.dtype())?;
-    let ranking = neg_log_sigmoid(&(&better - &worse)?)?;
+    let of_scores = |values: Vec<f64>| Tensor::from_vec(values, n, &Device::Cpu)?.to_dtype(scores.dtype());
+    let (weight, margin) = (of_scores(weight)?, of_scores(margin)?);
+    let ranking = neg_log_sigmoid(&((&better - &worse)? - margin)?)?;
     let off_center = ((better + worse)?.sqr()? * centering)?;
     Ok(((ranking + off_center)? * weight)?.sum_all()?)
 }
@@ -118,15 +124,15 @@ mod tests {
         let all = |k: usize| vec![(0..k).flat_map(|i| (i + 1..k).map(move |j| (i, j))).collect::<Vec<_>>()];
         assert_near(&bradley_terry(&tensor(&[3.]), &tensor(&[3.]), 0.).unwrap(), 2f64.ln());
         let scores = tensor(&[2., 1., 0., -1.]);
-        assert_near(&k_way(&scores, &all(4), 0.).unwrap(), 0.207038);
+        assert_near(&k_way(&scores, &all(4), &[0.], 0.).unwrap(), 0.207038);
         assert_near(&plackett_luce(&scores).unwrap(), 1.161057);
         let zeros = tensor(&[0.; 4]);
-        assert_near(&k_way(&zeros, &all(4), 0.).unwrap(), std::f64::consts::LN_2);
+        assert_near(&k_way(&zeros, &all(4), &[0.], 0.).unwrap(), std::f64::consts::LN_2);
         assert_near(&plackett_luce(&zeros).unwrap(), 3.178054);
         assert_near(&best_of_n(&zeros, 2).unwrap(), 4f64.ln());
         assert_eq!(all(4)[0].len(), 6);
         let (two, pair) = (tensor(&[1.5, -0.5]), bradley_terry(&tensor(&[1.5]), &tensor(&[-0.5]), 0.).unwrap());
-        assert_near(&k_way(&two, &all(2), 0.).unwrap(), scalar(&pair).unwrap());
+        assert_near(&k_way(&two, &all(2), &[0.], 0.).unwrap(), scalar(&pair).unwrap());
     }
 
     #[test]
@@ -134,11 +140,21 @@ mod tests {
         let pairs = vec![vec![(0, 1), (0, 2), (1, 2)], vec![(4, 3)]];
         let scores = tensor(&[0.3, -0.2, 0.9, 0.1, 0.5]);
         let shifted = (&scores + 10.).unwrap();
-        let plain = |s: &Tensor| scalar(&k_way(s, &pairs, 0.).unwrap()).unwrap();
+        let plain = |s: &Tensor| scalar(&k_way(s, &pairs, &[0.; 2], 0.).unwrap()).unwrap();
         assert!((plain(&scores) - plain(&shifted)).abs() < 1e-12);
-        let centered = |s: &Tensor| scalar(&k_way(s, &pairs, 0.01).unwrap()).unwrap();
+        let centered = |s: &Tensor| scalar(&k_way(s, &pairs, &[0.; 2], 0.01).unwrap()).unwrap();
         assert!(centered(&shifted) > centered(&scores) + 1.);
-        assert!(k_way(&scores, &[vec![]], 0.).is_err());
+        assert!(k_way(&scores, &[vec![]], &[0.], 0.).is_err());
+    }
+
+    #[test]
+    fn a_margin_is_taken_from_the_difference_of_the_pairs_of_its_prompt() {
+        // log(1 + exp(-(2 - 0.5))) and log(1 + exp(-(1 - 0))), by hand.
+        let (with, without) = (0.2014133, 0.3132617);
+        let (scores, pairs) = (tensor(&[1.5, -0.5, 1., 0.]), vec![vec![(0, 1)], vec![(2, 3)]]);
+        assert_near(&k_way(&scores, &pairs, &[0.5, 0.], 0.).unwrap(), f64::midpoint(with, without));
+        assert_near(&bradley_terry(&tensor(&[1.5]), &tensor(&[-0.5]), 0.5).unwrap(), with);
+        assert!(k_way(&scores, &pairs, &[0.5], 0.).is_err());
     }
 
     #[test]
@@ -175,7 +191,7 @@ mod tests {
         let teacher = target.reshape((2, 2)).unwrap();
         let losses: Vec<(&str, Loss)> = vec![
             ("mse", Box::new(|x| mse(x, &target))),
-            ("k_way", Box::new(|x| k_way(x, &[vec![(0, 1), (2, 0)], vec![(3, 1)]], 0.1))),
+            ("k_way", Box::new(|x| k_way(x, &[vec![(0, 1), (2, 0)], vec![(3, 1)]], &[0.5, 0.], 0.1))),
             ("plackett_luce", Box::new(plackett_luce)),
             ("best_of_n", Box::new(|x| best_of_n(x, 2))),
             ("bradley_terry", Box::new(|x| bradley_terry(&x.narrow(0, 0, 2)?, &x.narrow(0, 2, 2)?, 0.3))),

@@ -171,7 +171,8 @@ impl Schools {
             };
             quietly(|options| prepare(&inputs, &schools.path(&format!("{name}-shards")), options)).unwrap();
         }
-        let turns = |i: usize| vec![Message::user("say"), Message::assistant(["one two", "nine ten"][i % 2])];
+        let answer = |i: usize| Message::assistant(["one two", "nine ten"][i % 2]);
+        let turns = |i: usize| vec![Message::user(format!("say {i}")), answer(i)];
         let conversations: Vec<_> = (0..40).map(|i| Conversation { messages: turns(i) }).collect();
         write_jsonl(&schools.path("data.jsonl"), &conversations).unwrap();
         schools

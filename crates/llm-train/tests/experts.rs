@@ -89,7 +89,8 @@ fn experts_learn_and_are_counted_and_the_losses_keep_them_balanced_and_small() {
     let model = Model::load(&path("balanced")).unwrap();
     assert_eq!(model.config().model_type, ModelType::Mixtral);
     let words = ["cat", "dog", "mat", "door"];
-    let of = |word: &&str| Conversation { messages: vec![Message::user("Say a word."), Message::assistant(*word)] };
+    let of =
+        |word: &&str| Conversation { messages: vec![Message::user(format!("Say {word}.")), Message::assistant(*word)] };
     write_jsonl(&path("chat.jsonl"), &words.repeat(10).iter().map(of).collect::<Vec<_>>()).unwrap();
     let recipe = FinetuneRecipe { epochs: 2, batch_size: 8, ..FinetuneRecipe::default() };
     let inputs = FinetuneInputs { model: &path("balanced"), data: &path("chat.jsonl"), held_out: None };

@@ -15,11 +15,13 @@ use llm_train::recipes::{BaseDtype, FinetuneInputs, FinetuneRecipe, LifecycleRec
 use llm_train::run::RunOptions;
 use serde_json::Value;
 
-fn conversations() -> Vec<Conversation> {
-    let colours = ["red", "green", "blue", "white"];
-    let things = ["apple", "leaf", "sky", "snow"];
-    let turns = |i: usize| vec![Message::user(format!("the {}", things[i % 4])), Message::assistant(colours[i % 4])];
-    (0..24).map(|i| Conversation { messages: turns(i) }).collect()
+/// Things and their colours, each asked for with the same words before it.
+fn conversations(before: &[&str]) -> Vec<Conversation> {
+    let colours = [("apple", "red"), ("leaf", "green"), ("sky", "blue"), ("snow", "white")];
+    let of = |before: &str, (thing, colour): (&str, &str)| Conversation {
+        messages: vec![Message::user(format!("{before} {thing}")), Message::assistant(colour)],
+    };
+    before.iter().flat_map(|before| colours.map(|pair| of(before, pair))).collect()
 }
 
 fn recipe(base_dtype: BaseDtype, use_dora: bool) -> FinetuneRecipe {
@@ -60,8 +62,10 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
     let (base, data) = (dir.path().join("base"), dir.path().join("data.jsonl"));
     fresh_model(&base, "the apple is red the leaf is green the sky is blue the snow is white", 32, 0.1);
     let weights = fs::read(base.join("model.safetensors")).unwrap();
-    write_jsonl(&data, &conversations()).unwrap();
-    let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&data) };
+    write_jsonl(&data, &conversations(&["the", "a", "see the", "is the", "this", "red or white: the"])).unwrap();
+    let held_out = dir.path().join("held_out.jsonl");
+    write_jsonl(&held_out, &conversations(&["see a", "is this the"])).unwrap();
+    let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&held_out) };
     for (name, base_dtype, use_dora) in
         [("plain", BaseDtype::F32, false), ("dora", BaseDtype::Bf16, true), ("quantised", BaseDtype::Q8_0, false)]
     {

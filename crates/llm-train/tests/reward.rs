@@ -111,6 +111,29 @@ fn nothing_is_found_in_random_labels() {
 }
 
 #[test]
+fn the_margin_of_the_data_is_in_the_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, data) = (dir.path().join("model"), dir.path().join("pairs.jsonl"));
+    fresh_model(&model, "good bad one two three four", 16, 0.05);
+    let prompts = ["one", "two", "three", "four"];
+    let first_loss = |margin: f64| {
+        let of = |p: &&str| format!(r#"{{"prompt": "{p}", "chosen": "good", "rejected": "bad", "margin": {margin}}}"#);
+        std::fs::write(&data, prompts.iter().map(of).collect::<Vec<_>>().join("\n")).unwrap();
+        let recipe = RewardRecipe { center_rewards_coefficient: 0., batch_size: 2, ..RewardRecipe::default() };
+        let (inputs, out) =
+            (RewardInputs { model: &model, data: &data, held_out: None }, dir.path().join(margin.to_string()));
+        quietly(|options| reward(&recipe, inputs, &out, options)).unwrap();
+        let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let first: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+        first["loss"].as_f64().unwrap()
+    };
+    // -log sigmoid(d - margin) of a fresh head, whose difference d is the same in both runs: about 0.
+    let (without, with) = (first_loss(0.), first_loss(6.));
+    let d = -(without.exp() - 1.).ln();
+    assert!(d.abs() < 0.5 && (with - (1. + (6. - d).exp()).ln()).abs() < 0.02, "{without} and {with}");
+}
+
+#[test]
 fn a_score_hangs_on_its_own_row_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model");

@@ -94,7 +94,7 @@ pub struct DistillInputs<'a> {
     pub student: Option<&'a Path>,
     /// Conversations.
     pub data: &'a Path,
-    /// Conversations to test on; none: a twentieth of `data`.
+    /// Conversations to test on; none: those of a twentieth of the prompts of `data`.
     pub held_out: Option<&'a Path>,
     /// The folder of token shards to read first.
     pub text: Option<&'a Path>,
@@ -123,7 +123,7 @@ pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, option
     let first_student = student(recipe, &inputs, &taught, &tokenizer, text.as_ref())?;
     let positions = taught.max_position_embeddings.min(first_student.config().max_position_embeddings);
     let max_length = recipe.max_length.min(positions);
-    let (train, held_out) = train_and_held_out(inputs.data, inputs.held_out, &tokenizer, max_length)?;
+    let (train, held_out) = train_and_held_out((inputs.data, inputs.held_out), recipe.seed, &tokenizer, max_length)?;
     let mut conversations =
         LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), recipe.batch_size, recipe.seed)?;
     let mut text = match &text {

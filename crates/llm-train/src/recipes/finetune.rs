@@ -100,7 +100,7 @@ pub struct FinetuneInputs<'a> {
     pub model: &'a Path,
     /// Conversations to learn from.
     pub data: &'a Path,
-    /// Conversations to test on; none: a twentieth of `data`.
+    /// Conversations to test on; none: those of a twentieth of the prompts of `data`.
     pub held_out: Option<&'a Path>,
 }
 
@@ -120,7 +120,7 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
     fitting(base.config(), (&tokenizer, inputs.model), &[])?;
     base.set_eos_token_id(Some(end_of_turn));
     let max_length = recipe.max_length.min(base.config().max_position_embeddings);
-    let (train, held_out) = train_and_held_out(inputs.data, inputs.held_out, &tokenizer, max_length)?;
+    let (train, held_out) = train_and_held_out((inputs.data, inputs.held_out), recipe.seed, &tokenizer, max_length)?;
     let mut shown = vec![("model", inputs.model.display().to_string()), ("data", inputs.data.display().to_string())];
     shown.extend(inputs.held_out.map(|path| ("held_out", path.display().to_string())));
     let (mut run, checkpoint) = Run::open(out, recipe, &shown, options)?;

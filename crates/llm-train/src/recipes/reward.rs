@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use candle_core::Tensor;
-use llm_data::{Ranking, read_rankings, split_by_prompt};
+use llm_data::{Ranking, read_rankings};
 use llm_model::{Batch, Head, Model};
 use llm_tokenizer::{ChatFormat, ChatMessage, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,8 @@ use crate::examples::{LengthBatches, chat_messages, pick_rows};
 use crate::fitting::fitting;
 use crate::optim::OptimizerConfig;
 use crate::run::{Run, RunOptions, learner};
-use crate::{Error, Result, loss};
+use crate::splits::{Source, train_and_held_out};
+use crate::{Result, loss};
 
 /// The numbers of a reward model's training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,10 +72,11 @@ pub struct RewardInputs<'a> {
     pub held_out: Option<&'a Path>,
 }
 
-/// The answers of one prompt in token ids, with their pairs (better, worse).
+/// The answers of one prompt in token ids, with their pairs (better, worse) and the margin of these.
 struct Ranked {
     rows: Vec<Vec<u32>>,
     pairs: Vec<(usize, usize)>,
+    margin: f64,
 }
 
 /// Trains a reward model; the run folder `out` becomes its Hugging Face folder (a classifier with one label).
@@ -108,7 +110,8 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
         let rows: Vec<Vec<u32>> = prompts.iter().flat_map(|p| p.rows.iter().cloned()).collect();
         let scores = score_rows(&learner.model, &rows, pad)?;
         let pairs = offset_pairs(&prompts);
-        let loss = loss::k_way(&scores, &pairs, recipe.center_rewards_coefficient)?;
+        let margins: Vec<f64> = prompts.iter().map(|p| p.margin).collect();
+        let loss = loss::k_way(&scores, &pairs, &margins, recipe.center_rewards_coefficient)?;
         learner.backward(&loss)?;
         let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
         let grad_norm = learner.step(learning_rate)?;
@@ -189,51 +192,25 @@ fn evaluate(model: &Model, rankings: &[Ranked], batch_size: usize, pad: u32) -> 
     Ok((accuracy, margin, mean, std))
 }
 
+/// The rankings to learn from and those to test on, in token ids.
 fn rankings(
     recipe: &RewardRecipe,
     inputs: &RewardInputs,
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<(Vec<Ranked>, Vec<Ranked>)> {
-    let read = |path: &Path| -> Result<Vec<Ranking>> {
+    let (data, held_out) = (inputs.data, inputs.held_out);
+    let source = Source { data, held_out, held_out_share: recipe.held_out_share, seed: recipe.seed, max_length };
+    let read = |path: &Path| {
         let read = read_rankings(path)?;
-        if read.skipped > 0 {
-            tracing::warn!(
-                "{}: {} rankings say nothing (equal answers, or dialogues that part earlier) and are left out",
-                path.display(),
-                read.skipped
-            );
-        }
-        Ok(read.rankings)
+        Ok((read.rankings, read.remarks))
     };
-    let (train, held_out) = match inputs.held_out {
-        Some(path) => (read(inputs.data)?, read(path)?),
-        // By prompt, never by pair: answers to one prompt would leak.
-        None => split_by_prompt(read(inputs.data)?, |r| r.id.as_str(), recipe.held_out_share, recipe.seed),
-    };
-    let encode = |rankings: Vec<Ranking>, what: &str| -> Result<Vec<Ranked>> {
-        let all = rankings.len();
-        let mut ranked = Vec::with_capacity(all);
-        for ranking in rankings {
-            let rows = ranking.answers.iter().map(|a| conversation_ids(tokenizer, &ranking.prompt, a));
-            let rows = rows.collect::<Result<Vec<_>>>()?;
-            if rows.iter().all(|row| row.len() <= max_length) {
-                ranked.push(Ranked { rows, pairs: ranking.pairs() });
-            }
-        }
-        let left = ranked.len();
-        if left < all {
-            tracing::warn!("{} of {all} {what} rankings are longer than {max_length} tokens and left out", all - left);
-        }
-        if left == 0 {
-            return Err(Error::Input(format!(
-                "{}: no {what} rankings; give more of them or raise max_length",
-                inputs.data.display()
-            )));
-        }
-        Ok(ranked)
-    };
-    Ok((encode(train, "training")?, encode(held_out, "held-out")?))
+    train_and_held_out(&source, read, |ranking: &Ranking| {
+        let rows = ranking.answers.iter().map(|answer| conversation_ids(tokenizer, &ranking.prompt, answer));
+        let rows = rows.collect::<Result<Vec<_>>>()?;
+        let fits = rows.iter().all(|row| row.len() <= max_length);
+        Ok(fits.then(|| Ranked { rows, pairs: ranking.pairs(), margin: ranking.margin }))
+    })
 }
 
 /// A whole conversation up to the token that ends its last turn, where its score is read: the row that PPO scores too.

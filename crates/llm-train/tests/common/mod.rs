@@ -45,11 +45,9 @@ pub fn write_pairs(path: &Path, pairs: &[(String, String)]) {
     let rankings: Vec<Ranking> = pairs
         .iter()
         .enumerate()
-        .map(|(i, (better, worse))| Ranking {
-            id: i.to_string(),
-            prompt: vec![Message::user("Say it.")],
-            answers: vec![better.clone(), worse.clone()],
-            order: vec![0, 1],
+        .map(|(i, (better, worse))| {
+            let answers = vec![better.clone(), worse.clone()];
+            Ranking::strict(i.to_string(), vec![Message::user("Say it.")], answers, &[0, 1])
         })
         .collect();
     write_jsonl(path, &rankings).unwrap();

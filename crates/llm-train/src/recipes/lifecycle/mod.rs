@@ -154,12 +154,8 @@ fn ranked(annotator: &Annotator, question: &Question, label: &str) -> Result<Ran
     let utilities: Vec<f64> = question.answers.iter().map(|a| a.utility).collect();
     let texts: Vec<&str> = question.answers.iter().map(|a| a.text.as_str()).collect();
     let order = annotator.rank(label, &utilities, &texts)?;
-    Ok(Ranking {
-        id: question.prompt.clone(),
-        prompt: vec![Message::user(&question.prompt)],
-        answers: question.answers.iter().map(|a| a.text.clone()).collect(),
-        order,
-    })
+    let answers = question.answers.iter().map(|a| a.text.clone()).collect();
+    Ok(Ranking::strict(question.prompt.clone(), vec![Message::user(&question.prompt)], answers, &order))
 }
 
 /// What the student reads: the tasks with their answers, and the questions as its teacher answers them.

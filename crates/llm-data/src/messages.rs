@@ -1,0 +1,154 @@
+//! Messages as data sets write them: two pairs of keys, several names of the same speaker, contents in parts.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+use crate::files::kind;
+use crate::{Message, Role};
+
+/// Keys of records and messages that were not read.
+pub(crate) type Unread = BTreeSet<String>;
+
+/// The text under a key.
+pub(crate) fn text_of<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
+    match object.get(key) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(format!("\"{key}\" is {}; it must be a text", kind(other))),
+        None => Err(format!("there is no \"{key}\"")),
+    }
+}
+
+/// The messages of a list: `{"role", "content"}`, or `{"from", "value"}` (ShareGPT).
+pub(crate) fn messages(list: &[Value], unread: &mut Unread) -> Result<Vec<Message>, String> {
+    let one = |(at, value)| message(value, unread).map_err(|wrong| format!("message {}: {wrong}", at + 1));
+    list.iter().enumerate().map(one).collect()
+}
+
+fn message(value: &Value, unread: &mut Unread) -> Result<Message, String> {
+    let Some(object) = value.as_object() else {
+        return Err(format!("is {}; it must be an object with \"role\" and \"content\"", kind(value)));
+    };
+    let (speaker, words) = match object.contains_key("from") && !object.contains_key("role") {
+        true => ("from", "value"),
+        false => ("role", "content"),
+    };
+    let role = role(speaker, text_of(object, speaker)?)?;
+    refuse_what_is_not_read(object)?;
+    let content = match object.get(words) {
+        Some(Value::Array(parts)) => parts.iter().map(|part| text_part(words, part)).collect::<Result<String, _>>()?,
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => return Err(format!("\"{words}\" is {}; it must be a text or a list of texts", kind(other))),
+        None => return Err(format!("there is no \"{words}\"")),
+    };
+    unread.extend(object.keys().filter(|key| *key != speaker && *key != words).cloned());
+    Ok(Message::new(role, content))
+}
+
+fn role(key: &str, name: &str) -> Result<Role, String> {
+    match name {
+        "system" | "developer" => Ok(Role::System),
+        "user" | "human" => Ok(Role::User),
+        "assistant" | "gpt" | "model" => Ok(Role::Assistant),
+        "tool" | "function" | "ipython" | "observation" | "function_call" | "tool_call" | "tool_response" => {
+            Err(format!(
+                "\"{key}\" is \"{name}\"; calls of tools and their results are not supported: leave out \
+                 conversations with them"
+            ))
+        }
+        other => Err(format!("\"{key}\" is \"{other}\"; write system, user or assistant")),
+    }
+}
+
+/// A part of a content: `{"type": "text", "text"}`.
+fn text_part<'a>(key: &str, part: &'a Value) -> Result<&'a str, String> {
+    let Some(object) = part.as_object() else {
+        let is = kind(part);
+        return Err(format!("a part of \"{key}\" is {is}; it must be {{\"type\": \"text\", \"text\": …}}"));
+    };
+    match object.get("type").and_then(Value::as_str) {
+        Some("text" | "input_text" | "output_text") => text_of(object, "text"),
+        Some(other) => Err(format!("a part of \"{key}\" has the type \"{other}\"; only \"text\" is supported")),
+        None => Err(format!("a part of \"{key}\" has no \"type\"; write {{\"type\": \"text\", \"text\": …}}")),
+    }
+}
+
+/// Refuses keys of a record or a message that say how it is to be learnt, and that this crate cannot follow: to ignore
+/// them would train on what the author excluded.
+pub(crate) fn refuse_what_is_not_read(object: &Map<String, Value>) -> Result<(), String> {
+    let says_something = |value: &Value| match value {
+        Value::Null => false,
+        Value::String(text) => !matches!(text.trim(), "" | "[]" | "null"),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(object) => !object.is_empty(),
+        Value::Bool(_) | Value::Number(_) => true,
+    };
+    for key in ["tools", "tool_calls", "function_call", "functions", "images", "image", "videos", "audios", "audio"] {
+        if object.get(key).is_some_and(says_something) {
+            return Err(format!(
+                "\"{key}\" is not supported; leave such lines out, or the key if the texts do without it"
+            ));
+        }
+    }
+    for key in ["weight", "train", "trainable", "loss"] {
+        let value = object.get(key).filter(|value| value.is_boolean() || value.is_number());
+        if let Some(value) = value.filter(|value| value.as_bool() != Some(true) && value.as_f64() != Some(1.)) {
+            return Err(format!(
+                "\"{key}\" is {value}; all answers of a conversation are trained with weight 1: cut the conversation \
+                 before this answer, or remove the key"
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(list: Value) -> Result<Vec<Message>, String> {
+        messages(list.as_array().unwrap(), &mut Unread::new())
+    }
+
+    #[test]
+    fn contents_in_parts_and_other_names_of_speakers_are_read() {
+        let parts = json!([
+            {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
+            {"from": "human", "value": "q"},
+            {"role": "model", "content": [], "weight": 1, "train": true, "tool_calls": [], "name": "x"},
+        ]);
+        let mut unread = Unread::new();
+        let expected = [Message::system("Be brief."), Message::user("q"), Message::assistant("")];
+        assert_eq!(messages(parts.as_array().unwrap(), &mut unread).unwrap(), expected);
+        assert!(unread.contains("name"), "{unread:?}");
+    }
+
+    #[test]
+    fn what_a_message_may_not_be_is_said_with_its_number_key_and_kind() {
+        let user = json!({"role": "user", "content": "q"});
+        for (wrong, part) in [
+            (json!("q"), "message 2: is a text; it must be an object"),
+            (json!({"role": "user"}), "message 2: there is no \"content\""),
+            (json!({"role": 1, "content": "q"}), "\"role\" is a number; it must be a text"),
+            (json!({"role": "user", "content": null}), "\"content\" is null; it must be a text or a list of texts"),
+            (json!({"from": "gpt", "value": 3}), "\"value\" is a number"),
+            (json!({"role": "tool", "content": "4"}), "\"role\" is \"tool\"; calls of tools"),
+            (json!({"from": "observation", "value": "4"}), "\"from\" is \"observation\"; calls of tools"),
+            (
+                json!({"role": "assistant", "content": null, "tool_calls": [{"id": 1}]}),
+                "\"tool_calls\" is not supported",
+            ),
+            (json!({"role": "assistant", "content": "a", "weight": 0}), "\"weight\" is 0"),
+            (json!({"role": "assistant", "content": "a", "train": false}), "\"train\" is false"),
+            (json!({"role": "robot", "content": "q"}), "write system, user or assistant"),
+            (json!({"role": "user", "content": ["q"]}), "a part of \"content\" is a text"),
+            (json!({"role": "user", "content": [{"type": "image_url"}]}), "has the type \"image_url\""),
+            (json!({"role": "user", "content": [{"text": "q"}]}), "has no \"type\""),
+        ] {
+            let message = read(json!([user, wrong])).unwrap_err();
+            assert!(message.contains(part) && message.starts_with("message 2"), "{message}");
+        }
+    }
+}

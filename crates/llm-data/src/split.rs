@@ -1,0 +1,216 @@
+//! The unit that a split between training and validation keeps together, and what crosses such a split.
+
+use std::collections::HashSet;
+
+use crate::{Error, Result};
+
+/// What two items that must not be on different sides of a split have in common, such as their prompt.
+///
+/// It is a hash (64-bit FNV-1a) of texts after normalisation: lower case, every run of white space one space, texts
+/// without any words left out. It depends on the texts alone, not on ids, places in a file, or the run of a program.
+///
+/// ```
+/// use llm_data::SplitKey;
+///
+/// assert_eq!(SplitKey::of(["Name a\n colour. "]), SplitKey::of(["name a colour."]));
+/// assert_ne!(SplitKey::of(["a", "b"]), SplitKey::of(["a b"]));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SplitKey(u64);
+
+impl SplitKey {
+    /// The key of these texts, in this order.
+    pub fn of<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut hash = Fnv1a::default();
+        for text in texts {
+            let mut words = text.split_whitespace().peekable();
+            while let Some(word) = words.next() {
+                word.chars().flat_map(char::to_lowercase).for_each(|c| hash.add_char(c));
+                hash.add(if words.peek().is_some() { b' ' } else { TEXT_END });
+            }
+        }
+        Self(hash.0)
+    }
+
+    /// A number in `[0, 1)`, uniform over keys, that depends on the key and the seed alone: an item whose number is below a
+    /// share is held out.
+    pub fn draw(self, seed: u64) -> f64 {
+        // The finaliser of SplitMix64 (Steele, Lea and Flood 2014), twice, so that seeds and keys do not cancel out.
+        let mix = |x: u64| {
+            let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            x ^ (x >> 31)
+        };
+        let mixed = mix(mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)) ^ self.0);
+        (mixed >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+/// A byte that no UTF-8 text contains.
+const TEXT_END: u8 = 0xff;
+
+struct Fnv1a(u64);
+
+impl Default for Fnv1a {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv1a {
+    fn add(&mut self, byte: u8) {
+        self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+
+    fn add_char(&mut self, c: char) {
+        c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| self.add(byte));
+    }
+}
+
+/// The keys of an item of training data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ItemKeys {
+    /// The key of the prompt: items that share it are on the same side of a split.
+    pub prompt: SplitKey,
+    /// The key of the prompt with the answers: items that share it are repetitions.
+    pub whole: SplitKey,
+}
+
+/// Data that a split can keep together by prompt.
+pub trait Keyed {
+    /// The keys of this item.
+    fn keys(&self) -> ItemKeys;
+}
+
+/// How often items repeat earlier ones.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Repeats {
+    /// Items with an earlier one's prompt and answers.
+    pub whole: usize,
+    /// Items with an earlier one's prompt and other answers.
+    pub prompt: usize,
+}
+
+impl Repeats {
+    /// The repetitions among items.
+    pub fn within(items: impl IntoIterator<Item = ItemKeys>) -> Self {
+        let (mut prompts, mut wholes, mut found) = (HashSet::new(), HashSet::new(), Self::default());
+        for keys in items {
+            let (new_prompt, new_whole) = (prompts.insert(keys.prompt), wholes.insert(keys.whole));
+            found.whole += usize::from(!new_whole);
+            found.prompt += usize::from(new_whole && !new_prompt);
+        }
+        found
+    }
+
+    /// How many of `held_out` repeat items of `train`.
+    pub fn across(train: impl IntoIterator<Item = ItemKeys>, held_out: impl IntoIterator<Item = ItemKeys>) -> Self {
+        let (prompts, wholes): (HashSet<_>, HashSet<_>) = train.into_iter().map(|k| (k.prompt, k.whole)).unzip();
+        let mut found = Self::default();
+        for keys in held_out {
+            let whole = wholes.contains(&keys.whole);
+            found.whole += usize::from(whole);
+            found.prompt += usize::from(!whole && prompts.contains(&keys.prompt));
+        }
+        found
+    }
+
+    /// All repetitions.
+    pub fn total(self) -> usize {
+        self.whole + self.prompt
+    }
+}
+
+/// Splits items so that a share of the prompts, and all items of each, is held out: (training, held out), each in the
+/// order of `items`.
+///
+/// Which prompts are held out depends on their keys and the seed, not on the order of the items; at least one prompt is
+/// on each side. A share that is not above 0 and below 1, and items that all have the same prompt, are errors.
+pub fn split_by_prompt<T>(
+    items: Vec<T>,
+    prompt: impl Fn(&T) -> SplitKey,
+    share: f64,
+    seed: u64,
+) -> Result<(Vec<T>, Vec<T>)> {
+    if !(share > 0. && share < 1.) {
+        return Err(Error::Input(format!("held_out_share is {share}; it must be above 0 and below 1")));
+    }
+    let distinct: HashSet<SplitKey> = items.iter().map(&prompt).collect();
+    if distinct.len() < 2 {
+        return Err(Error::OnePrompt { items: items.len() });
+    }
+    let mut keys: Vec<SplitKey> = distinct.into_iter().collect();
+    keys.sort_unstable_by(|a, b| a.draw(seed).total_cmp(&b.draw(seed)).then(a.cmp(b)));
+    let count = ((keys.len() as f64 * share).round() as usize).clamp(1, keys.len() - 1);
+    let held_out: HashSet<SplitKey> = keys.into_iter().take(count).collect();
+    Ok(items.into_iter().partition(|item| !held_out.contains(&prompt(item))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_that_of_the_words_in_their_order() {
+        let key = |texts: &[&str]| SplitKey::of(texts.iter().copied());
+        assert_eq!(key(&["  Straße \t und\r\nWEG"]), key(&["straße und weg"]));
+        assert_eq!(key(&["", "a", " \n "]), key(&["a"]));
+        for (a, b) in [(["a", "b"], ["b", "a"]), (["a b", "c"], ["a", "b c"]), (["ab", ""], ["a", "b"])] {
+            assert_ne!(key(&a), key(&b), "{a:?} and {b:?}");
+        }
+        // FNV-1a of "foobar" is 85944171f73967e8 (Fowler, Noll and Vo); a text's end is one byte more.
+        let ended = (0x8594_4171_f739_67e8_u64 ^ 0xff).wrapping_mul(0x0100_0000_01b3);
+        assert_eq!(key(&["Foobar"]), SplitKey(ended));
+    }
+
+    #[test]
+    fn draws_are_uniform_over_keys_and_differ_between_seeds() {
+        let keys: Vec<SplitKey> = (0..4000).map(|i| SplitKey::of([format!("prompt {i}").as_str()])).collect();
+        let below = |seed: u64| keys.iter().map(|k| k.draw(seed) < 0.25).collect::<Vec<_>>();
+        let (first, second) = (below(1), below(2));
+        let count = |parts: &[bool]| parts.iter().filter(|held_out| **held_out).count();
+        // Binomial: 1000 of 4000, standard deviation 27.
+        assert!((900..1100).contains(&count(&first)) && (900..1100).contains(&count(&second)));
+        let both = first.iter().zip(&second).filter(|(a, b)| **a && **b).count();
+        assert!((190..310).contains(&both), "{both} of 250 expected where seeds are independent");
+    }
+
+    #[test]
+    fn a_split_never_cuts_a_prompt_apart_and_does_not_depend_on_the_order() {
+        let items: Vec<(String, usize)> = (0..300).map(|i| (format!("Prompt {}", i / 3), i)).collect();
+        let split = |items| split_by_prompt(items, |item: &(String, _)| SplitKey::of([item.0.as_str()]), 0.2, 7);
+        let (train, held_out) = split(items.clone()).unwrap();
+        assert_eq!((train.len(), held_out.len()), (240, 60));
+        assert!(train.iter().all(|a| held_out.iter().all(|b| a.0 != b.0)));
+        assert!(train.is_sorted_by_key(|item| item.1) && held_out.is_sorted_by_key(|item| item.1));
+        let mut reversed = split(items.into_iter().rev().collect()).unwrap().1;
+        reversed.reverse();
+        assert_eq!(reversed, held_out);
+    }
+
+    #[test]
+    fn what_cannot_be_split_is_refused() {
+        let split = |texts: &[&'static str], share: f64| {
+            split_by_prompt(texts.to_vec(), |text| SplitKey::of([*text]), share, 1).map_err(|e| e.to_string())
+        };
+        assert!(split(&["a", "A ", " a"], 0.5).unwrap_err().contains("there is one in the 3 items"));
+        assert!(split(&["a"], 0.5).unwrap_err().contains("there is one in the 1 items"));
+        for share in [0., 1., -3., f64::NAN] {
+            assert!(split(&["a", "b"], share).unwrap_err().contains("above 0 and below 1"), "{share}");
+        }
+        let (train, held_out) = split(&["a", "b"], 0.01).unwrap();
+        assert_eq!((train.len(), held_out.len()), (1, 1), "at least one prompt on each side");
+    }
+
+    #[test]
+    fn repetitions_are_counted_once_each() {
+        let keys = |prompt: &str, answer: &str| ItemKeys {
+            prompt: SplitKey::of([prompt]),
+            whole: SplitKey::of([prompt, answer]),
+        };
+        let train = [keys("p", "a"), keys("P", "A"), keys("p", "b"), keys("p", "b"), keys("q", "a")];
+        assert_eq!(Repeats::within(train), Repeats { whole: 2, prompt: 1 });
+        let held_out = [keys("p", "c"), keys("q", " a"), keys("r", "a")];
+        assert_eq!(Repeats::across(train, held_out), Repeats { whole: 1, prompt: 1 });
+    }
+}
