@@ -9,6 +9,7 @@ use llm_tokenizer::Tokenizer;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::files::{read_text, write_atomic};
@@ -16,6 +17,12 @@ use crate::{Error, Result};
 
 /// Tokens of a shard file at most.
 const SHARD_TOKENS: usize = 100_000_000;
+
+/// Bytes of text that all threads together tokenise before the ids are stored.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// Bytes of the piece of a long document that one thread tokenises at a time.
+const PIECE_BYTES: usize = 128 << 10;
 
 /// What `manifest.json` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +53,7 @@ pub struct SplitInfo {
 }
 
 /// Writes the documents of each split as token shards into `dir`; the manifest, which makes them readable, comes last.
-/// `on_bytes` hears how many bytes of text are done.
+/// Tokenises on all threads; the files do not depend on their number. `on_bytes` is told how many bytes of text are done.
 pub fn prepare(
     tokenizer: &Tokenizer,
     splits: &[(&str, &[String])],
@@ -67,13 +74,26 @@ pub fn prepare(
     };
     let mut done = 0;
     for &(name, documents) in splits {
-        let mut info = SplitInfo { files: Vec::new(), tokens: 0, bytes: 0, documents: documents.len() };
+        let bytes = documents.iter().map(String::len).sum();
+        let mut info = SplitInfo { files: Vec::new(), tokens: 0, bytes, documents: documents.len() };
         let mut ids: Vec<u32> = Vec::new();
-        for document in documents {
-            ids.extend(tokenizer.encode(document)?);
-            ids.push(end);
-            info.bytes += document.len();
-            done += document.len() as u64;
+        let pieces = pieces(tokenizer, documents)?;
+        let mut rest = pieces.as_slice();
+        while !rest.is_empty() {
+            let mut taken = 0;
+            let fits = |piece: &&Piece| {
+                let fits = taken < BATCH_BYTES;
+                taken += piece.text.len();
+                fits
+            };
+            let (batch, later) = rest.split_at(rest.iter().take_while(fits).count());
+            rest = later;
+            let encoded = batch.par_iter().map(|piece| tokenizer.encode(piece.text));
+            for (piece, encoded) in batch.iter().zip(encoded.collect::<Result<Vec<_>, _>>()?) {
+                ids.extend(encoded);
+                ids.extend(piece.ends_document.then_some(end));
+                done += piece.text.len() as u64;
+            }
             on_bytes(done);
             while ids.len() >= SHARD_TOKENS {
                 let rest = ids.split_off(SHARD_TOKENS);
@@ -89,6 +109,52 @@ pub fn prepare(
         out.write_all(b"\n")
     })?;
     Ok(manifest)
+}
+
+/// Text that is tokenised at once.
+#[derive(Debug, Clone, Copy)]
+struct Piece<'a> {
+    text: &'a str,
+    ends_document: bool,
+}
+
+/// The documents in pieces whose ids, one after the other, are those of the whole documents.
+fn pieces<'a>(tokenizer: &Tokenizer, documents: &'a [String]) -> Result<Vec<Piece<'a>>> {
+    let mut pieces = Vec::with_capacity(documents.len());
+    for document in documents {
+        let mut rest = document.as_str();
+        while let Some(cut) = safe_cut(tokenizer, rest)? {
+            let (text, later) = rest.split_at(cut);
+            pieces.push(Piece { text, ends_document: false });
+            rest = later;
+        }
+        pieces.push(Piece { text: rest, ends_document: true });
+    }
+    Ok(pieces)
+}
+
+/// A line's start, [`PIECE_BYTES`] into a long text or soon after, where the ids of the two parts are those of the whole:
+/// a single line end between two characters that are not white space, over which no token reaches, as the lines around it
+/// show. None if the text is short, or has no such place.
+fn safe_cut(tokenizer: &Tokenizer, text: &str) -> Result<Option<usize>> {
+    if text.len() < 2 * PIECE_BYTES {
+        return Ok(None);
+    }
+    let is_word = |c: Option<char>| c.is_some_and(|c| !c.is_whitespace());
+    let starts = text.as_bytes().iter().enumerate().skip(PIECE_BYTES).take(PIECE_BYTES / 2);
+    for cut in starts.filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1) {
+        let (head, tail) = text.split_at(cut);
+        if !(is_word(head[..cut - 1].chars().next_back()) && is_word(tail.chars().next())) {
+            continue;
+        }
+        let before = &head[head[..cut - 1].rfind('\n').map_or(0, |at| at + 1)..];
+        let after = &tail[..tail.find('\n').map_or(tail.len(), |at| at + 1)];
+        let both = tokenizer.encode(&[before, after].concat())?;
+        if both == [tokenizer.encode(before)?, tokenizer.encode(after)?].concat() {
+            return Ok(Some(cut));
+        }
+    }
+    Ok(None)
 }
 
 fn write_shard(dir: &Path, split: &str, info: &mut SplitInfo, ids: &[u32], narrow: bool) -> Result<()> {
@@ -278,6 +344,24 @@ mod tests {
         assert_eq!(parts, ["one two", "", "three é", ""]);
         assert_eq!(data.bytes(), 15);
         assert_eq!(data.manifest().splits["train"].documents, 3);
+    }
+
+    #[test]
+    fn long_documents_in_pieces_have_the_ids_of_the_whole() {
+        let lines = ["one two  three", "", "  spaces \t", "it's 1984, é!", "\u{3000}wide", "...", "x"];
+        let text: String = (0..60_000).map(|i| format!("{} {}\n", lines[i * i % 7], i % 11)).collect();
+        let blank: String = "word \n\n ".repeat(60_000);
+        let documents = [text, blank, "short".to_owned()];
+        let config = TrainConfig { vocab_size: 400, ..TrainConfig::default() };
+        let tokenizer = train_bpe(&config, documents.iter().map(|d| &d[..2000.min(d.len())])).unwrap();
+        let cut = pieces(&tokenizer, &documents).unwrap();
+        assert!(cut.len() > 5, "{} pieces", cut.len());
+        assert!(cut.iter().filter(|piece| piece.ends_document).count() == 3);
+        let dir = tempfile::tempdir().unwrap();
+        prepare(&tokenizer, &[("train", &documents)], dir.path(), &mut |_| ()).unwrap();
+        let end = tokenizer.document_end_id().unwrap();
+        let whole = documents.iter().flat_map(|d| [tokenizer.encode(d).unwrap(), vec![end]].concat());
+        assert_eq!(TokenDataset::open(dir.path(), "train").unwrap().tokens(), whole.collect::<Vec<_>>());
     }
 
     #[test]
