@@ -32,10 +32,30 @@ pub fn run(program: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.message.is_empty() {
-                let line: Vec<&str> = failure.message.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-                eprintln!("error: {}", line.join(" "));
+                eprintln!("error: {}", one_line(&failure.message));
             }
             ExitCode::from(failure.code)
         }
+    }
+}
+
+/// The lines of a message as one, up to the backtrace that candle appends to its errors where `RUST_BACKTRACE` is set.
+fn one_line(message: &str) -> String {
+    let is_frame = |line: &str| line.split_once(": ").is_some_and(|(n, _)| n.parse::<u32>().is_ok());
+    let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
+    let said = lines.enumerate().take_while(|(at, line)| *at == 0 || !is_frame(line));
+    said.map(|(_, line)| line).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn a_message_is_one_line_without_its_backtrace() {
+        let trace = std::backtrace::Backtrace::force_capture().to_string();
+        assert!(trace.lines().count() > 2, "{trace}");
+        assert_eq!(one_line(&format!("--threads: it is 0\n{trace}")), "--threads: it is 0");
+        assert_eq!(one_line("3: not a frame\n\n  more of it\n1 | [key\n"), "3: not a frame more of it 1 | [key");
     }
 }
