@@ -84,6 +84,11 @@ pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
 
 /// What a `config.json`, or that of a folder, says of its model; no weights are read.
 pub fn read_config(path: &Path) -> Result<Described> {
+    if path.join("adapter_config.json").exists() && !path.join("config.json").exists() {
+        let message =
+            "an adapter and no model; merge it into its model by `llm-infer merge`, and give the folder of that";
+        return Err(Error::config(path.display().to_string(), message));
+    }
     let path = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
     families::from_json(&read_json(&path)?, &path.display().to_string())
 }
