@@ -27,11 +27,23 @@ impl Default for GenerateOptions {
 /// Continues each prompt; the result holds the new tokens only, with the stop id if one came.
 ///
 /// `on_token(row, id)` hears of each token; `false` ends that row. Each row draws from its own random stream, so its
-/// text does not hang on the other rows of the batch. The rows end early where the model's
+/// text does not depend on the other rows of the batch. The rows end early where the model's
 /// `max_position_embeddings` are used up; an empty prompt, or one that leaves no room, is an error.
 pub fn generate(
     model: &Model,
     prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    on_token: impl FnMut(usize, u32) -> bool,
+) -> Result<Vec<Vec<u32>>> {
+    generate_from(model, prompts, 0, options, on_token)
+}
+
+/// [`generate`] for a part of a longer list of prompts that begins at `first_row`: row i draws from the random stream
+/// of row `first_row + i`, so that a list in batches of any size has the replies of the whole list.
+pub fn generate_from(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    first_row: usize,
     options: &GenerateOptions,
     mut on_token: impl FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Vec<u32>>> {
@@ -56,7 +68,8 @@ pub fn generate(
     if prompts.is_empty() || steps == 0 {
         return Ok(replies);
     }
-    let mut streams: Vec<ChaCha8Rng> = (0..prompts.len()).map(|row| stream(options.sampling.seed, row)).collect();
+    let rows = first_row..first_row + prompts.len();
+    let mut streams: Vec<ChaCha8Rng> = rows.map(|row| stream(options.sampling.seed, row)).collect();
     let mut open = vec![true; prompts.len()];
     let padding: Vec<u32> = prompts.iter().map(|p| (width - p.len()) as u32).collect();
     let filler = model.config().pad_token_id.unwrap_or(0);
@@ -156,6 +169,20 @@ mod tests {
         for (prompt, reply) in prompts.iter().zip(together) {
             assert_eq!(without_cache(&model, prompt, &greedy(12)), reply);
         }
+    }
+
+    #[test]
+    fn a_list_in_batches_has_the_replies_of_the_whole_list() {
+        let model = model();
+        let prompts = vec![vec![5, 6]; 7];
+        let options = GenerateOptions { max_new_tokens: 6, ..GenerateOptions::default() };
+        let whole = generate(&model, &prompts, &options, |_, _| true).unwrap();
+        let mut parts = Vec::new();
+        for (i, part) in prompts.chunks(3).enumerate() {
+            parts.extend(generate_from(&model, part, 3 * i, &options, |_, _| true).unwrap());
+        }
+        assert_eq!(parts, whole);
+        assert!(whole.iter().any(|reply| *reply != whole[0]), "rows must differ");
     }
 
     #[test]

@@ -34,7 +34,7 @@ mod sampler;
 mod text;
 
 pub use bench::{InferenceCost, bench, own_memory, peak_memory};
-pub use engine::{GenerateOptions, generate};
+pub use engine::{GenerateOptions, generate, generate_from};
 pub use error::Error;
 pub use sampler::{Sampling, sample};
 pub use text::{Completion, TextModel, TextOptions};

@@ -6,7 +6,7 @@ use llm_model::Model;
 use llm_model::gguf::is_gguf;
 use llm_tokenizer::{ChatMessage, Tokenizer};
 
-use crate::{Error, GenerateOptions, Result, Sampling, generate};
+use crate::{Error, GenerateOptions, Result, Sampling, generate, generate_from};
 
 /// A model with its tokenizer.
 #[derive(Debug)]
@@ -126,7 +126,7 @@ impl TextModel {
         Ok(Completion { text: stops.text, tokens: replies.first().map_or(0, Vec::len) })
     }
 
-    /// The replies to many prompts, in batches of `batch_size`; without stop strings.
+    /// The replies to many prompts, in batches of `batch_size`, which changes no reply; without stop strings.
     pub fn complete_all(
         &self,
         prompts: &[Vec<u32>],
@@ -136,7 +136,7 @@ impl TextModel {
     ) -> Result<Vec<Completion>> {
         let mut completions = Vec::with_capacity(prompts.len());
         for chunk in prompts.chunks(batch_size.max(1)) {
-            for ids in generate(&self.model, chunk, options, |_, _| true)? {
+            for ids in generate_from(&self.model, chunk, completions.len(), options, |_, _| true)? {
                 completions.push(Completion { text: self.tokenizer.decode(&ids)?, tokens: ids.len() });
             }
             on_done(completions.len());
