@@ -46,6 +46,7 @@ mod stored;
 #[cfg(test)]
 mod testing;
 mod threads;
+mod token_logprobs;
 mod unit;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
@@ -70,6 +71,7 @@ pub use rope::{Rotary, Rotation, rope};
 pub use self_attention::{Projections, self_attention};
 pub use stored::{StoredWeight, linear_stored};
 pub use threads::{awake, both, default_threads, with_threads};
+pub use token_logprobs::{token_logprobs, token_logprobs_and_entropies};
 
 use candle_core::{DType, Tensor};
 

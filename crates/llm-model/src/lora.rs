@@ -10,7 +10,7 @@ use llm_kernels::{linear_add, linear_in};
 use rand_distr::{Distribution, StandardUniform};
 use serde::{Deserialize, Serialize};
 
-use crate::params::{Matrix, frozen, stream};
+use crate::params::{Matrix, detached, frozen, stream};
 use crate::{Error, Head, ModelConfig, Params, Result, families};
 
 /// The settings of an adapter, by PEFT's names and with its defaults.
@@ -158,6 +158,11 @@ impl Adapter {
     /// The same numbers, at this moment, that no training changes.
     pub fn frozen(&self) -> Result<Self> {
         Ok(Self { config: self.config.clone(), tensors: frozen(&self.tensors)? })
+    }
+
+    /// The same tensors, for which no gradient is computed.
+    pub fn detached(&self) -> Self {
+        Self { config: self.config.clone(), tensors: detached(&self.tensors) }
     }
 }
 

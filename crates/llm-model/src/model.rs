@@ -99,6 +99,12 @@ impl Model {
         self.with_params(self.params.frozen()?)
     }
 
+    /// The same weights, not copied, for which no gradient is computed: for looking at a model between two steps of its
+    /// training, which changes the weights of this one too.
+    pub fn detached(&self) -> Result<Self> {
+        self.with_params(self.params.detached())
+    }
+
     /// A frozen copy whose matrices are held in `format`: less memory, and faster decoding, which waits for memory.
     ///
     /// A copy in blocks generates but is not saved by [`Self::save`]: a Hugging Face folder has no such weights.

@@ -206,6 +206,12 @@ impl Params {
         Ok(Self { tensors, vars: BTreeMap::new(), adapter, ..self.clone() })
     }
 
+    /// The same tensors, for which no gradient is computed. Nothing is copied: they follow the training of the originals.
+    pub(crate) fn detached(&self) -> Self {
+        let tensors = detached(&self.tensors);
+        Self { tensors, vars: BTreeMap::new(), adapter: self.adapter.as_ref().map(Adapter::detached), ..self.clone() }
+    }
+
     /// The same numbers, frozen, with this adapter instead of the one that hangs on them.
     pub(crate) fn with_adapter(&self, adapter: Option<Adapter>) -> Result<Self> {
         Ok(Self { adapter, ..Self { adapter: None, ..self.clone() }.frozen()? })
@@ -354,6 +360,11 @@ impl Params {
 pub(crate) fn frozen(tensors: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
     let frozen = |tensor: &Tensor| if tensor.is_variable() { tensor.copy() } else { Ok(tensor.clone()) };
     tensors.iter().map(|(name, tensor)| Ok((name.clone(), frozen(tensor)?.detach()))).collect()
+}
+
+/// The same tensors, without the history that gradients flow back through.
+pub(crate) fn detached(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect()
 }
 
 fn init_tensor(config: &ModelConfig, name: &str, shape: &[usize], seed: u64) -> Result<Tensor> {
