@@ -3,6 +3,7 @@
 //! - [`loss`]: cross-entropy, KL divergence, mean squared error, and the losses of ranked answers;
 //! - [`optim`]: AdamW, learning rates over time, a [`optim::Learner`];
 //! - [`rl`], [`rollout`]: the formulas of PPO and the replies that they are applied to;
+//! - [`best_of`]: best-of-n sampling, what PPO is measured against;
 //! - [`recipes`]: pre-training, fine-tuning, reward model, PPO, distillation, and a whole life;
 //! - [`fitting`]: whether model, tokenizer and data belong together;
 //! - [`run`]: what a run leaves on disk, and how it goes on after an interruption;
@@ -41,6 +42,7 @@
 
 pub mod baselines;
 pub mod bench;
+pub mod best_of;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod error;
