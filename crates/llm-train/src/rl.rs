@@ -44,6 +44,25 @@ pub fn whiten(x: &mut [f64], shift_mean: bool) {
     }
 }
 
+/// `1 - Var(return - value) / Var(return)`: 1 for a critic that predicts everything, 0 for one that predicts nothing.
+///
+/// Where all returns are equal there is nothing to explain: 1 if the values differ from them by a constant, else 0 (as
+/// scikit-learn's `explained_variance_score` has it).
+pub fn explained_variance(returns: &[f64], values: &[f64]) -> f64 {
+    let variance = |x: &[f64]| {
+        let mean = x.iter().sum::<f64>() / x.len().max(1) as f64;
+        x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len().max(1) as f64
+    };
+    let errors: Vec<f64> = returns.iter().zip(values).map(|(r, v)| r - v).collect();
+    // Values come from f32: differences of its rounding are none.
+    let rounding = |x: &[f64]| x.iter().fold(0f64, |top, x| top.max(x.abs())).powi(2) * 1e-12;
+    let (of_errors, of_returns) = (variance(&errors), variance(returns));
+    match of_returns > rounding(returns) {
+        true => 1. - of_errors / of_returns,
+        false => f64::from(u8::from(of_errors <= rounding(returns).max(rounding(values)))),
+    }
+}
+
 /// Estimates of `KL(π ‖ ref)` from one token drawn from π, by `logp` and `ref_logp` of that token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KlEstimator {
@@ -212,6 +231,19 @@ mod tests {
         fn k3_is_never_negative(logp in -9.0..0.0f64, reference in -9.0..0.0f64) {
             prop_assert!(KlEstimator::K3.estimate(logp, reference) >= 0.);
         }
+    }
+
+    #[test]
+    fn explained_variance_has_its_hand_computed_values() {
+        let returns = [1., 2., 3., 4.]; // variance 5/4
+        assert_near(&[explained_variance(&returns, &[1., 2., 3., 4.])], &[1.]);
+        assert_near(&[explained_variance(&returns, &[11., 12., 13., 14.])], &[1.]); // a constant off is explained
+        assert_near(&[explained_variance(&returns, &[7., 7., 7., 7.])], &[0.]);
+        assert_near(&[explained_variance(&returns, &[1., 1., 3., 3.])], &[0.8]); // errors 0 1 0 1: 1/4 over 5/4
+        assert_near(&[explained_variance(&returns, &[4., 3., 2., 1.])], &[-3.]); // errors -3 -1 1 3: 5 over 5/4
+        assert_near(&[explained_variance(&[2., 2., 2.], &[2., 2., 2.])], &[1.]);
+        assert_near(&[explained_variance(&[2., 2., 2.], &[1., 2., 3.])], &[0.]);
+        assert_near(&[explained_variance(&[0., 0.], &[0., 0.])], &[1.]);
     }
 
     #[test]

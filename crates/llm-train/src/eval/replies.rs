@@ -135,7 +135,7 @@ pub fn reply_kls(
     let mut kls = Vec::with_capacity(pairs.len());
     for chunk in pairs.chunks(64) {
         let logprobs =
-            |model| -> Result<Vec<Vec<f64>>> { per_reply(&reply_logprobs(model, chunk, temperature, pad)?.0, chunk) };
+            |model| -> Result<Vec<Vec<f64>>> { per_reply(&reply_logprobs(model, chunk, temperature, pad)?, chunk) };
         let (ours, theirs) = (logprobs(policy)?, logprobs(reference)?);
         kls.extend(ours.iter().zip(&theirs).map(|(p, r)| p.iter().zip(r).map(|(p, r)| p - r).sum::<f64>()));
     }

@@ -249,6 +249,17 @@ impl RewardModel {
         Ok(raw.into_iter().map(|score| (f64::from(score) - self.mean) / self.std).collect())
     }
 
+    /// A critic that begins with what this model says, in the unit of [`Self::scores`]: the score head, with mean and
+    /// deviation folded into its weight and bias, applied to every token. It trains.
+    pub fn critic(&self) -> Result<Model> {
+        let critic = self.model.with_head(Head::Token, 0)?; // the head has this model's weight and a bias of 0
+        let head = critic.params().vars();
+        let (weight, bias) = (&head["score.weight"], &head["score.bias"]);
+        weight.set(&(weight.as_tensor() / self.std)?)?;
+        bias.set(&((bias.as_tensor() - self.mean)? / self.std)?)?;
+        Ok(critic)
+    }
+
     /// The share of pairs of these rankings that the model orders as they do.
     pub fn accuracy(&self, rankings: &[Ranking]) -> Result<f64> {
         let (mut right, mut all) = (0., 0.);

@@ -1,0 +1,322 @@
+//! One update of PPO: draw replies, judge them, learn from them.
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use llm_infer::{GenerateOptions, Sampling, generate_from};
+use llm_model::Model;
+use rand::seq::SliceRandom;
+use serde_json::{Map, Value, json};
+
+use super::PpoRecipe;
+use super::figures::{Averages, objective};
+use crate::optim::Learner;
+use crate::rl::{adapted_kl_coef, explained_variance, gae, policy_loss, token_rewards, value_loss, whiten};
+use crate::rollout::{Reply, Rollout, per_reply, reply_logprobs, reply_logprobs_and_entropies, reply_values};
+use crate::run::{restored, rng};
+use crate::{Error, Result, loss};
+
+/// Scores whole conversations in token ids: a reward model, or any function of the text.
+pub type Score<'a> = &'a dyn Fn(&[Vec<u32>]) -> Result<Vec<f64>>;
+
+/// The token ids that PPO has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpecialIds {
+    /// Fills up rows; any id serves, as replies are told from padding by their lengths.
+    pub pad: u32,
+    /// Ends a reply.
+    pub eos: u32,
+}
+
+/// The four models of PPO, and one update of two of them.
+pub struct PpoTrainer<'a> {
+    /// Draws the replies and learns.
+    pub policy: Learner,
+    /// Predicts the rewards (a model with [`llm_model::Head::Token`]) and learns.
+    pub critic: Learner,
+    /// What the policy shall not leave too far; runs in the policy's precision, so that their KL is 0 at the start.
+    pub reference: Model,
+    /// What is to become large.
+    pub score: Score<'a>,
+    /// Pad and end.
+    pub ids: SpecialIds,
+    /// The price of each nat of KL now.
+    pub kl_coef: f64,
+    /// Replies drawn and learnt from so far.
+    pub episodes: u64,
+    /// The numbers.
+    pub recipe: &'a PpoRecipe,
+}
+
+/// What policy and critic learn from, one entry for each token of each reply.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Targets {
+    /// Whitened over all tokens of the batch.
+    pub advantages: Vec<Vec<f64>>,
+    /// What the critic should have said.
+    pub returns: Vec<Vec<f64>>,
+}
+
+impl<'a> PpoTrainer<'a> {
+    /// The trainer before its first update: the policy is a copy of `reference`.
+    pub fn new(
+        reference: &Model,
+        critic: Model,
+        score: Score<'a>,
+        ids: SpecialIds,
+        recipe: &'a PpoRecipe,
+    ) -> Result<Self> {
+        Ok(Self {
+            policy: Learner::new(reference.trainable()?, &recipe.optimizer)?,
+            critic: Learner::new(critic, &recipe.value_optimizer)?,
+            reference: reference.frozen()?.in_precision(recipe.optimizer.precision)?,
+            score,
+            ids,
+            kl_coef: recipe.kl_coef,
+            episodes: 0,
+            recipe,
+        })
+    }
+
+    /// Writes what [`Self::restore`] needs into the folder of a checkpoint, which becomes the policy's.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        self.policy.model.save(dir)?;
+        self.policy.save_optimizer(&dir.join("trainer/optimizer.safetensors"))?;
+        self.critic.model.save(&dir.join("trainer/value"))?;
+        self.critic.save_optimizer(&dir.join("trainer/value_optimizer.safetensors"))
+    }
+
+    /// The numbers that go with [`Self::save`].
+    pub fn state(&self) -> Map<String, Value> {
+        Map::from_iter([("kl_coef".to_owned(), json!(self.kl_coef)), ("episode".to_owned(), json!(self.episodes))])
+    }
+
+    /// Goes on from what [`Self::save`] and [`Self::state`] gave.
+    pub fn restore(&mut self, dir: &Path, state: &Map<String, Value>) -> Result<()> {
+        let trainer = dir.join("trainer");
+        self.policy = restored(dir, &trainer.join("optimizer.safetensors"), &self.recipe.optimizer)?;
+        let optimizer = trainer.join("value_optimizer.safetensors");
+        self.critic = restored(&trainer.join("value"), &optimizer, &self.recipe.value_optimizer)?;
+        let missing = |key: &str| {
+            let path = trainer.join("state.json");
+            Error::Input(format!("{}: \"{key}\" is missing; remove this checkpoint", path.display()))
+        };
+        self.kl_coef = state.get("kl_coef").and_then(Value::as_f64).ok_or_else(|| missing("kl_coef"))?;
+        self.episodes = state.get("episode").and_then(Value::as_u64).ok_or_else(|| missing("episode"))?;
+        Ok(())
+    }
+
+    /// Draws a reply to each query and gathers what policy, reference, critic and score say of it, `micro_batch_size`
+    /// replies at a time.
+    pub fn roll_out(&self, queries: &[Vec<u32>], seed: u64) -> Result<Vec<Rollout>> {
+        let (policy, critic) = (self.policy.model.detached()?, self.critic.model.detached()?);
+        let size = self.recipe.micro_batch_size.max(1);
+        let mut rollouts = Vec::with_capacity(queries.len());
+        for (i, queries) in queries.chunks(size).enumerate() {
+            let responses = generate_from(&policy, queries, i * size, &self.drawing(seed), |_, _| true)?;
+            rollouts.extend(self.judge([&policy, &critic], queries, &responses)?);
+        }
+        Ok(rollouts)
+    }
+
+    fn drawing(&self, seed: u64) -> GenerateOptions {
+        let sampling = Sampling { temperature: self.recipe.temperature, seed, ..Sampling::default() };
+        GenerateOptions { max_new_tokens: self.recipe.max_new_tokens, stop_ids: vec![self.ids.eos], sampling }
+    }
+
+    /// What the models say of these replies.
+    fn judge(
+        &self,
+        [policy, critic]: [&Model; 2],
+        queries: &[Vec<u32>],
+        responses: &[Vec<u32>],
+    ) -> Result<Vec<Rollout>> {
+        let (temperature, pad) = (self.recipe.temperature, self.ids.pad);
+        let replies: Vec<Reply> = queries.iter().zip(responses).map(|(q, r)| (q.as_slice(), r.as_slice())).collect();
+        let logprobs_of = |model| per_reply(&reply_logprobs(model, &replies, temperature, pad)?, &replies);
+        let mut logprobs = logprobs_of(policy)?.into_iter();
+        let mut ref_logprobs = logprobs_of(&self.reference)?.into_iter();
+        let mut values = per_reply(&reply_values(critic, &replies, pad)?, &replies)?.into_iter();
+        let rows: Vec<Vec<u32>> = replies.iter().map(|(query, response)| [*query, *response].concat()).collect();
+        let scores = (self.score)(&rows)?;
+        if scores.len() != rows.len() {
+            return Err(Error::Input(format!(
+                "{} scores for {} replies; there must be one each",
+                scores.len(),
+                rows.len()
+            )));
+        }
+        let rollout = |((query, response), score): (&Reply, f64)| Rollout {
+            query: query.to_vec(),
+            response: response.to_vec(),
+            has_eos: response.last() == Some(&self.ids.eos),
+            score,
+            logprobs: logprobs.next().unwrap_or_default(),
+            ref_logprobs: ref_logprobs.next().unwrap_or_default(),
+            values: values.next().unwrap_or_default(),
+        };
+        Ok(replies.iter().zip(scores).map(rollout).collect())
+    }
+
+    /// The advantage and the return of every token under the KL coefficient of now: each rollout's by itself, advantages
+    /// whitened over all tokens of the batch.
+    pub fn targets(&self, rollouts: &[Rollout]) -> Targets {
+        let recipe = self.recipe;
+        let score = |r: &Rollout| recipe.missing_eos.apply(r.score, r.has_eos);
+        let rewards = |r: &Rollout| token_rewards(&r.logprobs, &r.ref_logprobs, score(r), self.kl_coef);
+        let mut rewards: Vec<Vec<f64>> = rollouts.iter().map(rewards).collect();
+        if recipe.whiten_rewards {
+            whiten_all(&mut rewards, false);
+        }
+        let estimates =
+            rewards.iter().zip(rollouts).map(|(rewards, r)| gae(rewards, &r.values, recipe.gamma, recipe.lam));
+        let (mut advantages, returns): (Vec<_>, Vec<_>) = estimates.unzip();
+        whiten_all(&mut advantages, true);
+        Targets { advantages, returns }
+    }
+
+    /// Learns from the rollouts of update number `update` (from 0) and returns its metrics, named as TRL names them.
+    pub fn learn(&mut self, rollouts: &[Rollout], update: u64) -> Result<Vec<(&'static str, f64)>> {
+        let recipe = self.recipe;
+        let targets = self.targets(rollouts);
+        let learning_rate = recipe.optimizer.learning_rate_at(update, recipe.updates);
+        let value_learning_rate = recipe.value_optimizer.learning_rate_at(update, recipe.updates);
+        let mut averages = Averages::default();
+        for epoch in 0..recipe.num_ppo_epochs {
+            let mut order: Vec<usize> = (0..rollouts.len()).collect();
+            order.shuffle(&mut rng(recipe.seed, 3, update * recipe.num_ppo_epochs + epoch));
+            for mini_batch in even_parts(&order, recipe.num_mini_batches) {
+                self.gather_gradients(rollouts, &targets, mini_batch, &mut averages)?;
+                averages.add("policy/grad_norm", self.policy.step(learning_rate)?, 1.);
+                averages.add("value/grad_norm", self.critic.step(value_learning_rate)?, 1.);
+            }
+        }
+        self.episodes += rollouts.len() as u64;
+        let mut metrics = objective(rollouts, recipe, self.kl_coef);
+        let mean_square = averages.take(MEAN_SQUARE_RATIO).unwrap_or(1.);
+        let ratio = averages.get("val/ratio").unwrap_or(1.);
+        metrics.extend(averages.all());
+        metrics.push(("val/ratio_var", (mean_square - ratio * ratio).max(0.)));
+        let values: Vec<f64> = rollouts.iter().flat_map(|r| r.values.iter().copied()).collect();
+        metrics.push(("val/explained_var", explained_variance(&targets.returns.concat(), &values)));
+        metrics.push(("lr", learning_rate));
+        metrics.push(("episode", self.episodes as f64));
+        if let Some(target) = recipe.kl_target_per_sequence {
+            let kl = rollouts.iter().map(Rollout::kl).sum::<f64>() / rollouts.len().max(1) as f64;
+            self.kl_coef = adapted_kl_coef(self.kl_coef, kl, target, rollouts.len(), recipe.kl_horizon);
+        }
+        Ok(metrics)
+    }
+
+    /// Gathers the gradients of a mini-batch, the rollouts of these indices, without a step. A token counts alike in
+    /// whichever micro-batch it is.
+    pub fn gather_gradients(
+        &mut self,
+        rollouts: &[Rollout],
+        targets: &Targets,
+        mini_batch: &[usize],
+        averages: &mut Averages,
+    ) -> Result<()> {
+        let tokens_of = |part: &[usize]| part.iter().map(|&i| rollouts[i].response.len()).sum::<usize>() as f64;
+        let tokens = tokens_of(mini_batch);
+        for micro_batch in mini_batch.chunks(self.recipe.micro_batch_size.max(1)) {
+            let chosen: Vec<&Rollout> = micro_batch.iter().map(|&i| &rollouts[i]).collect();
+            let pick = |lists: &[Vec<f64>]| tensor(micro_batch.iter().flat_map(|&i| lists[i].iter().copied()));
+            let (advantages, returns) = (pick(&targets.advantages)?, pick(&targets.returns)?); // (n,)
+            let count = tokens_of(micro_batch);
+            self.policy_gradients(&chosen, &advantages, count / tokens, count, averages)?;
+            self.value_gradients(&chosen, &returns, count / tokens, count, averages)?;
+        }
+        Ok(())
+    }
+
+    /// Gathers the policy's gradients of a micro-batch of `count` tokens, the share `share` of its mini-batch.
+    fn policy_gradients(
+        &mut self,
+        rollouts: &[&Rollout],
+        advantages: &Tensor,
+        share: f64,
+        count: f64,
+        averages: &mut Averages,
+    ) -> Result<()> {
+        let recipe = self.recipe;
+        let replies: Vec<Reply> = rollouts.iter().map(|r| r.reply()).collect();
+        let (logprobs, entropies) =
+            reply_logprobs_and_entropies(&self.policy.model, &replies, recipe.temperature, self.ids.pad)?;
+        let old_logprobs = tensor(rollouts.iter().flat_map(|r| r.logprobs.iter().copied()))?;
+        let clipped = policy_loss(&logprobs, &old_logprobs, advantages, recipe.cliprange)?;
+        let entropy = entropies.mean_all()?;
+        let loss = match recipe.entropy_coef == 0. {
+            true => clipped.loss.clone(),
+            false => (&clipped.loss - (&entropy * recipe.entropy_coef)?)?,
+        };
+        self.policy.backward(&(loss * share)?)?;
+
+        let difference = (logprobs - old_logprobs)?.detach();
+        let ratio = difference.exp()?;
+        averages.add("policy/approxkl_avg", loss::scalar(&difference.sqr()?.mean_all()?)? / 2., count);
+        averages.add("policy/clipfrac_avg", clipped.clip_fraction, count);
+        averages.add("policy/entropy_avg", loss::scalar(&entropy)?, count);
+        averages.add("loss/policy_avg", loss::scalar(&clipped.loss)?, count);
+        averages.add("val/ratio", loss::scalar(&ratio.mean_all()?)?, count);
+        averages.add(MEAN_SQUARE_RATIO, loss::scalar(&ratio.sqr()?.mean_all()?)?, count);
+        Ok(())
+    }
+
+    /// Gathers the critic's gradients of a micro-batch of `count` tokens, the share `share` of its mini-batch.
+    fn value_gradients(
+        &mut self,
+        rollouts: &[&Rollout],
+        returns: &Tensor,
+        share: f64,
+        count: f64,
+        averages: &mut Averages,
+    ) -> Result<()> {
+        let replies: Vec<Reply> = rollouts.iter().map(|r| r.reply()).collect();
+        let values = reply_values(&self.critic.model, &replies, self.ids.pad)?;
+        let old_values = tensor(rollouts.iter().flat_map(|r| r.values.iter().copied()))?;
+        let clipped = value_loss(&values, &old_values, returns, self.recipe.cliprange_value)?;
+        self.critic.backward(&(&clipped.loss * share)?)?;
+        averages.add("loss/value_avg", loss::scalar(&clipped.loss)?, count);
+        averages.add("val/clipfrac_avg", clipped.clip_fraction, count);
+        Ok(())
+    }
+}
+
+/// Needed for `val/ratio_var`, logged nowhere.
+const MEAN_SQUARE_RATIO: &str = "mean square of the ratio";
+
+/// `parts` parts whose sizes differ by one at most; fewer if there are fewer items.
+fn even_parts<T>(items: &[T], parts: usize) -> impl Iterator<Item = &[T]> {
+    let parts = parts.clamp(1, items.len().max(1));
+    (0..parts).map(move |i| &items[i * items.len() / parts..(i + 1) * items.len() / parts])
+}
+
+fn whiten_all(lists: &mut [Vec<f64>], shift_mean: bool) {
+    let mut all = lists.concat();
+    whiten(&mut all, shift_mean);
+    for (x, whitened) in lists.iter_mut().flatten().zip(all) {
+        *x = whitened;
+    }
+}
+
+fn tensor(numbers: impl Iterator<Item = f64>) -> Result<Tensor> {
+    let numbers: Vec<f32> = numbers.map(|x| x as f32).collect();
+    let n = numbers.len();
+    Ok(Tensor::from_vec(numbers, n, &Device::Cpu)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_as_many_as_asked_for_and_even() {
+        let items: Vec<u32> = (0..8).collect();
+        for (parts, sizes) in [(6, vec![1, 1, 2, 1, 1, 2]), (3, vec![2, 3, 3]), (1, vec![8]), (9, vec![1; 8])] {
+            let made: Vec<&[u32]> = even_parts(&items, parts).collect();
+            assert_eq!(made.iter().map(|part| part.len()).collect::<Vec<_>>(), sizes, "{parts}");
+            assert_eq!(made.concat(), items);
+        }
+    }
+}
