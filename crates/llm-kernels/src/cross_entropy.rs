@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail}
 use rayon::prelude::*;
 
 use crate::norm::cpu;
-use crate::simd::{contiguous, exp, max, sum2};
+use crate::simd::{contiguous, exp, max, sum_beside_top};
 
 /// The label of a position that has no target; its loss and its gradient are zero.
 pub const IGNORED: i64 = -100;
@@ -63,7 +63,7 @@ impl CustomOp1 for CrossEntropy {
         loss.par_iter_mut().zip(self.labels.par_iter()).enumerate().with_min_len(8).for_each(|(i, (loss, &label))| {
             if label != IGNORED {
                 let row = &logits[i * vocab..(i + 1) * vocab];
-                *loss = log_sum_exp(row) - row[label as usize];
+                *loss = log_sum_exp(row).minus(row[label as usize]) as f32;
             }
         });
         Ok((CpuStorage::F32(loss), Shape::from(n)))
@@ -89,11 +89,26 @@ impl CustomOp1 for CrossEntropy {
     }
 }
 
+/// `log Σ exp(x)` of a row in two parts: its largest number, and `log Σ exp(x - top)`. Added up they would lose what is small
+/// beside the largest number, and that is all that the loss of a confident token is made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TopAndLogSum {
+    pub top: f32,
+    pub log_sum: f32,
+}
+
+impl TopAndLogSum {
+    /// `log Σ exp(x) - logit`.
+    pub fn minus(self, logit: f32) -> f64 {
+        f64::from(self.log_sum) + (f64::from(self.top) - f64::from(logit))
+    }
+}
+
 #[pulp::with_simd(log_sum_exp = crate::unit::arch())]
 #[inline(always)]
-pub(crate) fn log_sum_exp_simd<S: pulp::Simd>(_simd: S, row: &[f32]) -> f32 {
+pub(crate) fn log_sum_exp_simd<S: pulp::Simd>(_simd: S, row: &[f32]) -> TopAndLogSum {
     let top = max(row);
-    top + sum2(row, row, |x, _| exp(x - top)).ln()
+    TopAndLogSum { top, log_sum: sum_beside_top(row, |x| exp(x - top)).ln_1p() }
 }
 
 #[pulp::with_simd(scaled_softmax = crate::unit::arch())]
@@ -103,7 +118,7 @@ fn scaled_softmax_simd<'a, S: pulp::Simd>(_simd: S, row: &'a [f32], scale: f32, 
     for (out, x) in out.iter_mut().zip(row) {
         *out = exp(x - top);
     }
-    let factor = scale / sum2(out, out, |x, _| x);
+    let factor = scale / (1. + sum_beside_top(out, |e| e));
     out.iter_mut().for_each(|x| *x *= factor);
 }
 
@@ -127,6 +142,41 @@ mod tests {
     fn even_logits_cost_the_logarithm_of_the_vocabulary() -> Result<()> {
         let logits = Tensor::zeros((1, 50), candle_core::DType::F32, &candle_core::Device::Cpu)?;
         assert!((cross_entropy(&logits, &[7])?.to_vec1::<f32>()?[0] - 50f32.ln()).abs() < 1e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn the_loss_of_a_confident_token_is_exact_at_any_offset() -> Result<()> {
+        for (gap, offset) in [15f32, 18.].into_iter().flat_map(|gap| [0f32, 1e3, 1e4, -1e4].map(|offset| (gap, offset)))
+        {
+            let mut row = vec![offset - gap; 1000];
+            row[700] = offset;
+            let exact = (999. * (-f64::from(gap)).exp()).ln_1p();
+            for dtype in [candle_core::DType::F32, candle_core::DType::F64] {
+                let logits = Tensor::from_slice(&row, (1, 1000), &candle_core::Device::Cpu)?.to_dtype(dtype)?;
+                let loss = cross_entropy(&logits, &[700])?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?[0];
+                assert!((loss / exact - 1.).abs() < 1e-3, "{dtype:?} {gap} {offset}: {loss} is not {exact}");
+            }
+        }
+        // Two words that share the top, and one that is just below it.
+        let logits = Tensor::new(&[[7f32, 7., 7. - 1e-6]], &candle_core::Device::Cpu)?;
+        assert!((cross_entropy(&logits, &[0])?.to_vec1::<f32>()?[0] - 3f32.ln()).abs() < 1e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_distribution_stays_visible() -> Result<()> {
+        let loss = |row: &[f32], label| -> Result<f32> {
+            let row = Tensor::from_slice(row, (1, row.len()), &candle_core::Device::Cpu)?;
+            Ok(cross_entropy(&row, &[label])?.to_vec1::<f32>()?[0])
+        };
+        for broken in [f32::NAN, f32::INFINITY] {
+            assert!(!loss(&[1., broken], 0)?.is_finite() && !loss(&[1., broken], 1)?.is_finite());
+            assert!(!loss(&[broken, broken], 0)?.is_finite());
+        }
+        let gone = f32::NEG_INFINITY;
+        assert!(loss(&[gone, gone], 0)?.is_nan());
+        assert!(loss(&[1., gone], 0)? < 1e-30 && loss(&[1., gone], 1)? == f32::INFINITY);
         Ok(())
     }
 

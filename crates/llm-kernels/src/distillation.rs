@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::cross_entropy::{IGNORED, check_labels, log_sum_exp};
+use crate::cross_entropy::{IGNORED, TopAndLogSum, check_labels, log_sum_exp};
 use crate::head::{Head, RowLoss, counted};
-use crate::kl::log_sum_scaled;
+use crate::kl::LogSoftmax;
 use crate::matmul::{How, Matrix, Precision, product};
 use crate::norm::cpu;
 use crate::simd::exp;
@@ -47,7 +47,7 @@ pub fn linear_distillation(
 ) -> Result<Distillation> {
     let ((n, k), (vocab, kw)) = (student.hidden.dims2()?, student.weight.dims2()?);
     let ((tn, tk), (teacher_vocab, tkw)) = (teacher.hidden.dims2()?, teacher.weight.dims2()?);
-    if k != kw || tk != tkw || n != tn || vocab != teacher_vocab || n * vocab == 0 {
+    if k != kw || tk != tkw || n != tn || vocab != teacher_vocab || n * vocab * k * tk == 0 {
         let shapes = [student.hidden, student.weight, teacher.hidden, teacher.weight].map(Tensor::dims);
         bail!(
             "linear_distillation: student {:?} · {:?} and teacher {:?} · {:?} do not fit",
@@ -119,27 +119,33 @@ impl Numbers {
         }
         let inverse = 1. / self.temperature;
         let kl = crate::kl::forward(student, teacher, inverse);
-        let log_sum = log_sum_exp(student);
-        let cross_entropy = log_sum - student[label as usize];
+        let all = log_sum_exp(student);
+        let cross_entropy = all.minus(student[label as usize]);
         if let Some(to) = differentiated {
             let (of_kl, of_labels) = (self.scale * self.alpha * self.temperature, self.scale * (1. - self.alpha));
             to.copy_from_slice(student);
-            gradient(to, teacher, [inverse, of_kl, of_labels, log_sum]);
+            gradient(to, teacher, [inverse, of_kl, of_labels], all);
             to[label as usize] -= of_labels;
         }
-        [f64::from(kl), f64::from(cross_entropy)]
+        [f64::from(kl), cross_entropy]
     }
 }
 
 // d = of_kl · (softmax(student / T) - softmax(teacher / T)) + of_labels · softmax(student).
 #[pulp::with_simd(gradient = crate::unit::arch())]
 #[inline(always)]
-fn gradient_simd<'a, S: pulp::Simd>(_simd: S, student: &'a mut [f32], teacher: &'a [f32], numbers: [f32; 4]) {
-    let [inverse, of_kl, of_labels, log_sum] = numbers;
-    let (ours, theirs) = (log_sum_scaled(student, inverse), log_sum_scaled(teacher, inverse));
-    for (s, t) in student.iter_mut().zip(teacher) {
-        let soft = exp(*s * inverse - ours) - exp(t * inverse - theirs);
-        *s = of_kl * soft + of_labels * exp(*s - log_sum);
+fn gradient_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    student: &'a mut [f32],
+    teacher: &'a [f32],
+    numbers: [f32; 3],
+    all: TopAndLogSum,
+) {
+    let [inverse, of_kl, of_labels] = numbers;
+    let (ours, theirs) = (LogSoftmax::of(student, inverse), LogSoftmax::of(teacher, inverse));
+    for (s, &t) in student.iter_mut().zip(teacher) {
+        let soft = exp(ours.at(*s)) - exp(theirs.at(t));
+        *s = of_kl * soft + of_labels * exp(*s - all.top - all.log_sum);
     }
 }
 
@@ -166,6 +172,43 @@ mod tests {
             }
         }
         Ok(())
+    }
+
+    /// One row of logits: no product rounds them.
+    #[test]
+    fn a_constant_beside_all_logits_changes_nothing_and_minus_infinity_is_zero() {
+        let numbers = |seed| random(&[1000], seed, 4.).unwrap().to_vec1::<f32>().unwrap();
+        let (alpha, temperature, label) = (0.7, 2., 5usize);
+        let log_softmax = |row: &[f32], temperature: f64| -> Vec<f64> {
+            let top = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            let gaps: Vec<f64> = row.iter().map(|&x| (f64::from(x) - top) / temperature).collect();
+            let log_sum = gaps.iter().map(|x| x.exp()).sum::<f64>().ln();
+            gaps.iter().map(|x| x - log_sum).collect()
+        };
+        for offset in [0f32, 1e3, 1e4] {
+            let [mut student, mut teacher] =
+                [1, 2].map(|seed| numbers(seed).iter().map(|x| x + offset).collect::<Vec<_>>());
+            teacher[3] = f32::NEG_INFINITY;
+            (student[9], teacher[9]) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+            let (soft, theirs) = (log_softmax(&student, temperature), log_softmax(&teacher, temperature));
+            let hard = log_softmax(&student, 1.);
+            let terms = theirs.iter().zip(&soft).filter(|(t, _)| **t > f64::NEG_INFINITY);
+            let kl: f64 = terms.map(|(t, s)| t.exp() * (t - s)).sum();
+            let mut gradient = vec![0f32; 1000];
+            let numbers = Numbers { alpha: alpha as f32, temperature: temperature as f32, scale: 1. };
+            let [ours, cross_entropy] = numbers.row(&student, &teacher, label as i64, Some(&mut gradient));
+            assert!((ours / kl - 1.).abs() < 1e-5, "{offset}: {ours} is not {kl}");
+            assert!(
+                (cross_entropy / -hard[label] - 1.).abs() < 1e-5,
+                "{offset}: {cross_entropy} is not {}",
+                -hard[label]
+            );
+            for i in 0..1000 {
+                let of_labels = hard[i].exp() - f64::from(u8::from(i == label));
+                let slope = alpha * temperature * (soft[i].exp() - theirs[i].exp()) + (1. - alpha) * of_labels;
+                assert!((f64::from(gradient[i]) - slope).abs() < 1e-6, "{offset} {i}: {} is not {slope}", gradient[i]);
+            }
+        }
     }
 
     #[test]

@@ -11,9 +11,9 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
-use crate::cross_entropy::{IGNORED, check_labels, log_sum_exp};
+use crate::cross_entropy::{IGNORED, TopAndLogSum, check_labels, log_sum_exp};
 use crate::matmul::{How, Matrix, Precision, Rounded, mapped_product, product_into};
-use crate::simd::{contiguous, exp, max, sum2, zeros};
+use crate::simd::{contiguous, exp, max, sum_beside_top, sum2, zeros};
 
 /// What [`linear_cross_entropy`] adds to the plain cross-entropy.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -62,12 +62,14 @@ pub(crate) fn counted(labels: &[i64]) -> usize {
 fn naive(x: &Tensor, w: &Tensor, labels: &[i64], options: CrossEntropyOptions) -> Result<Tensor> {
     let logits = x.matmul(&w.t()?)?; // (n, vocab)
     let top = logits.detach().max_keepdim(D::Minus1)?;
-    let log_sum = (logits.broadcast_sub(&top)?.exp()?.sum_keepdim(D::Minus1)?.log()? + top)?; // (n, 1)
+    let shifted = logits.broadcast_sub(&top)?;
+    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?; // (n, 1), relative to the top
     let index: Vec<u32> = labels.iter().map(|&l| if l == IGNORED { 0 } else { l as u32 }).collect();
-    let target = logits.gather(&Tensor::from_vec(index, (labels.len(), 1), x.device())?, 1)?; // (n, 1)
+    let target = shifted.gather(&Tensor::from_vec(index, (labels.len(), 1), x.device())?, 1)?; // (n, 1)
     let smooth = options.label_smoothing;
-    let aim = ((target * (1. - smooth))? + (logits.mean_keepdim(D::Minus1)? * smooth)?)?;
-    let loss = ((&log_sum - aim)? + (log_sum.sqr()? * options.z_loss)?)?.squeeze(1)?; // (n,)
+    let aim = ((target * (1. - smooth))? + (shifted.mean_keepdim(D::Minus1)? * smooth)?)?;
+    let squared = ((&log_sum + top)?.sqr()? * options.z_loss)?;
+    let loss = ((log_sum - aim)? + squared)?.squeeze(1)?; // (n,)
     let keep: Vec<f32> = labels.iter().map(|&l| f32::from(l != IGNORED)).collect();
     let keep = Tensor::from_vec(keep, labels.len(), x.device())?.to_dtype(x.dtype())?;
     (loss * keep)?.sum_all()? / counted(labels) as f64
@@ -187,35 +189,40 @@ fn row_loss(row: &[f32], gradient: Option<&mut [f32]>, label: i64, options: Cros
     }
     let (smooth, z_loss) = (options.label_smoothing as f32, options.z_loss as f32);
     let target = row[label as usize];
-    let mean = if smooth > 0. { sum2(row, row, |a, _| a) / row.len() as f32 } else { 0. };
-    let log_sum = if let Some(gradient) = gradient {
+    let all = if let Some(gradient) = gradient {
         gradient.copy_from_slice(row);
-        let log_sum = softmax_gradient(gradient, scale, z_loss);
+        let all = softmax_gradient(gradient, scale, z_loss);
         if smooth > 0. {
             let evenly = scale * smooth / row.len() as f32;
             gradient.iter_mut().for_each(|d| *d -= evenly);
         }
         gradient[label as usize] -= scale * (1. - smooth);
-        log_sum
+        all
     } else {
         log_sum_exp(row)
     };
-    f64::from(log_sum - (1. - smooth) * target - smooth * mean + z_loss * log_sum * log_sum)
+    let log_sum = f64::from(all.top) + f64::from(all.log_sum);
+    let mut loss = f64::from(1. - smooth) * all.minus(target);
+    if smooth > 0. {
+        let below_top = sum2(row, row, |x, _| all.top - x) / row.len() as f32;
+        loss += f64::from(smooth) * (f64::from(all.log_sum) + f64::from(below_top));
+    }
+    if z_loss == 0. { loss } else { loss + f64::from(z_loss) * log_sum * log_sum }
 }
 
 /// Turns a row of logits into `softmax · scale · (1 + 2 · z_loss · logsumexp)` and returns the logsumexp.
 #[pulp::with_simd(softmax_gradient = crate::unit::arch())]
 #[inline(always)]
-fn softmax_gradient_simd<S: pulp::Simd>(_simd: S, row: &mut [f32], scale: f32, z_loss: f32) -> f32 {
+fn softmax_gradient_simd<S: pulp::Simd>(_simd: S, row: &mut [f32], scale: f32, z_loss: f32) -> TopAndLogSum {
     let top = max(row);
     for x in &mut *row {
         *x = exp(*x - top);
     }
-    let sum = sum2(row, row, |a, _| a);
-    let log_sum = top + sum.ln();
-    let factor = scale * (1. + 2. * z_loss * log_sum) / sum;
+    let beside_top = sum_beside_top(row, |e| e);
+    let log_sum = beside_top.ln_1p();
+    let factor = scale * (1. + 2. * z_loss * (top + log_sum)) / (1. + beside_top);
     row.iter_mut().for_each(|x| *x *= factor);
-    log_sum
+    TopAndLogSum { top, log_sum }
 }
 
 #[cfg(test)]
@@ -247,6 +254,32 @@ mod tests {
         assert_same_gradients(&[&x, &w], 1e-4, |t| {
             linear_cross_entropy(&t[0], &t[1].t()?, &labels(6, 9), CrossEntropyOptions::default())? * 0.25
         })
+    }
+
+    /// `row_loss` on the logits themselves: no product rounds them.
+    #[test]
+    fn the_loss_of_a_confident_token_is_exact_at_any_offset() {
+        for (gap, offset, smooth) in [15f32, 18.].into_iter().flat_map(|gap| {
+            [0f32, 1e3, 1e4, -1e4].into_iter().flat_map(move |offset| [(gap, offset, 0.), (gap, offset, 0.1)])
+        }) {
+            let mut row = vec![offset - gap; 1000];
+            row[700] = offset;
+            let rest = 999. * (-f64::from(gap)).exp();
+            let mean_gap = f64::from(gap) * 0.999;
+            for label in [700i64, 3] {
+                let own = if label == 700 { 0. } else { f64::from(gap) };
+                let exact = rest.ln_1p() + (1. - smooth) * own + smooth * mean_gap;
+                let options = CrossEntropyOptions { label_smoothing: smooth, ..CrossEntropyOptions::default() };
+                let alone = row_loss(&row, None, label, options, 1.);
+                let mut gradient = vec![0f32; 1000];
+                let beside = row_loss(&row, Some(&mut gradient), label, options, 1.);
+                for loss in [alone, beside] {
+                    assert!((loss / exact - 1.).abs() < 1e-3, "{gap} {offset} {smooth}: {loss} is not {exact}");
+                }
+                let left: f64 = gradient.iter().copied().map(f64::from).sum();
+                assert!(left.abs() < 1e-6, "the gradient of a softmax sums to zero, not to {left}");
+            }
+        }
     }
 
     #[test]

@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::norm::cpu;
-use crate::simd::{contiguous, exp, max, sum2};
+use crate::simd::{contiguous, exp, max, sum_beside_top, sum2};
 
 /// `KL(teacher || student)` of each row, in nats, with both sets of logits divided by `temperature`: `(n,)`.
 ///
 /// `student` and `teacher` are logits `(n, vocab)`. The teacher is a constant: no gradient flows to it. Hinton et al.
 /// 2015 (arXiv 1503.02531) multiply the result by `temperature²`, which keeps the gradient's size; the caller does.
+///
+/// A logit of -inf is a probability of 0, as masked vocabularies have it: where the teacher has one the term is 0, and where the
+/// student alone has one the divergence is +inf. The result does not depend on a constant that is added to all logits of a row.
 pub fn kl_divergence(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
     if student.dims2()? != teacher.dims2()? {
         bail!("kl_divergence: student is {:?}, teacher is {:?}; they must be alike", student.dims(), teacher.dims());
@@ -30,13 +33,17 @@ pub fn kl_divergence(student: &Tensor, teacher: &Tensor, temperature: f64) -> Re
 }
 
 fn naive(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
+    let dtype = student.dtype();
     let log_softmax = |x: &Tensor| -> Result<Tensor> {
-        let x = (x / temperature)?;
-        let x = x.broadcast_sub(&x.detach().max_keepdim(D::Minus1)?)?;
+        let x = x.to_dtype(DType::F64)?;
+        let x = (x.broadcast_sub(&x.detach().max_keepdim(D::Minus1)?)? / temperature)?;
         x.broadcast_sub(&x.exp()?.sum_keepdim(D::Minus1)?.log()?)
     };
     let (student, teacher) = (log_softmax(student)?, log_softmax(teacher)?);
-    (teacher.exp()? * (teacher - student)?)?.sum(D::Minus1)
+    // A probability that is 0 in f64 but not in truth still meets a student's -inf.
+    let terms = (teacher.exp()?.maximum(f64::MIN_POSITIVE)? * (&teacher - student)?)?;
+    let terms = teacher.eq(f64::NEG_INFINITY)?.where_cond(&terms.zeros_like()?, &terms)?;
+    terms.sum(D::Minus1)?.to_dtype(dtype)
 }
 
 struct Kl {
@@ -77,11 +84,27 @@ impl CustomOp1 for Kl {
     }
 }
 
-/// `log Σ exp(x / T)` of a row.
-#[inline(always)]
-pub(crate) fn log_sum_scaled(row: &[f32], inverse_temperature: f32) -> f32 {
-    let top = max(row);
-    top * inverse_temperature + sum2(row, row, |x, _| exp((x - top) * inverse_temperature)).ln()
+/// `log softmax(x / T)` of a row, number by number: it depends on differences of logits alone.
+#[derive(Clone, Copy)]
+pub(crate) struct LogSoftmax {
+    top: f32,
+    inverse_temperature: f32,
+    /// `log Σ exp((x - top) / T)`.
+    log_sum: f32,
+}
+
+impl LogSoftmax {
+    #[inline(always)]
+    pub fn of(row: &[f32], inverse_temperature: f32) -> Self {
+        let top = max(row);
+        let log_sum = sum_beside_top(row, |x| exp((x - top) * inverse_temperature)).ln_1p();
+        Self { top, inverse_temperature, log_sum }
+    }
+
+    #[inline(always)]
+    pub fn at(self, x: f32) -> f32 {
+        (x - self.top) * self.inverse_temperature - self.log_sum
+    }
 }
 
 #[pulp::with_simd(forward = crate::unit::arch())]
@@ -92,10 +115,15 @@ pub(crate) fn forward_simd<'a, S: pulp::Simd>(
     teacher: &'a [f32],
     inverse_temperature: f32,
 ) -> f32 {
-    let (ls, lt) = (log_sum_scaled(student, inverse_temperature), log_sum_scaled(teacher, inverse_temperature));
+    let ours = LogSoftmax::of(student, inverse_temperature);
+    let theirs = LogSoftmax::of(teacher, inverse_temperature);
+    if theirs.log_sum.is_nan() {
+        return f32::NAN; // not a distribution, all of whose terms may be passed over below
+    }
     sum2(teacher, student, |t, s| {
-        let (log_p, log_q) = (t * inverse_temperature - lt, s * inverse_temperature - ls);
-        exp(log_p) * (log_p - log_q)
+        let (log_p, log_q) = (theirs.at(t), ours.at(s));
+        let term = exp(log_p) * (log_p - log_q);
+        if t == f32::NEG_INFINITY { 0. } else { term }
     })
 }
 
@@ -109,10 +137,10 @@ fn backward_simd<'a, S: pulp::Simd>(
     grad: f32,
     d: &'a mut [f32],
 ) {
-    let (ls, lt) = (log_sum_scaled(student, inverse_temperature), log_sum_scaled(teacher, inverse_temperature));
-    for ((d, s), t) in d.iter_mut().zip(student).zip(teacher) {
-        let (q, p) = (exp(s * inverse_temperature - ls), exp(t * inverse_temperature - lt));
-        *d = (q - p) * inverse_temperature * grad;
+    let ours = LogSoftmax::of(student, inverse_temperature);
+    let theirs = LogSoftmax::of(teacher, inverse_temperature);
+    for ((d, &s), &t) in d.iter_mut().zip(student).zip(teacher) {
+        *d = (exp(ours.at(s)) - exp(theirs.at(t))) * inverse_temperature * grad;
     }
 }
 
@@ -129,6 +157,85 @@ mod tests {
                 kl_divergence(&t[0], &teacher.to_dtype(t[0].dtype())?, temperature)
             })?;
         }
+        Ok(())
+    }
+
+    /// Value and gradient of one row, in f64, from the definition.
+    fn by_hand(student: &[f32], teacher: &[f32], temperature: f64) -> (f64, Vec<f64>) {
+        let log_softmax = |row: &[f32]| -> Vec<f64> {
+            let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let gaps: Vec<f64> = row.iter().map(|&x| (f64::from(x) - f64::from(top)) / temperature).collect();
+            let log_sum = gaps.iter().map(|x| x.exp()).sum::<f64>().ln();
+            gaps.iter().map(|x| x - log_sum).collect()
+        };
+        let (ours, theirs) = (log_softmax(student), log_softmax(teacher));
+        let pairs = || theirs.iter().zip(&ours);
+        let kl = pairs().filter(|(t, _)| **t > f64::NEG_INFINITY).map(|(t, s)| t.exp() * (t - s)).sum();
+        (kl, pairs().map(|(t, s)| (s.exp() - t.exp()) / temperature).collect())
+    }
+
+    /// Checks both paths against [`by_hand`].
+    fn check(student: &[f32], teacher: &[f32], temperature: f64, tolerance: f64) -> Result<()> {
+        let (expected, slopes) = by_hand(student, teacher, temperature);
+        let near = |a: f64, b: f64, scale: f64| a == b || (a - b).abs() <= tolerance * scale;
+        let largest = slopes.iter().fold(0f64, |a, b| a.max(b.abs()));
+        for dtype in [DType::F32, DType::F64] {
+            let row = |x: &[f32]| Tensor::from_slice(x, (1, x.len()), &candle_core::Device::Cpu)?.to_dtype(dtype);
+            let student = candle_core::Var::from_tensor(&row(student)?)?;
+            let kl = kl_divergence(&student, &row(teacher)?, temperature)?;
+            let value = kl.to_dtype(DType::F64)?.to_vec1::<f64>()?[0];
+            assert!(near(value, expected, expected.abs()), "{dtype:?}: {value} is not {expected}");
+            let grads = kl.sum_all()?.backward()?;
+            let gradient = grads.get(&student).unwrap().to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+            for (i, (&ours, &slope)) in gradient.iter().zip(&slopes).enumerate() {
+                assert!(near(ours, slope, largest), "{dtype:?}: gradient {i}: {ours} is not {slope}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_constant_beside_all_logits_changes_nothing() -> Result<()> {
+        let numbers = |seed, scale| random(&[1000], seed, scale)?.to_vec1::<f32>();
+        let teacher = numbers(1, 4.)?;
+        // A student far from the teacher, and one whose divergence is small.
+        let far = numbers(2, 4.)?;
+        let close: Vec<f32> = teacher.iter().zip(numbers(3, 0.1)?).map(|(t, noise)| t + noise).collect();
+        for (student, tolerance) in [(&far, 1e-5), (&close, 1e-3)] {
+            for (of_student, of_teacher) in [(0., 0.), (1e3, 1e3), (1e4, 1e4), (-1e4, 1e4), (0., -1e4)] {
+                let moved = |row: &[f32], by: f32| row.iter().map(|x| x + by).collect::<Vec<_>>();
+                for temperature in [1., 2.] {
+                    check(&moved(student, of_student), &moved(&teacher, of_teacher), temperature, tolerance)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_logit_of_minus_infinity_is_a_probability_of_zero() -> Result<()> {
+        let gone = f32::NEG_INFINITY;
+        check(&[1., 2., 0.5], &[0., gone, 1.], 1., 1e-5)?;
+        check(&[1., gone, 0.5], &[0., gone, 1.], 2., 1e-5)?;
+        check(&[0., gone, gone], &[7., gone, gone], 1., 1e-5)?;
+        let kl = |student: &[f32], teacher: &[f32]| -> Result<f32> {
+            let row = |x: &[f32]| Tensor::from_slice(x, (1, x.len()), &candle_core::Device::Cpu);
+            let values = [DType::F32, DType::F64].map(|dtype| -> Result<f32> {
+                let kl = kl_divergence(&row(student)?.to_dtype(dtype)?, &row(teacher)?.to_dtype(dtype)?, 1.)?;
+                Ok(kl.to_dtype(DType::F32)?.to_vec1::<f32>()?[0])
+            });
+            let [fused, naive] = values;
+            let (fused, naive) = (fused?, naive?);
+            assert!(fused == naive || fused.is_nan() && naive.is_nan(), "{fused} and {naive}");
+            Ok(fused)
+        };
+        assert_eq!(kl(&[1., gone], &[1., 2.])?, f32::INFINITY);
+        assert_eq!(kl(&[1., gone], &[1000., 0.])?, f32::INFINITY, "however small the probability is");
+        // What is no distribution stays visible.
+        for broken in [f32::NAN, f32::INFINITY] {
+            assert!(kl(&[1., broken], &[1., 2.])?.is_nan() && kl(&[1., 2.], &[1., broken])?.is_nan());
+        }
+        assert!(kl(&[gone, gone], &[1., 2.])?.is_nan() && kl(&[1., 2.], &[gone, gone])?.is_nan());
         Ok(())
     }
 

@@ -69,6 +69,27 @@ pub fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     halved(&mut lanes) + rest
 }
 
+/// `Σ exp(x - top)` of numbers that were mapped so, less the 1 of one number that is `top` itself: to its logarithm
+/// [`f32::ln_1p`] leads. What is small beside 1 is summed apart, so that a sum of `1 + 1e-9` keeps the 1e-9.
+#[inline(always)]
+pub fn sum_beside_top(exps: &[f32], exp_of: impl Fn(f32) -> f32) -> f32 {
+    let (mut ones, mut lanes) = ([0f32; 16], [0f32; 16]);
+    let (chunks, rest) = exps.as_chunks::<16>();
+    for chunk in chunks {
+        for i in 0..16 {
+            let e = exp_of(chunk[i]);
+            ones[i] += if e == 1. { 1. } else { 0. };
+            lanes[i] += if e == 1. { 0. } else { e };
+        }
+    }
+    for (i, &x) in rest.iter().enumerate() {
+        let e = exp_of(x);
+        ones[i] += if e == 1. { 1. } else { 0. };
+        lanes[i] += if e == 1. { 0. } else { e };
+    }
+    halved(&mut ones) - 1. + halved(&mut lanes)
+}
+
 /// The sum of some lanes, a power of two of them, in halves: short chains of additions.
 #[inline(always)]
 pub fn halved(lanes: &mut [f32]) -> f32 {
