@@ -35,6 +35,8 @@ mod kl;
 mod layer_norm;
 mod linear;
 mod matmul;
+#[cfg(test)]
+mod non_finite;
 mod norm;
 mod operation;
 mod quant;

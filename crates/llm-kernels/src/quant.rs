@@ -65,13 +65,23 @@ pub struct QuantizedWeight {
 }
 
 impl QuantizedWeight {
-    /// Rounds `w` `(out, in)` to `format`; `in` must be a multiple of the block's size.
+    /// Rounds `w` `(out, in)` to `format`; `in` must be a multiple of the block's size, and every number finite: blocks have no
+    /// way to write another one.
     pub fn quantize(w: &Tensor, format: BlockFormat) -> Result<Self> {
         let (rows, cols) = w.dims2()?;
         if !cols.is_multiple_of(format.elements()) {
             bail!("{format:?} has blocks of {}, the weight has rows of {cols}", format.elements());
         }
-        let quantized = QTensor::quantize(&w.to_dtype(candle_core::DType::F32)?, format.ggml())?;
+        if rows * cols == 0 {
+            return Self::from_blocks(Vec::new(), (rows, cols), format);
+        }
+        let w = w.to_dtype(candle_core::DType::F32)?.contiguous()?;
+        let (storage, layout) = w.storage_and_layout();
+        if !crate::simd::all_finite(cpu(&storage, layout)?) {
+            bail!("a weight of {rows} x {cols} has numbers that are not finite; {format:?} cannot hold them");
+        }
+        drop(storage);
+        let quantized = QTensor::quantize(&w, format.ggml())?;
         Self::from_blocks(quantized.data()?.into_owned(), (rows, cols), format)
     }
 
@@ -184,7 +194,10 @@ impl CustomOp1 for Quantized {
         let x = contiguous(xs, xl)?;
         let ((n, k), (m, _)) = (xl.shape().dims2()?, self.0.shape);
         let mut y = vec![0f32; n * m];
-        if n > 0 && n <= FEW_ROWS {
+        if n * m * k == 0 {
+            return Ok((CpuStorage::F32(y), Shape::from((n, m))));
+        }
+        if n <= FEW_ROWS {
             let bytes = self.0.row_bytes();
             for (x, y) in x.chunks_exact(k).zip(y.chunks_exact_mut(m)) {
                 let x = Prepared::of(x, self.0.format);
@@ -193,7 +206,7 @@ impl CustomOp1 for Quantized {
                     dots(self.0.format, blocks, bytes, &x, y);
                 });
             }
-        } else if n > 0 {
+        } else {
             let x = Matrix::new(x, n, k);
             self.parts(|start, w| {
                 product_into(x, w.t(), &mut y[start..], m, false, 1., How::all(self.0.precision()));
@@ -217,7 +230,8 @@ impl CustomOp1 for Quantized {
     }
 }
 
-/// A row of activations in 8 bits: for each 32 numbers a scale and the sum of the integers.
+/// A row of activations in 8 bits: for each 32 numbers a scale and the sum of the integers. The scale of numbers that are not
+/// all finite is NaN, and so is every product with them.
 pub(crate) struct Activations {
     pub integers: Vec<[i8; 32]>,
     pub scales: Vec<f32>,
@@ -257,12 +271,14 @@ impl Prepared {
 #[inline(always)]
 fn to_integers_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], all: &'a mut Activations) {
     for (i, x) in x.as_chunks::<32>().0.iter().enumerate() {
-        let mut lanes = [0f32; 16];
+        let (mut lanes, mut zeros) = ([0f32; 16], [0f32; 16]);
         for c in 0..16 {
             let (a, b) = (x[c].abs(), x[c + 16].abs());
             lanes[c] = if a > b { a } else { b };
+            zeros[c] = a * 0. + b * 0.; // NaN, if a number is not finite: `largest` passes over NaN
         }
         let largest = crate::simd::max(&lanes);
+        let zero = crate::simd::halved(&mut zeros);
         let inverse = if largest > 0. { 127. / largest } else { 0. };
         let mut integers = [0i32; 32];
         for c in 0..32 {
@@ -277,7 +293,7 @@ fn to_integers_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], all: &'a mut Acti
         for &integer in &integers {
             sum += integer;
         }
-        all.scales[i] = largest / 127.;
+        all.scales[i] = largest / 127. + zero;
         all.sums[i] = sum as f32;
     }
 }
@@ -486,12 +502,14 @@ pub(crate) fn bytes<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
     copy
 }
 
-/// The f16 at byte `at`, by shifting its bits into an f32: scales are finite.
+/// The f16 at byte `at`, by shifting its bits into an f32.
 #[inline(always)]
 pub(crate) fn half(block: &[u8], at: usize) -> f32 {
     let bits = u32::from(u16::from_le_bytes([block[at], block[at + 1]]));
     let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23); // · 2^112
-    f32::from_bits(magnitude.to_bits() | ((bits & 0x8000) << 16))
+    // The largest exponent means infinite or NaN in f16, and so it does in f32.
+    let largest_exponent = if bits & 0x7c00 == 0x7c00 { f32::INFINITY.to_bits() } else { 0 };
+    f32::from_bits(magnitude.to_bits() | largest_exponent | ((bits & 0x8000) << 16))
 }
 
 #[cfg(test)]
@@ -509,8 +527,9 @@ mod tests {
 
     #[test]
     fn a_half_is_what_the_half_crate_says() {
-        for bits in (0..0x7c00u16).chain(0x8000..0xfc00) {
-            assert_eq!(super::half(&bits.to_le_bytes(), 0), half::f16::from_bits(bits).to_f32());
+        for bits in 0..=u16::MAX {
+            let (ours, theirs) = (super::half(&bits.to_le_bytes(), 0), half::f16::from_bits(bits).to_f32());
+            assert!(ours == theirs || ours.is_nan() && theirs.is_nan(), "{bits:x}: {ours} is not {theirs}");
         }
     }
 

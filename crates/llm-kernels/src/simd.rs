@@ -109,6 +109,17 @@ pub fn tanh(x: f32) -> f32 {
     1. - 2. / (exp(2. * x) + 1.)
 }
 
+/// Whether no number is infinite or NaN.
+pub fn all_finite(numbers: &[f32]) -> bool {
+    numbers.par_chunks(1 << 16).all(finite)
+}
+
+#[pulp::with_simd(finite = crate::unit::arch())]
+#[inline(always)]
+fn finite_simd<S: pulp::Simd>(_simd: S, numbers: &[f32]) -> bool {
+    sum2(numbers, numbers, |a, _| a * 0.) == 0.
+}
+
 /// `n` zeros. A large result is cleared by all threads, not by the one that asks.
 pub fn zeros(n: usize) -> Vec<f32> {
     const LARGE: usize = 1 << 16;

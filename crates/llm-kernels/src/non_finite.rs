@@ -1,0 +1,139 @@
+//! Tests: what is infinite or NaN stays visible in every product, however its weight is written and however many rows it has.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+use crate::testing::random;
+use crate::{BlockFormat, Bytes, Precision, QuantizedWeight, StoredWeight, linear_in, linear_quantized, linear_stored};
+
+const FORMATS: [BlockFormat; 4] = [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_K, BlockFormat::Q6_K];
+const BROKEN: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+const ROWS: [usize; 10] = [1, 2, 3, 4, 5, 6, 7, 8, 16, 65];
+const OUT: usize = 9;
+const IN: usize = 512;
+
+fn flat(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+type Product = Box<dyn Fn(&Tensor) -> Result<Tensor>>;
+
+/// The product with one weight `(OUT, IN)`, in each way that there is.
+fn products() -> Result<Vec<(String, Product)>> {
+    let w = random(&[OUT, IN], 1, 1.)?;
+    let mut all: Vec<(String, Product)> = Vec::new();
+    for format in FORMATS {
+        let w = QuantizedWeight::quantize(&w, format)?;
+        all.push((format!("{format:?}"), Box::new(move |x| linear_quantized(x, &w))));
+    }
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let bytes: Vec<u8> = match dtype {
+            DType::F32 => flat(&w).iter().flat_map(|x| x.to_le_bytes()).collect(),
+            DType::BF16 => flat(&w).iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+            _ => flat(&w).iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
+        };
+        let w = StoredWeight::new(Bytes::from(bytes), (OUT, IN), dtype)?;
+        all.push((format!("stored {dtype:?}"), Box::new(move |x| linear_stored(x, &w))));
+    }
+    for precision in [Precision::F32, Precision::Bf16] {
+        let w = w.clone();
+        all.push((format!("{precision:?}"), Box::new(move |x| linear_in(x, &w, precision))));
+    }
+    let w = w.to_dtype(DType::BF16)?;
+    all.push(("a weight in bf16".to_owned(), Box::new(move |x| linear_in(x, &w, Precision::F32))));
+    Ok(all)
+}
+
+#[test]
+fn an_activation_that_is_not_finite_shows_in_its_row_and_in_no_other() -> Result<()> {
+    for (name, product) in products()? {
+        for n in ROWS {
+            let numbers = flat(&random(&[n * IN], 2, 3.)?);
+            let tensor = |numbers: &[f32]| Tensor::from_slice(numbers, (n, IN), &Device::Cpu);
+            let plain = flat(&product(&tensor(&numbers)?)?);
+            assert!(plain.iter().all(|x| x.is_finite()));
+            for (by, row, col) in BROKEN.into_iter().flat_map(|by| [(by, 0, 0), (by, n - 1, 37), (by, n / 2, IN - 1)]) {
+                let mut numbers = numbers.clone();
+                numbers[row * IN + col] = by;
+                for (at, y) in flat(&product(&tensor(&numbers)?)?).into_iter().enumerate() {
+                    let what = format!("{name}: {by} at {row}, {col} of {n} rows");
+                    match at / OUT == row {
+                        true => assert!(!y.is_finite(), "{what} becomes {y}"),
+                        false => assert_eq!(y, plain[at], "{what} changes another row"),
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where the f16 scales (and minima) of a block are.
+fn scales(format: BlockFormat) -> &'static [usize] {
+    match format {
+        BlockFormat::Q8_0 | BlockFormat::Q4_0 => &[0],
+        BlockFormat::Q4_K => &[0, 2],
+        BlockFormat::Q6_K => &[208],
+    }
+}
+
+#[test]
+fn a_block_scale_that_is_not_finite_shows_wherever_its_block_is_read() -> Result<()> {
+    let bits = [0x7c00u16, 0xfc00, 0x7e00, 0x7c01, 0xffff];
+    for format in FORMATS {
+        let blocks = QuantizedWeight::quantize(&random(&[OUT, IN], 1, 1.)?, format)?.blocks().to_vec();
+        let (in_row, size) = (IN / format.elements(), format.elements());
+        for (bits, &scale) in bits.into_iter().flat_map(|bits| scales(format).iter().map(move |scale| (bits, scale))) {
+            for (row, block) in [(0, 0), (4, in_row - 1)] {
+                let mut blocks = blocks.clone();
+                let at = (row * in_row + block) * format.bytes() + scale;
+                blocks[at..at + 2].copy_from_slice(&bits.to_le_bytes());
+                let w = QuantizedWeight::from_blocks(blocks, (OUT, IN), format)?;
+                let what = format!("{format:?}: {bits:x} at byte {scale} of block {block} of row {row}");
+                let wide = flat(&w.dequantize()?);
+                for (i, x) in wide.iter().enumerate() {
+                    let inside = i / IN == row && i % IN / size == block;
+                    assert_eq!(x.is_finite(), !inside, "{what}: number {i} is {x}");
+                }
+                let same = |a: f32, b: f32| a == b || a.is_nan() && b.is_nan();
+                let picked = flat(&w.rows(&[row as u32])?);
+                assert!(picked.iter().zip(&wide[row * IN..]).all(|(&a, &b)| same(a, b)), "{what}");
+                for n in ROWS {
+                    let x = Var::from_tensor(&random(&[n, IN], 2, 3.)?)?;
+                    let y = linear_quantized(&x, &w)?;
+                    for (i, y) in flat(&y).into_iter().enumerate() {
+                        assert_eq!(y.is_finite(), i % OUT != row, "{what}: result {i} of {n} rows is {y}");
+                    }
+                    let grads = y.sum_all()?.backward()?;
+                    for (i, dx) in flat(grads.get(&x).unwrap()).into_iter().enumerate() {
+                        assert_eq!(dx.is_finite(), i % IN / size != block, "{what}: gradient {i} of {n} rows is {dx}");
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_number_of_a_weight_that_is_not_finite_shows_in_its_column() -> Result<()> {
+    for by in BROKEN {
+        let mut numbers = flat(&random(&[OUT * IN], 1, 1.)?);
+        numbers[4 * IN + 100] = by;
+        let w = Tensor::from_slice(&numbers, (OUT, IN), &Device::Cpu)?;
+        for format in FORMATS {
+            let error = QuantizedWeight::quantize(&w, format).unwrap_err().to_string();
+            assert!(error.contains("not finite"), "{error}");
+        }
+        for n in ROWS {
+            let x = random(&[n, IN], 2, 3.)?;
+            for (w, precision) in
+                [(w.clone(), Precision::F32), (w.clone(), Precision::Bf16), (w.to_dtype(DType::BF16)?, Precision::F32)]
+            {
+                for (i, y) in flat(&linear_in(&x, &w, precision)?).into_iter().enumerate() {
+                    assert_eq!(y.is_finite(), i % OUT != 4, "{by} {n} {precision:?}: result {i} is {y}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
