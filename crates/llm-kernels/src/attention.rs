@@ -4,15 +4,18 @@
 //! Letters: b batch, t queries, s keys, h query heads, g key/value heads, d head size. Queries are the *last* `t` of
 //! the `s` positions, so that the same call serves a whole sequence (`t == s`) and a step with a cache (`t < s`).
 
+mod composed;
 mod core;
+mod exact;
 mod single;
 
 use std::mem::MaybeUninit;
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
+pub use composed::attention_weights;
 pub(crate) use core::{Core, Heads, HeadsMut};
 
 use crate::matmul::Precision;
@@ -79,6 +82,8 @@ impl Scores {
 
 /// `softmax(q · kᵀ · scale) · v` over the visible keys.
 ///
+/// What a query does not see has no part in its result, whatever it is: a key or value may be infinite or NaN there.
+///
 /// `q` is `(b, t, h, d)`, `k` and `v` are `(b, s, g, d)` with `h` a multiple of `g`; the result is `(b, t, h, d)`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, visible: &Visible) -> Result<Tensor> {
     let shape = Dims::of(q, k, v, visible)?;
@@ -88,43 +93,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, visible: &V
         let op = Attention { core, log_sums: OnceLock::new() };
         rows(q)?.apply_op3(&rows(k)?, &rows(v)?, op)
     } else {
-        let weights = attention_weights(q, k, scores, visible)?; // (b, h, t, s)
-        let v = repeat_heads(v, shape.h / shape.g)?; // (b, h, s, d)
-        weights.matmul(&v)?.transpose(1, 2)?.contiguous()
+        composed::attention(q, k, v, scores, visible)
     }
-}
-
-/// The weights of [`attention`] themselves, `(b, h, t, s)`, for those who want to look at them; rows sum to one.
-pub fn attention_weights(q: &Tensor, k: &Tensor, scores: Scores, visible: &Visible) -> Result<Tensor> {
-    let Dims { b, t, s, h, g, .. } = Dims::of(q, k, k, visible)?;
-    let q = q.transpose(1, 2)?.contiguous()?; // (b, h, t, d)
-    let k = repeat_heads(k, h / g)?; // (b, h, s, d)
-    let Scores { scale, soft_cap, .. } = scores;
-    let scores = (q.matmul(&k.t()?)? * scale)?; // (b, h, t, s)
-    let scores = match soft_cap {
-        Some(cap) => ((scores / cap)?.tanh()? * cap)?,
-        None => scores,
-    };
-    let mut mask = Vec::with_capacity(b * t * s);
-    for (row, i) in (0..b).flat_map(|row| (0..t).map(move |i| (row, i))) {
-        let (start, end) = visible.range(row, i, t, s);
-        mask.extend((0..s).map(|j| u8::from(start <= j && j < end && !visible.hides(row, j))));
-    }
-    let mask = Tensor::from_vec(mask, (b, 1, t, s), q.device())?.broadcast_as((b, h, t, s))?;
-    let low = Tensor::full(-1e30f32, (b, h, t, s), q.device())?.to_dtype(q.dtype())?;
-    let scores = mask.where_cond(&scores, &low)?;
-    let weights = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
-    let weights = (weights * mask.to_dtype(q.dtype())?)?;
-    let sum = weights.sum_keepdim(D::Minus1)?;
-    // A row that sees nothing has sum 0: divide by 1 there, and it stays zero.
-    let sum = sum.eq(0.)?.where_cond(&sum.ones_like()?, &sum)?;
-    weights.broadcast_div(&sum)
-}
-
-/// `(b, s, g, d)` to `(b, g * times, s, d)`: each key/value head serves `times` query heads that stand together.
-fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
-    let (b, s, g, d) = x.dims4()?;
-    x.transpose(1, 2)?.unsqueeze(2)?.broadcast_as((b, g, times, s, d))?.contiguous()?.reshape((b, g * times, s, d))
 }
 
 /// The sizes of an attention.
@@ -203,6 +173,9 @@ impl CustomOp3 for Attention {
         vl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let Dims { b, t, s, h, g, d } = self.core.shape;
+        if b * t * h * d == 0 {
+            return self.keep(vec![0.; b * h * t], Vec::new());
+        }
         let q = Heads::of(f32s(qs)?, ql, d);
         let k = Heads::of(f32s(ks)?, kl, d);
         let v = Heads::of(f32s(vs)?, vl, d);
@@ -234,6 +207,9 @@ impl CustomOp3 for Attention {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let Dims { b, t, s, h, g, d } = self.core.shape;
+        if b * t * h * d == 0 {
+            return Ok((Some(q.zeros_like()?), Some(k.zeros_like()?), Some(v.zeros_like()?)));
+        }
         let grad = grad.contiguous()?;
         let ((qs, ql), (ks, kl), (vs, vl)) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
         let ((os, ol), (gs, gl)) = (out.storage_and_layout(), grad.storage_and_layout());

@@ -7,6 +7,7 @@
 //! model of a few million parameters spends more time there than in the product.
 
 mod few_rows;
+mod finite;
 mod general;
 mod mapped;
 #[cfg(target_arch = "x86_64")]
@@ -101,6 +102,9 @@ pub trait Element: Copy + Default + Send + Sync {
     /// The product of each row of `w` with each row of `x`, both of `k` numbers: `(rows of w, rows of x)`.
     fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]);
 
+    /// Whether every number is finite, and stays so where it is rounded to bf16.
+    fn stay_finite(rows: Matrix<Self>) -> bool;
+
     /// The numbers themselves, if they are f32.
     fn f32s(data: &[Self]) -> Option<&[f32]>;
 
@@ -127,6 +131,10 @@ impl Element for f32 {
         few_rows::dots_f32(x, w, k, out);
     }
 
+    fn stay_finite(rows: Matrix<Self>) -> bool {
+        finite::f32s(rows)
+    }
+
     fn f32s(data: &[Self]) -> Option<&[f32]> {
         Some(data)
     }
@@ -151,6 +159,10 @@ impl Element for bf16 {
         few_rows::dots_bf16(x, w, k, out);
     }
 
+    fn stay_finite(rows: Matrix<Self>) -> bool {
+        finite::bf16s(rows)
+    }
+
     fn f32s(_: &[Self]) -> Option<&[f32]> {
         None
     }
@@ -173,6 +185,10 @@ impl Element for f16 {
 
     fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]) {
         few_rows::dots_f16(x, w, k, out);
+    }
+
+    fn stay_finite(rows: Matrix<Self>) -> bool {
+        (0..rows.rows).all(|i| rows.row(i).iter().all(|x| x.is_finite()))
     }
 
     fn f32s(_: &[Self]) -> Option<&[f32]> {

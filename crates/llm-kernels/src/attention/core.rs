@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::Layout;
 use rayon::prelude::*;
 
-use super::{Dims, Scores, Visible, single};
+use super::{Dims, Scores, Visible, exact, single};
 use crate::matmul::{Element, Matrix, Right, Rounded};
 use crate::rope::Rotation;
 use crate::simd::{exp, max, sum2, tanh};
@@ -34,13 +34,13 @@ impl<'a, T: Copy> Heads<'a, T> {
         Self::new(&data[layout.start_offset()..], [stride[0], stride[1], stride[2]], d)
     }
 
-    fn row(&self, b: usize, t: usize, h: usize) -> &'a [T] {
+    pub fn row(&self, b: usize, t: usize, h: usize) -> &'a [T] {
         let start = b * self.stride[0] + t * self.stride[1] + h * self.stride[2];
         &self.data[start..start + self.d]
     }
 
     /// Rows `rows` of head `h` of sequence `b`: `(rows, d)`.
-    fn block(&self, b: usize, rows: Range<usize>, h: usize) -> Matrix<'a, T> {
+    pub fn block(&self, b: usize, rows: Range<usize>, h: usize) -> Matrix<'a, T> {
         let start = b * self.stride[0] + rows.start * self.stride[1] + h * self.stride[2];
         Matrix::with_stride(&self.data[start..], rows.len(), self.d, self.stride[1])
     }
@@ -65,7 +65,7 @@ impl<'a, T: Rounded> HeadsMut<'a, T> {
     /// # Safety
     /// Nobody writes one of these rows at the same time.
     #[allow(unsafe_code)]
-    unsafe fn write(&self, b: usize, t: usize, h: usize, rows: &[f32]) {
+    pub unsafe fn write(&self, b: usize, t: usize, h: usize, rows: &[f32]) {
         for (i, row) in rows.chunks_exact(self.d.max(1)).enumerate() {
             let start = b * self.stride[0] + (t + i) * self.stride[1] + (self.first + h) * self.stride[2];
             // SAFETY: the caller says that nobody else writes this row.
@@ -171,6 +171,9 @@ impl Core {
     ) -> Vec<f32> {
         let Dims { t, s, h, g, d, .. } = self.shape;
         let group = head / (h / g);
+        if ![k, v].iter().all(|x| exact::is_plain(x.block(b, 0..s, group))) {
+            return self.forward_head_exactly([q, k, v], b, head, to);
+        }
         let (keys_t, values) = (self.right(k.block(b, 0..s, group).t()), self.right(v.block(b, 0..s, group)));
         let mut log_sums = vec![0f32; t];
         let mut out = vec![0f32; t.min(QUERIES) * d];
@@ -214,7 +217,7 @@ impl Core {
     //   dv = Pᵀ·dO,  dP = dO·vᵀ,  dS = P ∘ (dP - Σ_c dO_c O_c),  dq = dS·k·scale,  dk = dSᵀ·q·scale.
     fn backward_group<T: Rounded, G: Rounded>(
         &self,
-        ([q, k, v], out, grad): ([Heads<T>; 3], Heads, Heads<T>),
+        (inputs, out, grad): ([Heads<T>; 3], Heads, Heads<T>),
         log_sums: &[f32],
         (b, group): (usize, usize),
         [to_q, to_k, to_v]: [&HeadsMut<G>; 3],
@@ -222,7 +225,20 @@ impl Core {
     ) {
         let Dims { t, s, h, g, d, .. } = self.shape;
         let scale = self.scores.scale as f32;
+        let [q, k, v] = inputs;
         let (k, v) = (k.block(b, 0..s, group), v.block(b, 0..s, group));
+        let of_heads = |x: Heads<'_, T>, head| exact::is_plain(x.block(b, 0..t, head));
+        let mut heads = group * (h / g)..(group + 1) * (h / g);
+        let plain = [k, v].map(exact::is_plain) == [true; 2] && heads.all(|i| of_heads(q, i) && of_heads(grad, i));
+        if !plain {
+            return self.backward_group_exactly(
+                (inputs, out, grad),
+                log_sums,
+                (b, group),
+                [to_q, to_k, to_v],
+                rotation,
+            );
+        }
         let (keys_t, values_t, keys_right) = (self.right(k.t()), self.right(v.t()), self.right(k));
         let (mut dk, mut dv) = (vec![0f32; s * d], vec![0f32; s * d]);
         let (mut dq, mut row) = (vec![0f32; t.min(QUERIES) * d], vec![0f32; d]);
@@ -273,7 +289,7 @@ impl Core {
 }
 
 /// The gradients of rows `(n, d)` before they were turned, from those behind it; the first is that of `token`.
-fn turned_back<'a>(rotation: Option<&Rotation>, token: usize, d: usize, rows: &'a mut [f32]) -> &'a [f32] {
+pub(super) fn turned_back<'a>(rotation: Option<&Rotation>, token: usize, d: usize, rows: &'a mut [f32]) -> &'a [f32] {
     if let Some(rotation) = rotation {
         let mut row = vec![0f32; d];
         for (i, gradient) in rows.chunks_exact_mut(d).enumerate() {
