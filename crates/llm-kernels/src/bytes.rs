@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::{Deref, Range};
+use std::path::Path;
 use std::sync::Arc;
 
 use memmap2::Mmap;
@@ -11,7 +12,7 @@ use memmap2::Mmap;
 ///
 /// A mapped part takes no memory of its own: the system reads a page when it is first used and may drop it again. It
 /// keeps its file open and readable even when the file is replaced by rename, as every writer of this workspace does.
-/// Who truncates a mapped file in place ends the process that reads it; that is the price of every memory map.
+/// The file itself must not be changed: see [`Bytes::open`].
 #[derive(Clone)]
 pub struct Bytes {
     source: Arc<Source>,
@@ -24,14 +25,22 @@ enum Source {
 }
 
 impl Bytes {
-    /// The whole of a file.
-    pub fn map(file: &File) -> io::Result<Self> {
+    /// The whole of a regular file, mapped read-only.
+    ///
+    /// Nobody may write to the file or truncate it while a part of it is in use, neither this process nor another one: replace it
+    /// by rename. Who writes changes numbers that were read already; who truncates ends this process by a signal (SIGBUS) at its
+    /// next read. That is the price of every memory map, and the system offers no lock against it. What must stay as it was
+    /// checked is to be copied. It opens the file itself, so that no handle is left by which the file could be changed.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        }
         // SAFETY: the map is only read, as bytes or as numbers for which every pattern is valid, within its size, which was
-        // fixed when it was made; it lives as long as the last part of it (`source`). Nothing in this workspace writes to a
-        // file in place. A foreign process that does is what no map can exclude: it changes numbers, or ends this process by a
-        // signal where it truncates. Who holds `Bytes` therefore copies what must stay as it was checked.
+        // fixed when it was made; it lives as long as the last part of it (`source`). The handle is read-only and ends here, and
+        // nothing in this workspace writes to a file in place; others are bound by what the documentation asks of them.
         #[allow(unsafe_code)]
-        let map = unsafe { Mmap::map(file)? };
+        let map = unsafe { Mmap::map(&file)? };
         let range = 0..map.len();
         Ok(Self { source: Arc::new(Source::Mapped(map)), range })
     }
@@ -76,7 +85,7 @@ mod tests {
     fn a_part_is_read_where_it_lies_and_never_reaches_beyond() {
         let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
         std::fs::write(&path, [1, 2, 3, 4, 5]).unwrap();
-        let mapped = Bytes::map(&File::open(&path).unwrap()).unwrap();
+        let mapped = Bytes::open(&path).unwrap();
         for bytes in [mapped, Bytes::from(vec![1, 2, 3, 4, 5])] {
             let part = bytes.slice(1..4).unwrap();
             assert_eq!((part.as_ptr(), &*part), (bytes[1..].as_ptr(), &[2, 3, 4][..]));
@@ -94,9 +103,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, new) = (dir.path().join("a"), dir.path().join("b"));
         std::fs::write(&path, "old").unwrap();
-        let bytes = Bytes::map(&File::open(&path).unwrap()).unwrap();
+        let bytes = Bytes::open(&path).unwrap();
         std::fs::write(&new, "n").unwrap();
         std::fs::rename(&new, &path).unwrap();
         assert_eq!(&*bytes, b"old");
+    }
+
+    #[test]
+    fn an_empty_file_is_empty_and_what_is_no_file_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        std::fs::write(&path, "").unwrap();
+        assert!(Bytes::open(&path).unwrap().is_empty());
+        assert!(Bytes::open(dir.path()).is_err() && Bytes::open(&dir.path().join("b")).is_err());
     }
 }

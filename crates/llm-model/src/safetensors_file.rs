@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -41,7 +40,7 @@ pub fn read_safetensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
 impl SafetensorsFile {
     /// Maps a file and checks its header.
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes = File::open(path).and_then(|file| Bytes::map(&file)).map_err(Error::io(path))?;
+        let bytes = Bytes::open(path).map_err(Error::io(path))?;
         let broken = |message: String| Error::Safetensors { path: path.into(), message };
         let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(e.to_string()))?;
         let start = 8 + header;

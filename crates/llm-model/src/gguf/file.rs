@@ -5,7 +5,6 @@
 //! of the file before it takes memory, and leaves the tensors where they lie.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use llm_kernels::{BlockFormat, Bytes};
@@ -106,7 +105,7 @@ pub struct GgufFile {
 impl GgufFile {
     /// Maps a file and checks its header.
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes = File::open(path).and_then(|file| Bytes::map(&file)).map_err(Error::io(path))?;
+        let bytes = Bytes::open(path).map_err(Error::io(path))?;
         Reader { bytes: &bytes, at: 0 }.file(path).map_err(|message| Error::Gguf { path: path.into(), message })
     }
 
