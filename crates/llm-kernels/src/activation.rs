@@ -50,25 +50,42 @@ fn naive(x: &Tensor, activation: Activation) -> Result<Tensor> {
     }
 }
 
-/// An activation at one `x`: `value = x · share`, and the slope there.
+/// An activation at one `x`: `value = from · share`, and the slope there.
 struct Curve {
+    from: f32,
     value: f32,
     share: f32,
     slope: f32,
 }
 
+/// `x`, but no lower than `-end`, where the share is 0 in f32 or nearly so: 0 times -inf would be NaN. NaN stays.
+#[inline(always)]
+fn from(x: f32, end: f32) -> f32 {
+    if x < -end { -end } else { x }
+}
+
+/// `x`, but no further from 0 than `end`, where the curve is straight in f32: what is squared in a slope must not overflow. NaN
+/// stays.
+#[inline(always)]
+fn within(x: f32, end: f32) -> f32 {
+    let x = from(x, end);
+    if x > end { end } else { x }
+}
+
 #[inline(always)]
 fn silu(x: f32) -> Curve {
+    const END: f32 = 88.;
     let e = exp(-x);
-    let share = 1. / (1. + e);
-    Curve { value: x / (1. + e), share, slope: share + x * share * (1. - share) }
+    let (from, share) = (from(x, END), 1. / (1. + e));
+    Curve { from, value: from / (1. + e), share, slope: share + within(x, END) * share * (1. - share) }
 }
 
 // The slope is Φ(x) + x · φ(x).
 #[inline(always)]
 fn gelu(x: f32) -> Curve {
-    let share = normal_cdf(x);
-    Curve { value: x * share, share, slope: share + x * 0.398_942_3 * exp(-0.5 * x * x) }
+    const END: f32 = 14.;
+    let (from, share, x) = (from(x, END), normal_cdf(x), within(x, END));
+    Curve { from, value: from * share, share, slope: share + x * 0.398_942_3 * exp(-0.5 * x * x) }
 }
 
 /// Φ(x) to an absolute error under 3e-7: Abramowitz and Stegun 7.1.26 for the error function.
@@ -88,10 +105,11 @@ fn normal_cdf(x: f32) -> f32 {
 #[inline(always)]
 fn gelu_tanh(x: f32) -> Curve {
     const SCALE: f32 = SQRT_2_OVER_PI as f32;
+    const END: f32 = 10.;
     let t = tanh(SCALE * (x + 0.044_715 * x * x * x));
-    let share = 0.5 * (1. + t);
+    let (from, share, x) = (from(x, END), 0.5 * (1. + t), within(x, END));
     let slope = share + 0.5 * x * (1. - t * t) * SCALE * (1. + 3. * 0.044_715 * x * x);
-    Curve { value: x * share, share, slope }
+    Curve { from, value: from * share, share, slope }
 }
 
 struct Gated(Activation);
@@ -202,7 +220,7 @@ pub(crate) fn gated_backward_simd<'a, S: pulp::Simd>(
 fn gate_gradients(gate: &mut [f32], up: &mut [f32], dy: &[f32], curve: impl Fn(f32) -> Curve) {
     for ((gate, up), dy) in gate.iter_mut().zip(up).zip(dy) {
         let at = curve(*gate);
-        (*gate, *up) = (dy * *up * at.slope, dy * *gate * at.share);
+        (*gate, *up) = (dy * *up * at.slope, dy * at.from * at.share);
     }
 }
 
@@ -278,6 +296,35 @@ mod tests {
             }
             let x = random(&[5, 7], 1, 1.)?;
             assert_same_gradients(&[&x], 1e-5, |t| activate(&t[0].t()?, activation))?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn values_and_slopes_are_right_however_large_the_number_is() -> Result<()> {
+        let device = candle_core::Device::Cpu;
+        let numbers = [20f32, 90., 1e4, 1e20, 3e38, f32::INFINITY];
+        for activation in ALL {
+            for x in numbers.into_iter().flat_map(|x| [x, -x]) {
+                let var = candle_core::Var::new(&[x], &device)?;
+                let y = activate(&var, activation)?;
+                let slope = y.backward()?.get(&var).unwrap().to_vec1::<f32>()?[0];
+                let y = y.to_vec1::<f32>()?[0];
+                let (value, straight) = if x > 0. { (x, 1.) } else { (0., 0.) };
+                assert!(y == value || (y - value).abs() < 1e-6, "{activation:?}({x}) is {y}");
+                assert!((slope - straight).abs() < 1e-6, "{activation:?} at {x} has the slope {slope}");
+                let (gate, up) = (candle_core::Var::new(&[x], &device)?, candle_core::Var::new(&[2f32], &device)?);
+                let grads = gated(&gate, &up, activation)?.backward()?;
+                let [of_gate, of_up] = [&gate, &up].map(|var| grads.get(var).unwrap().to_vec1::<f32>().unwrap()[0]);
+                assert!(
+                    (of_gate - 2. * slope).abs() < 1e-6 && (of_up == y || (of_up - y).abs() < 1e-6),
+                    "{of_gate} {of_up}"
+                );
+            }
+            let var = candle_core::Var::new(&[f32::NAN], &device)?;
+            let y = activate(&var, activation)?;
+            assert!(y.to_vec1::<f32>()?[0].is_nan(), "{activation:?} hides NaN");
+            assert!(y.backward()?.get(&var).unwrap().to_vec1::<f32>()?[0].is_nan(), "{activation:?} hides NaN");
         }
         Ok(())
     }
