@@ -12,11 +12,11 @@ const CHUNK: usize = 32768;
 pub struct AdamWStep {
     /// Learning rate of this step.
     pub learning_rate: f64,
-    /// Decay of the first moment.
+    /// Decay of the first moment, in `0..1`.
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay of the second moment, in `0..1`.
     pub beta2: f64,
-    /// Added to the root of the *bias-corrected* second moment, as PyTorch does.
+    /// Added to the root of the *bias-corrected* second moment, as PyTorch does; positive.
     pub eps: f64,
     /// Decoupled decay: the weight is first multiplied by `1 - learning_rate * weight_decay`.
     pub weight_decay: f64,
@@ -28,12 +28,26 @@ pub struct AdamWStep {
 
 /// Updates `weight` and `moments` in place. `moments` is `(2, n)`: first and second moment of the `n` weights.
 ///
-/// All three are f32, contiguous and on the same device.
+/// All three are f32, contiguous and on the same device; none is a view of another's memory.
 pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamWStep) -> Result<()> {
     if moments.dims() != [2, weight.elem_count()] || grad.dims() != weight.dims() {
         bail!("adamw_step: weight {:?}, gradient {:?}, moments {:?}", weight.dims(), grad.dims(), moments.dims());
     }
+    let AdamWStep { beta1, beta2, eps, step: number, .. } = *step;
+    let decays = [beta1, beta2].iter().all(|beta| (0. ..1.).contains(beta));
+    // The second moment of a small gradient is 0 in f32: nothing but a positive eps keeps its step finite.
+    if !decays || eps <= 0. || eps.is_nan() || number == 0 {
+        bail!(
+            "adamw_step: beta1 {beta1}, beta2 {beta2}, eps {eps}, step {number}; the betas must be in 0..1, eps positive, \
+             and the first step is 1"
+        );
+    }
     let grad = grad.contiguous()?;
+    // Each of the three is locked below, and one that is locked for writing already is waited for without end.
+    let [w, g, m] = [weight, &grad, moments].map(memory);
+    if w == g || w == m || g == m {
+        bail!("adamw_step: weight, gradient and moments are views of the same memory; each needs its own");
+    }
     if crate::is_fused(weight) {
         return weight.inplace_op2(&grad, &OnWeight { moments, step });
     }
@@ -41,7 +55,7 @@ pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamW
     let g = (grad.flatten_all()?.to_dtype(DType::F32)? * step.gradient_scale)?;
     let m = ((m * step.beta1)? + (&g * (1. - step.beta1))?)?;
     let v = ((v * step.beta2)? + (g.sqr()? * (1. - step.beta2))?)?;
-    let denominator = ((&v / bias(step.beta2, step.step))?.sqrt()? + step.eps)?;
+    let denominator = ((&v / bias(step.beta2, step.step))?.sqrt()? + f64::from(crate::norm::epsilon(step.eps)))?;
     let update = ((&m / bias(step.beta1, step.step))? / denominator)?.reshape(weight.dims())?;
     let decayed = (weight * (1. - step.learning_rate * step.weight_decay))?;
     let new = (decayed - (update * step.learning_rate)?.to_dtype(weight.dtype())?)?;
@@ -65,6 +79,11 @@ pub fn square_sum(x: &Tensor) -> Result<f64> {
 #[inline(always)]
 fn chunk_square_sum_simd<S: pulp::Simd>(_simd: S, x: &[f32]) -> f64 {
     x.chunks(1024).map(|x| f64::from(crate::simd::sum2(x, x, |a, b| a * b))).sum()
+}
+
+/// Where a tensor's storage lies: views of one storage share it.
+fn memory(x: &Tensor) -> usize {
+    std::ptr::from_ref(&*x.storage_and_layout().0).addr()
 }
 
 fn bias(beta: f64, step: u64) -> f64 {
@@ -125,6 +144,8 @@ impl InplaceOp1 for OnMoments<'_> {
 struct Numbers {
     scale: f32,
     betas: [f32; 2],
+    /// One less each of them, in f32 of f64: 1 - 0.999 in f32 would be off by 5e-5 of it.
+    others: [f32; 2],
     decay: f32,
     rate: f32,
     root: f32,
@@ -136,10 +157,11 @@ impl Numbers {
         Self {
             scale: step.gradient_scale as f32,
             betas: [step.beta1 as f32, step.beta2 as f32],
+            others: [(1. - step.beta1) as f32, (1. - step.beta2) as f32],
             decay: (1. - step.learning_rate * step.weight_decay) as f32,
             rate: (step.learning_rate / bias(step.beta1, step.step)) as f32,
             root: (1. / bias(step.beta2, step.step)).sqrt() as f32,
-            eps: step.eps as f32,
+            eps: crate::norm::epsilon(step.eps),
         }
     }
 }
@@ -154,11 +176,11 @@ fn update_simd<'a, S: pulp::Simd>(
     grad: &'a [f32],
     numbers: &'a Numbers,
 ) {
-    let &Numbers { scale, betas: [b1, b2], decay, rate, root, eps } = numbers;
+    let &Numbers { scale, betas: [b1, b2], others: [c1, c2], decay, rate, root, eps } = numbers;
     for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(grad) {
         let g = g * scale;
-        *m = *m * b1 + g * (1. - b1);
-        *v = *v * b2 + g * g * (1. - b2);
+        *m = *m * b1 + g * c1;
+        *v = *v * b2 + g * g * c2;
         *w = *w * decay - rate * *m / (v.sqrt() * root + eps);
     }
 }
@@ -219,19 +241,73 @@ mod tests {
         Ok(())
     }
 
+    const STEP: AdamWStep = AdamWStep {
+        learning_rate: 0.1,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.,
+        step: 1,
+        gradient_scale: 1.,
+    };
+
+    #[test]
+    fn the_share_of_a_new_gradient_is_exact() -> Result<()> {
+        let (weight, moments) = (random(&[1], 1, 1.)?, Tensor::zeros((2, 1), DType::F32, &Device::Cpu)?);
+        adamw_step(&weight, &Tensor::ones(1, DType::F32, &Device::Cpu)?, &moments, &STEP)?;
+        for (moment, share) in moments.flatten_all()?.to_vec1::<f32>()?.into_iter().zip([0.1, 0.001]) {
+            assert!((f64::from(moment) / share - 1.).abs() < 1e-7, "{moment} is not {share}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_tiny_epsilon_is_not_zero_and_numbers_that_divide_by_zero_are_errors() -> Result<()> {
+        for dtype in [DType::F32, DType::F64] {
+            let run = |step: AdamWStep| -> Result<f64> {
+                let weight = Tensor::ones(3, dtype, &Device::Cpu)?;
+                let (grad, moments) = (weight.zeros_like()?, Tensor::zeros((2, 3), DType::F32, &Device::Cpu)?);
+                adamw_step(&weight, &grad, &moments, &step)?;
+                weight.to_dtype(DType::F64)?.get(0)?.to_scalar()
+            };
+            assert_eq!(run(AdamWStep { eps: 1e-60, ..STEP })?, 1.);
+            for eps in [0., -1e-8, f64::NAN] {
+                assert!(run(AdamWStep { eps, ..STEP }).is_err());
+            }
+            for beta in [1., -0.1, f64::NAN] {
+                assert!(run(AdamWStep { beta1: beta, ..STEP }).is_err());
+                assert!(run(AdamWStep { beta2: beta, ..STEP }).is_err());
+            }
+            let message = run(AdamWStep { step: 0, ..STEP }).unwrap_err().to_string();
+            assert!(message.contains("step 0") && message.contains("the first step is 1"), "{message}");
+        }
+        Ok(())
+    }
+
+    /// On a thread of its own: on the old way this waited for ever.
+    #[test]
+    fn views_of_one_memory_are_an_error() {
+        let (done, wait) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let run = |weight: &Tensor, grad: &Tensor, moments: &Tensor| {
+                adamw_step(weight, grad, moments, &STEP).err().map(|error| error.to_string())
+            };
+            let all = random(&[3, 4], 1, 1.).unwrap();
+            let (first, rest, own) = (all.get(0).unwrap(), all.narrow(0, 1, 2).unwrap(), random(&[4], 2, 1.).unwrap());
+            let moments = Tensor::zeros((2, 4), DType::F32, &Device::Cpu).unwrap();
+            let errors =
+                [run(&first, &own, &rest), run(&own, &first, &rest), run(&first, &all.get(1).unwrap(), &moments)];
+            done.send((errors, run(&first, &own, &moments))).unwrap();
+        });
+        let (errors, fine) = wait.recv_timeout(std::time::Duration::from_mins(1)).expect("it hangs");
+        assert!(errors.iter().flatten().filter(|error| error.contains("the same memory")).count() == 3, "{errors:?}");
+        assert_eq!(fine, None);
+    }
+
     #[test]
     fn moments_of_another_size_are_an_error() -> Result<()> {
-        let (w, m) = (random(&[3], 1, 1.)?, random(&[2, 4], 1, 1.)?);
-        let step = AdamWStep {
-            learning_rate: 0.1,
-            beta1: 0.9,
-            beta2: 0.9,
-            eps: 1e-8,
-            weight_decay: 0.,
-            step: 1,
-            gradient_scale: 1.,
-        };
-        assert!(adamw_step(&w, &w, &m, &step).is_err());
+        let (w, g, m) = (random(&[3], 1, 1.)?, random(&[3], 1, 1.)?, random(&[2, 4], 1, 1.)?);
+        assert!(adamw_step(&w, &g, &m, &STEP).is_err());
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::activation::{Activation, gated, gated_backward, gated_forward};
 use crate::linear::{added, linear_add, linear_in};
 use crate::matmul::{FEW_ROWS, How, Matrix, Precision, Rounded, mapped_product, product, product_into};
-use crate::norm::{gradients, normed, rms_norm};
+use crate::norm::{epsilon, gradients, normed, rms_norm};
 use crate::operation::{OnSlices, Operation};
 use crate::simd::zeros;
 use crate::written::written;
@@ -64,7 +64,7 @@ pub fn feed_forward(
         let y = gated(&gate?, &up?, activation)?;
         return if norm.is_some() { linear_add(&y, down, x, precision) } else { linear_in(&y, down, precision) };
     }
-    let eps = norm.map(|(_, eps)| eps as f32);
+    let eps = norm.map(|(_, eps)| epsilon(eps));
     let norm = norm.map(|(weight, _)| weight.unsqueeze(0)).transpose()?;
     let params: Vec<&Tensor> = norm.iter().chain([gate, up]).collect();
     let params = Tensor::cat(&params, 0)?; // (1 + 2 inner, hidden), or without the 1

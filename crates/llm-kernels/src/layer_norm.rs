@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::norm::{cpu, rows_per_task};
+use crate::norm::{cpu, epsilon, rows_per_task};
 use crate::simd::{contiguous, sum2, zeros};
 
 /// Shifts and scales each row of `x` `(…, n)` to a mean of 0 and a variance of 1, then by `weight` and `bias` `(n,)`.
@@ -13,7 +13,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
         bail!("layer_norm: x is {x:?}, its last dimension must be that of the weight {w:?} and of the bias {b:?}");
     }
     if crate::is_fused(x) && crate::is_fused(weight) && crate::is_fused(bias) {
-        let op = LayerNorm { eps: eps as f32 };
+        let op = LayerNorm { eps: epsilon(eps) };
         x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
     } else {
         naive(x, weight, bias, eps)
@@ -49,7 +49,7 @@ impl CustomOp3 for LayerNorm {
     ) -> Result<(CpuStorage, Shape)> {
         let (x, w, b) = (contiguous(xs, xl)?, contiguous(ws, wl)?, contiguous(bs, bl)?);
         let mut y = zeros(x.len());
-        let size = rows_per_task(w.len()) * w.len();
+        let size = rows_per_task(w.len()) * w.len().max(1);
         y.par_chunks_mut(size).zip(x.par_chunks(size)).for_each(|(y, x)| forward(x, w, b, self.eps, y));
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
@@ -66,7 +66,7 @@ impl CustomOp3 for LayerNorm {
         let ((xs, xl), (ws, wl), (ds, dl)) = (x.storage_and_layout(), w.storage_and_layout(), dy.storage_and_layout());
         let (x_data, w_data, dy_data) = (cpu(&xs, xl)?, cpu(&ws, wl)?, cpu(&ds, dl)?);
         let n = w_data.len();
-        let size = rows_per_task(n) * n;
+        let size = rows_per_task(n) * n.max(1);
         let mut dx = zeros(x_data.len());
         let partial: Vec<(Vec<f32>, Vec<f32>)> = dx
             .par_chunks_mut(size)

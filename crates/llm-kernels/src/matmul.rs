@@ -61,7 +61,7 @@ impl<'a, T: Copy> Matrix<'a, T> {
     /// Row `i` of a view that is not transposed.
     #[inline]
     pub fn row(self, i: usize) -> &'a [T] {
-        debug_assert_eq!(self.col_stride, 1);
+        assert_eq!(self.col_stride, 1, "a transposed view has no rows that lie together");
         &self.data[i * self.row_stride..][..self.cols]
     }
 
@@ -74,7 +74,7 @@ impl<'a, T: Copy> Matrix<'a, T> {
     /// At most `rows` rows from `start` on.
     #[inline]
     fn rows_from(self, start: usize, rows: usize) -> Self {
-        let data = self.data.get(start * self.row_stride..).unwrap_or_default();
+        let data = self.data.get(start.saturating_mul(self.row_stride)..).unwrap_or_default();
         Self { data, rows: rows.min(self.rows.saturating_sub(start)), ..self }
     }
 
@@ -447,6 +447,19 @@ mod tests {
     #[should_panic(expected = "reaches beyond")]
     fn a_matrix_never_reaches_beyond_its_memory() {
         Matrix::new(&[0.; 5], 2, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "no rows that lie together")]
+    fn a_transposed_view_has_no_rows() {
+        Matrix::new(&[0.; 6], 2, 3).t().row(0);
+    }
+
+    #[test]
+    fn rows_behind_the_last_are_none() {
+        let wide = Matrix::with_stride(&[0.; 5], 1, 5, usize::MAX);
+        assert_eq!((wide.rows_from(2, 3).rows, wide.rows_from(0, 3).rows), (0, 1));
+        assert!(wide.rows_from(usize::MAX, 1).data.is_empty());
     }
 
     #[test]

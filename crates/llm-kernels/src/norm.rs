@@ -15,7 +15,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         bail!("rms_norm: x is {:?}, its last dimension must be that of the weight {:?}", x.dims(), weight.dims());
     }
     if crate::is_fused(x) && crate::is_fused(weight) {
-        x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 })
+        x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: epsilon(eps) })
     } else {
         naive(x, weight, eps)
     }
@@ -57,6 +57,7 @@ impl CustomOp2 for RmsNorm {
 /// [`rms_norm`] of rows on plain slices, rounded.
 pub(crate) fn normed<T: Rounded>(x: &[f32], w: &[f32], eps: f32) -> Vec<T> {
     let n = w.len();
+    assert!(x.len().is_multiple_of(n), "rows are as long as the weight");
     let task = |(y, x): (&mut [MaybeUninit<T>], &[f32])| {
         let mut row = vec![0f32; n];
         for (y, x) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
@@ -65,7 +66,7 @@ pub(crate) fn normed<T: Rounded>(x: &[f32], w: &[f32], eps: f32) -> Vec<T> {
         }
     };
     let len = rows_per_task(n) * n.max(1);
-    // SAFETY: there are as many rows of `n` numbers in `x` as in the result, and each is written.
+    // SAFETY: `x` is made of whole rows of `n` numbers, as was asserted; there are as many in the result, and each is written.
     #[allow(unsafe_code)]
     unsafe {
         written(x.len(), |y| y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(task))
@@ -75,9 +76,15 @@ pub(crate) fn normed<T: Rounded>(x: &[f32], w: &[f32], eps: f32) -> Vec<T> {
 /// The gradients of the rows, to which `residual` is added, and of the weight.
 pub(crate) fn gradients(x: &[f32], w: &[f32], dy: &[f32], eps: f32, residual: Option<&[f32]>) -> (Vec<f32>, Vec<f32>) {
     let n = w.len();
+    assert!(
+        x.len().is_multiple_of(n) && dy.len() == x.len(),
+        "rows are as long as the weight, and each has a gradient"
+    );
+    assert!(residual.is_none_or(|residual| residual.len() == x.len()), "each row has a residual");
     let len = rows_per_task(n) * n.max(1);
     let mut dw = vec![0f32; n];
-    // SAFETY: there are as many rows of `n` numbers in `x` as in the result, and each is written.
+    // SAFETY: `x` and `dy` are made of the same number of whole rows of `n` numbers, as was asserted; there are as many in the
+    // result, and each is written.
     #[allow(unsafe_code)]
     let dx = unsafe {
         written(x.len(), |dx| {
@@ -106,6 +113,11 @@ pub(crate) fn cpu<'a>(storage: &'a candle_core::Storage, layout: &Layout) -> Res
         candle_core::Storage::Cpu(storage) => contiguous(storage, layout),
         _ => bail!("a fused kernel got a tensor that is not in the CPU's memory"),
     }
+}
+
+/// `eps` in f32, which has no number for it below 1e-45: a positive one stays positive, so that a row of zeros stays zero.
+pub(crate) fn epsilon(eps: f64) -> f32 {
+    if eps > 0. { (eps as f32).max(f32::MIN_POSITIVE) } else { eps as f32 }
 }
 
 /// Rows of `n` numbers that one task takes: enough to outweigh the cost of handing it out.
@@ -164,6 +176,28 @@ mod tests {
         let x = random(&[9, 6], 3, 1.)?;
         let w = random(&[9], 4, 1.)?;
         assert_same_gradients(&[&x, &w], 1e-5, |t| super::rms_norm(&t[0].t()?, &t[1], 1e-5))
+    }
+
+    #[test]
+    fn a_positive_epsilon_below_the_numbers_of_f32_is_not_zero() -> candle_core::Result<()> {
+        let (x, w) = (random(&[4, 6], 1, 1.)?.affine(0., 0.)?, random(&[6], 2, 1.)?);
+        for eps in [1e-60, 1e-44, 1e-5] {
+            assert_eq!(super::rms_norm(&x, &w, eps)?.flatten_all()?.to_vec1::<f32>()?, [0.; 24]);
+            assert_eq!(crate::layer_norm(&x, &w, &w, eps)?.get(0)?.to_vec1::<f32>()?, w.to_vec1::<f32>()?);
+        }
+        Ok(())
+    }
+
+    #[test]
+    #[should_panic(expected = "each has a gradient")]
+    fn a_row_without_a_gradient_is_never_left_unwritten() {
+        super::gradients(&[1.; 6], &[1.; 3], &[1.; 3], 1e-5, None);
+    }
+
+    #[test]
+    #[should_panic(expected = "as long as the weight")]
+    fn a_part_of_a_row_is_never_left_unwritten() {
+        super::normed::<f32>(&[1.; 7], &[1.; 3], 1e-5);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use half::bf16;
 use crate::attention::{Core, Dims, Heads, HeadsMut, Scores, Visible, attention};
 use crate::linear::{added, linear_add, linear_as};
 use crate::matmul::{FEW_ROWS, How, Matrix, Precision, Rounded, mapped_product, product, product_into};
-use crate::norm::{gradients, normed, rms_norm};
+use crate::norm::{epsilon, gradients, normed, rms_norm};
 use crate::operation::{OnSlices, Operation};
 use crate::rope::{Rotation, rope};
 use crate::simd::zeros;
@@ -74,7 +74,7 @@ pub fn self_attention(
         return linear_add(&mixed, o, x, precision);
     }
     let params = Tensor::cat(&[&norm.0.unsqueeze(0)?, q, k, v], 0)?; // (1 + (h + 2 g) d, hidden)
-    let (core, rotation, eps) = (Core { shape, scores, visible: visible.clone() }, rotation.cloned(), norm.1 as f32);
+    let (core, rotation, eps) = (Core { shape, scores, visible: visible.clone() }, rotation.cloned(), epsilon(norm.1));
     let (x, o) = (x.contiguous()?, o.contiguous()?);
     let wants = [&x, &params, &o].map(Tensor::track_op);
     match scores.precision {
