@@ -44,6 +44,8 @@ mod recompute;
 mod rope;
 mod self_attention;
 mod simd;
+#[cfg(test)]
+mod sizes;
 mod stored;
 #[cfg(test)]
 mod testing;

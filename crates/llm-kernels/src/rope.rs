@@ -118,6 +118,9 @@ pub fn rope(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
 fn naive(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
     let (b, t, _h, d) = x.dims4()?;
     let half = rotation.half;
+    if half == 0 {
+        return Ok(x.clone());
+    }
     let table = |data: &Vec<f32>| Tensor::from_slice(data, (b, t, 1, half), x.device())?.to_dtype(x.dtype());
     let (cos, sin) = (table(&rotation.cos)?, table(&rotation.sin)?);
     let turning = x.narrow(D::Minus1, 0, 2 * half)?;

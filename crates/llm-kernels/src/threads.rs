@@ -39,6 +39,10 @@ pub fn with_threads<T: Send>(threads: usize, program: impl FnOnce() -> T + Send)
 /// Runs `program` while the other threads of the pool look for work without sleeping, so that its loops begin at once:
 /// a token of decoding is some two hundred of them, each shorter than waking a thread takes.
 ///
+/// Call it from one thread only, the one that decodes. A waiting thread lies on top of whatever it had begun: if that holds a
+/// lock over a parallel loop, and `program` asks for the lock, neither goes on. So never hold a lock over a call of this crate
+/// while another thread may be in `awake`.
+///
 /// Outside the pool, or while another thread does the same, it only runs `program`. It waits for nobody's end: a thread that
 /// is at something else stays there.
 pub fn awake<T>(program: impl FnOnce() -> T) -> T {

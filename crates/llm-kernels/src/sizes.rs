@@ -1,0 +1,219 @@
+//! A test: sizes of 0, 1 and 2 in every dimension of every function give a result of the right shape, with its gradients, or an
+//! error; no panic, no waiting.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+use crate::testing::random;
+use crate::{
+    Activation, AdamWStep, BlockFormat, Bytes, CrossEntropyOptions, GatedWeights, IGNORED, Output, Precision,
+    Projections, QuantizedWeight, Recomputed, Rotary, Scores, StoredWeight, Visible, activate, adamw_step, attention,
+    attention_weights, both, cross_entropy, feed_forward, gated, kl_divergence, layer_norm, linear, linear_add,
+    linear_as, linear_cross_entropy, linear_distillation, linear_in, linear_quantized, linear_stored, recompute,
+    rms_norm, rope, self_attention, square_sum,
+};
+
+/// All choices of `N` sizes.
+fn sizes<const N: usize>(of: [usize; 3]) -> impl Iterator<Item = [usize; N]> {
+    (0..3usize.pow(N as u32)).map(move |i| std::array::from_fn(|at| of[i / 3usize.pow(at as u32) % 3]))
+}
+
+const SMALL: [usize; 3] = [0, 1, 2];
+
+/// Runs a function on tensors of the given shapes, and its backward. `expected` is the shape of the result.
+fn check(name: &str, shapes: &[&[usize]], expected: &[usize], run: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    for dtype in [DType::F32, DType::F64] {
+        let what = format!("{name} {dtype:?} {shapes:?}");
+        let all = catch_unwind(AssertUnwindSafe(|| -> Result<()> {
+            let vars = shapes.iter().enumerate().map(|(i, shape)| {
+                // candle makes no variable of a random tensor without elements, but of any other.
+                Var::from_tensor(&random(shape, i as u64 + 1, 1.)?.to_dtype(dtype)?)
+            });
+            let vars = vars.collect::<Result<Vec<_>>>()?;
+            let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+            let y = run(&tensors)?;
+            assert_eq!(y.dims(), expected, "{what}");
+            let grads = y.flatten_all()?.sum(0)?.backward()?;
+            for (var, shape) in vars.iter().zip(shapes) {
+                assert!(
+                    grads.get(var).is_none_or(|grad| grad.dims() == *shape),
+                    "{what}: a gradient has another shape"
+                );
+            }
+            Ok(())
+        }));
+        match all {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                // An error is fine where something is empty, and nowhere else.
+                assert!(shapes.iter().any(|shape| shape.contains(&0)), "{what}: {error}");
+            }
+            Err(panic) => panic!("{what} panics: {:?}", panic.downcast_ref::<String>()),
+        }
+    }
+}
+
+/// Runs what gives no tensor.
+fn check_plain(what: &str, empty: bool, run: impl FnOnce() -> Result<()>) {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => assert!(empty, "{what}: {error}"),
+        Err(panic) => panic!("{what} panics: {:?}", panic.downcast_ref::<String>()),
+    }
+}
+
+fn elementwise_and_norms() {
+    for [a, b] in sizes(SMALL) {
+        for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+            check("activate", &[&[a, b]], &[a, b], |t| activate(&t[0], activation));
+            check("gated", &[&[a, b], &[a, b]], &[a, b], |t| gated(&t[0], &t[1], activation));
+        }
+        check("rms_norm", &[&[a, b], &[b]], &[a, b], |t| rms_norm(&t[0], &t[1], 1e-5));
+        check("layer_norm", &[&[a, b], &[b], &[b]], &[a, b], |t| layer_norm(&t[0], &t[1], &t[2], 1e-5));
+        check("recompute", &[&[a, b]], &[a, b], |t| recompute(&t[0], Vec::new(), &Recomputed::default(), |x| x * 2.));
+        check_plain(&format!("both {a}"), false, || {
+            assert_eq!(both(a, || 1, || 2), (1, 2));
+            Ok(())
+        });
+        check_plain(&format!("adamw_step, square_sum {a} {b}"), a * b == 0, || {
+            let (weight, grad) = (random(&[a, b], 1, 1.)?, random(&[a, b], 2, 1.)?);
+            let moments = Tensor::zeros((2, a * b), DType::F32, &Device::Cpu)?;
+            let (learning_rate, beta1, beta2, eps) = (0.1, 0.9, 0.9, 1e-8);
+            let step = AdamWStep { learning_rate, beta1, beta2, eps, weight_decay: 0., step: 1, gradient_scale: 1. };
+            adamw_step(&weight, &grad, &moments, &step)?;
+            square_sum(&weight)?;
+            square_sum(&weight.to_dtype(DType::F64)?).map(drop)
+        });
+    }
+}
+
+fn losses() {
+    for [n, vocab] in sizes(SMALL) {
+        let labels = vec![if vocab == 0 { IGNORED } else { vocab as i64 - 1 }; n];
+        check("cross_entropy", &[&[n, vocab]], &[n], |t| cross_entropy(&t[0], &labels));
+        check("kl_divergence", &[&[n, vocab], &[n, vocab]], &[n], |t| kl_divergence(&t[0], &t[1], 2.));
+        for [k, other] in sizes(SMALL) {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let options = CrossEntropyOptions { label_smoothing: 0.1, z_loss: 0.1, precision };
+                check("linear_cross_entropy", &[&[n, k], &[vocab, k]], &[], |t| {
+                    linear_cross_entropy(&t[0], &t[1], &labels, options)
+                });
+                let shapes: [&[usize]; 4] = [&[n, k], &[vocab, k], &[n, other], &[vocab, other]];
+                check("linear_distillation", &shapes, &[], |t| {
+                    let output = |hidden, weight| Output { hidden, weight, precision };
+                    Ok(linear_distillation(output(&t[0], &t[1]), output(&t[2], &t[3]), &labels, 0.5, 2.)?.loss)
+                });
+            }
+        }
+    }
+}
+
+fn products() {
+    for [n, k, m] in sizes(SMALL).chain(sizes([0, 1, 5]).filter(|&[n, _, _]| n == 5)) {
+        for precision in [Precision::F32, Precision::Bf16] {
+            check("linear", &[&[n, k], &[m, k]], &[n, m], |t| linear(&t[0], &t[1]));
+            check("linear_in", &[&[2, n, k], &[m, k]], &[2, n, m], |t| linear_in(&t[0], &t[1], precision));
+            check("linear_as", &[&[n, k], &[m, k]], &[m, n], |t| linear_as(&t[0], &t[1], &[m, n], precision));
+            check("linear_add", &[&[n, k], &[m, k], &[n, m]], &[n, m], |t| linear_add(&t[0], &t[1], &t[2], precision));
+            check("feed_forward", &[&[n, k], &[k], &[m, k], &[m, k], &[k, m]], &[n, k], |t| {
+                let weights = GatedWeights { gate: &t[2], up: &t[3], down: &t[4] };
+                let plain = feed_forward(&t[0], None, weights, Activation::Silu, precision)?;
+                assert_eq!(plain.dims(), [n, k]);
+                feed_forward(&t[0], Some((&t[1], 1e-5)), weights, Activation::Silu, precision)
+            });
+        }
+        let x = |t: &[Tensor]| t[0].to_dtype(DType::F32);
+        check("a weight in bf16", &[&[n, k], &[m, k]], &[n, m], |t| {
+            linear(&x(t)?, &t[1].detach().to_dtype(DType::BF16)?)
+        });
+        for (dtype, size) in [(DType::F32, 4), (DType::BF16, 2), (DType::F16, 2)] {
+            check("linear_stored", &[&[n, k]], &[n, m], |t| {
+                let w = StoredWeight::new(Bytes::from(vec![0; m * k * size]), (m, k), dtype)?;
+                assert_eq!((w.dense()?.dims(), w.part(0..m)?.shape()), (&[m, k][..], (m, k)));
+                assert_eq!((w.part(m..m)?.dense()?.dims(), w.rows(&[])?.dims()), (&[0, k][..], &[0, k][..]));
+                assert_eq!(w.rows(&vec![0; m])?.dims(), [m, k]);
+                linear_stored(&x(t)?, &w)
+            });
+        }
+        for format in [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_K, BlockFormat::Q6_K] {
+            let wide = k * format.elements();
+            check("linear_quantized", &[&[n, wide]], &[n, m], |t| {
+                let w = QuantizedWeight::from_blocks(vec![0; m * k * format.bytes()], (m, wide), format)?;
+                assert_eq!((w.dequantize()?.dims(), w.rows(&[])?.dims()), (&[m, wide][..], &[0, wide][..]));
+                assert_eq!(w.rows(&vec![0; m])?.dims(), [m, wide]);
+                assert_eq!(QuantizedWeight::quantize(&w.dequantize()?, format)?.blocks().len(), w.blocks().len());
+                linear_quantized(&x(t)?, &w)
+            });
+        }
+    }
+}
+
+fn attentions() {
+    for [b, t, s, h, g, d] in sizes(SMALL) {
+        let (soft_cap, shape) = (Some(2.), [b, t, h, d]);
+        for scores in [Scores::of_head(d), Scores { soft_cap, precision: Precision::Bf16, ..Scores::of_head(d) }] {
+            // What no one may ask for: an error even where nothing is empty.
+            if t > s || g == 0 || h % g != 0 {
+                let x = |s: usize, h: usize| Tensor::zeros((b, s, h, d), DType::F32, &Device::Cpu).unwrap();
+                assert!(attention(&x(t, h), &x(s, g), &x(s, g), scores, &Visible::default()).is_err());
+                continue;
+            }
+            let shapes: [&[usize]; 3] = [&shape, &[b, s, g, d], &[b, s, g, d]];
+            let hidden = Visible { first_key: None, hidden_keys: Some(vec![(0, s as u32); b].into()) };
+            for visible in [Visible::default(), Visible::from_first(vec![1; b * t]), hidden] {
+                check("attention", &shapes, &shape, |x| attention(&x[0], &x[1], &x[2], scores, &visible));
+                check("attention_weights", &shapes[..2], &[b, h, t, s], |x| {
+                    attention_weights(&x[0], &x[1], scores, &visible)
+                });
+            }
+        }
+    }
+    for [b, h, d] in sizes(SMALL) {
+        for (t, rotary) in [0, 1, 2, 5].into_iter().flat_map(|t| [0, 1, 2].map(|rotary| (t, rotary))) {
+            let positions: Vec<u32> = (0..b * t).map(|i| i as u32).collect();
+            for turning in [Rotary::new(rotary, 1e4), Rotary::new(rotary, 1e4).interleaved()] {
+                let rotation = turning.at(&positions);
+                if rotary / 2 * 2 <= d {
+                    check("rope", &[&[b, t, h, d]], &[b, t, h, d], |x| rope(&x[0], &rotation));
+                }
+                for ([hidden, g], precision) in sizes(SMALL).zip([Precision::F32, Precision::Bf16].into_iter().cycle())
+                {
+                    if rotary / 2 * 2 > d || g == 0 || h % g != 0 {
+                        continue;
+                    }
+                    let (q, k, o) = ([h * d, hidden], [g * d, hidden], [hidden, h * d]);
+                    let shapes: [&[usize]; 6] = [&[b, t, hidden], &[hidden], &q, &k, &k, &o];
+                    check("self_attention", &shapes, &[b, t, hidden], |x| {
+                        let weights = Projections { q: &x[2], k: &x[3], v: &x[4], o: &x[5] };
+                        let scores = Scores { precision, ..Scores::of_head(d) };
+                        self_attention(&x[0], (&x[1], 1e-5), weights, d, Some(&rotation), scores, &Visible::default())
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn small_sizes_give_a_result_or_an_error() {
+    let (done, wait) = std::sync::mpsc::channel();
+    let parts = [elementwise_and_norms, losses, products, attentions];
+    let threads = parts.map(|part| {
+        let done = done.clone();
+        std::thread::spawn(move || {
+            let end = catch_unwind(part);
+            done.send(()).unwrap();
+            end
+        })
+    });
+    for _ in &threads {
+        wait.recv_timeout(Duration::from_mins(5)).expect("a function does not come back");
+    }
+    for thread in threads {
+        if let Err(panic) = thread.join().unwrap() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
