@@ -27,36 +27,7 @@ pub fn is_eval_step(step: u64, eval_every: u64, last: u64) -> bool {
 }
 
 #[cfg(test)]
-mod testing {
-    //! Models whose predictions are known by hand.
-
-    use llm_model::{Head, Model, ModelConfig};
-    use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
-
-    /// The tokenizer of a text of few words, with a chat template.
-    pub fn tokenizer(text: &str) -> Tokenizer {
-        let config = TrainConfig { vocab_size: 400, min_frequency: 1 };
-        train_bpe(&config, [text].iter()).unwrap().with_default_chat_template().unwrap()
-    }
-
-    /// A model of one layer, initialised with this standard deviation: with 0 its logits are 0 everywhere.
-    pub fn model(tokenizer: &Tokenizer, initializer_range: f64) -> Model {
-        let config = ModelConfig {
-            vocab_size: tokenizer.vocab_size(),
-            hidden_size: 32,
-            intermediate_size: 64,
-            num_hidden_layers: 1,
-            num_attention_heads: 2,
-            num_key_value_heads: 1,
-            max_position_embeddings: 64,
-            initializer_range,
-            eos_token_id: Some(tokenizer.chat_format().unwrap().end_of_turn),
-            pad_token_id: tokenizer.pad_id(),
-            ..ModelConfig::default()
-        };
-        Model::init(config, Head::LanguageModel, 3).unwrap()
-    }
-}
+pub(crate) mod testing;
 
 #[cfg(test)]
 mod tests {

@@ -141,3 +141,82 @@ pub fn reply_kls(
     }
     Ok(kls)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{bigram_model, tokenizer};
+    use super::*;
+
+    fn reply(text: &str, ended: bool) -> WrittenReply {
+        WrittenReply { ids: vec![1; text.split(' ').count()], text: text.to_owned(), ended }
+    }
+
+    #[test]
+    fn sentences_end_at_marks_before_white_space() {
+        let all: Vec<&str> = sentences(" Blow 1.5 times! Then?  Ask somebody. And then").collect();
+        assert_eq!(all, ["Blow 1.5 times!", "Then?", "Ask somebody.", "And then"]);
+        assert_eq!(sentences("  ").count(), 0);
+    }
+
+    #[test]
+    fn the_statistics_of_replies_are_those_counted_by_hand() {
+        let replies = [
+            reply("Stir it. Be careful.", true),
+            reply("Stir it. Be careful.", true),
+            reply("Shake it. Be careful. Be careful.", true),
+            reply("Be careful. Stir it.", true),
+            reply("Shake it and", false),
+        ];
+        let stats = reply_stats(&replies);
+        assert_eq!((stats.n, stats.distinct), (5, 4));
+        assert_eq!((stats.commonest_sentence.as_str(), stats.commonest_share), ("Be careful.", 0.8));
+        assert!((stats.endings_per_100 - 2.).abs() < 1e-12, "\"Be careful.\" and \"Stir it.\"");
+        assert_eq!((stats.cut_off_share, stats.mean_tokens), (0.2, (4. + 4. + 6. + 4. + 3.) / 5.));
+        assert_eq!(reply_stats(&[]).n, 0);
+    }
+
+    /// The expectation over all samples, counted one by one.
+    #[test]
+    fn rarefaction_is_the_mean_over_all_samples() {
+        let items = [0, 0, 0, 1, 1, 2];
+        let (mut sum, mut samples) = (0, 0);
+        for mask in 0u32..64 {
+            if mask.count_ones() == 3 {
+                let of = |kind: usize| (0..6).any(|i| mask >> i & 1 == 1 && items[i] == kind);
+                sum += (0..3).filter(|&kind| of(kind)).count();
+                samples += 1;
+            }
+        }
+        let expected = sum as f64 / f64::from(samples);
+        assert!((rarefied([3, 2, 1].into_iter(), 6, 3) - expected).abs() < 1e-12);
+        assert!((rarefied([3, 2, 1].into_iter(), 6, 100) - 3.).abs() < 1e-12, "there are no more than those");
+        // Two hundred replies with one ending, and two hundred with two hundred.
+        assert!((rarefied([200].into_iter(), 200, 100) - 1.).abs() < 1e-12);
+        assert!((rarefied(std::iter::repeat_n(1, 200), 200, 100) - 100.).abs() < 1e-9);
+    }
+
+    /// Both models know the last token alone; their log-probabilities are sums of a table's entries.
+    #[test]
+    fn the_kl_of_a_reply_is_the_difference_of_its_log_probabilities() {
+        let tokenizer = tokenizer("the cat sat on the mat.");
+        let vocab = tokenizer.vocab_size() as u32;
+        let (p, q) =
+            (|from: u32, to: u32| (from * 7 + to * 3) as f32 % 5., |from: u32, to: u32| (from + to) as f32 % 3.);
+        let (policy, reference) = (bigram_model(&tokenizer, p), bigram_model(&tokenizer, q));
+        let (prompts, replies) = ([vec![9, 8], vec![7]], [vec![5, 6, 7], vec![6]]);
+        let logprob = |logit: &dyn Fn(u32, u32) -> f32, from: u32, to: u32| {
+            let z = |to| f64::from(logit(from, to)) / 2.;
+            z(to) - (0..vocab).map(|to| z(to).exp()).sum::<f64>().ln()
+        };
+        let kls = reply_kls(&policy, &reference, &prompts, &replies, 2., 0).unwrap();
+        for ((prompt, reply), kl) in prompts.iter().zip(&replies).zip(&kls) {
+            let row = [prompt.as_slice(), reply].concat();
+            let expected: f64 = (prompt.len()..row.len())
+                .map(|t| logprob(&p, row[t - 1], row[t]) - logprob(&q, row[t - 1], row[t]))
+                .sum();
+            assert!((kl - expected).abs() < 1e-4, "{kl} is not {expected}");
+        }
+        let same = reply_kls(&policy, &policy, &prompts, &replies, 2., 0).unwrap();
+        assert_eq!(same, [0., 0.]);
+    }
+}

@@ -63,3 +63,55 @@ pub fn task_scores(model: &TextModel, tasks: &[Task], max_new_tokens: usize) -> 
         right,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use llm_data::world::{Split, World, WorldConfig};
+
+    use super::super::testing::{bigram_model, tokenizer};
+    use super::*;
+
+    /// A model that gives one task's answer to all of them is right where that answer is right.
+    #[test]
+    fn answers_are_judged_task_by_task_and_kind_by_kind() {
+        let world = World::new(WorldConfig { corpus_bytes: 1000, ..WorldConfig::default() });
+        let tasks = world.tasks(Split::HeldOut, 60);
+        let text: Vec<&str> = tasks.iter().map(|task| task.answer.as_str()).collect();
+        let tokenizer = tokenizer(&text.join(" "));
+        let ids = |task: &Task| tokenizer.encode(&task.answer).unwrap();
+        // An answer in which each token comes once, so that its last token tells the next one.
+        let simple = |task: &&Task| {
+            let ids = ids(task);
+            task.kind == PromptKind::ZeroShot && ids.iter().enumerate().all(|(i, id)| !ids[..i].contains(id))
+        };
+        let known = tasks.iter().find(simple).unwrap();
+        let end = tokenizer.chat_format().unwrap().end_of_turn;
+        let chain = [ids(known), vec![end]].concat();
+        let prompt_end =
+            |task: &Task| *tokenizer.encode_chat(&chat_messages(&task.messages), true).unwrap().last().unwrap();
+        let first = prompt_end(known);
+        let follows = |from: u32, to: u32| {
+            let at = chain.iter().position(|&id| id == from).map_or(0, |at| at + 1);
+            chain.get(at) == Some(&to) && (from == first || chain.contains(&from))
+        };
+        let model = bigram_model(&tokenizer, |from, to| f32::from(u8::from(follows(from, to))));
+        let model = TextModel { model, tokenizer: tokenizer.clone() };
+
+        let scores = task_scores(&model, &tasks, chain.len()).unwrap();
+        assert!(scores.replies.iter().all(|reply| *reply == known.answer), "{:?}", scores.replies);
+        let right: Vec<bool> = tasks.iter().map(|task| task.is_right(&known.answer)).collect();
+        let count = right.iter().filter(|&&right| right).count();
+        assert!(count > 0 && count < 30, "{count} of 60");
+        assert_eq!(scores.right, right);
+        assert_eq!(scores.total, count as f64 / 60.);
+        for (kind, share) in &scores.by_kind {
+            let of_kind = || tasks.iter().zip(&right).filter(|(task, _)| task.kind == *kind);
+            let expected = of_kind().filter(|(_, right)| **right).count() as f64 / of_kind().count() as f64;
+            assert_eq!(*share, expected, "{kind:?}");
+        }
+        assert_eq!(scores.cut_off, 0., "the end token is within the limit");
+        let cut = task_scores(&model, &tasks, chain.len() - 1).unwrap();
+        assert_eq!((cut.cut_off, cut.total), (1., scores.total), "the end token is not within the limit");
+        assert_eq!(task_scores(&model, &[], 4).unwrap().total, 0.);
+    }
+}

@@ -108,7 +108,7 @@ mod tests {
     fn a_uniform_model_loses_the_logarithm_of_the_vocabulary() {
         let dir = tempfile::tempdir().unwrap();
         let data = dataset(dir.path());
-        let uniform = model(&tokenizer(TEXT), 0.).frozen().unwrap();
+        let uniform = model(&tokenizer(TEXT), 0.);
         let vocab = uniform.config().vocab_size as f64;
         let seen = text_loss(&uniform, &data, 2, 8, 0).unwrap();
         assert!((seen.loss - vocab.ln()).abs() < 1e-5, "{seen:?}");
@@ -125,7 +125,7 @@ mod tests {
     fn the_loss_is_the_mean_over_all_tokens_each_in_its_window() {
         let dir = tempfile::tempdir().unwrap();
         let data = dataset(dir.path());
-        let model = model(&tokenizer(TEXT), 0.3).frozen().unwrap();
+        let model = model(&tokenizer(TEXT), 0.3);
         let (tokens, seq_len) = (data.tokens(), 8);
         assert_ne!((tokens.len() - 1) % seq_len, 0, "the last window must be shorter");
         let mut sum = 0.;
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_continuation_has_the_product_of_its_tokens_probabilities() {
-        let model = model(&tokenizer(TEXT), 0.3).frozen().unwrap();
+        let model = model(&tokenizer(TEXT), 0.3);
         let pairs = [(vec![7, 8, 9, 10], vec![11]), (vec![20], vec![21, 22, 23]), (vec![5, 6], vec![9, 9])];
         let logprobs = continuation_logprobs(&model, &pairs, 2).unwrap();
         for ((prefix, rest), logprob) in pairs.iter().zip(&logprobs) {
@@ -159,7 +159,7 @@ mod tests {
         }
         let all_at_once = continuation_logprobs(&model, &pairs, 64).unwrap();
         assert!(logprobs.iter().zip(all_at_once).all(|(a, b)| (a - b).abs() < 1e-5));
-        let uniform = super::super::testing::model(&tokenizer(TEXT), 0.).frozen().unwrap();
+        let uniform = super::super::testing::model(&tokenizer(TEXT), 0.);
         let vocab = uniform.config().vocab_size as f64;
         let of_uniform = continuation_logprobs(&uniform, &pairs, 2).unwrap();
         assert!((of_uniform[1] + 3. * vocab.ln()).abs() < 1e-4);

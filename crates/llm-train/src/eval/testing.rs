@@ -1,0 +1,55 @@
+//! Models whose predictions are known by hand.
+
+use candle_core::{Device, Tensor};
+use llm_model::{Head, Model, ModelConfig, Params};
+use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
+
+/// The tokenizer of a text of few words, with a chat template.
+pub fn tokenizer(text: &str) -> Tokenizer {
+    let config = TrainConfig { vocab_size: 400, min_frequency: 1 };
+    train_bpe(&config, [text].iter()).unwrap().with_default_chat_template().unwrap()
+}
+
+fn config(tokenizer: &Tokenizer) -> ModelConfig {
+    ModelConfig {
+        vocab_size: tokenizer.vocab_size(),
+        hidden_size: 32,
+        intermediate_size: 64,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 16,
+        eos_token_id: Some(tokenizer.chat_format().unwrap().end_of_turn),
+        pad_token_id: tokenizer.pad_id(),
+        ..ModelConfig::default()
+    }
+}
+
+/// A random model of one layer, initialised with this standard deviation: with 0 its logits are 0 everywhere.
+pub fn model(tokenizer: &Tokenizer, initializer_range: f64) -> Model {
+    let config = ModelConfig { initializer_range, ..config(tokenizer) };
+    Model::init(config, Head::LanguageModel, 3).unwrap().frozen().unwrap()
+}
+
+/// A model whose logit of the next token `to` after a token `from` is `logit(from, to)`, whatever is before: the hidden
+/// state is one-hot, attention and MLP add nothing.
+pub fn bigram_model(tokenizer: &Tokenizer, logit: impl Fn(u32, u32) -> f32) -> Model {
+    let vocab = tokenizer.vocab_size();
+    let config =
+        ModelConfig { hidden_size: vocab, tie_word_embeddings: false, rms_norm_eps: 1e-12, ..config(tokenizer) };
+    let table = |entry: &dyn Fn(u32, u32) -> f32| {
+        let rows: Vec<f32> = (0..vocab * vocab).map(|i| entry((i / vocab) as u32, (i % vocab) as u32)).collect();
+        Tensor::from_vec(rows, (vocab, vocab), &Device::Cpu).unwrap()
+    };
+    // The last norm gives a one-hot row the root mean square 1, so that its entry becomes sqrt(vocab).
+    let scale = (vocab as f32).sqrt();
+    let shapes = config.tensor_shapes(Head::LanguageModel);
+    let tensor = |name: &str, shape: Vec<usize>| match name {
+        "model.embed_tokens.weight" => table(&|i, j| f32::from(u8::from(i == j))),
+        "lm_head.weight" => table(&|to, from| logit(from, to) / scale),
+        _ if name.contains("norm") => Tensor::ones(shape, candle_core::DType::F32, &Device::Cpu).unwrap(),
+        _ => Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap(),
+    };
+    let tensors = shapes.into_iter().map(|(name, shape)| (name.clone(), tensor(&name, shape)));
+    Model::new(config.clone(), Head::LanguageModel, Params::new(tensors.collect())).unwrap()
+}
