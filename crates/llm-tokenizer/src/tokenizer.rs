@@ -74,6 +74,12 @@ impl Tokenizer {
         Ok(self.run(self.inner.get_added_vocabulary(), text, OffsetType::None)?.get_ids().to_vec())
     }
 
+    /// As [`Tokenizer::encode`], each id with the range of bytes of `text` that it stands for. A token that is a part of a
+    /// character has the range of the whole character.
+    pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        self.encode_spans(text)
+    }
+
     /// As [`Tokenizer::encode_with_special`], each id with the bytes of the text that it stands for.
     pub(crate) fn encode_with_special_spans(&self, text: &str) -> Result<Vec<Token>> {
         Ok(spans(&self.run(self.inner.get_added_vocabulary(), text, OffsetType::Byte)?))
@@ -271,6 +277,24 @@ mod tests {
         assert_eq!(tokenizer.encode("s><s><s>").unwrap(), [4, 1, 4, 1, 4]);
         let spans: Vec<_> = tokenizer.encode_spans("<s>s").unwrap();
         assert_eq!(spans, [(1, 0..1), (4, 1..3), (2, 3..4)]);
+    }
+
+    #[test]
+    fn offsets_are_the_bytes_that_each_token_stands_for() {
+        let tokenizer = trained();
+        for text in ["the cat sat", "the<|end|>  dög 日本", ""] {
+            let tokens = tokenizer.encode_with_offsets(text).unwrap();
+            let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();
+            assert_eq!(ids, tokenizer.encode(text).unwrap());
+            let mut end = 0;
+            for (id, span) in tokens {
+                assert!(span.start <= end && span.end >= end, "{text}: a gap before {span:?}");
+                end = span.end;
+                let written = tokenizer.decode(&[id]).unwrap();
+                assert!(written == text[span.clone()] || written.contains('\u{FFFD}'), "{text}: {span:?}");
+            }
+            assert_eq!(end, text.len());
+        }
     }
 
     #[test]
