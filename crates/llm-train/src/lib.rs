@@ -52,7 +52,7 @@ pub mod fitting;
 pub mod loss;
 pub mod optim;
 pub mod params;
-mod plot;
+pub mod plot;
 mod recipe;
 pub mod recipes;
 pub mod rl;

@@ -8,7 +8,7 @@ use llm_model::write_atomic;
 
 use super::LifecycleRecipe;
 use super::evaluate::Evaluation;
-use crate::plot::{Curve, line_plot, metric};
+use crate::plot::{Curve, Panel, Plot, metric};
 use crate::run::{Times, seconds_of};
 use crate::{Error, Result};
 
@@ -103,24 +103,50 @@ fn ends(points: &[(f64, f64)]) -> (f64, f64) {
 
 /// Draws the plots; returns their files and titles.
 fn plots(out: &Path) -> Result<Vec<(String, &'static str)>> {
+    const LOSS: &str = "loss in nats";
+    let curve = |stage: &str, name: &str, key: &str| Ok::<_, Error>(Curve::new(name, metric(&out.join(stage), key)?));
     let mut drawn = Vec::new();
-    for (file, title, y, stage, curves) in [
-        ("pretrain", "Pre-training", "loss", "base", &[("train", "loss"), ("held-out", "eval_loss")][..]),
-        ("finetune", "Fine-tuning", "loss", "instruct", &[("train", "loss"), ("held-out", "eval_loss")]),
-        ("reward", "Reward model", "accuracy", "reward", &[("train", "accuracy"), ("held-out", "eval_accuracy")]),
+    for (file, title, stage, panels) in [
+        (
+            "pretrain",
+            "Pre-training",
+            "base",
+            &[(LOSS, true, &[("train", "loss"), ("validation", "eval_loss")][..])][..],
+        ),
+        ("finetune", "Fine-tuning", "instruct", &[(LOSS, true, &[("train", "loss"), ("validation", "eval_loss")])]),
+        (
+            "reward",
+            "Reward model",
+            "reward",
+            &[("accuracy", false, &[("train", "accuracy"), ("validation", "eval_accuracy")])],
+        ),
         (
             "ppo",
-            "PPO: score and price",
-            "score, KL in nats",
+            "PPO",
             "aligned",
-            &[("score", "objective/scores"), ("KL per reply", "objective/kl")],
+            &[
+                ("score", false, &[("score", "objective/scores")]),
+                ("KL per reply in nats", false, &[("KL", "objective/kl")]),
+            ],
         ),
-        ("distill", "Distillation", "loss", "student", &[("train", "loss"), ("held-out KL", "eval_kl")]),
+        (
+            "distill",
+            "Distillation",
+            "student",
+            &[(
+                "nats",
+                true,
+                &[("train: loss", "loss"), ("validation: loss", "eval_loss"), ("validation: KL", "eval_kl")],
+            )],
+        ),
     ] {
-        let curve = |&(name, key): &(&'static str, &str)| Ok(Curve { name, points: metric(&out.join(stage), key)? });
-        let curves = curves.iter().map(curve).collect::<Result<Vec<_>>>()?;
+        let panel = |&(y, log, curves): &(&'static str, bool, &[(&str, &str)])| {
+            let curves = curves.iter().map(|(name, key)| curve(stage, name, key)).collect::<Result<Vec<_>>>()?;
+            Ok(Panel { y, log, curves })
+        };
+        let panels = panels.iter().map(panel).collect::<Result<Vec<_>>>()?;
         let file = format!("plots/{file}.svg");
-        line_plot(&out.join(&file), title, "step", y, &curves)?;
+        Plot { title, x: "step", panels }.save(&out.join(&file))?;
         drawn.push((file, title));
     }
     Ok(drawn)
