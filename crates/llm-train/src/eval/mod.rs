@@ -7,7 +7,7 @@ mod replies;
 mod tasks;
 mod text;
 
-pub use probes::{probe_accuracy, probe_scores};
+pub use probes::{Pair, pair_scores, probe_accuracy, probe_scores};
 pub use replies::{ReplyStats, WrittenReply, reply_kls, reply_stats, write_replies};
 pub use tasks::{TaskScores, task_scores};
 pub use text::{TextLoss, continuation_logprobs, text_loss};

@@ -44,7 +44,7 @@ pub fn text_loss(
 
 /// The log-probability of each continuation after its prefix, in nats. Both are token ids, not empty.
 pub fn continuation_logprobs(model: &Model, pairs: &[(Vec<u32>, Vec<u32>)], batch_size: usize) -> Result<Vec<f64>> {
-    let rows = pairs.iter().map(|(prefix, rest)| Row { prefix, rest });
+    let rows = pairs.iter().map(|(prefix, rest)| Row { prefix, rest, hidden: (0, 0) });
     row_logprobs(model, &rows.collect::<Vec<_>>(), batch_size)
 }
 
@@ -52,6 +52,8 @@ pub fn continuation_logprobs(model: &Model, pairs: &[(Vec<u32>, Vec<u32>)], batc
 pub(super) struct Row<'a> {
     pub prefix: &'a [u32],
     pub rest: &'a [u32],
+    /// The half-open range of tokens that no token sees; empty: none.
+    pub hidden: (u32, u32),
 }
 
 /// The log-probability of each row's continuation, in nats. Rows of similar length share a batch, and logits are made
@@ -63,7 +65,10 @@ pub(super) fn row_logprobs(model: &Model, rows: &[Row], batch_size: usize) -> Re
     let mut logprobs = vec![0.; rows.len()];
     for chunk in order.chunks(batch_size.max(1)) {
         let ids: Vec<Vec<u32>> = chunk.iter().map(|&row| [rows[row].prefix, rows[row].rest].concat()).collect();
-        let batch = Batch::right_padded(&ids, 0)?;
+        let mut batch = Batch::right_padded(&ids, 0)?;
+        if chunk.iter().any(|&row| rows[row].hidden.0 < rows[row].hidden.1) {
+            batch = batch.with_hidden_keys(&chunk.iter().map(|&row| rows[row].hidden).collect::<Vec<_>>())?;
+        }
         let width = batch.input_ids.dim(1)?;
         let (mut places, mut labels, mut owners) = (Vec::new(), Vec::new(), Vec::new());
         for (i, &row) in chunk.iter().enumerate() {
