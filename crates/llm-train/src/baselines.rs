@@ -132,7 +132,7 @@ impl Hasher for Hashed {
 /// The hash of no words.
 const EMPTY: u64 = 0xcbf2_9ce4_8422_2325;
 
-/// The hash of a sequence with one more word (the finalizer of SplitMix64).
+/// The hash of a sequence with one more word (the finalizer of `SplitMix64`).
 fn extended(key: u64, word: u64) -> u64 {
     let mut mixed = key.rotate_left(23) ^ word.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,6 +1,6 @@
 //! How sure a figure is: 95 % intervals of shares, of means of clustered items, and of means over seeds.
 //!
-//! - A share of `n` independent items: [`wilson`] (Wilson 1927; Brown, Cai and DasGupta 2001 recommend it for small `n`).
+//! - A share of `n` independent items: [`wilson`] (Wilson 1927; recommended for small `n` by Brown et al. 2001).
 //! - A mean of items that come in clusters (several replies to one prompt, several pairs of one ranking):
 //!   [`cluster_bootstrap`], which draws whole clusters (Cameron, Gelbach and Miller 2008, section II).
 //! - Two systems on the same items: [`paired_difference`] and [`paired_ratio`], in which both see the same draw.

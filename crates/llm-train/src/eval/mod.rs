@@ -1,4 +1,4 @@
-//! What a model has learnt, in figures: on text, on minimal pairs, on tasks, and in its replies.
+//! Evaluations of a model: on text, on minimal pairs, on tasks, and of its replies.
 //!
 //! Each function returns what it found item by item, or can: an interval and a comparison need that ([`crate::stats`]).
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use llm_infer::{GenerateOptions, TextModel, generate};
+use llm_infer::{GenerateOptions, TextModel, generate_from};
 use llm_model::Model;
 use serde::Serialize;
 
@@ -20,7 +20,8 @@ pub struct WrittenReply {
     pub ended: bool,
 }
 
-/// One reply to each prompt, in batches of `batch_size`.
+/// One reply to each prompt, in batches of `batch_size`, which changes no reply: each prompt of the list has a random
+/// stream of its own.
 pub fn write_replies(
     model: &TextModel,
     prompts: &[Vec<u32>],
@@ -29,7 +30,7 @@ pub fn write_replies(
 ) -> Result<Vec<WrittenReply>> {
     let mut replies = Vec::with_capacity(prompts.len());
     for chunk in prompts.chunks(batch_size.max(1)) {
-        for ids in generate(&model.model, chunk, options, |_, _| true)? {
+        for ids in generate_from(&model.model, chunk, replies.len(), options, |_, _| true)? {
             let text = model.tokenizer.decode(&ids)?.trim().to_owned();
             let ended = ids.last().is_some_and(|id| options.stop_ids.contains(id));
             replies.push(WrittenReply { ids, text, ended });
@@ -146,6 +147,22 @@ pub fn reply_kls(
 mod tests {
     use super::super::testing::{bigram_model, tokenizer};
     use super::*;
+
+    /// A model that knows nothing draws its tokens from the streams alone.
+    #[test]
+    fn the_same_prompt_draws_other_replies_in_every_batch() {
+        let tokenizer = tokenizer("the cat sat on the mat.");
+        let model = TextModel { model: bigram_model(&tokenizer, |_, _| 0.), tokenizer };
+        let options = GenerateOptions { max_new_tokens: 6, ..GenerateOptions::default() };
+        let prompts = vec![vec![7, 8]; 8];
+        let batched = write_replies(&model, &prompts, &options, 2).unwrap();
+        assert_eq!(batched, write_replies(&model, &prompts, &options, 8).unwrap());
+        let mut ids: Vec<&Vec<u32>> = batched.iter().map(|reply| &reply.ids).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), 8, "no two of them are equal");
+        assert!(batched.iter().all(|reply| !reply.ended && reply.ids.len() == 6));
+    }
 
     fn reply(text: &str, ended: bool) -> WrittenReply {
         WrittenReply { ids: vec![1; text.split(' ').count()], text: text.to_owned(), ended }
