@@ -9,6 +9,7 @@
 //! - [`run`]: what a run leaves on disk, and how it goes on after an interruption;
 //! - [`eval`]: what a model has learnt, in figures; [`stats`]: their intervals; [`baselines`]: what predictors without
 //!   the ability score;
+//! - [`plot`]: curves as SVG;
 //! - [`mod@bench`]: what a training step costs; [`params`]: what it would.
 //!
 //! ```
