@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+const INTERRUPTED: u8 = 130;
+
 /// Why a program stops: one line for the person, and an exit code for the script.
 #[derive(Debug)]
 pub struct Failure {
@@ -20,6 +22,11 @@ impl Failure {
         Self { message: message.into(), code: 1 }
     }
 
+    /// The person interrupted the program, which stopped in good order: exit code 130, as a shell has it for Ctrl-C.
+    pub fn interrupted(message: impl Into<String>) -> Self {
+        Self { message: message.into(), code: INTERRUPTED }
+    }
+
     /// The reader of standard output has gone: nothing to say, exit code 0.
     pub(crate) fn nobody_reads() -> Self {
         Self { message: String::new(), code: 0 }
@@ -32,7 +39,8 @@ pub fn run(program: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.message.is_empty() {
-                eprintln!("error: {}", one_line(&failure.message));
+                let kind = if failure.code == INTERRUPTED { "" } else { "error: " };
+                eprintln!("{kind}{}", one_line(&failure.message));
             }
             ExitCode::from(failure.code)
         }

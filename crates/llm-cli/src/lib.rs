@@ -16,10 +16,12 @@
 //! This crate knows nothing of models. Where to look next: the `cli` modules of `llm-train` and `llm-infer`.
 
 mod failure;
+mod interrupt;
 mod logging;
 mod progress;
 
 pub use failure::{Failure, run};
+pub use interrupt::stop_on_interrupt;
 pub use logging::{init_logging, print};
 pub use progress::Progress;
 

@@ -11,7 +11,13 @@
 //! ```
 //!
 //! A program that is killed while it writes leaves a file whose name begins with `.tmp`; [`remove_unfinished`] clears a folder of
-//! such files. Where to look next: `llm_model::write_safetensors`, which writes the weights of a model in this way.
+//! such files. [`seal`] and [`verify`] guard a folder by checksums, [`Lock`] keeps a second process out. Where to look next: `llm_model::write_safetensors`, which writes the weights of a model in this way.
+
+mod checksum;
+mod lock;
+
+pub use checksum::{checksum, combined, files_below, seal, sync_folder, verify};
+pub use lock::Lock;
 
 use std::fs;
 use std::io::{BufWriter, Result, Write};
@@ -28,7 +34,7 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()
     let file = buffer.into_inner().map_err(std::io::IntoInnerError::into_error)?;
     file.as_file().sync_all()?;
     file.persist(path)?;
-    Ok(())
+    sync_folder(parent(path)?)
 }
 
 /// An empty file in the folder of `path`, which is made if need be. It is gone with its handle, unless that is persisted.
@@ -46,12 +52,15 @@ pub fn is_unfinished(name: &std::ffi::OsStr) -> bool {
     name.to_string_lossy().starts_with(PREFIX)
 }
 
-/// Removes what a killed program left unfinished in a folder.
+/// Removes what a killed program left unfinished in a folder and in those below it.
 pub fn remove_unfinished(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if is_unfinished(&entry.file_name()) && entry.file_type()?.is_file() {
-            fs::remove_file(entry.path())?;
+        match (is_unfinished(&entry.file_name()), entry.file_type()?.is_dir()) {
+            (true, true) => fs::remove_dir_all(entry.path())?,
+            (true, false) => fs::remove_file(entry.path())?,
+            (false, true) => remove_unfinished(&entry.path())?,
+            (false, false) => {}
         }
     }
     Ok(())
@@ -101,9 +110,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("kept"), "").unwrap();
         let (_, path) = unfinished(&dir.path().join("a")).unwrap().keep().unwrap();
+        unfinished(&dir.path().join("deep/a")).unwrap().keep().unwrap();
+        fs::write(unfinished_folder(&dir.path().join("deep/b")).unwrap().keep().join("c"), "").unwrap();
         assert!(is_unfinished(path.file_name().unwrap()) && !is_unfinished("a".as_ref()));
         remove_unfinished(dir.path()).unwrap();
-        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(left, ["kept"]);
+        assert_eq!(files_below(dir.path()).unwrap(), ["kept"]);
+        assert_eq!(fs::read_dir(dir.path().join("deep")).unwrap().count(), 0);
     }
 }

@@ -1,0 +1,124 @@
+//! BLAKE3 checksums, in the text form that `b3sum --check` reads.
+
+use std::fs::{self, File};
+use std::io::{Error, ErrorKind, Result};
+use std::path::Path;
+
+/// The BLAKE3 hash of a file's content, in hexadecimal.
+pub fn checksum(path: &Path) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path)?)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// One hash for several named contents, whatever their order on the disk: that of the lines `HASH  NAME`, sorted by name.
+pub fn combined(mut named: Vec<(String, String)>) -> String {
+    named.sort();
+    let text: String = named.into_iter().map(|(name, hash)| format!("{hash}  {name}\n")).collect();
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}
+
+/// The files below a folder as paths from there, with `/`, sorted; links are followed.
+pub fn files_below(dir: &Path) -> Result<Vec<String>> {
+    let (mut names, mut folders) = (Vec::new(), vec![String::new()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(dir.join(&folder))? {
+            let name = format!("{folder}{}", entry?.file_name().to_string_lossy());
+            match dir.join(&name).is_dir() {
+                true => folders.push(format!("{name}/")),
+                false => names.push(name),
+            }
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Writes the checksums of all files below `dir` into the file `list` there, and sends files and folders to the disk.
+pub fn seal(dir: &Path, list: &str) -> Result<()> {
+    let mut text = String::new();
+    for name in files_below(dir)? {
+        let path = dir.join(&name);
+        text.push_str(&format!("{}  {name}\n", checksum(&path)?));
+        File::open(&path)?.sync_all()?;
+    }
+    crate::write_atomic(&dir.join(list), |out| out.write_all(text.as_bytes()))?;
+    sync_folders(dir)
+}
+
+/// Checks what [`seal`] wrote: an error names the first file that is missing or has another content.
+pub fn verify(dir: &Path, list: &str) -> Result<()> {
+    let broken = |message: String| Error::new(ErrorKind::InvalidData, message);
+    let text = fs::read_to_string(dir.join(list)).map_err(|e| broken(format!("{list}: {e}")))?;
+    if text.is_empty() {
+        return Err(broken(format!("{list} is empty")));
+    }
+    for line in text.lines() {
+        let (hash, name) = line.split_once("  ").ok_or_else(|| broken(format!("{list} is damaged")))?;
+        let found = checksum(&dir.join(name)).map_err(|e| broken(format!("{name}: {e}")))?;
+        if found != hash {
+            return Err(broken(format!("{name} is not what was written")));
+        }
+    }
+    Ok(())
+}
+
+/// Sends the entries of a folder to the disk, so that a rename in it outlasts a power cut; a no-op outside Unix.
+pub fn sync_folder(dir: &Path) -> Result<()> {
+    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+}
+
+fn sync_folders(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_folders(&entry.path())?;
+        }
+    }
+    sync_folder(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checksum_is_the_published_one() {
+        // The first vector of BLAKE3's test vectors (the empty input), as `b3sum` prints it.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("empty");
+        fs::write(&path, "").unwrap();
+        assert_eq!(checksum(&path).unwrap(), "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262");
+    }
+
+    #[test]
+    fn every_change_in_a_sealed_folder_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("deep")).unwrap();
+        fs::write(path("a"), "one").unwrap();
+        fs::write(path("deep/b"), "two").unwrap();
+        assert!(verify(dir.path(), "list").is_err());
+        seal(dir.path(), "list").unwrap();
+        verify(dir.path(), "list").unwrap();
+        assert_eq!(files_below(dir.path()).unwrap(), ["a", "deep/b", "list"]);
+
+        fs::write(path("deep/b"), "twp").unwrap(); // one bit
+        assert!(verify(dir.path(), "list").unwrap_err().to_string().contains("deep/b"));
+        fs::write(path("deep/b"), "two").unwrap();
+        fs::remove_file(path("a")).unwrap();
+        assert!(verify(dir.path(), "list").unwrap_err().to_string().contains('a'));
+        fs::write(path("a"), "one").unwrap();
+        fs::write(path("list"), "").unwrap();
+        assert!(verify(dir.path(), "list").is_err());
+    }
+
+    #[test]
+    fn a_combined_hash_depends_on_names_and_contents_alone() {
+        let pair = |name: &str, hash: &str| (name.to_owned(), hash.to_owned());
+        let all = combined(vec![pair("a", "1"), pair("b", "2")]);
+        assert_eq!(all, combined(vec![pair("b", "2"), pair("a", "1")]));
+        assert_ne!(all, combined(vec![pair("a", "2"), pair("b", "1")]));
+        assert_ne!(all, combined(vec![pair("a", "1")]));
+    }
+}
