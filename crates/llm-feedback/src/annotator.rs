@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
+/// Nobody is sharper or more biased: at such numbers no draw of the noise changes a ranking.
+const MOST: f64 = 1e6;
+
 /// Ranks answers by their utility, with noise and bias.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -27,8 +30,24 @@ impl Default for Annotator {
 }
 
 impl Annotator {
+    /// Checks that the numbers describe somebody who can rank: an error names the key, its value and what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        let numbers = [
+            ("beta", self.beta, 0., MOST),
+            ("length_bias", self.length_bias, -MOST, MOST),
+            ("position_bias", self.position_bias, -MOST, MOST),
+        ];
+        match numbers.iter().find(|(_, value, low, high)| !(low..=high).contains(&value)) {
+            None => Ok(()),
+            Some((key, value, low, high)) => {
+                Err(Error::Input(format!("{key} is {value}; it must be a number from {low} to {high}")))
+            }
+        }
+    }
+
     /// Indices of the answers, best first. `id` names the question: it and the seed are all that the noise hangs on.
     pub fn rank(&self, id: &str, utilities: &[f64], texts: &[&str]) -> Result<Vec<usize>> {
+        self.validate()?;
         if utilities.len() != texts.len() || utilities.iter().any(|u| !u.is_finite()) {
             let (u, t) = (utilities.len(), texts.len());
             return Err(Error::Input(format!("{u} utilities for {t} answers: each answer needs one finite utility")));
@@ -116,6 +135,21 @@ mod tests {
         assert!((0..50).map(|i| rank(&i.to_string())).any(|order| order != rank("a")));
         assert!(annotator.rank("a", &[0.1], &TEXTS).is_err());
         assert!(annotator.rank("a", &[0.1, f64::NAN, 0.], &TEXTS).is_err());
+    }
+
+    #[test]
+    fn numbers_that_describe_nobody_are_refused() {
+        let fair = Annotator::default();
+        for (key, bad) in [
+            ("beta", Annotator { beta: f64::NAN, ..fair.clone() }),
+            ("beta", Annotator { beta: -3., ..fair.clone() }),
+            ("length_bias", Annotator { length_bias: f64::INFINITY, ..fair.clone() }),
+            ("position_bias", Annotator { position_bias: f64::NAN, ..fair.clone() }),
+        ] {
+            let message = bad.rank("a", &[0.1, 0.2, 0.3], &TEXTS).unwrap_err().to_string();
+            assert!(message.starts_with(key) && message.contains("must be a number from"), "{message}");
+        }
+        fair.validate().unwrap();
     }
 
     #[test]

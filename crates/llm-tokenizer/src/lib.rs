@@ -47,4 +47,4 @@ pub use error::{Error, Result};
 pub use gguf::GgufVocabulary;
 pub use stream::StreamDecoder;
 pub use tokenizer::Tokenizer;
-pub use train::{TrainConfig, train_bpe};
+pub use train::{LEAST_VOCAB_SIZE, TrainConfig, train_bpe};
