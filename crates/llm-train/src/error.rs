@@ -1,6 +1,6 @@
 //! What can go wrong in training.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An error of this crate; its text names what is wrong and the fix.
 #[derive(Debug, thiserror::Error)]
@@ -34,8 +34,16 @@ pub enum Error {
     /// A recipe, a folder or an option that cannot serve.
     #[error("{0}")]
     Input(String),
-    /// The loss or the gradient is not a number any more.
-    #[error("{}: training diverged at step {step}: {what}; the last good state is {kept}; lower optimizer.learning_rate", run.display())]
+    /// Somebody asked the run to stop, which it did in good order.
+    #[error("{}: interrupted {done}; go on by: llm-train resume {}", run.display(), shell_word(run))]
+    Interrupted {
+        /// The run to resume.
+        run: PathBuf,
+        /// How far it is.
+        done: String,
+    },
+    /// The loss, a gradient, a weight or a figure of an evaluation is not a number any more.
+    #[error("{}: training diverged at step {step}: {what}; the last good state is {kept}; go on from there, or begin again, with a lower optimizer.learning_rate", run.display())]
     Diverged {
         /// The run.
         run: PathBuf,
@@ -48,9 +56,56 @@ pub enum Error {
     },
 }
 
+/// A path as a shell takes it.
+fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = text.chars().all(|c| c.is_alphanumeric() || "/._-+:@%".contains(c));
+    if plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
 impl Error {
+    /// Whether it is the caller who can mend it: a missing file, a bad number, data of another form. Otherwise the machine is at
+    /// fault (a full disk, no permission), or the computation.
+    pub fn is_callers_fault(&self) -> bool {
+        match self {
+            Self::Candle(_) | Self::Diverged { .. } | Self::Interrupted { .. } => false,
+            Self::Io { source, .. } | Self::Data(llm_data::Error::Io { source, .. }) => is_callers(source),
+            Self::Model(e) | Self::Infer(llm_infer::Error::Model(e)) => match e {
+                llm_model::Error::Io { source, .. } => is_callers(source),
+                llm_model::Error::Candle(_) => false,
+                _ => true,
+            },
+            Self::Tokenizer(e)
+            | Self::Data(llm_data::Error::Tokenizer(e))
+            | Self::Infer(llm_infer::Error::Tokenizer(e)) => match e {
+                llm_tokenizer::Error::Read { cause, .. } | llm_tokenizer::Error::Write { cause, .. } => {
+                    is_callers(cause)
+                }
+                _ => true,
+            },
+            Self::Infer(llm_infer::Error::Candle(_)) => false,
+            Self::Data(_) | Self::Infer(_) | Self::Feedback(_) | Self::Input(_) => true,
+        }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
     }
+}
+
+/// Whether what the system said is about what was asked of it, and not about itself.
+fn is_callers(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::AlreadyExists
+            | Kind::InvalidData
+            | Kind::InvalidFilename
+            | Kind::InvalidInput
+            | Kind::IsADirectory
+            | Kind::NotADirectory
+            | Kind::NotFound
+            | Kind::UnexpectedEof
+    )
 }

@@ -97,6 +97,16 @@ pub fn answer_loss(model: &Model, examples: &[Example], batch_size: usize, pad: 
     Ok(sum / count.max(1) as f64)
 }
 
+/// At most `most` of the items (0: all), evenly spread over them.
+pub(crate) fn spread<T>(items: Vec<T>, most: usize) -> Vec<T> {
+    let all = items.len();
+    if most == 0 || all <= most {
+        return items;
+    }
+    let taken = |i: usize| i * most / all != (i + 1) * most / all;
+    items.into_iter().enumerate().filter(|&(i, _)| taken(i)).map(|(_, item)| item).collect()
+}
+
 /// Batches of items of similar length: the batch of a step hangs on the seed and the step alone.
 #[derive(Debug)]
 pub struct LengthBatches {
@@ -149,6 +159,16 @@ impl LengthBatches {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_is_spread_over_the_whole() {
+        for (all, most) in [(10, 3), (7, 7), (100, 33), (5, 9), (5, 0)] {
+            let part = spread((0..all).collect(), most);
+            assert_eq!(part.len(), if most == 0 { all } else { most.min(all) });
+            let gaps: Vec<usize> = part.windows(2).map(|w| w[1] - w[0]).collect();
+            assert!(gaps.iter().all(|&gap| gap >= 1 && gap <= all.div_ceil(most.max(1))), "{part:?}");
+        }
+    }
 
     #[test]
     fn an_epoch_holds_each_item_once_and_batches_hang_on_the_step_alone() {

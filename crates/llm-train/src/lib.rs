@@ -17,7 +17,7 @@
 //! use llm_model::{Model, ModelConfig};
 //! use llm_tokenizer::{TrainConfig, train_bpe};
 //! use llm_train::recipes::{PretrainInputs, PretrainRecipe, pretrain};
-//! use llm_train::run::RunOptions;
+//! use llm_train::run::{NEVER, RunOptions};
 //!
 //! let dir = std::env::temp_dir().join(format!("llm-train-doc-example-{}", std::process::id()));
 //! let world = World::new(WorldConfig { corpus_bytes: 20_000, ..WorldConfig::default() });
@@ -33,7 +33,7 @@
 //! };
 //! let recipe = PretrainRecipe { steps: 5, batch_size: 2, seq_len: 32, model, ..PretrainRecipe::default() };
 //! let inputs = PretrainInputs { tokenizer: &dir.join("tokenizer"), data: &dir.join("shards") };
-//! pretrain(&recipe, inputs, &dir.join("run"), RunOptions { resume: false, observer: &mut |_| () })?;
+//! pretrain(&recipe, inputs, &dir.join("run"), RunOptions { resume: false, observer: &mut |_| (), stop: &NEVER })?;
 //! assert_eq!(Model::load(&dir.join("run"))?.config().hidden_size, 32);
 //! # std::fs::remove_dir_all(dir).ok();
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -50,6 +50,7 @@ mod error;
 pub mod eval;
 pub mod examples;
 pub mod fitting;
+mod limits;
 pub mod loss;
 pub mod optim;
 pub mod params;
@@ -64,7 +65,7 @@ mod splits;
 pub mod stats;
 
 pub use error::Error;
-pub use recipe::read as read_recipe;
+pub use recipe::{Recipe, read as read_recipe};
 
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

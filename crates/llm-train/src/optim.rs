@@ -162,6 +162,18 @@ impl Learner {
         Ok(norm)
     }
 
+    /// The first weight or moment that is not finite, or so large that its square is not.
+    pub fn not_finite(&self) -> Result<Option<String>> {
+        let weights = self.model.params().vars().iter().map(|(name, var)| (name, "weight", var.as_tensor()));
+        let moments = self.moments.iter().map(|(name, moments)| (name, "moments of", moments));
+        for (name, what, tensor) in weights.chain(moments) {
+            if !square_sum(tensor)?.is_finite() {
+                return Ok(Some(format!("the {what} {name} is not finite, or too large to compute with")));
+            }
+        }
+        Ok(None)
+    }
+
     /// Writes the moments and the step count.
     pub fn save_optimizer(&self, path: &Path) -> Result<()> {
         let mut tensors = self.moments.clone();

@@ -11,6 +11,37 @@ use toml::{Table, Value};
 
 use crate::{Error, Result};
 
+/// The numbers of a stage: what its TOML file holds.
+pub trait Recipe: Serialize + DeserializeOwned {
+    /// The command that runs the stage.
+    const STAGE: &'static str;
+
+    /// Checks every number; `table` (empty, or with a dot at its end) comes before the key in an error.
+    fn check(&self, table: &str) -> Result<()>;
+
+    /// The same for a recipe by itself. An error names the key, its value and what is allowed.
+    fn validate(&self) -> Result<()> {
+        self.check("")
+    }
+
+    /// Whether the run in the folder `run` may go on with another value of this key than it began with.
+    fn may_change(key: &str, _run: &Path) -> bool {
+        CHANGEABLE.contains(&key)
+    }
+}
+
+/// The keys that a run may change when it is resumed.
+pub(crate) const CHANGEABLE: [&str; 8] = [
+    "steps",
+    "epochs",
+    "updates",
+    "eval_every",
+    "eval_batches",
+    "save_every",
+    "optimizer.learning_rate",
+    "value_optimizer.learning_rate",
+];
+
 /// The recipes that ship with the program, by name.
 const BUILT_IN: [(&str, &str); 7] = [
     ("pretrain", include_str!("../recipes/pretrain.toml")),
@@ -25,7 +56,7 @@ const BUILT_IN: [(&str, &str); 7] = [
 /// Reads the recipe `name`: one that ships with the program or a TOML file, with `overrides` (`key`, `value`) applied.
 ///
 /// The `recipe.toml` of an earlier run can be read as well: what it says of that run's inputs is left out.
-pub fn read<R: DeserializeOwned>(name: &str, overrides: &[(String, String)]) -> Result<R> {
+pub fn read<R: Recipe>(name: &str, overrides: &[(String, String)]) -> Result<R> {
     let text = match BUILT_IN.iter().find(|(known, _)| *known == name) {
         Some((_, text)) => (*text).to_owned(),
         None => {
@@ -40,21 +71,30 @@ pub fn read<R: DeserializeOwned>(name: &str, overrides: &[(String, String)]) -> 
     parse(name, &text, overrides)
 }
 
-fn parse<R: DeserializeOwned>(origin: &str, text: &str, overrides: &[(String, String)]) -> Result<R> {
+/// The recipe of a text, checked; `origin` is named in errors.
+pub(crate) fn parse<R: Recipe>(origin: &str, text: &str, overrides: &[(String, String)]) -> Result<R> {
     let syntax = |e: toml::de::Error| Error::Input(format!("{origin}: {}", one_line(&e)));
     let mut table: Table = text.parse().map_err(syntax)?;
+    // What a run wrote of itself.
     table.remove("inputs");
-    for (key, value) in overrides {
-        // What is not a TOML value is a text: `--set optimizer.schedule=linear` needs no quotes.
-        let value = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
-        let value = value.unwrap_or_else(|| Value::String(overrides_text(overrides, key)));
-        set(&mut table, key, value)?;
+    table.remove("run");
+    for (key, text) in overrides {
+        set(&mut table, key, value(key, text)?)?;
     }
-    Value::Table(table).try_into().map_err(|e: toml::de::Error| Error::Input(format!("{origin}: {}", named(&e))))
+    let recipe: R = Value::Table(table)
+        .try_into()
+        .map_err(|e: toml::de::Error| Error::Input(format!("{origin}: {}", named(&e))))?;
+    recipe.validate()?;
+    Ok(recipe)
 }
 
-fn overrides_text(overrides: &[(String, String)], key: &str) -> String {
-    overrides.iter().rev().find(|(k, _)| k == key).map(|(_, v)| v.clone()).unwrap_or_default()
+/// A TOML value, or else a text: `--set optimizer.schedule=linear` needs no quotes.
+fn value(key: &str, text: &str) -> Result<Value> {
+    if text.parse::<i64>().is_err() && text.parse::<i128>().is_ok() {
+        return Err(Error::Input(format!("{key} is {text}; it must be a whole number from 0 to {}", i64::MAX)));
+    }
+    let value = format!("v = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
+    Ok(value.unwrap_or_else(|| Value::String(text.to_owned())))
 }
 
 fn set(table: &mut Table, key: &str, value: Value) -> Result<()> {
@@ -76,7 +116,8 @@ fn one_line(error: &toml::de::Error) -> String {
 fn named(error: &toml::de::Error) -> String {
     let quoted: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
     if !error.message().contains("unknown field") || quoted.len() < 2 {
-        return one_line(error);
+        let counted = format!("expected a whole number from 0 to {}", i64::MAX);
+        return one_line(error).replace("expected u64", &counted).replace("expected usize", &counted);
     }
     let nearest = quoted[1..].iter().min_by_key(|known| strsim::damerau_levenshtein(quoted[0], known));
     let nearest = nearest.copied().unwrap_or_default();
@@ -86,13 +127,14 @@ fn named(error: &toml::de::Error) -> String {
     format!("unknown key \"{key}\"; did you mean \"{nearest}\"? (keys: {})", quoted[1..].join(", "))
 }
 
-/// The text of `recipe.toml`: the recipe as it was run, and the inputs that it was run on.
-pub(crate) fn to_text<R: Serialize>(recipe: &R, inputs: &[(&str, String)]) -> Result<String> {
-    let broken = |e: toml::ser::Error| Error::Input(format!("the recipe cannot be written as TOML: {e}"));
-    let mut table = Table::try_from(recipe).map_err(broken)?;
-    let inputs: Table = inputs.iter().map(|(name, value)| ((*name).to_owned(), Value::String(value.clone()))).collect();
-    table.insert("inputs".to_owned(), Value::Table(inputs));
-    toml::to_string_pretty(&table).map_err(broken)
+/// The recipe as a table.
+pub(crate) fn to_table<R: Serialize>(recipe: &R) -> Result<Table> {
+    Table::try_from(recipe).map_err(|e| Error::Input(format!("the recipe cannot be written as TOML: {e}")))
+}
+
+#[cfg(test)]
+pub(crate) fn override_recipe<R: Recipe>(recipe: &R, overrides: &[(String, String)]) -> Result<R> {
+    parse("test", &to_table(recipe)?.to_string(), overrides)
 }
 
 #[cfg(test)]
@@ -134,12 +176,5 @@ mod tests {
         let wrong = read::<PretrainRecipe>("pretrain", &overrides(&[("steps", "many")])).unwrap_err().to_string();
         assert!(wrong.contains("steps") && !wrong.contains('\n'), "{wrong}");
         assert!(read::<PretrainRecipe>("nowhere.toml", &[]).unwrap_err().to_string().contains("no such recipe"));
-    }
-
-    #[test]
-    fn what_a_run_wrote_can_be_run_again() {
-        let recipe: PpoRecipe = read("ppo", &overrides(&[("seed", "5")])).unwrap();
-        let text = to_text(&recipe, &[("model", "runs/instruct".to_owned())]).unwrap();
-        assert_eq!(parse::<PpoRecipe>("recipe.toml", &text, &[]).unwrap(), recipe);
     }
 }

@@ -211,7 +211,7 @@ impl Schools {
             held_out: None,
             text: Some(&text),
         };
-        quietly(|options| distill(&recipe, inputs, &self.path(out), options))
+        quietly(|options| distill(&recipe, inputs, &self.path(out), options)).map(|_| ())
     }
 }
 

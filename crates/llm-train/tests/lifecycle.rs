@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use common::{contents, everything};
 
 /// What makes the life tiny: models of two layers, a dozen or two of steps for each stage.
 const SMALL: &[&str] = &[
@@ -66,55 +70,6 @@ fn lifecycle(dir: &Path, resume: bool) -> Command {
     command
 }
 
-/// All files below `dir` that must not hang on the clock, by name; figures of time are taken out of the metrics.
-fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut all = BTreeMap::new();
-    let mut folders = vec![dir.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let name = path.file_name().unwrap();
-            // What was being written when the program was killed; nothing reads it.
-            if llm_files::is_unfinished(name) {
-                continue;
-            }
-            let bytes = std::fs::read(&path).unwrap();
-            let bytes = match name.to_str().unwrap() {
-                "times.json" | "report.md" => continue,
-                "metrics.jsonl" | "trainer_state.json" | "state.json" | "evaluation.json" => without_times(&bytes),
-                _ => bytes,
-            };
-            all.insert(path.strip_prefix(dir).unwrap().to_owned(), bytes);
-        }
-    }
-    all
-}
-
-fn without_times(json: &[u8]) -> Vec<u8> {
-    fn strip(value: &mut serde_json::Value) {
-        match value {
-            serde_json::Value::Object(map) => {
-                map.remove("elapsed_s");
-                map.remove("tokens_per_second");
-                map.values_mut().for_each(strip);
-            }
-            serde_json::Value::Array(values) => values.iter_mut().for_each(strip),
-            _ => {}
-        }
-    }
-    let mut text = String::new();
-    for value in serde_json::Deserializer::from_slice(json).into_iter::<serde_json::Value>() {
-        let mut value = value.unwrap();
-        strip(&mut value);
-        text += &format!("{value}\n");
-    }
-    text.into_bytes()
-}
-
 /// Waits until `reached` or the end of the program, and kills it (SIGKILL on Unix). Says whether it was still at work.
 fn kill_when(mut child: Child, reached: impl Fn() -> bool) -> bool {
     let begun = Instant::now();
@@ -162,7 +117,12 @@ fn a_life_that_is_killed_in_every_stage_ends_in_the_same_bytes() {
     assert!(expected.len() > 60, "{:?}", names(&expected));
     assert!(run.join("report.md").exists());
 
-    // A finished life is neither lived again nor overwritten.
+    // A finished life is neither lived again nor overwritten, and shows its table again.
+    let before = everything(&run);
+    let again = lifecycle(torn.path(), true).stdout(Stdio::piped()).output().unwrap();
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    assert!(String::from_utf8_lossy(&again.stdout).contains(&std::fs::read_to_string(run.join("summary.md")).unwrap()));
+    assert!(everything(&run) == before, "a finished life was touched");
     let again = lifecycle(torn.path(), false).output().unwrap();
     assert_eq!(again.status.code(), Some(2));
     let message = String::from_utf8_lossy(&again.stderr).into_owned();
@@ -191,7 +151,7 @@ fn bad_input_is_one_line_that_names_what_is_wrong_and_exit_code_2() {
         (&["lifecycle", "--out", "x", "--set", "pretrain.stepps=3"][..], &["pretrain.stepps", "steps"][..]),
         (&["lifecycle", "--out", "x", "--set", "pretrain.steps=many"], &["pretrain.steps"]),
         (&["lifecycle", "--out", "x", "--recipe", "nowhere.toml"], &["nowhere.toml"]),
-        (&["lifecycle", "--out", "taken"], &["taken", "--resume"]),
+        (&["lifecycle", "--out", "taken"], &["taken", "--out"]),
         (&["tokenizer", "train", "--input", "no.txt", "--out", "x"], &["no.txt"]),
         (&["prepare", "--tokenizer", "no", "--train", "broken.jsonl", "--out", "x"], &["no"]),
         (&["pretrain", "--tokenizer", "no", "--data", "no", "--out", "x"], &["no/tokenizer.json"]),

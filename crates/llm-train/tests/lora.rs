@@ -12,7 +12,7 @@ use llm_data::{Conversation, Message, write_jsonl};
 use llm_model::LoraConfig;
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{BaseDtype, FinetuneInputs, FinetuneRecipe, LifecycleRecipe, finetune, lifecycle};
-use llm_train::run::RunOptions;
+use llm_train::run::{NEVER, RunOptions};
 use serde_json::Value;
 
 /// Things and their colours, each asked for with the same words before it.
@@ -78,7 +78,7 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
 
         let whole = fs::read(out.join("adapter_model.safetensors")).unwrap();
         interrupt(&out);
-        finetune(&recipe, inputs, &out, RunOptions { resume: true, observer: &mut |_| () }).unwrap();
+        finetune(&recipe, inputs, &out, RunOptions { resume: true, observer: &mut |_| (), stop: &NEVER }).unwrap();
         assert!(fs::read(out.join("adapter_model.safetensors")).unwrap() == whole, "{name}: other bytes");
         assert_eq!(eval_losses(&out), losses, "{name}");
     }

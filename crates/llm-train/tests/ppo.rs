@@ -17,7 +17,7 @@ use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{Averages, PpoInputs, PpoRecipe, PpoTrainer, RewardModel, SpecialIds, ppo};
 use llm_train::rl::{KlEstimator, MissingEos};
 use llm_train::rollout::{Rollout, reply_logprobs, reply_logprobs_and_entropies, reply_values};
-use llm_train::run::RunOptions;
+use llm_train::run::{NEVER, RunOptions};
 use serde_json::{Value, json};
 
 const PAD: u32 = 0;
@@ -483,7 +483,8 @@ fn m8_a_run_is_the_same_twice_and_over_an_interruption() {
     for file in ["trainer_state.json", "model.safetensors", "config.json"] {
         std::fs::remove_file(path("two").join(file)).unwrap();
     }
-    ppo(&recipe, inputs, &path("two"), RunOptions { resume: true, observer: &mut |_| () }).unwrap();
+    std::fs::remove_dir_all(path("two").join("checkpoints/step-5")).unwrap();
+    ppo(&recipe, inputs, &path("two"), RunOptions { resume: true, observer: &mut |_| (), stop: &NEVER }).unwrap();
     assert_eq!(lines, metrics(&path("two")));
     let model = |run: &str| std::fs::read(path(run).join("model.safetensors")).unwrap();
     assert_eq!(model("one"), model("two"));

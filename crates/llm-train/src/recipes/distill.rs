@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{chat_format, load_model};
 use crate::eval::is_eval_step;
-use crate::examples::{Example, LengthBatches, answer_places, pick_rows, train_and_held_out};
+use crate::examples::{Example, LengthBatches, answer_places, pick_rows, spread, train_and_held_out};
 use crate::fitting::{Ids, fitting};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterLog;
-use crate::run::{Run, RunOptions, learner};
+use crate::run::{Input, Opening, Outcome, RunOptions, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The numbers of a distillation.
@@ -45,9 +45,11 @@ pub struct DistillRecipe {
     pub batch_size: usize,
     /// Longer conversations, in tokens, are left out.
     pub max_length: usize,
-    /// Steps between two evaluations on held-out conversations.
+    /// Steps between two evaluations on held-out conversations; 0: only at the end.
     pub eval_every: u64,
-    /// Steps between two checkpoints.
+    /// Batches of each evaluation, spread over the held-out conversations; 0: all.
+    pub eval_batches: usize,
+    /// Steps between two checkpoints; 0: only at the end.
     pub save_every: u64,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
@@ -76,6 +78,7 @@ impl Default for DistillRecipe {
             batch_size: 32,
             max_length: 512,
             eval_every: 100,
+            eval_batches: 20,
             save_every: 100,
             optimizer: OptimizerConfig { learning_rate: 3e-3, ..OptimizerConfig::default() },
             student,
@@ -101,22 +104,24 @@ pub struct DistillInputs<'a> {
 }
 
 impl DistillInputs<'_> {
-    /// The inputs by name, as `recipe.toml` has them.
-    fn shown(&self) -> Vec<(&'static str, String)> {
-        let inputs = [
+    fn named(&self) -> Vec<Input> {
+        Input::given([
             ("teacher", Some(self.teacher)),
             ("data", Some(self.data)),
             ("student", self.student),
             ("held_out", self.held_out),
             ("text", self.text),
             ("text_teacher", self.text_teacher),
-        ];
-        inputs.into_iter().filter_map(|(name, path)| Some((name, path?.display().to_string()))).collect()
+        ])
     }
 }
 
 /// Distils a teacher into a student; the run folder `out` becomes the student's Hugging Face folder.
-pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, options: RunOptions) -> Result<()> {
+pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let opening = match Opening::check(recipe, inputs.named(), out, options)? {
+        Start::Open(opening) => opening,
+        Start::Finished(outcome) => return Ok(outcome),
+    };
     let tokenizer = Tokenizer::from_dir(inputs.teacher)?;
     let pad = chat_format(&tokenizer, inputs.teacher)?.pad;
     let Teachers { taught, teacher, text_teacher, text } = Teachers::load(recipe, &inputs, &tokenizer)?;
@@ -130,15 +135,16 @@ pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, option
         Some(text) => Some(Batches::new(text, recipe.text_batch_size, recipe.seq_len, recipe.seed)?),
         None => None,
     };
-    let (mut run, checkpoint) = Run::open(out, recipe, &inputs.shown(), options)?;
-    let mut learner = learner(checkpoint.as_ref(), &recipe.optimizer, || Ok(first_student))?;
+    let held_out = spread(held_out, recipe.eval_batches * recipe.batch_size);
+    let mut learner = learner(opening.checkpoint(), &recipe.optimizer, || Ok(first_student))?;
     let size = |config: &ModelConfig| ParamCount::of(config, Head::LanguageModel).total() as f64;
     let share = 100. * size(learner.model.config()) / size(&taught);
     tracing::info!("the student has {share:.1} % of its teacher's parameters");
 
     let text_steps = if text.is_some() { recipe.text_steps } else { 0 };
     let steps = text_steps + conversations.per_epoch() * recipe.epochs;
-    let first = checkpoint.map_or(0, |c| c.step);
+    let first = opening.step();
+    let mut run = opening.open(steps, recipe.save_every)?;
     run.begin(steps, first, "steps");
 
     for step in first..steps {
@@ -170,11 +176,11 @@ pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, option
             let shown: Vec<String> = figures.iter().map(|(name, figure)| format!("{name} {figure:.4}")).collect();
             tracing::info!("step {done}: {}", shown.join(", "));
         }
-        if done.is_multiple_of(recipe.save_every) {
+        if run.is_due(done) {
             run.checkpoint_of(done, &learner, &tokenizer)?;
         }
     }
-    run.finish(steps, |dir| {
+    run.finish(&[&learner], |dir| {
         tokenizer.save(dir)?;
         Ok(learner.model.save(dir)?)
     })

@@ -11,11 +11,11 @@ use serde_json::Map;
 
 use super::{chat_format, load_model};
 use crate::eval::is_eval_step;
-use crate::examples::{Example, LengthBatches, answer_loss, answer_places, pick_rows, train_and_held_out};
+use crate::examples::{Example, LengthBatches, answer_loss, answer_places, pick_rows, spread, train_and_held_out};
 use crate::fitting::fitting;
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterLog;
-use crate::run::{Checkpoint, Run, RunOptions, learner};
+use crate::run::{Checkpoint, Input, Opening, Outcome, RunOptions, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The numbers of a fine-tuning run.
@@ -34,9 +34,11 @@ pub struct FinetuneRecipe {
     pub activation_checkpointing: bool,
     /// Longer conversations, in tokens, are left out.
     pub max_length: usize,
-    /// Steps between two evaluations on held-out conversations.
+    /// Steps between two evaluations on held-out conversations; 0: only at the end.
     pub eval_every: u64,
-    /// Steps between two checkpoints.
+    /// Batches of each evaluation, spread over the held-out conversations; 0: all.
+    pub eval_batches: usize,
+    /// Steps between two checkpoints; 0: only at the end.
     pub save_every: u64,
     /// What the weights under an adapter are held in.
     pub base_dtype: BaseDtype,
@@ -85,6 +87,7 @@ impl Default for FinetuneRecipe {
             activation_checkpointing: false,
             max_length: 512,
             eval_every: 100,
+            eval_batches: 20,
             save_every: 100,
             base_dtype: BaseDtype::F32,
             optimizer,
@@ -105,7 +108,13 @@ pub struct FinetuneInputs<'a> {
 }
 
 /// Fine-tunes a model on conversations; the run folder `out` becomes its Hugging Face folder, or that of its adapter.
-pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, options: RunOptions) -> Result<()> {
+pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let read =
+        Input::given([("model", Some(inputs.model)), ("data", Some(inputs.data)), ("held_out", inputs.held_out)]);
+    let opening = match Opening::check(recipe, read, out, options)? {
+        Start::Open(opening) => opening,
+        Start::Finished(outcome) => return Ok(outcome),
+    };
     if recipe.lora.is_none() && recipe.base_dtype != BaseDtype::F32 {
         let message =
             "\"base_dtype\" is for the frozen weights under an adapter; add a table [lora], or leave it at \"f32\"";
@@ -121,12 +130,10 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
     base.set_eos_token_id(Some(end_of_turn));
     let max_length = recipe.max_length.min(base.config().max_position_embeddings);
     let (train, held_out) = train_and_held_out((inputs.data, inputs.held_out), recipe.seed, &tokenizer, max_length)?;
-    let mut shown = vec![("model", inputs.model.display().to_string()), ("data", inputs.data.display().to_string())];
-    shown.extend(inputs.held_out.map(|path| ("held_out", path.display().to_string())));
-    let (mut run, checkpoint) = Run::open(out, recipe, &shown, options)?;
+    let held_out = spread(held_out, recipe.eval_batches * recipe.batch_size);
     let mut learner = match &recipe.lora {
-        Some(lora) => adapter_learner(recipe, lora, base, checkpoint.as_ref())?,
-        None => learner(checkpoint.as_ref(), &recipe.optimizer, || Ok(base.trainable()?))?,
+        Some(lora) => adapter_learner(recipe, lora, base, opening.checkpoint())?,
+        None => learner(opening.checkpoint(), &recipe.optimizer, || Ok(base.trainable()?))?,
     };
     let write = |model: &Model, dir: &Path| -> Result<()> {
         tokenizer.save(dir)?;
@@ -139,9 +146,10 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
         learner.model.checkpoint_activations();
     }
     let mut batches = LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), recipe.batch_size, recipe.seed)?;
-    let micro_batches = recipe.gradient_accumulation_steps.max(1);
+    let micro_batches = recipe.gradient_accumulation_steps;
     let steps = (batches.per_epoch() * recipe.epochs).div_ceil(micro_batches);
-    let first = checkpoint.map_or(0, |c| c.step);
+    let first = opening.step();
+    let mut run = opening.open(steps, recipe.save_every)?;
     run.begin(steps, first, "steps");
 
     for step in first..steps {
@@ -176,14 +184,14 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
             run.log(done, &[("eval_loss", eval_loss)])?;
             tracing::info!("step {done}: held-out loss of the answers {eval_loss:.4}");
         }
-        if done.is_multiple_of(recipe.save_every) {
-            run.checkpoint(done, Map::new(), |dir| {
+        if run.is_due(done) {
+            run.checkpoint(done, &[&learner], Map::new(), |dir| {
                 write(&learner.model, dir)?;
                 learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
             })?;
         }
     }
-    run.finish(steps, |dir| write(&learner.model, dir))
+    run.finish(&[&learner], |dir| write(&learner.model, dir))
 }
 
 /// The learner of an adapter over `base`: a fresh one, or the checkpoint's.

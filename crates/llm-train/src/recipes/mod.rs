@@ -26,6 +26,12 @@ use crate::{Error, Result};
 /// The model of a folder, which must have the wanted head.
 fn load_model(dir: &Path, head: llm_model::Head) -> Result<Model> {
     let model = Model::load(dir)?;
+    for (name, tensor) in model.params().tensors() {
+        if !llm_kernels::square_sum(tensor)?.is_finite() {
+            let dir = dir.display();
+            return Err(Error::Input(format!("{dir}: the weight {name} is not finite, or too large to compute with")));
+        }
+    }
     if model.head() != head {
         let (is, wanted, dir) = (model.head(), head, dir.display());
         return Err(Error::Input(format!("{dir}: the model has the head {is:?}, this stage needs {wanted:?}")));

@@ -172,6 +172,7 @@ fn boundary(text: &str, wanted: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::NEVER;
 
     #[test]
     fn the_end_of_the_text_is_held_out_and_nothing_is_lost() {
@@ -219,7 +220,7 @@ mod tests {
         }
         let held_out = if held_out.is_empty() { &[] } else { &files[1..] };
         let inputs = PrepareInputs { tokenizer: &tokenizer, train: &files[..1], held_out, held_out_share: 0.05 };
-        let done = prepare(&inputs, &out, RunOptions { resume: false, observer: &mut |_| () });
+        let done = prepare(&inputs, &out, RunOptions { resume: false, observer: &mut |_| (), stop: &NEVER });
         if done.is_ok() {
             std::fs::remove_dir_all(&out).unwrap();
         }

@@ -12,8 +12,8 @@ use crate::eval::{is_eval_step, text_loss};
 use crate::fitting::{Ids, fitting};
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterLog;
-use crate::run::{Run, RunOptions, learner};
-use crate::{Result, loss};
+use crate::run::{Input, Opening, Outcome, Run, RunOptions, Start, learner};
+use crate::{Error, Result, loss};
 
 /// The numbers of a pre-training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,13 +31,13 @@ pub struct PretrainRecipe {
     pub activation_checkpointing: bool,
     /// Tokens of a row.
     pub seq_len: usize,
-    /// Steps between two evaluations on held-out text; the first ones are closer ([`is_eval_step`]).
+    /// Steps between two evaluations on held-out text; the first ones are closer ([`is_eval_step`]). 0: none later.
     pub eval_every: u64,
-    /// Batches of each evaluation but the last, which takes all; 0: all.
+    /// Batches of each evaluation; 0: all of the held-out text.
     pub eval_batches: usize,
     /// Texts that each evaluation lets the model continue.
     pub sample_prompts: Vec<String>,
-    /// Steps between two checkpoints.
+    /// Steps between two checkpoints; 0: only at the end.
     pub save_every: u64,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
@@ -74,30 +74,30 @@ pub struct PretrainInputs<'a> {
 }
 
 /// Trains a fresh model on token shards; the run folder `out` becomes its Hugging Face folder.
-pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, options: RunOptions) -> Result<()> {
+pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let read = vec![Input::new("tokenizer", inputs.tokenizer), Input::new("data", inputs.data)];
+    let opening = match Opening::check(recipe, read, out, options)? {
+        Start::Open(opening) => opening,
+        Start::Finished(outcome) => return Ok(outcome),
+    };
     let tokenizer = Tokenizer::from_dir(inputs.tokenizer)?;
     let train = TokenDataset::open(inputs.data, "train")?;
     let held_out = TokenDataset::open(inputs.data, "held_out")?;
-    let config = ModelConfig {
-        vocab_size: tokenizer.vocab_size(),
-        bos_token_id: tokenizer.bos_id(),
-        eos_token_id: tokenizer.eos_id(),
-        pad_token_id: tokenizer.pad_id(),
-        ..recipe.model.clone()
-    };
+    let config = model_config(recipe, &tokenizer)?;
     let rows = Ids::Shards { shards: &train, dir: inputs.data, seq_len: recipe.seq_len };
     fitting(&config, (&tokenizer, inputs.tokenizer), &[rows])?;
-    let shown = [("tokenizer", inputs.tokenizer.display().to_string()), ("data", inputs.data.display().to_string())];
+    check_prompts(recipe, &tokenizer)?;
     let mut batches = Batches::new(&train, recipe.batch_size, recipe.seq_len, recipe.seed)?;
-    let (mut run, checkpoint) = Run::open(out, recipe, &shown, options)?;
-    let mut learner =
-        learner(checkpoint.as_ref(), &recipe.optimizer, || Ok(Model::init(config, Head::LanguageModel, recipe.seed)?))?;
+    let mut learner = learner(opening.checkpoint(), &recipe.optimizer, || {
+        Ok(Model::init(config, Head::LanguageModel, recipe.seed)?)
+    })?;
     if recipe.activation_checkpointing {
         learner.model.checkpoint_activations();
     }
-    let first = checkpoint.map_or(0, |c| c.step);
-    let micro_batches = recipe.gradient_accumulation_steps.max(1);
+    let first = opening.step();
+    let micro_batches = recipe.gradient_accumulation_steps;
     let tokens_per_step = micro_batches * (recipe.batch_size * recipe.seq_len) as u64;
+    let mut run = opening.open(recipe.steps, recipe.save_every)?;
     run.begin(recipe.steps * tokens_per_step, first * tokens_per_step, "tokens");
 
     for step in first..recipe.steps {
@@ -133,14 +133,45 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
         if is_eval_step(done, recipe.eval_every, recipe.steps) {
             evaluate(&run_context(recipe, &tokenizer, &held_out), &learner, &mut run, done)?;
         }
-        if done.is_multiple_of(recipe.save_every) {
+        if run.is_due(done) {
             run.checkpoint_of(done, &learner, &tokenizer)?;
         }
     }
-    run.finish(recipe.steps, |dir| {
+    run.finish(&[&learner], |dir| {
         tokenizer.save(dir)?;
         Ok(learner.model.save(dir)?)
     })
+}
+
+/// The model of the recipe, with what the tokenizer says of the vocabulary.
+fn model_config(recipe: &PretrainRecipe, tokenizer: &Tokenizer) -> Result<ModelConfig> {
+    let (given, unsaid, right) = (recipe.model.vocab_size, ModelConfig::default().vocab_size, tokenizer.vocab_size());
+    if given != right && given != unsaid {
+        return Err(Error::Input(format!(
+            "model.vocab_size is {given}; it is the tokenizer's, {right}: leave the key out"
+        )));
+    }
+    Ok(ModelConfig {
+        vocab_size: right,
+        bos_token_id: tokenizer.bos_id(),
+        eos_token_id: tokenizer.eos_id(),
+        pad_token_id: tokenizer.pad_id(),
+        ..recipe.model.clone()
+    })
+}
+
+/// Refuses sample prompts that leave no room for a continuation.
+fn check_prompts(recipe: &PretrainRecipe, tokenizer: &Tokenizer) -> Result<()> {
+    for prompt in &recipe.sample_prompts {
+        let (tokens, most) = (tokenizer.encode(prompt)?.len() + 1, recipe.model.max_position_embeddings);
+        if tokens >= most {
+            let beginning: String = prompt.chars().take(20).collect();
+            return Err(Error::Input(format!(
+                "sample_prompts: \"{beginning}…\" has {tokens} tokens; the model takes fewer than {most}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 struct Evaluation<'a> {
@@ -156,9 +187,8 @@ fn run_context<'a>(recipe: &'a PretrainRecipe, tokenizer: &'a Tokenizer, held_ou
 /// Loss on held-out text, and what the model makes of the sample prompts.
 fn evaluate(with: &Evaluation, learner: &Learner, run: &mut Run, step: u64) -> Result<()> {
     let recipe = with.recipe;
-    let max_batches = if step == recipe.steps { 0 } else { recipe.eval_batches };
     let model = learner.model.frozen()?;
-    let seen = text_loss(&model, with.held_out, recipe.batch_size, recipe.seq_len, max_batches)?;
+    let seen = text_loss(&model, with.held_out, recipe.batch_size, recipe.seq_len, recipe.eval_batches)?;
     run.log(step, &[("eval_loss", seen.loss), ("eval_bits_per_byte", seen.bits_per_byte)])?;
     tracing::info!("step {step}: held-out loss {:.4}, {:.4} bits per byte", seen.loss, seen.bits_per_byte);
     if recipe.sample_prompts.is_empty() {

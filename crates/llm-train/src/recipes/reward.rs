@@ -12,10 +12,10 @@ use serde_json::json;
 
 use super::{chat_format, load_model};
 use crate::eval::is_eval_step;
-use crate::examples::{LengthBatches, chat_messages, pick_rows};
+use crate::examples::{LengthBatches, chat_messages, pick_rows, spread};
 use crate::fitting::fitting;
 use crate::optim::OptimizerConfig;
-use crate::run::{Run, RunOptions, learner};
+use crate::run::{Input, Opening, Outcome, RunOptions, Start, learner};
 use crate::splits::{Source, train_and_held_out};
 use crate::{Result, loss};
 
@@ -35,9 +35,12 @@ pub struct RewardRecipe {
     pub center_rewards_coefficient: f64,
     /// The share of the prompts that is held out if there is no file of its own for that.
     pub held_out_share: f64,
-    /// Steps between two evaluations.
+    /// Steps between two evaluations; 0: only at the end.
     pub eval_every: u64,
-    /// Steps between two checkpoints.
+    /// Batches of each evaluation, spread over the held-out rankings, and of the pass at the end that measures the scale of
+    /// the scores; 0: all.
+    pub eval_batches: usize,
+    /// Steps between two checkpoints; 0: only at the end.
     pub save_every: u64,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
@@ -55,6 +58,7 @@ impl Default for RewardRecipe {
             center_rewards_coefficient: 0.01,
             held_out_share: 0.1,
             eval_every: 50,
+            eval_batches: 10,
             save_every: 50,
             optimizer,
         }
@@ -80,7 +84,13 @@ struct Ranked {
 }
 
 /// Trains a reward model; the run folder `out` becomes its Hugging Face folder (a classifier with one label).
-pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: RunOptions) -> Result<()> {
+pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let read =
+        Input::given([("model", Some(inputs.model)), ("data", Some(inputs.data)), ("held_out", inputs.held_out)]);
+    let opening = match Opening::check(recipe, read, out, options)? {
+        Start::Open(opening) => opening,
+        Start::Finished(outcome) => return Ok(outcome),
+    };
     let mut tokenizer = Tokenizer::from_dir(inputs.model)?;
     if !tokenizer.has_chat_template() {
         tokenizer = tokenizer.with_default_chat_template()?;
@@ -90,10 +100,8 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
     fitting(policy.config(), (&tokenizer, inputs.model), &[])?;
     let max_length = recipe.max_length.min(policy.config().max_position_embeddings);
     let (train, held_out) = rankings(recipe, &inputs, &tokenizer, max_length)?;
-    let mut shown = vec![("model", inputs.model.display().to_string()), ("data", inputs.data.display().to_string())];
-    shown.extend(inputs.held_out.map(|path| ("held_out", path.display().to_string())));
-    let (mut run, checkpoint) = Run::open(out, recipe, &shown, options)?;
-    let mut learner = learner(checkpoint.as_ref(), &recipe.optimizer, || {
+    let held_out = spread(held_out, recipe.eval_batches * recipe.batch_size);
+    let mut learner = learner(opening.checkpoint(), &recipe.optimizer, || {
         let mut model = policy.with_head(Head::Sequence, recipe.seed)?;
         model.set_eos_token_id(Some(end_of_turn));
         Ok(model)
@@ -101,7 +109,8 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
     let longest = |ranked: &Ranked| ranked.rows.iter().map(Vec::len).max().unwrap_or(0);
     let mut batches = LengthBatches::new(train.iter().map(longest).collect(), recipe.batch_size, recipe.seed)?;
     let steps = batches.per_epoch() * recipe.epochs;
-    let first = checkpoint.map_or(0, |c| c.step);
+    let first = opening.step();
+    let mut run = opening.open(steps, recipe.save_every)?;
     run.begin(steps, first, "steps");
 
     for step in first..steps {
@@ -138,16 +147,18 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
             run.log(done, &[("eval_accuracy", accuracy), ("eval_margin", margin)])?;
             tracing::info!("step {done}: {:.1} % of the held-out pairs ranked right", 100. * accuracy);
         }
-        if done.is_multiple_of(recipe.save_every) {
+        if run.is_due(done) {
             run.checkpoint_of(done, &learner, &tokenizer)?;
         }
     }
     // The scale of a reward is arbitrary: mean and deviation over the answers let PPO set it to 0 and 1.
     let mut model = learner.model.frozen()?;
-    let (_, _, mean, std) = evaluate(&model, &train, recipe.batch_size, pad)?;
+    let answers = spread(train, recipe.eval_batches * recipe.batch_size);
+    let (_, _, mean, std) = evaluate(&model, &answers, recipe.batch_size, pad)?;
+    run.check_finite(steps, &[("reward_mean", mean), ("reward_std", std)])?;
     model.extra.insert("reward_mean".to_owned(), json!(mean));
     model.extra.insert("reward_std".to_owned(), json!(std));
-    run.finish(steps, |dir| {
+    run.finish(&[&learner], |dir| {
         tokenizer.save(dir)?;
         Ok(model.save(dir)?)
     })

@@ -2,17 +2,19 @@
 
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use llm_data::{Message, Ranking, write_jsonl};
 use llm_model::{Head, Model, ModelConfig};
 use llm_tokenizer::{Tokenizer, TrainConfig};
 use llm_train::recipes::train_tokenizer;
-use llm_train::run::RunOptions;
+use llm_train::run::{NEVER, RunOptions};
 
 /// Hears nothing.
 pub fn quietly<T>(work: impl FnOnce(RunOptions) -> T) -> T {
-    work(RunOptions { resume: false, observer: &mut |_| () })
+    work(RunOptions { resume: false, observer: &mut |_| (), stop: &NEVER })
 }
 
 /// Writes a tokenizer and a fresh model of two layers that knows the words of `text`.
@@ -51,4 +53,64 @@ pub fn write_pairs(path: &Path, pairs: &[(String, String)]) {
         })
         .collect();
     write_jsonl(path, &rankings).unwrap();
+}
+
+/// All files below `dir` that must not hang on the clock, by name; figures of time are taken out of the metrics.
+pub fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let name = path.file_name().unwrap();
+            // What was being written when the program was killed; nothing reads it.
+            if llm_files::is_unfinished(name) {
+                continue;
+            }
+            let bytes = std::fs::read(&path).unwrap();
+            let bytes = match name.to_str().unwrap() {
+                // Checksums are also of files that hold times.
+                "times.json" | "report.md" | "summary.md" | "checksums.b3" => continue,
+                "metrics.jsonl" | "trainer_state.json" | "state.json" | "evaluation.json" => without_times(&bytes),
+                _ => bytes,
+            };
+            all.insert(path.strip_prefix(dir).unwrap().to_owned(), bytes);
+        }
+    }
+    all
+}
+
+fn without_times(json: &[u8]) -> Vec<u8> {
+    fn strip(value: &mut serde_json::Value) {
+        match value {
+            serde_json::Value::Object(map) => {
+                map.remove("elapsed_s");
+                map.remove("tokens_per_second");
+                map.values_mut().for_each(strip);
+            }
+            serde_json::Value::Array(values) => values.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    let mut text = String::new();
+    for value in serde_json::Deserializer::from_slice(json).into_iter::<serde_json::Value>() {
+        let mut value = value.unwrap();
+        strip(&mut value);
+        text += &format!("{value}\n");
+    }
+    text.into_bytes()
+}
+
+/// All files below `dir` with their bytes and when they were written last.
+pub fn everything(dir: &Path) -> BTreeMap<String, (Vec<u8>, SystemTime)> {
+    let read = |name: String| {
+        let path = dir.join(&name);
+        let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
+        (name, (std::fs::read(path).unwrap(), modified))
+    };
+    llm_files::files_below(dir).unwrap().into_iter().map(read).collect()
 }

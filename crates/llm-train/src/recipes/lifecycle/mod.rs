@@ -9,6 +9,7 @@ use llm_data::world::{Question, Split, World, WorldConfig};
 use llm_data::{Conversation, Message, Ranking, write_jsonl};
 use llm_feedback::Annotator;
 use llm_infer::{GenerateOptions, Sampling, TextModel};
+use llm_model::{Head, Model, ModelConfig, write_atomic};
 use llm_tokenizer::TrainConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -18,7 +19,7 @@ use super::{
     PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, ppo, prepare, pretrain, reward, train_tokenizer,
 };
 use crate::examples::chat_messages;
-use crate::run::{Event, RunOptions, Times, is_finished, open_folder};
+use crate::run::{Event, FINISHED, Opening, RunOptions, Start, Times, has_begun, is_finished, write_json};
 use crate::{Error, Result};
 
 /// The numbers of a whole life.
@@ -69,12 +70,41 @@ impl Default for Questions {
 
 /// Lives a whole life in the folder `out` and writes `report.md` there; returns the report's table.
 pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> Result<String> {
-    let RunOptions { resume, observer } = options;
-    if recipe.finetune.lora.is_some() {
-        let message = "\"finetune.lora\": the stages behind fine-tuning need a whole model; take the table out";
-        return Err(Error::Input(message.to_owned()));
+    let resume = options.resume;
+    let opening = match Opening::check(recipe, Vec::new(), out, options)? {
+        Start::Open(opening) => opening,
+        Start::Finished(_) => return std::fs::read_to_string(out.join(SUMMARY)).map_err(Error::io(out.join(SUMMARY))),
+    };
+    build_models(recipe)?;
+    let (_, options, _lock) = opening.open_folder()?;
+    // Whichever stage is interrupted, it is the life that is resumed.
+    let table = live(recipe, out, resume, options).map_err(|error| match error {
+        Error::Interrupted { run, done } => {
+            Error::Interrupted { run: out.to_owned(), done: format!("{done} ({})", run.display()) }
+        }
+        error => error,
+    })?;
+    write_atomic(&out.join(SUMMARY), table.as_bytes())?;
+    write_json(&out.join(FINISHED), &json!({}))?;
+    Ok(table)
+}
+
+/// The table that a finished life shows again.
+const SUMMARY: &str = "summary.md";
+
+/// Makes the models of the recipe once, so that a shape that cannot be is known before the first stage begins.
+fn build_models(recipe: &LifecycleRecipe) -> Result<()> {
+    for (table, config) in [("pretrain.model", &recipe.pretrain.model), ("distill.student", &recipe.distill.student)] {
+        let config = ModelConfig { vocab_size: recipe.tokenizer.vocab_size, ..config.clone() };
+        let made = Model::init(config, Head::LanguageModel, 0);
+        made.map_err(|error| Error::Input(format!("{table}: {error}")))?;
     }
-    open_folder(out, recipe, &[], resume)?;
+    Ok(())
+}
+
+/// Goes through the stages, each unless it is finished.
+fn live(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions) -> Result<String> {
+    let RunOptions { observer, stop, .. } = options;
     let dir = |name: &str| out.join(name);
     let (data, tokenizer, shards) = (dir("data"), dir("tokenizer"), dir("shards"));
     let (base, instruct, reward_model) = (dir("base"), dir("instruct"), dir("reward"));
@@ -88,25 +118,40 @@ pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> R
     times.of("prepare", || {
         let (train, held_out) = (text("train"), text("held_out"));
         let inputs = PrepareInputs { tokenizer: &tokenizer, train: &train, held_out: &held_out, held_out_share: 0. };
-        prepare(&inputs, &shards, RunOptions { resume, observer: &mut *observer })
+        prepare(&inputs, &shards, RunOptions { resume, observer: &mut *observer, stop })
     })?;
     if !is_finished(&base) {
         let inputs = PretrainInputs { tokenizer: &tokenizer, data: &shards };
-        pretrain(&recipe.pretrain, inputs, &base, RunOptions { resume, observer: &mut *observer })?;
+        pretrain(
+            &recipe.pretrain,
+            inputs,
+            &base,
+            RunOptions { resume: has_begun(&base), observer: &mut *observer, stop },
+        )?;
     }
     if !is_finished(&instruct) {
         let (data, held_out) = (data.join("instruct-train.jsonl"), data.join("instruct-held_out.jsonl"));
         let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&held_out) };
-        finetune(&recipe.finetune, inputs, &instruct, RunOptions { resume, observer: &mut *observer })?;
+        finetune(
+            &recipe.finetune,
+            inputs,
+            &instruct,
+            RunOptions { resume: has_begun(&instruct), observer: &mut *observer, stop },
+        )?;
     }
     if !is_finished(&reward_model) {
         let (data, held_out) = (data.join("rankings-train.jsonl"), data.join("rankings-held_out.jsonl"));
         let inputs = RewardInputs { model: &instruct, data: &data, held_out: Some(&held_out) };
-        reward(&recipe.reward, inputs, &reward_model, RunOptions { resume, observer: &mut *observer })?;
+        reward(
+            &recipe.reward,
+            inputs,
+            &reward_model,
+            RunOptions { resume: has_begun(&reward_model), observer: &mut *observer, stop },
+        )?;
     }
     if !is_finished(&aligned) {
         let inputs = PpoInputs { model: &instruct, reward: &reward_model, data: &data.join("prompts.jsonl") };
-        ppo(&recipe.ppo, inputs, &aligned, RunOptions { resume, observer: &mut *observer })?;
+        ppo(&recipe.ppo, inputs, &aligned, RunOptions { resume: has_begun(&aligned), observer: &mut *observer, stop })?;
     }
     if !is_finished(&student) {
         let lessons = data.join("student.jsonl");
@@ -119,7 +164,12 @@ pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> R
             held_out: None,
             text: Some(&shards),
         };
-        distill(&recipe.distill, inputs, &student, RunOptions { resume, observer: &mut *observer })?;
+        distill(
+            &recipe.distill,
+            inputs,
+            &student,
+            RunOptions { resume: has_begun(&student), observer: &mut *observer, stop },
+        )?;
     }
     let evaluation = times.of("evaluation", || evaluate::evaluate(recipe, &world, out, observer))?;
     report::write(recipe, &evaluation, &times, out)

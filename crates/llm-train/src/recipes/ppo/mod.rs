@@ -20,12 +20,12 @@ pub use self::figures::Averages;
 use self::prompts::Prompts;
 pub use self::trainer::{PpoTrainer, Score, SpecialIds, Targets};
 use super::{RewardModel, chat_format, load_model};
+use crate::Result;
 use crate::fitting::{Ids, fitting};
 use crate::optim::{OptimizerConfig, Schedule};
 use crate::rl::MissingEos;
 use crate::rollout::Rollout;
-use crate::run::{Run, RunOptions, rng};
-use crate::{Error, Result};
+use crate::run::{Input, Opening, Outcome, RunOptions, Start, rng};
 
 /// The numbers of PPO.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,7 +68,7 @@ pub struct PpoRecipe {
     pub whiten_rewards: bool,
     /// What becomes of the score of a reply that was cut off.
     pub missing_eos: MissingEos,
-    /// Updates between two checkpoints, each with some of the replies in `samples/`.
+    /// Updates between two checkpoints, each with some of the replies in `samples/`; 0: only at the end.
     pub save_every: u64,
     /// The policy's optimizer.
     pub optimizer: OptimizerConfig,
@@ -125,16 +125,13 @@ pub struct PpoInputs<'a> {
 }
 
 /// Aligns a model by PPO; the run folder `out` becomes its Hugging Face folder.
-pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOptions) -> Result<()> {
-    if !(recipe.temperature > 0. && recipe.temperature.is_finite()) {
-        return Err(Error::Input(format!(
-            "temperature is {}; PPO draws its replies, it must be above 0",
-            recipe.temperature
-        )));
-    }
-    if recipe.max_new_tokens == 0 {
-        return Err(Error::Input("max_new_tokens is 0; a reply needs at least one token".to_owned()));
-    }
+pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let read =
+        Input::given([("model", Some(inputs.model)), ("reward", Some(inputs.reward)), ("data", Some(inputs.data))]);
+    let opening = match Opening::check(recipe, read, out, options)? {
+        Start::Open(opening) => opening,
+        Start::Finished(outcome) => return Ok(outcome),
+    };
     let tokenizer = Tokenizer::from_dir(inputs.model)?;
     let reference = load_model(inputs.model, Head::LanguageModel)?;
     let reward_model = RewardModel::load(inputs.reward)?;
@@ -146,34 +143,31 @@ pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOption
     let score = |rollouts: &[Vec<u32>]| reward_model.scores(rollouts);
     let mut trainer =
         PpoTrainer::new(&reference, reward_model.critic()?, &score, SpecialIds { pad, eos: end_of_turn }, recipe)?;
-    let shown = [("model", inputs.model), ("reward", inputs.reward), ("data", inputs.data)];
-    let shown = shown.map(|(name, path)| (name, path.display().to_string()));
-    let (mut run, checkpoint) = Run::open(out, recipe, &shown, options)?;
-    if let Some(checkpoint) = &checkpoint {
+    if let Some(checkpoint) = opening.checkpoint() {
         trainer.restore(&checkpoint.dir, &checkpoint.state)?;
     }
-    let first = checkpoint.map_or(0, |c| c.step);
+    let first = opening.step();
+    let mut run = opening.open(recipe.updates, recipe.save_every)?;
     run.begin(recipe.updates, first, "updates");
 
     for update in first..recipe.updates {
         let rollouts = trainer.roll_out(&prompts.of_update(update), rng(recipe.seed, 2, update).random())?;
         let metrics = trainer.learn(&rollouts, update)?;
         let done = update + 1;
-        run.check_finite(done, &metrics)?;
         run.log(done, &metrics)?;
         let metric = |name: &str| metrics.iter().find(|m| m.0 == name).map_or(0., |m| m.1);
         run.progress(done, &format!("score {:.2}, KL {:.2}", metric("objective/scores"), metric("objective/kl")));
-        if done.is_multiple_of(recipe.save_every) || done == recipe.updates {
+        if recipe.save_every > 0 && done.is_multiple_of(recipe.save_every) || done == recipe.updates {
             run.sample(done, &samples(&tokenizer, &rollouts)?)?;
         }
-        if done.is_multiple_of(recipe.save_every) {
-            run.checkpoint(done, trainer.state(), |dir| {
+        if run.is_due(done) {
+            run.checkpoint(done, &[&trainer.policy, &trainer.critic], trainer.state(), |dir| {
                 tokenizer.save(dir)?;
                 trainer.save(dir)
             })?;
         }
     }
-    run.finish(recipe.updates, |dir| {
+    run.finish(&[&trainer.policy, &trainer.critic], |dir| {
         tokenizer.save(dir)?;
         Ok(trainer.policy.model.save(dir)?)
     })

@@ -1,20 +1,15 @@
 //! The commands of the program `llm-train`.
 
-use std::path::PathBuf;
+mod perform;
+
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use llm_cli::{Failure, Progress, key_value};
-use llm_tokenizer::TrainConfig;
-use serde::de::DeserializeOwned;
 
-use crate::bench::bench;
-use crate::params::{Report, Usage};
-use crate::recipes::{
-    DistillInputs, FinetuneInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs, distill, finetune,
-    lifecycle, ppo, prepare, pretrain, reward, train_tokenizer,
-};
-use crate::run::{Event, RunOptions};
-use crate::{Error, read_recipe};
+use crate::run::{Event, recorded_recipe};
+use crate::{Error, Recipe, read_recipe};
+use perform::perform;
 
 /// Teaches language models, from plain text to an aligned and distilled model.
 #[derive(Debug, Parser)]
@@ -46,6 +41,8 @@ enum Command {
     Ppo(Ppo),
     /// Teach a small student what a teacher knows
     Distill(Distill),
+    /// Go on with an interrupted run, or make a finished one longer (--set steps=..., epochs=..., updates=...)
+    Resume(Resume),
     /// Time the pre-training step on random tokens; prints a JSON object
     Bench(Bench),
     /// Count a model's parameters, and what it takes to serve and to train it
@@ -96,7 +93,8 @@ struct Prepare {
 /// What every run is asked.
 #[derive(Debug, Args)]
 struct Common {
-    /// A recipe: a TOML file, or the name of one that ships with the program
+    /// A recipe: a TOML file, or the name of one that ships with the program; without it the command's own, or the run's with
+    /// --resume
     #[arg(long)]
     recipe: Option<String>,
     /// Overrides a key of the recipe, such as `optimizer.learning_rate=0.001` (may be given several times)
@@ -213,6 +211,19 @@ struct Distill {
 }
 
 #[derive(Debug, Args)]
+struct Resume {
+    /// The folder of the run
+    run: PathBuf,
+    /// Changes a key of the run's recipe: steps, epochs, updates, eval_every, eval_batches, save_every or a learning rate (may be
+    /// given several times)
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+    /// Where an input of the run is now, such as `data=lessons.jsonl`; without it where it was (may be given several times)
+    #[arg(long, value_name = "NAME=PATH", value_parser = key_value)]
+    input: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
 struct Bench {
     /// A recipe of pre-training: a TOML file, or the name of one that ships with the program
     #[arg(long, default_value = "pretrain")]
@@ -251,8 +262,12 @@ struct Params {
 }
 
 impl Common {
-    fn recipe<R: DeserializeOwned>(&self, name: &str) -> Result<R, Error> {
-        read_recipe(self.recipe.as_deref().unwrap_or(name), &self.set)
+    /// The recipe that is asked for; a run that is resumed has its own if no other is named.
+    fn recipe<R: Recipe>(&self, out: &Path) -> Result<R, Error> {
+        match &self.recipe {
+            None if self.resume => recorded_recipe(out, &self.set),
+            recipe => read_recipe(recipe.as_deref().unwrap_or(R::STAGE), &self.set),
+        }
     }
 }
 
@@ -279,81 +294,14 @@ fn show(command: Command) -> Result<(), Failure> {
             }
         }
     };
-    let table = perform(command, &mut observer).map_err(|error| match error {
-        Error::Candle(_) | Error::Diverged { .. } => Failure::internal(error.to_string()),
-        error => Failure::input(error.to_string()),
-    })?;
-    llm_cli::print(&table)
-}
-
-/// Performs a command; returns what is to be printed.
-fn perform(command: Command, observer: &mut dyn FnMut(Event)) -> Result<String, Error> {
-    match command {
-        Command::Lifecycle(args) => {
-            let options = RunOptions { resume: args.common.resume, observer };
-            return lifecycle(&args.common.recipe("lifecycle")?, &args.out, options);
-        }
-        Command::Tokenizer(Tokenizer::Train(args)) => {
-            let config = TrainConfig { vocab_size: args.vocab_size, min_frequency: args.min_frequency };
-            train_tokenizer(&config, &args.input, &args.out, false)?;
-        }
-        Command::Prepare(args) => {
-            let inputs = PrepareInputs {
-                tokenizer: &args.tokenizer,
-                train: &args.train,
-                held_out: &args.held_out,
-                held_out_share: args.held_out_share,
-            };
-            prepare(&inputs, &args.out, RunOptions { resume: false, observer })?;
-        }
-        Command::Pretrain(args) => {
-            let inputs = PretrainInputs { tokenizer: &args.tokenizer, data: &args.data };
-            let options = RunOptions { resume: args.common.resume, observer };
-            pretrain(&args.common.recipe("pretrain")?, inputs, &args.out, options)?;
-        }
-        Command::Finetune(args) => {
-            let inputs = FinetuneInputs { model: &args.model, data: &args.data, held_out: args.held_out.as_deref() };
-            let options = RunOptions { resume: args.common.resume, observer };
-            finetune(&args.common.recipe("finetune")?, inputs, &args.out, options)?;
-        }
-        Command::Reward(args) => {
-            let inputs = RewardInputs { model: &args.model, data: &args.data, held_out: args.held_out.as_deref() };
-            let options = RunOptions { resume: args.common.resume, observer };
-            reward(&args.common.recipe("reward")?, inputs, &args.out, options)?;
-        }
-        Command::Ppo(args) => {
-            let inputs = PpoInputs { model: &args.model, reward: &args.reward, data: &args.data };
-            let options = RunOptions { resume: args.common.resume, observer };
-            ppo(&args.common.recipe("ppo")?, inputs, &args.out, options)?;
-        }
-        Command::Distill(args) => {
-            let inputs = DistillInputs {
-                teacher: &args.teacher,
-                text_teacher: args.text_teacher.as_deref(),
-                student: args.student.as_deref(),
-                data: &args.data,
-                held_out: args.held_out.as_deref(),
-                text: args.text.as_deref(),
-            };
-            let options = RunOptions { resume: args.common.resume, observer };
-            distill(&args.common.recipe("distill")?, inputs, &args.out, options)?;
-        }
-        Command::Bench(args) => {
-            let cost = bench(&read_recipe(&args.recipe, &args.set)?, args.steps)?;
-            let json = serde_json::to_string(&cost).map_err(|e| Error::Input(format!("bench: {e}")))?;
-            return Ok(format!("{json}\n"));
-        }
-        Command::Params(args) => {
-            let usage = Usage {
-                batch_size: args.batch_size,
-                seq_len: args.seq_len,
-                contexts: args.context,
-                flops: args.flops,
-                tokens: args.tokens,
-            };
-            let report = Report::of(&args.model, &usage)?;
-            return if args.json { report.json() } else { Ok(report.to_string()) };
-        }
+    let result = perform(command, &mut observer);
+    if let Some(progress) = progress {
+        progress.finish();
     }
-    Ok(String::new())
+    let text = result.map_err(|error| match error {
+        Error::Interrupted { .. } => Failure::interrupted(error.to_string()),
+        error if error.is_callers_fault() => Failure::input(error.to_string()),
+        error => Failure::internal(error.to_string()),
+    })?;
+    llm_cli::print(&text)
 }

@@ -1,0 +1,261 @@
+//! What each command of `llm-train` does, and what it says at its end.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use llm_tokenizer::TrainConfig;
+
+use super::{Command, Resume, Tokenizer};
+use crate::bench::bench;
+use crate::params::{Report, Usage};
+use crate::recipes::{
+    DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PpoInputs, PpoRecipe, PrepareInputs,
+    PretrainInputs, PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, lifecycle, ppo, prepare, pretrain,
+    reward, train_tokenizer,
+};
+use crate::run::{Event, NEVER, Outcome, Record, RunOptions};
+use crate::{Error, Recipe, read_recipe};
+
+/// Performs a command; returns what is to be printed.
+pub(super) fn perform(command: Command, observer: &mut dyn FnMut(Event)) -> Result<String, Error> {
+    let mut stages = Stages { observer, stop: &NEVER };
+    match command {
+        Command::Lifecycle(args) => stages.live(&args.common.recipe(&args.out)?, &args.out, args.common.resume),
+        Command::Tokenizer(Tokenizer::Train(args)) => {
+            let config = TrainConfig { vocab_size: args.vocab_size, min_frequency: args.min_frequency };
+            train_tokenizer(&config, &args.input, &args.out, false)?;
+            let out = args.out.display();
+            Ok(format!("{out}: done. Next: llm-train prepare --tokenizer {out} --train TEXT --out SHARDS\n"))
+        }
+        Command::Prepare(args) => {
+            let inputs = PrepareInputs {
+                tokenizer: &args.tokenizer,
+                train: &args.train,
+                held_out: &args.held_out,
+                held_out_share: args.held_out_share,
+            };
+            prepare(&inputs, &args.out, RunOptions { resume: false, observer: stages.observer, stop: &NEVER })?;
+            let (tokenizer, out) = (args.tokenizer.display(), args.out.display());
+            Ok(format!("{out}: done. Next: llm-train pretrain --tokenizer {tokenizer} --data {out} --out RUN\n"))
+        }
+        Command::Pretrain(args) => {
+            let inputs = PretrainInputs { tokenizer: &args.tokenizer, data: &args.data };
+            stages.pretrain(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
+        }
+        Command::Finetune(args) => {
+            let inputs = FinetuneInputs { model: &args.model, data: &args.data, held_out: args.held_out.as_deref() };
+            stages.finetune(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
+        }
+        Command::Reward(args) => {
+            let inputs = RewardInputs { model: &args.model, data: &args.data, held_out: args.held_out.as_deref() };
+            stages.reward(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
+        }
+        Command::Ppo(args) => {
+            let inputs = PpoInputs { model: &args.model, reward: &args.reward, data: &args.data };
+            stages.ppo(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
+        }
+        Command::Distill(args) => {
+            let inputs = DistillInputs {
+                teacher: &args.teacher,
+                text_teacher: args.text_teacher.as_deref(),
+                student: args.student.as_deref(),
+                data: &args.data,
+                held_out: args.held_out.as_deref(),
+                text: args.text.as_deref(),
+            };
+            stages.distill(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
+        }
+        Command::Resume(args) => stages.resume(&args),
+        Command::Bench(args) => {
+            let cost = bench(&read_recipe(&args.recipe, &args.set)?, args.steps)?;
+            let json = serde_json::to_string(&cost).map_err(|e| Error::Input(format!("bench: {e}")))?;
+            Ok(format!("{json}\n"))
+        }
+        Command::Params(args) => {
+            let usage = Usage {
+                batch_size: args.batch_size,
+                seq_len: args.seq_len,
+                contexts: args.context,
+                flops: args.flops,
+                tokens: args.tokens,
+            };
+            let report = Report::of(&args.model, &usage)?;
+            if args.json { report.json() } else { Ok(report.to_string()) }
+        }
+    }
+}
+
+/// The stages, each with what it says at its end.
+struct Stages<'a> {
+    observer: &'a mut dyn FnMut(Event),
+    stop: &'a AtomicBool,
+}
+
+impl Stages<'_> {
+    /// From here on Ctrl-C ends a run in good order.
+    fn options(&mut self, resume: bool) -> RunOptions<'_> {
+        self.stop = llm_cli::stop_on_interrupt();
+        RunOptions { resume, observer: self.observer, stop: self.stop }
+    }
+
+    fn live(&mut self, recipe: &LifecycleRecipe, out: &Path, resume: bool) -> Result<String, Error> {
+        let table = lifecycle(recipe, out, self.options(resume))?;
+        let shown = out.display();
+        Ok(format!(
+            "{table}\nThe report: {shown}/report.md. Next: llm-infer chat --model {}\n",
+            out.join("aligned").display()
+        ))
+    }
+
+    fn pretrain(
+        &mut self,
+        recipe: &PretrainRecipe,
+        inputs: PretrainInputs,
+        out: &Path,
+        resume: bool,
+    ) -> Result<String, Error> {
+        let outcome = pretrain(recipe, inputs, out, self.options(resume))?;
+        Ok(said(&outcome, "steps", &format!("llm-infer generate --model {} --prompt TEXT", out.display())))
+    }
+
+    fn finetune(
+        &mut self,
+        recipe: &FinetuneRecipe,
+        inputs: FinetuneInputs,
+        out: &Path,
+        resume: bool,
+    ) -> Result<String, Error> {
+        let outcome = finetune(recipe, inputs, out, self.options(resume))?;
+        let (model, out) = (inputs.model.display(), out.display());
+        let next = match recipe.lora {
+            Some(_) => format!("llm-infer chat --model {model} --adapter {out}"),
+            None => format!("llm-infer chat --model {out}"),
+        };
+        Ok(said(&outcome, "steps", &next))
+    }
+
+    fn reward(
+        &mut self,
+        recipe: &RewardRecipe,
+        inputs: RewardInputs,
+        out: &Path,
+        resume: bool,
+    ) -> Result<String, Error> {
+        let outcome = reward(recipe, inputs, out, self.options(resume))?;
+        let (model, out) = (inputs.model.display(), out.display());
+        Ok(said(&outcome, "steps", &format!("llm-train ppo --model {model} --reward {out} --data PROMPTS --out RUN")))
+    }
+
+    fn ppo(&mut self, recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, resume: bool) -> Result<String, Error> {
+        let outcome = ppo(recipe, inputs, out, self.options(resume))?;
+        Ok(said(&outcome, "updates", &format!("llm-infer chat --model {}", out.display())))
+    }
+
+    fn distill(
+        &mut self,
+        recipe: &DistillRecipe,
+        inputs: DistillInputs,
+        out: &Path,
+        resume: bool,
+    ) -> Result<String, Error> {
+        let outcome = distill(recipe, inputs, out, self.options(resume))?;
+        Ok(said(&outcome, "steps", &format!("llm-infer chat --model {}", out.display())))
+    }
+
+    /// Goes on with the run in a folder, whose `recipe.toml` says all that is needed.
+    fn resume(&mut self, args: &Resume) -> Result<String, Error> {
+        let (dir, record) = (args.run.as_path(), Record::read(&args.run)?);
+        let places = Places::of(args, &record)?;
+        match record.run.stage.as_str() {
+            LifecycleRecipe::STAGE => self.live(&record.recipe(&args.set)?, dir, true),
+            PretrainRecipe::STAGE => {
+                let inputs = PretrainInputs { tokenizer: places.get("tokenizer")?, data: places.get("data")? };
+                self.pretrain(&record.recipe(&args.set)?, inputs, dir, true)
+            }
+            FinetuneRecipe::STAGE => {
+                let held_out = places.find("held_out");
+                let inputs = FinetuneInputs { model: places.get("model")?, data: places.get("data")?, held_out };
+                self.finetune(&record.recipe(&args.set)?, inputs, dir, true)
+            }
+            RewardRecipe::STAGE => {
+                let held_out = places.find("held_out");
+                let inputs = RewardInputs { model: places.get("model")?, data: places.get("data")?, held_out };
+                self.reward(&record.recipe(&args.set)?, inputs, dir, true)
+            }
+            PpoRecipe::STAGE => {
+                let (model, reward) = (places.get("model")?, places.get("reward")?);
+                self.ppo(&record.recipe(&args.set)?, PpoInputs { model, reward, data: places.get("data")? }, dir, true)
+            }
+            DistillRecipe::STAGE => {
+                let inputs = DistillInputs {
+                    teacher: places.get("teacher")?,
+                    text_teacher: places.find("text_teacher"),
+                    student: places.find("student"),
+                    data: places.get("data")?,
+                    held_out: places.find("held_out"),
+                    text: places.find("text"),
+                };
+                self.distill(&record.recipe(&args.set)?, inputs, dir, true)
+            }
+            other => Err(Error::Input(format!("{}: was begun by `{other}`, which cannot be resumed", dir.display()))),
+        }
+    }
+}
+
+/// Where the inputs of a run are.
+struct Places<'a> {
+    run: &'a Path,
+    all: Vec<(String, PathBuf)>,
+}
+
+impl<'a> Places<'a> {
+    fn of(args: &'a Resume, record: &Record) -> Result<Self, Error> {
+        if let Some((name, _)) = args.input.iter().find(|(name, _)| !record.inputs.contains_key(name)) {
+            let known: Vec<&str> = record.inputs.keys().map(String::as_str).collect();
+            return Err(Error::Input(format!("--input {name}: the run has no such input, but {}", known.join(", "))));
+        }
+        let mut all = Vec::new();
+        for (name, recorded) in &record.inputs {
+            let given = args.input.iter().rev().find(|(given, _)| given == name).map(|(_, path)| PathBuf::from(path));
+            // A finished run that is left alone needs none of them.
+            let place = given.map_or_else(|| recorded.find(name, &args.run), Ok);
+            all.push((
+                name.clone(),
+                place.or_else(|e| {
+                    if args.set.is_empty() && crate::run::is_finished(&args.run) {
+                        Ok(recorded.path.clone())
+                    } else {
+                        Err(e)
+                    }
+                })?,
+            ));
+        }
+        Ok(Self { run: &args.run, all })
+    }
+
+    fn find(&self, name: &str) -> Option<&Path> {
+        self.all.iter().find(|(known, _)| known == name).map(|(_, path)| path.as_path())
+    }
+
+    fn get(&self, name: &str) -> Result<&Path, Error> {
+        let run = self.run.display();
+        self.find(name).ok_or_else(|| Error::Input(format!("{run}/recipe.toml: has no table [inputs.{name}]")))
+    }
+}
+
+/// How a run ended: where its result is, how long it took, what to type next.
+fn said(outcome: &Outcome, unit: &str, next: &str) -> String {
+    let (dir, steps) = (outcome.dir.display(), outcome.steps);
+    match outcome.was_finished {
+        true => format!("{dir} is finished ({steps} {unit}); nothing to do\n"),
+        false => format!("{dir}: done, {steps} {unit} in {}. Next: {next}\n", duration(outcome.seconds)),
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 100. => format!("{s:.1} s"),
+        s if s < 6000. => format!("{:.1} minutes", s / 60.),
+        s => format!("{:.1} hours", s / 3600.),
+    }
+}

@@ -1,0 +1,390 @@
+//! The numbers that a recipe may hold. Each is checked when the recipe is read, and again before a run makes anything; an error
+//! names the key, its value, and what is allowed.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use llm_model::{LoraConfig, ModelConfig};
+
+use crate::optim::OptimizerConfig;
+use crate::recipes::{DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe};
+use crate::rl::MissingEos;
+use crate::{Error, Recipe, Result};
+
+/// What can be counted: rows, steps, tokens.
+const COUNT: RangeInclusive<u64> = 1..=1_000_000_000;
+/// The same where 0 says "none", "never" or "all".
+const COUNT_OR_NONE: RangeInclusive<u64> = 0..=1_000_000_000;
+/// Seeds: what an integer of TOML can be.
+const SEED: RangeInclusive<u64> = 0..=i64::MAX as u64;
+
+/// What a number that is not counted may be; infinities and NaN are never allowed.
+#[derive(Clone, Copy)]
+enum Real {
+    Any,
+    Positive,
+    NotNegative,
+    AtMost(f64),
+    Below(f64),
+    Within(f64),
+}
+
+impl Real {
+    fn holds(self, x: f64) -> bool {
+        x.is_finite()
+            && match self {
+                Self::Any => true,
+                Self::Positive => x > 0.,
+                Self::NotNegative => x >= 0.,
+                Self::AtMost(high) => (0. ..=high).contains(&x),
+                Self::Below(high) => (0. ..high).contains(&x),
+                Self::Within(high) => x > 0. && x < high,
+            }
+    }
+}
+
+impl Display for Real {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Any => write!(f, "a finite number"),
+            Self::Positive => write!(f, "a finite number above 0"),
+            Self::NotNegative => write!(f, "a finite number of at least 0"),
+            Self::AtMost(high) => write!(f, "a number from 0 to {high}"),
+            Self::Below(high) => write!(f, "a number of at least 0 and below {high}"),
+            Self::Within(high) => write!(f, "a number above 0 and below {high}"),
+        }
+    }
+}
+
+/// Checks keys of one table of a recipe; `table` is empty or ends with a dot.
+struct Keys<'a> {
+    table: &'a str,
+}
+
+impl Keys<'_> {
+    fn wrong(&self, key: &str, value: impl Display, allowed: impl Display) -> Error {
+        Error::Input(format!("{}{key} is {value}; it must be {allowed}", self.table))
+    }
+
+    fn whole(&self, key: &str, value: impl TryInto<u64>, range: RangeInclusive<u64>) -> Result<&Self> {
+        let value = value.try_into().unwrap_or(u64::MAX);
+        if range.contains(&value) {
+            return Ok(self);
+        }
+        Err(self.wrong(key, value, format_args!("a whole number from {} to {}", range.start(), range.end())))
+    }
+
+    fn real(&self, key: &str, value: f64, range: Real) -> Result<&Self> {
+        if range.holds(value) { Ok(self) } else { Err(self.wrong(key, value, range)) }
+    }
+}
+
+impl OptimizerConfig {
+    /// Checks every number; `table` (empty, or with a dot at its end) comes before the key in an error.
+    pub(crate) fn check(&self, table: &str) -> Result<()> {
+        Keys { table }
+            .real("learning_rate", self.learning_rate, Real::Positive)?
+            .whole("warmup_steps", self.warmup_steps, COUNT_OR_NONE)?
+            .real("min_learning_rate_ratio", self.min_learning_rate_ratio, Real::AtMost(1.))?
+            .real("beta1", self.beta1, Real::Below(1.))?
+            .real("beta2", self.beta2, Real::Below(1.))?
+            .real("eps", self.eps, Real::Within(1.))?
+            .real("weight_decay", self.weight_decay, Real::AtMost(1000.))?
+            .real("max_grad_norm", self.max_grad_norm, Real::NotNegative)?;
+        Ok(())
+    }
+}
+
+impl Recipe for PretrainRecipe {
+    const STAGE: &'static str = "pretrain";
+
+    fn check(&self, table: &str) -> Result<()> {
+        let positions = self.model.max_position_embeddings as u64;
+        check_model(&self.model, &format!("{table}model"))?;
+        Keys { table }
+            .whole("seed", self.seed, SEED)?
+            .whole("steps", self.steps, COUNT)?
+            .whole("batch_size", self.batch_size, COUNT)?
+            .whole("gradient_accumulation_steps", self.gradient_accumulation_steps, COUNT)?
+            .whole("seq_len", self.seq_len, 1..=positions)?
+            .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
+            .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
+            .whole("save_every", self.save_every, COUNT_OR_NONE)?;
+        self.optimizer.check(&format!("{table}optimizer."))
+    }
+}
+
+impl Recipe for FinetuneRecipe {
+    const STAGE: &'static str = "finetune";
+
+    fn check(&self, table: &str) -> Result<()> {
+        Keys { table }
+            .whole("seed", self.seed, SEED)?
+            .whole("epochs", self.epochs, COUNT)?
+            .whole("batch_size", self.batch_size, COUNT)?
+            .whole("gradient_accumulation_steps", self.gradient_accumulation_steps, COUNT)?
+            .whole("max_length", self.max_length, 2..=*COUNT.end())?
+            .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
+            .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
+            .whole("save_every", self.save_every, COUNT_OR_NONE)?;
+        if let Some(lora) = &self.lora {
+            check_lora(lora, &format!("{table}lora."))?;
+        }
+        self.optimizer.check(&format!("{table}optimizer."))
+    }
+}
+
+impl Recipe for RewardRecipe {
+    const STAGE: &'static str = "reward";
+
+    fn check(&self, table: &str) -> Result<()> {
+        Keys { table }
+            .whole("seed", self.seed, SEED)?
+            .whole("epochs", self.epochs, COUNT)?
+            .whole("batch_size", self.batch_size, COUNT)?
+            .whole("max_length", self.max_length, 2..=*COUNT.end())?
+            .real("center_rewards_coefficient", self.center_rewards_coefficient, Real::NotNegative)?
+            .real("held_out_share", self.held_out_share, Real::Within(1.))?
+            .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
+            .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
+            .whole("save_every", self.save_every, COUNT_OR_NONE)?;
+        self.optimizer.check(&format!("{table}optimizer."))
+    }
+}
+
+impl Recipe for PpoRecipe {
+    const STAGE: &'static str = "ppo";
+
+    fn check(&self, table: &str) -> Result<()> {
+        Keys { table }
+            .whole("seed", self.seed, SEED)?
+            .whole("updates", self.updates, COUNT)?
+            .whole("episodes", self.episodes, COUNT)?
+            .whole("num_ppo_epochs", self.num_ppo_epochs, COUNT)?
+            .whole("num_mini_batches", self.num_mini_batches, 1..=self.episodes as u64)?
+            .whole("micro_batch_size", self.micro_batch_size, COUNT)?
+            .whole("max_new_tokens", self.max_new_tokens, COUNT)?
+            .real("temperature", self.temperature, Real::Positive)?
+            .real("kl_coef", self.kl_coef, Real::NotNegative)?
+            .real("kl_target_per_sequence", self.kl_target_per_sequence.unwrap_or(1.), Real::Positive)?
+            .real("kl_horizon", self.kl_horizon, Real::Positive)?
+            .real("cliprange", self.cliprange, Real::Positive)?
+            .real("cliprange_value", self.cliprange_value, Real::Positive)?
+            .real("entropy_coef", self.entropy_coef, Real::NotNegative)?
+            .real("gamma", self.gamma, Real::AtMost(1.))?
+            .real("lam", self.lam, Real::AtMost(1.))?
+            .whole("save_every", self.save_every, COUNT_OR_NONE)?;
+        match self.missing_eos {
+            MissingEos::None => {}
+            MissingEos::Subtract(x) => drop(Keys { table }.real("missing_eos.subtract", x, Real::NotNegative)?),
+            MissingEos::Replace(x) => drop(Keys { table }.real("missing_eos.replace", x, Real::Any)?),
+        }
+        self.optimizer.check(&format!("{table}optimizer."))?;
+        self.value_optimizer.check(&format!("{table}value_optimizer."))
+    }
+}
+
+impl Recipe for DistillRecipe {
+    const STAGE: &'static str = "distill";
+
+    fn check(&self, table: &str) -> Result<()> {
+        check_model(&self.student, &format!("{table}student"))?;
+        Keys { table }
+            .whole("seed", self.seed, SEED)?
+            .real("alpha", self.alpha, Real::AtMost(1.))?
+            .real("temperature", self.temperature, Real::Positive)?
+            .whole("text_steps", self.text_steps, COUNT_OR_NONE)?
+            .whole("text_batch_size", self.text_batch_size, COUNT)?
+            .whole("seq_len", self.seq_len, COUNT)?
+            .whole("epochs", self.epochs, COUNT)?
+            .whole("batch_size", self.batch_size, COUNT)?
+            .whole("max_length", self.max_length, 2..=*COUNT.end())?
+            .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
+            .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
+            .whole("save_every", self.save_every, COUNT_OR_NONE)?;
+        self.optimizer.check(&format!("{table}optimizer."))
+    }
+}
+
+impl Recipe for LifecycleRecipe {
+    const STAGE: &'static str = "lifecycle";
+
+    fn check(&self, table: &str) -> Result<()> {
+        let (world, questions) = (&self.world, &self.questions);
+        Keys { table: &format!("{table}world.") }.whole("seed", world.seed, SEED)?.whole(
+            "corpus_bytes",
+            world.corpus_bytes,
+            1000..=100_000_000_000,
+        )?;
+        Keys { table: &format!("{table}questions.") }
+            .whole("tasks", questions.tasks, COUNT)?
+            .whole("crowd", questions.crowd, COUNT)?
+            .whole("rankings", questions.rankings, COUNT)?
+            .whole("prompts", questions.prompts, COUNT)?
+            .whole("held_out", questions.held_out, COUNT)?;
+        Keys { table: &format!("{table}tokenizer.") }
+            .whole("vocab_size", self.tokenizer.vocab_size, llm_tokenizer::LEAST_VOCAB_SIZE as u64..=1 << 24)?
+            .whole("min_frequency", self.tokenizer.min_frequency, COUNT)?;
+        Keys { table: &format!("{table}annotator.") }.whole("seed", self.annotator.seed, SEED)?;
+        self.annotator.validate().map_err(|e| Error::Input(format!("{table}annotator.{e}")))?;
+        self.pretrain.check(&format!("{table}pretrain."))?;
+        self.finetune.check(&format!("{table}finetune."))?;
+        self.reward.check(&format!("{table}reward."))?;
+        self.ppo.check(&format!("{table}ppo."))?;
+        self.distill.check(&format!("{table}distill."))?;
+        if self.finetune.lora.is_some() {
+            let message = "finetune.lora: the stages after fine-tuning need a whole model; take the table out";
+            return Err(Error::Input(format!("{table}{message}")));
+        }
+        // Every stage has as many positions as the first model.
+        let positions = self.pretrain.model.max_position_embeddings as u64;
+        Keys { table: &format!("{table}ppo.") }.whole("max_new_tokens", self.ppo.max_new_tokens, 1..=positions - 1)?;
+        Keys { table: &format!("{table}distill.") }.whole("seq_len", self.distill.seq_len, 1..=positions)?;
+        Ok(())
+    }
+
+    fn may_change(key: &str, run: &std::path::Path) -> bool {
+        let Some((table, key)) = key.split_once('.') else { return false };
+        let stage = LIFE_STAGES.iter().find(|(name, _)| *name == table).map(|(_, folder)| run.join(folder));
+        stage.is_some_and(|stage| match (crate::run::has_begun(&stage), crate::run::is_finished(&stage)) {
+            (false, _) => true,
+            (true, finished) => !finished && crate::recipe::CHANGEABLE.contains(&key),
+        })
+    }
+}
+
+/// The tables of a life's recipe that are stages, and their folders.
+const LIFE_STAGES: [(&str, &str); 5] =
+    [("pretrain", "base"), ("finetune", "instruct"), ("reward", "reward"), ("ppo", "aligned"), ("distill", "student")];
+
+/// Checks the shape of a model that is to be made; `table` is its name in the recipe.
+fn check_model(config: &ModelConfig, table: &str) -> Result<()> {
+    let keys = Keys { table: &format!("{table}.") };
+    keys.real("initializer_range", config.initializer_range, Real::Positive)?;
+    if let Some(experts) = &config.experts {
+        let keys = Keys { table: &format!("{table}.experts.") };
+        keys.real("router_aux_loss_coef", experts.router_aux_loss_coef, Real::NotNegative)?.real(
+            "router_z_loss_coef",
+            experts.router_z_loss_coef,
+            Real::NotNegative,
+        )?;
+    }
+    config.clone().validated(table)?;
+    Ok(())
+}
+
+fn check_lora(lora: &LoraConfig, table: &str) -> Result<()> {
+    Keys { table }.whole("r", lora.r, 1..=65536)?.real("lora_alpha", lora.lora_alpha, Real::Positive)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Serialize;
+    use toml::{Table, Value};
+
+    use super::*;
+
+    /// Every number of a recipe by its dotted key.
+    fn numbers(table: &Table, prefix: &str, all: &mut Vec<(String, Value)>) {
+        for (key, value) in table {
+            let key = format!("{prefix}{key}");
+            match value {
+                Value::Table(inner) => numbers(inner, &format!("{key}."), all),
+                Value::Integer(_) | Value::Float(_) => all.push((key, value.clone())),
+                _ => {}
+            }
+        }
+    }
+
+    /// Each number of `recipe` by itself is made bad in several ways: at least one must be refused by an error that names the
+    /// key, and no bad value of a floating-point key may pass.
+    fn every_number_is_checked<R: Recipe>(recipe: &R) {
+        let mut all = Vec::new();
+        numbers(&Table::try_from(recipe).unwrap(), "", &mut all);
+        assert!(all.len() > 5);
+        for (key, value) in all {
+            let bad: &[&str] = match value {
+                Value::Float(_) => &["nan", "inf", "-inf", "-1e300"],
+                _ => &["-1", "0", "9000000000000000000", "18446744073709551615"],
+            };
+            let refused = |text: &&&str| {
+                let sets = [(key.clone(), (**text).to_owned())];
+                match crate::recipe::override_recipe::<R>(recipe, &sets) {
+                    Ok(_) => false,
+                    Err(error) => {
+                        let (message, last) = (error.to_string(), key.rsplit('.').next().unwrap());
+                        assert!(message.contains(last) && !message.contains('\n'), "{key}={text}: {message}");
+                        true
+                    }
+                }
+            };
+            let count = bad.iter().filter(refused).count();
+            let wanted = if matches!(value, Value::Float(_)) { bad.len() } else { 2 };
+            assert!(count >= wanted, "{key}: only {count} of {bad:?} are refused");
+        }
+    }
+
+    #[test]
+    fn every_number_of_every_recipe_is_checked() {
+        every_number_is_checked(&PretrainRecipe {
+            model: ModelConfig { experts: Some(llm_model::ExpertsConfig::default()), ..ModelConfig::default() },
+            ..PretrainRecipe::default()
+        });
+        every_number_is_checked(&FinetuneRecipe { lora: Some(LoraConfig::default()), ..FinetuneRecipe::default() });
+        every_number_is_checked(&RewardRecipe::default());
+        every_number_is_checked(&PpoRecipe { kl_target_per_sequence: Some(3.), ..PpoRecipe::default() });
+        every_number_is_checked(&DistillRecipe::default());
+        every_number_is_checked(&LifecycleRecipe::default());
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_with_its_key_and_what_is_allowed() {
+        fn message<R: Recipe + Default + Serialize>(key: &str, value: &str) -> String {
+            let sets = [(key.to_owned(), value.to_owned())];
+            let read = crate::recipe::override_recipe::<R>(&R::default(), &sets);
+            read.err().unwrap_or_else(|| panic!("{key}={value} passes")).to_string()
+        }
+        for (key, value) in [
+            ("steps", "0"),
+            ("optimizer.learning_rate", "nan"),
+            ("optimizer.learning_rate", "-1"),
+            ("optimizer.beta1", "2"),
+            ("optimizer.beta2", "1"),
+            ("optimizer.eps", "-1"),
+            ("optimizer.weight_decay", "1e9"),
+            ("seq_len", "1025"),
+            ("batch_size", "0"),
+            ("model.initializer_range", "0"),
+            ("model.rope_theta", "0"),
+            ("model.hidden_size", "7"),
+        ] {
+            let message = message::<PretrainRecipe>(key, value);
+            assert!(message.contains(key.rsplit('.').next().unwrap()), "{message}");
+            assert!(message.contains("must be") || message.contains("multiple"), "{message}");
+        }
+        assert_eq!(message::<PpoRecipe>("cliprange", "-0.2"), "cliprange is -0.2; it must be a finite number above 0");
+        for (key, value) in
+            [("kl_coef", "-1"), ("gamma", "5"), ("lam", "-1"), ("temperature", "0"), ("num_mini_batches", "65")]
+        {
+            assert!(message::<PpoRecipe>(key, value).starts_with(&format!("{key} is {value}; it must be ")));
+        }
+        assert!(message::<DistillRecipe>("alpha", "2").contains("from 0 to 1"));
+        assert!(message::<RewardRecipe>("held_out_share", "-3").contains("above 0 and below 1"));
+        let seed = message::<RewardRecipe>("seed", "18446744073709551615");
+        assert!(seed.contains("9223372036854775807"), "{seed}");
+        for (key, value) in [
+            ("annotator.beta", "nan"),
+            ("annotator.beta", "-3"),
+            ("questions.held_out", "0"),
+            ("ppo.temperature", "0"),
+            ("ppo.max_new_tokens", "1024"),
+            ("distill.seq_len", "2000"),
+            ("tokenizer.vocab_size", "10"),
+        ] {
+            let message = message::<LifecycleRecipe>(key, value);
+            assert!(message.contains(key), "{key}: {message}");
+        }
+        assert!(message::<LifecycleRecipe>("distill.student.num_attention_heads", "3").contains("distill.student"));
+    }
+}
