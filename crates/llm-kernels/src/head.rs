@@ -22,7 +22,8 @@ pub struct CrossEntropyOptions {
     pub label_smoothing: f64,
     /// The coefficient of `logsumexp(logits)²`, which keeps logits from drifting (arXiv 2204.02311).
     pub z_loss: f64,
-    /// What hidden states, weight and the gradient of the logits are rounded to before they are multiplied.
+    /// What hidden states, weight and the gradient of the logits are rounded to before they are multiplied. In bf16 logits should
+    /// stay under some hundreds, as `z_loss` keeps them: at 1e4 the rounding of the factors outweighs the gradient.
     pub precision: Precision,
 }
 

@@ -196,6 +196,26 @@ mod tests {
         Ok(())
     }
 
+    /// Decoding: one query, over several spans of keys, beside left padding.
+    #[test]
+    fn what_the_mask_hides_never_reaches_a_single_query() -> Result<()> {
+        let s = 600;
+        let (q, k, v) = (random(&[2, 1, 4, D], 1, 1.)?, random(&[2, s, 2, D], 2, 1.)?, random(&[2, s, 2, D], 3, 1.)?);
+        let visible = Visible::from_first([300, 0]);
+        for dtype in [DType::F32, DType::F64] {
+            let plain = run([&q, &k, &v], Scores::of_head(D), &visible, dtype)?;
+            for (by, at) in BROKEN.into_iter().flat_map(|by| [(by, 2), (by, 299)]) {
+                let found = run([&q, &broken(&k, at, by), &broken(&v, at, by)], Scores::of_head(D), &visible, dtype)?;
+                for (found, plain) in found.iter().zip(&plain) {
+                    near(&flat(found), &flat(plain), 1e-5, &format!("{dtype:?} {by} at {at}"));
+                }
+                let [y, ..] = run([&q, &k, &broken(&v, 300, by)], Scores::of_head(D), &visible, dtype)?;
+                assert!(flat(&y.i(0)?).iter().any(|x| !x.is_finite()), "{by} is hidden");
+            }
+        }
+        Ok(())
+    }
+
     /// The keys and values of left padding: no row sees them, so that their gradients are zero and all others as they were.
     #[test]
     fn gradients_of_keys_and_values_do_not_see_it_either() -> Result<()> {
