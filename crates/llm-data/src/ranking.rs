@@ -118,6 +118,9 @@ pub fn read_rankings(path: &Path) -> Result<Rankings> {
     Ok(Rankings { rankings, remarks })
 }
 
+/// The keys of a ranking.
+const READ: [&str; 8] = ["id", "prompt", "answers", "order", "ranks", "chosen", "rejected", "margin"];
+
 /// A ranking; none if two dialogues differ before their last turn, so that they are no two answers to one prompt.
 fn parse(value: &Value, unread: &mut Unread) -> Result<Option<Ranking>, String> {
     let form = |object: &Map<String, Value>| {
@@ -134,7 +137,6 @@ fn parse(value: &Value, unread: &mut Unread) -> Result<Option<Ranking>, String> 
         true => Some(ranked(object, unread)?),
         false => chosen_and_rejected(object, unread)?,
     };
-    const READ: [&str; 8] = ["id", "prompt", "answers", "order", "ranks", "chosen", "rejected", "margin"];
     unread.extend(object.keys().filter(|key| !READ.contains(&key.as_str())).cloned());
     let (margin, id) = (margin(object)?, id(object));
     Ok(ranking.map(|ranking| Ranking { id, margin, ..ranking }))
@@ -247,10 +249,10 @@ fn chosen_and_rejected(object: &Map<String, Value>, unread: &mut Unread) -> Resu
         Some(Value::String(_)) if !chosen.is_empty() && object["chosen"].is_array() => Vec::new(),
         Some(_) => turns(object, "prompt", Role::User, unread)?,
     };
-    if !chosen.starts_with(&prompt) {
-        prompt.append(&mut chosen);
-    } else {
+    if chosen.starts_with(&prompt) {
         prompt = chosen;
+    } else {
+        prompt.append(&mut chosen);
     }
     if prompt.is_empty() {
         return Err("there is no prompt; write \"prompt\"".to_owned());

@@ -76,6 +76,13 @@ pub struct ItemKeys {
     pub whole: SplitKey,
 }
 
+impl From<SplitKey> for ItemKeys {
+    /// The keys of an item without answers, such as a prompt or a line of text.
+    fn from(key: SplitKey) -> Self {
+        Self { prompt: key, whole: key }
+    }
+}
+
 /// Data that a split can keep together by prompt.
 pub trait Keyed {
     /// The keys of this item.

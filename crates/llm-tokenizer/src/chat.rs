@@ -107,7 +107,10 @@ impl Tokenizer {
         let mut said: Vec<Range<usize>> = Vec::new();
         for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.role == "assistant") {
             let before = self.render_chat(&messages[..index], true)?;
-            let after = self.render_chat(&messages[..=index], false)?;
+            let after = match index + 1 == messages.len() {
+                true => Cow::Borrowed(rendered.as_str()),
+                false => self.render_chat(&messages[..=index], false)?.into(),
+            };
             // After the end of the turn the template may write a line end, or an end of the text, that nobody says.
             let mut specials = self.special_spans(&after).into_iter();
             let end = specials.rfind(|(id, span)| *id == end_of_turn && span.start >= before.len());

@@ -154,7 +154,7 @@ mod tests {
         assert_eq!((train.len(), held_out.len()), (190, 10));
         let number = |answer: &String| answer[answer.len() - 2..].to_owned();
         assert!(held_out.iter().all(|a| !train.iter().any(|b| number(a) == number(b))));
-        assert!(held_out.iter().any(|answer| number(answer) < "90".to_owned()), "{held_out:?}");
+        assert!(held_out.iter().any(|answer| number(answer).as_str() < "90"), "{held_out:?}");
         assert_eq!(split(&items, &[]).unwrap().1, held_out);
     }
 

@@ -98,8 +98,7 @@ pub fn prepare(inputs: &PrepareInputs, out: &Path, options: RunOptions) -> Resul
 
 /// A text without a prompt: a document or a line.
 fn text_keys(text: &str) -> ItemKeys {
-    let key = SplitKey::of([text]);
-    ItemKeys { prompt: key, whole: key }
+    SplitKey::of([text]).into()
 }
 
 /// Says how many of the held-out lines are training lines too; returns whether all are.

@@ -1,0 +1,148 @@
+//! Files as people have them: what each stage takes, and what it refuses, with words that help, before a folder is made.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{fresh_model, quietly};
+use llm_train::Result;
+use llm_train::recipes::{
+    DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, RewardInputs, RewardRecipe, distill, finetune, reward,
+};
+
+struct Desk {
+    dir: tempfile::TempDir,
+}
+
+impl Desk {
+    /// A folder with a model.
+    fn new() -> Self {
+        let desk = Self { dir: tempfile::tempdir().unwrap() };
+        fresh_model(&desk.path("model"), "the quick brown fox jumps over the lazy dog", 16, 0.1);
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        std::fs::write(self.path(name), content).unwrap();
+        self.path(name)
+    }
+
+    fn finetune(&self, data: &Path, held_out: Option<&Path>) -> Result<()> {
+        let recipe = FinetuneRecipe { epochs: 1, batch_size: 4, max_length: 64, ..FinetuneRecipe::default() };
+        let inputs = FinetuneInputs { model: &self.path("model"), data, held_out };
+        self.run(|out| quietly(|options| finetune(&recipe, inputs, out, options)).map(drop))
+    }
+
+    fn reward(&self, data: &Path, held_out: Option<&Path>) -> Result<()> {
+        let recipe = RewardRecipe { batch_size: 4, ..RewardRecipe::default() };
+        let inputs = RewardInputs { model: &self.path("model"), data, held_out };
+        self.run(|out| quietly(|options| reward(&recipe, inputs, out, options)).map(drop))
+    }
+
+    fn distill(&self, data: &Path, held_out: Option<&Path>) -> Result<()> {
+        let student = llm_model::ModelConfig { hidden_size: 16, ..DistillRecipe::default().student };
+        let recipe = DistillRecipe { epochs: 1, batch_size: 4, student, ..DistillRecipe::default() };
+        let teacher = &self.path("model");
+        let inputs = DistillInputs { teacher, text_teacher: None, student: None, data, held_out, text: None };
+        self.run(|out| quietly(|options| distill(&recipe, inputs, out, options)).map(drop))
+    }
+
+    /// Runs a stage in a fresh folder, which a refusal must not leave.
+    fn run(&self, stage: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let out = self.path("out");
+        let done = stage(&out);
+        assert_eq!(done.is_ok(), out.exists(), "{done:?}");
+        if out.exists() {
+            std::fs::remove_dir_all(&out).unwrap();
+        }
+        done
+    }
+}
+
+fn answers(count: usize) -> Vec<String> {
+    (0..count).map(|i| format!(r#"{{"prompt": "the fox {i}", "completion": "the dog {}"}}"#, i % 3)).collect()
+}
+
+fn pairs(count: usize) -> Vec<String> {
+    (0..count).map(|i| format!(r#"{{"id": "{i}", "prompt": "fox {i}", "chosen": "dog", "rejected": "fox"}}"#)).collect()
+}
+
+#[test]
+fn files_of_other_programs_are_trained_on() {
+    let desk = Desk::new();
+    let (lines, objects) = (answers(8).join("\r\n"), answers(8).join(",\n"));
+    let pretty: Vec<String> = answers(8).iter().map(|line| line.replace(", ", ",\n  ").replace('{', "{\n  ")).collect();
+    let conversational = answers(8).join("\n").replace("\"the fox", "[{\"role\": \"user\", \"content\": \"the fox");
+    let conversational = conversational.replace("\", \"completion\"", "\"}], \"completion\"");
+    for content in [format!("\u{feff}{lines}"), format!("[{objects}]"), pretty.join("\n"), conversational] {
+        let data = desk.write("data.jsonl", &content);
+        desk.finetune(&data, None).unwrap_or_else(|error| panic!("{error}: {content}"));
+    }
+    let ties =
+        format!("{}\n{}", pairs(6).join("\n"), r#"{"prompt": "x", "answers": ["a", "b", "c"], "ranks": [1, 1, 2]}"#);
+    desk.reward(&desk.write("pairs.jsonl", ties), None).unwrap();
+}
+
+#[test]
+fn what_cannot_be_split_or_is_not_held_out_is_refused_in_every_stage() {
+    let desk = Desk::new();
+    let one_prompt = |line: String| line.replace("fox 1", "fox").replace("fox 0", "Fox ");
+    let same = desk.write("same.jsonl", answers(2).into_iter().map(one_prompt).collect::<Vec<_>>().join("\n"));
+    let ids = desk.write("ids.jsonl", pairs(2).into_iter().map(one_prompt).collect::<Vec<_>>().join("\n"));
+    for refused in [desk.finetune(&same, None), desk.distill(&same, None), desk.reward(&ids, None)] {
+        let message = refused.unwrap_err().to_string();
+        assert!(message.contains("a split needs two different prompts"), "{message}");
+    }
+
+    // The same records in another order, in another spelling of JSON.
+    let copy = |mut lines: Vec<String>| {
+        lines.reverse();
+        format!("[{}]", lines.join(","))
+    };
+    let (data, data_copy) = (desk.write("a.jsonl", answers(8).join("\n")), desk.write("a.json", copy(answers(8))));
+    let (ranked, ranked_copy) = (desk.write("r.jsonl", pairs(8).join("\n")), desk.write("r.json", copy(pairs(8))));
+    for refused in [
+        desk.finetune(&data, Some(&data)),
+        desk.finetune(&data, Some(&data_copy)),
+        desk.distill(&data, Some(&data_copy)),
+        desk.reward(&ranked, Some(&ranked_copy)),
+    ] {
+        let message = refused.unwrap_err().to_string();
+        assert!(
+            message.contains("all of its 8 records are in") && message.contains("nothing is held out"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn an_adapter_as_a_model_is_told_how_it_becomes_one() {
+    let desk = Desk::new();
+    for file in ["config.json", "model.safetensors", "generation_config.json"] {
+        std::fs::remove_file(desk.path("model").join(file)).unwrap();
+    }
+    std::fs::write(desk.path("model").join("adapter_config.json"), "{}").unwrap();
+    let (data, ranked) = (desk.write("a.jsonl", answers(8).join("\n")), desk.write("r.jsonl", pairs(8).join("\n")));
+    for refused in [desk.finetune(&data, None), desk.distill(&data, None), desk.reward(&ranked, None)] {
+        let message = refused.unwrap_err().to_string();
+        assert!(message.contains("an adapter and no model; merge it into its model by `llm-infer merge`"), "{message}");
+    }
+}
+
+#[test]
+fn an_error_is_one_line_also_where_backtraces_are_wanted() {
+    let run = Command::new(env!("CARGO_BIN_EXE_llm-train"))
+        .args(["--threads", "0", "params", "llama-3-8b"])
+        .env("RUST_BACKTRACE", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(run.stderr).unwrap();
+    assert_eq!(said, "error: --threads: the number of threads is 0; it must be at least 1\n");
+}
