@@ -101,7 +101,7 @@ pub(crate) fn scalar(x: &Tensor) -> Result<f64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use candle_core::Var;
 
     use super::*;
@@ -191,6 +191,7 @@ mod tests {
         let teacher = target.reshape((2, 2)).unwrap();
         let losses: Vec<(&str, Loss)> = vec![
             ("mse", Box::new(|x| mse(x, &target))),
+            ("neg_log_sigmoid", Box::new(|x| Ok((neg_log_sigmoid(x)? * &target)?.sum_all()?))),
             ("k_way", Box::new(|x| k_way(x, &[vec![(0, 1), (2, 0)], vec![(3, 1)]], &[0.5, 0.], 0.1))),
             ("plackett_luce", Box::new(plackett_luce)),
             ("best_of_n", Box::new(|x| best_of_n(x, 2))),
@@ -201,19 +202,24 @@ mod tests {
         for (name, loss) in losses {
             for seed in 0..10 {
                 let at: Vec<f64> = (0..4).map(|i| f64::from(seed * 7 + i * 3) * 0.61 % 2. - 1.03).collect();
-                let var = Var::new(&at[..], &Device::Cpu).unwrap();
-                let grads = loss(&var).unwrap().backward().unwrap();
-                let grad = grads.get(&var).unwrap().to_vec1::<f64>().unwrap();
-                for i in 0..4 {
-                    let moved = |by: f64| {
-                        let mut x = at.clone();
-                        x[i] += by;
-                        scalar(&loss(&tensor(&x)).unwrap()).unwrap()
-                    };
-                    let expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
-                    assert!((grad[i] - expected).abs() < 1e-6, "{name}: {} is not {expected}", grad[i]);
-                }
+                assert_gradient(name, &at, &loss);
             }
+        }
+    }
+
+    /// Checks the gradient of `loss` at a point against central finite differences in f64.
+    pub(crate) fn assert_gradient(name: &str, at: &[f64], loss: impl Fn(&Tensor) -> Result<Tensor>) {
+        let var = Var::new(at, &Device::Cpu).unwrap();
+        let grads = loss(&var).unwrap().backward().unwrap();
+        let grad = grads.get(&var).unwrap().to_vec1::<f64>().unwrap();
+        for i in 0..at.len() {
+            let moved = |by: f64| {
+                let mut x = at.to_vec();
+                x[i] += by;
+                scalar(&loss(&tensor(&x)).unwrap()).unwrap()
+            };
+            let expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+            assert!((grad[i] - expected).abs() < 1e-6, "{name}: {} is not {expected}", grad[i]);
         }
     }
 }

@@ -170,14 +170,12 @@ pub fn adapted_kl_coef(
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device, Var};
-    use llm_kernels::{AdamWStep, adamw_step};
+    use candle_core::{Device, Var};
     use proptest::prelude::*;
-    use rand::{RngExt, SeedableRng};
-    use rand_chacha::ChaCha8Rng;
 
     use super::*;
     use crate::loss::scalar;
+    use crate::loss::tests::assert_gradient;
 
     fn tensor(data: &[f64]) -> Tensor {
         Tensor::new(data, &Device::Cpu).unwrap()
@@ -308,85 +306,29 @@ mod tests {
         assert_eq!(MissingEos::None.apply(3., false), 3.);
     }
 
-    /// L1: one token out of eight, the reference uniform, reward 1 for token 0. Returns π(0) after training.
-    fn bandit(beta: f64, reward_kl: fn(f64, f64) -> f64, seed: u64) -> f64 {
-        let reference = -(8f64.ln());
-        let policy = Var::zeros(8, DType::F32, &Device::Cpu).unwrap();
-        let critic = Var::zeros(1, DType::F32, &Device::Cpu).unwrap();
-        let moments = |n: usize| Tensor::zeros((2, n), DType::F32, &Device::Cpu).unwrap();
-        let (policy_moments, critic_moments) = (moments(8), moments(1));
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let (updates, n) = (400u64, 256);
-        let logprobs = |actions: &[i64]| -> Tensor {
-            let logits = policy.broadcast_as((actions.len(), 8)).unwrap().contiguous().unwrap();
-            llm_kernels::cross_entropy(&logits, actions).unwrap().neg().unwrap()
+    /// G11: both clipped losses, and the entropy bonus beside one of them, against central finite differences in f64.
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (advantages, returns) = (tensor(&[1.3, -0.8, 0.4, -1.9]), tensor(&[0.5, -1., 0.9, 0.]));
+        let (old, old_values) = (tensor(&[-1., -1.4, -0.6, -2.]), tensor(&[0.1, -0.3, 0.6, -0.2]));
+        let clipped = std::cell::Cell::new(0.);
+        let counted = |loss: ClippedLoss| {
+            clipped.set(clipped.get() + loss.clip_fraction);
+            Ok(loss.loss)
         };
-        let mut step = 0;
-        for update in 0..updates {
-            let table: Vec<f64> = logprobs(&(0..8).collect::<Vec<i64>>())
-                .to_vec1::<f32>()
-                .unwrap()
-                .iter()
-                .map(|&x| f64::from(x))
-                .collect();
-            let draw = |rng: &mut ChaCha8Rng| -> i64 {
-                let mut dart = rng.random::<f64>();
-                for (i, logp) in table.iter().enumerate() {
-                    dart -= logp.exp();
-                    if dart < 0. {
-                        return i as i64;
-                    }
-                }
-                7
-            };
-            let actions: Vec<i64> = (0..n).map(|_| draw(&mut rng)).collect();
-            let value = f64::from(critic.to_vec1::<f32>().unwrap()[0]);
-            let (mut advantages, mut returns) = (Vec::new(), Vec::new());
-            for &action in &actions {
-                let score = f64::from(action == 0);
-                let reward = score - beta * reward_kl(table[action as usize], reference);
-                let (a, r) = gae(&[reward], &[value], 1., 0.95);
-                advantages.push(a[0]);
-                returns.push(r[0]);
-            }
-            whiten(&mut advantages, true);
-            let f32s = |x: &[f64]| tensor(x).to_dtype(DType::F32).unwrap();
-            let old = logprobs(&actions).detach();
-            let (advantages, returns, values) = (f32s(&advantages), f32s(&returns), f32s(&vec![value; n]));
-            for _ in 0..4 {
-                step += 1;
-                let policy_term = policy_loss(&logprobs(&actions), &old, &advantages, 0.2).unwrap().loss;
-                let now = critic.broadcast_as(n).unwrap();
-                let value_term = value_loss(&now, &values, &returns, 0.2).unwrap().loss;
-                let grads = (policy_term + (value_term * 0.1).unwrap()).unwrap().backward().unwrap();
-                let numbers = AdamWStep {
-                    learning_rate: 0.02 * (1. - update as f64 / updates as f64),
-                    beta1: 0.9,
-                    beta2: 0.999,
-                    eps: 1e-5,
-                    weight_decay: 0.,
-                    step,
-                    gradient_scale: 1.,
-                };
-                adamw_step(&policy, grads.get(&policy).unwrap(), &policy_moments, &numbers).unwrap();
-                adamw_step(&critic, grads.get(&critic).unwrap(), &critic_moments, &numbers).unwrap();
-            }
+        for seed in 0..10 {
+            let offsets: Vec<f64> = (0..4).map(|i| f64::from(seed * 7 + i * 3) * 0.61 % 2. - 1.03).collect();
+            let near: Vec<f64> = offsets.iter().zip([-1., -1.4, -0.6, -2.]).map(|(x, old)| 0.5 * x + old).collect();
+            assert_gradient("policy_loss", &near, |x| counted(policy_loss(x, &old, &advantages, 0.2)?));
+            assert_gradient("value_loss", &offsets, |x| counted(value_loss(x, &old_values, &returns, 0.2)?));
+            let logits: Vec<f64> = offsets.iter().flat_map(|x| [*x, 0.3, -x * x]).collect();
+            assert_gradient("policy_loss with an entropy bonus", &logits, |x| {
+                let logits = x.reshape((4, 3))?;
+                let (logprobs, entropies) = llm_kernels::token_logprobs_and_entropies(&logits, &[0, 2, 1, 0], 0.7)?;
+                let loss = policy_loss(&logprobs, &old, &advantages, 0.2)?.loss;
+                Ok((loss - (entropies.mean_all()? * 0.3)?)?)
+            });
         }
-        f64::from(logprobs(&[0]).to_vec1::<f32>().unwrap()[0]).exp()
-    }
-
-    #[test]
-    fn ppo_finds_the_optimum_of_the_regularised_bandit() {
-        let k1 = |logp, reference| KlEstimator::K1.estimate(logp, reference);
-        for (beta, optimum) in [(1., 0.2797), (0.5, 0.5135), (0.2, 0.9550)] {
-            let found = bandit(beta, k1, 1);
-            assert!((found - optimum).abs() < 0.01, "beta {beta}: {found} is not {optimum}");
-        }
-    }
-
-    #[test]
-    fn k3_in_the_reward_would_not_regularise() {
-        let found = bandit(0.5, |logp, reference| KlEstimator::K3.estimate(logp, reference), 1);
-        assert!(found > 0.95, "{found}: the negative control must collapse");
+        assert!(clipped.get() > 20., "both branches must be taken: {}", clipped.get());
     }
 }

@@ -1,0 +1,305 @@
+//! PPO against optima that are known (L1 to L4 of the field's checks), through the trainer that the recipe uses, over
+//! three seeds: KL-regularised bandits and short texts, whose best policy is `reference · exp(score / kl_coef)`.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::cell::Cell;
+
+use candle_core::Tensor;
+use llm_model::{Head, Model, ModelConfig, Params};
+use llm_train::Result;
+use llm_train::optim::{OptimizerConfig, Schedule};
+use llm_train::recipes::{PpoRecipe, PpoTrainer, SpecialIds};
+use llm_train::rl::MissingEos;
+use llm_train::rollout::{reply_logprobs, reply_values};
+
+const PAD: u32 = 0;
+const EOS: u32 = 1;
+const IDS: SpecialIds = SpecialIds { pad: PAD, eos: EOS };
+
+fn model(vocab_size: usize, hidden_size: usize, initializer_range: f64, head: Head, seed: u64) -> Model {
+    let config = ModelConfig {
+        vocab_size,
+        hidden_size,
+        intermediate_size: 2 * hidden_size,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        tie_word_embeddings: false,
+        initializer_range,
+        ..ModelConfig::default()
+    };
+    Model::init(config, head, seed).unwrap()
+}
+
+fn recipe(learning_rate: f64, kl_coef: f64) -> PpoRecipe {
+    let optimizer = OptimizerConfig {
+        learning_rate,
+        schedule: Schedule::Linear,
+        warmup_steps: 0,
+        beta2: 0.999,
+        eps: 1e-5,
+        weight_decay: 0.,
+        ..OptimizerConfig::default()
+    };
+    PpoRecipe {
+        kl_coef,
+        missing_eos: MissingEos::None,
+        value_optimizer: optimizer.clone(),
+        optimizer,
+        ..PpoRecipe::default()
+    }
+}
+
+/// The metrics of each update of a training on the same queries.
+fn train(trainer: &mut PpoTrainer, queries: &[Vec<u32>]) -> Vec<Vec<(&'static str, f64)>> {
+    let recipe = trainer.recipe;
+    let update = |update| {
+        let rollouts = trainer.roll_out(queries, recipe.seed * 10_000 + update).unwrap();
+        trainer.learn(&rollouts, update).unwrap()
+    };
+    (0..recipe.updates).map(update).collect()
+}
+
+fn metric(metrics: &[(&str, f64)], name: &str) -> f64 {
+    metrics.iter().find(|m| m.0 == name).unwrap_or_else(|| panic!("{name} is missing")).1
+}
+
+/// L1: one token of eight, the reference uniform, a score of 1 for token 3. The optimum is `e^(1/β) / (e^(1/β) + 7)`.
+#[test]
+fn l1_ppo_finds_the_optimum_of_the_regularised_bandit() {
+    let start = model(8, 16, 0.1, Head::LanguageModel, 1);
+    let mut tensors = start.params().tensors().clone();
+    let head = tensors.get_mut("lm_head.weight").unwrap();
+    *head = head.zeros_like().unwrap();
+    let reference = Model::new(start.config().clone(), Head::LanguageModel, Params::new(tensors)).unwrap();
+    let score =
+        |rows: &[Vec<u32>]| -> Result<Vec<f64>> { Ok(rows.iter().map(|r| f64::from(u8::from(r[1] == 3))).collect()) };
+    for (beta, published) in [(1., 0.2797), (0.5, 0.5135), (0.2, 0.9550)] {
+        let optimum = (1f64 / beta).exp() / ((1f64 / beta).exp() + 7.);
+        assert!((optimum - published).abs() < 1e-4);
+        for seed in 1..=3 {
+            let recipe =
+                PpoRecipe { seed, updates: 60, max_new_tokens: 1, micro_batch_size: 256, ..recipe(5e-3, beta) };
+            let critic = model(8, 16, 0.1, Head::Token, seed);
+            let mut trainer = PpoTrainer::new(&reference, critic, &score, IDS, &recipe).unwrap();
+            train(&mut trainer, &vec![vec![2]; 256]);
+            let logprob = reply_logprobs(&trainer.policy.model, &[(&[2], &[3])], 1., PAD).unwrap();
+            let found = f64::from(logprob.to_vec1::<f32>().unwrap()[0]).exp();
+            assert!((found - optimum).abs() < 0.03, "beta {beta}, seed {seed}: {found} is not {optimum}");
+        }
+    }
+}
+
+/// All replies of at most `length` tokens of a vocabulary: those that end early, and those that are cut off.
+fn all_replies(vocab: u32, length: usize) -> Vec<Vec<u32>> {
+    let (mut open, mut ended): (Vec<Vec<u32>>, Vec<Vec<u32>>) = (vec![Vec::new()], Vec::new());
+    for _ in 0..length {
+        let longer = open.iter().flat_map(|reply| (0..vocab).map(|id| [reply.as_slice(), &[id]].concat()));
+        let (ends, goes_on): (Vec<_>, Vec<_>) = longer.partition(|reply| reply.last() == Some(&EOS));
+        ended.extend(ends);
+        open = goes_on;
+    }
+    [ended, open].concat()
+}
+
+/// A score of each text that looks random and is not: a hash as a number of [-1, 1].
+fn hashed(row: &[u32]) -> f64 {
+    let hash = row.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &id| (h ^ u64::from(id)).wrapping_mul(0x0100_0000_01b3));
+    let mixed = (hash ^ (hash >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    (mixed >> 11) as f64 / (1u64 << 52) as f64 - 1.
+}
+
+fn hashed_scores(rows: &[Vec<u32>]) -> Result<Vec<f64>> {
+    Ok(rows.iter().map(|row| hashed(row)).collect())
+}
+
+/// The probability of each of these replies to `query`.
+fn probabilities(model: &Model, query: &[u32], replies: &[Vec<u32>]) -> Vec<f64> {
+    let pairs: Vec<(&[u32], &[u32])> = replies.iter().map(|reply| (query, reply.as_slice())).collect();
+    let logprobs = reply_logprobs(model, &pairs, 1., PAD).unwrap().to_vec1::<f32>().unwrap();
+    let mut rest = logprobs.as_slice();
+    let mut probability = |reply: &Vec<u32>| {
+        let (own, others) = rest.split_at(reply.len());
+        rest = others;
+        own.iter().map(|&x| f64::from(x)).sum::<f64>().exp()
+    };
+    replies.iter().map(&mut probability).collect()
+}
+
+/// L2: texts of one or two tokens of four, each with a score of its own: the whole distribution is known.
+#[test]
+fn l2_ppo_finds_the_best_distribution_over_short_texts() {
+    let beta = 0.3;
+    let (query, replies) = (vec![2u32, 3], all_replies(4, 2));
+    let reference = model(4, 32, 0.3, Head::LanguageModel, 1);
+    let before = probabilities(&reference, &query, &replies);
+    assert!((before.iter().sum::<f64>() - 1.).abs() < 1e-5, "the replies are all there are");
+    let scores: Vec<f64> = replies.iter().map(|reply| hashed(&[query.as_slice(), reply].concat())).collect();
+    let weights: Vec<f64> = before.iter().zip(&scores).map(|(p, r)| p * (r / beta).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let best: Vec<f64> = weights.iter().map(|w| w / total).collect();
+    let objective = |p: &[f64]| -> f64 {
+        p.iter().zip(&before).zip(&scores).map(|((p, q), r)| p * (r - beta * (p.max(1e-300) / q).ln())).sum()
+    };
+    let distance = |p: &[f64]| p.iter().zip(&best).map(|(p, q)| (p - q).abs()).sum::<f64>() / 2.;
+    assert!((objective(&best) - beta * total.ln()).abs() < 1e-6);
+    assert!(distance(&before) > 0.2, "the reference must be far: {}", distance(&before));
+    for seed in 1..=3 {
+        let recipe = PpoRecipe {
+            seed,
+            updates: 100,
+            num_mini_batches: 2,
+            max_new_tokens: 2,
+            micro_batch_size: 256,
+            lam: 1.,
+            ..recipe(2e-3, beta)
+        };
+        let critic = model(4, 32, 0.3, Head::Token, seed);
+        let mut trainer = PpoTrainer::new(&reference, critic, &hashed_scores, IDS, &recipe).unwrap();
+        train(&mut trainer, &vec![query.clone(); 256]);
+        let after = probabilities(&trainer.policy.model, &query, &replies);
+        let (found, optimum) = (objective(&after), objective(&best));
+        assert!(distance(&after) < 0.05, "seed {seed}: TV {}", distance(&after));
+        assert!(found > optimum - 0.01 * optimum.abs(), "seed {seed}: J {found} of {optimum}");
+    }
+}
+
+/// How often token 5 is said.
+fn fives(rows: &[Vec<u32>]) -> Vec<f64> {
+    rows.iter().map(|row| row.iter().filter(|&&id| id == 5).count() as f64).collect()
+}
+
+/// The mean count of token 5 at first and at last, and the metrics of a training under this score.
+fn train_on(
+    kl_coef: f64,
+    score: &dyn Fn(&[Vec<u32>]) -> Result<Vec<f64>>,
+) -> (f64, f64, Vec<Vec<(&'static str, f64)>>) {
+    let recipe =
+        PpoRecipe { updates: 40, num_ppo_epochs: 2, max_new_tokens: 6, micro_batch_size: 128, ..recipe(1e-2, kl_coef) };
+    let start = model(12, 16, 0.3, Head::LanguageModel, 1);
+    let mut trainer = PpoTrainer::new(&start, model(12, 16, 0.3, Head::Token, 2), score, IDS, &recipe).unwrap();
+    let queries: Vec<Vec<u32>> = (0..96).map(|i| vec![2 + i % 3, 7 + i % 5]).collect();
+    let count = |trainer: &PpoTrainer| {
+        let rows: Vec<Vec<u32>> = trainer.roll_out(&queries, 99).unwrap().into_iter().map(|r| r.response).collect();
+        fives(&rows).iter().sum::<f64>() / rows.len() as f64
+    };
+    let before = count(&trainer);
+    let metrics = train(&mut trainer, &queries);
+    (before, count(&trainer), metrics)
+}
+
+#[test]
+fn l3_a_score_is_learnt_and_noise_and_the_opposite_are_not() {
+    let (before, after, metrics) = train_on(0.02, &|rows| Ok(fives(rows)));
+    let (first, last) = (&metrics[0], &metrics[metrics.len() - 1]);
+    println!("score: {before} to {after}; KL {} to {}", metric(first, "objective/kl"), metric(last, "objective/kl"));
+    assert!(after - before > 0.5 * (6. - before), "half of what is possible: {before} to {after}");
+    assert_eq!(metric(first, "objective/kl"), 0.);
+    assert!(metric(last, "objective/kl") > 1.);
+    assert!(metric(last, "policy/entropy_avg") < 0.8 * metric(first, "policy/entropy_avg"));
+
+    let calls = Cell::new(0u32);
+    let noise = |rows: &[Vec<u32>]| {
+        calls.set(calls.get() + 1);
+        Ok((0..rows.len() as u32).map(|i| hashed(&[calls.get(), i])).collect())
+    };
+    let (_, unmoved, _) = train_on(0.02, &noise);
+    assert!((unmoved - before).abs() < 0.2 * (after - before), "noise: {before} to {unmoved}");
+
+    let (_, fallen, _) = train_on(0.02, &|rows| Ok(fives(rows).into_iter().map(|x| -x).collect()));
+    assert!(fallen < 0.5 * before, "the opposite: {before} to {fallen}");
+}
+
+#[test]
+fn l3_the_dearer_the_kl_the_smaller_it_is() {
+    let last = |(_, _, metrics): (f64, f64, Vec<Vec<(&'static str, f64)>>)| metrics.last().unwrap().clone();
+    let kl = [0.02, 0.3, 3.].map(|kl_coef| metric(&last(train_on(kl_coef, &|rows| Ok(fives(rows)))), "objective/kl"));
+    assert!(kl[0] > 1.5 * kl[1] && kl[1] > 1.5 * kl[2], "{kl:?}");
+}
+
+/// Nothing but the entropy to gain: the bonus takes a policy that prefers some tokens to one that prefers none.
+#[test]
+fn an_entropy_bonus_evens_out_what_is_not_rewarded() {
+    let entropy = |entropy_coef: f64| {
+        let recipe =
+            PpoRecipe { updates: 30, max_new_tokens: 1, micro_batch_size: 64, entropy_coef, ..recipe(1e-2, 0.) };
+        let start = model(8, 16, 0.5, Head::LanguageModel, 1);
+        let nothing = |rows: &[Vec<u32>]| Ok(vec![0.; rows.len()]);
+        // A critic that says 0 everywhere: advantages are 0 but for what it learns.
+        let critic = model(8, 16, 0.3, Head::Token, 2);
+        critic.params().vars()["score.weight"]
+            .set(&Tensor::zeros((1, 16), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap())
+            .unwrap();
+        let mut trainer = PpoTrainer::new(&start, critic, &nothing, IDS, &recipe).unwrap();
+        let metrics = train(&mut trainer, &vec![vec![2]; 64]);
+        [metric(&metrics[0], "policy/entropy_avg"), metric(&metrics[29], "policy/entropy_avg")]
+    };
+    let ([before, still], [_, even]) = (entropy(0.), entropy(0.1));
+    assert!(before < 8f64.ln() - 0.2 && (still - before).abs() < 0.01, "{before} to {still} without");
+    assert!(even > 8f64.ln() - 0.01, "{before} to {even} of {}", 8f64.ln());
+}
+
+/// The metrics and the trainer of a critic that learns beside a policy that does not.
+fn learn_values<'a>(
+    recipe: &'a PpoRecipe,
+    score: llm_train::recipes::Score<'a>,
+    queries: &[Vec<u32>],
+) -> (PpoTrainer<'a>, f64) {
+    let policy = model(4, 32, 0.3, Head::LanguageModel, 1);
+    let mut trainer =
+        PpoTrainer::new(&policy, model(4, 32, 0.3, Head::Token, recipe.seed), score, IDS, recipe).unwrap();
+    let metrics = train(&mut trainer, queries);
+    (trainer, metric(metrics.last().unwrap(), "val/explained_var"))
+}
+
+fn critic_recipe(seed: u64, learning_rate: f64) -> PpoRecipe {
+    let base = recipe(learning_rate, 0.05);
+    let still = OptimizerConfig { learning_rate: 0., ..base.optimizer.clone() };
+    PpoRecipe {
+        seed,
+        updates: 60,
+        num_mini_batches: 4,
+        lam: 1.,
+        max_new_tokens: 2,
+        micro_batch_size: 256,
+        optimizer: still,
+        ..base
+    }
+}
+
+/// L4: a reward of the prompt alone is explained, whatever the reply.
+#[test]
+fn l4_a_critic_explains_a_reward_of_the_prompt() {
+    let queries: Vec<Vec<u32>> = (0..128).map(|i| vec![2 + i % 2, i / 2 % 2, 2]).collect();
+    let score = |rows: &[Vec<u32>]| Ok(rows.iter().map(|row| 2. * hashed(&row[..3])).collect());
+    for seed in 1..=3 {
+        let recipe = critic_recipe(seed, 5e-3);
+        let (_, explained) = learn_values(&recipe, &score, &queries);
+        assert!(explained > 0.9, "seed {seed}: {explained}");
+    }
+}
+
+/// L4: under a policy that does not change, the value of every beginning is the mean of the scores it may come to.
+#[test]
+fn l4_values_are_the_expected_returns() {
+    let (query, replies) = (vec![2u32, 3], all_replies(4, 2));
+    for seed in 1..=3 {
+        let recipe = critic_recipe(seed, 3e-3);
+        let (trainer, _) = learn_values(&recipe, &hashed_scores, &vec![query.clone(); 256]);
+        let probability = probabilities(&trainer.policy.model, &query, &replies);
+        let mut worst = (0f64, 0.);
+        for beginning in all_replies(4, 1).into_iter().filter(|b| !b.contains(&EOS)).chain([vec![]]) {
+            let (mut mass, mut sum) = (0., 0.);
+            for (reply, p) in replies.iter().zip(&probability).filter(|(reply, _)| reply.starts_with(&beginning)) {
+                mass += p;
+                sum += p * hashed(&[query.as_slice(), reply].concat());
+            }
+            let row = [query.as_slice(), &beginning].concat();
+            let value = reply_values(&trainer.critic.model, &[(&row, &[0])], PAD).unwrap().to_vec1::<f32>().unwrap()[0];
+            let off = (f64::from(value) - sum / mass).abs();
+            worst = if mass > 0.03 && off > worst.0 { (off, sum / mass) } else { worst };
+        }
+        assert!(worst.0 < 0.1, "seed {seed}: {} off at an expected return of {}", worst.0, worst.1);
+    }
+}
