@@ -27,8 +27,8 @@ impl Default for GenerateOptions {
 /// Continues each prompt; the result holds the new tokens only, with the stop id if one came.
 ///
 /// `on_token(row, id)` hears of each token; `false` ends that row. Each row draws from its own random stream, so its
-/// text does not depend on the other rows of the batch. The rows end early where the model's
-/// `max_position_embeddings` are used up; an empty prompt, or one that leaves no room, is an error.
+/// text does not depend on the other rows of the batch. A row ends early where its prompt and reply use up the model's
+/// `max_position_embeddings`, however long the other rows are; an empty prompt, or one that leaves no room, is an error.
 pub fn generate(
     model: &Model,
     prompts: &[Vec<u32>],
@@ -64,7 +64,8 @@ pub fn generate_from(
         )));
     }
     let mut replies = vec![Vec::new(); prompts.len()];
-    let steps = options.max_new_tokens.min(room - width);
+    let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);
+    let steps = options.max_new_tokens.min(room - shortest);
     if prompts.is_empty() || steps == 0 {
         return Ok(replies);
     }
@@ -90,11 +91,14 @@ pub fn generate_from(
         }
         for row in 0..prompts.len() {
             open[row] = open[row] && on_token(row, next[row]) && !options.stop_ids.contains(&next[row]);
+            open[row] &= prompts[row].len() + replies[row].len() < room;
         }
         if step + 1 == steps || !open.contains(&true) {
             break;
         }
         batch = Batch::step(&next, cache.len(), &padding)?;
+        // Rows that have ended go through the model beside the others; there are no positions after the last one.
+        batch.positions.iter_mut().for_each(|position| *position = (*position).min(room as u32 - 1));
     }
     Ok(replies)
 }
@@ -204,6 +208,24 @@ mod tests {
         })
         .unwrap();
         assert_eq!(one[0].len(), 3);
+    }
+
+    #[test]
+    fn a_long_prompt_leaves_the_rows_beside_it_their_room() {
+        // GPT-2 has a row for each position and none after the last.
+        let gpt2 = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../llm-model/tests/golden/families/gpt2");
+        for model in [model(), Model::load(&gpt2).unwrap()] {
+            let (room, vocab) = (model.config().max_position_embeddings, model.config().vocab_size as u32);
+            let prompts = vec![(0..room as u32 - 4).map(|i| i % vocab).collect::<Vec<u32>>(), vec![2, 3, 4]];
+            let together = generate(&model, &prompts, &greedy(30), |_, _| true).unwrap();
+            for (prompt, (reply, tokens)) in prompts.iter().zip(together.iter().zip([4, 30])) {
+                assert_eq!(reply.len(), tokens);
+                assert_eq!(
+                    generate(&model, std::slice::from_ref(prompt), &greedy(30), |_, _| true).unwrap()[0],
+                    *reply
+                );
+            }
+        }
     }
 
     #[test]
