@@ -93,7 +93,9 @@ pub struct Learner {
     config: OptimizerConfig,
     moments: BTreeMap<String, Tensor>, // (2, n) each
     gradients: BTreeMap<String, Tensor>,
-    steps: u64,
+    /// Steps that each parameter has taken, as in PyTorch: one without a gradient, such as an expert that no token chose, takes
+    /// none, and the bias of its moments is corrected for those that it took.
+    steps: BTreeMap<String, u64>,
 }
 
 impl Learner {
@@ -107,7 +109,8 @@ impl Learner {
             return Err(Error::Input("this model is frozen; train a copy: `model.trainable()`".to_owned()));
         }
         let model = model.in_precision(config.precision)?;
-        Ok(Self { model, config: config.clone(), moments, gradients: BTreeMap::new(), steps: 0 })
+        let steps = moments.keys().map(|name| (name.clone(), 0)).collect();
+        Ok(Self { model, config: config.clone(), moments, gradients: BTreeMap::new(), steps })
     }
 
     /// Adds the gradient of `loss` (a scalar) to those gathered so far.
@@ -142,19 +145,20 @@ impl Learner {
         if !norm.is_finite() {
             return Ok(norm);
         }
-        self.steps += 1;
         let config = &self.config;
         let clip = config.max_grad_norm > 0. && norm > config.max_grad_norm;
         for (name, grad) in &gradients {
             let (var, moments) = (&self.model.params().vars()[name], &self.moments[name]);
             let matrix = var.rank() > 1;
+            let steps = self.steps.entry(name.clone()).or_default();
+            *steps += 1;
             let step = AdamWStep {
                 learning_rate,
                 beta1: config.beta1,
                 beta2: config.beta2,
                 eps: config.eps,
                 weight_decay: if matrix { config.weight_decay } else { 0. },
-                step: self.steps,
+                step: *steps,
                 gradient_scale: if clip { config.max_grad_norm / norm } else { 1. },
             };
             adamw_step(var, grad, moments, &step)?;
@@ -174,13 +178,11 @@ impl Learner {
         Ok(None)
     }
 
-    /// Writes the moments and the step count.
+    /// Writes the moments and the step counts, these in the order of the parameters' names.
     pub fn save_optimizer(&self, path: &Path) -> Result<()> {
         let mut tensors = self.moments.clone();
-        tensors.insert(
-            STEPS.to_owned(),
-            Tensor::new(&[i64::try_from(self.steps).unwrap_or(i64::MAX)], &candle_core::Device::Cpu)?,
-        );
+        let steps: Vec<i64> = self.steps.values().map(|&n| i64::try_from(n).unwrap_or(i64::MAX)).collect();
+        tensors.insert(STEPS.to_owned(), Tensor::new(steps, &candle_core::Device::Cpu)?);
         Ok(write_safetensors(path, &tensors)?)
     }
 
@@ -189,7 +191,13 @@ impl Learner {
         let mut tensors = read_safetensors(path)?;
         let broken = |what: &str| Error::Input(format!("{}: {what}; remove this checkpoint", path.display()));
         let steps = tensors.remove(STEPS).ok_or_else(|| broken("the step count is missing"))?;
-        self.steps = steps.to_vec1::<i64>()?.first().and_then(|&n| u64::try_from(n).ok()).unwrap_or(0);
+        let steps = steps.to_vec1::<i64>()?;
+        if steps.len() != self.steps.len() {
+            return Err(broken(&format!("\"{STEPS}\" has {} counts for {} parameters", steps.len(), self.steps.len())));
+        }
+        for (count, read) in self.steps.values_mut().zip(steps) {
+            *count = u64::try_from(read).map_err(|_| broken("a step count is negative"))?;
+        }
         for (name, moments) in &mut self.moments {
             let read = tensors.remove(name).filter(|t| t.dims() == moments.dims());
             *moments = read.ok_or_else(|| broken(&format!("the moments of \"{name}\" are missing")))?;
@@ -286,6 +294,61 @@ mod tests {
             learner.model.params().tensors().values().map(bits).collect::<Vec<_>>()
         };
         assert_eq!(train(false), train(true));
+    }
+
+    /// AdamW by PyTorch's rule (`torch.optim.AdamW`, one count for each parameter), for one number.
+    fn by_hand(w: f64, gradients: &[f64], learning_rate: f64, config: &OptimizerConfig) -> f64 {
+        let (mut w, mut m, mut v) = (w, 0., 0.);
+        for (n, g) in gradients.iter().enumerate() {
+            let n = n as i32 + 1;
+            m = config.beta1 * m + (1. - config.beta1) * g;
+            v = config.beta2 * v + (1. - config.beta2) * g * g;
+            let (m_hat, v_hat) = (m / (1. - config.beta1.powi(n)), v / (1. - config.beta2.powi(n)));
+            w -= learning_rate * config.weight_decay * w;
+            w -= learning_rate * m_hat / (v_hat.sqrt() + config.eps);
+        }
+        w
+    }
+
+    #[test]
+    fn a_parameter_without_a_gradient_takes_no_step_and_counts_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("optimizer.safetensors");
+        let mut learner = learner(0.1);
+        learner.config.max_grad_norm = 0.;
+        let (awake, asleep) = ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight");
+        let first = |learner: &Learner, name: &str| {
+            let weight = learner.model.params().tensors()[name].flatten_all().unwrap();
+            f64::from(weight.get(0).unwrap().to_scalar::<f32>().unwrap())
+        };
+        let before = [first(&learner, awake), first(&learner, asleep)];
+        let give = |learner: &mut Learner, name: &str, g: f64| {
+            let gradient = (learner.model.params().tensors()[name].ones_like().unwrap() * g).unwrap();
+            learner.gradients.insert(name.to_owned(), gradient);
+        };
+        let expert = [None, None, Some(0.5), None, Some(-2.)];
+        for (step, g) in expert.into_iter().enumerate() {
+            give(&mut learner, awake, 1. + step as f64);
+            if let Some(g) = g {
+                give(&mut learner, asleep, g);
+            }
+            learner.step(0.01).unwrap();
+            // Counts survive a checkpoint.
+            learner.save_optimizer(&path).unwrap();
+            learner.steps.values_mut().for_each(|count| *count = 77);
+            learner.load_optimizer(&path).unwrap();
+        }
+        let expected = [
+            by_hand(before[0], &[1., 2., 3., 4., 5.], 0.01, &learner.config),
+            by_hand(before[1], &[0.5, -2.], 0.01, &learner.config),
+        ];
+        for (expected, name) in expected.into_iter().zip([awake, asleep]) {
+            let found = first(&learner, name);
+            assert!((found - expected).abs() < 2e-6, "{name}: {found}, by hand {expected}");
+        }
+        // A first step is one of the whole learning rate, whenever it comes.
+        let late = by_hand(before[1], &[0.5], 0.01, &learner.config);
+        assert!((before[1] - late - 0.01 * (1. + 0.1 * before[1])).abs() < 1e-6);
     }
 
     #[test]
