@@ -6,14 +6,14 @@ mod common;
 
 use std::path::Path;
 
-use common::quietly;
+use common::{quietly, write_pairs};
 use llm_data::{Conversation, Message, write_jsonl};
 use llm_model::{ExpertsConfig, Model, ModelConfig, ModelType};
 use llm_tokenizer::TrainConfig;
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{
-    FinetuneInputs, FinetuneRecipe, PrepareInputs, PretrainInputs, PretrainRecipe, finetune, prepare, pretrain,
-    train_tokenizer,
+    DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, PrepareInputs, PretrainInputs, PretrainRecipe,
+    RewardInputs, RewardRecipe, distill, finetune, prepare, pretrain, reward, train_tokenizer,
 };
 use serde_json::Value;
 
@@ -92,10 +92,57 @@ fn experts_learn_and_are_counted_and_the_losses_keep_them_balanced_and_small() {
     let of =
         |word: &&str| Conversation { messages: vec![Message::user(format!("Say {word}.")), Message::assistant(*word)] };
     write_jsonl(&path("chat.jsonl"), &words.repeat(10).iter().map(of).collect::<Vec<_>>()).unwrap();
-    let recipe = FinetuneRecipe { epochs: 2, batch_size: 8, ..FinetuneRecipe::default() };
+    let tuning = FinetuneRecipe { epochs: 2, batch_size: 8, ..FinetuneRecipe::default() };
     let inputs = FinetuneInputs { model: &path("balanced"), data: &path("chat.jsonl"), held_out: None };
-    quietly(|options| finetune(&recipe, inputs, &path("tuned"), options)).unwrap();
+    quietly(|options| finetune(&tuning, inputs, &path("tuned"), options)).unwrap();
     let loss = numbers(&path("tuned"), "loss");
     assert!(loss[loss.len() - 1] < loss[0]);
     assert_eq!(tokens(&path("tuned")).len(), loss.len());
+
+    // A reward model and a student with experts learn with the losses of their routers, too.
+    let pair = |i: usize| (words[i % 4].to_owned(), words[(i + 1) % 4].to_owned());
+    write_pairs(&path("pairs.jsonl"), &(0..16).map(pair).collect::<Vec<_>>());
+    let scored = |coefficient: f64, out: &str| {
+        with_balance(&path("tuned"), coefficient);
+        let recipe = RewardRecipe { epochs: 1, batch_size: 4, ..RewardRecipe::default() };
+        let inputs =
+            RewardInputs { model: &path("tuned"), data: &path("pairs.jsonl"), held_out: Some(&path("pairs.jsonl")) };
+        quietly(|options| reward(&recipe, inputs, &path(out), options)).unwrap();
+        (numbers(&path(out), "load_balancing_loss"), numbers(&path(out), "grad_norm"))
+    };
+    let (logged, strong) = scored(50., "scored");
+    assert_eq!(logged.len(), 4);
+    assert!(strong[0] > 3. * scored(0., "scored-free").1[0], "the coefficient must reach the gradient");
+
+    let student = |coefficient: f64, out: &str| {
+        let mut student = recipe_of_student();
+        student.experts.as_mut().unwrap().router_aux_loss_coef = coefficient;
+        let recipe = DistillRecipe { epochs: 1, batch_size: 8, student, ..DistillRecipe::default() };
+        let (teacher, data) = (path("tuned"), path("chat.jsonl"));
+        let inputs = DistillInputs {
+            teacher: &teacher,
+            text_teacher: None,
+            student: None,
+            data: &data,
+            held_out: None,
+            text: None,
+        };
+        quietly(|options| distill(&recipe, inputs, &path(out), options)).unwrap();
+        (numbers(&path(out), "load_balancing_loss"), numbers(&path(out), "grad_norm"))
+    };
+    let (logged, strong) = student(50., "student");
+    assert_eq!(logged.len(), strong.len());
+    assert!(strong[0] > 3. * student(0., "student-free").1[0], "the coefficient must reach the gradient");
+}
+
+/// Sets the coefficient of the load-balancing loss in a model's folder.
+fn with_balance(dir: &Path, coefficient: f64) {
+    let file = dir.join("config.json");
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    config["router_aux_loss_coef"] = coefficient.into();
+    std::fs::write(file, config.to_string()).unwrap();
+}
+
+fn recipe_of_student() -> ModelConfig {
+    ModelConfig { hidden_size: 16, num_hidden_layers: 1, ..recipe(0., 0.).model }
 }

@@ -148,3 +148,78 @@ fn a_score_hangs_on_its_own_row_alone() {
     assert!((alone - padded).abs() < 1e-5, "{alone} and {padded}");
     assert!((alone - model.scores(&[vec![5, 6]]).unwrap()[0]).abs() > 1e-3, "the place of the end matters");
 }
+
+/// Replaces the chat template of a folder: turns are ended by a special token that is not `eos_token`, and a line end follows.
+fn with_line_ends(dir: &Path) {
+    let template = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|system|>\n{% endfor %}\
+                    {% if add_generation_prompt %}<|assistant|>\n{% endif %}";
+    std::fs::write(dir.join("chat_template.jinja"), template).unwrap();
+}
+
+#[test]
+fn a_score_is_read_where_ppo_ends_a_reply_whatever_the_template_writes_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let all: Vec<&str> = WORDS.iter().map(|w| w.0).collect();
+    fresh_model(&path("model"), &format!("Say it. {}", all.join(" ")).repeat(20), 24, 0.05);
+    with_line_ends(&path("model"));
+    let prefers = |difference: f64| f64::from(u8::from(difference > 0.));
+    write_pairs(&path("train.jsonl"), &pairs(1200, 1, prefers));
+    write_pairs(&path("held_out.jsonl"), &pairs(200, 2, prefers));
+    let recipe = RewardRecipe {
+        epochs: 2,
+        optimizer: OptimizerConfig { learning_rate: 5e-3, weight_decay: 0., ..RewardRecipe::default().optimizer },
+        ..RewardRecipe::default()
+    };
+    let (model, data, held_out) = (path("model"), path("train.jsonl"), path("held_out.jsonl"));
+    let inputs = RewardInputs { model: &model, data: &data, held_out: Some(&held_out) };
+    quietly(|options| reward(&recipe, inputs, &path("reward"), options)).unwrap();
+    let reward_model = RewardModel::load(&path("reward")).unwrap();
+    assert_eq!(reward_model.model.config().eos_token_id, Some(2), "<|system|>, which ends turns here");
+
+    // The rows of PPO: the prompt up to the assistant's turn, the words, and the token that ends the reply.
+    let tokenizer = &reward_model.tokenizer;
+    let question = [llm_tokenizer::ChatMessage::new("user", "Say it.")];
+    let query = tokenizer.encode_chat(&question, true).unwrap();
+    let row = |answer: &String| [query.clone(), tokenizer.encode(answer).unwrap(), vec![2]].concat();
+    let held_out = pairs(200, 2, prefers);
+    let score = |rows: Vec<Vec<u32>>| reward_model.scores(&rows).unwrap();
+    let better = score(held_out.iter().map(|p| row(&p.0)).collect());
+    let worse = score(held_out.iter().map(|p| row(&p.1)).collect());
+    let right = better.iter().zip(&worse).filter(|(b, w)| b > w).count() as f64 / 200.;
+    let trained = reward_model.accuracy(&read_rankings(&path("held_out.jsonl")).unwrap().rankings).unwrap();
+    assert!(right > 0.9 && (right - trained).abs() < 1e-9, "{right} as PPO reads it, {trained} as training does");
+    let all: Vec<f64> = better.into_iter().chain(worse).collect();
+    let mean = all.iter().sum::<f64>() / 400.;
+    let std = (all.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 400.).sqrt();
+    assert!((0.7..1.4).contains(&std), "the deviation that PPO sees is that of training: {std}");
+}
+
+#[test]
+fn a_reward_is_scaled_over_replies_of_the_reference() {
+    use llm_infer::{GenerateOptions, Sampling, generate};
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    fresh_model(&path, "a few words and some more of them", 16, 0.3);
+    let policy = llm_model::Model::load(&path).unwrap();
+    let mut scorer = policy.with_head(llm_model::Head::Sequence, 3).unwrap().frozen().unwrap();
+    for (key, value) in [("reward_mean", -7.), ("reward_std", 0.01)] {
+        scorer.extra.insert(key.to_owned(), serde_json::json!(value));
+    }
+    llm_tokenizer::Tokenizer::from_dir(&path).unwrap().save(&dir.path().join("scorer")).unwrap();
+    scorer.save(&dir.path().join("scorer")).unwrap();
+    let mut model = RewardModel::load(&dir.path().join("scorer")).unwrap();
+    let prompts: Vec<Vec<u32>> = (0..40).map(|i| vec![3, 6 + i, 5, 4]).collect();
+    let sampling = Sampling { temperature: 1., seed: 9, ..Sampling::default() };
+    let options = GenerateOptions { max_new_tokens: 5, stop_ids: vec![5], sampling };
+    let scale = model.scale_on(&policy, &prompts, &options, 64).unwrap();
+    assert_eq!(scale, model.scale_on(&policy, &prompts, &options, 64).unwrap());
+    model.scale = scale;
+    let replies = generate(&policy, &prompts, &options, |_, _| true).unwrap();
+    let rows: Vec<Vec<u32>> = prompts.iter().zip(replies).map(|(p, r)| [p.clone(), r].concat()).collect();
+    let scores = model.scores(&rows).unwrap();
+    let mean = scores.iter().sum::<f64>() / 40.;
+    let variance = scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / 40.;
+    assert!(mean.abs() < 1e-4 && (variance - 1.).abs() < 1e-4, "{mean}, {variance}");
+}

@@ -14,7 +14,7 @@ pub use lifecycle::{LifecycleRecipe, lifecycle};
 pub use ppo::{Averages, PpoInputs, PpoRecipe, PpoTrainer, Score, SpecialIds, Targets, ppo};
 pub use prepare::{PrepareInputs, prepare, train_tokenizer};
 pub use pretrain::{PretrainInputs, PretrainRecipe, pretrain};
-pub use reward::{RewardInputs, RewardModel, RewardRecipe, reward};
+pub use reward::{RewardInputs, RewardModel, RewardRecipe, RewardScale, reward};
 
 use std::path::Path;
 

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use llm_data::{Ranking, read_rankings};
-use llm_model::{Batch, Head, Model};
+use llm_infer::{GenerateOptions, generate};
+use llm_model::{Batch, Head, Model, Routing};
 use llm_tokenizer::{ChatFormat, ChatMessage, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -15,6 +16,7 @@ use crate::eval::is_eval_step;
 use crate::examples::{LengthBatches, chat_messages, pick_rows, spread};
 use crate::fitting::fitting;
 use crate::optim::OptimizerConfig;
+use crate::routing::RouterLog;
 use crate::run::{Input, Opening, Outcome, RunOptions, Start, learner};
 use crate::splits::{Source, train_and_held_out};
 use crate::{Result, loss};
@@ -117,18 +119,19 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
         let prompts: Vec<&Ranked> = batches.batch(step).into_iter().map(|i| &train[i]).collect();
         // All answers of all prompts in one forward: (rows,) scores.
         let rows: Vec<Vec<u32>> = prompts.iter().flat_map(|p| p.rows.iter().cloned()).collect();
-        let scores = score_rows(&learner.model, &rows, pad)?;
+        let (scores, routing) = scores_and_routing(&learner.model, &rows, pad)?;
         let pairs = offset_pairs(&prompts);
         let margins: Vec<f64> = prompts.iter().map(|p| p.margin).collect();
         let loss = loss::k_way(&scores, &pairs, &margins, recipe.center_rewards_coefficient)?;
-        learner.backward(&loss)?;
+        let mut routers = RouterLog::default();
+        learner.backward(&routers.add(&loss, routing.as_ref(), 1.)?)?;
         let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
         let grad_norm = learner.step(learning_rate)?;
         let (done, mean_loss) = (step + 1, loss::scalar(&loss)?);
         run.check_finite(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
         let scores: Vec<f64> = scores.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
         let (accuracy, margin) = accuracy_and_margin(&scores, &pairs);
-        run.log(
+        run.log_with(
             done,
             &[
                 ("loss", mean_loss),
@@ -140,6 +143,7 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
                 ("grad_norm", grad_norm),
                 ("learning_rate", learning_rate),
             ],
+            routers.figures(),
         )?;
         run.progress(done, &format!("loss {mean_loss:.3}, accuracy {accuracy:.2}"));
         if is_eval_step(done, recipe.eval_every, steps) {
@@ -151,7 +155,8 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
             run.checkpoint_of(done, &learner, &tokenizer)?;
         }
     }
-    // The scale of a reward is arbitrary: mean and deviation over the answers let PPO set it to 0 and 1.
+    // The scale of a reward is arbitrary: over these answers it has mean 0 and deviation 1 for whoever uses the scores as they
+    // are. PPO scales anew, over replies of its reference.
     let mut model = learner.model.frozen()?;
     let answers = spread(train, recipe.eval_batches * recipe.batch_size);
     let (_, _, mean, std) = evaluate(&model, &answers, recipe.batch_size, pad)?;
@@ -164,12 +169,18 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
     })
 }
 
-/// The score of each row of token ids, at its last token: `(rows,)`.
-pub(crate) fn score_rows(model: &Model, rows: &[Vec<u32>], pad: u32) -> Result<Tensor> {
+/// The score of each row of token ids, at its last token: `(rows,)`; and what the routers did, if there are experts.
+fn scores_and_routing(model: &Model, rows: &[Vec<u32>], pad: u32) -> Result<(Tensor, Option<Routing>)> {
     let batch = Batch::right_padded(rows, pad)?;
     let width = batch.input_ids.dim(1)?;
     let last = rows.iter().enumerate().map(|(i, row)| (i * width + row.len() - 1) as u32).collect();
-    Ok(model.output(&pick_rows(&model.hidden(&batch, None)?, last)?)?.squeeze(1)?)
+    let (hidden, routing) = model.hidden_and_routing(&batch)?; // (rows, width, hidden)
+    Ok((model.output(&pick_rows(&hidden, last)?)?.squeeze(1)?, routing))
+}
+
+/// The scores alone.
+fn score_rows(model: &Model, rows: &[Vec<u32>], pad: u32) -> Result<Tensor> {
+    Ok(scores_and_routing(model, rows, pad)?.0)
 }
 
 /// The pairs of each prompt as indices into the scores of all prompts.
@@ -197,9 +208,7 @@ fn evaluate(model: &Model, rankings: &[Ranked], batch_size: usize, pad: u32) -> 
         scores.extend(score_rows(model, &rows, pad)?.to_vec1::<f32>()?.into_iter().map(f64::from));
     }
     let (accuracy, margin) = accuracy_and_margin(&scores, &offset_pairs(&rankings.iter().collect::<Vec<_>>()));
-    let n = scores.len() as f64;
-    let mean = scores.iter().sum::<f64>() / n;
-    let std = (scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / n).sqrt();
+    let RewardScale { mean, std } = RewardScale::of(&scores);
     Ok((accuracy, margin, mean, std))
 }
 
@@ -231,16 +240,35 @@ fn conversation_ids(tokenizer: &Tokenizer, prompt: &[llm_data::Message], answer:
     Ok(tokenizer.encode_answered(&messages)?)
 }
 
-/// A trained reward model, scaled so that the answers it was trained on have mean 0 and standard deviation 1.
+/// What is subtracted from a reward model's raw scores, and what they are divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RewardScale {
+    /// The mean of the raw scores.
+    pub mean: f64,
+    /// Their standard deviation (of the population), above 0.
+    pub std: f64,
+}
+
+impl RewardScale {
+    /// The scale that gives these raw scores mean 0 and deviation 1; where they do not differ, deviations stay as they are.
+    pub fn of(scores: &[f64]) -> Self {
+        let n = scores.len().max(1) as f64;
+        let mean = scores.iter().sum::<f64>() / n;
+        let std = (scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / n).sqrt();
+        Self { mean, std: if std > 0. { std } else { 1. } }
+    }
+}
+
+/// A trained reward model with the scale of its scores.
 #[derive(Debug)]
 pub struct RewardModel {
     /// The model.
     pub model: Model,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// Of its scores: that of its folder at first (mean 0 and deviation 1 over the answers that it was trained on).
+    pub scale: RewardScale,
     pad: u32,
-    mean: f64,
-    std: f64,
 }
 
 impl RewardModel {
@@ -251,13 +279,39 @@ impl RewardModel {
         let number = |key: &str| model.extra.get(key).and_then(serde_json::Value::as_f64).filter(|x| x.is_finite());
         let (mean, std) = (number("reward_mean").unwrap_or(0.), number("reward_std").filter(|&s| s > 0.).unwrap_or(1.));
         let pad = chat_format(&tokenizer, dir)?.pad;
-        Ok(Self { pad, model, tokenizer, mean, std })
+        Ok(Self { pad, model, tokenizer, scale: RewardScale { mean, std } })
     }
 
     /// The scores of whole conversations in token ids, read at the last token of each.
     pub fn scores(&self, rows: &[Vec<u32>]) -> Result<Vec<f64>> {
-        let raw = score_rows(&self.model, rows, self.pad)?.to_vec1::<f32>()?;
-        Ok(raw.into_iter().map(|score| (f64::from(score) - self.mean) / self.std).collect())
+        let RewardScale { mean, std } = self.scale;
+        Ok(self.raw_scores(rows)?.into_iter().map(|score| (score - mean) / std).collect())
+    }
+
+    fn raw_scores(&self, rows: &[Vec<u32>]) -> Result<Vec<f64>> {
+        Ok(score_rows(&self.model, rows, self.pad)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
+    }
+
+    /// The scale in which the replies of `policy` to `prompts` (in token ids, up to the assistant's turn) have mean 0 and
+    /// deviation 1: a price of KL means something in no other unit (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
+    ///
+    /// The replies are drawn as `options` say, in batches of `batch_size`; the same options give the same scale.
+    pub fn scale_on(
+        &self,
+        policy: &Model,
+        prompts: &[Vec<u32>],
+        options: &GenerateOptions,
+        batch_size: usize,
+    ) -> Result<RewardScale> {
+        let mut scores = Vec::with_capacity(prompts.len());
+        for (batch, prompts) in prompts.chunks(batch_size.max(1)).enumerate() {
+            let mut options = options.clone();
+            options.sampling.seed = options.sampling.seed.wrapping_add(batch as u64);
+            let replies = generate(policy, prompts, &options, |_, _| true)?;
+            let rows: Vec<Vec<u32>> = prompts.iter().zip(replies).map(|(p, r)| [p.as_slice(), &r].concat()).collect();
+            scores.extend(self.raw_scores(&rows)?);
+        }
+        Ok(RewardScale::of(&scores))
     }
 
     /// A critic that begins with what this model says, in the unit of [`Self::scores`]: the score head, with mean and
