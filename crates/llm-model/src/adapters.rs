@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::lora::{Adapter, Lora, LoraConfig};
+use crate::token_rows::{EMBEDDING, OUTPUT};
 use crate::{Error, Model, Result, peft};
 
 /// What [`Model::with_lora`] calls its adapter, as PEFT does.
@@ -36,7 +37,8 @@ impl Model {
     /// model, and may be in bf16 or in blocks ([`Self::frozen_as`]): QLoRA.
     pub fn with_lora(&self, config: &LoraConfig, seed: u64) -> Result<Self> {
         let targets = config.targets(self.config(), self.head(), "adapter configuration")?;
-        let adapter = Adapter::fresh(config, &targets, self.params(), seed)?;
+        let tokens = config.token_targets(self.config(), "adapter configuration")?;
+        let adapter = Adapter::fresh(config, (&targets, &tokens), self.params(), seed)?;
         let mut model = self.clone();
         model.adapters.known.insert(DEFAULT.to_owned(), adapter);
         model.use_adapter(Some(DEFAULT))?;
@@ -99,6 +101,11 @@ impl Model {
             let weight = self.params().matrix(&format!("{name}.weight"))?;
             if let Some(lora) = Lora::new(adapter, name, &weight)? {
                 params.replace(format!("{name}.weight"), lora.merged(&weight)?);
+            }
+        }
+        for name in [EMBEDDING, OUTPUT] {
+            if let Some(weight) = adapter.merged_rows(self.config(), self.params(), name)? {
+                params.replace(format!("{name}.weight"), weight);
             }
         }
         let mut base = self.clone();

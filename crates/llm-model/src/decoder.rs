@@ -16,11 +16,13 @@ use crate::linear::Linear;
 use crate::norm::Norm;
 use crate::params::Matrix;
 use crate::rotary::{RotaryEmbedding, Rotations};
+use crate::token_rows::{EMBEDDING, TokenRows};
 use crate::{Batch, Error, KvCache, ModelConfig, Params, Result};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Decoder {
     pub embed_tokens: Matrix, // (vocab, hidden)
+    pub embed_rows: Option<TokenRows>,
     embed_scale: Option<f64>,
     embed_positions: Option<Matrix>, // (max_position_embeddings, hidden)
     layers: Vec<Block>,
@@ -46,6 +48,7 @@ impl Decoder {
         let positions = config.learned_positions.then(|| params.matrix("model.embed_positions.weight"));
         Ok(Self {
             embed_tokens: params.matrix("model.embed_tokens.weight")?,
+            embed_rows: TokenRows::new(config, params, EMBEDDING)?,
             embed_scale: config.scale_embeddings.then(|| (config.hidden_size as f64).sqrt()),
             embed_positions: positions.transpose()?,
             layers,
@@ -93,7 +96,11 @@ impl Decoder {
 
     fn embed(&self, batch: &Batch) -> Result<Tensor> {
         let (b, t) = batch.input_ids.dims2()?;
-        let mut x = self.embed_tokens.rows(&batch.input_ids.flatten_all()?)?; // (b·t, hidden)
+        let ids = batch.input_ids.flatten_all()?;
+        let mut x = self.embed_tokens.rows(&ids)?; // (b·t, hidden)
+        if let Some(rows) = &self.embed_rows {
+            x = rows.embed(&ids, x)?;
+        }
         if let Some(scale) = self.embed_scale {
             x = (x * scale)?;
         }

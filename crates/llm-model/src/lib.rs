@@ -44,6 +44,7 @@ pub mod presets;
 mod rotary;
 mod safetensors_file;
 mod shapes;
+mod token_rows;
 
 pub use batch::Batch;
 pub use cache::KvCache;
@@ -58,6 +59,7 @@ pub use model::{Head, Model};
 pub use params::{Params, WeightFormat};
 pub use rotary::RopeScaling;
 pub use safetensors_file::read_safetensors;
+pub use token_rows::TokenIndices;
 
 /// What every fallible function of this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;

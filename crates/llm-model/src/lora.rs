@@ -11,6 +11,7 @@ use rand_distr::{Distribution, StandardUniform};
 use serde::{Deserialize, Serialize};
 
 use crate::params::{Matrix, detached, frozen, stream};
+use crate::token_rows::{TokenIndices, TokenTarget};
 use crate::{Error, Head, ModelConfig, Params, Result, families};
 
 /// The settings of an adapter, by PEFT's names and with its defaults.
@@ -27,12 +28,15 @@ pub struct LoraConfig {
     pub use_rslora: bool,
     /// DoRA: each row of `W + s·BA` is scaled to a length that is learnt.
     pub use_dora: bool,
+    /// The tokens whose rows of the embedding and the output layer are trained as well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trainable_token_indices: Option<TokenIndices>,
 }
 
 impl Default for LoraConfig {
     fn default() -> Self {
         let target_modules = ["q_proj", "v_proj"].map(str::to_owned).to_vec();
-        Self { r: 8, lora_alpha: 8., target_modules, use_rslora: false, use_dora: false }
+        Self { r: 8, lora_alpha: 8., target_modules, use_rslora: false, use_dora: false, trainable_token_indices: None }
     }
 }
 
@@ -64,6 +68,11 @@ const MAGNITUDE: &str = "lora_magnitude_vector";
 impl LoraConfig {
     fn scale(&self) -> f64 {
         self.lora_alpha / if self.use_rslora { (self.r as f64).sqrt() } else { self.r as f64 }
+    }
+
+    /// The rows of the embedding and the output layer of a model that this names; `origin` is named in errors.
+    pub(crate) fn token_targets(&self, model: &ModelConfig, origin: &str) -> Result<Vec<TokenTarget>> {
+        self.trainable_token_indices.as_ref().map_or(Ok(Vec::new()), |indices| indices.targets(model, origin))
     }
 
     /// The linear maps of a model that this names; `origin` is named in errors.
@@ -127,21 +136,29 @@ fn last_parts(targets: &[Target]) -> String {
 #[derive(Debug, Clone)]
 pub(crate) struct Adapter {
     pub config: LoraConfig,
-    /// By the decoder's name of the linear map and PEFT's of the part: `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    /// By the decoder's name of the matrix and PEFT's of the part: `model.layers.0.self_attn.q_proj.lora_A.weight`,
+    /// `model.embed_tokens.token_adapter.trainable_tokens_delta`.
     pub tensors: BTreeMap<String, Tensor>,
 }
 
 impl Adapter {
     /// An adapter that changes nothing yet: `A` uniform in ±1/√in (Kaiming's, as in PEFT), `B` zero, magnitudes the lengths of
-    /// the rows of `W`.
-    pub fn fresh(config: &LoraConfig, targets: &[Target], params: &Params, seed: u64) -> Result<Self> {
+    /// the rows of `W`, tokens' rows as they are.
+    pub fn fresh(
+        config: &LoraConfig,
+        (targets, tokens): (&[Target], &[TokenTarget]),
+        params: &Params,
+        seed: u64,
+    ) -> Result<Self> {
         let mut tensors = BTreeMap::new();
+        let mut wide = DType::F32;
         for target in targets {
             let weight = params.matrix(&format!("{}.weight", target.name))?;
             let dtype = match &weight {
                 Matrix::Dense(w, _) if w.dtype() == DType::F64 => DType::F64,
                 _ => DType::F32,
             };
+            wide = dtype;
             for (part, shape) in target.shapes(config) {
                 let name = format!("{}.{part}", target.name);
                 let tensor = match part {
@@ -152,6 +169,7 @@ impl Adapter {
                 tensors.insert(name, tensor);
             }
         }
+        tensors.extend(Self::fresh_rows(tokens, params, wide)?);
         Ok(Self { config: config.clone(), tensors })
     }
 

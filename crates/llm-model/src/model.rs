@@ -15,6 +15,7 @@ use crate::decoder::Decoder;
 use crate::gguf::{GgufFile, is_gguf};
 use crate::linear::Linear;
 use crate::params::{Matrix, WeightFormat};
+use crate::token_rows::{OUTPUT, TokenRows};
 use crate::{Batch, Error, KvCache, ModelConfig, ParamCount, Params, Result, Routing, checkpoint, families};
 
 /// What a model says about each token of a text.
@@ -36,6 +37,7 @@ pub struct Model {
     params: Params,
     decoder: Decoder,
     output: Linear, // (vocab, hidden) or (1, hidden)
+    output_rows: Option<TokenRows>,
     pub(crate) adapters: Adapters,
     /// The keys of the `config.json` that this model was read from, as they stood there.
     spelled: Map<String, Value>,
@@ -57,8 +59,13 @@ impl Model {
             Head::LanguageModel => Linear::new(&params, "lm_head")?,
             Head::Sequence | Head::Token => Linear::new(&params, "score")?,
         };
-        let adapters = Adapters::default();
-        Ok(Self { config, head, params, decoder, output, adapters, spelled: Map::new(), extra: Map::new() })
+        let output_rows = match head {
+            Head::LanguageModel if config.tie_word_embeddings => decoder.embed_rows.clone(),
+            Head::LanguageModel => TokenRows::new(&config, &params, OUTPUT)?,
+            Head::Sequence | Head::Token => None,
+        };
+        let (adapters, spelled, extra) = (Adapters::default(), Map::new(), Map::new());
+        Ok(Self { config, head, params, decoder, output, output_rows, adapters, spelled, extra })
     }
 
     /// A trainable model with fresh weights; the same seed gives the same bytes.
@@ -201,7 +208,10 @@ impl Model {
 
     /// The head's output for hidden states `(…, hidden)`: `(…, vocab)` or `(…, 1)`.
     pub fn output(&self, hidden: &Tensor) -> Result<Tensor> {
-        let y = self.output.apply(hidden)?;
+        let mut y = self.output.apply(hidden)?;
+        if let Some(rows) = &self.output_rows {
+            y = rows.logits(hidden, &y)?;
+        }
         match self.config.final_logit_softcapping {
             Some(cap) if self.head == Head::LanguageModel => Ok(((y / cap)?.tanh()? * cap)?),
             _ => Ok(y),
@@ -226,7 +236,18 @@ impl Model {
         }
         let options =
             CrossEntropyOptions { precision: self.output.weight.precision(), ..CrossEntropyOptions::default() };
-        Ok(linear_cross_entropy(hidden, &self.output.weight.dense()?, labels, options)?)
+        Ok(linear_cross_entropy(hidden, &self.output_weight()?, labels, options)?)
+    }
+
+    /// The output layer's matrix as the files have it.
+    pub(crate) fn output_matrix(&self) -> &Matrix {
+        &self.output.weight
+    }
+
+    /// The whole output layer, `(vocab, hidden)`, with the rows of the adapter in use.
+    fn output_weight(&self) -> Result<Tensor> {
+        let weight = self.output.weight.dense()?;
+        self.output_rows.as_ref().map_or(Ok(weight.clone()), |rows| rows.within(&weight))
     }
 
     /// `alpha · T² · KL(teacher/T ‖ this/T) + (1 - alpha) · cross-entropy` of the next tokens `labels` behind the hidden
@@ -243,7 +264,7 @@ impl Model {
             let theirs = teacher.0.output(teacher.1)?.detach();
             return distillation_of_logits(&self.output(hidden)?, &theirs, labels, alpha, temperature);
         }
-        let (ours, theirs) = (self.output.weight.dense()?, teacher.0.output.weight.dense()?);
+        let (ours, theirs) = (self.output_weight()?, teacher.0.output_weight()?);
         let student = Output { hidden, weight: &ours, precision: self.output.weight.precision() };
         let precision = teacher.0.output.weight.precision();
         let teacher = Output { hidden: teacher.1, weight: &theirs, precision };

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::{read_json, write_json, write_safetensors};
 use crate::lora::{Adapter, LoraConfig};
 use crate::safetensors_file::read_safetensors;
+use crate::token_rows::TokenTarget;
 use crate::{Error, Head, ModelConfig, Result};
 
 const CONFIG: &str = "adapter_config.json";
@@ -38,25 +39,22 @@ pub(crate) fn load(dir: &Path, model: &ModelConfig, head: Head) -> Result<Adapte
     }
     let origin = path.display().to_string();
     let config = read_config(&read_json(&path)?, &origin)?;
-    let targets = config.targets(model, head, &origin)?;
     let path = dir.join(TENSORS);
     let mut found = read_safetensors(&path)?;
     let (mut tensors, mut problems) = (BTreeMap::new(), Vec::new());
-    for target in &targets {
-        for (part, shape) in target.shapes(&config) {
-            let name = format!("{PREFIX}{}.{part}", target.module);
-            let Some(tensor) = found.remove(&name) else {
-                problems.push(format!("tensor \"{name}\" {shape:?} is missing"));
-                continue;
-            };
-            if tensor.dims() != shape {
-                let found = tensor.dims();
-                problems.push(format!("tensor \"{name}\" has shape {found:?}, {CONFIG} and the model say {shape:?}"));
-            } else if !matches!(tensor.dtype(), DType::F32 | DType::F64) {
-                problems.push(format!("tensor \"{name}\" is {:?}, not floating-point numbers", tensor.dtype()));
-            } else {
-                tensors.insert(format!("{}.{part}", target.name), tensor.to_dtype(DType::F32)?);
-            }
+    for Part { ours, theirs, shape } in parts(&config, model, head, &origin)? {
+        let name = format!("{PREFIX}{theirs}");
+        let Some(tensor) = found.remove(&name) else {
+            problems.push(format!("tensor \"{name}\" {shape:?} is missing"));
+            continue;
+        };
+        if tensor.dims() != shape {
+            let found = tensor.dims();
+            problems.push(format!("tensor \"{name}\" has shape {found:?}, {CONFIG} and the model say {shape:?}"));
+        } else if !matches!(tensor.dtype(), DType::F32 | DType::F64) {
+            problems.push(format!("tensor \"{name}\" is {:?}, not floating-point numbers", tensor.dtype()));
+        } else {
+            tensors.insert(ours, tensor.to_dtype(DType::F32)?);
         }
     }
     problems.extend(found.keys().map(|name| format!("tensor \"{name}\" belongs to no adapted part of this model")));
@@ -67,22 +65,45 @@ pub(crate) fn load(dir: &Path, model: &ModelConfig, head: Head) -> Result<Adapte
     }
 }
 
+/// A tensor of an adapter.
+struct Part {
+    /// Its name in [`Adapter::tensors`].
+    ours: String,
+    /// Its name in PEFT's file, without [`PREFIX`].
+    theirs: String,
+    shape: Vec<usize>,
+}
+
+/// The tensors of an adapter of this configuration for a model.
+fn parts(config: &LoraConfig, model: &ModelConfig, head: Head, origin: &str) -> Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    for target in config.targets(model, head, origin)? {
+        let part = |(part, shape)| Part {
+            ours: format!("{}.{part}", target.name),
+            theirs: format!("{}.{part}", target.module),
+            shape,
+        };
+        parts.extend(target.shapes(config).into_iter().map(part));
+    }
+    for target in config.token_targets(model, origin)? {
+        let [ours, theirs] = [&target.name, &target.module].map(|name| TokenTarget::tensor(name));
+        parts.push(Part { ours, theirs, shape: vec![target.ids.len(), model.hidden_size] });
+    }
+    Ok(parts)
+}
+
 /// Writes the adapter of a model, which PEFT finds by the name `base`.
 pub(crate) fn save(adapter: &Adapter, dir: &Path, base: &str, model: &ModelConfig, head: Head) -> Result<()> {
     let config = &adapter.config;
-    let mut tensors = BTreeMap::new();
-    for target in config.targets(model, head, "adapter configuration")? {
-        for (part, _) in target.shapes(config) {
-            let tensor = adapter.tensors[&format!("{}.{part}", target.name)].clone();
-            tensors.insert(format!("{PREFIX}{}.{part}", target.module), tensor);
-        }
-    }
+    let parts = parts(config, model, head, "adapter configuration")?;
+    let tensor = |part: Part| (format!("{PREFIX}{}", part.theirs), adapter.tensors[&part.ours].clone());
+    let tensors: BTreeMap<_, _> = parts.into_iter().map(tensor).collect();
     write_safetensors(&dir.join(TENSORS), &tensors)?;
     write_json(&dir.join(CONFIG), &config_json(config, base))
 }
 
 fn config_json(config: &LoraConfig, base: &str) -> Value {
-    let LoraConfig { r, lora_alpha, target_modules, use_rslora, use_dora } = config;
+    let LoraConfig { r, lora_alpha, target_modules, use_rslora, use_dora, trainable_token_indices } = config;
     let whole = lora_alpha.fract() == 0. && lora_alpha.abs() < 1e9;
     json!({
         "peft_type": "LORA",
@@ -97,6 +118,7 @@ fn config_json(config: &LoraConfig, base: &str) -> Value {
         "bias": "none",
         "fan_in_fan_out": false,
         "modules_to_save": null,
+        "trainable_token_indices": trainable_token_indices,
         "inference_mode": true,
     })
 }
@@ -113,13 +135,14 @@ fn read_config(json: &Value, origin: &str) -> Result<LoraConfig> {
     let mut ours = Map::new();
     for (key, value) in map {
         match (key.as_str(), value) {
-            ("r" | "lora_alpha" | "target_modules" | "use_rslora" | "use_dora", _) => {
+            ("r" | "lora_alpha" | "target_modules" | "use_rslora" | "use_dora" | "trainable_token_indices", _) => {
                 let ours_too = json!({key: value});
                 if serde_json::from_value::<LoraConfig>(ours_too).is_err() {
                     let supported = match key.as_str() {
                         "r" => "a whole number",
                         "lora_alpha" => "a number",
                         "target_modules" => "a list of names",
+                        "trainable_token_indices" => "null, a list of token ids, or one for each of the named modules",
                         _ => "true or false",
                     };
                     return wrong(key, supported);

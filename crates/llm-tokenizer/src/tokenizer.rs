@@ -162,6 +162,13 @@ impl Tokenizer {
         self.special_ids.contains(&id)
     }
 
+    /// The ids of all special tokens, ascending.
+    pub fn special_ids(&self) -> Vec<u32> {
+        let mut ids: Vec<u32> = self.special_ids.iter().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// The id of `bos_token`: the begin of a text.
     pub fn bos_id(&self) -> Option<u32> {
         self.token_id(self.config_token("bos_token")?)

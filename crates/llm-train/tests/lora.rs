@@ -9,9 +9,14 @@ use std::path::Path;
 
 use common::{fresh_model, quietly};
 use llm_data::{Conversation, Message, write_jsonl};
-use llm_model::LoraConfig;
+use llm_infer::{Sampling, TextModel, TextOptions};
+use llm_model::{LoraConfig, Model, ModelConfig, TokenIndices};
+use llm_tokenizer::{ChatMessage, TrainConfig};
 use llm_train::optim::OptimizerConfig;
-use llm_train::recipes::{BaseDtype, FinetuneInputs, FinetuneRecipe, LifecycleRecipe, finetune, lifecycle};
+use llm_train::recipes::{
+    BaseDtype, FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PrepareInputs, PretrainInputs, PretrainRecipe,
+    finetune, lifecycle, prepare, pretrain, train_tokenizer,
+};
 use llm_train::run::{NEVER, RunOptions};
 use serde_json::Value;
 
@@ -99,4 +104,81 @@ fn a_whole_life_is_not_lived_on_an_adapter() {
     let life = LifecycleRecipe { finetune: recipe(BaseDtype::F32, false), ..LifecycleRecipe::default() };
     let message = quietly(|options| lifecycle(&life, &dir.path().join("run"), options)).unwrap_err().to_string();
     assert!(message.contains("finetune.lora") && !dir.path().join("run").exists(), "{message}");
+}
+
+/// A base that read plain text and never a token of the chat template.
+fn pretrained(dir: &Path) {
+    let path = |name: &str| dir.join(name);
+    let text = "the apple is red. the leaf is green. the sky is blue. the snow is white.\n".repeat(120);
+    fs::write(path("text.txt"), &text).unwrap();
+    let train = [path("text.txt")];
+    train_tokenizer(&TrainConfig { vocab_size: 300, min_frequency: 2 }, &train, &path("tokenizer"), false).unwrap();
+    let inputs = PrepareInputs { tokenizer: &path("tokenizer"), train: &train, held_out: &[], held_out_share: 0.1 };
+    quietly(|options| prepare(&inputs, &path("shards"), options)).unwrap();
+    let model = ModelConfig {
+        hidden_size: 32,
+        intermediate_size: 64,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        ..ModelConfig::default()
+    };
+    let optimizer = OptimizerConfig { learning_rate: 1e-2, ..OptimizerConfig::default() };
+    let recipe =
+        PretrainRecipe { steps: 200, batch_size: 8, seq_len: 32, optimizer, model, ..PretrainRecipe::default() };
+    let inputs = PretrainInputs { tokenizer: &path("tokenizer"), data: &path("shards") };
+    quietly(|options| pretrain(&recipe, inputs, &path("base"), options)).unwrap();
+}
+
+#[test]
+fn an_adapter_of_a_base_that_never_saw_the_chat_tokens_learns_their_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    pretrained(dir.path());
+    let (base, data) = (path("base"), path("data.jsonl"));
+    // Of the base's own tokens, which have a space before them.
+    let spaced = |before: &[&str]| {
+        let mut conversations = conversations(before);
+        for answer in conversations.iter_mut().map(|conversation| &mut conversation.messages[1].content) {
+            answer.insert(0, ' ');
+        }
+        conversations
+    };
+    let held_out = path("held_out.jsonl");
+    write_jsonl(&data, &spaced(&["the", "the the", "the is the", "the apple is the"])).unwrap();
+    write_jsonl(&held_out, &spaced(&["the the is the"])).unwrap();
+    let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&held_out) };
+    let run = |name: &str, indices: Option<TokenIndices>| {
+        let mut recipe = FinetuneRecipe { epochs: 30, ..recipe(BaseDtype::F32, false) };
+        recipe.lora.as_mut().unwrap().trainable_token_indices = indices;
+        quietly(|options| finetune(&recipe, inputs, &path(name), options)).unwrap();
+        let losses = eval_losses(&path(name));
+        (recipe, losses[losses.len() - 1])
+    };
+    let (recipe, with) = run("with", None);
+    let (_, without) = run("without", Some(TokenIndices::Embedding(Vec::new())));
+    assert!(with < 0.5 * without, "{with} with the rows, {without} without");
+
+    // The file says which rows, and an interrupted run ends in the same bytes.
+    let file = |name: &str| fs::read(path("with").join(name)).unwrap();
+    let config: Value = serde_json::from_slice(&file("adapter_config.json")).unwrap();
+    assert_eq!(config["trainable_token_indices"], serde_json::json!([2, 3, 4, 5]), "all tokens of the template");
+    let whole = file("adapter_model.safetensors");
+    interrupt(&path("with"));
+    finetune(&recipe, inputs, &path("with"), RunOptions { resume: true, observer: &mut |_| (), interrupted: NEVER }).unwrap();
+    assert!(file("adapter_model.safetensors") == whole, "other bytes");
+
+    // Merged, it ends its turns, and the files say so.
+    let mut model = Model::load(&base).unwrap();
+    model.load_adapter("chat", &path("with")).unwrap();
+    model.use_adapter(Some("chat")).unwrap();
+    let text_model = TextModel::with_tokenizer(model.merged().unwrap(), &path("with")).unwrap();
+    let ids = text_model.chat_ids(&[ChatMessage::new("user", "the leaf")]).unwrap();
+    let options = TextOptions {
+        max_new_tokens: 20,
+        sampling: Sampling { temperature: 0., ..Sampling::default() },
+        ..TextOptions::default()
+    };
+    let reply = text_model.complete(&ids, &options, |_| ()).unwrap();
+    assert!(reply.text == " green" && reply.tokens < 20, "{reply:?}");
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use llm_kernels::BlockFormat;
-use llm_model::{Head, LoraConfig, Model, WeightFormat};
+use llm_model::{Head, LoraConfig, Model, TokenIndices, WeightFormat};
 use llm_tokenizer::{ChatFormat, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
@@ -44,7 +44,9 @@ pub struct FinetuneRecipe {
     pub base_dtype: BaseDtype,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
-    /// The adapter to learn instead of the model's own weights: the run writes it in PEFT's files, and no model.
+    /// The adapter to learn instead of the model's own weights: the run writes it in PEFT's files, and no model. Without
+    /// `trainable_token_indices` it trains the rows of those tokens of the chat template that the model was never trained on
+    /// ([`Model::untrained_tokens`]); an empty list trains none.
     pub lora: Option<LoraConfig>,
 }
 
@@ -132,7 +134,10 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
     let (train, held_out) = train_and_held_out((inputs.data, inputs.held_out), recipe.seed, &tokenizer, max_length)?;
     let held_out = spread(held_out, recipe.eval_batches * recipe.batch_size);
     let mut learner = match &recipe.lora {
-        Some(lora) => adapter_learner(recipe, lora, base, opening.checkpoint())?,
+        Some(lora) => {
+            let lora = with_chat_tokens(lora, &base, &tokenizer)?;
+            adapter_learner(recipe, &lora, base, opening.checkpoint())?
+        }
         None => learner(opening.checkpoint(), &recipe.optimizer, || Ok(base.trainable()?))?,
     };
     let write = |model: &Model, dir: &Path| -> Result<()> {
@@ -192,6 +197,21 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
         }
     }
     run.finish(&[&learner], |dir| write(&learner.model, dir))
+}
+
+/// The adapter's settings, where nothing is said of tokens with those of the chat template that the base was never trained on:
+/// low-rank changes cannot tell apart tokens whose rows are alike, so a base model would learn neither roles nor ends of turns.
+fn with_chat_tokens(lora: &LoraConfig, base: &Model, tokenizer: &Tokenizer) -> Result<LoraConfig> {
+    let mut lora = lora.clone();
+    if lora.trainable_token_indices.is_none() {
+        let untrained = base.untrained_tokens(&tokenizer.chat_format()?.special, &tokenizer.special_ids())?;
+        if !untrained.is_empty() {
+            let names: Vec<String> = untrained.iter().filter_map(|&id| tokenizer.token(id)).collect();
+            tracing::info!("the base never saw {}; the adapter trains their rows too", names.join(", "));
+            lora.trainable_token_indices = Some(TokenIndices::of_both(base.config(), untrained));
+        }
+    }
+    Ok(lora)
 }
 
 /// The learner of an adapter over `base`: a fresh one, or the checkpoint's.

@@ -1,0 +1,221 @@
+//! Rows of the embedding, and of the output layer, that an adapter trains for single tokens: PEFT's
+//! `trainable_token_indices`. A base model has never seen the tokens of a chat template, and low-rank changes of its other
+//! matrices cannot tell tokens apart whose rows are alike.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{DType, Tensor};
+use llm_kernels::{Precision, linear_add, linear_in};
+use serde::{Deserialize, Serialize};
+
+use crate::lora::Adapter;
+use crate::params::Matrix;
+use crate::{Error, Head, Model, ModelConfig, Params, Result, families};
+
+/// The tokens whose rows an adapter trains, as PEFT writes them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TokenIndices {
+    /// Rows of the embedding, and of the output layer where the two are tied.
+    Embedding(Vec<u32>),
+    /// Rows of each of the named modules (`embed_tokens`, `lm_head`).
+    Modules(BTreeMap<String, Vec<u32>>),
+}
+
+impl TokenIndices {
+    /// These rows of the embedding and of the output layer of a model of this shape.
+    pub fn of_both(config: &ModelConfig, ids: Vec<u32>) -> Self {
+        if config.tie_word_embeddings {
+            return Self::Embedding(ids);
+        }
+        let last = |name: &str| {
+            let module = families::module_of(config, Head::LanguageModel, name).0;
+            module.rsplit('.').next().unwrap_or(&module).to_owned()
+        };
+        Self::Modules([EMBEDDING, OUTPUT].map(|name| (last(name), ids.clone())).into())
+    }
+
+    /// The rows of each matrix, checked; `origin` is named in errors.
+    pub(crate) fn targets(&self, config: &ModelConfig, origin: &str) -> Result<Vec<TokenTarget>> {
+        let wrong = |message: String| Err(Error::config(origin, format!("\"trainable_token_indices\" {message}")));
+        let target = |name: &str, ids: &[u32]| TokenTarget {
+            name: name.to_owned(),
+            module: families::module_of(config, Head::LanguageModel, name).0,
+            ids: ids.to_vec(),
+        };
+        let mut targets = Vec::new();
+        match self {
+            Self::Embedding(ids) => targets.push(target(EMBEDDING, ids)),
+            Self::Modules(modules) => {
+                for (module, ids) in modules {
+                    let names = |name: &&str| {
+                        let whole = families::module_of(config, Head::LanguageModel, name).0;
+                        whole == *module || whole.ends_with(&format!(".{module}"))
+                    };
+                    let Some(name) = [EMBEDDING, OUTPUT].into_iter().find(names) else {
+                        return wrong(format!(
+                            "names \"{module}\", which is neither the embedding nor the output layer"
+                        ));
+                    };
+                    targets.push(target(name, ids));
+                }
+            }
+        }
+        if config.tie_word_embeddings && targets.iter().any(|target| target.name == OUTPUT) {
+            if targets.len() < 2 || targets[0].ids != targets[1].ids {
+                return wrong(
+                    "differ between the embedding and the output layer, which are tied in this model".to_owned(),
+                );
+            }
+            targets.retain(|target| target.name == EMBEDDING);
+        }
+        for ids in targets.iter().map(|target| &target.ids) {
+            if ids.iter().collect::<BTreeSet<_>>().len() != ids.len() {
+                return wrong(format!("has a token twice: {ids:?}"));
+            }
+            if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab_size) {
+                return wrong(format!("has the token {id}, the model's \"vocab_size\" is {}", config.vocab_size));
+            }
+        }
+        targets.retain(|target| !target.ids.is_empty());
+        Ok(targets)
+    }
+}
+
+/// The decoder's names of the two matrices with a row for each token.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens";
+pub(crate) const OUTPUT: &str = "lm_head";
+
+/// What follows the name of a matrix in the name of its trained rows, here and in PEFT.
+const PART: &str = "token_adapter.trainable_tokens_delta";
+
+/// The rows of one matrix that train.
+pub(crate) struct TokenTarget {
+    /// The decoder's name of the matrix.
+    pub name: String,
+    /// transformers' name.
+    pub module: String,
+    /// The tokens.
+    pub ids: Vec<u32>,
+}
+
+impl TokenTarget {
+    /// The name of the tensor of rows `(ids, hidden)` behind the decoder's name, or transformers'.
+    pub fn tensor(module: &str) -> String {
+        format!("{module}.{PART}")
+    }
+}
+
+/// The rows of an adapter for one matrix.
+#[derive(Debug, Clone)]
+pub(crate) struct TokenRows {
+    ids: Vec<u32>,
+    rows: Tensor,     // (k, hidden): what takes the place of the matrix's own
+    original: Tensor, // (k, hidden)
+    one_hot: Tensor,  // (vocab, k)
+}
+
+impl TokenRows {
+    /// What the adapter in use has for the matrix `name` (without `.weight`), if anything.
+    pub fn new(config: &ModelConfig, params: &Params, name: &str) -> Result<Option<Self>> {
+        let Some(adapter) = params.adapter() else { return Ok(None) };
+        let targets = adapter.config.token_targets(config, "adapter configuration")?;
+        let rows = adapter.tensors.get(&TokenTarget::tensor(name));
+        let (Some(target), Some(rows)) = (targets.into_iter().find(|target| target.name == name), rows) else {
+            return Ok(None);
+        };
+        let matrix = params.matrix(&format!("{name}.weight"))?;
+        let original = rows_of(&matrix, &target.ids)?.to_dtype(rows.dtype())?;
+        let (vocab, k) = (matrix.dims()[0], target.ids.len());
+        let mut one_hot = vec![0f32; vocab * k];
+        for (i, &id) in target.ids.iter().enumerate() {
+            one_hot[id as usize * k + i] = 1.;
+        }
+        let one_hot = Tensor::from_vec(one_hot, (vocab, k), rows.device())?.to_dtype(rows.dtype())?;
+        Ok(Some(Self { ids: target.ids, rows: rows.clone(), original, one_hot }))
+    }
+
+    /// The embeddings `(n, hidden)` of the tokens `ids` `(n,)`, of which `x` are those of the matrix.
+    pub fn embed(&self, ids: &Tensor, x: Tensor) -> Result<Tensor> {
+        let n = x.dim(0)?;
+        let slot = |id: &u32| self.ids.iter().position(|own| own == id);
+        let ids = ids.to_vec1::<u32>()?;
+        if !ids.iter().any(|id| slot(id).is_some()) {
+            return Ok(x);
+        }
+        let places = ids.iter().enumerate().map(|(i, id)| slot(id).map_or(i, |slot| n + slot) as u32);
+        let places = Tensor::from_vec(places.collect::<Vec<_>>(), n, x.device())?;
+        Ok(Tensor::cat(&[&x, &self.rows.to_dtype(x.dtype())?], 0)?.index_select(&places, 0)?)
+    }
+
+    /// The logits `(…, vocab)` of hidden states `(…, hidden)`, of which `y` are those of the matrix.
+    pub fn logits(&self, hidden: &Tensor, y: &Tensor) -> Result<Tensor> {
+        let change = linear_in(hidden, &(&self.rows - &self.original)?, Precision::F32)?; // (…, k)
+        Ok(linear_add(&change, &self.one_hot, y, Precision::F32)?)
+    }
+
+    /// The matrix `(vocab, hidden)` with these rows; gradients flow to them.
+    pub fn within(&self, weight: &Tensor) -> Result<Tensor> {
+        let ids = Tensor::from_slice(&self.ids, self.ids.len(), weight.device())?;
+        Ok(weight.index_add(&ids, &(&self.rows - &self.original)?.to_dtype(weight.dtype())?, 0)?)
+    }
+}
+
+/// The rows `ids` of a matrix, `(ids, hidden)`.
+fn rows_of(matrix: &Matrix, ids: &[u32]) -> Result<Tensor> {
+    Ok(matrix.rows(&Tensor::from_slice(ids, ids.len(), &candle_core::Device::Cpu)?)?.detach())
+}
+
+impl Adapter {
+    /// Rows as the matrices have them, by name: a fresh adapter changes nothing.
+    pub(crate) fn fresh_rows(
+        targets: &[TokenTarget],
+        params: &Params,
+        dtype: DType,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let fresh = |target: &TokenTarget| {
+            let matrix = params.matrix(&format!("{}.weight", target.name))?;
+            Ok((TokenTarget::tensor(&target.name), rows_of(&matrix, &target.ids)?.to_dtype(dtype)?))
+        };
+        targets.iter().map(fresh).collect()
+    }
+
+    /// The matrix `name` with the rows that this adapter has for it, bit for bit; none: it has none.
+    pub(crate) fn merged_rows(&self, config: &ModelConfig, params: &Params, name: &str) -> Result<Option<Tensor>> {
+        let targets = self.config.token_targets(config, "adapter configuration")?;
+        let Some(target) = targets.iter().find(|target| target.name == name) else { return Ok(None) };
+        let weight = params.matrix(&format!("{name}.weight"))?.dense()?.detach().copy()?;
+        let rows = self.tensors[&TokenTarget::tensor(name)].detach().to_dtype(weight.dtype())?;
+        for (i, &id) in target.ids.iter().enumerate() {
+            weight.slice_set(&rows.narrow(0, i, 1)?.contiguous()?, 0, id as usize)?;
+        }
+        Ok(Some(weight))
+    }
+}
+
+impl Model {
+    /// Those of `tokens` that this model was never trained on, as far as its output layer shows it.
+    ///
+    /// The row of a token that is never a target moves with all such rows, away from the hidden states and nowhere else, so that
+    /// they end up alike: a token is named if its row has a cosine above 0.95 with that of another token of `among` (all special
+    /// tokens, say), or is zero. Rows of trained tokens differ; fresh random ones do, too, and serve as they are.
+    pub fn untrained_tokens(&self, tokens: &[u32], among: &[u32]) -> Result<Vec<u32>> {
+        const ALIKE: f32 = 0.95;
+        if self.head() != Head::LanguageModel || tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut all: Vec<u32> = tokens.iter().chain(among).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        all.retain(|&id| (id as usize) < self.config().vocab_size);
+        let rows = rows_of(self.output_matrix(), &all)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        let norms: Vec<f32> = rows.iter().map(|row| dot(row, row).sqrt()).collect();
+        let untrained = |&token: &u32| {
+            let Ok(at) = all.binary_search(&token) else { return false };
+            let alike = |i: usize| i != at && dot(&rows[i], &rows[at]) > ALIKE * norms[i] * norms[at];
+            norms[at] == 0. || (0..all.len()).any(alike)
+        };
+        Ok(tokens.iter().copied().filter(untrained).collect())
+    }
+}
