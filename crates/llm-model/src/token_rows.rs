@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{DType, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, WithDType};
 use llm_kernels::{Precision, linear_add, linear_in};
 use serde::{Deserialize, Serialize};
 
@@ -154,10 +154,50 @@ impl TokenRows {
         Ok(linear_add(&change, &self.one_hot, y, Precision::F32)?)
     }
 
-    /// The matrix `(vocab, hidden)` with these rows; gradients flow to them.
+    /// The matrix `(vocab, hidden)` with these rows, to which alone gradients flow.
     pub fn within(&self, weight: &Tensor) -> Result<Tensor> {
-        let ids = Tensor::from_slice(&self.ids, self.ids.len(), weight.device())?;
-        Ok(weight.index_add(&ids, &(&self.rows - &self.original)?.to_dtype(weight.dtype())?, 0)?)
+        let op = Within { weight: weight.detach(), ids: self.ids.clone() };
+        Ok(self.rows.to_dtype(weight.dtype())?.contiguous()?.apply_op1(op)?)
+    }
+}
+
+/// A matrix some of whose rows are the argument. candle's own `index_add` would compute a gradient of the whole frozen matrix.
+struct Within {
+    weight: Tensor, // (vocab, hidden)
+    ids: Vec<u32>,
+}
+
+impl Within {
+    fn filled<T: WithDType>(&self, rows: &[T]) -> candle_core::Result<Vec<T>> {
+        let hidden = self.weight.dim(1)?;
+        let mut all = self.weight.flatten_all()?.to_vec1::<T>()?;
+        for (row, &id) in rows.chunks_exact(hidden).zip(&self.ids) {
+            all[id as usize * hidden..][..hidden].copy_from_slice(row);
+        }
+        Ok(all)
+    }
+}
+
+impl CustomOp1 for Within {
+    fn name(&self) -> &'static str {
+        "rows-within"
+    }
+
+    fn cpu_fwd(&self, rows: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("rows-within: the rows must be contiguous");
+        };
+        let filled = match rows {
+            CpuStorage::F32(rows) => CpuStorage::F32(self.filled(&rows[start..end])?),
+            CpuStorage::F64(rows) => CpuStorage::F64(self.filled(&rows[start..end])?),
+            _ => candle_core::bail!("rows-within: f32 or f64 was expected"),
+        };
+        Ok((filled, self.weight.shape().clone()))
+    }
+
+    fn bwd(&self, rows: &Tensor, _: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let ids = Tensor::from_slice(&self.ids, self.ids.len(), rows.device())?;
+        Ok(Some(gradient.index_select(&ids, 0)?))
     }
 }
 
@@ -184,11 +224,9 @@ impl Adapter {
     pub(crate) fn merged_rows(&self, config: &ModelConfig, params: &Params, name: &str) -> Result<Option<Tensor>> {
         let targets = self.config.token_targets(config, "adapter configuration")?;
         let Some(target) = targets.iter().find(|target| target.name == name) else { return Ok(None) };
-        let weight = params.matrix(&format!("{name}.weight"))?.dense()?.detach().copy()?;
-        let rows = self.tensors[&TokenTarget::tensor(name)].detach().to_dtype(weight.dtype())?;
-        for (i, &id) in target.ids.iter().enumerate() {
-            weight.slice_set(&rows.narrow(0, i, 1)?.contiguous()?, 0, id as usize)?;
-        }
+        let weight = params.matrix(&format!("{name}.weight"))?.dense()?.detach();
+        let rows = self.tensors[&TokenTarget::tensor(name)].detach().to_dtype(weight.dtype())?.contiguous()?;
+        let weight = rows.apply_op1(Within { weight, ids: target.ids.clone() })?;
         Ok(Some(weight))
     }
 }

@@ -1,7 +1,8 @@
-"""Makes the golden adapters: LoRA, rsLoRA and DoRA on the tiny Llama in tied/, by peft, and what peft says of them.
+"""Makes the golden adapters: LoRA, rsLoRA, DoRA, and LoRA with rows of tokens, on the tiny Llama in tied/, by peft, and what
+peft says of them.
 
     pip install torch transformers peft
-    python make_lora.py       # writes lora/plain/ lora/rslora/ lora/dora/ beside this file
+    python make_lora.py       # writes lora/plain/ lora/rslora/ lora/dora/ lora/tokens/ beside this file
 
 Each folder is an adapter as peft saves it, and `expected.safetensors` with the input ids, the logits, a mean cross-entropy and
 its gradient for every tensor of the adapter, under the names of `adapter_model.safetensors`.
@@ -20,6 +21,7 @@ CASES = {
     "plain": dict(r=3, lora_alpha=5, target_modules=ATTENTION + ["gate_proj", "down_proj"]),
     "rslora": dict(r=4, lora_alpha=3, target_modules=ATTENTION + ["layers.1.mlp.up_proj"], use_rslora=True),
     "dora": dict(r=2, lora_alpha=7, target_modules=ATTENTION + ["up_proj", "down_proj"], use_dora=True),
+    "tokens": dict(r=2, lora_alpha=4, target_modules=ATTENTION, trainable_token_indices=[7, 3, 11]),
 }
 
 
