@@ -6,7 +6,7 @@
 
 use candle_core::Tensor;
 use llm_kernels::{token_logprobs, token_logprobs_and_entropies};
-use llm_model::{Batch, Model};
+use llm_model::{Batch, Model, Routing};
 
 use crate::examples::pick_rows;
 use crate::{Error, Result};
@@ -64,13 +64,25 @@ pub fn reply_logprobs_and_entropies(
     temperature: f64,
     pad: u32,
 ) -> Result<(Tensor, Tensor)> {
+    let (logprobs, entropies, _) = logprobs_entropies_and_routing(model, replies, temperature, pad)?;
+    Ok((logprobs, entropies))
+}
+
+/// The same, and what the routers did if the model has experts.
+pub(crate) fn logprobs_entropies_and_routing(
+    model: &Model,
+    replies: &[Reply],
+    temperature: f64,
+    pad: u32,
+) -> Result<(Tensor, Tensor, Option<Routing>)> {
     let (batch, places, ids) = lay_out(replies, pad)?;
-    let hidden = pick_rows(&model.hidden(&batch, None)?, places)?; // (n, hidden)
+    let (hidden, routing) = model.hidden_and_routing(&batch)?; // (b, t, hidden)
+    let hidden = pick_rows(&hidden, places)?; // (n, hidden)
     let both = in_chunks(model, &hidden, &ids, |logits, ids| {
         let (logprobs, entropies) = token_logprobs_and_entropies(logits, ids, temperature)?;
         Ok(Tensor::stack(&[logprobs, entropies], 1)?) // (chunk, 2)
     })?;
-    Ok((both.narrow(1, 0, 1)?.squeeze(1)?, both.narrow(1, 1, 1)?.squeeze(1)?))
+    Ok((both.narrow(1, 0, 1)?.squeeze(1)?, both.narrow(1, 1, 1)?.squeeze(1)?, routing))
 }
 
 /// What the critic, a model with a value for each token, expects before each of the replies' tokens: `(n,)`.

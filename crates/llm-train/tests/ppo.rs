@@ -11,7 +11,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use common::{fresh_model, quietly};
 use llm_kernels::Precision;
-use llm_model::{Head, Model, ModelConfig, Params};
+use llm_model::{ExpertsConfig, Head, Model, ModelConfig, ModelType, Params};
 use llm_tokenizer::Tokenizer;
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{Averages, PpoInputs, PpoRecipe, PpoTrainer, RewardModel, SpecialIds, ppo};
@@ -455,7 +455,7 @@ fn metrics(run: &Path) -> Vec<Value> {
 fn m8_a_run_is_the_same_twice_and_over_an_interruption() {
     let dir = tempfile::tempdir().unwrap();
     let (reward, model, data) =
-        (reward_folder(dir.path(), 0.1, 0.5), dir.path().join("model"), dir.path().join("p.jsonl"));
+        (reward_folder(dir.path(), -7., 0.01), dir.path().join("model"), dir.path().join("p.jsonl"));
     let prompts = ["Say it.", "Say it again.", "The sun?"].map(|p| format!("{}\n", json!({ "prompt": p })));
     std::fs::write(&data, prompts.concat()).unwrap();
     let recipe = PpoRecipe {
@@ -475,6 +475,9 @@ fn m8_a_run_is_the_same_twice_and_over_an_interruption() {
     quietly(|options| ppo(&recipe, inputs, &path("two"), options)).unwrap();
     let lines = metrics(&path("one"));
     assert_eq!(lines, metrics(&path("two")));
+    // Not in the unit of the folder, in which the replies of the reference have scores of several hundred.
+    let first = lines[0]["objective/scores"].as_f64().unwrap();
+    assert!(first.abs() < 1.5, "the reference's replies have mean 0 and deviation 1, the first eight {first}");
     let episodes: Vec<f64> = lines.iter().map(|line| line["episode"].as_f64().unwrap()).collect();
     assert_eq!(episodes, [8., 16., 24., 32., 40.]);
     assert!(lines[0]["objective/kl_coef"] != lines[4]["objective/kl_coef"], "the KL coefficient must be steered");
@@ -488,4 +491,33 @@ fn m8_a_run_is_the_same_twice_and_over_an_interruption() {
     assert_eq!(lines, metrics(&path("two")));
     let model = |run: &str| std::fs::read(path(run).join("model.safetensors")).unwrap();
     assert_eq!(model("one"), model("two"));
+}
+
+#[test]
+fn a_policy_with_experts_learns_with_the_losses_of_its_routers() {
+    let policy = |coefficient: f64| {
+        let experts = ExpertsConfig {
+            num_experts: 4,
+            moe_intermediate_size: 16,
+            router_aux_loss_coef: coefficient,
+            ..ExpertsConfig::default()
+        };
+        let dense = model(Head::LanguageModel, 1).config().clone();
+        let config =
+            ModelConfig { model_type: ModelType::Mixtral, intermediate_size: 16, experts: Some(experts), ..dense };
+        Model::init(config, Head::LanguageModel, 1).unwrap()
+    };
+    let recipe = PpoRecipe { micro_batch_size: 4, ..recipe() };
+    let norm = |coefficient: f64| {
+        let ids = SpecialIds { pad: PAD, eos: EOS };
+        let mut trainer = PpoTrainer::new(&policy(coefficient), model(Head::Token, 2), &fives, ids, &recipe).unwrap();
+        let rollouts = trainer.roll_out(&queries(), 3).unwrap();
+        let (targets, mut averages) = (trainer.targets(&rollouts), Averages::default());
+        let all: Vec<usize> = (0..rollouts.len()).collect();
+        trainer.gather_gradients(&rollouts, &targets, &all, &mut averages).unwrap();
+        assert!(averages.get("policy/load_balancing_loss").unwrap() >= 1.9, "k at least, but for rounding");
+        let gate = &trainer.policy.gradients()["model.layers.0.mlp.gate.weight"];
+        gate.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt()
+    };
+    assert!(norm(50.) > 3. * norm(0.), "the coefficient must reach the gradient");
 }

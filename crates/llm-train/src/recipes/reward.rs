@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use llm_data::{Ranking, read_rankings};
-use llm_infer::{GenerateOptions, generate};
+use llm_infer::{GenerateOptions, generate_from};
 use llm_model::{Batch, Head, Model, Routing};
 use llm_tokenizer::{ChatFormat, ChatMessage, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -295,7 +295,7 @@ impl RewardModel {
     /// The scale in which the replies of `policy` to `prompts` (in token ids, up to the assistant's turn) have mean 0 and
     /// deviation 1: a price of KL means something in no other unit (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
     ///
-    /// The replies are drawn as `options` say, in batches of `batch_size`; the same options give the same scale.
+    /// The replies are drawn as `options` say, `batch_size` at a time; the same options give the same scale.
     pub fn scale_on(
         &self,
         policy: &Model,
@@ -304,10 +304,9 @@ impl RewardModel {
         batch_size: usize,
     ) -> Result<RewardScale> {
         let mut scores = Vec::with_capacity(prompts.len());
-        for (batch, prompts) in prompts.chunks(batch_size.max(1)).enumerate() {
-            let mut options = options.clone();
-            options.sampling.seed = options.sampling.seed.wrapping_add(batch as u64);
-            let replies = generate(policy, prompts, &options, |_, _| true)?;
+        let size = batch_size.max(1);
+        for (i, prompts) in prompts.chunks(size).enumerate() {
+            let replies = generate_from(policy, prompts, i * size, options, |_, _| true)?;
             let rows: Vec<Vec<u32>> = prompts.iter().zip(replies).map(|(p, r)| [p.as_slice(), &r].concat()).collect();
             scores.extend(self.raw_scores(&rows)?);
         }
@@ -320,8 +319,9 @@ impl RewardModel {
         let critic = self.model.with_head(Head::Token, 0)?; // the head has this model's weight and a bias of 0
         let head = critic.params().vars();
         let (weight, bias) = (&head["score.weight"], &head["score.bias"]);
-        weight.set(&(weight.as_tensor() / self.std)?)?;
-        bias.set(&((bias.as_tensor() - self.mean)? / self.std)?)?;
+        let RewardScale { mean, std } = self.scale;
+        weight.set(&(weight.as_tensor() / std)?)?;
+        bias.set(&((bias.as_tensor() - mean)? / std)?)?;
         Ok(critic)
     }
 

@@ -1,7 +1,7 @@
 //! Proximal policy optimisation from human feedback (Ziegler et al. 2019, arXiv 1909.08593; Stiennon et al. 2020, arXiv
 //! 2009.01325; Huang et al. 2024, arXiv 2403.17031).
 //!
-//! The choices: k1 in the reward; the score at the reply's last token; a critic of its own that begins as the reward
+//! The choices: k1 in the reward; rewards scaled so that the reference's replies have mean 0 and deviation 1; the score at the reply's last token; a critic of its own that begins as the reward
 //! model; whitened advantages over all tokens of a batch (population variance plus 1e-8); gradients clipped by norm.
 
 mod figures;
@@ -10,7 +10,8 @@ mod trainer;
 
 use std::path::Path;
 
-use llm_model::Head;
+use llm_infer::{GenerateOptions, Sampling};
+use llm_model::{Head, Model};
 use llm_tokenizer::{ChatFormat, Tokenizer};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 pub use self::figures::Averages;
 use self::prompts::Prompts;
 pub use self::trainer::{PpoTrainer, Score, SpecialIds, Targets};
-use super::{RewardModel, chat_format, load_model};
+use super::{RewardModel, RewardScale, chat_format, load_model};
 use crate::Result;
 use crate::fitting::{Ids, fitting};
 use crate::optim::{OptimizerConfig, Schedule};
@@ -134,12 +135,20 @@ pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOption
     };
     let tokenizer = Tokenizer::from_dir(inputs.model)?;
     let reference = load_model(inputs.model, Head::LanguageModel)?;
-    let reward_model = RewardModel::load(inputs.reward)?;
+    let mut reward_model = RewardModel::load(inputs.reward)?;
     let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, inputs.model)?;
     let other =
         Ids::Other { config: reward_model.model.config(), tokenizer: &reward_model.tokenizer, dir: inputs.reward };
     fitting(reference.config(), (&tokenizer, inputs.model), &[other])?;
     let prompts = Prompts::read(recipe, &inputs, &tokenizer, reference.config().max_position_embeddings)?;
+    reward_model.scale = match opening.checkpoint() {
+        Some(checkpoint) => {
+            let scale = checkpoint.state.get(SCALE).cloned().unwrap_or_default();
+            let broken = |e| Error::Input(format!("{}: \"{SCALE}\": {e}", checkpoint.dir.display()));
+            serde_json::from_value(scale).map_err(broken)?
+        }
+        None => scale_on_reference(recipe, &reward_model, &reference, &prompts, end_of_turn)?,
+    };
     let score = |rollouts: &[Vec<u32>]| reward_model.scores(rollouts);
     let mut trainer =
         PpoTrainer::new(&reference, reward_model.critic()?, &score, SpecialIds { pad, eos: end_of_turn }, recipe)?;
@@ -161,7 +170,9 @@ pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOption
             run.sample(done, &samples(&tokenizer, &rollouts)?)?;
         }
         if run.is_due(done) {
-            run.checkpoint(done, &[&trainer.policy, &trainer.critic], trainer.state(), |dir| {
+            let mut state = trainer.state();
+            state.insert(SCALE.to_owned(), json!(reward_model.scale));
+            run.checkpoint(done, &[&trainer.policy, &trainer.critic], state, |dir| {
                 tokenizer.save(dir)?;
                 trainer.save(dir)
             })?;
@@ -172,6 +183,27 @@ pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOption
         Ok(trainer.policy.model.save(dir)?)
     })
 }
+
+/// The scale in which the reference's replies have mean 0 and deviation 1: a price of KL means something in no other unit.
+fn scale_on_reference(
+    recipe: &PpoRecipe,
+    reward_model: &RewardModel,
+    reference: &Model,
+    prompts: &Prompts,
+    end_of_turn: u32,
+) -> Result<RewardScale> {
+    let drawn = recipe.episodes.saturating_mul(usize::try_from(recipe.updates).unwrap_or(usize::MAX));
+    let sampling =
+        Sampling { temperature: recipe.temperature, seed: rng(recipe.seed, 4, 0).random(), ..Sampling::default() };
+    let drawing = GenerateOptions { max_new_tokens: recipe.max_new_tokens, stop_ids: vec![end_of_turn], sampling };
+    reward_model.scale_on(reference, &prompts.first(SCALED_ON.min(drawn)), &drawing, recipe.micro_batch_size)
+}
+
+/// Replies of the reference on which the rewards are scaled, at most; never more than PPO itself draws.
+const SCALED_ON: usize = 256;
+
+/// The scale of the rewards in the state of a checkpoint.
+const SCALE: &str = "reward_scale";
 
 /// Some replies in plain text with their scores, as JSON lines.
 fn samples(tokenizer: &Tokenizer, rollouts: &[Rollout]) -> Result<String> {

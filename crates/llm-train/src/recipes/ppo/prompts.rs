@@ -53,6 +53,11 @@ impl Prompts {
         Ok(Self { queries, episodes, seed })
     }
 
+    /// The first `count` prompts that are drawn from, over all updates.
+    pub fn first(&self, count: usize) -> Vec<Vec<u32>> {
+        (0..).flat_map(|update| self.of_update(update)).take(count).collect()
+    }
+
     /// The prompts of update `update` (from 0): a function of the seed and the update alone.
     pub fn of_update(&self, update: u64) -> Vec<Vec<u32>> {
         let (all, first) = (self.queries.len() as u64, update * self.episodes as u64);

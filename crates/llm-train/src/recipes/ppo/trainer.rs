@@ -12,7 +12,8 @@ use super::PpoRecipe;
 use super::figures::{Averages, objective};
 use crate::optim::Learner;
 use crate::rl::{adapted_kl_coef, explained_variance, gae, policy_loss, token_rewards, value_loss, whiten};
-use crate::rollout::{Reply, Rollout, per_reply, reply_logprobs, reply_logprobs_and_entropies, reply_values};
+use crate::rollout::{Reply, Rollout, logprobs_entropies_and_routing, per_reply, reply_logprobs, reply_values};
+use crate::routing::RouterLog;
 use crate::run::{restored, rng};
 use crate::{Error, Result, loss};
 
@@ -241,8 +242,8 @@ impl<'a> PpoTrainer<'a> {
     ) -> Result<()> {
         let recipe = self.recipe;
         let replies: Vec<Reply> = rollouts.iter().map(|r| r.reply()).collect();
-        let (logprobs, entropies) =
-            reply_logprobs_and_entropies(&self.policy.model, &replies, recipe.temperature, self.ids.pad)?;
+        let (logprobs, entropies, routing) =
+            logprobs_entropies_and_routing(&self.policy.model, &replies, recipe.temperature, self.ids.pad)?;
         let old_logprobs = tensor(rollouts.iter().flat_map(|r| r.logprobs.iter().copied()))?;
         let clipped = policy_loss(&logprobs, &old_logprobs, advantages, recipe.cliprange)?;
         let entropy = entropies.mean_all()?;
@@ -250,7 +251,12 @@ impl<'a> PpoTrainer<'a> {
             true => clipped.loss.clone(),
             false => (&clipped.loss - (&entropy * recipe.entropy_coef)?)?,
         };
-        self.policy.backward(&(loss * share)?)?;
+        let loss = RouterLog::default().add(&(loss * share)?, routing.as_ref(), share)?;
+        self.policy.backward(&loss)?;
+        if let Some(routing) = &routing {
+            averages.add("policy/load_balancing_loss", routing.load_balancing_loss, count);
+            averages.add("policy/router_z_loss", routing.z_loss, count);
+        }
 
         let difference = (logprobs - old_logprobs)?.detach();
         let ratio = difference.exp()?;
