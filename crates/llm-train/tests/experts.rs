@@ -92,7 +92,7 @@ fn experts_learn_and_are_counted_and_the_losses_keep_them_balanced_and_small() {
     let of =
         |word: &&str| Conversation { messages: vec![Message::user(format!("Say {word}.")), Message::assistant(*word)] };
     write_jsonl(&path("chat.jsonl"), &words.repeat(10).iter().map(of).collect::<Vec<_>>()).unwrap();
-    let tuning = FinetuneRecipe { epochs: 2, batch_size: 8, ..FinetuneRecipe::default() };
+    let tuning = FinetuneRecipe { epochs: 8, batch_size: 8, ..FinetuneRecipe::default() };
     let inputs = FinetuneInputs { model: &path("balanced"), data: &path("chat.jsonl"), held_out: None };
     quietly(|options| finetune(&tuning, inputs, &path("tuned"), options)).unwrap();
     let loss = numbers(&path("tuned"), "loss");

@@ -165,7 +165,7 @@ fn an_adapter_of_a_base_that_never_saw_the_chat_tokens_learns_their_rows() {
     assert_eq!(config["trainable_token_indices"], serde_json::json!([2, 3, 4, 5]), "all tokens of the template");
     let whole = file("adapter_model.safetensors");
     interrupt(&path("with"));
-    finetune(&recipe, inputs, &path("with"), RunOptions { resume: true, observer: &mut |_| (), interrupted: NEVER }).unwrap();
+    finetune(&recipe, inputs, &path("with"), RunOptions { resume: true, observer: &mut |_| (), stop: &NEVER }).unwrap();
     assert!(file("adapter_model.safetensors") == whole, "other bytes");
 
     // Merged, it ends its turns, and the files say so.

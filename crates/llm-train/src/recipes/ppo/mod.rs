@@ -21,12 +21,12 @@ pub use self::figures::Averages;
 use self::prompts::Prompts;
 pub use self::trainer::{PpoTrainer, Score, SpecialIds, Targets};
 use super::{RewardModel, RewardScale, chat_format, load_model};
-use crate::Result;
 use crate::fitting::{Ids, fitting};
 use crate::optim::{OptimizerConfig, Schedule};
 use crate::rl::MissingEos;
 use crate::rollout::Rollout;
 use crate::run::{Input, Opening, Outcome, RunOptions, Start, rng};
+use crate::{Error, Result};
 
 /// The numbers of PPO.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
