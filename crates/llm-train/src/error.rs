@@ -43,7 +43,7 @@ pub enum Error {
         done: String,
     },
     /// The loss, a gradient, a weight or a figure of an evaluation is not a number any more.
-    #[error("{}: training diverged at step {step}: {what}; the last good state is {kept}; go on from there, or begin again, with a lower optimizer.learning_rate", run.display())]
+    #[error("{}: training diverged at step {step}: {what}; the last good state is {kept}; lower optimizer.learning_rate", run.display())]
     Diverged {
         /// The run.
         run: PathBuf,
@@ -68,7 +68,10 @@ impl Error {
     /// fault (a full disk, no permission), or the computation.
     pub fn is_callers_fault(&self) -> bool {
         match self {
-            Self::Candle(_) | Self::Diverged { .. } | Self::Interrupted { .. } => false,
+            Self::Candle(_)
+            | Self::Infer(llm_infer::Error::Candle(_))
+            | Self::Diverged { .. }
+            | Self::Interrupted { .. } => false,
             Self::Io { source, .. } | Self::Data(llm_data::Error::Io { source, .. }) => is_callers(source),
             Self::Model(e) | Self::Infer(llm_infer::Error::Model(e)) => match e {
                 llm_model::Error::Io { source, .. } => is_callers(source),
@@ -83,7 +86,6 @@ impl Error {
                 }
                 _ => true,
             },
-            Self::Infer(llm_infer::Error::Candle(_)) => false,
             Self::Data(_) | Self::Infer(_) | Self::Feedback(_) | Self::Input(_) => true,
         }
     }
@@ -108,4 +110,43 @@ fn is_callers(error: &std::io::Error) -> bool {
             | Kind::NotFound
             | Kind::UnexpectedEof
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_not_the_callers_fault_whichever_crate_met_it() {
+        for (kind, callers) in [
+            (ErrorKind::StorageFull, false),
+            (ErrorKind::PermissionDenied, false),
+            (ErrorKind::ReadOnlyFilesystem, false),
+            (ErrorKind::Interrupted, false),
+            (ErrorKind::NotFound, true),
+            (ErrorKind::NotADirectory, true),
+        ] {
+            let (path, io) = (PathBuf::from("file"), || std::io::Error::from(kind));
+            for error in [
+                Error::Io { path: path.clone(), source: io() },
+                Error::Model(llm_model::Error::Io { path: path.clone(), source: io() }),
+                Error::Data(llm_data::Error::Io { path: path.clone(), source: io() }),
+                Error::Tokenizer(llm_tokenizer::Error::Write { path: path.clone(), cause: io() }),
+                Error::Data(llm_tokenizer::Error::Read { path: path.clone(), cause: io() }.into()),
+                Error::Infer(llm_model::Error::Io { path: path.clone(), source: io() }.into()),
+            ] {
+                assert_eq!(error.is_callers_fault(), callers, "{error:?}");
+            }
+        }
+        assert!(!Error::Candle(candle_core::Error::Msg("no".to_owned())).is_callers_fault());
+        assert!(Error::Input("no".to_owned()).is_callers_fault());
+    }
+
+    #[test]
+    fn the_command_that_resumes_can_be_pasted() {
+        assert_eq!(shell_word(Path::new("runs/a-1")), "runs/a-1");
+        assert_eq!(shell_word(Path::new("my run's")), r"'my run'\''s'");
+    }
 }

@@ -105,7 +105,7 @@ impl Recipe for PretrainRecipe {
             .whole("seed", self.seed, SEED)?
             .whole("steps", self.steps, COUNT)?
             .whole("batch_size", self.batch_size, COUNT)?
-            .whole("gradient_accumulation_steps", self.gradient_accumulation_steps, COUNT)?
+            .whole("gradient_accumulation_steps", self.gradient_accumulation_steps, 1..=1_000_000)?
             .whole("seq_len", self.seq_len, 1..=positions)?
             .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
@@ -122,7 +122,7 @@ impl Recipe for FinetuneRecipe {
             .whole("seed", self.seed, SEED)?
             .whole("epochs", self.epochs, COUNT)?
             .whole("batch_size", self.batch_size, COUNT)?
-            .whole("gradient_accumulation_steps", self.gradient_accumulation_steps, COUNT)?
+            .whole("gradient_accumulation_steps", self.gradient_accumulation_steps, 1..=1_000_000)?
             .whole("max_length", self.max_length, 2..=*COUNT.end())?
             .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?

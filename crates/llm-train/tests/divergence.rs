@@ -10,6 +10,7 @@ use llm_tokenizer::TrainConfig;
 use llm_train::Error;
 use llm_train::optim::{OptimizerConfig, Schedule};
 use llm_train::recipes::{PrepareInputs, PretrainInputs, PretrainRecipe, prepare, pretrain, train_tokenizer};
+use llm_train::run::{NEVER, RunOptions};
 
 #[test]
 fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
@@ -22,14 +23,14 @@ fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
     let inputs = PrepareInputs { tokenizer: &tokenizer, train: &text, held_out: &[], held_out_share: 0.1 };
     quietly(|options| prepare(&inputs, &shards, options)).unwrap();
 
-    // The rate rises by 1e17 with each step: after the first ones the squares of the weights still fit into f32, later they do not.
+    // The rate rises by a million with each step: with the weights of the first ones loss and gradient still fit into f32.
     let recipe = PretrainRecipe {
         steps: 40,
         batch_size: 2,
         seq_len: 16,
         save_every: 1,
         optimizer: OptimizerConfig {
-            learning_rate: 4e18,
+            learning_rate: 4e7,
             warmup_steps: 40,
             schedule: Schedule::Constant,
             weight_decay: 0.,
@@ -48,11 +49,20 @@ fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
     let inputs = PretrainInputs { tokenizer: &tokenizer, data: &shards };
     let error = quietly(|options| pretrain(&recipe, inputs, &run, options)).unwrap_err();
     let Error::Diverged { step, kept, .. } = &error else { panic!("{error}") };
-    assert!(*step > 1, "{error}");
+    assert!(*step > 2, "{error}");
     assert!(error.to_string().contains("learning_rate"), "{error}");
-    assert_eq!(*kept, run.join(format!("checkpoints/step-{}", step - 1)).display().to_string());
+    // The loss of this step is that of the weights of the step before, which are no good state.
+    assert_eq!(*kept, run.join(format!("checkpoints/step-{}", step - 2)).display().to_string());
+    assert!(!run.join(format!("checkpoints/step-{}", step - 1)).exists());
     assert!(!run.join("trainer_state.json").exists(), "a run that diverged is not finished");
     for tensor in Model::load(kept.as_ref()).unwrap().params().tensors().values() {
         assert!(tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|x| x.is_finite()));
     }
+
+    // It goes on from there with a lower rate, which is recorded.
+    let optimizer = OptimizerConfig { learning_rate: 1e-3, ..recipe.optimizer.clone() };
+    let lower = PretrainRecipe { optimizer, steps: step + 2, ..recipe };
+    let outcome = pretrain(&lower, inputs, &run, RunOptions { resume: true, observer: &mut |_| (), stop: &NEVER });
+    assert_eq!(outcome.unwrap().steps, step + 2);
+    assert!(std::fs::read_to_string(run.join("recipe.toml")).unwrap().contains("optimizer.learning_rate"));
 }

@@ -603,6 +603,52 @@ fn ctrl_c_saves_and_resume_needs_no_other_option_wherever_the_folder_is() {
     assert!(code == Some(2) && message.contains("no such input"), "{message}");
 }
 
+/// A life of a few seconds; its student's stage is changed before it begins.
+const SMALL_LIFE: &str = "--set world.corpus_bytes=100000 --set questions.tasks=60 --set questions.crowd=16 \
+    --set questions.rankings=32 --set questions.prompts=16 --set questions.held_out=4 --set tokenizer.vocab_size=500 \
+    --set pretrain.steps=2000 --set pretrain.batch_size=2 --set pretrain.seq_len=16 --set pretrain.eval_batches=1 \
+    --set pretrain.sample_prompts=[] --set pretrain.model.hidden_size=16 --set pretrain.model.intermediate_size=32 \
+    --set pretrain.model.num_hidden_layers=1 --set pretrain.model.num_attention_heads=2 \
+    --set pretrain.model.num_key_value_heads=1";
+
+#[test]
+#[cfg(unix)]
+fn a_life_is_interrupted_in_good_order_and_only_what_has_not_begun_may_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let child = program(dir.path(), &format!("lifecycle --out life {SMALL_LIFE}")).spawn().unwrap();
+    let life = dir.path().join("life");
+    let lines = || fs::read_to_string(life.join("base/metrics.jsonl")).map_or(0, |text| text.lines().count());
+    let begun = Instant::now();
+    while lines() < 3 {
+        assert!(begun.elapsed() < Duration::from_mins(2), "the first stage never began");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{message}");
+    assert!(message.trim_end().ends_with("go on by: llm-train resume life"), "{message}");
+
+    let before = everything(&life);
+    for (set, named) in [("world.seed=7", "world.seed"), ("pretrain.seed=7", "pretrain.seed")] {
+        let (code, _, message) = said(dir.path(), &format!("resume life --set {set}"));
+        assert!(code == Some(2) && message.contains(named), "{message}");
+    }
+    assert!(everything(&life) == before);
+    // Stopped again at once, as the rest of the life is another test's.
+    let again = "resume life --set distill.student.hidden_size=32 --set pretrain.steps=2100";
+    let child = program(dir.path(), again).spawn().unwrap();
+    let recipe = || fs::read_to_string(life.join("base/recipe.toml")).unwrap();
+    while !recipe().contains("steps = 2100") {
+        assert!(begun.elapsed() < Duration::from_mins(3), "the life never went on");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    let changes = fs::read_to_string(life.join("recipe.toml")).unwrap();
+    assert!(changes.contains("distill.student.hidden_size") && changes.contains("pretrain.steps"), "{changes}");
+}
+
 #[test]
 fn a_bad_life_is_refused_before_its_first_stage() {
     let dir = tempfile::tempdir().unwrap();

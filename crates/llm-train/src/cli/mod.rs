@@ -214,8 +214,8 @@ struct Distill {
 struct Resume {
     /// The folder of the run
     run: PathBuf,
-    /// Changes a key of the run's recipe: steps, epochs, updates, eval_every, eval_batches, save_every or a learning rate (may be
-    /// given several times)
+    /// Changes a key of the run's recipe: `steps`, `epochs`, `updates`, `eval_every`, `eval_batches`, `save_every` or a learning
+    /// rate (may be given several times)
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
     /// Where an input of the run is now, such as `data=lessons.jsonl`; without it where it was (may be given several times)

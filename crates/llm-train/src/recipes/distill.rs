@@ -164,13 +164,14 @@ pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, option
         let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
         let grad_norm = learner.step(learning_rate)?;
         let (done, loss) = (step + 1, loss::scalar(&seen.loss)?);
-        run.check_finite(done, &[("loss", loss), ("grad_norm", grad_norm)])?;
+        run.check_step(done, &[("loss", loss), ("grad_norm", grad_norm)])?;
         let mut figures = vec![("loss", loss), ("grad_norm", grad_norm), ("learning_rate", learning_rate)];
         figures.push(("cross_entropy_loss", seen.cross_entropy));
         figures.extend(seen.kl.map(|kl| ("kl_loss", recipe.temperature * recipe.temperature * kl)));
         run.log_with(done, &figures, routers.figures())?;
         run.progress(done, &format!("loss {loss:.3}"));
         if is_eval_step(done, recipe.eval_every, steps) {
+            run.progress(done, "evaluating");
             let figures = evaluate(&learner.model.frozen()?, teacher.as_ref(), &held_out, recipe.batch_size, pad)?;
             run.log(done, &figures)?;
             let shown: Vec<String> = figures.iter().map(|(name, figure)| format!("{name} {figure:.4}")).collect();

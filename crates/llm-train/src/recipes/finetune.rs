@@ -180,11 +180,12 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
         let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
         let grad_norm = learner.step(learning_rate)?;
         let done = step + 1;
-        run.check_finite(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
+        run.check_step(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
         let figures = [("loss", mean_loss), ("grad_norm", grad_norm), ("learning_rate", learning_rate)];
         run.log_with(done, &figures, routers.figures())?;
         run.progress(done, &format!("loss {mean_loss:.3}"));
         if is_eval_step(done, recipe.eval_every, steps) {
+            run.progress(done, "evaluating");
             let eval_loss = answer_loss(&learner.model.frozen()?, &held_out, recipe.batch_size, pad)?;
             run.log(done, &[("eval_loss", eval_loss)])?;
             tracing::info!("step {done}: held-out loss of the answers {eval_loss:.4}");

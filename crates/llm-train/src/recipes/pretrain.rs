@@ -98,7 +98,7 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
     let micro_batches = recipe.gradient_accumulation_steps;
     let tokens_per_step = micro_batches * (recipe.batch_size * recipe.seq_len) as u64;
     let mut run = opening.open(recipe.steps, recipe.save_every)?;
-    run.begin(recipe.steps * tokens_per_step, first * tokens_per_step, "tokens");
+    run.begin(recipe.steps.saturating_mul(tokens_per_step), first * tokens_per_step, "tokens");
 
     for step in first..recipe.steps {
         if step == 0 {
@@ -117,7 +117,7 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
         let learning_rate = recipe.optimizer.learning_rate_at(step, recipe.steps);
         let grad_norm = learner.step(learning_rate)?;
         let done = step + 1;
-        run.check_finite(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
+        run.check_step(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
         let rate = ((done - first) * tokens_per_step) as f64 / run.seconds();
         run.log_with(
             done,
@@ -131,6 +131,7 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
         )?;
         run.progress(done * tokens_per_step, &format!("loss {mean_loss:.3}"));
         if is_eval_step(done, recipe.eval_every, recipe.steps) {
+            run.progress(done * tokens_per_step, "evaluating");
             evaluate(&run_context(recipe, &tokenizer, &held_out), &learner, &mut run, done)?;
         }
         if run.is_due(done) {

@@ -128,7 +128,7 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
         let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
         let grad_norm = learner.step(learning_rate)?;
         let (done, mean_loss) = (step + 1, loss::scalar(&loss)?);
-        run.check_finite(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
+        run.check_step(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
         let scores: Vec<f64> = scores.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
         let (accuracy, margin) = accuracy_and_margin(&scores, &pairs);
         run.log_with(
@@ -147,6 +147,7 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
         )?;
         run.progress(done, &format!("loss {mean_loss:.3}, accuracy {accuracy:.2}"));
         if is_eval_step(done, recipe.eval_every, steps) {
+            run.progress(done, "evaluating");
             let (accuracy, margin, ..) = evaluate(&learner.model.frozen()?, &held_out, recipe.batch_size, pad)?;
             run.log(done, &[("eval_accuracy", accuracy), ("eval_margin", margin)])?;
             tracing::info!("step {done}: {:.1} % of the held-out pairs ranked right", 100. * accuracy);

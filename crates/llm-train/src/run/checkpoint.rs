@@ -116,6 +116,11 @@ fn remove_old(run: &Path, newest: u64, every: u64) -> Result<()> {
     others.into_iter().chain(due.into_iter().take(old)).try_for_each(|step| remove_whole(run, step))
 }
 
+/// Removes the checkpoint of `step` steps, if there is one.
+pub(crate) fn discard(run: &Path, step: u64) -> Result<()> {
+    if folder(run, step).exists() { remove_whole(run, step) } else { Ok(()) }
+}
+
 /// Removes a checkpoint so that nobody takes what is left of it for a whole one.
 fn remove_whole(run: &Path, step: u64) -> Result<()> {
     let (whole, doomed) = (folder(run, step), run.join(format!("checkpoints/.step-{step}.old")));

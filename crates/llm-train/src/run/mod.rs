@@ -225,6 +225,15 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// Stops the run if the loss or the gradient of `step` (from 1) is not finite. Both were computed with the weights of the
+    /// step before: a checkpoint of these is no state that one can go on from, and is removed.
+    pub fn check_step(&self, step: u64, figures: &[(&str, f64)]) -> Result<()> {
+        if figures.iter().any(|(_, value)| !value.is_finite()) {
+            checkpoint::discard(&self.dir, step - 1)?;
+        }
+        self.check_finite(step, figures)
+    }
+
     /// Stops the run if a figure of `step` (from 1) is not finite.
     pub fn check_finite(&self, step: u64, figures: &[(&str, f64)]) -> Result<()> {
         match figures.iter().find(|(_, value)| !value.is_finite()) {

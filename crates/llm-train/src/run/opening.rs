@@ -36,7 +36,7 @@ struct Past {
 /// What is to be done with a folder.
 pub(crate) enum Start<'a> {
     /// Begin, or go on.
-    Open(Opening<'a>),
+    Open(Box<Opening<'a>>),
     /// Nothing: the run is finished.
     Finished(Outcome),
 }
@@ -58,7 +58,7 @@ impl<'a> Opening<'a> {
             return opening.resumed(record, changes);
         }
         refuse_existing(dir)?;
-        Ok(Start::Open(opening))
+        Ok(Start::Open(Box::new(opening)))
     }
 
     fn resumed(mut self, record: Record, changes: Vec<Change>) -> Result<Start<'a>> {
@@ -83,7 +83,7 @@ impl<'a> Opening<'a> {
             }
         }
         self.past = Some(Past { lock, checkpoint, changes, earlier: record.run.changes });
-        Ok(Start::Open(self))
+        Ok(Start::Open(Box::new(self)))
     }
 
     /// Where the run goes on; none: at its first step.

@@ -4,6 +4,7 @@ mod evaluate;
 mod report;
 
 use std::path::Path;
+use std::sync::atomic::Ordering::SeqCst;
 
 use llm_data::world::{Question, Split, World, WorldConfig};
 use llm_data::{Conversation, Message, Ranking, write_jsonl};
@@ -80,7 +81,8 @@ pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> R
     // Whichever stage is interrupted, it is the life that is resumed.
     let table = live(recipe, out, resume, options).map_err(|error| match error {
         Error::Interrupted { run, done } => {
-            Error::Interrupted { run: out.to_owned(), done: format!("{done} ({})", run.display()) }
+            let stage = run.file_name().filter(|_| run != out).map(|stage| format!(" ({})", stage.display()));
+            Error::Interrupted { run: out.to_owned(), done: format!("{done}{}", stage.unwrap_or_default()) }
         }
         error => error,
     })?;
@@ -170,6 +172,9 @@ fn live(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions)
             &student,
             RunOptions { resume: has_begun(&student), observer: &mut *observer, stop },
         )?;
+    }
+    if stop.load(SeqCst) {
+        return Err(Error::Interrupted { run: out.to_owned(), done: "before its evaluation".to_owned() });
     }
     let evaluation = times.of("evaluation", || evaluate::evaluate(recipe, &world, out, observer))?;
     report::write(recipe, &evaluation, &times, out)
