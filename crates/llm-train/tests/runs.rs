@@ -203,14 +203,14 @@ impl Stage {
         }
     }
 
-    /// Runs the stage until so many units of progress, then asks it to stop.
+    /// Runs the stage for so many steps, then asks it to stop.
     fn interrupted(self, world: &World, knobs: &Knobs, out: &Path, after: u64) -> Error {
         let stop = AtomicBool::new(false);
-        let mut begun = 0;
+        let (mut steps, mut last) = (0, None);
         let mut watch = |event: Event| {
-            if let Event::Progress { .. } = event {
-                begun += 1;
-                stop.store(begun >= after, SeqCst);
+            if let Event::Progress { done, .. } = event {
+                steps += u64::from(last.replace(done) != Some(done));
+                stop.store(steps >= after, SeqCst);
             }
         };
         self.run(world, knobs, out, RunOptions { resume: out.exists(), observer: &mut watch, stop: &stop }).unwrap_err()
