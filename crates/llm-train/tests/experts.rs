@@ -92,21 +92,28 @@ fn experts_learn_and_are_counted_and_the_losses_keep_them_balanced_and_small() {
     let of =
         |word: &&str| Conversation { messages: vec![Message::user(format!("Say {word}.")), Message::assistant(*word)] };
     write_jsonl(&path("chat.jsonl"), &words.repeat(10).iter().map(of).collect::<Vec<_>>()).unwrap();
-    let tuning = FinetuneRecipe { epochs: 8, batch_size: 8, ..FinetuneRecipe::default() };
+    let optimizer = OptimizerConfig { warmup_steps: 0, ..FinetuneRecipe::default().optimizer };
+    let tuning = FinetuneRecipe { epochs: 3, batch_size: 8, optimizer, ..FinetuneRecipe::default() };
     let inputs = FinetuneInputs { model: &path("balanced"), data: &path("chat.jsonl"), held_out: None };
     quietly(|options| finetune(&tuning, inputs, &path("tuned"), options)).unwrap();
+    // Batches are of conversations of one length, some easier than others; an epoch has all of them.
     let loss = numbers(&path("tuned"), "loss");
-    assert!(loss[loss.len() - 1] < loss[0]);
+    let epochs: Vec<f64> = loss.chunks(loss.len() / 3).map(|epoch| epoch.iter().sum()).collect();
+    assert!(epochs.len() == 3 && epochs.is_sorted_by(|before, after| before > after), "{epochs:?}");
+    let eval_loss = numbers(&path("tuned"), "eval_loss");
+    assert!(eval_loss[eval_loss.len() - 1] < eval_loss[0], "{eval_loss:?}");
     assert_eq!(tokens(&path("tuned")).len(), loss.len());
 
     // A reward model and a student with experts learn with the losses of their routers, too.
     let pair = |i: usize| (words[i % 4].to_owned(), words[(i + 1) % 4].to_owned());
     write_pairs(&path("pairs.jsonl"), &(0..16).map(pair).collect::<Vec<_>>());
+    let opposite = |i: usize| (words[(i + 2) % 4].to_owned(), words[i % 4].to_owned());
+    write_pairs(&path("other-pairs.jsonl"), &(0..4).map(opposite).collect::<Vec<_>>());
     let scored = |coefficient: f64, out: &str| {
         with_balance(&path("tuned"), coefficient);
         let recipe = RewardRecipe { epochs: 1, batch_size: 4, ..RewardRecipe::default() };
-        let inputs =
-            RewardInputs { model: &path("tuned"), data: &path("pairs.jsonl"), held_out: Some(&path("pairs.jsonl")) };
+        let (model, data, held_out) = (path("tuned"), path("pairs.jsonl"), path("other-pairs.jsonl"));
+        let inputs = RewardInputs { model: &model, data: &data, held_out: Some(&held_out) };
         quietly(|options| reward(&recipe, inputs, &path(out), options)).unwrap();
         (numbers(&path(out), "load_balancing_loss"), numbers(&path(out), "grad_norm"))
     };
