@@ -88,7 +88,7 @@ impl OptimizerConfig {
             .real("min_learning_rate_ratio", self.min_learning_rate_ratio, Real::AtMost(1.))?
             .real("beta1", self.beta1, Real::Below(1.))?
             .real("beta2", self.beta2, Real::Below(1.))?
-            .real("eps", self.eps, Real::Within(1.))?
+            .real("eps", self.eps, Real::Within(10.))?
             .real("weight_decay", self.weight_decay, Real::AtMost(1000.))?
             .real("max_grad_norm", self.max_grad_norm, Real::NotNegative)?;
         Ok(())
