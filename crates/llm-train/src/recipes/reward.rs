@@ -131,20 +131,17 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
         run.check_step(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
         let scores: Vec<f64> = scores.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
         let (accuracy, margin) = accuracy_and_margin(&scores, &pairs);
-        run.log_with(
-            done,
-            &[
-                ("loss", mean_loss),
-                ("accuracy", accuracy),
-                ("margin", margin),
-                ("min_reward", scores.iter().copied().fold(f64::INFINITY, f64::min)),
-                ("mean_reward", scores.iter().sum::<f64>() / scores.len() as f64),
-                ("max_reward", scores.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
-                ("grad_norm", grad_norm),
-                ("learning_rate", learning_rate),
-            ],
-            routers.figures(),
-        )?;
+        let figures = [
+            ("loss", mean_loss),
+            ("accuracy", accuracy),
+            ("margin", margin),
+            ("min_reward", scores.iter().copied().fold(f64::INFINITY, f64::min)),
+            ("mean_reward", scores.iter().sum::<f64>() / scores.len() as f64),
+            ("max_reward", scores.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
+            ("grad_norm", grad_norm),
+            ("learning_rate", learning_rate),
+        ];
+        run.log_with(done, &figures, routers.figures())?;
         run.progress(done, &format!("loss {mean_loss:.3}, accuracy {accuracy:.2}"));
         if is_eval_step(done, recipe.eval_every, steps) {
             run.progress(done, "evaluating");

@@ -1,0 +1,93 @@
+//! The invariants of PPO on tiny models (M1 to M8 of the field's checks): each of them with a case that must fail.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod rollouts;
+mod runs;
+mod updates;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use common::fresh_model;
+use llm_model::{Head, Model, ModelConfig, Params};
+use llm_tokenizer::Tokenizer;
+use llm_train::optim::OptimizerConfig;
+use llm_train::recipes::{PpoRecipe, PpoTrainer, SpecialIds};
+use serde_json::json;
+
+const PAD: u32 = 0;
+const EOS: u32 = 1;
+
+fn model(head: Head, seed: u64) -> Model {
+    let config = ModelConfig {
+        vocab_size: 24,
+        hidden_size: 16,
+        intermediate_size: 32,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        initializer_range: 0.3,
+        ..ModelConfig::default()
+    };
+    Model::init(config, head, seed).unwrap()
+}
+
+fn recipe() -> PpoRecipe {
+    let optimizer =
+        OptimizerConfig { learning_rate: 1e-3, warmup_steps: 0, max_grad_norm: 0., ..PpoRecipe::default().optimizer };
+    PpoRecipe {
+        num_ppo_epochs: 1,
+        max_new_tokens: 12,
+        temperature: 0.7,
+        updates: 10,
+        value_optimizer: optimizer.clone(),
+        optimizer,
+        ..PpoRecipe::default()
+    }
+}
+
+/// Queries of uneven length.
+fn queries() -> Vec<Vec<u32>> {
+    (0..10).map(|i| (0..=i % 4).map(|t| 2 + (3 * i + 5 * t) % 22).collect()).collect()
+}
+
+/// The queries, several times over.
+fn many(times: usize) -> Vec<Vec<u32>> {
+    vec![queries(); times].concat()
+}
+
+/// The number of tokens 5: something that a policy can learn to please.
+#[allow(clippy::unnecessary_wraps, reason = "a score may fail")]
+fn fives(rows: &[Vec<u32>]) -> llm_train::Result<Vec<f64>> {
+    Ok(rows.iter().map(|row| row.iter().filter(|&&id| id == 5).count() as f64).collect())
+}
+
+fn trainer(recipe: &PpoRecipe) -> PpoTrainer<'_> {
+    let ids = SpecialIds { pad: PAD, eos: EOS };
+    PpoTrainer::new(&model(Head::LanguageModel, 1), model(Head::Token, 2), &fives, ids, recipe).unwrap()
+}
+
+fn figure(figures: &[(&str, f64)], name: &str) -> f64 {
+    figures.iter().find(|f| f.0 == name).unwrap_or_else(|| panic!("{name} is missing")).1
+}
+
+/// The bytes of all parameters.
+fn bytes(params: &Params) -> BTreeMap<String, Vec<u32>> {
+    let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect();
+    params.tensors().iter().map(|(name, tensor)| (name.clone(), bits(tensor))).collect()
+}
+
+/// The folder of a reward model with its statistics, made from a fresh model.
+fn reward_folder(dir: &Path, mean: f64, std: f64) -> PathBuf {
+    fresh_model(&dir.join("model"), &"The sun and the rain. Say it again.".repeat(20), 16, 0.3);
+    let mut reward = Model::load(&dir.join("model")).unwrap().with_head(Head::Sequence, 3).unwrap();
+    reward.extra.insert("reward_mean".to_owned(), json!(mean));
+    reward.extra.insert("reward_std".to_owned(), json!(std));
+    reward.save(&dir.join("reward")).unwrap();
+    Tokenizer::from_dir(&dir.join("model")).unwrap().save(&dir.join("reward")).unwrap();
+    dir.join("reward")
+}

@@ -1,0 +1,196 @@
+//! What is drawn and how it is scored, before anything is learnt from it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use llm_kernels::Precision;
+use llm_model::{Head, Model};
+use llm_train::optim::OptimizerConfig;
+use llm_train::recipes::{PpoRecipe, PpoTrainer, SpecialIds};
+use llm_train::rl::{KlEstimator, MissingEos};
+use llm_train::rollout::{Rollout, reply_logprobs, reply_logprobs_and_entropies, reply_values};
+
+use super::{EOS, PAD, figure, fives, many, model, queries, recipe, trainer};
+
+#[test]
+fn m1_before_any_step_old_and_new_policy_are_one() {
+    let still = OptimizerConfig { learning_rate: 0., ..recipe().optimizer };
+    // Rolled out in chunks of 4 through the cache; learnt from in chunks of 3, padded anew, over three epochs.
+    let drawn = PpoRecipe { micro_batch_size: 4, ..recipe() };
+    let learnt = PpoRecipe { micro_batch_size: 3, num_ppo_epochs: 3, optimizer: still, ..recipe() };
+    let mut trainer = trainer(&drawn);
+    let rollouts = trainer.roll_out(&queries(), 7).unwrap();
+    trainer.recipe = &learnt;
+    let figures = trainer.learn(&rollouts, 0).unwrap();
+    assert!((figure(&figures, "val/ratio") - 1.).abs() < 1e-4);
+    assert!(figure(&figures, "policy/approxkl_avg") < 1e-7);
+    assert_eq!(figure(&figures, "policy/clipfrac_avg"), 0.);
+    assert!(figure(&figures, "loss/policy_avg").abs() < 1e-6);
+
+    // Another temperature in training than in the rollout shows at once.
+    let warmer = PpoRecipe { temperature: 1., ..learnt.clone() };
+    trainer.recipe = &warmer;
+    assert!(figure(&trainer.learn(&rollouts, 0).unwrap(), "policy/approxkl_avg") > 1e-4);
+}
+
+#[test]
+fn m2_a_policy_that_is_its_reference_has_no_kl_at_any_temperature_in_any_precision() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        for temperature in [0.5, 1., 1.5] {
+            let optimizer = OptimizerConfig { precision, ..recipe().optimizer };
+            let recipe = PpoRecipe { temperature, optimizer, ..recipe() };
+            let mut trainer = trainer(&recipe);
+            let rollouts = trainer.roll_out(&queries(), 3).unwrap();
+            for rollout in &rollouts {
+                assert_eq!(rollout.kl(), 0.);
+                for (&p, &r) in rollout.logprobs.iter().zip(&rollout.ref_logprobs) {
+                    assert_eq!(KlEstimator::K3.estimate(p, r), 0.);
+                }
+            }
+            let figures = trainer.learn(&rollouts, 0).unwrap();
+            assert_eq!([figure(&figures, "objective/kl"), figure(&figures, "objective/non_score_reward")], [0., 0.]);
+        }
+    }
+    // Whatever makes the two models different shows: other weights, and the other precision.
+    let kl = |reference: Model| {
+        let recipe = recipe();
+        let other = PpoTrainer { reference, ..trainer(&recipe) };
+        other.roll_out(&queries(), 3).unwrap().iter().map(|r| r.kl().abs()).sum::<f64>()
+    };
+    assert!(kl(model(Head::LanguageModel, 9).frozen().unwrap()) > 1.);
+    assert!(kl(model(Head::LanguageModel, 1).frozen().unwrap().in_precision(Precision::Bf16).unwrap()) > 1e-4);
+}
+
+#[test]
+fn m3_padding_changes_nothing() {
+    let (policy, critic) = (model(Head::LanguageModel, 1), model(Head::Token, 2));
+    let short = (&[4u32, 9, 6][..], &[5u32, 8, 5, EOS][..]);
+    let longer: Vec<u32> = (2..12).collect();
+    let numbers = |replies: &[(&[u32], &[u32])], pad| {
+        let (logprobs, entropies) = reply_logprobs_and_entropies(&policy, replies, 0.7, pad).unwrap();
+        let values = reply_values(&critic, replies, pad).unwrap();
+        let first = |numbers: Tensor| numbers.narrow(0, 0, 4).unwrap();
+        Tensor::cat(&[first(logprobs), first(entropies), first(values)], 0).unwrap()
+    };
+    let alone = numbers(&[short], PAD).to_vec1::<f32>().unwrap();
+    for (replies, pad) in [
+        (vec![short, (&longer[..6], &[7, EOS][..])], PAD), // 3 tokens of padding on the left
+        (vec![short, (&longer[..], &longer[..])], PAD),    // 7 on the left, 6 on the right
+        (vec![short, (&longer[..], &longer[..])], 17),     // other contents
+    ] {
+        let padded = numbers(&replies, pad).to_vec1::<f32>().unwrap();
+        let far = alone.iter().zip(&padded).map(|(a, b)| (a - b).abs()).fold(0., f32::max);
+        assert!(far < 1e-5, "{far}");
+    }
+    let other = numbers(&[(&[4, 9, 7], short.1)], PAD).to_vec1::<f32>().unwrap();
+    assert!(alone.iter().zip(&other).any(|(a, b)| (a - b).abs() > 1e-3), "the query must matter");
+
+    // Rows are told from padding by their lengths: an id that ends replies fills them as well.
+    let recipe = recipe();
+    let drawn = [PAD, EOS].map(|pad| {
+        let ids = SpecialIds { pad, eos: EOS };
+        PpoTrainer { ids, ..trainer(&recipe) }.roll_out(&queries(), 1).unwrap()
+    });
+    assert!(drawn[0].iter().any(|rollout| rollout.has_eos) && drawn[0].iter().any(|rollout| !rollout.has_eos));
+    for (padded, ended) in drawn[0].iter().zip(&drawn[1]) {
+        assert_eq!((&padded.response, padded.has_eos), (&ended.response, ended.has_eos));
+        let numbers =
+            |r: &Rollout| [r.logprobs.clone(), r.ref_logprobs.clone(), r.values.clone(), vec![r.score]].concat();
+        assert!(numbers(padded).iter().zip(numbers(ended)).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+    assert!(reply_logprobs(&policy, &[(&[], &[5])], 1., PAD).is_err(), "a reply to nothing");
+}
+
+/// The log-probabilities of a reply are those that the whole text has, token by token, in the model's own logits.
+#[test]
+fn log_probabilities_are_read_from_the_column_before_their_token() {
+    let (policy, critic) = (model(Head::LanguageModel, 1), model(Head::Token, 2));
+    let (query, reply) = (vec![4u32, 9, 6], vec![5u32, 8, EOS]);
+    let batch = llm_model::Batch::new(&[[query.clone(), reply.clone()].concat()]).unwrap();
+    let logits = policy.forward(&batch).unwrap().squeeze(0).unwrap().to_vec2::<f32>().unwrap();
+    let values = critic.forward(&batch).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let replies = [(query.as_slice(), reply.as_slice())];
+    let (logprobs, entropies) = reply_logprobs_and_entropies(&policy, &replies, 0.7, PAD).unwrap();
+    let (logprobs, entropies) = (logprobs.to_vec1::<f32>().unwrap(), entropies.to_vec1::<f32>().unwrap());
+    assert_eq!(reply_logprobs(&policy, &replies, 0.7, PAD).unwrap().to_vec1::<f32>().unwrap(), logprobs);
+    let critics = reply_values(&critic, &replies, PAD).unwrap().to_vec1::<f32>().unwrap();
+    for (t, &id) in reply.iter().enumerate() {
+        let row: Vec<f64> = logits[query.len() - 1 + t].iter().map(|&z| f64::from(z) / 0.7).collect();
+        let log_sum = row.iter().map(|z| z.exp()).sum::<f64>().ln();
+        let entropy: f64 = row.iter().map(|z| -(z - log_sum).exp() * (z - log_sum)).sum();
+        assert!((f64::from(logprobs[t]) - (row[id as usize] - log_sum)).abs() < 1e-5);
+        assert!((f64::from(entropies[t]) - entropy).abs() < 1e-5);
+        assert!((critics[t] - values[query.len() - 1 + t]).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn m4_a_token_changes_nothing_before_it() {
+    let policy = model(Head::LanguageModel, 1);
+    let logprobs =
+        |reply: &[u32]| reply_logprobs(&policy, &[(&[4, 9, 6], reply)], 1., PAD).unwrap().to_vec1::<f32>().unwrap();
+    let (one, other) = (logprobs(&[5, 8, 12, 3]), logprobs(&[5, 8, 20, 3]));
+    assert_eq!(one[..2], other[..2]);
+    assert!(one[2] != other[2] && one[3] != other[3]);
+}
+
+/// With γ = λ = 1 a token's return is the sum of the rewards from it on: the rewards that are optimised can be read.
+#[test]
+fn m5_rewards_sum_to_the_score_with_its_penalty_less_the_price_of_the_kl() {
+    for missing_eos in [MissingEos::None, MissingEos::Subtract(1.5), MissingEos::Replace(-2.)] {
+        let recipe = PpoRecipe { max_new_tokens: 4, kl_coef: 0.3, gamma: 1., lam: 1., missing_eos, ..recipe() };
+        let trainer = PpoTrainer { reference: model(Head::LanguageModel, 9).frozen().unwrap(), ..trainer(&recipe) };
+        let rollouts = trainer.roll_out(&many(12), 11).unwrap();
+        let returns = trainer.targets(&rollouts).returns;
+        let mut seen = BTreeMap::new();
+        for (rollout, returns) in rollouts.iter().zip(&returns) {
+            let end = rollout.response.iter().position(|&id| id == EOS);
+            assert_eq!(rollout.has_eos, end.is_some());
+            assert!(end.is_none_or(|at| at + 1 == rollout.response.len()), "an end ends the reply");
+            assert_eq!(rollout.score, fives(&[rollout.row()]).unwrap()[0]);
+            *seen.entry(end).or_insert(0) += 1;
+            let score = match (end, missing_eos) {
+                (None, MissingEos::Subtract(_)) => rollout.score - 1.5,
+                (None, MissingEos::Replace(_)) => -2.,
+                _ => rollout.score,
+            };
+            let kl = |t: usize| rollout.logprobs[t] - rollout.ref_logprobs[t];
+            let tokens = rollout.response.len();
+            let sum = score - 0.3 * (0..tokens).map(kl).sum::<f64>();
+            assert!((returns[0] - sum).abs() < 1e-9, "{end:?}: {} is not {sum}", returns[0]);
+            for t in 0..tokens - 1 {
+                assert!(
+                    (returns[t] - returns[t + 1] + 0.3 * kl(t)).abs() < 1e-9,
+                    "the score is placed once, at the end"
+                );
+            }
+        }
+        for end in [Some(0), Some(1), Some(3), None] {
+            assert!(seen.contains_key(&end), "no reply ends at {end:?}: {seen:?}");
+        }
+    }
+}
+
+#[test]
+fn micro_batches_draw_the_replies_of_the_whole_a_few_at_a_time() {
+    let largest = RefCell::new(0);
+    let score = |rows: &[Vec<u32>]| {
+        let mut largest = largest.borrow_mut();
+        *largest = rows.len().max(*largest);
+        fives(rows)
+    };
+    let draw = |micro_batch_size| {
+        let recipe = PpoRecipe { micro_batch_size, ..recipe() };
+        let trainer = PpoTrainer { score: &score, ..trainer(&recipe) };
+        let rollouts = trainer.roll_out(&vec![vec![4, 5]; 10], 7).unwrap();
+        rollouts.into_iter().map(|r| r.response).collect::<Vec<_>>()
+    };
+    let few = draw(3);
+    assert_eq!(*largest.borrow(), 3);
+    assert_eq!(few, draw(64));
+    let mut distinct = few.clone();
+    distinct.sort();
+    distinct.dedup();
+    assert!(distinct.len() > 7, "the same query in another micro-batch has a draw of its own: {few:?}");
+}

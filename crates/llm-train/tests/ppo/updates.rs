@@ -1,0 +1,205 @@
+//! What an update optimises, and what its figures say.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use llm_model::{ExpertsConfig, Head, Model, ModelConfig, ModelType, Params};
+use llm_train::optim::OptimizerConfig;
+use llm_train::recipes::{Averages, PpoRecipe, PpoTrainer, RewardModel, SpecialIds};
+use llm_train::rl::MissingEos;
+use llm_train::rollout::{Rollout, reply_logprobs_and_entropies, reply_values};
+
+use super::{EOS, PAD, bytes, figure, fives, model, queries, recipe, reward_folder, trainer};
+
+/// Two replies by hand. Rewards at a KL coefficient of 0.1: -0.05, 1.05 and -0.02 + 0.4 - 1. With γ = 0.9, λ = 0.5:
+/// A₁ = 1.05 - 0.2, A₀ = -0.05 + 0.9 · 0.2 - 0.5 + 0.45 · 0.85, and -0.62 - 0.1.
+#[test]
+fn targets_have_their_hand_computed_values() {
+    let rollout = |logprobs: &[f64], ref_logprobs: &[f64], values: &[f64], score, has_eos| Rollout {
+        query: vec![3],
+        response: vec![4; logprobs.len()],
+        has_eos,
+        score,
+        logprobs: logprobs.to_vec(),
+        ref_logprobs: ref_logprobs.to_vec(),
+        values: values.to_vec(),
+    };
+    let rollouts =
+        [rollout(&[-1., -2.], &[-1.5, -1.5], &[0.5, 0.2], 1., true), rollout(&[-0.5], &[-0.7], &[0.1], 0.4, false)];
+    let plain = PpoRecipe { kl_coef: 0.1, gamma: 0.9, lam: 0.5, ..recipe() };
+    let near = |lists: &[Vec<f64>], expected: [f64; 3]| {
+        let found = lists.concat();
+        assert_eq!(lists.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?} is not {expected:?}");
+    };
+    let targets = trainer(&plain).targets(&rollouts);
+    near(&targets.returns, [0.5125, 1.05, -0.62]);
+    // 0.0125, 0.85, -0.72 less their mean 0.0475, over the root of their variance 1.2342875 / 3.
+    near(&targets.advantages, [-0.0545658, 1.2511158, -1.1965500]);
+
+    // The rewards' mean 0.1266667 is kept, their deviation 0.6931250 is divided by: -0.1282176, 1.4587978, -0.9505801.
+    let whitened = PpoRecipe { whiten_rewards: true, gamma: 1., lam: 1., ..plain };
+    near(&trainer(&whitened).targets(&rollouts).returns, [1.3305801, 1.4587978, -0.9505801]);
+}
+
+#[test]
+fn m6_the_critic_begins_as_the_reward_model_in_its_unit() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = reward_folder(dir.path(), 0.7, 0.05);
+    let reward_model = RewardModel::load(&folder).unwrap();
+    let critic = reward_model.critic().unwrap();
+    for row in [vec![5, 9, 11, 7], vec![3], vec![20, 20, 8]] {
+        let score = reward_model.scores(std::slice::from_ref(&row)).unwrap()[0];
+        // What is said before the token after the row is said at the row's last token.
+        let value = reply_values(&critic, &[(&row, &[4])], PAD).unwrap().to_vec1::<f32>().unwrap()[0];
+        assert!(score.abs() > 1., "mean and deviation must matter: {score}");
+        assert!((f64::from(value) - score).abs() < 1e-4 * score.abs(), "{value} is not {score}");
+    }
+    // It is saved and read again as a Hugging Face folder.
+    critic.save(&dir.path().join("critic")).unwrap();
+    let again = Model::load(&dir.path().join("critic")).unwrap();
+    assert_eq!(again.head(), Head::Token);
+    assert_eq!(bytes(again.params()), bytes(critic.params()));
+}
+
+/// A reward that is the same for every text: a critic in its unit has nothing to learn, one in another unit has.
+#[test]
+fn a_constant_reward_is_predicted_from_the_first_update_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = reward_folder(dir.path(), -0.4, 0.2);
+    let model = Model::load(&folder).unwrap();
+    // Alike embeddings and no blocks that tell positions apart: every text has the same hidden states.
+    let mut tensors = model.params().tensors().clone();
+    for (name, tensor) in &mut tensors {
+        if name.contains("embed_tokens") || name.contains("down_proj") || name.contains("o_proj") {
+            let scale = if name.contains("embed_tokens") { 1. } else { 0. };
+            *tensor = (tensor.ones_like().unwrap() * scale).unwrap();
+        }
+    }
+    let mut constant = Model::new(model.config().clone(), Head::Sequence, Params::new(tensors)).unwrap();
+    constant.extra = model.extra.clone();
+    constant.save(&folder).unwrap();
+    let reward_model = RewardModel::load(&folder).unwrap();
+    let recipe = PpoRecipe { missing_eos: MissingEos::None, ..recipe() };
+    let score = |rows: &[Vec<u32>]| reward_model.scores(rows);
+    let policy = Model::init(constant.config().clone(), Head::LanguageModel, 1).unwrap();
+    let ids = SpecialIds { pad: PAD, eos: EOS };
+    let mut trainer = PpoTrainer::new(&policy, reward_model.critic().unwrap(), &score, ids, &recipe).unwrap();
+    let rollouts = trainer.roll_out(&queries(), 7).unwrap();
+    assert!(rollouts[0].score.abs() > 0.3, "{}", rollouts[0].score);
+    let figures = trainer.learn(&rollouts, 0).unwrap();
+    assert!(figure(&figures, "loss/value_avg") < 1e-8, "{}", figure(&figures, "loss/value_avg"));
+    assert!(figure(&figures, "val/explained_var") >= 0.);
+
+    let raw = constant.with_head(Head::Token, 0).unwrap();
+    let mut trainer = PpoTrainer::new(&policy, raw, &score, ids, &recipe).unwrap();
+    let rollouts = trainer.roll_out(&queries(), 7).unwrap();
+    assert!(figure(&trainer.learn(&rollouts, 0).unwrap(), "loss/value_avg") > 0.01);
+}
+
+#[test]
+fn only_policy_and_critic_learn() {
+    let recipe = recipe();
+    let mut trainer = trainer(&recipe);
+    let numbers = |trainer: &PpoTrainer| {
+        [&trainer.reference, &trainer.policy.model, &trainer.critic.model].map(|model| bytes(model.params()))
+    };
+    let before = numbers(&trainer);
+    let rollouts = trainer.roll_out(&queries(), 7).unwrap();
+    assert_eq!(before, numbers(&trainer), "a draw changes nothing");
+    trainer.learn(&rollouts, 0).unwrap();
+    let after = numbers(&trainer);
+    assert_eq!(before[0], after[0]);
+    assert_ne!(before[1], after[1]);
+    assert_ne!(before[2], after[2]);
+}
+
+#[test]
+fn m7_micro_batches_gather_the_gradient_of_the_whole() {
+    let whole = PpoRecipe { entropy_coef: 0.1, ..recipe() };
+    let rollouts = trainer(&whole).roll_out(&queries(), 5).unwrap();
+    let lengths: Vec<usize> = rollouts.iter().map(|r| r.response.len()).collect();
+    assert!(lengths.iter().min() < lengths.iter().max(), "lengths must be uneven: {lengths:?}");
+    let gradients = |micro_batch_size| {
+        let recipe = PpoRecipe { micro_batch_size, ..whole.clone() };
+        let mut trainer = trainer(&recipe);
+        let targets = trainer.targets(&rollouts);
+        let (all, mut averages): (Vec<usize>, _) = ((0..rollouts.len()).collect(), Averages::default());
+        trainer.gather_gradients(&rollouts, &targets, &all, &mut averages).unwrap();
+        let [policy, critic] = [&trainer.policy, &trainer.critic].map(|learner| {
+            assert_eq!(learner.gradients().len(), learner.model.params().vars().len());
+            let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            learner.gradients().iter().map(|(name, t)| (name.clone(), flat(t))).collect::<BTreeMap<_, _>>()
+        });
+        let names = ["policy/entropy_avg", "loss/policy_avg", "loss/value_avg", "val/ratio"];
+        (policy, critic, names.map(|name| averages.get(name).unwrap()))
+    };
+    let one = gradients(64);
+    for size in [1, 3, 4] {
+        let parts = gradients(size);
+        assert!(one.2.iter().zip(parts.2).all(|(a, b)| (a - b).abs() < 1e-5), "{:?} is not {:?}", one.2, parts.2);
+        for (whole, parts) in [(&one.0, &parts.0), (&one.1, &parts.1)] {
+            for (name, whole) in whole {
+                let parts = &parts[name];
+                let top = whole.iter().fold(0., |m: f32, x| m.max(x.abs()));
+                let far = whole.iter().zip(parts).map(|(x, y)| (x - y).abs()).fold(0., f32::max);
+                let mean = whole.iter().zip(parts).map(|(x, y)| x - y).sum::<f32>() / whole.len() as f32;
+                assert!(top > 1e-7, "{name} must have a gradient: {top}");
+                assert!(far <= 1e-4 * top, "{name}, {size} at a time: {far} of {top}");
+                assert!(mean.abs() <= 1e-5 * top, "{name}, {size} at a time: {mean} of {top} on average");
+            }
+        }
+    }
+}
+
+/// Averages are over what was done: with a learning rate of 0 they are those of the batch, however it is cut.
+#[test]
+fn metrics_do_not_depend_on_how_the_batch_is_cut() {
+    let still = OptimizerConfig { learning_rate: 0., ..recipe().optimizer };
+    let whole = PpoRecipe { optimizer: still.clone(), value_optimizer: still, ..recipe() };
+    let rollouts = trainer(&whole).roll_out(&queries()[..8], 5).unwrap();
+    let metrics = |recipe: &PpoRecipe| trainer(recipe).learn(&rollouts, 0).unwrap();
+    let expected = metrics(&whole);
+    assert!((figure(&expected, "val/ratio") - 1.).abs() < 1e-5);
+    for (num_mini_batches, micro_batch_size, num_ppo_epochs) in [(6, 64, 1), (3, 2, 2), (8, 1, 1), (20, 5, 3)] {
+        let cut = PpoRecipe { num_mini_batches, micro_batch_size, num_ppo_epochs, ..whole.clone() };
+        for (name, found) in metrics(&cut) {
+            let (expected, steps) = (figure(&expected, name), name.ends_with("grad_norm"));
+            assert!(steps || (found - expected).abs() < 1e-5, "{name}: {found} is not {expected}");
+        }
+    }
+    // The entropy is that of the distributions, not of padding: once more by itself.
+    let replies: Vec<_> = rollouts.iter().map(Rollout::reply).collect();
+    let entropies = reply_logprobs_and_entropies(&model(Head::LanguageModel, 1), &replies, 0.7, PAD).unwrap().1;
+    let mean = f64::from(entropies.mean_all().unwrap().to_scalar::<f32>().unwrap());
+    assert!((figure(&expected, "policy/entropy_avg") - mean).abs() < 1e-5);
+}
+
+#[test]
+fn a_policy_with_experts_learns_with_the_losses_of_its_routers() {
+    let policy = |coefficient: f64| {
+        let experts = ExpertsConfig {
+            num_experts: 4,
+            moe_intermediate_size: 16,
+            router_aux_loss_coef: coefficient,
+            ..ExpertsConfig::default()
+        };
+        let dense = model(Head::LanguageModel, 1).config().clone();
+        let config =
+            ModelConfig { model_type: ModelType::Mixtral, intermediate_size: 16, experts: Some(experts), ..dense };
+        Model::init(config, Head::LanguageModel, 1).unwrap()
+    };
+    let recipe = PpoRecipe { micro_batch_size: 4, ..recipe() };
+    let norm = |coefficient: f64| {
+        let ids = SpecialIds { pad: PAD, eos: EOS };
+        let mut trainer = PpoTrainer::new(&policy(coefficient), model(Head::Token, 2), &fives, ids, &recipe).unwrap();
+        let rollouts = trainer.roll_out(&queries(), 3).unwrap();
+        let (targets, mut averages) = (trainer.targets(&rollouts), Averages::default());
+        let all: Vec<usize> = (0..rollouts.len()).collect();
+        trainer.gather_gradients(&rollouts, &targets, &all, &mut averages).unwrap();
+        assert!(averages.get("policy/load_balancing_loss").unwrap() >= 1.9, "k at least, but for rounding");
+        let gate = &trainer.policy.gradients()["model.layers.0.mlp.gate.weight"];
+        gate.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt()
+    };
+    assert!(norm(50.) > 3. * norm(0.), "the coefficient must reach the gradient");
+}

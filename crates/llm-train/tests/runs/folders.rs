@@ -1,0 +1,138 @@
+//! What is made, left alone, or refused before anything is made.
+
+use std::fs;
+
+use llm_model::LoraConfig;
+use llm_train::Error;
+use llm_train::run::is_finished;
+
+use super::common::everything;
+use super::{Knobs, STAGES, Stage, WORLD, World, options, quiet};
+
+#[test]
+fn a_finished_run_is_left_alone() {
+    for stage in STAGES {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("run");
+        // The data, which nobody reads again, may change behind the run's back.
+        let source = if stage == Stage::Pretrain { None } else { Some(dir.path().join("data.jsonl")) };
+        let name = match stage {
+            Stage::Reward => "pairs.jsonl",
+            Stage::Ppo => "prompts.jsonl",
+            _ => "chats.jsonl",
+        };
+        if let Some(source) = &source {
+            fs::copy(WORLD.path(name), source).unwrap();
+        }
+        let knobs = Knobs { length: 1, data: source.clone(), ..Knobs::default() };
+        let first = stage.run(&WORLD, &knobs, &out, quiet()).unwrap();
+        assert!(!first.was_finished && is_finished(&out), "{stage:?}");
+        let before = everything(&out);
+        if let Some(source) = &source {
+            fs::write(source, "no data any more").unwrap();
+        }
+        let again = stage.run(&WORLD, &knobs, &out, options(true)).unwrap();
+        assert_eq!((again.was_finished, again.steps), (true, first.steps), "{stage:?}");
+        assert!(everything(&out) == before, "{stage:?} touched a finished run");
+        let message = stage.run(&WORLD, &knobs, &out, quiet()).unwrap_err().to_string();
+        assert!(message.contains("exists already"), "{message}");
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_never_saved() {
+    for stage in STAGES {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("run");
+        for save_every in [1, 0] {
+            let knobs = Knobs { length: 1, learning_rate: 1e30, save_every, batch_size: 64, ..Knobs::default() };
+            let error = stage.run(&WORLD, &knobs, &out, quiet()).unwrap_err();
+            assert!(matches!(error, Error::Diverged { .. }), "{stage:?}: {error}");
+            assert!(!error.is_callers_fault() && !is_finished(&out), "{stage:?}");
+            assert!(!out.join("model.safetensors").exists() && !out.join("checkpoints/step-1").exists(), "{stage:?}");
+            let metrics = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+            assert!(!metrics.contains("null"), "{stage:?}: {metrics}");
+            fs::remove_dir_all(&out).unwrap();
+        }
+        let knobs = Knobs { length: 1, learning_rate: f64::NAN, ..Knobs::default() };
+        let error = stage.run(&WORLD, &knobs, &out, quiet()).unwrap_err();
+        assert!(error.is_callers_fault() && error.to_string().contains("optimizer.learning_rate is NaN"), "{error}");
+        assert!(!out.exists());
+    }
+}
+
+#[test]
+fn a_model_with_weights_that_are_not_finite_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World(tempfile::tempdir().unwrap());
+    for entry in fs::read_dir(WORLD.0.path()).unwrap() {
+        let (from, to) = (entry.as_ref().unwrap().path(), world.path(&entry.unwrap().file_name().to_string_lossy()));
+        if from.is_dir() {
+            for name in llm_files::files_below(&from).unwrap() {
+                fs::create_dir_all(to.join(&name).parent().unwrap()).unwrap();
+                fs::copy(from.join(&name), to.join(&name)).unwrap();
+            }
+        } else {
+            fs::copy(from, to).unwrap();
+        }
+    }
+    let file = world.path("model/model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&file, bytes).unwrap();
+    for stage in [Stage::Finetune, Stage::Reward, Stage::Ppo, Stage::Distill] {
+        let error = stage.run(&world, &Knobs::default(), &dir.path().join("run"), quiet()).unwrap_err();
+        assert!(error.is_callers_fault() && error.to_string().contains("not finite"), "{stage:?}: {error}");
+        assert!(!dir.path().join("run").exists());
+    }
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_folder() {
+    let lora = |r: usize, target: &str| {
+        Some(LoraConfig { r, target_modules: vec![target.to_owned()], ..LoraConfig::default() })
+    };
+    for stage in STAGES {
+        let mut bad = vec![
+            ("length", Knobs { length: 0, ..Knobs::default() }),
+            ("batch_size", Knobs { batch_size: 0, ..Knobs::default() }),
+            ("seed", Knobs { seed: u64::MAX, ..Knobs::default() }),
+            ("learning_rate", Knobs { learning_rate: -1., ..Knobs::default() }),
+            ("missing", Knobs { data: Some("/nowhere/missing".into()), ..Knobs::default() }),
+            ("hidden_size", Knobs { hidden_size: 7, ..Knobs::default() }),
+            ("\"r\"", Knobs { lora: lora(0, "q_proj"), ..Knobs::default() }),
+            ("nonsense", Knobs { lora: lora(4, "nonsense"), ..Knobs::default() }),
+            ("batches", Knobs { batch_size: 1_000_000, ..Knobs::default() }),
+        ];
+        bad.retain(|(what, _)| match *what {
+            "hidden_size" => matches!(stage, Stage::Pretrain | Stage::Distill),
+            "\"r\"" | "nonsense" => stage == Stage::Finetune,
+            "batches" => stage == Stage::Pretrain,
+            _ => true,
+        });
+        for (what, knobs) in bad {
+            let dir = tempfile::tempdir().unwrap();
+            let out = dir.path().join("deep/run");
+            let error = stage.run(&WORLD, &knobs, &out, quiet()).unwrap_err();
+            assert!(error.is_callers_fault(), "{stage:?}, {what}: {error}");
+            assert!(!error.to_string().contains('\n'), "{error}");
+            assert!(!dir.path().join("deep").exists(), "{stage:?}, {what}: {error} left a folder");
+        }
+    }
+}
+
+#[test]
+fn held_out_data_that_is_the_training_data_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for (stage, same) in
+        [(Stage::Finetune, "other.jsonl"), (Stage::Distill, "other.jsonl"), (Stage::Reward, "other-pairs.jsonl")]
+    {
+        let data = dir.path().join("copy.jsonl");
+        fs::copy(WORLD.path(same), &data).unwrap();
+        let knobs = Knobs { data: Some(data), ..Knobs::default() };
+        let error = stage.run(&WORLD, &knobs, &dir.path().join("run"), quiet()).unwrap_err();
+        assert!(error.to_string().contains("held out"), "{error}");
+        assert!(!dir.path().join("run").exists());
+    }
+}

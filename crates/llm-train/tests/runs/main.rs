@@ -1,0 +1,229 @@
+//! What every stage promises of its folder: it is made last, holds good states only, and is gone on with or left alone as it should.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod folders;
+mod program;
+mod resume;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use common::{fresh_model, write_pairs};
+use llm_data::{Conversation, Message, write_jsonl};
+use llm_model::{LoraConfig, ModelConfig};
+use llm_train::optim::OptimizerConfig;
+use llm_train::recipes::{
+    DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, PpoInputs, PpoRecipe, PrepareInputs, PretrainInputs,
+    PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, ppo, prepare, pretrain, reward,
+};
+use llm_train::run::{Event, NEVER, Outcome, RunOptions};
+use llm_train::{Error, Result};
+use tempfile::TempDir;
+
+/// A tokenizer, shards, a fresh model, a reward model, and data of each kind.
+struct World(TempDir);
+
+impl World {
+    fn new() -> Self {
+        let world = Self(tempfile::tempdir().unwrap());
+        let words = ["one", "two", "three", "four", "five", "six", "seven", "eight"];
+        let text: String = (0..400).map(|i| format!("{} and {}.\n", words[i % 8], words[i / 8 % 8])).collect();
+        fresh_model(&world.path("model"), &text, 16, 0.1);
+        fs::write(world.path("text.txt"), &text).unwrap();
+        let (tokenizer, text) = (world.path("model.tokenizer"), [world.path("text.txt")]);
+        let inputs = PrepareInputs { tokenizer: &tokenizer, train: &text, held_out: &[], held_out_share: 0.1 };
+        prepare(&inputs, &world.path("shards"), quiet()).unwrap();
+        let chats = |say: &str, count: usize| -> Vec<Conversation> {
+            let chat = |i: usize| {
+                vec![Message::user(format!("{say} {}.", words[i % 8])), Message::assistant(words[i * 3 % 8])]
+            };
+            (0..count).map(|i| Conversation { messages: chat(i) }).collect()
+        };
+        write_jsonl(&world.path("chats.jsonl"), &chats("Say", 24)).unwrap();
+        write_jsonl(&world.path("other.jsonl"), &chats("And", 6)).unwrap();
+        let pairs = |not: &str, count: usize| -> Vec<(String, String)> {
+            (0..count).map(|i| (words[i % 8].to_owned(), format!("{not} {}", words[i / 2]))).collect()
+        };
+        write_pairs(&world.path("pairs.jsonl"), &pairs("not", 16));
+        write_pairs(&world.path("other-pairs.jsonl"), &pairs("no", 4));
+        let prompts: Vec<_> =
+            words.iter().map(|word| serde_json::json!({ "prompt": format!("Say {word}.") })).collect();
+        write_jsonl(&world.path("prompts.jsonl"), &prompts).unwrap();
+        Stage::Reward.run(&world, &Knobs::default(), &world.path("reward-model"), quiet()).unwrap();
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+static WORLD: LazyLock<World> = LazyLock::new(World::new);
+
+fn quiet<'a>() -> RunOptions<'a> {
+    options(false)
+}
+
+fn options<'a>(resume: bool) -> RunOptions<'a> {
+    RunOptions { resume, observer: Box::leak(Box::new(|_: Event| ())), stop: &NEVER }
+}
+
+/// The numbers of a run that the tests turn.
+#[derive(Clone)]
+struct Knobs {
+    /// Steps, epochs or updates.
+    length: u64,
+    batch_size: usize,
+    save_every: u64,
+    learning_rate: f64,
+    seed: u64,
+    hidden_size: usize,
+    lora: Option<LoraConfig>,
+    data: Option<PathBuf>,
+}
+
+impl Default for Knobs {
+    fn default() -> Self {
+        Self {
+            length: 4,
+            batch_size: 4,
+            save_every: 3,
+            learning_rate: 1e-3,
+            seed: 1,
+            hidden_size: 16,
+            lora: None,
+            data: None,
+        }
+    }
+}
+
+impl Knobs {
+    fn optimizer(&self) -> OptimizerConfig {
+        OptimizerConfig { learning_rate: self.learning_rate, warmup_steps: 0, ..OptimizerConfig::default() }
+    }
+
+    /// The shape of a fresh model or student.
+    fn shape(&self) -> ModelConfig {
+        ModelConfig {
+            hidden_size: self.hidden_size,
+            intermediate_size: 32,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            ..ModelConfig::default()
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Stage {
+    Pretrain,
+    Finetune,
+    Reward,
+    Ppo,
+    Distill,
+}
+
+const STAGES: [Stage; 5] = [Stage::Pretrain, Stage::Finetune, Stage::Reward, Stage::Ppo, Stage::Distill];
+
+impl Stage {
+    fn run(self, world: &World, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
+        let optimizer = knobs.optimizer();
+        let (seed, batch_size, save_every) = (knobs.seed, knobs.batch_size, knobs.save_every);
+        let data = |name: &str| knobs.data.clone().unwrap_or_else(|| world.path(name));
+        let model = world.path("model");
+        match self {
+            Self::Pretrain => {
+                let recipe = PretrainRecipe {
+                    steps: knobs.length,
+                    seq_len: 8,
+                    eval_every: 2,
+                    eval_batches: 2,
+                    model: knobs.shape(),
+                    ..PretrainRecipe::default()
+                };
+                let recipe = PretrainRecipe { seed, batch_size, save_every, optimizer, ..recipe };
+                let (tokenizer, shards) = (world.path("model.tokenizer"), data("shards"));
+                pretrain(&recipe, PretrainInputs { tokenizer: &tokenizer, data: &shards }, out, options)
+            }
+            Self::Finetune => {
+                let recipe = FinetuneRecipe {
+                    epochs: knobs.length,
+                    eval_every: 2,
+                    lora: knobs.lora.clone(),
+                    ..FinetuneRecipe::default()
+                };
+                let recipe = FinetuneRecipe { seed, batch_size, save_every, optimizer, ..recipe };
+                let (data, held_out) = (data("chats.jsonl"), world.path("other.jsonl"));
+                let inputs = FinetuneInputs { model: &model, data: &data, held_out: Some(&held_out) };
+                finetune(&recipe, inputs, out, options)
+            }
+            Self::Reward => {
+                let recipe = RewardRecipe { epochs: knobs.length, eval_every: 2, ..RewardRecipe::default() };
+                let recipe = RewardRecipe { seed, batch_size, save_every, optimizer, ..recipe };
+                let (data, held_out) = (data("pairs.jsonl"), world.path("other-pairs.jsonl"));
+                let inputs = RewardInputs { model: &model, data: &data, held_out: Some(&held_out) };
+                reward(&recipe, inputs, out, options)
+            }
+            Self::Ppo => {
+                let recipe = PpoRecipe {
+                    updates: knobs.length,
+                    episodes: batch_size,
+                    num_ppo_epochs: 1,
+                    max_new_tokens: 4,
+                    ..PpoRecipe::default()
+                };
+                let recipe = PpoRecipe {
+                    seed,
+                    save_every,
+                    value_optimizer: OptimizerConfig { learning_rate: 1e-3, ..optimizer.clone() },
+                    optimizer,
+                    ..recipe
+                };
+                let (reward, data) = (world.path("reward-model"), data("prompts.jsonl"));
+                ppo(&recipe, PpoInputs { model: &model, reward: &reward, data: &data }, out, options)
+            }
+            Self::Distill => {
+                let recipe = DistillRecipe {
+                    epochs: knobs.length,
+                    text_steps: 2,
+                    text_batch_size: 2,
+                    seq_len: 8,
+                    eval_every: 2,
+                    student: knobs.shape(),
+                    ..DistillRecipe::default()
+                };
+                let recipe = DistillRecipe { seed, batch_size, save_every, optimizer, ..recipe };
+                let data = data("chats.jsonl");
+                let (held_out, text) = (world.path("other.jsonl"), world.path("shards"));
+                let inputs = DistillInputs {
+                    teacher: &model,
+                    text_teacher: None,
+                    student: None,
+                    data: &data,
+                    held_out: Some(&held_out),
+                    text: Some(&text),
+                };
+                distill(&recipe, inputs, out, options)
+            }
+        }
+    }
+
+    /// Runs the stage for so many steps, then asks it to stop.
+    fn interrupted(self, world: &World, knobs: &Knobs, out: &Path, after: u64) -> Error {
+        let stop = AtomicBool::new(false);
+        let (mut steps, mut last) = (0, None);
+        let mut watch = |event: Event| {
+            if let Event::Progress { done, .. } = event {
+                steps += u64::from(last.replace(done) != Some(done));
+                stop.store(steps >= after, SeqCst);
+            }
+        };
+        self.run(world, knobs, out, RunOptions { resume: out.exists(), observer: &mut watch, stop: &stop }).unwrap_err()
+    }
+}
