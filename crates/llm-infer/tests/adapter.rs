@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use llm_infer::cli::{Arguments, execute};
-use llm_model::read_safetensors;
+use llm_model::{Head, LoraConfig, Model, ModelConfig, read_safetensors};
+use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
+use serde_json::Value;
 
 fn run(words: &[&str]) {
     let words = ["llm-infer", "--threads", "1"].iter().chain(words);
@@ -37,4 +39,47 @@ fn logits_with_an_adapter_and_merged_are_those_of_peft() {
     assert!(gap(&model, &[]) > 0.1);
     run(&["merge", "--model", text(&model), "--adapter", text(&adapter), "--out", text(&merged)]);
     assert!(gap(&merged, &[]) < 1e-4);
+}
+
+#[test]
+fn a_merged_folder_names_the_token_that_ends_the_turns_of_its_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let plain = train_bpe(&TrainConfig { vocab_size: 300, min_frequency: 2 }, ["the cat", "the dog"].iter()).unwrap();
+    let config = ModelConfig {
+        vocab_size: plain.vocab_size(),
+        hidden_size: 16,
+        intermediate_size: 24,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        eos_token_id: Some(0),
+        ..ModelConfig::default()
+    };
+    let base = Model::init(config, Head::LanguageModel, 1).unwrap().frozen().unwrap();
+    base.save(&path("base")).unwrap();
+    plain.save(&path("base")).unwrap();
+    let lora = LoraConfig { r: 2, target_modules: vec!["q_proj".to_owned()], ..LoraConfig::default() };
+    base.with_lora(&lora, 1).unwrap().save_adapter(&path("adapter"), "base").unwrap();
+    let merged = |name: &str| {
+        run(&[
+            "merge",
+            "--model",
+            text(&path("base")),
+            "--adapter",
+            text(&path("adapter")),
+            "--out",
+            text(&path(name)),
+        ]);
+        ["config.json", "generation_config.json"].map(|file| {
+            let json: Value = serde_json::from_slice(&std::fs::read(path(name).join(file)).unwrap()).unwrap();
+            json["eos_token_id"].as_u64()
+        })
+    };
+    assert_eq!(merged("text"), [Some(0); 2], "without a chat template there are no turns");
+    let chat = plain.with_default_chat_template().unwrap();
+    chat.save(&path("adapter")).unwrap();
+    let end = chat.chat_format().unwrap().end_of_turn;
+    assert!(end != 0 && merged("chat") == [Some(u64::from(end)); 2]);
+    assert!(Tokenizer::from_dir(&path("chat")).unwrap().has_chat_template());
 }

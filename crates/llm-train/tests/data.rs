@@ -12,6 +12,7 @@ use llm_train::Result;
 use llm_train::recipes::{
     DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, RewardInputs, RewardRecipe, distill, finetune, reward,
 };
+use serde_json::Value;
 
 struct Desk {
     dir: tempfile::TempDir,
@@ -57,11 +58,11 @@ impl Desk {
     /// Runs a stage in a fresh folder, which a refusal must not leave.
     fn run(&self, stage: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let out = self.path("out");
-        let done = stage(&out);
-        assert_eq!(done.is_ok(), out.exists(), "{done:?}");
         if out.exists() {
             std::fs::remove_dir_all(&out).unwrap();
         }
+        let done = stage(&out);
+        assert_eq!(done.is_ok(), out.exists(), "{done:?}");
         done
     }
 }
@@ -120,6 +121,29 @@ fn what_cannot_be_split_or_is_not_held_out_is_refused_in_every_stage() {
             "{message}"
         );
     }
+}
+
+#[test]
+fn without_a_pad_token_the_end_of_a_turn_fills_rows_and_is_learnt_as_before() {
+    let desk = Desk::new();
+    // Rows of different lengths, so that there is something to fill.
+    let line = |i: usize| format!(r#"{{"prompt": "the{}", "completion": "the dog"}}"#, " fox".repeat(i));
+    let data = desk.write("data.jsonl", (1..12).map(line).collect::<Vec<_>>().join("\n"));
+    let weights = || {
+        let learnt = |done: Result<()>| {
+            done.unwrap();
+            std::fs::read(desk.path("out/model.safetensors")).unwrap()
+        };
+        [learnt(desk.finetune(&data, None)), learnt(desk.distill(&data, None))]
+    };
+    let padded = weights();
+    for (file, key) in [("tokenizer_config.json", "pad_token"), ("config.json", "pad_token_id")] {
+        let file = desk.path("model").join(file);
+        let mut json: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        assert!(!json.as_object_mut().unwrap().remove(key).unwrap().is_null());
+        std::fs::write(file, json.to_string()).unwrap();
+    }
+    assert!(weights() == padded, "what fills rows must not matter");
 }
 
 #[test]
