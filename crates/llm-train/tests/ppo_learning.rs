@@ -8,7 +8,7 @@ use std::cell::Cell;
 use candle_core::Tensor;
 use llm_model::{Head, Model, ModelConfig, Params};
 use llm_train::Result;
-use llm_train::optim::{OptimizerConfig, Schedule};
+use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{PpoRecipe, PpoTrainer, SpecialIds};
 use llm_train::rl::MissingEos;
 use llm_train::rollout::{reply_logprobs, reply_values};
@@ -33,15 +33,7 @@ fn model(vocab_size: usize, hidden_size: usize, initializer_range: f64, head: He
 }
 
 fn recipe(learning_rate: f64, kl_coef: f64) -> PpoRecipe {
-    let optimizer = OptimizerConfig {
-        learning_rate,
-        schedule: Schedule::Linear,
-        warmup_steps: 0,
-        beta2: 0.999,
-        eps: 1e-5,
-        weight_decay: 0.,
-        ..OptimizerConfig::default()
-    };
+    let optimizer = OptimizerConfig { learning_rate, ..PpoRecipe::default().optimizer };
     PpoRecipe {
         kl_coef,
         missing_eos: MissingEos::None,

@@ -133,8 +133,8 @@ const STAGES: [Stage; 5] = [Stage::Pretrain, Stage::Finetune, Stage::Reward, Sta
 
 impl Stage {
     fn run(self, world: &World, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
-        let optimizer = knobs.optimizer();
-        let (seed, batch_size, save_every) = (knobs.seed, knobs.batch_size, knobs.save_every);
+        let (optimizer, seed) = (knobs.optimizer(), knobs.seed);
+        let (batch_size, save_every) = (knobs.batch_size, knobs.save_every);
         let data = |name: &str| knobs.data.clone().unwrap_or_else(|| world.path(name));
         let model = world.path("model");
         match self {
@@ -199,8 +199,7 @@ impl Stage {
                     ..DistillRecipe::default()
                 };
                 let recipe = DistillRecipe { seed, batch_size, save_every, optimizer, ..recipe };
-                let data = data("chats.jsonl");
-                let (held_out, text) = (world.path("other.jsonl"), world.path("shards"));
+                let (data, held_out, text) = (data("chats.jsonl"), world.path("other.jsonl"), world.path("shards"));
                 let inputs = DistillInputs {
                     teacher: &model,
                     text_teacher: None,

@@ -22,6 +22,27 @@ fn said(dir: &Path, arguments: &str) -> (Option<i32>, String, String) {
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
+/// Interrupts the program as Ctrl-C does when `ready` says so, and gives its standard error.
+#[cfg(unix)]
+fn interrupted(dir: &Path, arguments: &str, ready: impl Fn() -> bool) -> String {
+    let child = program(dir, arguments).spawn().unwrap();
+    let begun = Instant::now();
+    while !ready() {
+        assert!(begun.elapsed() < Duration::from_mins(2), "`{arguments}` was never ready");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{message}");
+    message
+}
+
+#[cfg(unix)]
+fn lines(file: &Path) -> usize {
+    fs::read_to_string(file).map_or(0, |text| text.lines().count())
+}
+
 const SMALL: &str = "--set steps=400 --set batch_size=2 --set seq_len=8 --set eval_batches=1 --set save_every=50 \
                      --set model.hidden_size=16 --set model.intermediate_size=32 --set model.num_hidden_layers=1 \
                      --set model.num_attention_heads=2 --set model.num_key_value_heads=1 --set optimizer.warmup_steps=0";
@@ -39,17 +60,7 @@ fn ctrl_c_saves_and_resume_needs_no_other_option_wherever_the_folder_is() {
         }
     }
     let begin = format!("pretrain --tokenizer tokenizer --data shards --out runs/a {SMALL}");
-    let child = program(&old, &begin).spawn().unwrap();
-    let metrics = || fs::read_to_string(old.join("runs/a/metrics.jsonl")).map_or(0, |text| text.lines().count());
-    let begun = Instant::now();
-    while metrics() < 5 {
-        assert!(begun.elapsed() < Duration::from_mins(1), "the run never began");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    let output = child.wait_with_output().unwrap();
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(130), "{message}");
+    let message = interrupted(&old, &begin, || lines(&old.join("runs/a/metrics.jsonl")) >= 5);
     let last = message.trim_end().lines().last().unwrap();
     assert!(last.contains("interrupted after step") && last.ends_with("llm-train resume runs/a"), "{message}");
 
@@ -98,18 +109,9 @@ const SMALL_LIFE: &str = "--set world.corpus_bytes=100000 --set questions.tasks=
 #[cfg(unix)]
 fn a_life_is_interrupted_in_good_order_and_only_what_has_not_begun_may_change() {
     let dir = tempfile::tempdir().unwrap();
-    let child = program(dir.path(), &format!("lifecycle --out life {SMALL_LIFE}")).spawn().unwrap();
     let life = dir.path().join("life");
-    let lines = || fs::read_to_string(life.join("base/metrics.jsonl")).map_or(0, |text| text.lines().count());
-    let begun = Instant::now();
-    while lines() < 3 {
-        assert!(begun.elapsed() < Duration::from_mins(2), "the first stage never began");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    let output = child.wait_with_output().unwrap();
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(130), "{message}");
+    let begin = format!("lifecycle --out life {SMALL_LIFE}");
+    let message = interrupted(dir.path(), &begin, || lines(&life.join("base/metrics.jsonl")) >= 3);
     assert!(message.trim_end().ends_with("go on by: llm-train resume life"), "{message}");
 
     let before = everything(&life);
@@ -120,14 +122,8 @@ fn a_life_is_interrupted_in_good_order_and_only_what_has_not_begun_may_change() 
     assert!(everything(&life) == before);
     // Stopped again at once, as the rest of the life is another test's.
     let again = "resume life --set distill.student.hidden_size=32 --set pretrain.steps=2100";
-    let child = program(dir.path(), again).spawn().unwrap();
     let recipe = || fs::read_to_string(life.join("base/recipe.toml")).unwrap();
-    while !recipe().contains("steps = 2100") {
-        assert!(begun.elapsed() < Duration::from_mins(3), "the life never went on");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    interrupted(dir.path(), again, || recipe().contains("steps = 2100"));
     let changes = fs::read_to_string(life.join("recipe.toml")).unwrap();
     assert!(changes.contains("distill.student.hidden_size") && changes.contains("pretrain.steps"), "{changes}");
 }
