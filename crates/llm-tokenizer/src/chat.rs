@@ -7,13 +7,12 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::Arc;
 
-use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::{Value, context};
 use serde::{Deserialize, Serialize};
 
+use crate::chat_template::ChatTemplate;
 use crate::tokenizer::Token;
 use crate::train::{ROLES, TURN_END};
 use crate::{Error, Result, Tokenizer};
@@ -33,10 +32,6 @@ impl ChatMessage {
         Self { role: role.into(), content: content.into() }
     }
 }
-
-/// How many steps a template may take, of which each 64 bytes that it writes are one: a second's work, and a hundred times that
-/// of a long conversation.
-const FUEL: u64 = 5_000_000;
 
 /// `<|role|>content<|end|>` for each message, and `<|assistant|>` where the answer begins.
 const DEFAULT_TEMPLATE: &str = "\
@@ -196,55 +191,22 @@ impl Shield {
     }
 }
 
-/// A chat template, parsed once.
-#[derive(Clone)]
-pub(crate) struct ChatTemplate {
-    pub(crate) source: String,
-    /// What the parser said, if it failed: a model whose template we cannot read is still good for plain text.
-    environment: std::result::Result<Arc<Environment<'static>>, String>,
-}
-
-impl ChatTemplate {
-    pub(crate) fn new(source: &str) -> Self {
-        let environment = parse(source).map(Arc::new).map_err(|error| error.to_string());
-        Self { source: source.to_owned(), environment }
-    }
-
-    fn render(&self, context: Value) -> Result<String> {
-        let environment = self.environment.as_ref().map_err(|cause| Error::Template { cause: cause.clone() })?;
-        let rendered = environment.get_template("chat").and_then(|template| template.render(context));
-        rendered.map_err(|error| Error::Template { cause: error.to_string() })
-    }
-}
-
-/// The environment that `transformers` gives a chat template, with the template "chat" in it.
-fn parse(source: &str) -> std::result::Result<Environment<'static>, minijinja::Error> {
-    let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-    environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_function("raise_exception", |message: String| -> std::result::Result<Value, _> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-    });
-    environment.add_template_owned("chat", source.to_owned())?;
-    Ok(environment)
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{TrainConfig, train_bpe};
 
     /// `<|system|>`, `<|user|>`, `<|assistant|>`, `<|end|>`
     const SPECIAL: [u32; 4] = [2, 3, 4, 5];
 
-    fn tokenizer() -> Tokenizer {
+    /// `<|endoftext|>`, `<|pad|>`, `<|system|>`, `<|user|>`, `<|assistant|>`, `<|end|>` have the ids 0 to 5.
+    pub(crate) fn tokenizer() -> Tokenizer {
         let texts = ["the cat sat on the mat", "the dog sat on the log"];
         let config = TrainConfig { vocab_size: 300, min_frequency: 2 };
         train_bpe(&config, texts.iter()).unwrap().with_default_chat_template().unwrap()
     }
 
-    fn with_template(source: &str) -> Tokenizer {
+    pub(crate) fn with_template(source: &str) -> Tokenizer {
         let mut tokenizer = tokenizer();
         tokenizer.chat = Some(ChatTemplate::new(source));
         tokenizer

@@ -88,20 +88,11 @@ impl Tokenizer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chat::ChatTemplate;
-    use crate::{TrainConfig, train_bpe};
-
-    /// `<|endoftext|>`, `<|pad|>`, `<|system|>`, `<|user|>`, `<|assistant|>`, `<|end|>` have the ids 0 to 5.
-    fn tokenizer() -> Tokenizer {
-        let texts = ["the cat sat on the mat", "the dog sat on the log"];
-        let config = TrainConfig { vocab_size: 300, min_frequency: 2 };
-        train_bpe(&config, texts.iter()).unwrap().with_default_chat_template().unwrap()
-    }
+    use crate::chat::tests::tokenizer;
 
     fn with_template(source: &str) -> Tokenizer {
-        let mut tokenizer = tokenizer();
+        let mut tokenizer = crate::chat::tests::with_template(source);
         tokenizer.set_config("eos_token", "<|endoftext|>");
-        tokenizer.chat = Some(ChatTemplate::new(source));
         tokenizer
     }
 

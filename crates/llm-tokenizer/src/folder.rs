@@ -11,7 +11,7 @@ use std::{fs, io};
 use serde_json::{Map, Value, json};
 use tokenizers::AddedToken;
 
-use crate::chat::ChatTemplate;
+use crate::chat_template::ChatTemplate;
 use crate::hostile;
 use crate::train::{DOCUMENT_END, PAD};
 use crate::{Error, Result, Tokenizer};

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
-use crate::chat::ChatTemplate;
+use crate::chat_template::ChatTemplate;
 use crate::folder::default_config;
 use crate::hostile;
 use crate::{Error, Result, Tokenizer};

@@ -32,6 +32,7 @@
 
 mod chat;
 mod chat_format;
+mod chat_template;
 mod error;
 mod folder;
 mod gguf;

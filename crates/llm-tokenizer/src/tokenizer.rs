@@ -8,8 +8,8 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{Map, Value};
 use tokenizers::{AddedVocabulary, Model as _, OffsetReferential, OffsetType, PreTokenizer as _};
 
-use crate::chat::ChatTemplate;
 use crate::chat_format::ChatFormat;
+use crate::chat_template::ChatTemplate;
 use crate::folder::token_text;
 use crate::hostile::caught;
 use crate::train::DOCUMENT_END;
