@@ -26,6 +26,7 @@
 //!
 //! This crate knows nothing of models. Where to look next: the recipes of `llm-train` read all of this.
 
+mod batches;
 mod conversation;
 mod error;
 mod files;
@@ -37,12 +38,13 @@ mod shards;
 mod split;
 pub mod world;
 
+pub use batches::{Batches, eval_windows};
 pub use conversation::{Conversation, Conversations, Message, Role, prompt_key, read_conversations, read_prompts};
 pub use error::Error;
 pub use files::{read_documents, read_jsonl, write_jsonl};
 pub use ranking::{Ranking, Rankings, read_rankings};
 pub use remarks::Remarks;
-pub use shards::{Batches, Manifest, SplitInfo, TokenDataset, eval_windows, prepare};
+pub use shards::{Manifest, SplitInfo, TokenDataset, prepare};
 pub use split::{ItemKeys, Keyed, Repeats, SplitKey, split_by_prompt};
 
 /// What every fallible function of this crate returns.
