@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::families::{self, Described};
-use crate::params::Matrix;
+use crate::matrix::Matrix;
 use crate::safetensors_file::SafetensorsFile;
 use crate::{Error, Head, Model, Params, Result};
 

@@ -13,8 +13,8 @@ use llm_kernels::{
 use crate::config::QkNorm;
 use crate::experts::Experts;
 use crate::linear::Linear;
+use crate::matrix::Matrix;
 use crate::norm::Norm;
-use crate::params::Matrix;
 use crate::rotary::{RotaryEmbedding, Rotations};
 use crate::token_rows::{EMBEDDING, TokenRows};
 use crate::{Batch, Error, KvCache, ModelConfig, Params, Result};

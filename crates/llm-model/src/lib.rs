@@ -36,6 +36,7 @@ pub mod families;
 pub mod gguf;
 mod linear;
 mod lora;
+mod matrix;
 mod model;
 mod norm;
 mod params;

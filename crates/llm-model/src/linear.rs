@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use llm_kernels::Precision;
 
 use crate::lora::Lora;
-use crate::params::Matrix;
+use crate::matrix::Matrix;
 use crate::{Params, Result};
 
 /// `x · wᵀ + b`, where an adapter may stand beside the `wᵀ`.

@@ -10,7 +10,8 @@ use llm_kernels::{linear_add, linear_in};
 use rand_distr::{Distribution, StandardUniform};
 use serde::{Deserialize, Serialize};
 
-use crate::params::{Matrix, detached, frozen, stream};
+use crate::matrix::Matrix;
+use crate::params::{detached, frozen, stream};
 use crate::token_rows::{TokenIndices, TokenTarget};
 use crate::{Error, Head, ModelConfig, Params, Result, families};
 

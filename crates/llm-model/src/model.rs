@@ -14,7 +14,8 @@ use crate::adapters::Adapters;
 use crate::decoder::Decoder;
 use crate::gguf::{GgufFile, is_gguf};
 use crate::linear::Linear;
-use crate::params::{Matrix, WeightFormat};
+use crate::matrix::Matrix;
+use crate::params::WeightFormat;
 use crate::token_rows::{OUTPUT, TokenRows};
 use crate::{Batch, Error, KvCache, ModelConfig, ParamCount, Params, Result, Routing, checkpoint, families};
 

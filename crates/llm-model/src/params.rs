@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
-use llm_kernels::{
-    BlockFormat, Precision, QuantizedWeight, StoredWeight, linear_add, linear_as, linear_in, linear_quantized,
-    linear_stored,
-};
+use llm_kernels::{BlockFormat, Precision, QuantizedWeight, StoredWeight};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
 use crate::lora::Adapter;
+use crate::matrix::Matrix;
 use crate::{Error, Head, ModelConfig, NormKind, Result};
 
 /// Tensors by the decoder's name ([`ModelConfig::tensor_shapes`]). Trainable ones are variables that gradients flow to; frozen ones cost nothing.
@@ -58,103 +56,6 @@ impl WeightFormat {
 /// The format itself if its blocks divide rows of `row` numbers, or the one to fall back to.
 pub(crate) fn blocks_for(format: BlockFormat, row: usize) -> Option<BlockFormat> {
     [format, BlockFormat::Q8_0].into_iter().find(|format| row.is_multiple_of(format.elements()))
-}
-
-/// A matrix of a model: a tensor, blocks, or numbers that are read where they lie in a file.
-#[derive(Debug, Clone)]
-pub(crate) enum Matrix {
-    Dense(Tensor, Precision),
-    Blocks(QuantizedWeight),
-    Stored(StoredWeight),
-}
-
-impl From<Tensor> for Matrix {
-    fn from(tensor: Tensor) -> Self {
-        Self::Dense(tensor, Precision::F32)
-    }
-}
-
-impl Matrix {
-    /// `x · wᵀ`.
-    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Dense(w, precision) => linear_in(x, w, *precision)?,
-            Self::Blocks(w) => linear_quantized(x, w)?,
-            Self::Stored(w) => linear_stored(x, w)?,
-        })
-    }
-
-    /// `x · wᵀ` in heads: `(b, t, in)` to `(b, t, h, d)`.
-    pub fn apply_to_heads(&self, x: &Tensor, h: usize, d: usize) -> Result<Tensor> {
-        let (b, t, _) = x.dims3()?;
-        Ok(match self {
-            Self::Dense(w, precision) => linear_as(x, w, &[b, t, h, d], *precision)?,
-            Self::Blocks(_) | Self::Stored(_) => self.apply(x)?.reshape((b, t, h, d))?,
-        })
-    }
-
-    /// `residual + x · wᵀ`; `x` may be in heads.
-    pub fn apply_and_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Dense(w, precision) => linear_add(x, w, residual, *precision)?,
-            Self::Blocks(_) | Self::Stored(_) => {
-                (residual + self.apply(&self.as_rows(x)?)?.reshape(residual.shape())?)?
-            }
-        })
-    }
-
-    /// Rows `ids` `(n,)` in f32 or f64: `(n, in)`.
-    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            // Weights may be in bf16, what flows between them is not.
-            Self::Dense(w, _) if w.dtype() == DType::BF16 => w.index_select(ids, 0)?.to_dtype(DType::F32)?,
-            Self::Dense(w, _) => w.index_select(ids, 0)?,
-            Self::Blocks(w) => w.rows(&ids.to_vec1::<u32>()?)?,
-            Self::Stored(w) => w.rows(&ids.to_vec1::<u32>()?)?,
-        })
-    }
-
-    /// `x`, which may be in heads, as rows of what this matrix takes: `(n, in)`.
-    pub fn as_rows(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.reshape(((), self.dims()[1]))?)
-    }
-
-    /// What activations are rounded to in a product of many rows with it.
-    pub fn rounding(&self) -> Precision {
-        match self {
-            Self::Dense(w, _) if w.dtype() == DType::BF16 => Precision::beside_halves(),
-            Self::Dense(_, precision) => *precision,
-            Self::Blocks(w) => w.precision(),
-            Self::Stored(w) => w.precision(),
-        }
-    }
-
-    /// What it is rounded to as it is multiplied.
-    pub fn precision(&self) -> Precision {
-        match self {
-            Self::Dense(_, precision) => *precision,
-            Self::Blocks(_) | Self::Stored(_) => Precision::F32,
-        }
-    }
-
-    /// Its shape; a tensor may be a vector too.
-    pub fn dims(&self) -> Vec<usize> {
-        match self {
-            Self::Dense(w, _) => w.dims().to_vec(),
-            Self::Blocks(w) => vec![w.shape().0, w.shape().1],
-            Self::Stored(w) => vec![w.shape().0, w.shape().1],
-        }
-    }
-
-    /// The whole matrix, in f32 or f64.
-    pub fn dense(&self) -> Result<Tensor> {
-        Ok(match self {
-            Self::Dense(w, _) if w.dtype() == DType::BF16 => w.to_dtype(DType::F32)?,
-            Self::Dense(w, _) => w.clone(),
-            Self::Blocks(w) => w.dequantize()?,
-            Self::Stored(w) => w.dense()?,
-        })
-    }
 }
 
 /// A router is small, and one that rounds sends tokens elsewhere.

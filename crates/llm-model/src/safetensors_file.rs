@@ -13,7 +13,7 @@ use llm_kernels::{Bytes, StoredWeight};
 use safetensors::{Dtype, SafeTensors};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
-use crate::params::Matrix;
+use crate::matrix::Matrix;
 use crate::{Error, Result};
 
 /// A mapped file whose header has been checked.

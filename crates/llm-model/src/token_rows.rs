@@ -9,7 +9,7 @@ use llm_kernels::{Precision, linear_add, linear_in};
 use serde::{Deserialize, Serialize};
 
 use crate::lora::Adapter;
-use crate::params::Matrix;
+use crate::matrix::Matrix;
 use crate::{Error, Head, Model, ModelConfig, Params, Result, families};
 
 /// The tokens whose rows an adapter trains, as PEFT writes them.

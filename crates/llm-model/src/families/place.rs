@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use crate::params::Matrix;
+use crate::matrix::Matrix;
 use crate::{Error, Head, ModelConfig, Params, Result};
 
 /// Where a tensor stands in the files.

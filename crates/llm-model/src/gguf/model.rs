@@ -9,7 +9,7 @@ use super::file::{Entry, GgufFile, Metadata, TensorType, Value};
 use super::keys::{self, DIVISORS, divided_by};
 use super::weights::{encoded, in_turns, kind_for, kind_of, matrix};
 use super::write::{Unwritten, write};
-use crate::params::Matrix;
+use crate::matrix::Matrix;
 use crate::rotary::RotaryEmbedding;
 use crate::{Error, Head, Model, ModelConfig, NormKind, Params, Result, RopeScaling};
 

@@ -5,7 +5,8 @@ use half::{bf16, f16};
 use llm_kernels::{BlockFormat, Bytes, QuantizedWeight, StoredWeight};
 
 use super::file::{Entry, TensorType};
-use crate::params::{Matrix, blocks_for};
+use crate::matrix::Matrix;
+use crate::params::blocks_for;
 use crate::{Error, Result};
 
 /// The matrix of a tensor, or the vector; of `heads` the rows stand in turns.

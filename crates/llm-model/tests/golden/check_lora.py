@@ -1,4 +1,4 @@
-"""Loads the adapters that `tests/lora.rs` trained and saved in peft, and compares the logits.
+"""Loads the adapters that `tests/lora` trained and saved in peft, and compares the logits.
 
     pip install torch transformers peft
     cargo test -p llm-model --test lora

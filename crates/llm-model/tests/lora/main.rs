@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod refusals;
+mod tokens;
+
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, IndexOp, Tensor, Var};
@@ -12,7 +14,6 @@ use llm_model::{
     Batch, Head, LoraConfig, Model, ModelConfig, Params, TokenIndices, WeightFormat, read_safetensors,
     write_safetensors,
 };
-use serde_json::{Value, json};
 
 const CASES: [&str; 4] = ["plain", "rslora", "tokens", "dora"];
 
@@ -331,168 +332,4 @@ fn a_trained_adapter_is_read_as_it_was_saved() {
             assert_eq!(bits(var), bits(&again.params().vars()[name]), "{case}: {name}");
         }
     }
-}
-
-#[test]
-fn what_would_compute_something_else_is_refused_by_name() {
-    let source = golden("lora/plain");
-    let dir = tempfile::tempdir().unwrap();
-    let read = || Model::load(&golden("tied")).unwrap().load_adapter("x", dir.path()).unwrap_err().to_string();
-    let config: Value = serde_json::from_slice(&fs::read(source.join("adapter_config.json")).unwrap()).unwrap();
-    fs::copy(source.join("adapter_model.safetensors"), dir.path().join("adapter_model.safetensors")).unwrap();
-    for (key, value) in [
-        ("peft_type", json!("IA3")),
-        ("task_type", json!("SEQ_CLS")),
-        ("r", json!(-1)),
-        ("r", json!(0)),
-        ("lora_alpha", json!("much")),
-        ("target_modules", json!("all-linear")),
-        ("target_modules", json!([])),
-        ("target_modules", json!(["c_attn"])),
-        ("target_modules", json!(["q_proj", "embed_tokens"])),
-        ("lora_dropout", json!(1)),
-        ("bias", json!("all")),
-        ("fan_in_fan_out", json!(true)),
-        ("init_lora_weights", json!("pissa")),
-        ("modules_to_save", json!(["lm_head"])),
-        ("rank_pattern", json!({"q_proj": 2})),
-        ("layers_to_transform", json!([1])),
-        ("use_tomorrows_idea", json!(true)),
-        ("use_dora", json!("yes")),
-        ("trainable_token_indices", json!([3, 3])),
-        ("trainable_token_indices", json!([99_999])),
-        ("trainable_token_indices", json!([-1])),
-        ("trainable_token_indices", json!({"q_proj": [1]})),
-        ("trainable_token_indices", json!({"embed_tokens": [1], "lm_head": [2]})),
-    ] {
-        let mut bad = config.clone();
-        bad[key] = value;
-        fs::write(dir.path().join("adapter_config.json"), bad.to_string()).unwrap();
-        let message = read();
-        assert!(
-            message.contains("adapter_config.json: ") && message.contains(&format!("\"{key}\"")),
-            "{key}: {message}"
-        );
-    }
-    let mut dropped = config.clone();
-    dropped["lora_dropout"] = json!(0.1); // at work in PEFT's training only
-    fs::write(dir.path().join("adapter_config.json"), dropped.to_string()).unwrap();
-    Model::load(&golden("tied")).unwrap().load_adapter("x", dir.path()).unwrap();
-    let mut bad = config.clone();
-    bad.as_object_mut().unwrap().remove("r");
-    fs::write(dir.path().join("adapter_config.json"), bad.to_string()).unwrap();
-    assert!(read().contains("\"r\" is missing"));
-}
-
-#[test]
-fn tensors_that_are_missing_extra_or_misshapen_are_listed() {
-    let source = golden("lora/dora");
-    let dir = tempfile::tempdir().unwrap();
-    fs::copy(source.join("adapter_config.json"), dir.path().join("adapter_config.json")).unwrap();
-    let mut tensors = read_safetensors(&source.join("adapter_model.safetensors")).unwrap();
-    let part = |part: &str| format!("base_model.model.model.layers.1.self_attn.{part}");
-    let gone = part("q_proj.lora_magnitude_vector");
-    let magnitude = tensors.remove(&gone).unwrap();
-    tensors.insert(part("k_proj.lora_A.weight"), magnitude.clone());
-    tensors.insert(part("v_proj.lora_B.weight"), magnitude);
-    write_safetensors(&dir.path().join("adapter_model.safetensors"), &tensors).unwrap();
-    let mut model = Model::load(&golden("tied")).unwrap();
-    let message = model.load_adapter("x", dir.path()).unwrap_err().to_string();
-    for (name, what) in
-        [(gone, "missing"), (part("k_proj.lora_A.weight"), "no adapted part"), (part("v_proj.lora_B.weight"), "shape")]
-    {
-        assert!(message.contains(&name) && message.contains(what), "{message}");
-    }
-}
-
-#[test]
-fn matrices_that_files_hold_joined_or_transposed_are_refused() {
-    for (family, target, known) in [
-        ("gpt2", "c_attn", "none"),
-        ("phi3", "qkv_proj", "down_proj, o_proj"),
-        ("gpt_neox", "query_key_value", "dense, dense_4h_to_h, dense_h_to_4h"),
-        ("mixtral", "w1", "k_proj, o_proj, q_proj, v_proj"),
-        ("llama", "lm_head", "q_proj"),
-    ] {
-        let model = Model::load(&golden("families").join(family)).unwrap();
-        let config = LoraConfig { target_modules: vec![target.to_owned()], ..LoraConfig::default() };
-        let message = model.with_lora(&config, 1).unwrap_err().to_string();
-        assert!(message.contains(target) && message.contains(known), "{family}: {message}");
-    }
-    // What stands there by itself is adapted under the family's own name.
-    let config = LoraConfig { target_modules: vec!["dense".to_owned()], ..LoraConfig::default() };
-    let model = Model::load(&golden("families/gpt_neox")).unwrap().with_lora(&config, 1).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    model.save_adapter(dir.path(), "neox").unwrap();
-    let saved = read_safetensors(&dir.path().join("adapter_model.safetensors")).unwrap();
-    assert!(saved.contains_key("base_model.model.gpt_neox.layers.0.attention.dense.lora_A.weight"), "{saved:?}");
-}
-
-/// A small model whose embedding and output layer are two matrices.
-fn untied() -> Model {
-    let config = ModelConfig { tie_word_embeddings: false, ..small().config().clone() };
-    Model::init(config, Head::LanguageModel, 5).unwrap().frozen().unwrap()
-}
-
-#[test]
-fn rows_of_tokens_are_trained_in_both_matrices_and_merged_bit_for_bit() {
-    for base in [small(), untied()] {
-        let tokens = [29u32, 8, 7];
-        let indices = TokenIndices::of_both(base.config(), tokens.to_vec());
-        let config = LoraConfig { trainable_token_indices: Some(indices), ..kinds()[0].clone() };
-        let model = base.with_lora(&config, 1).unwrap();
-        let matrices: &[&str] = if base.config().tie_word_embeddings {
-            &["model.embed_tokens"]
-        } else {
-            &["model.embed_tokens", "lm_head"]
-        };
-        let rows = |name: &str| model.params().vars()[&format!("{name}.token_adapter.trainable_tokens_delta")].clone();
-        assert_eq!(model.params().vars().keys().filter(|name| name.contains("token_adapter")).count(), matrices.len());
-        train(&model, &text(), 10);
-        let (merged, batch) = (model.merged().unwrap(), Batch::new(&text()).unwrap());
-        assert!(far(&merged.forward(&batch).unwrap(), &model.forward(&batch).unwrap()) <= 1e-5);
-        for name in matrices {
-            let (rows, weight) = (rows(name), format!("{name}.weight"));
-            let (before, after) = (&base.params().tensors()[&weight], &merged.params().tensors()[&weight]);
-            for id in 0..40u32 {
-                let row = |matrix: &Tensor, i: usize| bits(&matrix.get(i).unwrap());
-                let expected = match tokens.iter().position(|&token| token == id) {
-                    Some(at) => row(rows.as_tensor(), at),
-                    None => row(before, id as usize),
-                };
-                assert_eq!(row(after, id as usize), expected, "{weight}, row {id}");
-            }
-            assert!(
-                tokens
-                    .iter()
-                    .all(|&id| { bits(&before.get(id as usize).unwrap()) != bits(&after.get(id as usize).unwrap()) })
-            );
-        }
-        // The logits of a trained model and its loss are of one matrix.
-        let by_logits = {
-            let logits = model.forward(&batch).unwrap().i((.., ..6)).unwrap().flatten(0, 1).unwrap();
-            let labels: Vec<i64> = text().iter().flat_map(|row| row[1..].iter().map(|&id| i64::from(id))).collect();
-            number(&llm_kernels::cross_entropy(&logits, &labels).unwrap().mean_all().unwrap())
-        };
-        assert!((by_logits - number(&loss(&model, &text()))).abs() < 1e-5);
-    }
-}
-
-#[test]
-fn tokens_that_were_never_trained_are_told_by_rows_that_are_alike() {
-    let base = small();
-    assert!(base.untrained_tokens(&[1, 2, 3], &[0, 1, 2, 3]).unwrap().is_empty(), "fresh rows differ");
-    let mut tensors = base.params().tensors().clone();
-    let embedding = tensors["model.embed_tokens.weight"].copy().unwrap();
-    let row = embedding.get(2).unwrap().unsqueeze(0).unwrap();
-    for (id, factor) in [(3usize, 1.01), (5, 0.7), (6, 0.)] {
-        let noise = (embedding.get(id).unwrap().unsqueeze(0).unwrap() * 0.05).unwrap();
-        let alike = ((&row + noise).unwrap() * factor).unwrap();
-        embedding.slice_set(&alike.contiguous().unwrap(), 0, id).unwrap();
-    }
-    tensors.insert("model.embed_tokens.weight".to_owned(), embedding);
-    let model = Model::new(base.config().clone(), Head::LanguageModel, Params::new(tensors)).unwrap();
-    assert_eq!(model.untrained_tokens(&[1, 2, 3, 4], &[]).unwrap(), [2, 3]);
-    assert_eq!(model.untrained_tokens(&[1, 2, 4], &[0, 5]).unwrap(), [2], "5 is like it");
-    assert_eq!(model.untrained_tokens(&[1, 6], &[]).unwrap(), [6], "a row of zeros");
 }
