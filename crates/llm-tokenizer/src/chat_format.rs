@@ -177,7 +177,7 @@ mod tests {
     fn any_turn_of_a_template_that_ends_conversations_too_is_masked() {
         let tokenizer = with_template(families()[5].1);
         let messages = ["the cat", "the dog", "the mat", "the log"];
-        let role = |i: usize| if i % 2 == 0 { "user" } else { "assistant" };
+        let role = |i: usize| if i.is_multiple_of(2) { "user" } else { "assistant" };
         let messages: Vec<_> = messages.iter().enumerate().map(|(i, text)| ChatMessage::new(role(i), *text)).collect();
         let (ids, said) = tokenizer.encode_conversation(&messages).unwrap();
         let ends = ids.iter().zip(&said).filter(|(id, said)| **said && **id < 6).map(|(id, _)| *id);

@@ -122,7 +122,8 @@ mod tests {
         ];
         for n in 1..=6 {
             for replies in &prompts {
-                let (found, expected) = (expected_best(&[replies.clone()], n).unwrap(), by_enumeration(replies, n));
+                let (found, expected) =
+                    (expected_best(std::slice::from_ref(replies), n).unwrap(), by_enumeration(replies, n));
                 assert!((found.score - expected.score).abs() < 1e-12, "{n}: {found:?} is not {expected:?}");
                 assert!((found.utility - expected.utility).abs() < 1e-12, "{n}: {found:?} is not {expected:?}");
             }

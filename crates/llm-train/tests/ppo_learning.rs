@@ -9,13 +9,16 @@ use candle_core::Tensor;
 use llm_model::{Head, Model, ModelConfig, Params};
 use llm_train::Result;
 use llm_train::optim::OptimizerConfig;
-use llm_train::recipes::{PpoRecipe, PpoTrainer, SpecialIds};
+use llm_train::recipes::{PpoRecipe, PpoTrainer, Score, SpecialIds};
 use llm_train::rl::MissingEos;
 use llm_train::rollout::{reply_logprobs, reply_values};
 
 const PAD: u32 = 0;
 const EOS: u32 = 1;
 const IDS: SpecialIds = SpecialIds { pad: PAD, eos: EOS };
+
+/// The metrics of an update by name.
+type Figures = Vec<(&'static str, f64)>;
 
 fn model(vocab_size: usize, hidden_size: usize, initializer_range: f64, head: Head, seed: u64) -> Model {
     let config = ModelConfig {
@@ -44,7 +47,7 @@ fn recipe(learning_rate: f64, kl_coef: f64) -> PpoRecipe {
 }
 
 /// The metrics of each update of a training on the same queries.
-fn train(trainer: &mut PpoTrainer, queries: &[Vec<u32>]) -> Vec<Vec<(&'static str, f64)>> {
+fn train(trainer: &mut PpoTrainer, queries: &[Vec<u32>]) -> Vec<Figures> {
     let recipe = trainer.recipe;
     let update = |update| {
         let rollouts = trainer.roll_out(queries, recipe.seed * 10_000 + update).unwrap();
@@ -102,6 +105,7 @@ fn hashed(row: &[u32]) -> f64 {
     (mixed >> 11) as f64 / (1u64 << 52) as f64 - 1.
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "a score may fail")]
 fn hashed_scores(rows: &[Vec<u32>]) -> Result<Vec<f64>> {
     Ok(rows.iter().map(|row| hashed(row)).collect())
 }
@@ -163,10 +167,7 @@ fn fives(rows: &[Vec<u32>]) -> Vec<f64> {
 }
 
 /// The mean count of token 5 at first and at last, and the metrics of a training under this score.
-fn train_on(
-    kl_coef: f64,
-    score: &dyn Fn(&[Vec<u32>]) -> Result<Vec<f64>>,
-) -> (f64, f64, Vec<Vec<(&'static str, f64)>>) {
+fn train_on(kl_coef: f64, score: Score) -> (f64, f64, Vec<Figures>) {
     let recipe =
         PpoRecipe { updates: 40, num_ppo_epochs: 2, max_new_tokens: 6, micro_batch_size: 128, ..recipe(1e-2, kl_coef) };
     let start = model(12, 16, 0.3, Head::LanguageModel, 1);
@@ -205,7 +206,7 @@ fn l3_a_score_is_learnt_and_noise_and_the_opposite_are_not() {
 
 #[test]
 fn l3_the_dearer_the_kl_the_smaller_it_is() {
-    let last = |(_, _, metrics): (f64, f64, Vec<Vec<(&'static str, f64)>>)| metrics.last().unwrap().clone();
+    let last = |(_, _, metrics): (f64, f64, Vec<Figures>)| metrics.last().unwrap().clone();
     let kl = [0.02, 0.3, 3.].map(|kl_coef| metric(&last(train_on(kl_coef, &|rows| Ok(fives(rows)))), "objective/kl"));
     assert!(kl[0] > 1.5 * kl[1] && kl[1] > 1.5 * kl[2], "{kl:?}");
 }
