@@ -4,7 +4,7 @@
 //! What a recipe draws at random hangs on its seed and the step alone; so model, optimizer and step are all that is
 //! needed to go on as if nothing had happened.
 //!
-//! A stage checks its recipe, loads its inputs and builds its models first; [`Opening::open`] makes the folder last. While the run
+//! A stage checks its recipe, loads its inputs and builds its models first; `Opening::open` makes the folder last. While the run
 //! is under way it holds the lock of its folder.
 
 mod checkpoint;
