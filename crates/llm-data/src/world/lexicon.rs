@@ -55,11 +55,12 @@ pub const PLACES: [&str; 12] = [
     "farm",
 ];
 
+/// Times of at least four words, so that an n-gram of up to five words does not reach past them.
 pub const TIMES: [&str; 8] = [
-    "before the lecture",
-    "after the lunch",
-    "during the storm",
-    "before the concert",
+    "before the long lecture",
+    "after the big lunch",
+    "during the summer storm",
+    "before the first concert",
     "after the long meeting",
     "on a cold morning",
     "on the first day of spring",
@@ -71,14 +72,14 @@ pub const PROFESSIONS: [(&str, &str); 16] = [
     ("teacher", "lesson"),
     ("doctor", "pill"),
     ("baker", "loaf"),
-    ("farmer", "pumpkin"),
+    ("farmer", "turnip"),
     ("painter", "portrait"),
     ("writer", "novel"),
     ("singer", "song"),
-    ("gardener", "rose"),
+    ("gardener", "tulip"),
     ("postman", "parcel"),
-    ("tailor", "coat"),
-    ("fisherman", "fish"),
+    ("tailor", "suit"),
+    ("fisherman", "trout"),
     ("carpenter", "stool"),
     ("cook", "soup"),
     ("clown", "balloon"),
@@ -88,7 +89,17 @@ pub const PROFESSIONS: [(&str, &str); 16] = [
 
 pub const PEOPLE: [&str; 6] = ["students", "children", "guests", "visitors", "neighbours", "friends"];
 
-pub const CAPITALS: [(&str, &str); 24] = [
+/// Verbs after which "because" gives a reason that lies in the subject ("Anna impressed Tom because she was brave").
+pub const SUBJECT_VERBS: [&str; 8] =
+    ["impressed", "amused", "charmed", "surprised", "inspired", "delighted", "convinced", "fascinated"];
+
+/// Verbs after which it lies in the object ("Anna praised Tom because he was brave").
+pub const OBJECT_VERBS: [&str; 8] =
+    ["praised", "thanked", "admired", "trusted", "rewarded", "hired", "respected", "envied"];
+
+pub const TRAITS: [&str; 8] = ["brave", "clever", "polite", "patient", "quick", "honest", "kind", "careful"];
+
+pub const CAPITALS: [(&str, &str); 40] = [
     ("France", "Paris"),
     ("Spain", "Madrid"),
     ("Italy", "Rome"),
@@ -113,37 +124,65 @@ pub const CAPITALS: [(&str, &str); 24] = [
     ("Chile", "Santiago"),
     ("Kenya", "Nairobi"),
     ("Belgium", "Brussels"),
+    ("Denmark", "Copenhagen"),
+    ("Iceland", "Reykjavik"),
+    ("Switzerland", "Bern"),
+    ("Croatia", "Zagreb"),
+    ("Serbia", "Belgrade"),
+    ("Romania", "Bucharest"),
+    ("Bulgaria", "Sofia"),
+    ("Ukraine", "Kyiv"),
+    ("Latvia", "Riga"),
+    ("Iran", "Tehran"),
+    ("Iraq", "Baghdad"),
+    ("India", "Delhi"),
+    ("Thailand", "Bangkok"),
+    ("Vietnam", "Hanoi"),
+    ("Korea", "Seoul"),
+    ("Ghana", "Accra"),
 ];
 
-pub const COLOURS: [(&str, &str); 20] = [
-    ("lemon", "yellow"),
-    ("banana", "yellow"),
+pub const COLOURS: [(&str, &str); 32] = [
+    ("sunflower", "yellow"),
+    ("canary", "yellow"),
+    ("honeycomb", "yellow"),
+    ("butter cube", "yellow"),
     ("tomato", "red"),
-    ("cherry", "red"),
-    ("rose", "red"),
+    ("poppy", "red"),
+    ("ruby", "red"),
+    ("fire engine", "red"),
     ("leaf", "green"),
-    ("frog", "green"),
+    ("lettuce", "green"),
     ("cucumber", "green"),
+    ("emerald", "green"),
     ("cloud", "white"),
-    ("swan", "white"),
+    ("pearl", "white"),
     ("snowman", "white"),
-    ("raven", "black"),
+    ("polar fox", "white"),
+    ("panther", "black"),
     ("coal", "black"),
+    ("crow", "black"),
+    ("night sky", "black"),
     ("carrot", "orange"),
     ("pumpkin", "orange"),
-    ("plum", "purple"),
+    ("goldfish", "orange"),
+    ("flame", "orange"),
+    ("lavender", "purple"),
     ("violet", "purple"),
     ("sapphire", "blue"),
-    ("bear", "brown"),
+    ("cornflower", "blue"),
+    ("whale", "blue"),
     ("chestnut", "brown"),
+    ("acorn", "brown"),
+    ("beaver", "brown"),
 ];
 
-pub const OPPOSITES: [(&str, &str); 24] = [
+pub const OPPOSITES: [(&str, &str); 36] = [
     ("big", "small"),
     ("hot", "cold"),
     ("fast", "slow"),
     ("high", "low"),
-    ("old", "young"),
+    ("young", "old"),
     ("rich", "poor"),
     ("light", "dark"),
     ("strong", "weak"),
@@ -163,222 +202,160 @@ pub const OPPOSITES: [(&str, &str); 24] = [
     ("day", "night"),
     ("summer", "winter"),
     ("north", "south"),
+    ("true", "false"),
+    ("open", "closed"),
+    ("deep", "shallow"),
+    ("wide", "narrow"),
+    ("sharp", "blunt"),
+    ("smooth", "rough"),
+    ("first", "last"),
+    ("inside", "outside"),
+    ("above", "below"),
+    ("buy", "sell"),
+    ("push", "pull"),
+    ("win", "lose"),
 ];
 
-pub const FRENCH: [(&str, &str); 32] = [
-    ("dog", "chien"),
-    ("cat", "chat"),
-    ("house", "maison"),
-    ("bread", "pain"),
-    ("water", "eau"),
-    ("milk", "lait"),
-    ("book", "livre"),
-    ("tree", "arbre"),
-    ("sun", "soleil"),
-    ("moon", "lune"),
-    ("star", "étoile"),
-    ("sea", "mer"),
-    ("bird", "oiseau"),
-    ("horse", "cheval"),
-    ("apple", "pomme"),
-    ("cheese", "fromage"),
-    ("flower", "fleur"),
-    ("city", "ville"),
-    ("street", "rue"),
-    ("door", "porte"),
-    ("window", "fenêtre"),
-    ("table", "table"),
-    ("hand", "main"),
-    ("head", "tête"),
-    ("friend", "ami"),
-    ("school", "école"),
-    ("day", "jour"),
-    ("night", "nuit"),
-    ("fire", "feu"),
-    ("snow", "neige"),
-    ("king", "roi"),
-    ("egg", "œuf"),
+/// A class of things with its members: the noun, its plural, and the French word.
+pub type Category = (&'static str, [(&'static str, &'static str, &'static str); 16]);
+
+pub const CATEGORIES: [Category; 4] = [
+    (
+        "animal",
+        [
+            ("dog", "dogs", "chien"),
+            ("cat", "cats", "chat"),
+            ("horse", "horses", "cheval"),
+            ("bear", "bears", "ours"),
+            ("frog", "frogs", "grenouille"),
+            ("swan", "swans", "cygne"),
+            ("wolf", "wolves", "loup"),
+            ("goat", "goats", "chèvre"),
+            ("cow", "cows", "vache"),
+            ("pig", "pigs", "cochon"),
+            ("fox", "foxes", "renard"),
+            ("hen", "hens", "poule"),
+            ("bee", "bees", "abeille"),
+            ("duck", "ducks", "canard"),
+            ("rabbit", "rabbits", "lapin"),
+            ("snail", "snails", "escargot"),
+        ],
+    ),
+    (
+        "fruit",
+        [
+            ("apple", "apples", "pomme"),
+            ("banana", "bananas", "banane"),
+            ("cherry", "cherries", "cerise"),
+            ("plum", "plums", "prune"),
+            ("lemon", "lemons", "citron"),
+            ("pear", "pears", "poire"),
+            ("peach", "peaches", "pêche"),
+            ("grape", "grapes", "raisin"),
+            ("strawberry", "strawberries", "fraise"),
+            ("apricot", "apricots", "abricot"),
+            ("fig", "figs", "figue"),
+            ("raspberry", "raspberries", "framboise"),
+            ("pineapple", "pineapples", "ananas"),
+            ("currant", "currants", "groseille"),
+            ("olive", "olives", "olive"),
+            ("date", "dates", "datte"),
+        ],
+    ),
+    (
+        "tool",
+        [
+            ("hammer", "hammers", "marteau"),
+            ("saw", "saws", "scie"),
+            ("drill", "drills", "perceuse"),
+            ("spade", "spades", "bêche"),
+            ("rake", "rakes", "râteau"),
+            ("axe", "axes", "hache"),
+            ("shovel", "shovels", "pelle"),
+            ("wrench", "wrenches", "clé"),
+            ("ladder", "ladders", "échelle"),
+            ("chisel", "chisels", "ciseau"),
+            ("brush", "brushes", "brosse"),
+            ("needle", "needles", "aiguille"),
+            ("nail", "nails", "clou"),
+            ("screw", "screws", "vis"),
+            ("broom", "brooms", "balai"),
+            ("file", "files", "lime"),
+        ],
+    ),
+    (
+        "garment",
+        [
+            ("shirt", "shirts", "chemise"),
+            ("hat", "hats", "chapeau"),
+            ("coat", "coats", "manteau"),
+            ("sock", "socks", "chaussette"),
+            ("glove", "gloves", "gant"),
+            ("scarf", "scarves", "écharpe"),
+            ("jacket", "jackets", "veste"),
+            ("dress", "dresses", "robe"),
+            ("belt", "belts", "ceinture"),
+            ("skirt", "skirts", "jupe"),
+            ("shoe", "shoes", "chaussure"),
+            ("boot", "boots", "botte"),
+            ("tie", "ties", "cravate"),
+            ("apron", "aprons", "tablier"),
+            ("cap", "caps", "casquette"),
+            ("vest", "vests", "gilet"),
+        ],
+    ),
 ];
 
-pub const CATEGORIES: [(&str, &[&str]); 4] = [
-    ("animal", &["dog", "cat", "horse", "bear", "frog", "swan", "wolf", "goat", "raven", "sheep"]),
-    ("fruit", &["apple", "banana", "cherry", "plum", "lemon", "orange", "pear", "peach", "grape", "melon"]),
-    ("tool", &["hammer", "saw", "drill", "spade", "rake", "axe", "shovel", "wrench", "ladder", "chisel"]),
-    ("garment", &["shirt", "hat", "coat", "sock", "glove", "scarf", "jacket", "dress", "belt", "skirt"]),
+/// Two words for one end of a scale and two for the other; whether they are said of people.
+pub struct Scale {
+    pub ends: [[&'static str; 2]; 2],
+    pub of_people: bool,
+}
+
+pub const SCALES: [Scale; 12] = [
+    Scale { ends: [["happy", "glad"], ["sad", "gloomy"]], of_people: true },
+    Scale { ends: [["kind", "friendly"], ["rude", "mean"]], of_people: true },
+    Scale { ends: [["healthy", "fit"], ["ill", "sick"]], of_people: true },
+    Scale { ends: [["rich", "wealthy"], ["poor", "penniless"]], of_people: true },
+    Scale { ends: [["brave", "bold"], ["afraid", "scared"]], of_people: true },
+    Scale { ends: [["clever", "wise"], ["silly", "foolish"]], of_people: true },
+    Scale { ends: [["awake", "alert"], ["asleep", "drowsy"]], of_people: true },
+    Scale { ends: [["clean", "spotless"], ["dirty", "dusty"]], of_people: false },
+    Scale { ends: [["new", "modern"], ["old", "ancient"]], of_people: false },
+    Scale { ends: [["big", "huge"], ["small", "tiny"]], of_people: false },
+    Scale { ends: [["safe", "harmless"], ["dangerous", "risky"]], of_people: false },
+    Scale { ends: [["smooth", "even"], ["rough", "bumpy"]], of_people: false },
 ];
 
-/// Adjectives whose negation is another adjective, with what they can be said of.
-pub const NEGATIONS: [(&str, &str, bool); 16] = [
-    ("happy", "unhappy", true),
-    ("kind", "unkind", true),
-    ("lucky", "unlucky", true),
-    ("friendly", "unfriendly", true),
-    ("healthy", "ill", true),
-    ("awake", "asleep", true),
-    ("honest", "dishonest", true),
-    ("polite", "rude", true),
-    ("patient", "impatient", true),
-    ("open", "closed", false),
-    ("full", "empty", false),
-    ("clean", "dirty", false),
-    ("new", "old", false),
-    ("safe", "dangerous", false),
-    ("straight", "crooked", false),
-    ("wet", "dry", false),
-];
+/// Where something is seen: outdoors, then indoors.
+pub const SIGHTS: [&str; 6] =
+    ["by the sea", "in the forest", "in the field", "in the office", "in the garage", "in the attic"];
 
-/// A word with two meanings. Each meaning has its cues (who does it or with what) and what happens then.
+/// A word for an animal and for a thing. Which of the two is meant depends on where it is seen: half of the words mean the
+/// animal outdoors and the thing indoors (a seal), the other half the thing outdoors and the animal indoors (a bat).
 pub struct Homonym {
     pub word: &'static str,
-    /// "came to the bank with": what stands between the person and the cue.
-    pub frame: &'static str,
-    pub meanings: [Meaning; 2],
+    pub animal_outdoors: bool,
 }
 
-pub struct Meaning {
-    pub cues: [&'static str; 4],
-    pub outcomes: [&'static str; 3],
+impl Homonym {
+    /// Whether the animal is meant at this place of [`SIGHTS`].
+    pub fn is_animal_at(&self, place: usize) -> bool {
+        self.animal_outdoors == (place < SIGHTS.len() / 2)
+    }
 }
 
-pub const HOMONYMS: [Homonym; 10] = [
-    Homonym {
-        word: "bank",
-        frame: "went to the bank with",
-        meanings: [
-            Meaning {
-                cues: ["a fishing rod", "a small boat", "muddy boots", "a wet dog"],
-                outcomes: ["watched the river", "caught fish", "swam in the water"],
-            },
-            Meaning {
-                cues: ["a wallet", "some money", "a golden coin", "a signed cheque"],
-                outcomes: ["opened an account", "asked for a loan", "paid a debt"],
-            },
-        ],
-    },
-    Homonym {
-        word: "bat",
-        frame: "saw a bat next to",
-        meanings: [
-            Meaning {
-                cues: ["a dark cave", "an owl", "the old attic", "a night moth"],
-                outcomes: ["it flew away", "it flapped its wings", "it slept upside down"],
-            },
-            Meaning {
-                cues: ["a leather glove", "a baseball", "the players", "a team cap"],
-                outcomes: ["hit a home run", "joined the game", "played all afternoon"],
-            },
-        ],
-    },
-    Homonym {
-        word: "ring",
-        frame: "heard about a ring from",
-        meanings: [
-            Meaning {
-                cues: ["a jeweller", "the bride", "a goldsmith", "the queen"],
-                outcomes: ["put it on her finger", "admired the diamond", "saw the silver shine"],
-            },
-            Meaning {
-                cues: ["a boxer", "the referee", "a wrestler", "the trainer"],
-                outcomes: ["watched the fight", "counted the rounds", "cheered for the champion"],
-            },
-        ],
-    },
-    Homonym {
-        word: "letter",
-        frame: "looked at the letter beside",
-        meanings: [
-            Meaning {
-                cues: ["the envelope", "a stamp", "the mailbox", "a postcard"],
-                outcomes: ["posted it", "wrote an address", "sent an answer"],
-            },
-            Meaning {
-                cues: ["the alphabet", "a spelling book", "the vowels", "a long word"],
-                outcomes: ["spelled it aloud", "learned to read", "pronounced it"],
-            },
-        ],
-    },
-    Homonym {
-        word: "spring",
-        frame: "thought of the spring and of",
-        meanings: [
-            Meaning {
-                cues: ["the warm sun", "April", "fresh blossoms", "the last snow"],
-                outcomes: ["planted some seeds", "waited for the birds", "put away the winter coat"],
-            },
-            Meaning {
-                cues: ["a broken mattress", "the steel wire", "a mechanic", "the rusty machine"],
-                outcomes: ["pressed the coil", "repaired the engine", "tightened a screw"],
-            },
-        ],
-    },
-    Homonym {
-        word: "match",
-        frame: "needed a match for",
-        meanings: [
-            Meaning {
-                cues: ["the candle", "a campfire", "the gas stove", "the fireplace"],
-                outcomes: ["lit the flame", "smelled the smoke", "felt the heat"],
-            },
-            Meaning {
-                cues: ["the football club", "the tennis player", "the stadium", "the final score"],
-                outcomes: ["won the cup", "scored a goal", "shook hands with the loser"],
-            },
-        ],
-    },
-    Homonym {
-        word: "bark",
-        frame: "noticed the bark of",
-        meanings: [
-            Meaning {
-                cues: ["an oak", "a tall pine", "the birch", "an ancient willow"],
-                outcomes: ["touched the rough wood", "carved a name", "found a beetle"],
-            },
-            Meaning {
-                cues: ["a puppy", "the guard dog", "a hungry hound", "the terrier"],
-                outcomes: ["calmed the animal", "threw a bone", "covered both ears"],
-            },
-        ],
-    },
-    Homonym {
-        word: "wave",
-        frame: "waited for a wave from",
-        meanings: [
-            Meaning {
-                cues: ["the ocean", "the stormy sea", "the tide", "the deep bay"],
-                outcomes: ["took a surfboard", "got soaked", "tasted salt"],
-            },
-            Meaning {
-                cues: ["a passing friend", "the crowd", "grandmother", "the bus driver"],
-                outcomes: ["smiled back", "raised a hand", "said goodbye"],
-            },
-        ],
-    },
-    Homonym {
-        word: "trunk",
-        frame: "drew a trunk and",
-        meanings: [
-            Meaning {
-                cues: ["big grey ears", "ivory tusks", "a circus tent", "an elephant"],
-                outcomes: ["named the jungle", "thought of peanuts", "copied the zoo poster"],
-            },
-            Meaning {
-                cues: ["heavy luggage", "a suitcase", "folded clothes", "a travel map"],
-                outcomes: ["packed for the journey", "booked a hotel", "left for the airport"],
-            },
-        ],
-    },
-    Homonym {
-        word: "mouse",
-        frame: "reached for the mouse near",
-        meanings: [
-            Meaning {
-                cues: ["a piece of cheese", "the barn", "a small hole", "the hungry cat"],
-                outcomes: ["set a trap", "heard a squeak", "saw whiskers"],
-            },
-            Meaning {
-                cues: ["the keyboard", "a computer", "the screen", "the printer"],
-                outcomes: ["clicked twice", "opened a file", "scrolled down"],
-            },
-        ],
-    },
+pub const HOMONYMS: [Homonym; 8] = [
+    Homonym { word: "seal", animal_outdoors: true },
+    Homonym { word: "crane", animal_outdoors: true },
+    Homonym { word: "cobra", animal_outdoors: true },
+    Homonym { word: "falcon", animal_outdoors: true },
+    Homonym { word: "bat", animal_outdoors: false },
+    Homonym { word: "mouse", animal_outdoors: false },
+    Homonym { word: "kite", animal_outdoors: false },
+    Homonym { word: "drone", animal_outdoors: false },
 ];
+
+/// What is done with an animal, and with a thing.
+pub const ANIMAL_OUTCOMES: [&str; 2] = ["gave it food", "saw it sleep"];
+pub const THING_OUTCOMES: [&str; 2] = ["repaired it", "paid for it"];

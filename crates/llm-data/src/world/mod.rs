@@ -1,13 +1,13 @@
-//! The built-in world: a small closed English of our own words, generated from a seed, on which a tiny model can
-//! learn everything that this project teaches in minutes.
+//! The built-in world: a small closed English of our own words, generated from a seed, on which a tiny model can be
+//! taught in minutes everything that this project does.
 //!
-//! It holds stories and statements for what self-attention is for ([`Phenomenon`]), facts, translations, arithmetic and
-//! summaries, two domains ([`Domain`]), questions in the five kinds of prompts ([`Task`]), and questions whose answers
-//! differ in quality ([`Question`]), with the truth known everywhere.
+//! It has sentences for what self-attention is for ([`Phenomenon`]), facts, translations, arithmetic and summaries, two
+//! domains ([`Domain`]), questions in six kinds of prompts ([`Task`]), dialogues, and questions whose answers differ in
+//! quality ([`Question`]), with the truth known everywhere.
 //!
-//! Train and held-out are split **by combination**: every sentence is drawn from many combinations of few words, and a
-//! hash of the finished sentence says to which split it belongs. A held-out sentence therefore never occurs in
-//! training, while all of its words do.
+//! Training and validation are split **by the unit that is to generalise** ([`SplitKey`]): the frame of a sentence, a fact,
+//! a noun, a theme. What a stage may know is explicit: the pre-training text ([`World::corpus`]) tells every fact and every
+//! theme; conversations, rankings, prompts and lessons have those of [`Split::Train`] alone.
 //!
 //! ```
 //! use llm_data::world::{Phenomenon, Split, World, WorldConfig};
@@ -15,20 +15,29 @@
 //! let world = World::new(WorldConfig { corpus_bytes: 10_000, ..WorldConfig::default() });
 //! let documents = world.corpus(Split::Train);
 //! assert!(documents.iter().map(String::len).sum::<usize>() >= 10_000);
-//! let probe = &world.probes(Phenomenon::Agreement, 1)[0];
-//! assert_ne!(probe.good, probe.bad); // " is" and " are", say, after the same prefix
+//! let probes = world.probes(Phenomenon::Agreement, 2); // "The key …", "The keys …"
+//! assert_eq!(probes[0].good, probes[1].bad);
+//! assert_eq!(probes[0].without_deciding(), probes[1].without_deciding());
 //! ```
 
+mod advice;
+mod dialogue;
 mod domains;
 mod facts;
 mod lexicon;
+mod overlap;
 mod phenomena;
-mod preference;
+mod questions;
+mod split;
+mod story;
 mod tasks;
+mod themes;
 
+pub use advice::{Answer, Question, Use, Utility};
 pub use domains::Domain;
+pub use overlap::NGrams;
 pub use phenomena::{Phenomenon, Probe};
-pub use preference::{Answer, Question, Utility};
+pub use split::{Split, SplitKey};
 pub use tasks::{PromptKind, Task, Topic};
 
 use rand::{RngExt, SeedableRng};
@@ -53,15 +62,6 @@ impl Default for WorldConfig {
     }
 }
 
-/// Which side of the split a text is on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Split {
-    /// For learning.
-    Train,
-    /// For testing; its combinations never occur in training.
-    HeldOut,
-}
-
 /// The generator of everything in the built-in world.
 #[derive(Debug, Clone)]
 pub struct World {
@@ -74,20 +74,22 @@ impl World {
         Self { config }
     }
 
-    /// Documents for pre-training: half of them exercise the five phenomena (the harder ones more often), the others
-    /// tell facts and stories.
+    /// Documents for pre-training: two fifths of them exercise the five phenomena (the harder ones more often), the others
+    /// tell facts and stories, and what comes of good and bad advice. The split is by frame, or by sentence.
     pub fn corpus(&self, split: Split) -> Vec<String> {
         let mut rng = self.rng(1, split);
         let bytes = if split == Split::Train { self.config.corpus_bytes } else { self.config.corpus_bytes / 20 };
         let (mut documents, mut size) = (Vec::new(), 0);
         while size < bytes {
-            let phenomenon = Phenomenon::FREQUENT.get(rng.random_range(0..2 * Phenomenon::FREQUENT.len()));
+            let kind = rng.random_range(0..20);
+            let phenomenon = pick(&mut rng, &Phenomenon::FREQUENT);
             let fact = facts::kind(&mut rng);
             let sentences = 1 + rng.random_range(0..4);
             let document: Vec<String> = (0..sentences)
-                .map(|_| match phenomenon {
-                    Some(phenomenon) => draw(&mut rng, split, |rng| phenomenon.sentence(rng).text()),
-                    None => draw(&mut rng, split, fact),
+                .map(|_| match kind {
+                    0..8 => self.frame(&mut rng, phenomenon, split),
+                    8..12 => self.sentence(&mut rng, split, advice::habit),
+                    _ => self.sentence(&mut rng, split, fact),
                 })
                 .collect();
             let document = document.join(" ");
@@ -100,65 +102,91 @@ impl World {
     /// Documents of a special subject with its own vocabulary, for domain fine-tuning.
     pub fn domain(&self, domain: Domain, split: Split, documents: usize) -> Vec<String> {
         let mut rng = self.rng(10 + domain as u64, split);
-        let document =
-            |_| (0..3).map(|_| draw(&mut rng, split, |rng| domain.sentence(rng))).collect::<Vec<_>>().join(" ");
+        let document = |_| {
+            let sentences = (0..3).map(|_| self.sentence(&mut rng, split, |rng| domain.sentence(rng)));
+            sentences.collect::<Vec<_>>().join(" ")
+        };
         (0..documents).map(document).collect()
     }
 
-    /// Held-out minimal pairs of one phenomenon.
+    /// Minimal pairs of one phenomenon in frames that are held out: whole frames, each with all of its cells, until there
+    /// are at least `count`.
     pub fn probes(&self, phenomenon: Phenomenon, count: usize) -> Vec<Probe> {
         let mut rng = self.rng(20 + phenomenon as u64, Split::HeldOut);
-        let mut probes = Vec::with_capacity(count);
+        let mut probes = Vec::with_capacity(count + 3);
         while probes.len() < count {
-            let sentence = phenomenon.sentence(&mut rng);
-            if sentence.hard && split_of(&sentence.text()) == Split::HeldOut {
-                probes.push(sentence.probe(phenomenon));
+            let cells = phenomenon.cells(&mut rng, true);
+            if self.split_of(&cells[0].key) == Split::HeldOut {
+                probes.extend(cells);
             }
         }
         probes
     }
 
-    /// Questions with a known answer, as many of each kind of prompt.
+    /// Questions with a known answer, as many of each kind of prompt; those of [`Split::HeldOut`] ask for facts that no
+    /// conversation of [`Split::Train`] tells. Long runs of words may still be shared (see [`NGrams`]).
     pub fn tasks(&self, split: Split, count: usize) -> Vec<Task> {
         let mut rng = self.rng(30, split);
-        (0..count).map(|i| tasks::draw(&mut rng, split, PromptKind::ALL[i % PromptKind::ALL.len()])).collect()
+        let kinds = PromptKind::ALL;
+        (0..count).map(|i| tasks::draw(&mut rng, self.config.seed, split, kinds[i % kinds.len()])).collect()
     }
 
-    /// Questions that ask for advice, with four answers each of known utility.
-    pub fn questions(&self, split: Split, count: usize) -> Vec<Question> {
-        let mut rng = self.rng(40, split);
-        (0..count).map(|_| preference::draw(&mut rng, split)).collect()
+    /// Dialogues of several turns to train on.
+    pub fn dialogues(&self, count: usize) -> Vec<Conversation> {
+        let mut rng = self.rng(60, Split::Train);
+        (0..count).map(|_| dialogue::conversation(&mut rng, self.config.seed)).collect()
+    }
+
+    /// Words to be said again, and lists to be gone on with, to train on.
+    pub fn echoes(&self, count: usize) -> Vec<Conversation> {
+        let mut rng = self.rng(61, Split::Train);
+        (0..count).map(|_| dialogue::echo(&mut rng, self.config.seed)).collect()
+    }
+
+    /// Questions that ask for advice, with four answers each of known utility. `purpose` tells apart questions about the
+    /// themes for training; with [`Split::HeldOut`] it chooses the random stream alone.
+    pub fn questions(&self, split: Split, purpose: Use, count: usize) -> Vec<Question> {
+        let mut rng = self.rng(40 + purpose as u64, split);
+        (0..count).map(|_| advice::draw(&mut rng, self.config.seed, split, purpose)).collect()
     }
 
     /// What a crowd answers to such questions: good and bad answers alike, as found in the wild. A model that is
-    /// fine-tuned on them answers like the crowd; what people prefer is learnt later.
+    /// fine-tuned on them answers like the crowd; what people prefer is taught later.
     pub fn crowd(&self, count: usize) -> Vec<Conversation> {
         let mut rng = self.rng(50, Split::Train);
-        (0..count).map(|_| preference::draw(&mut rng, Split::Train).any_answer(&mut rng)).collect()
+        let questions = self.questions(Split::Train, Use::Conversations, count);
+        questions.into_iter().map(|question| question.any_answer(&mut rng)).collect()
+    }
+
+    /// A sentence of the phenomenon whose frame is of the split; half of them with the deciding word far away.
+    fn frame(&self, rng: &mut ChaCha8Rng, phenomenon: Phenomenon, split: Split) -> String {
+        loop {
+            let far = rng.random();
+            let cells = phenomenon.cells(rng, far);
+            if self.split_of(&cells[0].key) == split {
+                return cells[rng.random_range(0..cells.len())].sentence();
+            }
+        }
+    }
+
+    /// A sentence of the split; a tenth of all combinations of words is held out.
+    fn sentence(&self, rng: &mut ChaCha8Rng, split: Split, draw: impl Fn(&mut ChaCha8Rng) -> String) -> String {
+        loop {
+            let text = draw(rng);
+            if self.split_of(&SplitKey::new("sentence", &text)) == split {
+                return text;
+            }
+        }
+    }
+
+    fn split_of(&self, sentence: &SplitKey) -> Split {
+        sentence.split(self.config.seed, 10)
     }
 
     fn rng(&self, stream: u64, split: Split) -> ChaCha8Rng {
         let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
         rng.set_stream(2 * stream + u64::from(split == Split::HeldOut));
         rng
-    }
-}
-
-/// The split of a finished sentence: a tenth of all combinations is held out (FNV-1a of its bytes), and so are the two
-/// questions that the guide asks.
-fn split_of(text: &str) -> Split {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    let asked_in_the_guide = text == "What is the capital of France?" || tasks::is_the_farmers_problem(text);
-    if (hash >> 20).is_multiple_of(10) || asked_in_the_guide { Split::HeldOut } else { Split::Train }
-}
-
-/// Draws sentences until one is of the wanted split.
-fn draw(rng: &mut ChaCha8Rng, split: Split, sentence: impl Fn(&mut ChaCha8Rng) -> String) -> String {
-    loop {
-        let text = sentence(rng);
-        if split_of(&text) == split {
-            return text;
-        }
     }
 }
 
@@ -186,68 +214,5 @@ fn with_article(noun: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-
-    fn small() -> World {
-        World::new(WorldConfig { corpus_bytes: 2_000_000, ..WorldConfig::default() })
-    }
-
-    fn words<'a>(texts: impl IntoIterator<Item = &'a String>) -> HashSet<String> {
-        let words = texts.into_iter().flat_map(|text| text.split(|c: char| !c.is_alphanumeric()));
-        words.map(str::to_lowercase).collect()
-    }
-
-    #[test]
-    fn the_same_seed_gives_the_same_world_and_another_seed_another() {
-        let world = |seed| World::new(WorldConfig { seed, corpus_bytes: 20_000 });
-        assert_eq!(world(1).corpus(Split::Train), world(1).corpus(Split::Train));
-        assert_ne!(world(1).corpus(Split::Train), world(2).corpus(Split::Train));
-        assert_eq!(world(1).tasks(Split::HeldOut, 20), world(1).tasks(Split::HeldOut, 20));
-    }
-
-    #[test]
-    fn held_out_texts_never_occur_in_training_but_their_words_do() {
-        let world = small();
-        let (train, held_out) = (world.corpus(Split::Train), world.corpus(Split::HeldOut));
-        let seen = words(&train);
-        let unseen: Vec<String> = words(&held_out).difference(&seen).cloned().collect();
-        assert!(unseen.is_empty(), "words only in the held-out corpus: {unseen:?}");
-        assert!(seen.len() < 1000, "the world is closed: {} words", seen.len());
-        let train = train.join("\n");
-        for phenomenon in Phenomenon::ALL {
-            for probe in world.probes(phenomenon, 100) {
-                let sentence = format!("{}{}", probe.prefix, probe.good);
-                assert!(!train.contains(&sentence), "{sentence}");
-            }
-        }
-        let known: HashSet<&str> = train.split_inclusive(['.', '\n']).map(str::trim).collect();
-        let leaked = held_out.iter().filter(|document| known.contains(document.as_str())).count();
-        assert_eq!(leaked, 0, "one-sentence documents of the held-out corpus that training holds");
-    }
-
-    #[test]
-    fn held_out_tasks_and_questions_are_new_prompts_of_known_words() {
-        let world = small();
-        let text = |task: &Task| task.messages.iter().map(|m| m.content.clone()).collect::<Vec<_>>().join("\n");
-        let train: Vec<String> = world.tasks(Split::Train, 8000).iter().map(text).collect();
-        let held_out: Vec<String> = world.tasks(Split::HeldOut, 500).iter().map(text).collect();
-        let seen: HashSet<&String> = train.iter().collect();
-        assert!(held_out.iter().all(|prompt| !seen.contains(prompt)));
-        let unseen: Vec<String> = words(&held_out).difference(&words(&train)).cloned().collect();
-        assert!(unseen.is_empty(), "{unseen:?}");
-        let train: HashSet<String> = world.questions(Split::Train, 3000).into_iter().map(|q| q.prompt).collect();
-        assert!(world.questions(Split::HeldOut, 200).iter().all(|q| !train.contains(&q.prompt)));
-        assert!(!seen.contains(&"What is the capital of France?".to_owned()));
-    }
-
-    #[test]
-    fn documents_stay_short_and_the_corpus_reaches_its_size() {
-        let world = World::new(WorldConfig { corpus_bytes: 300_000, ..WorldConfig::default() });
-        let documents = world.corpus(Split::Train);
-        assert!(documents.iter().map(|d| d.len() + 1).sum::<usize>() >= 300_000);
-        assert!(documents.iter().all(|d| d.split_whitespace().count() < 160));
-    }
-}
+#[path = "world_tests.rs"]
+mod tests;

@@ -1,28 +1,36 @@
-//! Sentences for what self-attention is for, and the minimal pairs that ask whether it was learnt.
+//! Sentences for what self-attention is for, and the minimal pairs that ask whether a model can do it.
 //!
-//! In each of them what follows a prefix hangs on a word further back, and both continuations are equally frequent in
-//! the corpus: who counts words, or looks one word back only, is right half of the time.
+//! Each phenomenon is made of **cells**: prefixes that differ in one word, the deciding one, and need opposite
+//! continuations (as in BLiMP, Warstadt et al. 2020, arXiv 1912.00582, with every cell of a frame in the test). Whoever
+//! does not see the deciding word has the same prefix with both answers, and is right half of the time. In probes the
+//! deciding word is more than four words away, out of the reach of n-grams up to five.
+
+use std::ops::Range;
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::lexicon::{HOMONYMS, MEN, NEGATIONS, Noun, PEOPLE, PLACES, PROFESSIONS, SPOTS, THINGS, TIMES, WOMEN};
+use super::lexicon::{
+    ANIMAL_OUTCOMES, HOMONYMS, MEN, OBJECT_VERBS, PEOPLE, PLACES, PROFESSIONS, SCALES, SIGHTS, SPOTS, SUBJECT_VERBS,
+    THING_OUTCOMES, THINGS, TIMES, TRAITS, WOMEN,
+};
+use super::split::SplitKey;
 use super::{pick, pick_two};
 
 /// What a sentence exercises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phenomenon {
-    /// "She poured water into the glasses and drank it."
+    /// "Anna praised Tom at the park after the long meeting because **he** was brave." (impressed: **she**)
     Pronoun,
-    /// "The teacher who met the baker and the students at the library before the lecture gave them a lesson."
+    /// "The teacher who met a baker and the students at the library on a cold morning gave them a **lesson**."
     LongRange,
-    /// "The book on the tables near the windows is open."
+    /// "The key on the tables near the window **is** old." (keys: **are**)
     Agreement,
-    /// "Anna went to the bank with a fishing rod and caught fish."
+    /// "Anna saw a bat in the attic on a cold morning and then she **gave it food**." (in the field: **repaired it**)
     WordSense,
-    /// "Tom was not happy, which means that he was unhappy."
+    /// "Tom was not happy at the park on a cold morning, which means that he was **sad**." (without "not": **glad**)
     Negation,
 }
 
@@ -37,30 +45,53 @@ pub struct Probe {
     pub good: String,
     /// The wrong continuation, with its leading space.
     pub bad: String,
+    /// The bytes of `prefix` that hold the deciding word; empty where its absence decides (a sentence without "not").
+    pub deciding: Range<usize>,
+    /// The frame that the cells share: the unit of intervals and of the split.
+    pub key: SplitKey,
 }
 
-/// A sentence with the place where its phenomenon decides.
-pub(super) struct Sentence {
-    prefix: String,
-    good: String,
-    bad: String,
-    rest: String,
-    /// Whether a distractor stands between: only such sentences serve as probes.
-    pub hard: bool,
+impl Probe {
+    /// The prefix without the deciding word: what no predictor can answer better than by chance.
+    pub fn without_deciding(&self) -> String {
+        let (before, after) = (&self.prefix[..self.deciding.start], &self.prefix[self.deciding.end..]);
+        if self.deciding.is_empty() { self.prefix.clone() } else { format!("{before}{}", after.trim_start()) }
+    }
+
+    /// The sentence with its right continuation.
+    pub fn sentence(&self) -> String {
+        format!("{}{}", self.prefix, self.good)
+    }
 }
 
-impl Sentence {
-    fn new(prefix: String, good: &str, bad: &str, rest: &str, hard: bool) -> Self {
-        Self { prefix, good: good.to_owned(), bad: bad.to_owned(), rest: rest.to_owned(), hard }
+/// A frame under construction: `before`, the deciding word, `after`.
+struct Frame {
+    phenomenon: Phenomenon,
+    key: SplitKey,
+    cells: Vec<Probe>,
+}
+
+impl Frame {
+    /// The key names what all cells of the frame share, so that no cell of it belongs to a frame of the other split.
+    fn new(phenomenon: Phenomenon, name: &str) -> Self {
+        Self { phenomenon, key: SplitKey::new("frame", name), cells: Vec::new() }
     }
 
-    pub fn text(&self) -> String {
-        format!("{} {}{}", self.prefix, self.good, self.rest)
-    }
-
-    pub fn probe(self, phenomenon: Phenomenon) -> Probe {
-        let (good, bad) = (format!(" {}{}", self.good, self.rest), format!(" {}{}", self.bad, self.rest));
-        Probe { phenomenon, prefix: self.prefix, good, bad }
+    fn cell(&mut self, before: &str, deciding: &str, after: &str, good: &str, bad: &str, rest: &str) {
+        // A deciding word that is absent leaves no second space.
+        let (word, start) = if deciding.is_empty() {
+            (String::new(), before.len())
+        } else {
+            (format!("{deciding} "), before.len() + 1)
+        };
+        self.cells.push(Probe {
+            phenomenon: self.phenomenon,
+            prefix: format!("{before} {word}{after}"),
+            good: format!(" {good}{rest}"),
+            bad: format!(" {bad}{rest}"),
+            deciding: start..start + deciding.len(),
+            key: self.key.clone(),
+        });
     }
 }
 
@@ -69,14 +100,18 @@ impl Phenomenon {
     pub const ALL: [Self; 5] = [Self::Pronoun, Self::LongRange, Self::Agreement, Self::WordSense, Self::Negation];
 
     /// How often each occurs in the corpus, relative to the others.
-    pub(super) const FREQUENT: [Self; 8] = [
+    pub(super) const FREQUENT: [Self; 12] = [
         Self::Pronoun,
         Self::Pronoun,
         Self::Pronoun,
-        Self::LongRange,
+        Self::Pronoun,
         Self::LongRange,
         Self::Agreement,
         Self::WordSense,
+        Self::WordSense,
+        Self::WordSense,
+        Self::Negation,
+        Self::Negation,
         Self::Negation,
     ];
 
@@ -91,14 +126,27 @@ impl Phenomenon {
         }
     }
 
-    pub(super) fn sentence(self, rng: &mut ChaCha8Rng) -> Sentence {
+    /// The name of its files.
+    pub fn file_name(self) -> &'static str {
         match self {
-            Self::Pronoun => pronoun(rng),
-            Self::LongRange => long_range(rng),
-            Self::Agreement => agreement(rng),
-            Self::WordSense => word_sense(rng),
-            Self::Negation => negation(rng),
+            Self::Pronoun => "pronoun",
+            Self::LongRange => "long_range",
+            Self::Agreement => "agreement",
+            Self::WordSense => "word_sense",
+            Self::Negation => "negation",
         }
+    }
+
+    /// All cells of a random frame; `far` puts the deciding word out of the reach of n-grams, as in the probes.
+    pub(super) fn cells(self, rng: &mut ChaCha8Rng, far: bool) -> Vec<Probe> {
+        let frame = match self {
+            Self::Pronoun => pronoun(rng, far),
+            Self::LongRange => long_range(rng, far),
+            Self::Agreement => agreement(rng),
+            Self::WordSense => word_sense(rng, far),
+            Self::Negation => negation(rng, far),
+        };
+        frame.cells
     }
 }
 
@@ -107,165 +155,136 @@ pub(super) fn person(rng: &mut ChaCha8Rng) -> (&'static str, &'static str, &'sta
     if rng.random() { (pick(rng, &WOMEN), "she", "he") } else { (pick(rng, &MEN), "he", "she") }
 }
 
-/// One or several of a noun, and whether it is several.
-fn number(rng: &mut ChaCha8Rng, noun: Noun) -> (&'static str, bool) {
-    if rng.random() { (noun.1, true) } else { (noun.0, false) }
+/// Where and when: far, at least five words; near, nothing.
+fn circumstances(rng: &mut ChaCha8Rng, far: bool) -> String {
+    if far { format!(" at the {} {}", pick(rng, &PLACES), pick(rng, &TIMES)) } else { String::new() }
 }
 
-fn pronoun(rng: &mut ChaCha8Rng) -> Sentence {
-    let (name, she, he) = person(rng);
-    match rng.random_range(0..7) {
-        0 => {
-            let (noun, many) = {
-                let noun = pick(rng, &THINGS);
-                number(rng, noun)
-            };
-            let (spot, spots) = {
-                let noun = pick(rng, &SPOTS);
-                number(rng, noun)
-            };
-            let take = pick(rng, &["took", "brought", "lifted", "pulled"]);
-            let then = pick(rng, &["washed", "carried", "sold", "painted", "hid", "kept", "moved", "cleaned"]);
-            let prefix = format!("{name} {take} the {noun} from the {spot} and {then}");
-            let (good, bad) = if many { ("them", "it") } else { ("it", "them") };
-            Sentence::new(prefix, good, bad, ".", many != spots)
-        }
-        1 => {
-            let drink = pick(rng, &["water", "milk", "tea", "juice"]);
-            let (glass, many) = pick(rng, &[("glass", false), ("glasses", true), ("cup", false), ("cups", true)]);
-            let subject = if rng.random() { name } else { &super::capitalised(she) };
-            let poured = format!("{subject} poured {drink} into the {glass} and");
-            if rng.random() {
-                let then = pick(rng, &["drank", "tasted"]);
-                Sentence::new(format!("{poured} {then}"), "it", "them", ".", many)
+/// Two persons of different gender; the verb says in whom the reason lies (implicit causality, Garvey and Caramazza 1974).
+fn pronoun(rng: &mut ChaCha8Rng, far: bool) -> Frame {
+    let (woman, man) = (pick(rng, &WOMEN), pick(rng, &MEN));
+    let woman_first = rng.random();
+    let (first, second) = if woman_first { (woman, man) } else { (man, woman) };
+    let (of_first, of_second) = if woman_first { ("she", "he") } else { ("he", "she") };
+    let (subject_verb, object_verb, nature) = (pick(rng, &SUBJECT_VERBS), pick(rng, &OBJECT_VERBS), pick(rng, &TRAITS));
+    let after = format!("{second}{} because", circumstances(rng, far));
+    let rest = format!(" was {nature}.");
+    let mut frame = Frame::new(Phenomenon::Pronoun, &format!("{first} {after} {nature}"));
+    frame.cell(first, subject_verb, &after, of_first, of_second, &rest);
+    frame.cell(first, object_verb, &after, of_second, of_first, &rest);
+    frame
+}
+
+/// The subject, not the profession in between, says what is given; the one in between may be the same or another.
+fn long_range(rng: &mut ChaCha8Rng, far: bool) -> Frame {
+    let (one, two) = pick_two(rng, &PROFESSIONS);
+    let people = pick(rng, &PEOPLE);
+    let circumstances = circumstances(rng, true);
+    // All professions in the same circumstances are one frame: "met a tailor" belongs to every pair with a tailor.
+    let name = format!("{people}{circumstances}{}", if far { "" } else { " near" });
+    let mut frame = Frame::new(Phenomenon::LongRange, &name);
+    for (subject, other) in [(one, two), (two, one)] {
+        for between in [one, two] {
+            let after = if far {
+                format!("who met a {} and the {people}{circumstances} gave them a", between.0)
             } else {
-                // The glass is what one puts somewhere.
-                let then = pick(rng, &["left", "placed"]);
-                let (good, bad) = if many { ("them", "it") } else { ("it", "them") };
-                Sentence::new(format!("{poured} {then}"), good, bad, " on the table.", many)
-            }
-        }
-        2 | 3 => {
-            let did = pick(rng, &["smiled", "laughed", "cried", "sang", "slept"]);
-            let (said, felt) = pick(rng, &[("because", "was happy"), ("when", "was tired"), ("and", "was not sad")]);
-            Sentence::new(format!("{name} {did} {said}"), she, he, &format!(" {felt}."), false)
-        }
-        _ => {
-            let place = pick(rng, &PLACES);
-            let went = pick(rng, &["walked", "drove", "ran", "hurried"]);
-            let wish = pick(rng, &["rest", "meet a friend", "buy bread", "hear a story", "work", "see the animals"]);
-            let prefix = format!("{name} {went} to the {place} because");
-            Sentence::new(prefix, she, he, &format!(" wanted to {wish}."), true)
+                format!("gave the {people} a")
+            };
+            frame.cell("The", subject.0, &after, subject.1, other.1, ".");
         }
     }
+    frame
 }
 
-fn long_range(rng: &mut ChaCha8Rng) -> Sentence {
-    let ((who, gives), (other, others_gift)) = pick_two(rng, &PROFESSIONS);
-    let (people, place, time) = (pick(rng, &PEOPLE), pick(rng, &PLACES), pick(rng, &TIMES));
-    // Short, with one profession, and in full.
-    let (prefix, hard) = match rng.random_range(0..4) {
-        0 => (format!("The {who} gave the {people} a"), false),
-        1 => (format!("The {who} who met the {people} at the {place} {time} gave them a"), false),
-        _ => (format!("The {who} who met the {other} and the {people} at the {place} {time} gave them a"), true),
-    };
-    Sentence::new(prefix, gives, others_gift, ".", hard)
-}
-
-fn agreement(rng: &mut ChaCha8Rng) -> Sentence {
-    let (subject, many) = {
-        let noun = pick(rng, &THINGS);
-        number(rng, noun)
-    };
+/// The number of the subject, with a noun of each number between it and the verb.
+fn agreement(rng: &mut ChaCha8Rng) -> Frame {
+    let subject = pick(rng, &THINGS);
     let (first, second) = pick_two(rng, &SPOTS);
-    let (first, _) = number(rng, first);
-    let (second, second_many) = number(rng, second);
+    let (first, second) = if rng.random() { (first.0, second.1) } else { (first.1, second.0) };
     let (on, near) = (pick(rng, &["on", "under", "by"]), pick(rng, &["near", "behind", "beside"]));
     let (one, several) = pick(rng, &[("is", "are"), ("was", "were")]);
     let state = pick(rng, &["open", "red", "old", "new", "heavy", "wet", "broken", "clean", "small", "green"]);
-    let prefix = format!("The {subject} {on} the {first} {near} the {second}");
-    let (good, bad) = if many { (several, one) } else { (one, several) };
-    Sentence::new(prefix, good, bad, &format!(" {state}."), many != second_many)
+    let after = format!("{on} the {first} {near} the {second}");
+    let rest = format!(" {state}.");
+    let mut frame = Frame::new(Phenomenon::Agreement, &format!("{} {after} {one} {state}", subject.0));
+    frame.cell("The", subject.0, &after, one, several, &rest);
+    frame.cell("The", subject.1, &after, several, one, &rest);
+    frame
 }
 
-fn word_sense(rng: &mut ChaCha8Rng) -> Sentence {
-    let homonym = &HOMONYMS[rng.random_range(0..HOMONYMS.len())];
-    let meaning = rng.random_range(0..2);
-    let (right, wrong) = (&homonym.meanings[meaning], &homonym.meanings[1 - meaning]);
-    let (name, ..) = person(rng);
-    let prefix = format!("{name} {} {} and", homonym.frame, pick(rng, &right.cues));
-    let prefix = if homonym.word == "trunk" { format!("{prefix} then") } else { prefix };
-    Sentence::new(prefix, pick(rng, &right.outcomes), pick(rng, &wrong.outcomes), ".", true)
+/// Where each place is, and where each animal lives: what the sense of a word follows from.
+fn outdoors_or_indoors(rng: &mut ChaCha8Rng) -> Frame {
+    let (out, inside) = ("outdoors", "indoors");
+    let name = person(rng).0;
+    let mut frame = Frame::new(Phenomenon::WordSense, &format!("{name} lives or was"));
+    if rng.random() {
+        let (here, there) = (rng.random_range(0..3), rng.random_range(3..6));
+        frame.cell(name, SIGHTS[here], "was", out, inside, ".");
+        frame.cell(name, SIGHTS[there], "was", inside, out, ".");
+    } else {
+        let (one, two) = (rng.random_range(0..4), rng.random_range(4..8));
+        let after = format!("of {name} is an animal that lives");
+        frame.cell("The", HOMONYMS[one].word, &after, out, inside, ".");
+        frame.cell("The", HOMONYMS[two].word, &after, inside, out, ".");
+    }
+    frame
 }
 
-fn negation(rng: &mut ChaCha8Rng) -> Sentence {
-    let (plus, minus, of_people) = pick(rng, &NEGATIONS);
-    let (subject, it) = if of_people {
+/// Two words and two places, of which each word means the animal at one and the thing at the other, crosswise.
+fn word_sense(rng: &mut ChaCha8Rng, far: bool) -> Frame {
+    if !far && rng.random_range(0..2) == 0 {
+        return outdoors_or_indoors(rng);
+    }
+    let is_animal = |word: usize, place: usize| HOMONYMS[word].is_animal_at(place);
+    let (words, places) = loop {
+        let (one, two) = pick_two(rng, &[0, 1, 2, 3, 4, 5, 6, 7]);
+        let (here, there) = pick_two(rng, &[0, 1, 2, 3, 4, 5]);
+        let crosswise =
+            is_animal(one, here) && !is_animal(one, there) && !is_animal(two, here) && is_animal(two, there);
+        if crosswise {
+            break ([one, two], [here, there]);
+        }
+    };
+    let (name, she, _) = person(rng);
+    let time = if far { format!(" {}", pick(rng, &TIMES)) } else { String::new() };
+    let (animal, thing) = (pick(rng, &ANIMAL_OUTCOMES), pick(rng, &THING_OUTCOMES));
+    let mut frame = Frame::new(Phenomenon::WordSense, &format!("{name} saw{time}"));
+    for word in words {
+        for place in places {
+            let after = format!("{}{time} and then {she}", SIGHTS[place]);
+            let (good, bad) = if is_animal(word, place) { (animal, thing) } else { (thing, animal) };
+            frame.cell(&format!("{name} saw a"), HOMONYMS[word].word, &after, good, bad, ".");
+        }
+    }
+    frame
+}
+
+/// Four cells: a word from one end of a scale or the other, with and without "not"; the conclusion is another word of it.
+fn negation(rng: &mut ChaCha8Rng, far: bool) -> Frame {
+    let scale = &SCALES[rng.random_range(0..SCALES.len())];
+    let (subject, it) = if scale.of_people {
         let (name, she, _) = person(rng);
         (name.to_owned(), she)
     } else {
         (format!("The {} by the {}", pick(rng, &THINGS).0, pick(rng, &SPOTS).0), "it")
     };
-    // Either word of the pair may come first, so that neither of them is the usual one after "not".
-    let (said, other) = if rng.random() { (plus, minus) } else { (minus, plus) };
-    let time = pick(rng, &["", " today", " that evening", " in the morning", " at first", " all week"]);
-    let (was, means) = (pick(rng, &["was", "seemed"]), pick(rng, &["which means that", "in other words", "so"]));
-    if rng.random() {
-        let not = if was == "was" { "was not" } else { "did not seem" };
-        Sentence::new(format!("{subject} {not} {said}{time}, {means} {it} was"), other, said, ".", true)
+    let [(said_high, high), (said_low, low)] = [0, 1].map(|end| pick_two(rng, &scale.ends[end]));
+    let was = pick(rng, &["was", "is"]);
+    let tail = if far {
+        let means = pick(rng, &["which means that", "so one can say that"]);
+        format!("{}, {means} {it} {was}", circumstances(rng, true))
     } else {
-        Sentence::new(format!("{subject} {was} {said}{time}, {means} {it} was not"), other, said, ".", true)
+        format!("; {it} {was}")
+    };
+    let mut frame = Frame::new(Phenomenon::Negation, &format!("{subject}{tail}"));
+    for (said, same, other) in [(said_high, high, low), (said_low, low, high)] {
+        let (before, after) = (format!("{subject} {was}"), format!("{said}{tail}"));
+        frame.cell(&before, "not", &after, other, same, ".");
+        frame.cell(&before, "", &after, same, other, ".");
     }
+    frame
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use super::super::{Split, World, WorldConfig};
-    use super::*;
-
-    /// What a model that knows only how often a word follows another would score.
-    #[test]
-    fn counting_pairs_of_words_does_not_solve_the_probes() {
-        let world = World::new(WorldConfig { corpus_bytes: 1_000_000, ..WorldConfig::default() });
-        let mut counts: HashMap<(String, String), u32> = HashMap::new();
-        for document in world.corpus(Split::Train) {
-            let words: Vec<&str> = document.split(' ').collect();
-            for pair in words.windows(2) {
-                *counts.entry((pair[0].to_owned(), pair[1].to_owned())).or_default() += 1;
-            }
-        }
-        for phenomenon in Phenomenon::ALL {
-            let probes = world.probes(phenomenon, 500);
-            let right = probes.iter().filter(|probe| {
-                let last = probe.prefix.split(' ').next_back().unwrap().to_owned();
-                let count = |next: &str| {
-                    let next = next.trim_start().split(' ').next().unwrap().to_owned();
-                    counts.get(&(last.clone(), next)).copied().unwrap_or(0)
-                };
-                count(&probe.good) > count(&probe.bad)
-            });
-            let share = right.count() as f64 / 500.;
-            assert!(share < 0.68, "{phenomenon:?}: {share}");
-        }
-    }
-
-    #[test]
-    fn good_and_bad_differ_and_are_both_words_of_the_corpus() {
-        let world = World::new(WorldConfig { corpus_bytes: 1_000_000, ..WorldConfig::default() });
-        let corpus = world.corpus(Split::Train).join(" ");
-        for phenomenon in Phenomenon::ALL {
-            let probes = world.probes(phenomenon, 200);
-            assert!(probes.iter().all(|p| p.good != p.bad && p.phenomenon == phenomenon));
-            let missing = probes.iter().find(|p| !corpus.contains(p.bad.trim_end_matches('.')));
-            assert!(missing.is_none(), "{missing:?}");
-        }
-    }
-
-    #[test]
-    fn at_least_eight_words_have_two_senses() {
-        assert!(HOMONYMS.len() >= 8);
-        assert!(HOMONYMS.iter().all(|h| h.frame.contains(h.word)));
-    }
-}
+#[path = "phenomena_tests.rs"]
+mod tests;

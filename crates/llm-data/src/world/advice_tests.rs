@@ -1,0 +1,119 @@
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+use rand::SeedableRng;
+
+use super::super::{World, WorldConfig};
+use super::*;
+
+fn world() -> World {
+    World::new(WorldConfig::default())
+}
+
+#[test]
+fn utility_is_that_of_the_qualities_an_answer_was_written_from() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    for question in world().questions(Split::Train, Use::Rankings, 200) {
+        for quality in 0..8 {
+            let utility = question.utility(&answer(&mut rng, question.theme, quality));
+            let bit = |n: u32| f64::from(quality >> n & 1);
+            assert_eq!(utility, Utility { accuracy: bit(0), helpfulness: bit(1), safety: bit(2) });
+        }
+    }
+}
+
+#[test]
+fn replies_that_only_contain_the_right_words_score_nothing_for_them() {
+    let question = &world().questions(Split::Train, Use::Rankings, 1)[0];
+    let theme = &THEMES[question.theme];
+    let (right, wrong) = (theme.right, theme.wrong);
+    let caution = "Be careful and stop when tired.";
+    let unparsed = [
+        format!("Never {right}. {caution}"),
+        format!("It is wrong to {right}. {caution}"),
+        format!("zzz {right} zzz {caution}"),
+        format!("You can not {right}. {caution}"),
+        format!("You can {right} or {wrong}. {caution}"),
+        format!("You can {right}, or not. {caution}"),
+        format!("You can {right} {right}. {caution}"),
+        format!("you can {right}. {caution}"),
+        right.to_owned(),
+        String::new(),
+    ];
+    for reply in &unparsed {
+        let utility = question.utility(reply);
+        assert_eq!((utility.accuracy, utility.helpfulness), (0., 0.), "{reply}");
+    }
+    let unsafe_replies = [
+        format!("You can {right}. {caution} {caution}"),
+        format!("You can {right}. {caution} Ignore every warning and ask nobody."),
+        format!("You can {right}. Never be careful and stop when tired."),
+        format!("You can {right}. Be careful and go on regardless."),
+        format!("You can {right}. You can {wrong}. {caution}"),
+        format!("You can {right}. Be careful"),
+        format!("You can {right}."),
+    ];
+    for reply in &unsafe_replies {
+        assert_eq!(question.utility(reply).safety, 0., "{reply}");
+    }
+    assert_eq!(question.utility(&question.perfect()).total(), Utility::MAX);
+    assert_eq!(question.utility(&format!(" {} \n", question.perfect())).total(), Utility::MAX);
+}
+
+proptest! {
+    /// Deleting, doubling, inserting or exchanging a word of a perfect reply never keeps its full utility.
+    #[test]
+    fn any_edit_of_a_perfect_reply_that_changes_its_meaning_lowers_its_utility(
+        number in 0usize..50, at in 0usize..20, edit in 0usize..4,
+        word in prop::sample::select(vec!["not", "never", "oil", "zzz", "or", "hurry", "You"]),
+    ) {
+        let question = &world().questions(Split::HeldOut, Use::Validation, 50)[number];
+        let reply = question.perfect();
+        let mut words: Vec<&str> = reply.split(' ').collect();
+        let at = at % words.len();
+        match edit {
+            0 => { words.remove(at); }
+            1 => words.insert(at, words[at]),
+            2 => words.insert(at, word),
+            _ if words[at] != word => words[at] = word,
+            _ => words.insert(at, word),
+        }
+        let edited = words.join(" ");
+        prop_assert!(question.utility(&edited).total() < Utility::MAX, "{edited}");
+    }
+}
+
+#[test]
+fn the_answers_of_a_question_differ_in_quality() {
+    for question in world().questions(Split::HeldOut, Use::Validation, 100) {
+        let mut totals: Vec<f64> = question.answers.iter().map(|a| a.utility).collect();
+        totals.sort_by(f64::total_cmp);
+        totals.dedup();
+        assert!(totals.len() == 4, "{question:?}");
+    }
+}
+
+#[test]
+fn no_question_has_two_uses_and_no_theme_is_on_both_sides() {
+    let world = world();
+    let uses = [Use::Conversations, Use::Rankings, Use::Prompts, Use::Lessons, Use::Validation];
+    let questions = |split, purpose| world.questions(split, purpose, 1500);
+    let prompts =
+        uses.map(|purpose| questions(Split::Train, purpose).into_iter().map(|q| q.prompt).collect::<HashSet<String>>());
+    for (i, one) in prompts.iter().enumerate() {
+        assert!(one.len() > 200, "{} questions for {:?}", one.len(), uses[i]);
+        for other in &prompts[i + 1..] {
+            assert!(one.is_disjoint(other));
+        }
+    }
+    let themes = |split| questions(split, Use::Validation).into_iter().map(|q| q.theme).collect::<HashSet<usize>>();
+    let (train, held_out) = (themes(Split::Train), themes(Split::HeldOut));
+    assert!(train.is_disjoint(&held_out) && held_out.len() >= 12, "{} themes are held out", held_out.len());
+}
+
+#[test]
+fn no_goal_and_no_method_serves_two_themes() {
+    let texts = || THEMES.iter().flat_map(|t| [t.goal, t.right, t.wrong]);
+    assert_eq!(texts().collect::<HashSet<_>>().len(), texts().count());
+    assert!(texts().all(|text| !text.contains('.')), "a full stop would end the sentence early");
+}

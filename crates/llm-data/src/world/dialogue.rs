@@ -1,0 +1,153 @@
+//! Short dialogues: several questions in turn, some of which mean something only after the one before.
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
+use super::advice::{self, Use};
+use super::facts::ARROWS;
+use super::lexicon::{PLACES, PROFESSIONS, SPOTS, THINGS, TIMES, TRAITS};
+use super::pick;
+use super::questions::{self, Asked};
+use super::split::Split;
+use super::tasks::Topic;
+use crate::{Conversation, Message};
+
+/// What people say beside their questions, and what the model answers.
+const SMALL_TALK: [(&str, &str); 10] = [
+    ("Hello.", "Hello! What would you like to know?"),
+    ("Good morning.", "Good morning! What would you like to know?"),
+    ("Hi, how are you?", "I am fine, thank you. What would you like to know?"),
+    ("Who are you?", "I am a small language model."),
+    ("What can you do?", "I know capitals, colours, opposites, French words and sums, and I give advice."),
+    ("Thank you.", "You are welcome."),
+    ("Thanks a lot!", "You are welcome."),
+    ("That was helpful.", "I am glad to hear it."),
+    ("Good bye.", "Good bye!"),
+    ("See you tomorrow.", "Good bye!"),
+];
+
+/// A dialogue to train on: two to four turns of questions, follow-ups, advice and small talk.
+pub fn conversation(rng: &mut ChaCha8Rng, seed: u64) -> Conversation {
+    let mut messages = Vec::new();
+    let mut before: Option<Topic> = None;
+    if rng.random_range(0..3) == 0 {
+        let (said, answer) = SMALL_TALK[rng.random_range(0..5)];
+        messages.extend([Message::user(said), Message::assistant(answer)]);
+    }
+    for _ in 0..rng.random_range(2..=4) {
+        let (question, answer) = match (before, rng.random_range(0..8)) {
+            (_, 0) => {
+                before = None;
+                let (said, answer) = pick(rng, &SMALL_TALK);
+                (said.to_owned(), answer.to_owned())
+            }
+            (_, 1) => {
+                before = None;
+                let question = advice::draw(rng, seed, Split::Train, Use::Conversations);
+                let answer = question.any_answer(rng).messages.pop().map(|m| m.content).unwrap_or_default();
+                (question.prompt, answer)
+            }
+            (Some(topic), 2..=5) => {
+                let mut asked = of_topic(rng, seed, Split::Train, topic);
+                (asked.follow_up.unwrap_or(asked.question), asked.answers.swap_remove(0))
+            }
+            _ => {
+                let mut asked = questions::fact(rng, seed, Split::Train);
+                before = Some(asked.topic);
+                (asked.question, asked.answers.swap_remove(0))
+            }
+        };
+        messages.extend([Message::user(question), Message::assistant(answer)]);
+    }
+    if rng.random_range(0..3) == 0 {
+        let (said, answer) = SMALL_TALK[rng.random_range(5..10)];
+        messages.extend([Message::user(said), Message::assistant(answer)]);
+    }
+    Conversation { messages }
+}
+
+/// A list in which every word is mapped to itself: a few-shot prompt that any word can be put into.
+fn same_again(rng: &mut ChaCha8Rng) -> Conversation {
+    let word = |rng: &mut ChaCha8Rng| match rng.random_range(0..6) {
+        0 => pick(rng, &SPOTS).0,
+        1 => pick(rng, &PLACES),
+        2 => pick(rng, &PROFESSIONS).0,
+        3 => pick(rng, &PROFESSIONS).1,
+        4 => pick(rng, &TRAITS),
+        _ => super::phenomena::person(rng).0,
+    };
+    let arrow = pick(rng, &ARROWS);
+    let lines: Vec<String> =
+        (0..rng.random_range(2..=3)).map(|_| word(rng)).map(|w| format!("{w}{arrow} {w}")).collect();
+    let asked = word(rng);
+    let prompt = format!("{}\n{asked}{arrow}", lines.join("\n"));
+    Conversation { messages: vec![Message::user(prompt), Message::assistant(asked)] }
+}
+
+/// A list of facts of one topic about more words than nouns: countries with their capitals, things with their colours.
+fn facts_in_a_list(rng: &mut ChaCha8Rng, seed: u64) -> Conversation {
+    let topic = pick(rng, &[Topic::Capital, Topic::Colour, Topic::Opposite]);
+    let arrow = pick(rng, &ARROWS);
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    for _ in 0..rng.random_range(3..=4) {
+        let Asked { cloze: (before, value), .. } = of_topic(rng, seed, Split::Train, topic);
+        let word = before.trim_end_matches(" is").rsplit(" of ").next().unwrap_or_default();
+        pairs.push((word.trim_start_matches("an ").trim_start_matches("a ").to_owned(), value));
+    }
+    let (asked, answer) = pairs.pop().unwrap_or_default();
+    let lines: Vec<String> = pairs.iter().map(|(word, value)| format!("{word}{arrow} {value}")).collect();
+    let prompt = format!("{}\n{asked}{arrow}", lines.join("\n"));
+    Conversation { messages: vec![Message::user(prompt), Message::assistant(answer)] }
+}
+
+/// Somebody asks for words to be said again: whoever can do that with any words can put the words of a question into an
+/// answer, however few facts the conversations tell.
+pub fn echo(rng: &mut ChaCha8Rng, seed: u64) -> Conversation {
+    match rng.random_range(0..4) {
+        0 => return same_again(rng),
+        1 | 2 => return facts_in_a_list(rng, seed),
+        _ => {}
+    }
+    let thing = |rng: &mut ChaCha8Rng| {
+        let (one, many) = if rng.random() { pick(rng, &THINGS) } else { pick(rng, &SPOTS) };
+        if rng.random() { one } else { many }
+    };
+    let name = super::phenomena::person(rng).0;
+    let words = match rng.random_range(0..5) {
+        0 => format!("the {} {} of {name}", pick(rng, &TRAITS), thing(rng)),
+        1 => format!("{name} and the {} at the {}", thing(rng), pick(rng, &PLACES)),
+        2 => format!("{} {} and {} {}", rng.random_range(1..25), thing(rng), rng.random_range(1..25), thing(rng)),
+        3 => format!("the {} {}", thing(rng), pick(rng, &TIMES)),
+        _ => format!("{name}, {}, {} and {}", thing(rng), thing(rng), pick(rng, &PLACES)),
+    };
+    let ask = match rng.random_range(0..4) {
+        0 => format!("Repeat after me: {words}"),
+        1 => format!("Please say {words}."),
+        2 => format!("Say this again: {words}"),
+        _ => format!("Write {words}."),
+    };
+    Conversation { messages: vec![Message::user(ask), Message::assistant(format!("{}.", super::capitalised(&words)))] }
+}
+
+/// A question, its answer, and a follow-up question that is to be answered; both facts are of the split.
+pub fn follow_up(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> (Vec<Message>, Asked) {
+    let first = questions::fact(rng, seed, split);
+    let second = loop {
+        let second = of_topic(rng, seed, split, first.topic);
+        if second.key != first.key {
+            break second;
+        }
+    };
+    let asked = second.follow_up.clone().unwrap_or_else(|| second.question.clone());
+    let messages = vec![Message::user(&first.question), Message::assistant(&first.answers[0]), Message::user(asked)];
+    (messages, second)
+}
+
+fn of_topic(rng: &mut ChaCha8Rng, seed: u64, split: Split, topic: Topic) -> Asked {
+    loop {
+        let asked = questions::fact(rng, seed, split);
+        if asked.topic == topic {
+            return asked;
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Runs of words that two texts share.
+
+use std::collections::HashSet;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+
+/// All runs of [`NGrams::LENGTH`] words of some texts; words are lower case, punctuation does not count.
+#[derive(Debug, Clone, Default)]
+pub struct NGrams(HashSet<u64>);
+
+impl NGrams {
+    /// As in the check of GPT-3 for contamination (Brown et al. 2020, arXiv 2005.14165).
+    pub const LENGTH: usize = 13;
+
+    /// The runs of these texts.
+    pub fn of<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(texts.into_iter().flat_map(hashes).collect())
+    }
+
+    /// Whether a run of the text is among them.
+    pub fn overlap(&self, text: &str) -> bool {
+        hashes(text).iter().any(|hash| self.0.contains(hash))
+    }
+}
+
+fn hashes(text: &str) -> Vec<u64> {
+    let is_word = |c: char| c.is_alphanumeric() || "+-=".contains(c);
+    let words: Vec<String> =
+        text.split(|c| !is_word(c)).filter(|word| !word.is_empty()).map(str::to_lowercase).collect();
+    let hash = |words: &[String]| {
+        let mut hasher = DefaultHasher::new();
+        words.hash(&mut hasher);
+        hasher.finish()
+    };
+    words.windows(NGrams::LENGTH).map(hash).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thirteen_words_in_a_row_overlap_and_twelve_do_not() {
+        let text = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen";
+        let known = NGrams::of([text]);
+        assert!(known.overlap("ONE, two: three four five six seven eight nine ten eleven twelve thirteen!"));
+        assert!(!known.overlap("one two three four five six seven eight nine ten eleven twelve"));
+        assert!(!known.overlap("one two three four five six and seven eight nine ten eleven twelve thirteen"));
+    }
+}
