@@ -45,6 +45,15 @@ impl Annotator {
         }
     }
 
+    /// The utilities as this annotator sees them, its biases for length and position included: what decides its rankings.
+    pub fn effective_utilities(&self, utilities: &[f64], texts: &[&str]) -> Vec<f64> {
+        let effective = |(i, (&utility, text)): (usize, (&f64, &&str))| {
+            let length = self.length_bias * text.chars().count() as f64 / 100.;
+            utility + length + if i == 0 { self.position_bias } else { 0. }
+        };
+        utilities.iter().zip(texts).enumerate().map(effective).collect()
+    }
+
     /// Indices of the answers, best first. `id` names the question: it and the seed are all that the noise hangs on.
     pub fn rank(&self, id: &str, utilities: &[f64], texts: &[&str]) -> Result<Vec<usize>> {
         self.validate()?;
@@ -58,11 +67,9 @@ impl Annotator {
         );
         // The order of utility plus Gumbel noise is a draw from Plackett-Luce (Yellott 1977).
         let mut seen: Vec<(usize, f64)> = Vec::with_capacity(texts.len());
-        for (i, (&utility, text)) in utilities.iter().zip(texts).enumerate() {
-            let length = self.length_bias * text.chars().count() as f64 / 100.;
-            let position = if i == 0 { self.position_bias } else { 0. };
+        for (i, utility) in self.effective_utilities(utilities, texts).into_iter().enumerate() {
             let uniform = rng.random::<f64>().max(f64::MIN_POSITIVE);
-            seen.push((i, self.beta * (utility + length + position) - (-uniform.ln()).ln()));
+            seen.push((i, self.beta * utility - (-uniform.ln()).ln()));
         }
         seen.sort_by(|a, b| b.1.total_cmp(&a.1));
         Ok(seen.into_iter().map(|(i, _)| i).collect())
@@ -74,8 +81,9 @@ pub fn preference_probability(beta: f64, a: f64, b: f64) -> f64 {
     1. / (1. + (-beta * (a - b)).exp())
 }
 
-/// The best accuracy, on average, with which the pairs of an unbiased annotator can be foreseen by anybody who knows
-/// the utilities: the mean over all pairs of each group of `max(p, 1 - p)`.
+/// The best accuracy, on average, with which the pairs of an annotator can be predicted by anybody who knows
+/// the utilities: the mean over all pairs of each group of `max(p, 1 - p)`. For a biased annotator, give the utilities
+/// as it sees them ([`Annotator::effective_utilities`]).
 pub fn noise_ceiling(beta: f64, groups: &[Vec<f64>]) -> f64 {
     let (mut sum, mut count) = (0., 0.);
     for group in groups {

@@ -124,6 +124,9 @@ impl Recipe for FinetuneRecipe {
             .whole("batch_size", self.batch_size, COUNT)?
             .whole("gradient_accumulation_steps", self.gradient_accumulation_steps, 1..=1_000_000)?
             .whole("max_length", self.max_length, 2..=*COUNT.end())?
+            .whole("text_batch_size", self.text_batch_size, COUNT)?
+            .whole("seq_len", self.seq_len, COUNT)?
+            .real("text_weight", self.text_weight, Real::NotNegative)?
             .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
             .whole("save_every", self.save_every, COUNT_OR_NONE)?;
@@ -194,6 +197,7 @@ impl Recipe for DistillRecipe {
             .real("alpha", self.alpha, Real::AtMost(1.))?
             .real("temperature", self.temperature, Real::Positive)?
             .whole("text_steps", self.text_steps, COUNT_OR_NONE)?
+            .real("text_weight", self.text_weight, Real::NotNegative)?
             .whole("text_batch_size", self.text_batch_size, COUNT)?
             .whole("seq_len", self.seq_len, COUNT)?
             .whole("epochs", self.epochs, COUNT)?
@@ -219,6 +223,10 @@ impl Recipe for LifecycleRecipe {
         Keys { table: &format!("{table}questions.") }
             .whole("tasks", questions.tasks, COUNT)?
             .whole("crowd", questions.crowd, COUNT)?
+            .whole("dialogues", questions.dialogues, COUNT)?
+            .whole("echoes", questions.echoes, COUNT)?
+            .whole("lessons", questions.lessons, COUNT)?
+            .whole("probes", questions.probes, COUNT)?
             .whole("rankings", questions.rankings, COUNT)?
             .whole("prompts", questions.prompts, COUNT)?
             .whole("held_out", questions.held_out, COUNT)?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Tensor};
 use llm_kernels::{AdamWStep, Precision, adamw_step, square_sum};
 use llm_model::{Model, read_safetensors, write_safetensors};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Error, Result};
 
@@ -34,6 +34,9 @@ pub struct OptimizerConfig {
     pub max_grad_norm: f64,
     /// What the factors of the model's products are rounded to, forward and backward. In bf16 a machine with instructions
     /// for it is about twice as fast; weights, moments and sums stay in f32.
+    /// `auto` in a recipe means `bf16` where the machine has such instructions, and for `f32` elsewhere; the run records
+    /// which.
+    #[serde(deserialize_with = "precision")]
     pub precision: Precision,
 }
 
@@ -52,6 +55,22 @@ impl Default for OptimizerConfig {
             precision: Precision::F32,
         }
     }
+}
+
+/// Reads a precision, or `auto`.
+fn precision<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Precision, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Asked {
+        Auto,
+        F32,
+        Bf16,
+    }
+    Ok(match Asked::deserialize(deserializer)? {
+        Asked::Auto => Precision::beside_halves(),
+        Asked::F32 => Precision::F32,
+        Asked::Bf16 => Precision::Bf16,
+    })
 }
 
 /// How the learning rate falls after the warm-up.
@@ -226,6 +245,15 @@ mod tests {
         assert_eq!(linear.learning_rate_at(110, 110), 0.);
         let constant = OptimizerConfig { schedule: Schedule::Constant, warmup_steps: 0, ..config };
         assert_eq!(constant.learning_rate_at(0, 10), 1.);
+    }
+
+    #[test]
+    fn an_automatic_precision_is_that_of_the_machine() {
+        let read = |text: &str| toml::from_str::<OptimizerConfig>(text).map(|config| config.precision);
+        assert_eq!(read("precision = \"auto\"").unwrap(), Precision::beside_halves());
+        assert_eq!(read("precision = \"bf16\"").unwrap(), Precision::Bf16);
+        assert_eq!(read("").unwrap(), Precision::F32);
+        assert!(read("precision = \"fp8\"").unwrap_err().to_string().contains("auto"));
     }
 
     fn learner(decay: f64) -> Learner {

@@ -37,7 +37,7 @@ impl Desk {
 
     fn finetune(&self, data: &Path, held_out: Option<&Path>) -> Result<()> {
         let recipe = FinetuneRecipe { epochs: 1, batch_size: 4, max_length: 64, ..FinetuneRecipe::default() };
-        let inputs = FinetuneInputs { model: &self.path("model"), data, held_out };
+        let inputs = FinetuneInputs { model: &self.path("model"), data, held_out, text: None };
         self.run(|out| quietly(|options| finetune(&recipe, inputs, out, options)).map(drop))
     }
 

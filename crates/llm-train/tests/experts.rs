@@ -94,7 +94,7 @@ fn experts_learn_and_are_counted_and_the_losses_keep_them_balanced_and_small() {
     write_jsonl(&path("chat.jsonl"), &words.repeat(10).iter().map(of).collect::<Vec<_>>()).unwrap();
     let optimizer = OptimizerConfig { warmup_steps: 0, ..FinetuneRecipe::default().optimizer };
     let tuning = FinetuneRecipe { epochs: 3, batch_size: 8, optimizer, ..FinetuneRecipe::default() };
-    let inputs = FinetuneInputs { model: &path("balanced"), data: &path("chat.jsonl"), held_out: None };
+    let inputs = FinetuneInputs { model: &path("balanced"), data: &path("chat.jsonl"), held_out: None, text: None };
     quietly(|options| finetune(&tuning, inputs, &path("tuned"), options)).unwrap();
     // Batches are of conversations of one length, some easier than others; an epoch has all of them.
     let loss = numbers(&path("tuned"), "loss");

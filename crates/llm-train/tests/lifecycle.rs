@@ -16,6 +16,10 @@ const SMALL: &[&str] = &[
     "world.corpus_bytes=200000",
     "questions.tasks=160",
     "questions.crowd=32",
+    "questions.dialogues=16",
+    "questions.echoes=16",
+    "questions.lessons=32",
+    "questions.probes=12",
     "questions.rankings=96",
     "questions.prompts=64",
     "questions.held_out=12",
@@ -91,8 +95,8 @@ fn a_life_that_is_killed_in_every_stage_ends_in_the_same_bytes() {
 
     let run = torn.path().join("run");
     let mut resume = false;
-    for early in ["data", "tokenizer", "shards", "data/student.jsonl", "student/trainer_state.json"] {
-        if early == "data/student.jsonl" {
+    for early in ["data", "tokenizer", "shards", "data/lessons-train.jsonl", "student/trainer_state.json"] {
+        if early == "data/lessons-train.jsonl" {
             // Each training stage behind its first checkpoint and between two of them, but for its last steps.
             for stage in ["base", "instruct", "reward", "aligned"] {
                 in_the_middle(&run, torn.path(), stage);
@@ -102,7 +106,7 @@ fn a_life_that_is_killed_in_every_stage_ends_in_the_same_bytes() {
         let path = run.join(early);
         assert!(kill_when(child, || path.exists()), "{early}: the program had ended before it could be killed");
         resume = true;
-        if early == "data/student.jsonl" {
+        if early == "data/lessons-train.jsonl" {
             in_the_middle(&run, torn.path(), "student");
         }
     }

@@ -70,7 +70,7 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
     write_jsonl(&data, &conversations(&["the", "a", "see the", "is the", "this", "red or white: the"])).unwrap();
     let held_out = dir.path().join("held_out.jsonl");
     write_jsonl(&held_out, &conversations(&["see a", "is this the"])).unwrap();
-    let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&held_out) };
+    let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&held_out), text: None };
     for (name, base_dtype, use_dora) in
         [("plain", BaseDtype::F32, false), ("dora", BaseDtype::Bf16, true), ("quantised", BaseDtype::Q8_0, false)]
     {
@@ -92,7 +92,7 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
 #[test]
 fn weights_that_train_are_held_in_f32() {
     let nowhere = Path::new("nowhere");
-    let inputs = FinetuneInputs { model: nowhere, data: nowhere, held_out: None };
+    let inputs = FinetuneInputs { model: nowhere, data: nowhere, held_out: None, text: None };
     let recipe = FinetuneRecipe { lora: None, ..recipe(BaseDtype::Q4_0, false) };
     let message = quietly(|options| finetune(&recipe, inputs, nowhere, options)).unwrap_err().to_string();
     assert!(message.contains("base_dtype") && message.contains("[lora]"), "{message}");
@@ -147,7 +147,7 @@ fn an_adapter_of_a_base_that_never_saw_the_chat_tokens_learns_their_rows() {
     let held_out = path("held_out.jsonl");
     write_jsonl(&data, &spaced(&["the", "the the", "the is the", "the apple is the"])).unwrap();
     write_jsonl(&held_out, &spaced(&["the the is the"])).unwrap();
-    let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&held_out) };
+    let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&held_out), text: None };
     let run = |name: &str, indices: Option<TokenIndices>| {
         let mut recipe = FinetuneRecipe { epochs: 30, ..recipe(BaseDtype::F32, false) };
         recipe.lora.as_mut().unwrap().trainable_token_indices = indices;

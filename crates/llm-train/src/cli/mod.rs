@@ -110,6 +110,9 @@ struct Lifecycle {
     /// The folder to write
     #[arg(long, default_value = "runs/lifecycle")]
     out: PathBuf,
+    /// Live so many lives, each with another world and other weights, in OUT/seed-N, and report over all of them
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
+    seeds: Option<u64>,
     #[command(flatten)]
     common: Common,
 }
@@ -140,6 +143,9 @@ struct Finetune {
     /// Conversations to test on; without it those of a twentieth of the prompts of --data, chosen by the recipe's seed
     #[arg(long)]
     held_out: Option<PathBuf>,
+    /// The folder of token shards to rehearse beside the conversations, so that the model keeps what it knew from text
+    #[arg(long)]
+    text: Option<PathBuf>,
     /// The folder to write
     #[arg(long)]
     out: PathBuf,

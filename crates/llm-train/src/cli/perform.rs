@@ -10,8 +10,8 @@ use crate::bench::bench;
 use crate::params::{Report, Usage};
 use crate::recipes::{
     DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PpoInputs, PpoRecipe, PrepareInputs,
-    PretrainInputs, PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, lifecycle, ppo, prepare, pretrain,
-    reward, train_tokenizer,
+    PretrainInputs, PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, lifecycle, lifecycle_seeds, ppo,
+    prepare, pretrain, reward, train_tokenizer,
 };
 use crate::run::{Event, NEVER, Outcome, Record, RunOptions};
 use crate::{Error, Recipe, read_recipe};
@@ -20,7 +20,15 @@ use crate::{Error, Recipe, read_recipe};
 pub(super) fn perform(command: Command, observer: &mut dyn FnMut(Event)) -> Result<String, Error> {
     let mut stages = Stages { observer, stop: &NEVER };
     match command {
-        Command::Lifecycle(args) => stages.live(&args.common.recipe(&args.out)?, &args.out, args.common.resume),
+        Command::Lifecycle(args) => match args.seeds {
+            None => stages.live(&args.common.recipe(&args.out)?, &args.out, args.common.resume),
+            Some(seeds) => {
+                let name = args.common.recipe.as_deref().unwrap_or(LifecycleRecipe::STAGE);
+                let recipe: LifecycleRecipe = read_recipe(name, &args.common.set)?;
+                let table = lifecycle_seeds(&recipe, seeds, &args.out, stages.options(args.common.resume))?;
+                Ok(format!("{table}\nThe report: {}/report.md\n", args.out.display()))
+            }
+        },
         Command::Tokenizer(Tokenizer::Train(args)) => {
             let config = TrainConfig { vocab_size: args.vocab_size, min_frequency: args.min_frequency };
             train_tokenizer(&config, &args.input, &args.out, false)?;
@@ -43,7 +51,12 @@ pub(super) fn perform(command: Command, observer: &mut dyn FnMut(Event)) -> Resu
             stages.pretrain(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
         }
         Command::Finetune(args) => {
-            let inputs = FinetuneInputs { model: &args.model, data: &args.data, held_out: args.held_out.as_deref() };
+            let inputs = FinetuneInputs {
+                model: &args.model,
+                data: &args.data,
+                held_out: args.held_out.as_deref(),
+                text: args.text.as_deref(),
+            };
             stages.finetune(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
         }
         Command::Reward(args) => {
@@ -174,7 +187,8 @@ impl Stages<'_> {
             }
             FinetuneRecipe::STAGE => {
                 let held_out = places.find("held_out");
-                let inputs = FinetuneInputs { model: places.get("model")?, data: places.get("data")?, held_out };
+                let (model, data, text) = (places.get("model")?, places.get("data")?, places.find("text"));
+                let inputs = FinetuneInputs { model, data, held_out, text };
                 self.finetune(&record.recipe(&args.set)?, inputs, dir, true)
             }
             RewardRecipe::STAGE => {

@@ -76,9 +76,9 @@ mod tests {
     fn answers_are_judged_task_by_task_and_kind_by_kind() {
         let world = World::new(WorldConfig { corpus_bytes: 1000, ..WorldConfig::default() });
         let tasks = world.tasks(Split::HeldOut, 60);
-        let text: Vec<&str> = tasks.iter().map(|task| task.answer.as_str()).collect();
+        let text: Vec<&str> = tasks.iter().map(|task| task.answers[0].as_str()).collect();
         let tokenizer = tokenizer(&text.join(" "));
-        let ids = |task: &Task| tokenizer.encode(&task.answer).unwrap();
+        let ids = |task: &Task| tokenizer.encode(&*task.answers[0]).unwrap();
         // An answer in which each token comes once, so that its last token tells the next one.
         let simple = |task: &&Task| {
             let ids = ids(task);
@@ -98,8 +98,8 @@ mod tests {
         let model = TextModel { model, tokenizer: tokenizer.clone() };
 
         let scores = task_scores(&model, &tasks, chain.len()).unwrap();
-        assert!(scores.replies.iter().all(|reply| *reply == known.answer), "{:?}", scores.replies);
-        let right: Vec<bool> = tasks.iter().map(|task| task.is_right(&known.answer)).collect();
+        assert!(scores.replies.iter().all(|reply| *reply == known.answers[0]), "{:?}", scores.replies);
+        let right: Vec<bool> = tasks.iter().map(|task| task.is_right(&known.answers[0])).collect();
         let count = right.iter().filter(|&&right| right).count();
         assert!(count > 0 && count < 30, "{count} of 60");
         assert_eq!(scores.right, right);

@@ -17,7 +17,7 @@ use super::{chat_format, load_model};
 use crate::eval::is_eval_step;
 use crate::examples::{Example, LengthBatches, answer_places, pick_rows, spread, train_and_held_out};
 use crate::fitting::{Ids, fitting};
-use crate::optim::OptimizerConfig;
+use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterLog;
 use crate::run::{Input, Opening, Outcome, RunOptions, Start, learner};
 use crate::{Error, Result, loss};
@@ -39,6 +39,8 @@ pub struct DistillRecipe {
     pub text_batch_size: usize,
     /// Tokens of a row of plain text.
     pub seq_len: usize,
+    /// Weight of the loss of plain text beside that of the answers, after the steps on plain text alone; 0: no more text.
+    pub text_weight: f64,
     /// Passes over the conversations.
     pub epochs: u64,
     /// Conversations of a step.
@@ -74,6 +76,7 @@ impl Default for DistillRecipe {
             text_steps: 500,
             text_batch_size: 16,
             seq_len: 128,
+            text_weight: 1.,
             epochs: 3,
             batch_size: 32,
             max_length: 512,
@@ -148,26 +151,29 @@ pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, option
     run.begin(steps, first, "steps");
 
     for step in first..steps {
-        let (lesson, guide) = match &mut text {
-            Some(text) if step < text_steps => {
-                (Lesson::of_text(text.batch(step)?, recipe.seq_len)?, text_teacher.as_ref())
-            }
-            _ => {
-                let chosen: Vec<&Example> = conversations.batch(step - text_steps).iter().map(|&i| &train[i]).collect();
-                (Lesson::of_answers(&chosen, pad)?, teacher.as_ref())
-            }
-        };
-        // α · T² · KL(teacher/T ‖ student/T) + (1 - α) · cross-entropy; α = 0 where there is no teacher
+        // Plain text first, then answers, with plain text beside them so that it is not forgotten.
         let mut routers = RouterLog::default();
-        let seen = lesson.teach(&learner.model, guide, recipe.alpha, recipe.temperature)?;
-        learner.backward(&routers.add(&seen.loss, seen.routing.as_ref(), 1.)?)?;
+        let mut figures = Vec::new();
+        if step >= text_steps {
+            let chosen: Vec<&Example> = conversations.batch(step - text_steps).iter().map(|&i| &train[i]).collect();
+            let lesson = Lesson::of_answers(&chosen, pad)?;
+            figures.extend(lesson.learn(&mut learner, teacher.as_ref(), recipe, 1., &mut routers)?);
+        }
+        if let Some(text) = text.as_mut().filter(|_| step < text_steps || recipe.text_weight > 0.) {
+            let lesson = Lesson::of_text(text.batch(step)?, recipe.seq_len)?;
+            let guide = text_teacher.as_ref();
+            if step < text_steps {
+                figures.extend(lesson.learn(&mut learner, guide, recipe, 1., &mut routers)?);
+            } else {
+                let seen = lesson.learn(&mut learner, guide, recipe, recipe.text_weight, &mut routers)?;
+                figures.extend(seen.into_iter().take(1).map(|(_, loss)| ("text_loss", loss)));
+            }
+        }
         let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
         let grad_norm = learner.step(learning_rate)?;
-        let (done, loss) = (step + 1, loss::scalar(&seen.loss)?);
-        run.check_step(done, &[("loss", loss), ("grad_norm", grad_norm)])?;
-        let mut figures = vec![("loss", loss), ("grad_norm", grad_norm), ("learning_rate", learning_rate)];
-        figures.push(("cross_entropy_loss", seen.cross_entropy));
-        figures.extend(seen.kl.map(|kl| ("kl_loss", recipe.temperature * recipe.temperature * kl)));
+        let (done, loss) = (step + 1, figures[0].1);
+        figures.extend([("grad_norm", grad_norm), ("learning_rate", learning_rate)]);
+        run.check_step(done, &figures)?;
         run.log_with(done, &figures, routers.figures())?;
         run.progress(done, &format!("loss {loss:.3}"));
         if is_eval_step(done, recipe.eval_every, steps) {
@@ -283,6 +289,23 @@ impl Lesson {
     }
 
     /// What the lesson comes to; without a teacher its labels alone count, whatever `alpha` is.
+    /// Gathers the gradients of `weight · (α · T² · KL(teacher/T ‖ student/T) + (1 - α) · cross-entropy)`, where α is 0 without a
+    /// teacher; returns the loss, without the weight, and its parts.
+    fn learn(
+        &self,
+        learner: &mut Learner,
+        teacher: Option<&Model>,
+        recipe: &DistillRecipe,
+        weight: f64,
+        routers: &mut RouterLog,
+    ) -> Result<Vec<(&'static str, f64)>> {
+        let seen = self.teach(&learner.model, teacher, recipe.alpha, recipe.temperature)?;
+        learner.backward(&routers.add(&(&seen.loss * weight)?, seen.routing.as_ref(), weight)?)?;
+        let mut figures = vec![("loss", loss::scalar(&seen.loss)?), ("cross_entropy_loss", seen.cross_entropy)];
+        figures.extend(seen.kl.map(|kl| ("kl_loss", recipe.temperature * recipe.temperature * kl)));
+        Ok(figures)
+    }
+
     fn teach(&self, student: &Model, teacher: Option<&Model>, alpha: f64, temperature: f64) -> Result<Taught> {
         let (hidden, routing) = student.hidden_and_routing(&self.batch)?; // (b, t, hidden)
         let ours = self.pick(&hidden)?; // (n, hidden)

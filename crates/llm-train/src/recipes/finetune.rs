@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
+use llm_data::{Batches, TokenDataset};
 use llm_kernels::BlockFormat;
-use llm_model::{Head, LoraConfig, Model, TokenIndices, WeightFormat};
+use llm_model::{Batch, Head, LoraConfig, Model, TokenIndices, WeightFormat};
 use llm_tokenizer::{ChatFormat, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
@@ -12,7 +13,7 @@ use serde_json::Map;
 use super::{chat_format, load_model};
 use crate::eval::is_eval_step;
 use crate::examples::{Example, LengthBatches, answer_loss, answer_places, pick_rows, spread, train_and_held_out};
-use crate::fitting::fitting;
+use crate::fitting::{Ids, fitting};
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterLog;
 use crate::run::{Checkpoint, Input, Opening, Outcome, RunOptions, Start, learner};
@@ -34,6 +35,12 @@ pub struct FinetuneRecipe {
     pub activation_checkpointing: bool,
     /// Longer conversations, in tokens, are left out.
     pub max_length: usize,
+    /// With plain text: rows of it in each step.
+    pub text_batch_size: usize,
+    /// Tokens of a row of plain text.
+    pub seq_len: usize,
+    /// Weight of the loss of plain text beside that of the answers.
+    pub text_weight: f64,
     /// Steps between two evaluations on held-out conversations; 0: only at the end.
     pub eval_every: u64,
     /// Batches of each evaluation, spread over the held-out conversations; 0: all.
@@ -88,6 +95,9 @@ impl Default for FinetuneRecipe {
             gradient_accumulation_steps: 1,
             activation_checkpointing: false,
             max_length: 512,
+            text_batch_size: 8,
+            seq_len: 128,
+            text_weight: 1.,
             eval_every: 100,
             eval_batches: 20,
             save_every: 100,
@@ -107,12 +117,19 @@ pub struct FinetuneInputs<'a> {
     pub data: &'a Path,
     /// Conversations to test on; none: those of a twentieth of the prompts of `data`.
     pub held_out: Option<&'a Path>,
+    /// The folder of token shards of plain text that is trained on beside the conversations, so that what the model knew
+    /// from text is kept (rehearsal, Robins 1995); none: conversations alone.
+    pub text: Option<&'a Path>,
 }
 
 /// Fine-tunes a model on conversations; the run folder `out` becomes its Hugging Face folder, or that of its adapter.
 pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
-    let read =
-        Input::given([("model", Some(inputs.model)), ("data", Some(inputs.data)), ("held_out", inputs.held_out)]);
+    let read = Input::given([
+        ("model", Some(inputs.model)),
+        ("data", Some(inputs.data)),
+        ("held_out", inputs.held_out),
+        ("text", inputs.text),
+    ]);
     let opening = match Opening::check(recipe, read, out, options)? {
         Start::Open(opening) => opening,
         Start::Finished(outcome) => return Ok(outcome),
@@ -128,7 +145,10 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
     }
     let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, inputs.model)?;
     let mut base = load_model(inputs.model, Head::LanguageModel)?;
-    fitting(base.config(), (&tokenizer, inputs.model), &[])?;
+    let text = inputs.text.map(|dir| TokenDataset::open(dir, "train")).transpose()?;
+    let shards =
+        inputs.text.zip(text.as_ref()).map(|(dir, shards)| Ids::Shards { shards, dir, seq_len: recipe.seq_len });
+    fitting(base.config(), (&tokenizer, inputs.model), shards.as_slice())?;
     base.set_eos_token_id(Some(end_of_turn));
     let max_length = recipe.max_length.min(base.config().max_position_embeddings);
     let (train, held_out) = train_and_held_out((inputs.data, inputs.held_out), recipe.seed, &tokenizer, max_length)?;
@@ -151,6 +171,10 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
         learner.model.checkpoint_activations();
     }
     let mut batches = LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), recipe.batch_size, recipe.seed)?;
+    let mut text = match &text {
+        Some(text) => Some(Batches::new(text, recipe.text_batch_size, recipe.seq_len, recipe.seed)?),
+        None => None,
+    };
     let micro_batches = recipe.gradient_accumulation_steps;
     let steps = (batches.per_epoch() * recipe.epochs).div_ceil(micro_batches);
     let first = opening.step();
@@ -177,11 +201,15 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
             mean_loss += loss::scalar(&loss)?;
             learner.backward(&routers.add(&loss, routing.as_ref(), share)?)?;
         }
+        let mut figures = vec![("loss", mean_loss)];
+        if let Some(text) = &mut text {
+            figures.push(("text_loss", rehearse(recipe, &mut learner, text.batch(step)?)?));
+        }
         let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
         let grad_norm = learner.step(learning_rate)?;
         let done = step + 1;
-        run.check_step(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
-        let figures = [("loss", mean_loss), ("grad_norm", grad_norm), ("learning_rate", learning_rate)];
+        figures.extend([("grad_norm", grad_norm), ("learning_rate", learning_rate)]);
+        run.check_step(done, &figures)?;
         run.log_with(done, &figures, routers.figures())?;
         run.progress(done, &format!("loss {mean_loss:.3}"));
         if is_eval_step(done, recipe.eval_every, steps) {
@@ -198,6 +226,15 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
         }
     }
     run.finish(&[&learner], |dir| write(&learner.model, dir))
+}
+
+/// Gathers the gradients of a batch of plain text; returns its loss.
+fn rehearse(recipe: &FinetuneRecipe, learner: &mut Learner, (input_ids, targets): (Vec<u32>, Vec<u32>)) -> Result<f64> {
+    let labels: Vec<i64> = targets.into_iter().map(i64::from).collect();
+    let hidden = learner.model.hidden(&Batch::from_flat(&input_ids, recipe.seq_len)?, None)?; // (b, t, hidden)
+    let loss = learner.model.cross_entropy(&hidden.flatten(0, 1)?, &labels)?;
+    learner.backward(&(&loss * recipe.text_weight)?)?;
+    loss::scalar(&loss)
 }
 
 /// The adapter's settings, where nothing is said of tokens with those of the chat template that the base was never trained on:

@@ -10,7 +10,7 @@ mod reward;
 
 pub use distill::{DistillInputs, DistillRecipe, distill};
 pub use finetune::{BaseDtype, FinetuneInputs, FinetuneRecipe, finetune};
-pub use lifecycle::{LifecycleRecipe, lifecycle};
+pub use lifecycle::{LifecycleRecipe, lifecycle, lifecycle_seeds};
 pub use ppo::{Averages, PpoInputs, PpoRecipe, PpoTrainer, Score, SpecialIds, Targets, ppo};
 pub use prepare::{PrepareInputs, prepare, train_tokenizer};
 pub use pretrain::{PretrainInputs, PretrainRecipe, pretrain};

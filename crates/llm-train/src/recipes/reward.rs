@@ -323,12 +323,17 @@ impl RewardModel {
         Ok(critic)
     }
 
+    /// The scores of the answers of a ranking, in their order there.
+    pub fn answer_scores(&self, ranking: &Ranking) -> Result<Vec<f64>> {
+        let rows = ranking.answers.iter().map(|a| conversation_ids(&self.tokenizer, &ranking.prompt, a));
+        self.scores(&rows.collect::<Result<Vec<_>>>()?)
+    }
+
     /// The share of pairs of these rankings that the model orders as they do.
     pub fn accuracy(&self, rankings: &[Ranking]) -> Result<f64> {
         let (mut right, mut all) = (0., 0.);
         for ranking in rankings {
-            let rows = ranking.answers.iter().map(|a| conversation_ids(&self.tokenizer, &ranking.prompt, a));
-            let scores = self.scores(&rows.collect::<Result<Vec<_>>>()?)?;
+            let scores = self.answer_scores(ranking)?;
             for (better, worse) in ranking.pairs() {
                 right += f64::from(u8::from(scores[better] > scores[worse]));
                 all += 1.;

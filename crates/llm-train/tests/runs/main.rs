@@ -160,7 +160,7 @@ impl Stage {
                 };
                 let recipe = FinetuneRecipe { seed, batch_size, save_every, optimizer, ..recipe };
                 let (data, held_out) = (data("chats.jsonl"), world.path("other.jsonl"));
-                let inputs = FinetuneInputs { model: &model, data: &data, held_out: Some(&held_out) };
+                let inputs = FinetuneInputs { model: &model, data: &data, held_out: Some(&held_out), text: None };
                 finetune(&recipe, inputs, out, options)
             }
             Self::Reward => {

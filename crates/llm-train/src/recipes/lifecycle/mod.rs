@@ -1,15 +1,16 @@
 //! The whole life of a model on the built-in world: born, taught, ranked, aligned, distilled and examined.
 
+mod data;
 mod evaluate;
+mod figure;
 mod report;
+mod seeds;
 
 use std::path::Path;
 use std::sync::atomic::Ordering::SeqCst;
 
-use llm_data::world::{Question, Split, World, WorldConfig};
-use llm_data::{Conversation, Message, Ranking, write_jsonl};
+use llm_data::world::{World, WorldConfig};
 use llm_feedback::Annotator;
-use llm_infer::{GenerateOptions, Sampling, TextModel};
 use llm_model::{Head, Model, ModelConfig, write_atomic};
 use llm_tokenizer::TrainConfig;
 use serde::{Deserialize, Serialize};
@@ -19,9 +20,10 @@ use super::{
     DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, PpoInputs, PpoRecipe, PrepareInputs, PretrainInputs,
     PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, ppo, prepare, pretrain, reward, train_tokenizer,
 };
-use crate::examples::chat_messages;
-use crate::run::{Event, FINISHED, Opening, RunOptions, Start, Times, has_begun, is_finished, write_json};
+use crate::run::{FINISHED, Opening, RunOptions, Start, Times, has_begun, is_finished, write_json};
 use crate::{Error, Result};
+
+pub use seeds::lifecycle_seeds;
 
 /// The numbers of a whole life.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -55,17 +57,35 @@ pub struct Questions {
     pub tasks: usize,
     /// Questions that ask for advice, answered by the crowd, to learn from.
     pub crowd: usize,
+    /// Dialogues of several turns to learn from.
+    pub dialogues: usize,
+    /// Words to say again, to learn from.
+    pub echoes: usize,
     /// Questions whose answers the annotator ranks.
     pub rankings: usize,
     /// Questions that PPO practises on.
     pub prompts: usize,
-    /// Held-out tasks, questions and minimal pairs of each phenomenon, to test on.
+    /// Questions that the teacher answers for its student.
+    pub lessons: usize,
+    /// Tasks, and questions that ask for advice, to test on.
     pub held_out: usize,
+    /// Minimal pairs of each phenomenon to test on.
+    pub probes: usize,
 }
 
 impl Default for Questions {
     fn default() -> Self {
-        Self { tasks: 8000, crowd: 2000, rankings: 1500, prompts: 1000, held_out: 300 }
+        Self {
+            tasks: 8000,
+            crowd: 2000,
+            dialogues: 1500,
+            echoes: 1500,
+            rankings: 1500,
+            prompts: 1000,
+            lessons: 2000,
+            held_out: 600,
+            probes: 400,
+        }
     }
 }
 
@@ -114,7 +134,7 @@ fn live(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions)
     let world = World::new(recipe.world.clone());
     let mut times = Times::open(&dir("times.json"))?;
 
-    times.of("world", || write_world(recipe, &world, &data))?;
+    times.of("world", || data::write_world(recipe, &world, &data))?;
     let text = |split: &str| [data.join(format!("text-{split}.jsonl"))];
     times.of("tokenizer", || train_tokenizer(&recipe.tokenizer, &text("train"), &tokenizer, resume))?;
     times.of("prepare", || {
@@ -133,7 +153,7 @@ fn live(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions)
     }
     if !is_finished(&instruct) {
         let (data, held_out) = (data.join("instruct-train.jsonl"), data.join("instruct-held_out.jsonl"));
-        let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&held_out) };
+        let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&held_out), text: Some(&shards) };
         finetune(
             &recipe.finetune,
             inputs,
@@ -156,14 +176,14 @@ fn live(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions)
         ppo(&recipe.ppo, inputs, &aligned, RunOptions { resume: has_begun(&aligned), observer: &mut *observer, stop })?;
     }
     if !is_finished(&student) {
-        let lessons = data.join("student.jsonl");
-        times.of("teacher", || write_lessons(recipe, &world, &aligned, &lessons, observer))?;
+        times.of("teacher", || data::write_lessons(recipe, &world, &aligned, &data, observer))?;
+        let (lessons, held_out) = (data.join("lessons-train.jsonl"), data.join("lessons-held_out.jsonl"));
         let inputs = DistillInputs {
             teacher: &aligned,
             text_teacher: Some(&base),
             student: None,
             data: &lessons,
-            held_out: None,
+            held_out: Some(&held_out),
             text: Some(&shards),
         };
         distill(
@@ -173,81 +193,24 @@ fn live(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions)
             RunOptions { resume: has_begun(&student), observer: &mut *observer, stop },
         )?;
     }
+    let alone = dir("student-alone");
+    if !is_finished(&alone) {
+        // The same student on the same tokens, without a teacher.
+        let (lessons, held_out) = (data.join("lessons-train.jsonl"), data.join("lessons-held_out.jsonl"));
+        let inputs = DistillInputs {
+            teacher: &aligned,
+            text_teacher: None,
+            student: None,
+            data: &lessons,
+            held_out: Some(&held_out),
+            text: Some(&shards),
+        };
+        let untaught = DistillRecipe { alpha: 0., ..recipe.distill.clone() };
+        distill(&untaught, inputs, &alone, RunOptions { resume: has_begun(&alone), observer: &mut *observer, stop })?;
+    }
     if stop.load(SeqCst) {
         return Err(Error::Interrupted { run: out.to_owned(), done: "before its evaluation".to_owned() });
     }
     let evaluation = times.of("evaluation", || evaluate::evaluate(recipe, &world, out, observer))?;
-    report::write(recipe, &evaluation, &times, out)
-}
-
-/// Writes the texts, conversations and rankings of the world; the same recipe gives the same bytes.
-fn write_world(recipe: &LifecycleRecipe, world: &World, dir: &Path) -> Result<()> {
-    let count = &recipe.questions;
-    for (split, name) in [(Split::Train, "train"), (Split::HeldOut, "held_out")] {
-        let train = split == Split::Train;
-        let texts: Vec<_> = world.corpus(split).into_iter().map(|text| json!({ "text": text })).collect();
-        write_jsonl(&dir.join(format!("text-{name}.jsonl")), &texts)?;
-
-        let tasks = world.tasks(split, if train { count.tasks } else { count.held_out });
-        let mut conversations: Vec<Conversation> = tasks.iter().map(llm_data::world::Task::conversation).collect();
-        if train {
-            conversations.extend(world.crowd(count.crowd));
-        }
-        write_jsonl(&dir.join(format!("instruct-{name}.jsonl")), &conversations)?;
-
-        let questions = world.questions(split, if train { count.rankings } else { count.held_out });
-        let rankings = questions.iter().enumerate().map(|(i, q)| ranked(&recipe.annotator, q, &format!("{name} {i}")));
-        write_jsonl(&dir.join(format!("rankings-{name}.jsonl")), &rankings.collect::<Result<Vec<_>>>()?)?;
-    }
-    let prompts: Vec<_> =
-        world.questions(Split::Train, count.prompts).into_iter().map(|q| json!({ "prompt": q.prompt })).collect();
-    Ok(write_jsonl(&dir.join("prompts.jsonl"), &prompts)?)
-}
-
-/// The answers of a question as the annotator ranks them; `label` tells apart two sights of the same question.
-fn ranked(annotator: &Annotator, question: &Question, label: &str) -> Result<Ranking> {
-    let utilities: Vec<f64> = question.answers.iter().map(|a| a.utility).collect();
-    let texts: Vec<&str> = question.answers.iter().map(|a| a.text.as_str()).collect();
-    let order = annotator.rank(label, &utilities, &texts)?;
-    let answers = question.answers.iter().map(|a| a.text.clone()).collect();
-    Ok(Ranking::strict(question.prompt.clone(), vec![Message::user(&question.prompt)], answers, &order))
-}
-
-/// What the student reads: the tasks with their answers, and the questions as its teacher answers them.
-fn write_lessons(
-    recipe: &LifecycleRecipe,
-    world: &World,
-    teacher: &Path,
-    path: &Path,
-    observer: &mut dyn FnMut(Event),
-) -> Result<()> {
-    if path.exists() {
-        return Ok(());
-    }
-    let model = TextModel::load(teacher)?;
-    let questions = world.questions(Split::Train, recipe.questions.crowd);
-    let prompts = questions.iter().map(|q| model.chat_ids(&chat_messages(&[Message::user(&q.prompt)])));
-    let prompts = prompts.collect::<Result<Vec<_>, _>>()?;
-    let options = GenerateOptions {
-        max_new_tokens: recipe.ppo.max_new_tokens,
-        stop_ids: model.stop_ids(),
-        sampling: Sampling { temperature: recipe.ppo.temperature, seed: recipe.distill.seed, ..Sampling::default() },
-    };
-    observer(Event::Begin { stage: "teacher", total: prompts.len() as u64, done: 0, unit: "answers" });
-    let replies = model.complete_all(&prompts, &options, 64, |done| {
-        observer(Event::Progress { done: done as u64, message: "" });
-    })?;
-    observer(Event::End);
-    let answered = questions.iter().zip(replies).map(|(question, reply)| Conversation {
-        messages: vec![Message::user(&question.prompt), Message::assistant(reply.text)],
-    });
-    let tasks = world.tasks(Split::Train, recipe.questions.tasks);
-    let mut lessons: Vec<Conversation> = answered.collect();
-    // Interleaved, so that the twentieth at the end, on which the student is tested, holds both.
-    let every = (tasks.len() / lessons.len().max(1)).max(1);
-    for (i, task) in tasks.iter().enumerate() {
-        let at = (i / every * (every + 1) + i % every).min(lessons.len());
-        lessons.insert(at, task.conversation());
-    }
-    write_jsonl(path, &lessons).map_err(Error::from)
+    report::write(&evaluation, &times, out)
 }

@@ -1,26 +1,32 @@
-//! `report.md`: the figures of a life in one table, its curves, and samples side by side.
+//! `report.md`: the figures of one life, or of several with other seeds, in one table, with curves and samples.
 
 use std::fmt::Write;
 use std::path::Path;
 
-use llm_data::world::Utility;
 use llm_model::write_atomic;
 
-use super::LifecycleRecipe;
 use super::evaluate::Evaluation;
+use super::figure::{Figure, Unit, table};
 use crate::plot::{Curve, Panel, Plot, metric};
 use crate::run::{Times, seconds_of};
 use crate::{Error, Result};
 
-/// Writes `report.md` and its plots; returns the table.
-pub(super) fn write(recipe: &LifecycleRecipe, seen: &Evaluation, times: &Times, out: &Path) -> Result<String> {
+/// How the table is to be read.
+const LEGEND: &str = "Every figure is on items that the tested stage never saw: frames of sentences, facts and themes held out \
+as whole units, which the pre-training text alone tells. Intervals are 95 %, by a bootstrap over those units, whose number is in \
+brackets; \"beside it\" is what lacks the ability, what came before, or what is possible.";
+
+/// Writes the report of one life and its plots; returns the table.
+pub(super) fn write(seen: &Evaluation, times: &Times, out: &Path) -> Result<String> {
     let times = stage_times(times, out)?;
-    let table = table(&rows(recipe, seen, &times, out)?);
-    let mut text = format!("# The life of a model\n\n{table}\n");
-    for (file, title) in plots(out)? {
-        write!(text, "\n![{title}]({file})\n").map_err(broken)?;
-    }
-    text.push_str("\n## Before and after PPO\n\n| question | before | after |\n|---|---|---|\n");
+    let total: f64 = times.iter().map(|(_, seconds)| seconds).sum();
+    let mut figures = seen.figures.clone();
+    figures.push(Figure::plain("time in minutes", Unit::Rough, total / 60.));
+    let table = table(&figures);
+    let mut text = format!("# The life of a model\n\n{LEGEND}\n\n{table}\n");
+    draw_plots(&mut text, &[out], std::slice::from_ref(seen), out)?;
+    text.push_str("\n## Before and after PPO\n\nTo questions about themes that were held out.\n\n");
+    text.push_str("| question | before | after |\n|---|---|---|\n");
     for [question, before, after] in &seen.samples {
         let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
         writeln!(text, "| {} | {} | {} |", cell(question), cell(before), cell(after)).map_err(broken)?;
@@ -33,127 +39,132 @@ pub(super) fn write(recipe: &LifecycleRecipe, seen: &Evaluation, times: &Times, 
     Ok(table)
 }
 
-type Row = (String, String);
-
-fn rows(recipe: &LifecycleRecipe, seen: &Evaluation, times: &[(String, f64)], out: &Path) -> Result<Vec<Row>> {
-    let mut rows: Vec<Row> = Vec::new();
-    let mut row = |name: &str, value: String| rows.push((name.to_owned(), value));
-    let percent = |share: f64| format!("{:.1} %", 100. * share);
-    let (bytes, tokens) = seen.corpus;
-    row("corpus", format!("{bytes} bytes, {tokens} tokens"));
-    let rate = bytes as f64 / tokens.max(1) as f64;
-    row("tokenizer", format!("{} tokens, {rate:.2} bytes per token", seen.vocab_size));
-    for (name, count) in &seen.parameters {
-        row(&format!("parameters of the {name}"), count.to_string());
-    }
-    let (first, last) = ends(&metric(&out.join("base"), "eval_loss")?);
-    let bits = seen.text[0].bits_per_byte;
-    row("held-out loss, pre-training", format!("{first:.3} → {last:.3} ({bits:.3} bits per byte)"));
-    for (name, trained, untrained) in &seen.probes {
-        row(&format!("probe: {name}"), format!("{} (untrained {})", percent(*trained), percent(*untrained)));
-    }
-    row("tasks before → after fine-tuning", format!("{} → {}", percent(seen.base.total), percent(seen.instruct.total)));
-    for ((kind, before), (_, after)) in seen.base.by_kind.iter().zip(&seen.instruct.by_kind) {
-        row(&format!("— {}", kind.name()), format!("{} → {}", percent(*before), percent(*after)));
-    }
-    let (accuracy, ceiling) = seen.reward_accuracy;
-    row("reward model on held-out rankings", format!("{}, best possible {}", percent(accuracy), percent(ceiling)));
-    let [before, after, student] = &seen.advice;
-    let gain = (after.total - before.total) / (Utility::MAX - before.total);
-    let max = Utility::MAX;
-    row(
-        "true utility before → after PPO",
-        format!("{:.3} → {:.3} of {max} ({} of what is possible)", before.total, after.total, percent(gain)),
+/// Writes the report of several lives, one for each seed, into `out`; returns the table.
+pub(super) fn write_seeds(lives: &[&Path], seen: &[Evaluation], minutes: &[f64], out: &Path) -> Result<String> {
+    let n = lives.len();
+    let mut table = format!(
+        "| figure | mean of {n} seeds | lowest to highest | n of each | beside it, means |\n|---|---|---|---|---|\n"
     );
-    for (part, from, to) in [
-        ("accuracy", before.accuracy, after.accuracy),
-        ("helpfulness", before.helpfulness, after.helpfulness),
-        ("safety", before.safety, after.safety),
-    ] {
-        row(&format!("— {part}"), format!("{} → {}", percent(from), percent(to)));
+    for figure in &seen[0].figures {
+        let Figure { name, unit, items, .. } = figure;
+        let same: Vec<&Figure> = seen.iter().filter_map(|life| life.figures.iter().find(|f| f.name == *name)).collect();
+        let row = spread(&same.iter().map(|f| f.value).collect::<Vec<_>>());
+        let beside = figure.beside.iter().enumerate().map(|(i, (name, _))| {
+            let values: Vec<f64> = same.iter().filter_map(|f| f.beside.get(i)).map(|b| b.1).collect();
+            format!("{name} {}", unit.show(spread(&values).0))
+        });
+        let items = match items {
+            (0, _) => String::new(),
+            (n, units) => format!("{n} ({units})"),
+        };
+        let beside = beside.collect::<Vec<_>>().join("; ");
+        let (low, high) = (unit.show(row.1), unit.show(row.2));
+        table += &format!("| {name} | {} | {low} to {high} | {items} | {beside} |\n", unit.show(row.0));
     }
-    row(
-        "KL of the aligned model from the fine-tuned one",
-        format!("{:.2} nats per reply (coefficient {})", seen.kl, recipe.ppo.kl_coef),
+    let (mean, low, high) = spread(minutes);
+    table += &format!("| time in minutes | {mean:.1} | {low:.1} to {high:.1} | | |\n");
+    let mut text = format!(
+        "# The life of a model, {n} seeds\n\nEach seed makes another world, with other units held out, and other weights. {LEGEND}\n\n{table}\n"
     );
-    row("tasks: teacher, student", format!("{}, {}", percent(seen.aligned.total), percent(seen.student.total)));
-    row(
-        "held-out loss: teacher, student",
-        format!("{:.3}, {:.3} (base {:.3})", seen.text[1].loss, seen.text[2].loss, seen.text[0].loss),
-    );
-    row("true utility: teacher, student", format!("{:.3}, {:.3}", after.total, student.total));
-    let (fast, slow) = (seen.student.tokens_per_second, seen.aligned.tokens_per_second);
-    row("tokens per second: teacher, student", format!("{slow:.0}, {fast:.0} ({:.2} times)", fast / slow));
-    let total: f64 = times.iter().map(|(_, seconds)| seconds).sum();
-    row("time", format!("{:.1} minutes", total / 60.));
-    Ok(rows)
+    draw_plots(&mut text, lives, seen, out)?;
+    write_atomic(&out.join("report.md"), text.as_bytes())?;
+    Ok(table)
 }
 
-fn table(rows: &[Row]) -> String {
-    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    let line = |(name, value): &Row| format!("| {name:width$} | {value} |\n");
-    let head = format!("| {:width$} | this run |\n|{}|---|\n", "figure", "-".repeat(width + 2));
-    head + &rows.iter().map(line).collect::<String>()
+/// The mean, the lowest and the highest.
+fn spread(values: &[f64]) -> (f64, f64, f64) {
+    let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
+    (
+        mean,
+        values.iter().copied().fold(f64::INFINITY, f64::min),
+        values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+    )
 }
 
-fn ends(points: &[(f64, f64)]) -> (f64, f64) {
-    let first = points.first().map_or(f64::NAN, |p| p.1);
-    (first, points.last().map_or(f64::NAN, |p| p.1))
-}
+/// A panel of a plot: what is on its axis, whether that is logarithmic, and the metrics of a stage by name.
+type PanelOf<'a> = (&'a str, bool, &'a [(&'a str, &'a str)]);
 
-/// Draws the plots; returns their files and titles.
-fn plots(out: &Path) -> Result<Vec<(String, &'static str)>> {
-    const LOSS: &str = "loss in nats";
-    let curve = |stage: &str, name: &str, key: &str| Ok::<_, Error>(Curve::new(name, metric(&out.join(stage), key)?));
-    let mut drawn = Vec::new();
-    for (file, title, stage, panels) in [
-        (
-            "pretrain",
-            "Pre-training",
-            "base",
-            &[(LOSS, true, &[("train", "loss"), ("validation", "eval_loss")][..])][..],
-        ),
-        ("finetune", "Fine-tuning", "instruct", &[(LOSS, true, &[("train", "loss"), ("validation", "eval_loss")])]),
-        (
-            "reward",
-            "Reward model",
-            "reward",
-            &[("accuracy", false, &[("train", "accuracy"), ("validation", "eval_accuracy")])],
-        ),
-        (
-            "ppo",
-            "PPO",
-            "aligned",
-            &[
-                ("score", false, &[("score", "objective/scores")]),
-                ("KL per reply in nats", false, &[("KL", "objective/kl")]),
-            ],
-        ),
-        (
-            "distill",
-            "Distillation",
-            "student",
-            &[(
-                "nats",
-                true,
-                &[("train: loss", "loss"), ("validation: loss", "eval_loss"), ("validation: KL", "eval_kl")],
-            )],
-        ),
-    ] {
-        let panel = |&(y, log, curves): &(&'static str, bool, &[(&str, &str)])| {
-            let curves = curves.iter().map(|(name, key)| curve(stage, name, key)).collect::<Result<Vec<_>>>()?;
-            Ok(Panel { y, log, curves })
+const LOSS: &str = "loss in nats";
+
+/// The plots of a life: file, title, folder of the stage, panels.
+const PLOTS: [(&str, &str, &str, &[PanelOf]); 5] = [
+    ("pretrain", "Pre-training", "base", &[(LOSS, true, &[("train", "loss"), ("validation", "eval_loss")])]),
+    ("finetune", "Fine-tuning", "instruct", &[(LOSS, true, &[("train", "loss"), ("validation", "eval_loss")])]),
+    (
+        "reward",
+        "Reward model",
+        "reward",
+        &[("accuracy", false, &[("train", "accuracy"), ("validation", "eval_accuracy")])],
+    ),
+    (
+        "ppo",
+        "PPO",
+        "aligned",
+        &[
+            ("score", false, &[("score", "objective/scores")]),
+            ("KL per reply in nats", false, &[("KL", "objective/kl")]),
+            ("entropy per token in nats", false, &[("entropy", "policy/entropy_avg")]),
+        ],
+    ),
+    (
+        "distill",
+        "Distillation: plain text first, then answers",
+        "student",
+        &[("nats", true, &[("train: loss", "loss"), ("validation: loss", "eval_loss"), ("validation: KL", "eval_kl")])],
+    ),
+];
+
+/// Draws the plots of all lives into `out`, a band from the lowest to the highest where there are several.
+fn draw_plots(text: &mut String, lives: &[&Path], seen: &[Evaluation], out: &Path) -> Result<()> {
+    let over = |name: &str, runs: Vec<Vec<(f64, f64)>>| match runs.len() {
+        1 => Curve::new(name, runs.concat()),
+        _ => Curve::over_runs(name, &runs),
+    };
+    for (file, title, stage, panels) in PLOTS {
+        let curve = |&(name, key): &(&str, &str)| {
+            let runs = lives.iter().map(|life| metric(&life.join(stage), key)).collect::<Result<Vec<_>>>()?;
+            Ok(over(name, runs))
+        };
+        let panel = |&(y, log, curves): &PanelOf<'static>| {
+            Ok(Panel { y, log, curves: curves.iter().map(curve).collect::<Result<Vec<_>>>()? })
         };
         let panels = panels.iter().map(panel).collect::<Result<Vec<_>>>()?;
         let file = format!("plots/{file}.svg");
         Plot { title, x: "step", panels }.save(&out.join(&file))?;
-        drawn.push((file, title));
+        write!(text, "\n![{title}]({file})\n").map_err(broken)?;
     }
-    Ok(drawn)
+    let of_n = |pick: fn(&(f64, f64, f64)) -> f64| {
+        seen.iter()
+            .map(|life| life.best_of.iter().map(|point| (point.0, pick(point))).collect())
+            .collect::<Vec<Vec<_>>>()
+    };
+    let ppo = |name: &str| -> Vec<Vec<(f64, f64)>> {
+        let figure =
+            |life: &Evaluation, name: &str| life.figures.iter().find(|f| f.name == name).map_or(f64::NAN, |f| f.value);
+        seen.iter()
+            .map(|life| vec![(figure(life, "— KL from the fine-tuned model, nats per reply"), figure(life, name))])
+            .collect()
+    };
+    let points = |runs: Vec<Vec<(f64, f64)>>| Curve::new("PPO", runs.concat());
+    let panels = vec![
+        Panel {
+            y: "true utility",
+            log: false,
+            curves: vec![over("best of n", of_n(|p| p.1)), points(ppo("PPO: true utility, themes unseen"))],
+        },
+        Panel {
+            y: "reward model's score",
+            log: false,
+            curves: vec![over("best of n", of_n(|p| p.2)), points(ppo("— reward model's score of the replies"))],
+        },
+    ];
+    let title = "What alignment gains for the distance it moves";
+    Plot { title, x: "KL from the fine-tuned model, nats per reply", panels }.save(&out.join("plots/utility.svg"))?;
+    write!(text, "\n![{title}](plots/utility.svg)\n").map_err(broken)
 }
 
 /// Seconds of every stage in order.
-fn stage_times(times: &Times, out: &Path) -> Result<Vec<(String, f64)>> {
+pub(super) fn stage_times(times: &Times, out: &Path) -> Result<Vec<(String, f64)>> {
     let mut all = Vec::new();
     for stage in ["world", "tokenizer", "prepare"] {
         all.push((stage.to_owned(), times.get(stage)));
@@ -162,6 +173,7 @@ fn stage_times(times: &Times, out: &Path) -> Result<Vec<(String, f64)>> {
         all.push((stage.to_owned(), seconds_of(&out.join(dir))?));
     }
     all.push(("distill".to_owned(), times.get("teacher") + seconds_of(&out.join("student"))?));
+    all.push(("the student without a teacher".to_owned(), seconds_of(&out.join("student-alone"))?));
     all.push(("evaluation".to_owned(), times.get("evaluation")));
     Ok(all)
 }

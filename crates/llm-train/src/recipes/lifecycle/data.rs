@@ -1,0 +1,121 @@
+//! The files of the world that the stages of a life read, and those that test them.
+
+use std::path::Path;
+
+use llm_data::world::{NGrams, Phenomenon, Question, Split, Task, Use, World};
+use llm_data::{Conversation, Message, Ranking, write_jsonl};
+use llm_feedback::Annotator;
+use llm_infer::{GenerateOptions, Sampling, TextModel};
+use serde_json::json;
+
+use super::LifecycleRecipe;
+use crate::examples::chat_messages;
+use crate::run::{Event, rng};
+use crate::{Error, Result};
+
+/// Writes the texts, conversations and rankings of the world, and all that models are tested on; the same recipe gives
+/// the same bytes.
+pub(super) fn write_world(recipe: &LifecycleRecipe, world: &World, dir: &Path) -> Result<()> {
+    let count = &recipe.questions;
+    for (split, name) in [(Split::Train, "train"), (Split::HeldOut, "held_out")] {
+        let texts: Vec<_> = world.corpus(split).into_iter().map(|text| json!({ "text": text })).collect();
+        write_jsonl(&dir.join(format!("text-{name}.jsonl")), &texts)?;
+    }
+    let mut conversations = conversations(&world.tasks(Split::Train, count.tasks));
+    conversations.extend(world.crowd(count.crowd));
+    conversations.extend(world.dialogues(count.dialogues));
+    conversations.extend(world.echoes(count.echoes));
+    write_jsonl(&dir.join("instruct-train.jsonl"), &conversations)?;
+    let trained = NGrams::of(conversations.iter().flat_map(|c| &c.messages).map(|m| m.content.as_str()));
+    let mut tasks = world.tasks(Split::HeldOut, count.held_out);
+    tasks.retain(|task| !task.messages.iter().any(|message| trained.overlap(&message.content)));
+    write_jsonl(&dir.join("instruct-held_out.jsonl"), &self::conversations(&tasks))?;
+    write_jsonl(&dir.join("tasks-held_out.jsonl"), &tasks)?;
+
+    for (split, purpose, name) in [
+        (Split::Train, Use::Rankings, "train"),
+        (Split::Train, Use::Validation, "seen_themes"),
+        (Split::HeldOut, Use::Validation, "held_out"),
+    ] {
+        let number = if purpose == Use::Rankings { count.rankings } else { count.held_out };
+        let questions = world.questions(split, purpose, number);
+        let rankings = questions.iter().enumerate().map(|(i, q)| ranked(&recipe.annotator, q, &format!("{name} {i}")));
+        write_jsonl(&dir.join(format!("rankings-{name}.jsonl")), &rankings.collect::<Result<Vec<_>>>()?)?;
+    }
+    let prompts = world.questions(Split::Train, Use::Prompts, count.prompts);
+    let prompts: Vec<_> = prompts.into_iter().map(|q| json!({ "prompt": q.prompt })).collect();
+    write_jsonl(&dir.join("prompts.jsonl"), &prompts)?;
+    for phenomenon in Phenomenon::ALL {
+        let probes = world.probes(phenomenon, count.probes);
+        write_jsonl(&dir.join(format!("probes-{}.jsonl", phenomenon.file_name())), &probes)?;
+    }
+    Ok(())
+}
+
+fn conversations(tasks: &[Task]) -> Vec<Conversation> {
+    tasks.iter().map(Task::conversation).collect()
+}
+
+/// The answers of a question as the annotator ranks them; `label` tells apart two sights of the same question.
+pub(super) fn ranked(annotator: &Annotator, question: &Question, label: &str) -> Result<Ranking> {
+    let utilities: Vec<f64> = question.answers.iter().map(|a| a.utility).collect();
+    let texts: Vec<&str> = question.answers.iter().map(|a| a.text.as_str()).collect();
+    let order = annotator.rank(label, &utilities, &texts)?;
+    let answers = question.answers.iter().map(|a| a.text.clone()).collect();
+    Ok(Ranking::strict(question.prompt.clone(), vec![Message::user(&question.prompt)], answers, &order))
+}
+
+/// What the student reads: tasks and dialogues with their answers, and questions of its own as its teacher answers them.
+pub(super) fn write_lessons(
+    recipe: &LifecycleRecipe,
+    world: &World,
+    teacher: &Path,
+    dir: &Path,
+    observer: &mut dyn FnMut(Event),
+) -> Result<()> {
+    let (train, held_out) = (dir.join("lessons-train.jsonl"), dir.join("lessons-held_out.jsonl"));
+    if train.exists() && held_out.exists() {
+        return Ok(());
+    }
+    let (model, count) = (TextModel::load(teacher)?, &recipe.questions);
+    let validation = count.held_out.min(200);
+    let mut questions = world.questions(Split::Train, Use::Lessons, count.lessons);
+    questions.extend(world.questions(Split::Train, Use::Validation, validation));
+    let mut answered = answers(recipe, &model, &questions, observer)?;
+    let mut tested = answered.split_off(count.lessons);
+    tested.extend(conversations(&world.tasks(Split::HeldOut, validation)));
+    write_jsonl(&held_out, &tested)?;
+    answered.extend(conversations(&world.tasks(Split::Train, count.tasks)));
+    answered.extend(world.dialogues(count.dialogues));
+    write_jsonl(&train, &answered).map_err(Error::from)
+}
+
+/// The questions with the answers that the teacher draws, every one from a random stream of its own.
+fn answers(
+    recipe: &LifecycleRecipe,
+    teacher: &TextModel,
+    questions: &[Question],
+    observer: &mut dyn FnMut(Event),
+) -> Result<Vec<Conversation>> {
+    use rand::RngExt;
+    const BATCH: usize = 64;
+    observer(Event::Begin { stage: "teacher", total: questions.len() as u64, done: 0, unit: "answers" });
+    let mut answered = Vec::with_capacity(questions.len());
+    for (number, chunk) in questions.chunks(BATCH).enumerate() {
+        let ids = |q: &Question| teacher.chat_ids(&chat_messages(&[Message::user(&q.prompt)]));
+        let prompts = chunk.iter().map(ids).collect::<Result<Vec<_>, _>>()?;
+        let seed = rng(recipe.distill.seed, 4, number as u64).random();
+        let options = GenerateOptions {
+            max_new_tokens: recipe.ppo.max_new_tokens,
+            stop_ids: teacher.stop_ids(),
+            sampling: Sampling { temperature: recipe.ppo.temperature, seed, ..Sampling::default() },
+        };
+        let replies = teacher.complete_all(&prompts, &options, BATCH, |_| ())?;
+        answered.extend(chunk.iter().zip(replies).map(|(question, reply)| Conversation {
+            messages: vec![Message::user(&question.prompt), Message::assistant(reply.text)],
+        }));
+        observer(Event::Progress { done: answered.len() as u64, message: "" });
+    }
+    observer(Event::End);
+    Ok(answered)
+}

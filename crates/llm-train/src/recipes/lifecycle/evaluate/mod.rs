@@ -1,0 +1,119 @@
+//! The examination at the end of a life: every figure of the report comes from here or from the stages' metrics.
+
+mod advice;
+mod probes;
+mod student;
+mod tasks;
+
+use std::path::Path;
+
+use llm_data::TokenDataset;
+use llm_data::world::World;
+use llm_infer::TextModel;
+use llm_model::{Head, Model};
+use serde::{Deserialize, Serialize};
+
+use super::LifecycleRecipe;
+use super::figure::{Figure, Unit};
+use crate::eval::text_loss;
+use crate::recipes::RewardModel;
+use crate::run::{Event, write_json};
+use crate::{Error, Result};
+
+/// What the life came to.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Evaluation {
+    /// The rows of the report.
+    pub figures: Vec<Figure>,
+    /// Utility and KL divergence of best-of-n for n = 1, 2, 4, …: (nats, utility, score).
+    pub best_of: Vec<(f64, f64, f64)>,
+    /// Questions with the reply before and after PPO.
+    pub samples: Vec<[String; 3]>,
+}
+
+/// The models of a life.
+pub(super) struct Models {
+    pub untrained: Model,
+    pub base: TextModel,
+    pub instruct: TextModel,
+    pub reward: RewardModel,
+    pub aligned: TextModel,
+    pub student: TextModel,
+    /// The same student, trained on the same tokens without a teacher.
+    pub alone: TextModel,
+}
+
+impl Models {
+    fn load(recipe: &LifecycleRecipe, out: &Path) -> Result<Self> {
+        let load = |name: &str| TextModel::load(&out.join(name));
+        let base = load("base")?;
+        Ok(Self {
+            untrained: Model::init(base.model.config().clone(), Head::LanguageModel, recipe.pretrain.seed)?.frozen()?,
+            base,
+            instruct: load("instruct")?,
+            reward: RewardModel::load(&out.join("reward"))?,
+            aligned: load("aligned")?,
+            student: load("student")?,
+            alone: load("student-alone")?,
+        })
+    }
+}
+
+/// Examines the models of the life in `out` and writes `evaluation.json`.
+pub(super) fn evaluate(
+    recipe: &LifecycleRecipe,
+    world: &World,
+    out: &Path,
+    observer: &mut dyn FnMut(Event),
+) -> Result<Evaluation> {
+    let mut done = 0;
+    observer(Event::Begin { stage: "evaluation", total: 5, done, unit: "parts" });
+    let mut tick = |message: &str| {
+        done += 1;
+        observer(Event::Progress { done, message });
+    };
+    let models = Models::load(recipe, out)?;
+    let mut figures = sizes(recipe, &models, out)?;
+    tick("text");
+    figures.extend(probes::figures(recipe, world, &models, out)?);
+    tick("probes");
+    let tested = tasks::read(out)?;
+    figures.extend(tasks::figures(recipe, world, &models, &tested)?);
+    tick("tasks");
+    let advised = advice::advise(recipe, world, &models)?;
+    figures.extend(advised.figures);
+    tick("advice");
+    figures.extend(student::figures(recipe, &models, &tested, out)?);
+    tick("student");
+    let evaluation = Evaluation { figures, best_of: advised.best_of, samples: advised.samples };
+    let json = serde_json::to_value(&evaluation).map_err(|e| Error::Input(format!("evaluation.json: {e}")))?;
+    write_json(&out.join("evaluation.json"), &json)?;
+    observer(Event::End);
+    Ok(evaluation)
+}
+
+/// Sizes, and the loss on validation text of all models by the same windows.
+fn sizes(recipe: &LifecycleRecipe, models: &Models, out: &Path) -> Result<Vec<Figure>> {
+    let data = TokenDataset::open(&out.join("shards"), "held_out")?;
+    let manifest = &data.manifest().splits["train"];
+    let (batch_size, seq_len) = (recipe.pretrain.batch_size, recipe.pretrain.seq_len);
+    let loss = |model: &Model| Ok::<_, Error>(text_loss(model, &data, batch_size, seq_len, EVAL_BATCHES)?.loss);
+    let bits = text_loss(&models.base.model, &data, batch_size, seq_len, EVAL_BATCHES)?.bits_per_byte;
+    let size = |model: &Model| model.count().total() as f64;
+    Ok(vec![
+        Figure::plain("training text: tokens", Unit::Count, manifest.tokens as f64)
+            .beside("bytes", manifest.bytes as f64),
+        Figure::plain("model: parameters", Unit::Count, size(&models.base.model))
+            .beside("vocabulary", models.base.tokenizer.vocab_size() as f64)
+            .beside("student", size(&models.student.model)),
+        Figure::plain("validation text: loss in nats per token", Unit::Number, loss(&models.base.model)?)
+            .beside("bits per byte", bits)
+            .beside("untrained", loss(&models.untrained)?)
+            .beside("fine-tuned", loss(&models.instruct.model)?)
+            .beside("aligned", loss(&models.aligned.model)?)
+            .beside("student", loss(&models.student.model)?),
+    ])
+}
+
+/// Batches of validation text on which all models are compared.
+const EVAL_BATCHES: usize = 20;

@@ -1,0 +1,79 @@
+//! Tasks about facts that no conversation told, beside chance and predictors that understand nothing.
+
+use std::path::Path;
+
+use llm_data::read_jsonl;
+use llm_data::world::{PromptKind, Split, SplitKey, Task, World};
+use llm_infer::{GenerateOptions, Sampling, TextModel};
+
+use super::super::LifecycleRecipe;
+use super::super::figure::{Figure, Unit, mean, scores};
+use super::Models;
+use crate::baselines::{Majority, NearestNeighbour};
+use crate::eval::{TaskScores, task_scores, write_replies};
+use crate::{Error, Result};
+
+/// Above the longest right answer.
+pub(super) const MAX_NEW_TOKENS: usize = 64;
+
+/// The tasks that the life wrote beside its training data.
+pub(super) fn read(out: &Path) -> Result<Vec<Task>> {
+    let path = out.join("data/tasks-held_out.jsonl");
+    let task = |(line, value)| {
+        serde_json::from_value(value).map_err(|e| Error::Input(format!("{}:{line}: {e}", path.display())))
+    };
+    read_jsonl(&path)?.into_iter().map(task).collect()
+}
+
+pub(super) fn figures(recipe: &LifecycleRecipe, world: &World, models: &Models, tasks: &[Task]) -> Result<Vec<Figure>> {
+    let ask = |model: &TextModel| task_scores(model, tasks, MAX_NEW_TOKENS);
+    let (base, instruct, aligned) = (ask(&models.base)?, ask(&models.instruct)?, ask(&models.aligned)?);
+    let cloze = completed(&models.base, tasks)?;
+    let training = world.tasks(Split::Train, recipe.questions.tasks);
+    let nearest = NearestNeighbour::new(training.iter().map(|t| (prompt(t), t.answers[0].clone())));
+    let majority = Majority::new(training.iter().map(|t| (t.kind.name(), t.answers[0].clone())));
+    let by_rule = |answer: &dyn Fn(&Task) -> Option<String>| {
+        scores(tasks.iter().map(|task| answer(task).is_some_and(|reply| task.is_right(&reply))))
+    };
+    let nearest = by_rule(&|task| nearest.answer(&prompt(task)).map(str::to_owned));
+    let majority = by_rule(&|task| majority.answer(task.kind.name()).map(str::to_owned));
+    let chance: Vec<f64> = tasks.iter().map(|t| t.chance).collect();
+    let right = |scored: &TaskScores| scores(scored.right.iter().copied());
+
+    let row = |name: &str, kind: Option<PromptKind>| {
+        let chosen: Vec<usize> = (0..tasks.len()).filter(|&i| kind.is_none_or(|k| tasks[i].kind == k)).collect();
+        let of = |all: &[f64]| chosen.iter().map(|&i| all[i]).collect::<Vec<f64>>();
+        let keys: Vec<&SplitKey> = chosen.iter().map(|&i| &tasks[i].key).collect();
+        Figure::mean(name, Unit::Share, &of(&right(&instruct)), &keys)
+            .beside("base model, as text to complete", mean(&of(&cloze)))
+            .beside("base model, as chat", mean(&of(&right(&base))))
+            .beside("chance", mean(&of(&chance)))
+            .beside("nearest training prompt", mean(&of(&nearest)))
+            .beside("commonest answer", mean(&of(&majority)))
+            .beside("aligned", mean(&of(&right(&aligned))))
+    };
+    let mut figures = vec![
+        row("tasks after fine-tuning, facts unseen there", None)
+            .beside("answers cut off", instruct.cut_off)
+            .beside("of the base model", base.cut_off),
+    ];
+    figures.extend(PromptKind::ALL.map(|kind| row(&format!("— {}", kind.name()), Some(kind))));
+    Ok(figures)
+}
+
+/// All of the prompt as one text.
+fn prompt(task: &Task) -> String {
+    task.messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n")
+}
+
+/// Whether the model completes each task's cloze, at temperature 0.
+fn completed(model: &TextModel, tasks: &[Task]) -> Result<Vec<f64>> {
+    let prompts = tasks.iter().map(|t| model.document_ids(&t.cloze.0)).collect::<Result<Vec<_>, _>>()?;
+    let options = GenerateOptions {
+        max_new_tokens: MAX_NEW_TOKENS / 2,
+        stop_ids: model.stop_ids(),
+        sampling: Sampling { temperature: 0., ..Sampling::default() },
+    };
+    let replies = write_replies(model, &prompts, &options, 100)?;
+    Ok(scores(tasks.iter().zip(&replies).map(|(task, reply)| task.completes_cloze(&reply.text))))
+}

@@ -1,0 +1,57 @@
+//! Several lives that differ in their seed: in the world, in what of it is held out, and in the weights.
+
+use std::path::{Path, PathBuf};
+
+use super::evaluate::Evaluation;
+use super::{LifecycleRecipe, lifecycle, report};
+use crate::run::{RunOptions, Times, has_begun};
+use crate::{Error, Result};
+
+/// Lives `seeds` lives, one for each seed from that of the recipe on, in `out/seed-N`, and writes `out/report.md` over
+/// them; returns its table. Lives that are finished are left as they are.
+pub fn lifecycle_seeds(recipe: &LifecycleRecipe, seeds: u64, out: &Path, options: RunOptions) -> Result<String> {
+    let RunOptions { observer, stop, resume } = options;
+    if seeds == 0 {
+        return Err(Error::Input("--seeds is 0; give at least 1".to_owned()));
+    }
+    let (mut dirs, mut seen, mut minutes) = (Vec::<PathBuf>::new(), Vec::new(), Vec::new());
+    for number in 0..seeds {
+        let recipe = reseeded(recipe, number);
+        let dir = out.join(format!("seed-{}", recipe.world.seed));
+        let begun = has_begun(&dir);
+        if begun && !resume {
+            let dir = dir.display();
+            return Err(Error::Input(format!("{dir}: exists already; add --resume, or choose another --out")));
+        }
+        lifecycle(&recipe, &dir, RunOptions { resume: begun, observer: &mut *observer, stop })?;
+        seen.push(read(&dir)?);
+        let times = report::stage_times(&Times::open(&dir.join("times.json"))?, &dir)?;
+        minutes.push(times.iter().map(|(_, seconds)| seconds).sum::<f64>() / 60.);
+        dirs.push(dir);
+    }
+    let dirs: Vec<&Path> = dirs.iter().map(PathBuf::as_path).collect();
+    report::write_seeds(&dirs, &seen, &minutes, out)
+}
+
+/// The same recipe with all seeds moved by `by`.
+fn reseeded(recipe: &LifecycleRecipe, by: u64) -> LifecycleRecipe {
+    let mut recipe = recipe.clone();
+    for seed in [
+        &mut recipe.world.seed,
+        &mut recipe.annotator.seed,
+        &mut recipe.pretrain.seed,
+        &mut recipe.finetune.seed,
+        &mut recipe.reward.seed,
+        &mut recipe.ppo.seed,
+        &mut recipe.distill.seed,
+    ] {
+        *seed = seed.wrapping_add(by);
+    }
+    recipe
+}
+
+fn read(dir: &Path) -> Result<Evaluation> {
+    let path = dir.join("evaluation.json");
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    serde_json::from_str(&text).map_err(|e| Error::Input(format!("{}: {e}", path.display())))
+}
