@@ -1,7 +1,7 @@
 //! Sentences for what self-attention is for, and the minimal pairs that ask whether a model can do it.
 //!
 //! Each phenomenon is made of **cells**: prefixes that differ in one word, the deciding one, and need opposite
-//! continuations (as in BLiMP, Warstadt et al. 2020, arXiv 1912.00582, with every cell of a frame in the test). Whoever
+//! continuations (as in `BLiMP`, Warstadt et al. 2020, arXiv 1912.00582, with every cell of a frame in the test). Whoever
 //! does not see the deciding word has the same prefix with both answers, and is right half of the time. In probes the
 //! deciding word is more than four words away, out of the reach of n-grams up to five.
 

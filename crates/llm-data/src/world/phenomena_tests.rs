@@ -39,9 +39,9 @@ fn n_grams_of_five_words_do_not_reach_the_deciding_word() {
 fn neither_the_word_nor_the_place_tells_the_sense() {
     let animals = |h: &lexicon::Homonym| (0..SIGHTS.len()).filter(|&place| h.is_animal_at(place)).count();
     assert!(HOMONYMS.iter().all(|h| animals(h) == SIGHTS.len() / 2));
-    for place in 0..SIGHTS.len() {
+    for (place, name) in SIGHTS.iter().enumerate() {
         let animals = HOMONYMS.iter().filter(|h| h.is_animal_at(place)).count();
-        assert_eq!(animals, HOMONYMS.len() / 2, "{}", SIGHTS[place]);
+        assert_eq!(animals, HOMONYMS.len() / 2, "{name}");
     }
     // In the probes they are balanced exactly.
     for frame in world().probes(Phenomenon::WordSense, 400).chunks(4) {

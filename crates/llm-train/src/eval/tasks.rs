@@ -78,7 +78,7 @@ mod tests {
         let tasks = world.tasks(Split::HeldOut, 60);
         let text: Vec<&str> = tasks.iter().map(|task| task.answers[0].as_str()).collect();
         let tokenizer = tokenizer(&text.join(" "));
-        let ids = |task: &Task| tokenizer.encode(&*task.answers[0]).unwrap();
+        let ids = |task: &Task| tokenizer.encode(&task.answers[0]).unwrap();
         // An answer in which each token comes once, so that its last token tells the next one.
         let simple = |task: &&Task| {
             let ids = ids(task);
