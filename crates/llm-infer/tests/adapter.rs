@@ -12,7 +12,9 @@ use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
 use serde_json::Value;
 
 fn run(words: &[&str]) {
-    let words = ["llm-infer", "--threads", "1"].iter().chain(words);
+    // As many as the pool has by default: a test beside this one may have computed before.
+    let threads = std::thread::available_parallelism().unwrap().to_string();
+    let words = ["llm-infer", "--threads", &threads].into_iter().chain(words.iter().copied());
     execute(Arguments::try_parse_from(words).unwrap()).unwrap();
 }
 

@@ -53,7 +53,7 @@ const TINY: [(&str, &str); 39] = [
 ];
 
 /// A figure of the report: its value, and those beside it by name.
-fn figure(evaluation: &Value, name: &str) -> (f64, impl Fn(&str) -> f64) {
+fn figure(evaluation: &Value, name: &str) -> (f64, impl Fn(&str) -> f64 + use<>) {
     let figures = evaluation["figures"].as_array().unwrap();
     let figure = figures.iter().find(|f| f["name"] == name).unwrap_or_else(|| panic!("no figure {name:?}")).clone();
     let beside = move |name: &str| {

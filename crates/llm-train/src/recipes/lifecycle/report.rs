@@ -20,7 +20,7 @@ brackets; \"beside it\" is what lacks the ability, what came before, or what is 
 pub(super) fn write(seen: &Evaluation, times: &Times, out: &Path) -> Result<String> {
     let times = stage_times(times, out)?;
     let total: f64 = times.iter().map(|(_, seconds)| seconds).sum();
-    let mut figures = seen.figures.clone();
+    let mut figures: Vec<Figure> = seen.rows().into_iter().cloned().collect();
     figures.push(Figure::plain("time in minutes", Unit::Rough, total / 60.));
     let table = table(&figures);
     let mut text = format!("# The life of a model\n\n{LEGEND}\n\n{table}\n");
@@ -45,9 +45,10 @@ pub(super) fn write_seeds(lives: &[&Path], seen: &[Evaluation], minutes: &[f64],
     let mut table = format!(
         "| figure | mean of {n} seeds | lowest to highest | n of each | beside it, means |\n|---|---|---|---|---|\n"
     );
-    for figure in &seen[0].figures {
+    for figure in seen[0].rows() {
         let Figure { name, unit, items, .. } = figure;
-        let same: Vec<&Figure> = seen.iter().filter_map(|life| life.figures.iter().find(|f| f.name == *name)).collect();
+        let same: Vec<&Figure> =
+            seen.iter().filter_map(|life| life.rows().into_iter().find(|f| f.name == *name)).collect();
         let row = spread(&same.iter().map(|f| f.value).collect::<Vec<_>>());
         let beside = figure.beside.iter().enumerate().map(|(i, (name, _))| {
             let values: Vec<f64> = same.iter().filter_map(|f| f.beside.get(i)).map(|b| b.1).collect();

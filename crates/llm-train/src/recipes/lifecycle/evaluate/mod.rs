@@ -25,10 +25,20 @@ use crate::{Error, Result};
 pub(super) struct Evaluation {
     /// The rows of the report.
     pub figures: Vec<Figure>,
+    /// How many times as many tokens per second the student generates as its teacher: the one figure that is measured by the
+    /// clock.
+    pub tokens_per_second: Figure,
     /// Utility and KL divergence of best-of-n for n = 1, 2, 4, …: (nats, utility, score).
     pub best_of: Vec<(f64, f64, f64)>,
     /// Questions with the reply before and after PPO.
     pub samples: Vec<[String; 3]>,
+}
+
+impl Evaluation {
+    /// All rows of the report.
+    pub fn rows(&self) -> Vec<&Figure> {
+        self.figures.iter().chain([&self.tokens_per_second]).collect()
+    }
 }
 
 /// The models of a life.
@@ -85,7 +95,8 @@ pub(super) fn evaluate(
     tick("advice");
     figures.extend(student::figures(recipe, &models, &tested, out)?);
     tick("student");
-    let evaluation = Evaluation { figures, best_of: advised.best_of, samples: advised.samples };
+    let tokens_per_second = student::speed(&models, &tested)?;
+    let evaluation = Evaluation { figures, tokens_per_second, best_of: advised.best_of, samples: advised.samples };
     let json = serde_json::to_value(&evaluation).map_err(|e| Error::Input(format!("evaluation.json: {e}")))?;
     write_json(&out.join("evaluation.json"), &json)?;
     observer(Event::End);

@@ -1,7 +1,6 @@
 //! The student beside its teacher and beside itself without one.
 
 use std::path::Path;
-use std::time::Instant;
 
 use llm_data::world::{Split, SplitKey, Task, World};
 use llm_infer::TextModel;
@@ -27,7 +26,6 @@ pub(super) fn figures(recipe: &LifecycleRecipe, models: &Models, tasks: &[Task],
     let last = |dir: &str, name: &str| -> Result<f64> {
         Ok(metric(&out.join(dir), name)?.last().map_or(f64::NAN, |point| point.1))
     };
-    let speed = speed(models, tasks)?;
     Ok(vec![
         Figure::mean("student: tasks", Unit::Share, &right(&models.student)?, &keys)
             .beside("teacher", mean(&right(&models.aligned)?))
@@ -41,23 +39,20 @@ pub(super) fn figures(recipe: &LifecycleRecipe, models: &Models, tasks: &[Task],
             last("student", "eval_loss")?,
         )
         .beside("the same student without a teacher", last("student-alone", "eval_loss")?),
-        speed,
     ])
 }
 
 /// How many times as many tokens per second the student generates, measured in turns.
-fn speed(models: &Models, tasks: &[Task]) -> Result<Figure> {
+pub(super) fn speed(models: &Models, tasks: &[Task]) -> Result<Figure> {
     let some = &tasks[..tasks.len().min(100)];
     let mut ratios = Vec::new();
     for _ in 0..TURNS {
-        let begun = Instant::now();
         let teacher = task_scores(&models.aligned, some, MAX_NEW_TOKENS)?.tokens_per_second;
         let student = task_scores(&models.student, some, MAX_NEW_TOKENS)?.tokens_per_second;
-        tracing::debug!("teacher {teacher:.0}, student {student:.0} tokens/s in {:?}", begun.elapsed());
         ratios.push(student / teacher);
     }
     ratios.sort_by(f64::total_cmp);
-    let mut figure = Figure::plain("— times as fast as the teacher", Unit::Number, ratios[TURNS / 2]);
+    let mut figure = Figure::plain("student: times as fast as its teacher", Unit::Number, ratios[TURNS / 2]);
     figure.interval = Some((ratios[0], ratios[TURNS - 1]));
     figure.items = (TURNS, TURNS);
     Ok(figure)
