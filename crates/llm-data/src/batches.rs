@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{Error, Result, TokenDataset};
 
-/// Rows of consecutive tokens in random order; the rows of a step hang on the seed and the step alone.
+/// Rows of consecutive tokens in random order; the rows of a step depend on the seed and the step alone.
 #[derive(Debug)]
 pub struct Batches<'a> {
     tokens: &'a [u32],

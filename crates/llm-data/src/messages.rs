@@ -73,7 +73,7 @@ fn text_part<'a>(key: &str, part: &'a Value) -> Result<&'a str, String> {
     }
 }
 
-/// Refuses keys of a record or a message that say how it is to be learnt, and that this crate cannot follow: to ignore
+/// Refuses keys of a record or a message that say how it is to be trained on, and that this crate cannot follow: to ignore
 /// them would train on what the author excluded.
 pub(crate) fn refuse_what_is_not_read(object: &Map<String, Value>) -> Result<(), String> {
     let says_something = |value: &Value| match value {

@@ -15,7 +15,7 @@ use crate::hostile::caught;
 use crate::train::DOCUMENT_END;
 use crate::{Error, Result};
 
-/// An id, and the bytes of the text that it stands for.
+/// An id, and the bytes of the text that it covers.
 pub(crate) type Token = (u32, Range<usize>);
 
 /// Text to ids and back, with the chat template that goes with the vocabulary; cheap to clone.
@@ -74,18 +74,18 @@ impl Tokenizer {
         Ok(self.run(self.inner.get_added_vocabulary(), text, OffsetType::None)?.get_ids().to_vec())
     }
 
-    /// As [`Tokenizer::encode`], each id with the range of bytes of `text` that it stands for. A token that is a part of a
+    /// As [`Tokenizer::encode`], each id with the range of bytes of `text` that it covers. A token that is a part of a
     /// character has the range of the whole character.
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
         self.encode_spans(text)
     }
 
-    /// As [`Tokenizer::encode_with_special`], each id with the bytes of the text that it stands for.
+    /// As [`Tokenizer::encode_with_special`], each id with the bytes of the text that it covers.
     pub(crate) fn encode_with_special_spans(&self, text: &str) -> Result<Vec<Token>> {
         Ok(spans(&self.run(self.inner.get_added_vocabulary(), text, OffsetType::Byte)?))
     }
 
-    /// As [`Tokenizer::encode`], each id with the bytes of the text that it stands for.
+    /// As [`Tokenizer::encode`], each id with the bytes of the text that it covers.
     ///
     /// Some vocabularies have merges that spell a special token. Such a token is cut behind its first character, and the
     /// parts are encoded apart.

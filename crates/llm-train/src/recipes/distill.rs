@@ -3,7 +3,7 @@
 //!
 //! The loss of each token is `α · T² · KL(teacher/T ‖ student/T) + (1 - α) · cross-entropy`. A fresh student goes
 //! through its teacher's life in short: first plain text, then conversations, where the answers alone count. Plain text
-//! has a teacher of its own, a model that was trained on text; without one, its labels alone are learnt (α = 0).
+//! has a teacher of its own, a model that was trained on text; without one, its labels alone are trained on (α = 0).
 
 use std::path::Path;
 
