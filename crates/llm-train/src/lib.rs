@@ -7,7 +7,7 @@
 //! - [`recipes`]: pre-training, fine-tuning, reward model, PPO, distillation, and a whole life;
 //! - [`fitting`]: whether model, tokenizer and data belong together;
 //! - [`run`]: what a run leaves on disk, and how it goes on after an interruption;
-//! - [`eval`]: what a model has learnt, in figures; [`stats`]: their intervals; [`baselines`]: what predictors without
+//! - [`eval`]: what a model can do, in figures; [`stats`]: their intervals; [`baselines`]: what predictors without
 //!   the ability score;
 //! - [`plot`]: curves as SVG;
 //! - [`mod@bench`]: what a training step costs; [`params`]: what it would.

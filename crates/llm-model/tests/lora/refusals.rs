@@ -93,7 +93,7 @@ fn matrices_that_files_hold_joined_or_transposed_are_refused() {
         let message = model.with_lora(&config, 1).unwrap_err().to_string();
         assert!(message.contains(target) && message.contains(known), "{family}: {message}");
     }
-    // What stands there by itself is adapted under the family's own name.
+    // A projection that is not fused is adapted under the family's own name.
     let config = LoraConfig { target_modules: vec!["dense".to_owned()], ..LoraConfig::default() };
     let model = Model::load(&golden("families/gpt_neox")).unwrap().with_lora(&config, 1).unwrap();
     let dir = tempfile::tempdir().unwrap();

@@ -94,7 +94,7 @@ impl Default for DistillRecipe {
 pub struct DistillInputs<'a> {
     /// The folder of the teacher; the tokenizer and the chat template are its own. With α = 0 its weights are not read.
     pub teacher: &'a Path,
-    /// The folder of the teacher of plain text, such as the pre-trained model; none: plain text is learnt from its labels.
+    /// The folder of the teacher of plain text, such as the pre-trained model; none: plain text is trained on by its labels.
     pub text_teacher: Option<&'a Path>,
     /// The folder of a student to go on with; none: a fresh one.
     pub student: Option<&'a Path>,

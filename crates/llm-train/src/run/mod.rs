@@ -1,7 +1,7 @@
 //! A run is a folder: `recipe.toml`, `metrics.jsonl`, `samples/`, `checkpoints/step-N/`, and in the end the model.
 //!
 //! A checkpoint is written under another name and renamed when it is whole, so a crash leaves the last one as it was.
-//! What a recipe draws at random hangs on its seed and the step alone; so model, optimizer and step are all that is
+//! What a recipe draws at random depends on its seed and the step alone; so model, optimizer and step are all that is
 //! needed to go on as if nothing had happened.
 //!
 //! A stage checks its recipe, loads its inputs and builds its models first; `Opening::open` makes the folder last. While the run
@@ -307,7 +307,7 @@ pub(crate) fn restored(dir: &Path, optimizer: &Path, config: &OptimizerConfig) -
     Ok(learner)
 }
 
-/// A random stream that hangs on the seed, what it is for, and the step alone.
+/// A random stream that depends on the seed, what it is for, and the step alone.
 pub(crate) fn rng(seed: u64, purpose: u16, step: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(u64::from(purpose) << 48 | step);

@@ -195,7 +195,7 @@ fn live(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions)
     }
     let alone = dir("student-alone");
     if !is_finished(&alone) {
-        // The same student on the same tokens, without a teacher.
+        // The same student on the same tokens, by their labels alone: without the teacher's distribution.
         let (lessons, held_out) = (data.join("lessons-train.jsonl"), data.join("lessons-held_out.jsonl"));
         let inputs = DistillInputs {
             teacher: &aligned,

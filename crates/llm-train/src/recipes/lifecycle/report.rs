@@ -12,7 +12,7 @@ use crate::run::{Times, seconds_of};
 use crate::{Error, Result};
 
 /// How the table is to be read.
-const LEGEND: &str = "Every figure is on items that the tested stage never saw: frames of sentences, facts and themes held out \
+const LEGEND: &str = "Where its name does not say otherwise, a figure is on items that the tested stage never saw: frames of sentences, facts and themes held out \
 as whole units, which the pre-training text alone tells. Intervals are 95 %, by a bootstrap over those units, whose number is in \
 brackets; \"beside it\" is what lacks the ability, what came before, or what is possible.";
 
@@ -174,7 +174,7 @@ pub(super) fn stage_times(times: &Times, out: &Path) -> Result<Vec<(String, f64)
         all.push((stage.to_owned(), seconds_of(&out.join(dir))?));
     }
     all.push(("distill".to_owned(), times.get("teacher") + seconds_of(&out.join("student"))?));
-    all.push(("the student without a teacher".to_owned(), seconds_of(&out.join("student-alone"))?));
+    all.push(("the same student on labels alone".to_owned(), seconds_of(&out.join("student-alone"))?));
     all.push(("evaluation".to_owned(), times.get("evaluation")));
     Ok(all)
 }

@@ -43,7 +43,7 @@ pub struct PpoTrainer<'a> {
     pub ids: SpecialIds,
     /// The price of each nat of KL now.
     pub kl_coef: f64,
-    /// Replies drawn and learnt from so far.
+    /// Replies drawn and trained on so far.
     pub episodes: u64,
     /// The numbers.
     pub recipe: &'a PpoRecipe,

@@ -23,6 +23,9 @@ pub(super) struct Advised {
     pub figures: Vec<Figure>,
     pub best_of: Vec<(f64, f64, f64)>,
     pub samples: Vec<[String; 3]>,
+    /// The questions about themes that were held out, and the aligned model's mean utility on them.
+    pub unseen: Asked,
+    pub utility: f64,
 }
 
 /// Questions with their prompts in token ids.
@@ -126,7 +129,8 @@ pub(super) fn advise(recipe: &LifecycleRecipe, world: &World, models: &Models) -
         .collect();
     let ns = [1, 2, 4, 8, MOST];
     let best_of = ns.iter().map(|&n| expected_best(&judged, n).map(|b| (kl_bound(n), b.utility, b.score)));
-    Ok(Advised { figures, best_of: best_of.collect::<Result<Vec<_>>>()?, samples })
+    let best_of = best_of.collect::<Result<Vec<_>>>()?;
+    Ok(Advised { figures, best_of, samples, utility: mean(&totals(&is)), unseen })
 }
 
 /// How varied the replies are, and how many the limit cut off.

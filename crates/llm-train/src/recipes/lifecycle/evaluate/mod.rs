@@ -49,7 +49,7 @@ pub(super) struct Models {
     pub reward: RewardModel,
     pub aligned: TextModel,
     pub student: TextModel,
-    /// The same student, trained on the same tokens without a teacher.
+    /// The same student, trained on the same tokens by their labels alone.
     pub alone: TextModel,
 }
 
@@ -88,12 +88,13 @@ pub(super) fn evaluate(
     figures.extend(probes::figures(recipe, world, &models, out)?);
     tick("probes");
     let tested = tasks::read(out)?;
-    figures.extend(tasks::figures(recipe, world, &models, &tested)?);
+    let (of_tasks, right) = tasks::figures(recipe, world, &models, &tested)?;
+    figures.extend(of_tasks);
     tick("tasks");
     let advised = advice::advise(recipe, world, &models)?;
     figures.extend(advised.figures);
     tick("advice");
-    figures.extend(student::figures(recipe, &models, &tested, out)?);
+    figures.extend(student::figures(recipe, &models, &tested, &advised.unseen, (right, advised.utility), out)?);
     tick("student");
     let tokens_per_second = student::speed(&models, &tested)?;
     let evaluation = Evaluation { figures, tokens_per_second, best_of: advised.best_of, samples: advised.samples };
@@ -108,8 +109,9 @@ fn sizes(recipe: &LifecycleRecipe, models: &Models, out: &Path) -> Result<Vec<Fi
     let data = TokenDataset::open(&out.join("shards"), "held_out")?;
     let manifest = &data.manifest().splits["train"];
     let (batch_size, seq_len) = (recipe.pretrain.batch_size, recipe.pretrain.seq_len);
-    let loss = |model: &Model| Ok::<_, Error>(text_loss(model, &data, batch_size, seq_len, EVAL_BATCHES)?.loss);
-    let bits = text_loss(&models.base.model, &data, batch_size, seq_len, EVAL_BATCHES)?.bits_per_byte;
+    let of = |model: &Model| text_loss(model, &data, batch_size, seq_len, EVAL_BATCHES);
+    let loss = |model: &Model| Ok::<_, Error>(of(model)?.loss);
+    let base = of(&models.base.model)?;
     let size = |model: &Model| model.count().total() as f64;
     Ok(vec![
         Figure::plain("training text: tokens", Unit::Count, manifest.tokens as f64)
@@ -117,8 +119,8 @@ fn sizes(recipe: &LifecycleRecipe, models: &Models, out: &Path) -> Result<Vec<Fi
         Figure::plain("model: parameters", Unit::Count, size(&models.base.model))
             .beside("vocabulary", models.base.tokenizer.vocab_size() as f64)
             .beside("student", size(&models.student.model)),
-        Figure::plain("validation text: loss in nats per token", Unit::Number, loss(&models.base.model)?)
-            .beside("bits per byte", bits)
+        Figure::plain("validation text: loss in nats per token", Unit::Number, base.loss)
+            .beside("bits per byte", base.bits_per_byte)
             .beside("untrained", loss(&models.untrained)?)
             .beside("fine-tuned", loss(&models.instruct.model)?)
             .beside("aligned", loss(&models.aligned.model)?)

@@ -1,8 +1,9 @@
-//! The student beside its teacher and beside itself without one.
+//! The student beside its teacher, and beside the same student that was trained on labels alone: on the same tokens, among
+//! them the words of its teacher's answers, but without the teacher's distribution.
 
 use std::path::Path;
 
-use llm_data::world::{Split, SplitKey, Task, World};
+use llm_data::world::{SplitKey, Task};
 use llm_infer::TextModel;
 
 use super::super::LifecycleRecipe;
@@ -17,10 +18,16 @@ use crate::plot::metric;
 /// How often the speed of teacher and student is measured, one after the other.
 const TURNS: usize = 3;
 
-pub(super) fn figures(recipe: &LifecycleRecipe, models: &Models, tasks: &[Task], out: &Path) -> Result<Vec<Figure>> {
-    let world = World::new(recipe.world.clone());
+/// The figures of the student; `teacher` is the share of the tasks that the teacher gets right, and its true utility.
+pub(super) fn figures(
+    recipe: &LifecycleRecipe,
+    models: &Models,
+    tasks: &[Task],
+    asked: &Asked,
+    teacher: (f64, f64),
+    out: &Path,
+) -> Result<Vec<Figure>> {
     let keys: Vec<&SplitKey> = tasks.iter().map(|t| &t.key).collect();
-    let asked = Asked::new(&world, &models.instruct, Split::HeldOut, recipe.questions.held_out)?;
     let right = |model: &TextModel| Ok::<_, crate::Error>(scores(task_scores(model, tasks, MAX_NEW_TOKENS)?.right));
     let advice = |model: &TextModel| Ok::<_, crate::Error>(totals(&asked.utilities(&asked.replies(recipe, model)?)));
     let last = |dir: &str, name: &str| -> Result<f64> {
@@ -28,17 +35,13 @@ pub(super) fn figures(recipe: &LifecycleRecipe, models: &Models, tasks: &[Task],
     };
     Ok(vec![
         Figure::mean("student: tasks", Unit::Share, &right(&models.student)?, &keys)
-            .beside("teacher", mean(&right(&models.aligned)?))
-            .beside("the same student without a teacher", mean(&right(&models.alone)?)),
+            .beside("teacher", teacher.0)
+            .beside("the same student on labels alone", mean(&right(&models.alone)?)),
         Figure::mean("— true utility, themes unseen", Unit::Number, &advice(&models.student)?, &asked.keys())
-            .beside("teacher", mean(&advice(&models.aligned)?))
-            .beside("the same student without a teacher", mean(&advice(&models.alone)?)),
-        Figure::plain(
-            "— loss on the teacher's validation answers, nats per token",
-            Unit::Number,
-            last("student", "eval_loss")?,
-        )
-        .beside("the same student without a teacher", last("student-alone", "eval_loss")?),
+            .beside("teacher", teacher.1)
+            .beside("the same student on labels alone", mean(&advice(&models.alone)?)),
+        Figure::plain("— loss on validation lessons, nats per token", Unit::Number, last("student", "eval_loss")?)
+            .beside("the same student on labels alone", last("student-alone", "eval_loss")?),
     ])
 }
 
@@ -52,8 +55,7 @@ pub(super) fn speed(models: &Models, tasks: &[Task]) -> Result<Figure> {
         ratios.push(student / teacher);
     }
     ratios.sort_by(f64::total_cmp);
-    let mut figure = Figure::plain("student: times as fast as its teacher", Unit::Number, ratios[TURNS / 2]);
-    figure.interval = Some((ratios[0], ratios[TURNS - 1]));
-    figure.items = (TURNS, TURNS);
-    Ok(figure)
+    Ok(Figure::plain("student: times as fast as its teacher, median of 3 turns", Unit::Number, ratios[TURNS / 2])
+        .beside("lowest", ratios[0])
+        .beside("highest", ratios[TURNS - 1]))
 }

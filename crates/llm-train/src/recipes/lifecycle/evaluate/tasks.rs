@@ -25,7 +25,13 @@ pub(super) fn read(out: &Path) -> Result<Vec<Task>> {
     read_jsonl(&path)?.into_iter().map(task).collect()
 }
 
-pub(super) fn figures(recipe: &LifecycleRecipe, world: &World, models: &Models, tasks: &[Task]) -> Result<Vec<Figure>> {
+/// The figures of all kinds of prompts, and the share that the aligned model gets right.
+pub(super) fn figures(
+    recipe: &LifecycleRecipe,
+    world: &World,
+    models: &Models,
+    tasks: &[Task],
+) -> Result<(Vec<Figure>, f64)> {
     let ask = |model: &TextModel| task_scores(model, tasks, MAX_NEW_TOKENS);
     let (base, instruct, aligned) = (ask(&models.base)?, ask(&models.instruct)?, ask(&models.aligned)?);
     let cloze = completed(&models.base, tasks)?;
@@ -58,7 +64,7 @@ pub(super) fn figures(recipe: &LifecycleRecipe, world: &World, models: &Models, 
             .beside("of the base model", base.cut_off),
     ];
     figures.extend(PromptKind::ALL.map(|kind| row(&format!("— {}", kind.name()), Some(kind))));
-    Ok(figures)
+    Ok((figures, aligned.total))
 }
 
 /// All of the prompt as one text.
