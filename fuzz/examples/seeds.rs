@@ -60,7 +60,7 @@ fn models() -> Result<(), Box<dyn std::error::Error>> {
     for format in [BlockFormat::Q8_0, BlockFormat::Q4_0] {
         let path = ggufs.join(format!("llama_{format:?}.gguf"));
         let _ = fs::remove_file(&path);
-        wide.save_gguf(&path, Some(TensorType::Blocks(format)), byte_level())?;
+        wide.save_gguf(&path, Some(TensorType::Quantized(format)), byte_level())?;
     }
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/llm-model/tests/golden");
     for folder in fs::read_dir(golden.join("families"))?.chain(fs::read_dir(&golden)?) {

@@ -67,7 +67,7 @@ pub fn peak_memory() -> Option<u64> {
 }
 
 /// The process's resident memory that is no file's, in bytes; none where the system does not say (Linux does).
-pub fn own_memory() -> Option<u64> {
+pub fn anonymous_memory() -> Option<u64> {
     memory("RssAnon:")
 }
 

@@ -68,10 +68,10 @@ impl Dtype {
             Self::Stored => return Ok(model),
             Self::F32 => WeightFormat::F32,
             Self::Bf16 => WeightFormat::Bf16,
-            Self::Q8_0 => WeightFormat::Blocks(BlockFormat::Q8_0),
-            Self::Q4_0 => WeightFormat::Blocks(BlockFormat::Q4_0),
-            Self::Q4_K => WeightFormat::Blocks(BlockFormat::Q4_K),
-            Self::Q6_K => WeightFormat::Blocks(BlockFormat::Q6_K),
+            Self::Q8_0 => WeightFormat::Quantized(BlockFormat::Q8_0),
+            Self::Q4_0 => WeightFormat::Quantized(BlockFormat::Q4_0),
+            Self::Q4_K => WeightFormat::Quantized(BlockFormat::Q4_K),
+            Self::Q6_K => WeightFormat::Quantized(BlockFormat::Q6_K),
         };
         model.frozen_as(format).map_err(input)
     }
@@ -124,7 +124,7 @@ impl Speech {
         let mut text_model = opened.map_err(input)?;
         text_model.model = adapted(self.dtype.hold(text_model.model)?, self.adapter.as_deref())?;
         let memory =
-            crate::own_memory().map_or_else(String::new, |bytes| format!(", {} MB of memory", bytes / 1_000_000));
+            crate::anonymous_memory().map_or_else(String::new, |bytes| format!(", {} MB of memory", bytes / 1_000_000));
         tracing::debug!("loaded in {:.2} s{memory}", start.elapsed().as_secs_f64());
         Ok(text_model)
     }

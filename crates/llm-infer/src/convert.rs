@@ -61,10 +61,10 @@ impl Kind {
             Self::F32 => TensorType::F32,
             Self::Bf16 => TensorType::Bf16,
             Self::F16 => TensorType::F16,
-            Self::Q8_0 => TensorType::Blocks(BlockFormat::Q8_0),
-            Self::Q4_0 => TensorType::Blocks(BlockFormat::Q4_0),
-            Self::Q4_K => TensorType::Blocks(BlockFormat::Q4_K),
-            Self::Q6_K => TensorType::Blocks(BlockFormat::Q6_K),
+            Self::Q8_0 => TensorType::Quantized(BlockFormat::Q8_0),
+            Self::Q4_0 => TensorType::Quantized(BlockFormat::Q4_0),
+            Self::Q4_K => TensorType::Quantized(BlockFormat::Q4_K),
+            Self::Q6_K => TensorType::Quantized(BlockFormat::Q6_K),
         }
     }
 }

@@ -33,7 +33,7 @@ mod gguf;
 mod sampler;
 mod text;
 
-pub use bench::{InferenceCost, bench, own_memory, peak_memory};
+pub use bench::{InferenceCost, anonymous_memory, bench, peak_memory};
 pub use engine::{GenerateOptions, generate, generate_from};
 pub use error::Error;
 pub use sampler::{Sampling, sample};

@@ -51,10 +51,10 @@ const KINDS: [(TensorType, f32); 7] = [
     (TensorType::F32, 1e-5),
     (TensorType::F16, 0.02),
     (TensorType::Bf16, 0.1),
-    (TensorType::Blocks(BlockFormat::Q8_0), 0.3),
-    (TensorType::Blocks(BlockFormat::Q6_K), 0.6),
-    (TensorType::Blocks(BlockFormat::Q4_0), 4.),
-    (TensorType::Blocks(BlockFormat::Q4_K), 4.),
+    (TensorType::Quantized(BlockFormat::Q8_0), 0.3),
+    (TensorType::Quantized(BlockFormat::Q6_K), 0.6),
+    (TensorType::Quantized(BlockFormat::Q4_0), 4.),
+    (TensorType::Quantized(BlockFormat::Q4_K), 4.),
 ];
 
 #[test]
@@ -120,7 +120,7 @@ fn candle_reads_the_same_numbers() {
             let name = format!("{hf}.weight");
             let held = match ours.params().quantized().get(&name) {
                 Some(blocks) => blocks.dequantize().unwrap(),
-                None => ours.params().stored()[&name].dense().unwrap(),
+                None => ours.params().mapped()[&name].dense().unwrap(),
             };
             assert!(far(&tensor.dequantize(&Device::Cpu).unwrap(), &held) < 1e-6, "{kind:?} {name}");
         }
@@ -178,7 +178,7 @@ fn a_file_that_is_there_stays_as_it_is() {
 fn the_keys_are_those_of_llama_cpp() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
-    text_model(true).save_gguf(&path, Some(TensorType::Blocks(BlockFormat::Q8_0))).unwrap();
+    text_model(true).save_gguf(&path, Some(TensorType::Quantized(BlockFormat::Q8_0))).unwrap();
     let file = GgufFile::open(&path).unwrap();
     for (key, value) in [
         ("general.architecture", Value::Text("llama".to_owned())),

@@ -81,7 +81,7 @@ impl Batch {
 
     /// The same ids where in each row no token sees the tokens of one half-open range of columns `hidden[row]`, itself included;
     /// `(0, 0)` hides nothing. For evaluation: what does a prediction depend on?
-    pub fn with_hidden_keys(mut self, hidden: &[(u32, u32)]) -> Result<Self> {
+    pub fn with_masked_keys(mut self, hidden: &[(u32, u32)]) -> Result<Self> {
         let (rows, width) = self.input_ids.dims2()?;
         if hidden.len() != rows {
             return Err(Error::Input(format!("{rows} rows, but hidden ranges for {}", hidden.len())));

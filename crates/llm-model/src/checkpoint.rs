@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::families::{self, Described};
+use crate::families::{self, ParsedConfig};
 use crate::matrix::Matrix;
 use crate::safetensors_file::SafetensorsFile;
 use crate::{Error, Head, Model, Params, Result};
@@ -62,7 +62,7 @@ pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
         )));
     }
     let mut tensors = model.params().tensors().clone();
-    for (name, w) in model.params().stored() {
+    for (name, w) in model.params().mapped() {
         let (rows, cols) = w.shape();
         let tensor = Tensor::from_raw_buffer(w.bytes(), w.dtype(), &[rows, cols], &Device::Cpu)?;
         tensors.insert(name.clone(), tensor);
@@ -83,7 +83,7 @@ pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
 }
 
 /// What a `config.json`, or that of a folder, says of its model; no weights are read.
-pub fn read_config(path: &Path) -> Result<Described> {
+pub fn read_config(path: &Path) -> Result<ParsedConfig> {
     if path.join("adapter_config.json").exists() && !path.join("config.json").exists() {
         let message =
             "an adapter and no model; merge it into its model by `llm-infer merge`, and give the folder of that";
@@ -108,7 +108,7 @@ fn read(dir: &Path, weight: impl Fn(&SafetensorsFile, &str) -> Result<Matrix>) -
         let message = "no such folder; a model is a folder with config.json and model.safetensors";
         return Err(Error::config(dir.display().to_string(), message));
     }
-    let Described { config, head, spelled, extra } = read_config(dir)?;
+    let ParsedConfig { config, head, raw_config, extra } = read_config(dir)?;
     let origin = dir.join("model.safetensors").display().to_string();
     let files = weight_files(dir)?;
     let found: usize = files.iter().map(|file| file.names().count()).sum();
@@ -120,11 +120,11 @@ fn read(dir: &Path, weight: impl Fn(&SafetensorsFile, &str) -> Result<Matrix>) -
         }
     }
     let params = families::from_files(matrices, &config, head, &origin)?;
-    Ok(Model::new(config, head, params)?.described_by(spelled, extra))
+    Ok(Model::new(config, head, params)?.with_raw_config(raw_config, extra))
 }
 
 pub(crate) fn random(path: &Path, seed: u64) -> Result<Model> {
-    let Described { config, head, .. } = read_config(path)?;
+    let ParsedConfig { config, head, .. } = read_config(path)?;
     let params = Params::init(&config, head, seed)?;
     Model::new(config, head, params)
 }

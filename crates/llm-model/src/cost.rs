@@ -111,7 +111,7 @@ mod tests {
         let experts = Some(crate::ExpertsConfig::default());
         let experts = ModelConfig { model_type: crate::ModelType::Mixtral, experts, intermediate_size: 512, ..small() };
         let formats = [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_K, BlockFormat::Q6_K];
-        let formats = formats.map(WeightFormat::Blocks).into_iter().chain([WeightFormat::F32, WeightFormat::Bf16]);
+        let formats = formats.map(WeightFormat::Quantized).into_iter().chain([WeightFormat::F32, WeightFormat::Bf16]);
         for format in formats {
             for config in [small(), ModelConfig { tie_word_embeddings: false, ..small() }, experts.clone()] {
                 let model = Model::init(config, Head::LanguageModel, 1).unwrap().frozen_as(format).unwrap();

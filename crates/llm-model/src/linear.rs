@@ -75,7 +75,7 @@ impl Linear {
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let weight = match &self.weight {
             Matrix::Dense(weight, _) => Some(weight),
-            Matrix::Blocks(_) | Matrix::Stored(_) => None,
+            Matrix::Quantized(_) | Matrix::Mapped(_) => None,
         };
         weight.into_iter().chain(&self.bias).chain(self.lora.iter().flat_map(Lora::tensors))
     }

@@ -11,8 +11,8 @@ use crate::Result;
 #[derive(Debug, Clone)]
 pub(crate) enum Matrix {
     Dense(Tensor, Precision),
-    Blocks(QuantizedWeight),
-    Stored(StoredWeight),
+    Quantized(QuantizedWeight),
+    Mapped(StoredWeight),
 }
 
 impl From<Tensor> for Matrix {
@@ -26,8 +26,8 @@ impl Matrix {
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Dense(w, precision) => linear_in(x, w, *precision)?,
-            Self::Blocks(w) => linear_quantized(x, w)?,
-            Self::Stored(w) => linear_stored(x, w)?,
+            Self::Quantized(w) => linear_quantized(x, w)?,
+            Self::Mapped(w) => linear_stored(x, w)?,
         })
     }
 
@@ -36,7 +36,7 @@ impl Matrix {
         let (b, t, _) = x.dims3()?;
         Ok(match self {
             Self::Dense(w, precision) => linear_as(x, w, &[b, t, h, d], *precision)?,
-            Self::Blocks(_) | Self::Stored(_) => self.apply(x)?.reshape((b, t, h, d))?,
+            Self::Quantized(_) | Self::Mapped(_) => self.apply(x)?.reshape((b, t, h, d))?,
         })
     }
 
@@ -44,7 +44,7 @@ impl Matrix {
     pub fn apply_and_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Dense(w, precision) => linear_add(x, w, residual, *precision)?,
-            Self::Blocks(_) | Self::Stored(_) => {
+            Self::Quantized(_) | Self::Mapped(_) => {
                 (residual + self.apply(&self.as_rows(x)?)?.reshape(residual.shape())?)?
             }
         })
@@ -56,8 +56,8 @@ impl Matrix {
             // Weights may be in bf16, what flows between them is not.
             Self::Dense(w, _) if w.dtype() == DType::BF16 => w.index_select(ids, 0)?.to_dtype(DType::F32)?,
             Self::Dense(w, _) => w.index_select(ids, 0)?,
-            Self::Blocks(w) => w.rows(&ids.to_vec1::<u32>()?)?,
-            Self::Stored(w) => w.rows(&ids.to_vec1::<u32>()?)?,
+            Self::Quantized(w) => w.rows(&ids.to_vec1::<u32>()?)?,
+            Self::Mapped(w) => w.rows(&ids.to_vec1::<u32>()?)?,
         })
     }
 
@@ -71,8 +71,8 @@ impl Matrix {
         match self {
             Self::Dense(w, _) if w.dtype() == DType::BF16 => Precision::beside_halves(),
             Self::Dense(_, precision) => *precision,
-            Self::Blocks(w) => w.precision(),
-            Self::Stored(w) => w.precision(),
+            Self::Quantized(w) => w.precision(),
+            Self::Mapped(w) => w.precision(),
         }
     }
 
@@ -80,7 +80,7 @@ impl Matrix {
     pub fn precision(&self) -> Precision {
         match self {
             Self::Dense(_, precision) => *precision,
-            Self::Blocks(_) | Self::Stored(_) => Precision::F32,
+            Self::Quantized(_) | Self::Mapped(_) => Precision::F32,
         }
     }
 
@@ -88,8 +88,8 @@ impl Matrix {
     pub fn dims(&self) -> Vec<usize> {
         match self {
             Self::Dense(w, _) => w.dims().to_vec(),
-            Self::Blocks(w) => vec![w.shape().0, w.shape().1],
-            Self::Stored(w) => vec![w.shape().0, w.shape().1],
+            Self::Quantized(w) => vec![w.shape().0, w.shape().1],
+            Self::Mapped(w) => vec![w.shape().0, w.shape().1],
         }
     }
 
@@ -98,8 +98,8 @@ impl Matrix {
         Ok(match self {
             Self::Dense(w, _) if w.dtype() == DType::BF16 => w.to_dtype(DType::F32)?,
             Self::Dense(w, _) => w.clone(),
-            Self::Blocks(w) => w.dequantize()?,
-            Self::Stored(w) => w.dense()?,
+            Self::Quantized(w) => w.dequantize()?,
+            Self::Mapped(w) => w.dense()?,
         })
     }
 }

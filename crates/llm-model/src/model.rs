@@ -41,7 +41,7 @@ pub struct Model {
     output_rows: Option<TokenRows>,
     pub(crate) adapters: Adapters,
     /// The keys of the `config.json` that this model was read from, as they stood there.
-    spelled: Map<String, Value>,
+    raw_config: Map<String, Value>,
     /// Keys of `config.json` beyond the decoder's own, kept as they are and saved again (reward statistics, say).
     pub extra: Map<String, Value>,
 }
@@ -65,8 +65,8 @@ impl Model {
             Head::LanguageModel => TokenRows::new(&config, &params, OUTPUT)?,
             Head::Sequence | Head::Token => None,
         };
-        let (adapters, spelled, extra) = (Adapters::default(), Map::new(), Map::new());
-        Ok(Self { config, head, params, decoder, output, output_rows, adapters, spelled, extra })
+        let (adapters, raw_config, extra) = (Adapters::default(), Map::new(), Map::new());
+        Ok(Self { config, head, params, decoder, output, output_rows, adapters, raw_config, extra })
     }
 
     /// A trainable model with fresh weights; the same seed gives the same bytes.
@@ -130,14 +130,14 @@ impl Model {
         let adapters = self.adapters.now_with(params.adapter());
         let mut model = Self::new(self.config.clone(), self.head, params)?;
         model.adapters = adapters;
-        model.spelled.clone_from(&self.spelled);
+        model.raw_config.clone_from(&self.raw_config);
         model.extra.clone_from(&self.extra);
         Ok(model)
     }
 
     /// This model as a `config.json` describes it, whose keys are saved again as they stood.
-    pub(crate) fn described_by(mut self, spelled: Map<String, Value>, extra: Map<String, Value>) -> Self {
-        (self.spelled, self.extra) = (spelled, extra);
+    pub(crate) fn with_raw_config(mut self, raw_config: Map<String, Value>, extra: Map<String, Value>) -> Self {
+        (self.raw_config, self.extra) = (raw_config, extra);
         self
     }
 
@@ -151,14 +151,14 @@ impl Model {
     }
 
     /// Makes every block keep nothing but its input for the backward and run again there: a third more computation
-    /// for the activations of one block instead of all. Gradients keep their bits; [`Self::take_recomputed`] has them.
+    /// for the activations of one block instead of all. Gradients keep their bits; [`Self::take_recomputed_gradients`] has them.
     pub fn checkpoint_activations(&mut self) {
         self.decoder.recomputed = Some(Recomputed::default());
     }
 
     /// The gradients of the blocks' parameters since the last call, by tensor id, after
     /// [`Self::checkpoint_activations`]: they do not stand in what `backward` returns.
-    pub fn take_recomputed(&self) -> HashMap<TensorId, Tensor> {
+    pub fn take_recomputed_gradients(&self) -> HashMap<TensorId, Tensor> {
         self.decoder.recomputed.as_ref().map(Recomputed::take).unwrap_or_default()
     }
 
@@ -293,15 +293,15 @@ impl Model {
 
     /// The `config.json` of this model: as it was read, as long as that says what the model is.
     pub(crate) fn config_json(&self) -> Result<Value> {
-        let read = families::from_json(&Value::Object(self.spelled.clone()), "config.json");
+        let read = families::from_json(&Value::Object(self.raw_config.clone()), "config.json");
         let mut json = match read {
-            Ok(read) if read.config == self.config && read.head == self.head => Value::Object(self.spelled.clone()),
+            Ok(read) if read.config == self.config && read.head == self.head => Value::Object(self.raw_config.clone()),
             _ => families::to_json(&self.config, self.head)?,
         };
         let dtype = match &self.decoder.embed_tokens {
             Matrix::Dense(w, _) => w.dtype(),
-            Matrix::Stored(w) => w.dtype(),
-            Matrix::Blocks(_) => DType::F32,
+            Matrix::Mapped(w) => w.dtype(),
+            Matrix::Quantized(_) => DType::F32,
         };
         let key = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
         json[key] = Value::from(match dtype {

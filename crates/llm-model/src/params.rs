@@ -18,7 +18,7 @@ pub struct Params {
     tensors: BTreeMap<String, Tensor>,
     vars: BTreeMap<String, Var>,
     quantized: BTreeMap<String, QuantizedWeight>,
-    stored: BTreeMap<String, StoredWeight>,
+    mapped: BTreeMap<String, StoredWeight>,
     /// What the matrices are rounded to as they are multiplied.
     precision: Precision,
     /// What hangs on the matrices; then these are frozen, and it may train.
@@ -33,7 +33,7 @@ pub enum WeightFormat {
     /// 2 bytes.
     Bf16,
     /// ggml's blocks. Rows that a block does not divide fall back to `Q8_0`, and to f32 if 32 does not divide them.
-    Blocks(BlockFormat),
+    Quantized(BlockFormat),
 }
 
 impl WeightFormat {
@@ -44,7 +44,7 @@ impl WeightFormat {
         let matrix = shape.len() == 2 && !is_router(name);
         match self {
             Self::Bf16 if matrix => numbers * 2,
-            Self::Blocks(format) if matrix => match blocks_for(format, row) {
+            Self::Quantized(format) if matrix => match blocks_for(format, row) {
                 Some(format) => numbers / format.elements() as u64 * format.bytes() as u64,
                 None => numbers * 4,
             },
@@ -86,7 +86,7 @@ impl Params {
     pub fn trainable(&self) -> Result<Self> {
         let (mut copy, mut vars) = (self.clone(), BTreeMap::new());
         if copy.adapter.is_none() {
-            for (name, stored) in std::mem::take(&mut copy.stored) {
+            for (name, stored) in std::mem::take(&mut copy.mapped) {
                 copy.tensors.insert(name, stored.dense()?);
             }
         }
@@ -126,7 +126,7 @@ impl Params {
     /// Puts a tensor in the place of a matrix.
     pub(crate) fn replace(&mut self, name: String, tensor: Tensor) {
         self.quantized.remove(&name);
-        self.stored.remove(&name);
+        self.mapped.remove(&name);
         self.tensors.insert(name, tensor);
     }
 
@@ -135,12 +135,12 @@ impl Params {
     pub(crate) fn with_matrices_in(&self, format: WeightFormat) -> Result<Self> {
         let adapter = self.adapter.as_ref().map(Adapter::frozen).transpose()?;
         let mut rounded = Self { precision: self.precision, adapter, ..Self::default() };
-        for name in self.tensors.keys().chain(self.quantized.keys()).chain(self.stored.keys()) {
+        for name in self.tensors.keys().chain(self.quantized.keys()).chain(self.mapped.keys()) {
             let matrix = self.matrix(name)?;
             let other = match (&matrix, format) {
-                (Matrix::Stored(w), WeightFormat::F32) if w.dtype() == DType::F32 => None,
-                (Matrix::Stored(w), WeightFormat::Bf16) if w.dtype() == DType::BF16 => None,
-                (Matrix::Blocks(w), WeightFormat::Blocks(format)) if w.format() == format => None,
+                (Matrix::Mapped(w), WeightFormat::F32) if w.dtype() == DType::F32 => None,
+                (Matrix::Mapped(w), WeightFormat::Bf16) if w.dtype() == DType::BF16 => None,
+                (Matrix::Quantized(w), WeightFormat::Quantized(format)) if w.format() == format => None,
                 _ if is_router(name) => None,
                 _ => Some(matrix.dense()?.detach()),
             };
@@ -155,8 +155,8 @@ impl Params {
                     _ if tensor.rank() != 2 => Matrix::Dense(tensor.copy()?, precision),
                     WeightFormat::F32 => Matrix::Dense(tensor.copy()?, precision),
                     WeightFormat::Bf16 => Matrix::Dense(tensor.to_dtype(DType::BF16)?, precision),
-                    WeightFormat::Blocks(format) => match blocks_for(format, row) {
-                        Some(format) => Matrix::Blocks(QuantizedWeight::quantize(&tensor, format)?),
+                    WeightFormat::Quantized(format) => match blocks_for(format, row) {
+                        Some(format) => Matrix::Quantized(QuantizedWeight::quantize(&tensor, format)?),
                         None => Matrix::Dense(tensor.copy()?, precision),
                     },
                 },
@@ -168,8 +168,8 @@ impl Params {
     pub(crate) fn insert(&mut self, name: &str, matrix: Matrix) {
         match matrix {
             Matrix::Dense(w, _) => drop(self.tensors.insert(name.to_owned(), w)),
-            Matrix::Blocks(w) => drop(self.quantized.insert(name.to_owned(), w)),
-            Matrix::Stored(w) => drop(self.stored.insert(name.to_owned(), w)),
+            Matrix::Quantized(w) => drop(self.quantized.insert(name.to_owned(), w)),
+            Matrix::Mapped(w) => drop(self.mapped.insert(name.to_owned(), w)),
         }
     }
 
@@ -206,10 +206,10 @@ impl Params {
     /// The matrix of that name.
     pub(crate) fn matrix(&self, name: &str) -> Result<Matrix> {
         if let Some(blocks) = self.quantized.get(name) {
-            return Ok(Matrix::Blocks(blocks.clone()));
+            return Ok(Matrix::Quantized(blocks.clone()));
         }
-        match self.stored.get(name) {
-            Some(stored) => Ok(Matrix::Stored(stored.clone())),
+        match self.mapped.get(name) {
+            Some(stored) => Ok(Matrix::Mapped(stored.clone())),
             None => {
                 let precision = if is_router(name) { Precision::F32 } else { self.precision };
                 Ok(Matrix::Dense(self.get(name)?, precision))
@@ -223,8 +223,8 @@ impl Params {
     }
 
     /// The matrices that are read where they lie in a file, by name; they are not among [`Self::tensors`].
-    pub fn stored(&self) -> &BTreeMap<String, StoredWeight> {
-        &self.stored
+    pub fn mapped(&self) -> &BTreeMap<String, StoredWeight> {
+        &self.mapped
     }
 
     /// All tensors, by name.
@@ -250,7 +250,7 @@ impl Params {
                 Some(_) => {}
             }
         }
-        let names = self.tensors.keys().chain(self.quantized.keys()).chain(self.stored.keys());
+        let names = self.tensors.keys().chain(self.quantized.keys()).chain(self.mapped.keys());
         let extra = names.filter(|name| !expected.contains_key(*name));
         problems.extend(extra.map(|name| format!("tensor \"{name}\" belongs to no part of this model")));
         if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { origin: origin.to_owned(), problems }) }

@@ -154,7 +154,7 @@ impl RotaryEmbedding {
     }
 
     /// By what scaling divides each frequency for texts of usual length.
-    pub fn divisors(config: &ModelConfig) -> Vec<f32> {
+    pub fn frequency_divisors(config: &ModelConfig) -> Vec<f32> {
         let plain = Rotary::new(config.rotary_dim(), config.rope_theta);
         let scaled = Self::new(config).rotary;
         let both = plain.inverse_frequencies().iter().zip(scaled.inverse_frequencies());

@@ -83,7 +83,7 @@ impl SafetensorsFile {
         let (entry, bytes) = self.entry(name)?;
         match (entry.shape.as_slice(), entry.dtype) {
             (&[rows, cols], DType::F32 | DType::BF16 | DType::F16) => {
-                Ok(Matrix::Stored(StoredWeight::new(bytes, (rows, cols), entry.dtype)?))
+                Ok(Matrix::Mapped(StoredWeight::new(bytes, (rows, cols), entry.dtype)?))
             }
             _ => Ok(Matrix::from(self.tensor(name)?)),
         }

@@ -316,7 +316,7 @@ fn blocks_that_run_again_give_the_same_bits_and_the_routers_their_gradient() {
                 model.checkpoint_activations();
             }
             let gradients = training_loss(&model).backward().unwrap();
-            let mut inside = model.take_recomputed();
+            let mut inside = model.take_recomputed_gradients();
             let of = |(name, var): (&String, &Var)| {
                 let gradient = gradients.get(var).cloned().or_else(|| inside.remove(&var.id()))?;
                 let bits = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();

@@ -41,9 +41,9 @@ fn every_family_comes_back_or_is_refused_by_name() {
         let model = Model::open(&path).unwrap();
         match there_and_back(&model) {
             Ok(back) => {
-                assert_eq!(back.params().stored().len() + back.params().tensors().len(), {
+                assert_eq!(back.params().mapped().len() + back.params().tensors().len(), {
                     let params = model.params();
-                    params.stored().len() + params.tensors().len()
+                    params.mapped().len() + params.tensors().len()
                 });
                 came_back.push(model.config().model_type.name());
             }
@@ -110,7 +110,7 @@ fn what_llama_cpp_has_not_is_refused_by_name() {
     let message = there_and_back(&model).unwrap_err();
     assert!(message.contains("\"sliding_window\" is 4") && message.contains("llama"), "{message}");
     let reward = model.with_head(Head::Sequence, 1).unwrap();
-    let kind = Some(TensorType::Blocks(BlockFormat::Q8_0));
+    let kind = Some(TensorType::Quantized(BlockFormat::Q8_0));
     assert!(reward.save_gguf(&PathBuf::from("/no/m.gguf"), kind, Metadata::new()).is_err());
 }
 

@@ -86,7 +86,7 @@ fn what_hidden_tokens_are_does_not_matter_to_later_ones() {
         let later = |logits: &Tensor, row: usize| logits.i((row, 8..)).unwrap();
         let plain = model.forward(&batch()).unwrap();
         assert!(far(&later(&plain, 0), &later(&plain, 2)) > 1e-3, "what is not hidden must show");
-        let hidden = batch().with_hidden_keys(&[(6, 8), (0, 0), (6, 8), (3, 3)]).unwrap();
+        let hidden = batch().with_masked_keys(&[(6, 8), (0, 0), (6, 8), (3, 3)]).unwrap();
         let hidden = model.forward(&hidden).unwrap();
         assert!(far(&later(&hidden, 0), &later(&hidden, 2)) < 1e-5);
         assert!(far(&later(&hidden, 0), &later(&plain, 0)) > 1e-3, "hiding a token must show");
@@ -95,7 +95,7 @@ fn what_hidden_tokens_are_does_not_matter_to_later_ones() {
         }
     }
     let hide =
-        |ranges: &[(u32, u32)]| Batch::new(&[ids(12)]).unwrap().with_hidden_keys(ranges).unwrap_err().to_string();
+        |ranges: &[(u32, u32)]| Batch::new(&[ids(12)]).unwrap().with_masked_keys(ranges).unwrap_err().to_string();
     assert_eq!(hide(&[]), "1 rows, but hidden ranges for 0");
     assert_eq!(hide(&[(4, 13)]), "row 0 hides 4..13; a range must lie within 0..12");
     assert_eq!(hide(&[(4, 3)]), "row 0 hides 4..3; a range must lie within 0..12");
@@ -221,9 +221,9 @@ fn weights_in_less_memory_are_used_as_they_are_and_blocks_are_not_saved() {
     for format in [
         WeightFormat::F32,
         WeightFormat::Bf16,
-        WeightFormat::Blocks(BlockFormat::Q8_0),
-        WeightFormat::Blocks(BlockFormat::Q6_K),
-        WeightFormat::Blocks(BlockFormat::Q4_0),
+        WeightFormat::Quantized(BlockFormat::Q8_0),
+        WeightFormat::Quantized(BlockFormat::Q6_K),
+        WeightFormat::Quantized(BlockFormat::Q4_0),
     ] {
         let small = model.frozen_as(format).unwrap();
         let gap = far(&logits(&small), &exact);
@@ -242,7 +242,7 @@ fn weights_in_less_memory_are_used_as_they_are_and_blocks_are_not_saved() {
         assert!(far(&ours, &rounded(widened)) < most, "{format:?}");
 
         let folder = dir.path().join(format!("{format:?}"));
-        if let WeightFormat::Blocks(_) = format {
+        if let WeightFormat::Quantized(_) = format {
             assert!(small.save(&folder).unwrap_err().to_string().contains("save the model in f32 or bf16"));
         } else {
             small.save(&folder).unwrap();
@@ -265,7 +265,7 @@ fn a_mapped_model_says_what_the_loaded_one_says_and_saves_the_same_bytes() {
         model = Model::load(&path).unwrap();
         let mapped = Model::open(&path).unwrap();
         assert!(mapped.params().tensors().values().all(|t| t.rank() == 1), "{dtype:?}: a matrix was copied");
-        assert!(mapped.params().stored().values().all(|w| w.dtype() == dtype));
+        assert!(mapped.params().mapped().values().all(|w| w.dtype() == dtype));
         let said = model.forward(&batch).unwrap();
         let rounding = if dtype == DType::BF16 { 0.02 } else { 1e-5 };
         assert!(far(&said, &mapped.forward(&batch).unwrap()) < rounding * largest(&said).max(1.), "{dtype:?}");

@@ -55,7 +55,7 @@ fn a_damaged_model_is_an_error_and_costs_nothing() {
     tokenizer.insert("tokenizer.ggml.tokens".to_owned(), Value::Texts(tokens));
     tokenizer.insert("tokenizer.ggml.scores".to_owned(), Value::Floats(vec![0.; 64]));
     tokenizer.insert("tokenizer.ggml.token_type".to_owned(), Value::Integers(vec![1; 64]));
-    for (name, kind) in [("f16.gguf", TensorType::F16), ("q8_0.gguf", TensorType::Blocks(BlockFormat::Q8_0))] {
+    for (name, kind) in [("f16.gguf", TensorType::F16), ("q8_0.gguf", TensorType::Quantized(BlockFormat::Q8_0))] {
         let path = dir.join(name);
         model.save_gguf(&path, Some(kind), tokenizer.clone()).unwrap();
         // Behind the names of the tensors are numbers, all of which are as good as others.

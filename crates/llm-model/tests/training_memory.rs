@@ -51,7 +51,7 @@ fn measured(config: &ModelConfig, shape: &TrainingShape) -> (f64, f64) {
         drop(hidden);
         let kept = since(MEMORY.current_usage());
         MEMORY.reset_peak_usage();
-        let gradients = (loss.backward().unwrap(), model.take_recomputed());
+        let gradients = (loss.backward().unwrap(), model.take_recomputed_gradients());
         figures = (kept, since(MEMORY.peak_usage()));
         drop(gradients);
     }

@@ -129,7 +129,7 @@ impl Learner {
     /// Adds the gradient of `loss` (a scalar) to those gathered so far.
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
         let mut grads = loss.backward()?;
-        let mut recomputed = self.model.take_recomputed();
+        let mut recomputed = self.model.take_recomputed_gradients();
         for (name, var) in self.model.params().vars() {
             let Some(grad) = grads.remove(var).or_else(|| recomputed.remove(&var.id())) else { continue };
             let sum = match self.gradients.remove(name) {

@@ -83,10 +83,10 @@ struct Time {
 const FORMATS: [(&str, WeightFormat); 6] = [
     ("f32", WeightFormat::F32),
     ("bf16", WeightFormat::Bf16),
-    ("q8_0", WeightFormat::Blocks(BlockFormat::Q8_0)),
-    ("q6_k", WeightFormat::Blocks(BlockFormat::Q6_K)),
-    ("q4_k", WeightFormat::Blocks(BlockFormat::Q4_K)),
-    ("q4_0", WeightFormat::Blocks(BlockFormat::Q4_0)),
+    ("q8_0", WeightFormat::Quantized(BlockFormat::Q8_0)),
+    ("q6_k", WeightFormat::Quantized(BlockFormat::Q6_K)),
+    ("q4_k", WeightFormat::Quantized(BlockFormat::Q4_K)),
+    ("q4_0", WeightFormat::Quantized(BlockFormat::Q4_0)),
 ];
 
 /// The configuration and head of a `config.json`, of a folder with one, or of a known model.

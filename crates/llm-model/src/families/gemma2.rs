@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::keys::{Absent, Keys, base_json, layer_types_json};
+use super::keys::{Defaults, Keys, base_json, layer_types_json};
 use super::{Family, classes};
 use crate::config::{Activation, AttentionBias, LayerType, NormKind, NormPlacement};
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family::usual(
+pub(super) const FAMILY: Family = Family::new(
     classes("Gemma2ForCausalLM", "Gemma2ForSequenceClassification", "Gemma2ForTokenClassification"),
     read,
     write,
@@ -27,10 +27,10 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
 /// What Gemma 2 and 3 share: all layers but every `pattern`-th look through a window.
 pub(super) fn read_with_pattern(keys: &Keys, pattern: usize) -> Result<ModelConfig> {
     keys.only("use_bidirectional_attention", &json!(false))?;
-    let absent = Absent { tie_word_embeddings: true, ..Absent::default() };
-    let config = keys.base(&absent)?;
+    let defaults = Defaults { tie_word_embeddings: true, ..Defaults::default() };
+    let config = keys.base(&defaults)?;
     let sliding_window = keys.count_or("sliding_window", WINDOW)?;
-    let usual = |layer: usize| match (layer + 1).is_multiple_of(pattern) {
+    let default = |layer: usize| match (layer + 1).is_multiple_of(pattern) {
         true => LayerType::FullAttention,
         false => LayerType::SlidingAttention,
     };
@@ -41,7 +41,7 @@ pub(super) fn read_with_pattern(keys: &Keys, pattern: usize) -> Result<ModelConf
         norm: NormKind::RmsPlusOne,
         norm_placement: NormPlacement::Sandwich,
         attention_bias: if keys.flag("attention_bias", false)? { AttentionBias::All } else { AttentionBias::None },
-        layer_types: keys.layer_types(config.num_hidden_layers, sliding_window, usual)?,
+        layer_types: keys.layer_types(config.num_hidden_layers, sliding_window, default)?,
         sliding_window,
         query_pre_attn_scalar: Some(keys.float("query_pre_attn_scalar")?.unwrap_or(256.)),
         attn_logit_softcapping: keys.float("attn_logit_softcapping")?,

@@ -9,7 +9,7 @@ use crate::config::QkNorm;
 use crate::{ModelConfig, Result, RopeScaling};
 
 pub(super) const FAMILY: Family =
-    Family::usual([Some("Gemma3ForCausalLM"), Some("Gemma3TextForSequenceClassification"), None], read, write);
+    Family::new([Some("Gemma3ForCausalLM"), Some("Gemma3TextForSequenceClassification"), None], read, write);
 
 const GLOBAL_THETA: f64 = 1e6;
 const LOCAL_THETA: f64 = 1e4;

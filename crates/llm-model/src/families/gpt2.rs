@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::keys::Keys;
-use super::place::{Place, Rows, renamed};
+use super::tensor_map::{Rows, TensorMap, rename};
 use super::{Family, classes};
 use crate::config::{Activation, AttentionBias, NormKind};
 use crate::{ModelConfig, Result};
@@ -15,7 +15,7 @@ pub(super) const FAMILY: Family = Family {
     write,
     prefix: "transformer.",
     token_head: "classifier",
-    place,
+    tensor_map,
 };
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
@@ -59,18 +59,18 @@ fn write(config: &ModelConfig) -> Value {
     })
 }
 
-fn place(config: &ModelConfig, name: &str) -> Place {
+fn tensor_map(config: &ModelConfig, name: &str) -> TensorMap {
     match name {
-        "model.embed_tokens.weight" => return renamed("transformer.wte.weight"),
-        "model.embed_positions.weight" => return renamed("transformer.wpe.weight"),
+        "model.embed_tokens.weight" => return rename("transformer.wte.weight"),
+        "model.embed_positions.weight" => return rename("transformer.wpe.weight"),
         _ => {}
     }
     if let Some(part) = name.strip_prefix("model.norm.") {
-        return renamed(format!("transformer.ln_f.{part}"));
+        return rename(format!("transformer.ln_f.{part}"));
     }
-    let Some(rest) = name.strip_prefix("model.layers.") else { return renamed(name) };
-    let Some((layer, rest)) = rest.split_once('.') else { return renamed(name) };
-    let Some((part, kind)) = rest.rsplit_once('.') else { return renamed(name) };
+    let Some(rest) = name.strip_prefix("model.layers.") else { return rename(name) };
+    let Some((layer, rest)) = rest.split_once('.') else { return rename(name) };
+    let Some((part, kind)) = rest.rsplit_once('.') else { return rename(name) };
     let width = config.hidden_size;
     let third = |i: usize| Some(Rows { groups: 1, start: i * width, len: width, of: 3 * width });
     let (part, rows, matrix) = match part {
@@ -85,5 +85,5 @@ fn place(config: &ModelConfig, name: &str) -> Place {
         other => (other, None, false),
     };
     let name = format!("transformer.h.{layer}.{part}.{kind}");
-    Place { name, transposed: matrix && kind == "weight", rows }
+    TensorMap { name, transposed: matrix && kind == "weight", rows }
 }

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::keys::{Keys, rope_json};
-use super::place::{Place, Rows, renamed};
+use super::tensor_map::{Rows, TensorMap, rename};
 use super::{Family, classes};
 use crate::config::{Activation, AttentionBias, NormKind};
 use crate::{ModelConfig, Result, RopeScaling};
@@ -15,7 +15,7 @@ pub(super) const FAMILY: Family = Family {
     write,
     prefix: "gpt_neox.",
     token_head: "classifier",
-    place,
+    tensor_map,
 };
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
@@ -67,16 +67,16 @@ fn write(config: &ModelConfig) -> Value {
     json
 }
 
-fn place(config: &ModelConfig, name: &str) -> Place {
+fn tensor_map(config: &ModelConfig, name: &str) -> TensorMap {
     match name {
-        "model.embed_tokens.weight" => return renamed("gpt_neox.embed_in.weight"),
-        "lm_head.weight" => return renamed("embed_out.weight"),
+        "model.embed_tokens.weight" => return rename("gpt_neox.embed_in.weight"),
+        "lm_head.weight" => return rename("embed_out.weight"),
         _ => {}
     }
     if let Some(part) = name.strip_prefix("model.norm.") {
-        return renamed(format!("gpt_neox.final_layer_norm.{part}"));
+        return rename(format!("gpt_neox.final_layer_norm.{part}"));
     }
-    let Some(rest) = name.strip_prefix("model.layers.") else { return renamed(name) };
+    let Some(rest) = name.strip_prefix("model.layers.") else { return rename(name) };
     let d = config.head_dim;
     let third = |i: usize| Some(Rows { groups: config.num_attention_heads, start: i * d, len: d, of: 3 * d });
     let rows = match rest.split('.').nth(2) {
@@ -96,5 +96,5 @@ fn place(config: &ModelConfig, name: &str) -> Place {
     ] {
         rest = rest.replace(ours, theirs);
     }
-    Place { rows, ..renamed(format!("gpt_neox.layers.{rest}")) }
+    TensorMap { rows, ..rename(format!("gpt_neox.layers.{rest}")) }
 }

@@ -26,7 +26,7 @@ impl<'a> Keys<'a> {
         self.seen.borrow().contains(key)
     }
 
-    /// The value of a key; null counts as absent.
+    /// The value of a key; null counts as defaults.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.seen.borrow_mut().insert(key.to_owned());
         self.map.get(key).filter(|value| !value.is_null())
@@ -52,14 +52,14 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A count that null leaves out; where the key is absent, `usual`.
-    pub fn count_or(&self, key: &str, usual: usize) -> Result<Option<usize>> {
-        Ok(self.count(key)?.or((!self.map.contains_key(key)).then_some(usual)))
+    /// A count that null leaves out; where the key is defaults, `default`.
+    pub fn count_or(&self, key: &str, default: usize) -> Result<Option<usize>> {
+        Ok(self.count(key)?.or((!self.map.contains_key(key)).then_some(default)))
     }
 
-    /// A number that null leaves out; where the key is absent, `usual`.
-    pub fn float_or(&self, key: &str, usual: f64) -> Result<Option<f64>> {
-        Ok(self.float(key)?.or((!self.map.contains_key(key)).then_some(usual)))
+    /// A number that null leaves out; where the key is defaults, `default`.
+    pub fn float_or(&self, key: &str, default: f64) -> Result<Option<f64>> {
+        Ok(self.float(key)?.or((!self.map.contains_key(key)).then_some(default)))
     }
 
     pub fn required(&self, key: &str) -> Result<usize> {
@@ -70,8 +70,8 @@ impl<'a> Keys<'a> {
         self.read(key, "a number")
     }
 
-    pub fn flag(&self, key: &str, absent: bool) -> Result<bool> {
-        Ok(self.read(key, "true or false")?.unwrap_or(absent))
+    pub fn flag(&self, key: &str, defaults: bool) -> Result<bool> {
+        Ok(self.read(key, "true or false")?.unwrap_or(defaults))
     }
 
     pub fn counts(&self, key: &str) -> Result<Option<Vec<usize>>> {
@@ -100,8 +100,8 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub fn activation(&self, key: &str, absent: Activation) -> Result<Activation> {
-        let Some(value) = self.get(key) else { return Ok(absent) };
+    pub fn activation(&self, key: &str, defaults: Activation) -> Result<Activation> {
+        let Some(value) = self.get(key) else { return Ok(defaults) };
         Ok(match value.as_str() {
             Some("silu" | "swish") => Activation::Silu,
             Some("gelu") => Activation::Gelu,
@@ -113,24 +113,24 @@ impl<'a> Keys<'a> {
         })
     }
 
-    /// `layer_types`, or what `usual` says of each layer; empty without a window.
+    /// `layer_types`, or what `default` says of each layer; empty without a window.
     pub fn layer_types(
         &self,
         layers: usize,
         window: Option<usize>,
-        usual: impl Fn(usize) -> LayerType,
+        default: impl Fn(usize) -> LayerType,
     ) -> Result<Vec<LayerType>> {
         let expected = "a list of \"full_attention\" and \"sliding_attention\"";
         Ok(match self.read("layer_types", expected)? {
             Some(types) => types,
             None if window.is_none() => Vec::new(),
-            None => (0..layers).map(usual).collect(),
+            None => (0..layers).map(default).collect(),
         })
     }
 
     /// The rotary positions as `rope_scaling` or `rope_parameters` give them, in `config`; their base may stand beside them
     /// as `theta_key`.
-    pub fn rope(&self, config: &mut ModelConfig, theta_key: &str, usual_theta: f64) -> Result<()> {
+    pub fn rope(&self, config: &mut ModelConfig, theta_key: &str, default_theta: f64) -> Result<()> {
         let (key, map) = match (self.get("rope_scaling"), self.get("rope_parameters")) {
             (Some(scaling), _) => ("rope_scaling", scaling),
             (None, Some(parameters)) => ("rope_parameters", parameters),
@@ -139,7 +139,7 @@ impl<'a> Keys<'a> {
         let theta = self.float(theta_key)?;
         let (scaling, own_theta, own_part) = self.rope_map(key, map, config.max_position_embeddings)?;
         config.rope_scaling = scaling;
-        config.rope_theta = own_theta.or(theta).unwrap_or(usual_theta);
+        config.rope_theta = own_theta.or(theta).unwrap_or(default_theta);
         if let Some(part) = own_part {
             config.partial_rotary_factor = part;
         }
@@ -176,9 +176,9 @@ impl<'a> Keys<'a> {
     }
 
     /// What nearly all families call by the same names.
-    pub fn base(&self, absent: &Absent) -> Result<ModelConfig> {
+    pub fn base(&self, defaults: &Defaults) -> Result<ModelConfig> {
         let heads = self.required("num_attention_heads")?;
-        let groups = match absent.grouped {
+        let groups = match defaults.grouped {
             true => self.required("num_key_value_heads")?,
             false => self.count("num_key_value_heads")?.unwrap_or(heads),
         };
@@ -190,15 +190,15 @@ impl<'a> Keys<'a> {
             num_attention_heads: heads,
             num_key_value_heads: groups,
             head_dim: self.count("head_dim")?.unwrap_or(0),
-            max_position_embeddings: match absent.max_position_embeddings {
-                Some(usual) => self.count("max_position_embeddings")?.unwrap_or(usual),
+            max_position_embeddings: match defaults.max_position_embeddings {
+                Some(default) => self.count("max_position_embeddings")?.unwrap_or(default),
                 None => self.required("max_position_embeddings")?,
             },
-            rms_norm_eps: self.float("rms_norm_eps")?.unwrap_or(absent.rms_norm_eps),
-            ..self.shared(absent.tie_word_embeddings)?
+            rms_norm_eps: self.float("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps),
+            ..self.shared(defaults.tie_word_embeddings)?
         };
-        self.rope(&mut config, "rope_theta", absent.rope_theta)?;
-        if !absent.partial_rotation {
+        self.rope(&mut config, "rope_theta", defaults.rope_theta)?;
+        if !defaults.partial_rotation {
             self.only("partial_rotary_factor", &json!(1.0))?;
             if config.partial_rotary_factor != 1. {
                 let part = config.partial_rotary_factor;
@@ -222,19 +222,19 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// What transformers takes where a key is absent.
-pub(crate) struct Absent {
+/// What transformers takes where a key is defaults.
+pub(crate) struct Defaults {
     pub tie_word_embeddings: bool,
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
-    /// Whether `num_key_value_heads` must be said; otherwise absent means as many as query heads.
+    /// Whether `num_key_value_heads` must be said; otherwise defaults means as many as query heads.
     pub grouped: bool,
     /// Whether a part of each head may turn.
     pub partial_rotation: bool,
     pub max_position_embeddings: Option<usize>,
 }
 
-impl Default for Absent {
+impl Default for Defaults {
     fn default() -> Self {
         Self {
             tie_word_embeddings: false,

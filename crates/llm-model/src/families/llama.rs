@@ -2,24 +2,24 @@
 
 use serde_json::{Value, json};
 
-use super::keys::{Absent, Keys, base_json};
+use super::keys::{Defaults, Keys, base_json};
 use super::{Family, classes};
 use crate::config::{Activation, AttentionBias};
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family::usual(
+pub(super) const FAMILY: Family = Family::new(
     classes("LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaForTokenClassification"),
     read,
     write,
 );
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
-    let absent = Absent { grouped: false, max_position_embeddings: Some(2048), ..Absent::default() };
+    let defaults = Defaults { grouped: false, max_position_embeddings: Some(2048), ..Defaults::default() };
     Ok(ModelConfig {
         hidden_act: keys.activation("hidden_act", Activation::Silu)?,
         attention_bias: if keys.flag("attention_bias", false)? { AttentionBias::All } else { AttentionBias::None },
         mlp_bias: keys.flag("mlp_bias", false)?,
-        ..keys.base(&absent)?
+        ..keys.base(&defaults)?
     })
 }
 

@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::keys::{Absent, Keys, base_json};
+use super::keys::{Defaults, Keys, base_json};
 use super::{Family, classes};
 use crate::config::Activation;
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family::usual(
+pub(super) const FAMILY: Family = Family::new(
     classes("MistralForCausalLM", "MistralForSequenceClassification", "MistralForTokenClassification"),
     read,
     write,
@@ -20,7 +20,7 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
     Ok(ModelConfig {
         hidden_act: keys.activation("hidden_act", Activation::Silu)?,
         sliding_window: keys.count_or("sliding_window", 4096)?,
-        ..keys.base(&Absent::default())?
+        ..keys.base(&Defaults::default())?
     })
 }
 

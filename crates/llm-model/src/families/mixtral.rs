@@ -2,15 +2,15 @@
 
 use serde_json::{Value, json};
 
-use super::keys::{Absent, Keys, base_json};
-use super::place::{Place, renamed};
+use super::keys::{Defaults, Keys, base_json};
+use super::tensor_map::{TensorMap, rename};
 use super::{Family, classes};
 use crate::config::{Activation, ExpertsConfig};
 use crate::{ModelConfig, Result};
 
 pub(super) const FAMILY: Family = Family {
-    place,
-    ..Family::usual(
+    tensor_map,
+    ..Family::new(
         classes("MixtralForCausalLM", "MixtralForSequenceClassification", "MixtralForTokenClassification"),
         read,
         write,
@@ -19,8 +19,8 @@ pub(super) const FAMILY: Family = Family {
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
     keys.only("router_jitter_noise", &json!(0.0))?;
-    let absent = Absent { rms_norm_eps: 1e-5, rope_theta: 1e6, ..Absent::default() };
-    let config = keys.base(&absent)?;
+    let defaults = Defaults { rms_norm_eps: 1e-5, rope_theta: 1e6, ..Defaults::default() };
+    let config = keys.base(&defaults)?;
     let experts = ExpertsConfig {
         num_experts: keys.required("num_local_experts")?,
         num_experts_per_tok: keys.required("num_experts_per_tok")?,
@@ -49,10 +49,10 @@ fn write(config: &ModelConfig) -> Value {
     json
 }
 
-fn place(_: &ModelConfig, name: &str) -> Place {
+fn tensor_map(_: &ModelConfig, name: &str) -> TensorMap {
     let mut name = name.replace(".mlp.", ".block_sparse_moe.");
     for (ours, theirs) in [("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")] {
         name = name.replace(ours, theirs);
     }
-    renamed(name)
+    rename(name)
 }

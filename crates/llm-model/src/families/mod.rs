@@ -13,19 +13,19 @@ mod mistral;
 mod mixtral;
 mod olmo2;
 mod phi3;
-mod place;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
 mod smollm3;
+mod tensor_map;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{Error, Head, ModelConfig, Result};
 use keys::Keys;
-use place::{Place, renamed, same};
-pub(crate) use place::{from_files, to_files};
+use tensor_map::{TensorMap, identity, rename};
+pub(crate) use tensor_map::{from_files, to_files};
 
 /// The families, by transformers' `model_type`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,17 +104,17 @@ struct Family {
     /// What the files call the head that has a number for each token.
     token_head: &'static str,
     /// Where a tensor of the decoder, or of another head, stands in the files.
-    place: fn(&ModelConfig, &str) -> Place,
+    tensor_map: fn(&ModelConfig, &str) -> TensorMap,
 }
 
 impl Family {
     /// A family whose files hold the decoder's own names behind `model.`, as most do.
-    const fn usual(
+    const fn new(
         classes: [Option<&'static str>; 3],
         read: fn(&Keys) -> Result<ModelConfig>,
         write: fn(&ModelConfig) -> Value,
     ) -> Self {
-        Self { classes, read, write, prefix: "model.", token_head: "score", place: same }
+        Self { classes, read, write, prefix: "model.", token_head: "score", tensor_map: identity }
     }
 }
 
@@ -132,10 +132,10 @@ impl Family {
         }]
     }
 
-    fn place_of(&self, config: &ModelConfig, head: Head, name: &str) -> Place {
+    fn map_tensor(&self, config: &ModelConfig, head: Head, name: &str) -> TensorMap {
         match name.strip_prefix("score.") {
-            Some(kind) if head == Head::Token => renamed(format!("{}.{kind}", self.token_head)),
-            _ => (self.place)(config, name),
+            Some(kind) if head == Head::Token => rename(format!("{}.{kind}", self.token_head)),
+            _ => (self.tensor_map)(config, name),
         }
     }
 }
@@ -143,20 +143,20 @@ impl Family {
 /// The module of transformers that holds the decoder's matrix `{name}.weight`, and whether it holds it alone and as it is: not
 /// transposed, not joined with others.
 pub(crate) fn module_of(config: &ModelConfig, head: Head, name: &str) -> (String, bool) {
-    let place = config.model_type.family().place_of(config, head, &format!("{name}.weight"));
-    let module = place.name.strip_suffix(".weight").unwrap_or(&place.name).to_owned();
-    (module, !place.transposed && place.rows.is_none())
+    let map = config.model_type.family().map_tensor(config, head, &format!("{name}.weight"));
+    let module = map.name.strip_suffix(".weight").unwrap_or(&map.name).to_owned();
+    (module, !map.transposed && map.rows.is_none())
 }
 
 /// What a `config.json` says.
 #[derive(Debug, Clone)]
-pub struct Described {
+pub struct ParsedConfig {
     /// The decoder.
     pub config: ModelConfig,
     /// The head.
     pub head: Head,
     /// The keys that say so, as they stand in the file.
-    pub spelled: Map<String, Value>,
+    pub raw_config: Map<String, Value>,
     /// The keys that are none of the decoder's.
     pub extra: Map<String, Value>,
 }
@@ -168,7 +168,7 @@ const OF_THE_FILE: [&str; 7] =
 /// Reads a `config.json` of any family; `origin` is named in errors.
 ///
 /// A key or value that would change the result and is not supported is an error that names it.
-pub fn from_json(json: &Value, origin: &str) -> Result<Described> {
+pub fn from_json(json: &Value, origin: &str) -> Result<ParsedConfig> {
     let Some(map) = json.as_object() else {
         return Err(Error::config(origin, "the file does not hold a JSON object"));
     };
@@ -202,8 +202,8 @@ pub fn from_json(json: &Value, origin: &str) -> Result<Described> {
     }
     let config = ModelConfig { model_type, ..(family.read)(&keys)? }.validated(origin)?;
     let own = |key: &str| keys.knows(key) || OF_THE_FILE.contains(&key);
-    let (spelled, extra) = map.clone().into_iter().partition(|(key, _)| own(key));
-    Ok(Described { config, head, spelled, extra })
+    let (raw_config, extra) = map.clone().into_iter().partition(|(key, _)| own(key));
+    Ok(ParsedConfig { config, head, raw_config, extra })
 }
 
 /// The `config.json` of a decoder with `head`, as the decoder's family writes it.

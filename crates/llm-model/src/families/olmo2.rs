@@ -3,21 +3,21 @@
 use serde_json::{Value, json};
 
 use super::Family;
-use super::keys::{Absent, Keys, base_json};
+use super::keys::{Defaults, Keys, base_json};
 use crate::config::{Activation, AttentionBias, NormPlacement, QkNorm};
 use crate::{ModelConfig, Result};
 
 pub(super) const FAMILY: Family =
-    Family::usual([Some("Olmo2ForCausalLM"), Some("Olmo2ForSequenceClassification"), None], read, write);
+    Family::new([Some("Olmo2ForCausalLM"), Some("Olmo2ForSequenceClassification"), None], read, write);
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
-    let absent = Absent { grouped: false, rms_norm_eps: 1e-5, ..Absent::default() };
+    let defaults = Defaults { grouped: false, rms_norm_eps: 1e-5, ..Defaults::default() };
     Ok(ModelConfig {
         hidden_act: keys.activation("hidden_act", Activation::Silu)?,
         norm_placement: NormPlacement::Post,
         qk_norm: Some(QkNorm::Whole),
         attention_bias: if keys.flag("attention_bias", false)? { AttentionBias::All } else { AttentionBias::None },
-        ..keys.base(&absent)?
+        ..keys.base(&defaults)?
     })
 }
 

@@ -2,15 +2,15 @@
 
 use serde_json::{Value, json};
 
-use super::keys::{Absent, Keys, base_json};
-use super::place::{Place, Rows, renamed};
+use super::keys::{Defaults, Keys, base_json};
+use super::tensor_map::{Rows, TensorMap, rename};
 use super::{Family, classes};
 use crate::config::Activation;
 use crate::{ModelConfig, Result, RopeScaling};
 
 pub(super) const FAMILY: Family = Family {
-    place,
-    ..Family::usual(
+    tensor_map,
+    ..Family::new(
         classes("Phi3ForCausalLM", "Phi3ForSequenceClassification", "Phi3ForTokenClassification"),
         read,
         write,
@@ -18,8 +18,8 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
-    let absent = Absent { grouped: false, partial_rotation: true, rms_norm_eps: 1e-5, ..Absent::default() };
-    let mut config = keys.base(&absent)?;
+    let defaults = Defaults { grouped: false, partial_rotation: true, rms_norm_eps: 1e-5, ..Defaults::default() };
+    let mut config = keys.base(&defaults)?;
     let scaling = keys.get("rope_scaling").or_else(|| keys.get("rope_parameters"));
     let inside = |key: &str| scaling.and_then(|map| map.get(key)).is_some_and(|value| !value.is_null());
     if let (Some(part), false) = (keys.float("partial_rotary_factor")?, inside("partial_rotary_factor")) {
@@ -59,7 +59,7 @@ fn write(config: &ModelConfig) -> Value {
     json
 }
 
-fn place(config: &ModelConfig, name: &str) -> Place {
+fn tensor_map(config: &ModelConfig, name: &str) -> TensorMap {
     let (q, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
     let inner = config.intermediate_size;
     for (part, whole, start, len, of) in [
@@ -71,8 +71,8 @@ fn place(config: &ModelConfig, name: &str) -> Place {
     ] {
         if name.ends_with(&format!("{part}.weight")) {
             let rows = Some(Rows { groups: 1, start, len, of });
-            return Place { rows, ..renamed(name.replace(part, whole)) };
+            return TensorMap { rows, ..rename(name.replace(part, whole)) };
         }
     }
-    renamed(name)
+    rename(name)
 }

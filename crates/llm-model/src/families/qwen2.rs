@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::keys::{Absent, Keys, base_json, layer_types_json};
+use super::keys::{Defaults, Keys, base_json, layer_types_json};
 use super::{Family, classes};
 use crate::config::{Activation, AttentionBias, LayerType};
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family::usual(
+pub(super) const FAMILY: Family = Family::new(
     classes("Qwen2ForCausalLM", "Qwen2ForSequenceClassification", "Qwen2ForTokenClassification"),
     read,
     write,
@@ -19,14 +19,14 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
 
 /// What Qwen2 and Qwen3 share: layers from `max_window_layers` on may look through a window.
 pub(super) fn read_windowed(keys: &Keys) -> Result<ModelConfig> {
-    let config = keys.base(&Absent::default())?;
+    let config = keys.base(&Defaults::default())?;
     let slides = keys.flag("use_sliding_window", false)?;
     let sliding_window = keys.count_or("sliding_window", 4096)?.filter(|_| slides);
     let full = keys.count("max_window_layers")?.unwrap_or(28);
-    let usual = |layer| if layer >= full { LayerType::SlidingAttention } else { LayerType::FullAttention };
+    let default = |layer| if layer >= full { LayerType::SlidingAttention } else { LayerType::FullAttention };
     Ok(ModelConfig {
         hidden_act: keys.activation("hidden_act", Activation::Silu)?,
-        layer_types: keys.layer_types(config.num_hidden_layers, sliding_window, usual)?,
+        layer_types: keys.layer_types(config.num_hidden_layers, sliding_window, default)?,
         sliding_window,
         ..config
     })

@@ -7,7 +7,7 @@ use super::{Family, classes, qwen2};
 use crate::config::{AttentionBias, QkNorm};
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family::usual(
+pub(super) const FAMILY: Family = Family::new(
     classes("Qwen3ForCausalLM", "Qwen3ForSequenceClassification", "Qwen3ForTokenClassification"),
     read,
     write,

@@ -4,19 +4,19 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::keys::{Absent, Keys, base_json};
+use super::keys::{Defaults, Keys, base_json};
 use super::{Family, classes};
 use crate::config::{Activation, AttentionBias, ExpertsConfig, QkNorm};
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family::usual(
+pub(super) const FAMILY: Family = Family::new(
     classes("Qwen3MoeForCausalLM", "Qwen3MoeForSequenceClassification", "Qwen3MoeForTokenClassification"),
     read,
     write,
 );
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
-    let config = keys.base(&Absent::default())?;
+    let config = keys.base(&Defaults::default())?;
     let step = keys.count("decoder_sparse_step")?.unwrap_or(1);
     if step == 0 {
         return keys.wrong("\"decoder_sparse_step\" is 0; it must be at least 1");

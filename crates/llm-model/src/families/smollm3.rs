@@ -2,20 +2,20 @@
 
 use serde_json::{Value, json};
 
-use super::keys::{Absent, Keys, base_json, layer_types_json};
+use super::keys::{Defaults, Keys, base_json, layer_types_json};
 use super::{Family, classes};
 use crate::config::{Activation, AttentionBias, LayerType};
 use crate::{ModelConfig, Result};
 
-pub(super) const FAMILY: Family = Family::usual(
+pub(super) const FAMILY: Family = Family::new(
     classes("SmolLM3ForCausalLM", "SmolLM3ForSequenceClassification", "SmolLM3ForTokenClassification"),
     read,
     write,
 );
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
-    let absent = Absent { tie_word_embeddings: true, rope_theta: 2e6, ..Absent::default() };
-    let config = keys.base(&absent)?;
+    let defaults = Defaults { tie_word_embeddings: true, rope_theta: 2e6, ..Defaults::default() };
+    let config = keys.base(&defaults)?;
     let layers = config.num_hidden_layers;
     // Despite its name the list says 1 for the layers that have rotary positions.
     let interval = keys.count("no_rope_layer_interval")?.unwrap_or(4);
@@ -29,13 +29,13 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
     };
     let slides = keys.flag("use_sliding_window", false)?;
     let sliding_window = keys.count("sliding_window")?.filter(|_| slides);
-    let usual = |layer: usize| if turns[layer] { LayerType::FullAttention } else { LayerType::SlidingAttention };
+    let default = |layer: usize| if turns[layer] { LayerType::FullAttention } else { LayerType::SlidingAttention };
     Ok(ModelConfig {
         hidden_act: keys.activation("hidden_act", Activation::Silu)?,
         attention_bias: if keys.flag("attention_bias", false)? { AttentionBias::All } else { AttentionBias::None },
         mlp_bias: keys.flag("mlp_bias", false)?,
         layers_without_rope: (0..layers).filter(|&layer| !turns[layer]).collect(),
-        layer_types: keys.layer_types(layers, sliding_window, usual)?,
+        layer_types: keys.layer_types(layers, sliding_window, default)?,
         sliding_window,
         ..config
     })

@@ -21,16 +21,16 @@ pub(crate) struct Architecture {
     /// What follows from what a file says.
     pub complete: fn(&mut ModelConfig),
     /// Keys beyond those that every family has.
-    more: &'static [Key],
+    extra_keys: &'static [Key],
     /// Parts of a block that have another name than elsewhere; parts of one name are one tensor, row by row.
-    renamed: &'static [(&'static str, &'static str)],
+    renames: &'static [(&'static str, &'static str)],
 }
 
 /// A key of a file, behind the name of the architecture and a dot, and where [`ModelConfig`] has it.
 pub(crate) type Key = (&'static str, &'static str);
 
 /// Keys without which a file is refused.
-pub(crate) const NEEDED: [Key; 5] = [
+pub(crate) const REQUIRED: [Key; 5] = [
     ("embedding_length", "/hidden_size"),
     ("block_count", "/num_hidden_layers"),
     ("feed_forward_length", "/intermediate_size"),
@@ -82,10 +82,10 @@ const PARTS: [(&str, &str); 17] = [
     ("mlp.experts.*.down_proj", "ffn_down_exps"),
 ];
 
-const ONE_QKV: [(&str, &str); 3] =
+const FUSED_QKV: [(&str, &str); 3] =
     [("self_attn.q_proj", "attn_qkv"), ("self_attn.k_proj", "attn_qkv"), ("self_attn.v_proj", "attn_qkv")];
 
-const NORM_BEHIND: (&str, &str) = ("post_attention_layernorm", "post_attention_norm");
+const POST_NORM: (&str, &str) = ("post_attention_layernorm", "post_attention_norm");
 
 const LLAMA: Architecture = Architecture {
     name: "llama",
@@ -94,8 +94,8 @@ const LLAMA: Architecture = Architecture {
     interleaved: true,
     base: ModelConfig::default,
     complete: |_| {},
-    more: &[RMS_EPS],
-    renamed: &[],
+    extra_keys: &[RMS_EPS],
+    renames: &[],
 };
 
 /// Every family that a GGUF file is read or written for.
@@ -115,7 +115,7 @@ pub(crate) const ALL: [&Architecture; 12] = [
                 experts.moe_intermediate_size = config.intermediate_size;
             }
         },
-        more: &[RMS_EPS, EXPERTS, EXPERTS_USED],
+        extra_keys: &[RMS_EPS, EXPERTS, EXPERTS_USED],
         ..LLAMA
     },
     &Architecture {
@@ -147,7 +147,7 @@ pub(crate) const ALL: [&Architecture; 12] = [
             experts: Some(ExpertsConfig::default()),
             ..ModelConfig::default()
         },
-        more: &[RMS_EPS, EXPERTS, EXPERTS_USED, ("expert_feed_forward_length", "/experts/moe_intermediate_size")],
+        extra_keys: &[RMS_EPS, EXPERTS, EXPERTS_USED, ("expert_feed_forward_length", "/experts/moe_intermediate_size")],
         ..LLAMA
     },
     &Architecture {
@@ -168,7 +168,7 @@ pub(crate) const ALL: [&Architecture; 12] = [
             norm_placement: NormPlacement::Post,
             ..ModelConfig::default()
         },
-        renamed: &[NORM_BEHIND],
+        renames: &[POST_NORM],
         ..LLAMA
     },
     &Architecture {
@@ -176,8 +176,8 @@ pub(crate) const ALL: [&Architecture; 12] = [
         model_types: &[ModelType::Phi3],
         interleaved: false,
         base: || ModelConfig { model_type: ModelType::Phi3, ..ModelConfig::default() },
-        more: &[RMS_EPS, WINDOW],
-        renamed: &[ONE_QKV[0], ONE_QKV[1], ONE_QKV[2], ("mlp.gate_proj", "ffn_up"), ("mlp.up_proj", "ffn_up")],
+        extra_keys: &[RMS_EPS, WINDOW],
+        renames: &[FUSED_QKV[0], FUSED_QKV[1], FUSED_QKV[2], ("mlp.gate_proj", "ffn_up"), ("mlp.up_proj", "ffn_up")],
         ..LLAMA
     },
     &Architecture {
@@ -193,13 +193,13 @@ pub(crate) const ALL: [&Architecture; 12] = [
             ..gemma()
         },
         complete: |config| alternating(config, 2, 46),
-        more: &[
+        extra_keys: &[
             RMS_EPS,
             WINDOW,
             ("attn_logit_softcapping", "/attn_logit_softcapping"),
             ("final_logit_softcapping", "/final_logit_softcapping"),
         ],
-        renamed: &[NORM_BEHIND],
+        renames: &[POST_NORM],
         ..LLAMA
     },
     &Architecture {
@@ -213,8 +213,8 @@ pub(crate) const ALL: [&Architecture; 12] = [
             ..gemma()
         },
         complete: |config| alternating(config, 6, 62),
-        more: &[RMS_EPS, WINDOW],
-        renamed: &[NORM_BEHIND],
+        extra_keys: &[RMS_EPS, WINDOW],
+        renames: &[POST_NORM],
         ..LLAMA
     },
     &Architecture {
@@ -227,8 +227,8 @@ pub(crate) const ALL: [&Architecture; 12] = [
             hidden_act: Activation::GeluPytorchTanh,
             ..layer_normed()
         },
-        more: &[LAYER_EPS],
-        renamed: &ONE_QKV,
+        extra_keys: &[LAYER_EPS],
+        renames: &FUSED_QKV,
         ..LLAMA
     },
     &Architecture {
@@ -241,8 +241,8 @@ pub(crate) const ALL: [&Architecture; 12] = [
             parallel_residual: true,
             ..layer_normed()
         },
-        more: &[LAYER_EPS, ("use_parallel_residual", "/parallel_residual")],
-        renamed: &ONE_QKV,
+        extra_keys: &[LAYER_EPS, ("use_parallel_residual", "/parallel_residual")],
+        renames: &FUSED_QKV,
         ..LLAMA
     },
 ];
@@ -281,7 +281,7 @@ fn alternating(config: &mut ModelConfig, pattern: usize, layers_of_27b: usize) {
 }
 
 /// A tensor of a file, and the decoder's of which it is made, row by row.
-pub(crate) struct Whole {
+pub(crate) struct GgufTensor {
     pub name: String,
     /// The rows' first, as everywhere but in GGUF.
     pub shape: Vec<usize>,
@@ -296,18 +296,18 @@ impl Architecture {
 
     /// Every key that a file may have, but for those of rotary positions.
     pub fn keys(&self) -> impl Iterator<Item = Key> {
-        NEEDED.into_iter().chain(OPTIONAL).chain(self.more.iter().copied())
+        REQUIRED.into_iter().chain(OPTIONAL).chain(self.extra_keys.iter().copied())
     }
 
     /// The tensors of a file, in order; none of them where a part has no name there, which is returned then.
-    pub fn layout(&self, config: &ModelConfig) -> Result<Vec<Whole>, String> {
-        let mut layout: Vec<Whole> = Vec::new();
+    pub fn layout(&self, config: &ModelConfig) -> Result<Vec<GgufTensor>, String> {
+        let mut layout: Vec<GgufTensor> = Vec::new();
         for (name, shape) in config.tensor_shapes(Head::LanguageModel) {
             let Some(theirs) = self.rename(&name) else { return Err(name) };
             // The parts of one tensor stand near one another.
             match layout.iter_mut().rev().take(8).find(|whole| whole.name == theirs) {
                 Some(whole) => whole.parts.push((name, shape)),
-                None => layout.push(Whole { name: theirs, shape: Vec::new(), parts: vec![(name, shape)] }),
+                None => layout.push(GgufTensor { name: theirs, shape: Vec::new(), parts: vec![(name, shape)] }),
             }
         }
         for whole in &mut layout {
@@ -332,7 +332,7 @@ impl Architecture {
         let (layer, part) = stem.strip_prefix("model.layers.")?.split_once('.')?;
         let expert = part.strip_prefix("mlp.experts.").and_then(|rest| rest.split_once('.'));
         let part = expert.map_or(part.to_owned(), |(_, matrix)| format!("mlp.experts.*.{matrix}"));
-        let (_, theirs) = self.renamed.iter().chain(&PARTS).find(|(ours, _)| *ours == part)?;
+        let (_, theirs) = self.renames.iter().chain(&PARTS).find(|(ours, _)| *ours == part)?;
         Some(format!("blk.{layer}.{theirs}.{suffix}"))
     }
 }

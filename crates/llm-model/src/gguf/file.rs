@@ -1,4 +1,4 @@
-//! The container: metadata by key, then names, shapes, types and places of tensors, then their bytes.
+//! The container: metadata by key, then names, shapes, types and infos of tensors, then their bytes.
 //!
 //! candle has a reader too, which is not used: a `general.alignment` of 0 makes it divide by zero, each byte of an array
 //! takes 32 in memory, and of two tensors of one name the last wins. This one checks every length against what is left
@@ -13,10 +13,10 @@ use crate::{Error, Result};
 
 /// What a file begins with.
 pub(super) const MAGIC: &[u8; 4] = b"GGUF";
-/// Of the tensors' places, where a file does not say otherwise.
+/// Of the tensors' infos, where a file does not say otherwise.
 pub(super) const ALIGNMENT: u64 = 32;
 
-/// What a key holds. Whole numbers of any width are one kind here, and so are floats.
+/// What a key holds. Integers of any width are one kind here, and so are floats.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// A whole number of 0 or more; written in 32 bits where they suffice.
@@ -29,7 +29,7 @@ pub enum Value {
     Bool(bool),
     /// A text.
     Text(String),
-    /// Whole numbers; written in 32 bits.
+    /// Integers; written in 32 bits.
     Integers(Vec<i64>),
     /// Numbers, in 32 bits.
     Floats(Vec<f32>),
@@ -50,7 +50,7 @@ pub enum TensorType {
     /// 2 bytes, the upper half of an f32.
     Bf16,
     /// ggml's blocks.
-    Blocks(BlockFormat),
+    Quantized(BlockFormat),
 }
 
 impl TensorType {
@@ -59,10 +59,10 @@ impl TensorType {
         (Self::F32, 0, 0),
         (Self::F16, 1, 1),
         (Self::Bf16, 30, 32),
-        (Self::Blocks(BlockFormat::Q4_0), 2, 2),
-        (Self::Blocks(BlockFormat::Q8_0), 8, 7),
-        (Self::Blocks(BlockFormat::Q4_K), 12, 14),
-        (Self::Blocks(BlockFormat::Q6_K), 14, 18),
+        (Self::Quantized(BlockFormat::Q4_0), 2, 2),
+        (Self::Quantized(BlockFormat::Q8_0), 8, 7),
+        (Self::Quantized(BlockFormat::Q4_K), 12, 14),
+        (Self::Quantized(BlockFormat::Q6_K), 14, 18),
     ];
 
     /// Its number in a file.
@@ -80,8 +80,10 @@ impl TensorType {
         match self {
             Self::F32 => numbers.checked_mul(4),
             Self::F16 | Self::Bf16 => numbers.checked_mul(2),
-            Self::Blocks(f) if numbers.is_multiple_of(f.elements()) => (numbers / f.elements()).checked_mul(f.bytes()),
-            Self::Blocks(_) => None,
+            Self::Quantized(f) if numbers.is_multiple_of(f.elements()) => {
+                (numbers / f.elements()).checked_mul(f.bytes())
+            }
+            Self::Quantized(_) => None,
         }
     }
 }
@@ -134,7 +136,7 @@ struct Reader<'a> {
 type Read<T> = std::result::Result<T, String>;
 
 /// Type, shape and offset of a tensor.
-type Place = (TensorType, Vec<usize>, u64);
+type TensorInfo = (TensorType, Vec<usize>, u64);
 
 impl Reader<'_> {
     fn file(mut self, path: &Path) -> Read<GgufFile> {
@@ -155,11 +157,11 @@ impl Reader<'_> {
                 return Err(format!("the key \"{key}\" comes twice"));
             }
         }
-        let mut places = Vec::new();
+        let mut infos = Vec::new();
         for _ in 0..tensors {
             let name = self.text()?;
-            let place = self.place().map_err(|message| format!("tensor \"{name}\": {message}"))?;
-            places.push((name, place));
+            let place = self.tensor_info().map_err(|message| format!("tensor \"{name}\": {message}"))?;
+            infos.push((name, place));
         }
         let alignment = match metadata.get("general.alignment") {
             None => ALIGNMENT,
@@ -167,7 +169,7 @@ impl Reader<'_> {
             Some(other) => return Err(format!("\"general.alignment\" is {other:?}; a power of two was expected")),
         };
         let start = (self.at as u64).next_multiple_of(alignment);
-        let tensors = located(self.bytes, start, alignment, places)?;
+        let tensors = locate_tensors(self.bytes, start, alignment, infos)?;
         Ok(GgufFile { path: path.into(), metadata, tensors })
     }
 
@@ -202,7 +204,7 @@ impl Reader<'_> {
     /// A value of the kind that the file numbers `kind`.
     fn value(&mut self, kind: u32) -> Read<Value> {
         Ok(match kind {
-            6 => Value::Float(shortest(f32::from_le_bytes(self.number()?))),
+            6 => Value::Float(from_f32(f32::from_le_bytes(self.number()?))),
             7 => match self.number::<1>()? {
                 [bit @ (0 | 1)] => Value::Bool(bit == 1),
                 [byte] => return Err(format!("{byte} is neither true nor false")),
@@ -263,7 +265,7 @@ impl Reader<'_> {
         Ok(all)
     }
 
-    fn place(&mut self) -> Read<Place> {
+    fn tensor_info(&mut self) -> Read<TensorInfo> {
         let rank = self.u32()?;
         if !(1..=4).contains(&rank) {
             return Err(format!("it has {rank} dimensions; 1 to 4 were expected"));
@@ -278,10 +280,15 @@ impl Reader<'_> {
     }
 }
 
-/// The tensors at their places, which must not overlap.
-fn located(bytes: &Bytes, start: u64, alignment: u64, places: Vec<(String, Place)>) -> Read<BTreeMap<String, Entry>> {
+/// The tensors at their infos, which must not overlap.
+fn locate_tensors(
+    bytes: &Bytes,
+    start: u64,
+    alignment: u64,
+    infos: Vec<(String, TensorInfo)>,
+) -> Read<BTreeMap<String, Entry>> {
     let (mut tensors, mut taken) = (BTreeMap::new(), Vec::new());
-    for (name, (kind, shape, offset)) in places {
+    for (name, (kind, shape, offset)) in infos {
         let row = shape.last().and_then(|row| kind.row_bytes(*row));
         let size = shape.iter().rev().skip(1).try_fold(row.unwrap_or(0), |size, n| size.checked_mul(*n));
         let (Some(_), Some(size)) = (row, size) else {
@@ -308,6 +315,6 @@ fn located(bytes: &Bytes, start: u64, alignment: u64, places: Vec<(String, Place
 }
 
 /// The number that a person wrote: 1e-5 in 32 bits is 9.99999975e-6 in 64, and its shortest text is 1e-5.
-fn shortest(x: f32) -> f64 {
+fn from_f32(x: f32) -> f64 {
     x.to_string().parse().unwrap_or_else(|_| f64::from(x))
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
-use super::architecture::{Architecture, NEEDED};
+use super::architecture::{Architecture, REQUIRED};
 use super::file::{Metadata, Value};
 use crate::config::MOST_LAYERS;
 use crate::rotary::RotaryEmbedding;
@@ -20,7 +20,7 @@ const ROTARY: [&str; 4] =
     ["rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"];
 
 /// The tensor that says by what each rotary frequency is divided.
-pub(super) const DIVISORS: &str = "rope_freqs.weight";
+pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// What a file's keys say of the decoder; what is wrong with them otherwise.
 pub(super) fn read(
@@ -38,7 +38,7 @@ pub(super) fn read(
             Some(Value::Float(x)) if x.is_finite() => json!(x),
             Some(Value::Bool(yes)) => json!(yes),
             Some(other) => return Err(format!("\"{}\" is {other:?}; a number was expected", full(key))),
-            None if NEEDED.contains(&(key, place)) => return Err(format!("\"{}\" is missing", full(key))),
+            None if REQUIRED.contains(&(key, place)) => return Err(format!("\"{}\" is missing", full(key))),
             None => continue,
         };
         let Some(slot) = json.pointer_mut(place) else { return Err(format!("\"{}\" has no place", full(key))) };
@@ -92,7 +92,7 @@ pub(super) fn read(
 }
 
 /// The keys of a file.
-pub(super) fn written(architecture: &Architecture, config: &ModelConfig) -> Metadata {
+pub(super) fn to_metadata(architecture: &Architecture, config: &ModelConfig) -> Metadata {
     let json = json!(config);
     let value = |value: &Json| match value {
         Json::Bool(yes) => Some(Value::Bool(*yes)),
@@ -129,7 +129,7 @@ pub(super) fn written(architecture: &Architecture, config: &ModelConfig) -> Meta
 /// The decoder with the scaling of Llama 3 that divides its frequencies so; none where no setting that was published does.
 ///
 /// A file has the divisors alone. Every Llama 3 has a `low_freq_factor` of 1 and a `high_freq_factor` of 4.
-pub(super) fn divided_by(config: &ModelConfig, divisors: &[f32]) -> Option<ModelConfig> {
+pub(super) fn recover_llama3_scaling(config: &ModelConfig, divisors: &[f32]) -> Option<ModelConfig> {
     let factor = divisors.iter().copied().fold(1., f32::max);
     let tries = (4..18).map(|power| RopeScaling::Llama3 {
         factor: factor.into(),
@@ -138,7 +138,7 @@ pub(super) fn divided_by(config: &ModelConfig, divisors: &[f32]) -> Option<Model
         original_max_position_embeddings: 1 << power,
     });
     let near = |config: &ModelConfig| {
-        let ours = RotaryEmbedding::divisors(config);
+        let ours = RotaryEmbedding::frequency_divisors(config);
         ours.len() == divisors.len() && ours.iter().zip(divisors).all(|(a, b)| (a / b - 1.).abs() < 1e-4)
     };
     // The first training of all of them had texts of 8192 tokens.
@@ -155,7 +155,7 @@ mod tests {
     fn gemma(config: &Json) -> (&'static Architecture, Metadata) {
         let config = crate::families::from_json(config, "test").unwrap().config;
         let architecture = ALL.into_iter().find(|a| a.model_types.contains(&config.model_type)).unwrap();
-        (architecture, written(architecture, &config))
+        (architecture, to_metadata(architecture, &config))
     }
 
     fn small(model_type: ModelType, layers: usize) -> Json {

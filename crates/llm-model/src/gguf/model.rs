@@ -4,11 +4,11 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 
-use super::architecture::{self, Architecture, Whole};
+use super::architecture::{self, Architecture, GgufTensor};
 use super::file::{Entry, GgufFile, Metadata, TensorType, Value};
-use super::keys::{self, DIVISORS, divided_by};
-use super::weights::{encoded, in_turns, kind_for, kind_of, matrix};
-use super::write::{Unwritten, write};
+use super::keys::{self, ROPE_FACTORS, recover_llama3_scaling};
+use super::weights::{choose_type, encode, interleave_rows, matrix, type_of};
+use super::write::{PendingTensor, write};
 use crate::matrix::Matrix;
 use crate::rotary::RotaryEmbedding;
 use crate::{Error, Head, Model, ModelConfig, NormKind, Params, Result, RopeScaling};
@@ -29,16 +29,16 @@ impl Model {
             return Err(file.broken(format!("\"{key}\" is {said:?}, \"token_embd.weight\" has {vocab_size} rows")));
         }
         let mut config = ModelConfig { vocab_size, ..config }.validated(&origin)?;
-        if let Some(entry) = file.tensors.get(DIVISORS) {
+        if let Some(entry) = file.tensors.get(ROPE_FACTORS) {
             let found = entry.shape == [config.rotary_dim() / 2];
             let divisors = if found { matrix(entry, None)?.dense()?.flatten_all()?.to_vec1()? } else { Vec::new() };
-            let known = divided_by(&config, &divisors).filter(|_| found);
-            config = known.ok_or_else(|| file.broken(format!("tensor \"{DIVISORS}\" is not that of a Llama 3")))?;
+            let known = recover_llama3_scaling(&config, &divisors).filter(|_| found);
+            config = known.ok_or_else(|| file.broken(format!("tensor \"{ROPE_FACTORS}\" is not that of a Llama 3")))?;
         }
         // Experts are parts of one tensor, so that their number is bound by its size.
         let of_tensor = |entry: &Entry| if entry.shape.len() == 3 { entry.shape[0].min(entry.bytes.len()) } else { 1 };
         config.check_count(file.tensors.values().map(of_tensor).sum(), &origin)?;
-        let layout = architecture.layout(&config).map_err(|name| unnamed(architecture, &name))?;
+        let layout = architecture.layout(&config).map_err(|name| no_gguf_name(architecture, &name))?;
         check(&layout, file, &origin)?;
         let mut params = Params::default();
         for whole in layout {
@@ -51,9 +51,9 @@ impl Model {
                 let bytes = part.ok_or_else(|| file.broken(format!("tensor \"{}\" is cut short", whole.name)))?;
                 let broken = |e: Error| file.broken(format!("tensor \"{}\": {e}", whole.name));
                 let part = Entry { kind: entry.kind, bytes, shape };
-                let heads = turned(architecture, &name, &config);
+                let heads = interleaved_heads(architecture, &name, &config);
                 let mut matrix = matrix(&part, heads).map_err(broken)?;
-                if let (Matrix::Dense(w, _), true) = (&matrix, counted_from_one(&config, &name)) {
+                if let (Matrix::Dense(w, _), true) = (&matrix, has_unit_offset(&config, &name)) {
                     matrix = Matrix::from((w - 1.)?);
                 }
                 params.insert(&name, matrix);
@@ -77,26 +77,29 @@ impl Model {
             |a: &&&Architecture| a.model_types.contains(&config.model_type) && a.experts == config.experts.is_some();
         let Some(architecture) = architecture::ALL.iter().find(alike) else {
             let name = config.model_type.name();
-            return Err(Error::Input(format!("\"model_type\" \"{name}\" is not written as GGUF; {}", supported())));
+            return Err(Error::Input(format!(
+                "\"model_type\" \"{name}\" is not written as GGUF; {}",
+                supported_architectures()
+            )));
         };
         let mut metadata = tokenizer;
-        metadata.extend(keys::written(architecture, config));
+        metadata.extend(keys::to_metadata(architecture, config));
         self.check_keys(&metadata, architecture)?;
         let (mut tensors, mut held) = (Vec::new(), TensorType::F32);
         if let RopeScaling::Llama3 { .. } = config.rope_scaling {
-            let divisors = RotaryEmbedding::divisors(config);
+            let divisors = RotaryEmbedding::frequency_divisors(config);
             let shape = vec![divisors.len()];
             let bytes = divisors.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into();
             let bytes = Box::new(move || Ok(bytes));
-            tensors.push(Unwritten { name: DIVISORS.to_owned(), kind: TensorType::F32, shape, bytes });
+            tensors.push(PendingTensor { name: ROPE_FACTORS.to_owned(), kind: TensorType::F32, shape, bytes });
         }
-        let layout = architecture.layout(config).map_err(|name| unnamed(architecture, &name))?;
-        for Whole { name, shape, parts } in layout {
+        let layout = architecture.layout(config).map_err(|name| no_gguf_name(architecture, &name))?;
+        for GgufTensor { name, shape, parts } in layout {
             let first = self.params().matrix(&parts[0].0)?;
             let output = name == "output.weight" || config.tie_word_embeddings && name == "token_embd.weight";
             let small = ["position_embd", "ffn_gate_inp"].iter().any(|part| name.contains(part));
-            let wanted = if small { TensorType::F32 } else { kind.unwrap_or(kind_of(&first)) };
-            let tensor_kind = kind_for(wanted, &shape, output);
+            let wanted = if small { TensorType::F32 } else { kind.unwrap_or(type_of(&first)) };
+            let tensor_kind = choose_type(wanted, &shape, output);
             if name.contains(".ffn_up") {
                 held = tensor_kind;
             }
@@ -104,12 +107,12 @@ impl Model {
                 let mut all = Vec::new();
                 for (name, shape) in &parts {
                     let mut matrix = self.params().matrix(name)?;
-                    if let (Matrix::Dense(w, _), true) = (&matrix, counted_from_one(config, name)) {
+                    if let (Matrix::Dense(w, _), true) = (&matrix, has_unit_offset(config, name)) {
                         matrix = Matrix::from((w + 1.)?);
                     }
-                    let mut bytes = encoded(&matrix, tensor_kind, name)?;
-                    if let Some(heads) = turned(architecture, name, config) {
-                        bytes = in_turns(&bytes, shape[0], heads).into();
+                    let mut bytes = encode(&matrix, tensor_kind, name)?;
+                    if let Some(heads) = interleaved_heads(architecture, name, config) {
+                        bytes = interleave_rows(&bytes, shape[0], heads).into();
                     }
                     if parts.len() == 1 {
                         return Ok(bytes);
@@ -118,7 +121,7 @@ impl Model {
                 }
                 Ok(all.into())
             });
-            tensors.push(Unwritten { name, kind: tensor_kind, shape, bytes });
+            tensors.push(PendingTensor { name, kind: tensor_kind, shape, bytes });
         }
         metadata.insert("general.file_type".to_owned(), Value::Unsigned(kind.unwrap_or(held).file_type().into()));
         write(path, &metadata, tensors)
@@ -132,7 +135,7 @@ impl Model {
         let mut theirs = ModelConfig { model_type: ours.model_type, ..read.validated("GGUF")? };
         theirs.initializer_range = ours.initializer_range;
         if let RopeScaling::Llama3 { .. } = ours.rope_scaling {
-            let read = divided_by(&theirs, &RotaryEmbedding::divisors(ours));
+            let read = recover_llama3_scaling(&theirs, &RotaryEmbedding::frequency_divisors(ours));
             theirs.rope_scaling = read.map_or(theirs.rope_scaling, |_| ours.rope_scaling.clone());
         }
         if let (Some(theirs), Some(ours)) = (&mut theirs.experts, &ours.experts) {
@@ -151,11 +154,11 @@ impl Model {
     }
 }
 
-fn unnamed(architecture: &Architecture, name: &str) -> Error {
+fn no_gguf_name(architecture: &Architecture, name: &str) -> Error {
     Error::Input(format!("tensor \"{name}\" has no name in a GGUF file of a \"{}\"", architecture.name))
 }
 
-fn supported() -> String {
+fn supported_architectures() -> String {
     let mut names: Vec<&str> = architecture::ALL.iter().map(|a| a.name).collect();
     names.dedup();
     format!("supported are {}", names.join(", "))
@@ -169,7 +172,7 @@ fn architecture_of(file: &GgufFile) -> Result<&'static Architecture> {
     let found = architecture::ALL.iter().find(|a| a.name == name && a.experts == experts).copied();
     found.ok_or_else(|| {
         let kind = if experts { " with experts" } else { "" };
-        file.broken(format!("\"general.architecture\" is \"{name}\"{kind}; {}", supported()))
+        file.broken(format!("\"general.architecture\" is \"{name}\"{kind}; {}", supported_architectures()))
     })
 }
 
@@ -179,9 +182,9 @@ fn rows_of(shape: &[usize]) -> usize {
 }
 
 /// Checks that a file has exactly the tensors of a model; the error lists every difference.
-fn check(layout: &[Whole], file: &GgufFile, origin: &str) -> Result<()> {
+fn check(layout: &[GgufTensor], file: &GgufFile, origin: &str) -> Result<()> {
     let mut problems = Vec::new();
-    for Whole { name, shape, .. } in layout {
+    for GgufTensor { name, shape, .. } in layout {
         match file.tensors.get(name).map(|entry| &entry.shape) {
             None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
             Some(found) if found != shape => {
@@ -191,18 +194,18 @@ fn check(layout: &[Whole], file: &GgufFile, origin: &str) -> Result<()> {
         }
     }
     let expected: std::collections::BTreeSet<&str> = layout.iter().map(|whole| whole.name.as_str()).collect();
-    let extra = file.tensors.keys().filter(|name| !expected.contains(name.as_str()) && *name != DIVISORS);
+    let extra = file.tensors.keys().filter(|name| !expected.contains(name.as_str()) && *name != ROPE_FACTORS);
     problems.extend(extra.map(|name| format!("tensor \"{name}\" belongs to no part of this model")));
     if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { origin: origin.to_owned(), problems }) }
 }
 
 /// Whether a weight counts from 0 here and from 1 in GGUF: a norm of Gemma.
-fn counted_from_one(config: &ModelConfig, name: &str) -> bool {
+fn has_unit_offset(config: &ModelConfig, name: &str) -> bool {
     config.norm == NormKind::RmsPlusOne && name.ends_with("norm.weight")
 }
 
 /// The heads in which the rows of this tensor stand in turns.
-fn turned(architecture: &Architecture, name: &str, config: &ModelConfig) -> Option<usize> {
+fn interleaved_heads(architecture: &Architecture, name: &str, config: &ModelConfig) -> Option<usize> {
     match name {
         _ if !architecture.interleaved => None,
         name if name.contains(".q_proj.") => Some(config.num_attention_heads),

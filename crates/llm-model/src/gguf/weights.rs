@@ -18,24 +18,26 @@ pub(super) fn matrix(entry: &Entry, heads: Option<usize>) -> Result<Matrix> {
         _ => return Err(Error::Input(format!("the shape {:?} is not that of a matrix", entry.shape))),
     };
     let bytes = match heads {
-        Some(heads) if heads > 0 && rows.is_multiple_of(2 * heads) => in_halves(&entry.bytes, rows, heads).into(),
+        Some(heads) if heads > 0 && rows.is_multiple_of(2 * heads) => {
+            deinterleave_rows(&entry.bytes, rows, heads).into()
+        }
         Some(heads) => return Err(Error::Input(format!("{rows} rows are not {heads} heads of an even size"))),
         None => entry.bytes.clone(),
     };
     let matrix = match entry.kind {
-        TensorType::Blocks(format) => Matrix::Blocks(QuantizedWeight::from_blocks(bytes, (rows, cols), format)?),
-        TensorType::F32 => Matrix::Stored(StoredWeight::new(bytes, (rows, cols), DType::F32)?),
-        TensorType::F16 => Matrix::Stored(StoredWeight::new(bytes, (rows, cols), DType::F16)?),
-        TensorType::Bf16 => Matrix::Stored(StoredWeight::new(bytes, (rows, cols), DType::BF16)?),
+        TensorType::Quantized(format) => Matrix::Quantized(QuantizedWeight::from_blocks(bytes, (rows, cols), format)?),
+        TensorType::F32 => Matrix::Mapped(StoredWeight::new(bytes, (rows, cols), DType::F32)?),
+        TensorType::F16 => Matrix::Mapped(StoredWeight::new(bytes, (rows, cols), DType::F16)?),
+        TensorType::Bf16 => Matrix::Mapped(StoredWeight::new(bytes, (rows, cols), DType::BF16)?),
     };
     Ok(if entry.shape.len() == 1 { Matrix::from(matrix.dense()?.flatten_all()?) } else { matrix })
 }
 
 /// How a matrix is held.
-pub(super) fn kind_of(matrix: &Matrix) -> TensorType {
+pub(super) fn type_of(matrix: &Matrix) -> TensorType {
     let dtype = match matrix {
-        Matrix::Blocks(w) => return TensorType::Blocks(w.format()),
-        Matrix::Stored(w) => w.dtype(),
+        Matrix::Quantized(w) => return TensorType::Quantized(w.format()),
+        Matrix::Mapped(w) => w.dtype(),
         Matrix::Dense(w, _) => w.dtype(),
     };
     match dtype {
@@ -46,30 +48,30 @@ pub(super) fn kind_of(matrix: &Matrix) -> TensorType {
 }
 
 /// What a tensor of this shape is written in where matrices are asked for in `kind`.
-pub(super) fn kind_for(kind: TensorType, shape: &[usize], output: bool) -> TensorType {
+pub(super) fn choose_type(kind: TensorType, shape: &[usize], output: bool) -> TensorType {
     let (row, matrix) = (shape.last().copied().unwrap_or(0), shape.len() > 1);
     match kind {
         _ if !matrix => TensorType::F32,
-        TensorType::Blocks(format) => {
+        TensorType::Quantized(format) => {
             let coarse = matches!(format, BlockFormat::Q4_0 | BlockFormat::Q4_K);
             let format = if output && coarse { BlockFormat::Q6_K } else { format };
-            blocks_for(format, row).map_or(TensorType::F32, TensorType::Blocks)
+            blocks_for(format, row).map_or(TensorType::F32, TensorType::Quantized)
         }
         other => other,
     }
 }
 
 /// The bytes of a tensor in `kind`.
-pub(super) fn encoded(matrix: &Matrix, kind: TensorType, name: &str) -> Result<Bytes> {
+pub(super) fn encode(matrix: &Matrix, kind: TensorType, name: &str) -> Result<Bytes> {
     match (matrix, kind) {
-        (Matrix::Blocks(w), TensorType::Blocks(format)) if w.format() == format => return Ok(w.blocks().clone()),
-        (Matrix::Stored(w), _) if kind_of(matrix) == kind => return Ok(w.bytes().clone()),
+        (Matrix::Quantized(w), TensorType::Quantized(format)) if w.format() == format => return Ok(w.blocks().clone()),
+        (Matrix::Mapped(w), _) if type_of(matrix) == kind => return Ok(w.bytes().clone()),
         _ => {}
     }
     let tensor = matrix.dense()?.detach();
     let numbers = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1::<f32>()?) };
     Ok(match kind {
-        TensorType::Blocks(format) => QuantizedWeight::quantize(&tensor, format)?.blocks().clone(),
+        TensorType::Quantized(format) => QuantizedWeight::quantize(&tensor, format)?.blocks().clone(),
         TensorType::F32 => numbers(&tensor)?.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into(),
         TensorType::Bf16 => {
             let bytes = numbers(&tensor)?.into_iter().flat_map(|x| bf16::from_f32(x).to_le_bytes());
@@ -87,25 +89,25 @@ pub(super) fn encoded(matrix: &Matrix, kind: TensorType, name: &str) -> Result<B
 }
 
 /// The rows of each head in turns: first, half + first, second, half + second, …
-pub(super) fn in_turns(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
+pub(super) fn interleave_rows(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     let half = rows / heads / 2;
-    reordered(bytes, rows, |row| {
+    permute_rows(bytes, rows, |row| {
         let (head, i) = (row / (2 * half), row % (2 * half));
         head * 2 * half + i % 2 * half + i / 2
     })
 }
 
 /// The rows of each head in halves, from rows in turns.
-fn in_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
+fn deinterleave_rows(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     let half = rows / heads / 2;
-    reordered(bytes, rows, |row| {
+    permute_rows(bytes, rows, |row| {
         let (head, i) = (row / (2 * half), row % (2 * half));
         head * 2 * half + i % half * 2 + i / half
     })
 }
 
 /// Row `i` of the result is row `from(i)`.
-fn reordered(bytes: &[u8], rows: usize, from: impl Fn(usize) -> usize) -> Vec<u8> {
+fn permute_rows(bytes: &[u8], rows: usize, from: impl Fn(usize) -> usize) -> Vec<u8> {
     let row = bytes.len() / rows.max(1);
     (0..rows).flat_map(|i| &bytes[from(i) * row..][..row]).copied().collect()
 }
@@ -118,7 +120,7 @@ mod tests {
     fn rows_in_turns_come_back_in_halves() {
         let rows: Vec<u8> = (0..12).collect();
         // Two heads of six rows.
-        assert_eq!(in_turns(&rows, 12, 2), [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
-        assert_eq!(in_halves(&in_turns(&rows, 12, 2), 12, 2), rows);
+        assert_eq!(interleave_rows(&rows, 12, 2), [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
+        assert_eq!(deinterleave_rows(&interleave_rows(&rows, 12, 2), 12, 2), rows);
     }
 }

@@ -9,7 +9,7 @@ use super::file::{ALIGNMENT, MAGIC, Metadata, TensorType, Value};
 use crate::{Error, Result};
 
 /// A tensor to be written: its bytes are made when their turn comes.
-pub(crate) struct Unwritten<'a> {
+pub(crate) struct PendingTensor<'a> {
     pub name: String,
     pub kind: TensorType,
     pub shape: Vec<usize>,
@@ -17,7 +17,7 @@ pub(crate) struct Unwritten<'a> {
 }
 
 /// Writes a file, one tensor after the other, under another name first; `path` must not be there yet.
-pub(crate) fn write(path: &Path, metadata: &Metadata, tensors: Vec<Unwritten>) -> Result<()> {
+pub(crate) fn write(path: &Path, metadata: &Metadata, tensors: Vec<PendingTensor>) -> Result<()> {
     let file = llm_files::unfinished(path).map_err(Error::io(path))?;
     let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
     let io = || Error::io(path);
@@ -41,7 +41,7 @@ fn size(kind: TensorType, shape: &[usize]) -> Option<usize> {
     shape.iter().rev().skip(1).try_fold(row, |size, n| size.checked_mul(*n))
 }
 
-fn header(metadata: &Metadata, tensors: &[Unwritten]) -> Result<Vec<u8>> {
+fn header(metadata: &Metadata, tensors: &[PendingTensor]) -> Result<Vec<u8>> {
     let mut out = MAGIC.to_vec();
     out.extend(3u32.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());

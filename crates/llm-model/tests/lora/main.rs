@@ -263,7 +263,7 @@ fn checkpointed_activations_change_no_bit_of_an_adapters_gradients() {
                 model.checkpoint_activations();
             }
             let grads = loss(&model, &text()).backward().unwrap();
-            let recomputed = model.take_recomputed();
+            let recomputed = model.take_recomputed_gradients();
             assert_eq!(!recomputed.is_empty(), checkpointed);
             let of = |var: &Var| bits(grads.get(var).or_else(|| recomputed.get(&var.id())).unwrap());
             model.params().vars().values().map(of).collect::<Vec<_>>()
@@ -275,7 +275,7 @@ fn checkpointed_activations_change_no_bit_of_an_adapters_gradients() {
 #[test]
 fn over_a_quantised_base_the_loss_falls_and_the_base_stays() {
     let formats =
-        [WeightFormat::Bf16, WeightFormat::Blocks(BlockFormat::Q8_0), WeightFormat::Blocks(BlockFormat::Q4_0)];
+        [WeightFormat::Bf16, WeightFormat::Quantized(BlockFormat::Q8_0), WeightFormat::Quantized(BlockFormat::Q4_0)];
     let batch = Batch::new(&text()).unwrap();
     for format in formats {
         for config in kinds() {

@@ -67,7 +67,7 @@ pub(super) fn row_logprobs(model: &Model, rows: &[Row], batch_size: usize) -> Re
         let ids: Vec<Vec<u32>> = chunk.iter().map(|&row| [rows[row].prefix, rows[row].rest].concat()).collect();
         let mut batch = Batch::right_padded(&ids, 0)?;
         if chunk.iter().any(|&row| rows[row].hidden.0 < rows[row].hidden.1) {
-            batch = batch.with_hidden_keys(&chunk.iter().map(|&row| rows[row].hidden).collect::<Vec<_>>())?;
+            batch = batch.with_masked_keys(&chunk.iter().map(|&row| rows[row].hidden).collect::<Vec<_>>())?;
         }
         let width = batch.input_ids.dim(1)?;
         let (mut places, mut labels, mut owners) = (Vec::new(), Vec::new(), Vec::new());

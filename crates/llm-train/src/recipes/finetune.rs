@@ -78,8 +78,8 @@ impl BaseDtype {
         let format = match self {
             Self::F32 => return Ok(model),
             Self::Bf16 => WeightFormat::Bf16,
-            Self::Q8_0 => WeightFormat::Blocks(BlockFormat::Q8_0),
-            Self::Q4_0 => WeightFormat::Blocks(BlockFormat::Q4_0),
+            Self::Q8_0 => WeightFormat::Quantized(BlockFormat::Q8_0),
+            Self::Q4_0 => WeightFormat::Quantized(BlockFormat::Q4_0),
         };
         Ok(model.frozen_as(format)?)
     }

@@ -10,7 +10,7 @@ use crate::{Error, Head, ModelConfig, Params, Result};
 
 /// Where a tensor stands in the files.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Place {
+pub(crate) struct TensorMap {
     /// The name there.
     pub name: String,
     /// Whether the matrix there is `(in, out)` (GPT-2).
@@ -29,13 +29,13 @@ pub(crate) struct Rows {
 }
 
 /// The whole of the tensor of that name.
-pub(crate) fn renamed(name: impl Into<String>) -> Place {
-    Place { name: name.into(), transposed: false, rows: None }
+pub(crate) fn rename(name: impl Into<String>) -> TensorMap {
+    TensorMap { name: name.into(), transposed: false, rows: None }
 }
 
 /// The decoder's names are the family's.
-pub(crate) fn same(_: &ModelConfig, name: &str) -> Place {
-    renamed(name)
+pub(crate) fn identity(_: &ModelConfig, name: &str) -> TensorMap {
+    rename(name)
 }
 
 /// Buffers that some writers store beside the weights: masks and frequencies, which follow from the configuration.
@@ -46,14 +46,14 @@ const BUFFERS: [&str; 5] =
 fn file_shapes(config: &ModelConfig, head: Head) -> BTreeMap<String, Vec<usize>> {
     let family = config.model_type.family();
     let of_file = |(name, mut shape): (String, Vec<usize>)| {
-        let place = family.place_of(config, head, &name);
-        if let Some(rows) = place.rows {
+        let map = family.map_tensor(config, head, &name);
+        if let Some(rows) = map.rows {
             shape[0] = rows.groups * rows.of;
         }
-        if place.transposed {
+        if map.transposed {
             shape.reverse();
         }
-        (place.name, shape)
+        (map.name, shape)
     };
     config.tensor_shapes(head).into_iter().map(of_file).collect()
 }
@@ -78,7 +78,7 @@ pub(crate) fn from_files(
         tensors = tensors.into_iter().map(|(name, tensor)| (full(name), tensor)).collect();
     }
     if config.tie_word_embeddings && head == Head::LanguageModel {
-        tensors.remove(&family.place_of(config, head, "lm_head.weight").name); // some writers store the tied matrix twice
+        tensors.remove(&family.map_tensor(config, head, "lm_head.weight").name); // some writers store the tied matrix twice
     }
     let mut problems = Vec::new();
     for (name, shape) in &expected {
@@ -97,14 +97,14 @@ pub(crate) fn from_files(
     }
     let mut ours = Params::default();
     for (name, shape) in config.tensor_shapes(head) {
-        let place = family.place_of(config, head, &name);
-        let mut matrix = tensors[&place.name].clone();
-        if place.transposed {
+        let map = family.map_tensor(config, head, &name);
+        let mut matrix = tensors[&map.name].clone();
+        if map.transposed {
             matrix = Matrix::from(matrix.dense()?.t()?.contiguous()?);
         }
-        if let Some(rows) = place.rows {
+        if let Some(rows) = map.rows {
             matrix = match &matrix {
-                Matrix::Stored(w) if rows.groups == 1 => Matrix::Stored(w.part(rows.start..rows.start + rows.len)?),
+                Matrix::Mapped(w) if rows.groups == 1 => Matrix::Mapped(w.part(rows.start..rows.start + rows.len)?),
                 _ => {
                     let grouped = matrix.dense()?.reshape((rows.groups, rows.of, ()))?;
                     Matrix::from(grouped.narrow(1, rows.start, rows.len)?.contiguous()?.reshape(shape)?)
@@ -123,32 +123,32 @@ pub(crate) fn to_files(
     head: Head,
 ) -> Result<BTreeMap<String, Tensor>> {
     let family = config.model_type.family();
-    let mut parts: BTreeMap<String, Vec<(Place, &Tensor)>> = BTreeMap::new();
+    let mut parts: BTreeMap<String, Vec<(TensorMap, &Tensor)>> = BTreeMap::new();
     for (name, tensor) in tensors {
-        let place = family.place_of(config, head, name);
-        parts.entry(place.name.clone()).or_default().push((place, tensor));
+        let map = family.map_tensor(config, head, name);
+        parts.entry(map.name.clone()).or_default().push((map, tensor));
     }
     let mut files = BTreeMap::new();
     for (name, mut parts) in parts {
-        parts.sort_by_key(|(place, _)| place.rows.map_or(0, |rows| rows.start));
-        let mut pieces = Vec::new();
-        for (place, tensor) in &parts {
-            pieces.push(match place.rows {
+        parts.sort_by_key(|(map, _)| map.rows.map_or(0, |rows| rows.start));
+        let mut slices = Vec::new();
+        for (map, tensor) in &parts {
+            slices.push(match map.rows {
                 Some(rows) => tensor.reshape((rows.groups, rows.len, ()))?,
                 None => (*tensor).clone(),
             });
         }
-        let (place, first) = &parts[0];
-        let mut tensor = match place.rows {
+        let (map, first) = &parts[0];
+        let mut tensor = match map.rows {
             Some(rows) => {
-                let all = Tensor::cat(&pieces, 1)?;
+                let all = Tensor::cat(&slices, 1)?;
                 let mut shape = first.dims().to_vec();
                 shape[0] = rows.groups * rows.of;
                 all.reshape(shape)?
             }
-            None => pieces.swap_remove(0),
+            None => slices.swap_remove(0),
         };
-        if place.transposed {
+        if map.transposed {
             tensor = tensor.t()?.contiguous()?;
         }
         files.insert(name, tensor);
