@@ -6,7 +6,7 @@ use crate::{Error, Result};
 
 /// A reply as the reward model sees it and as it truly is.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Judged {
+pub struct ScoredReply {
     /// The reward model's score.
     pub score: f64,
     /// The true utility.
@@ -39,14 +39,14 @@ pub fn n_at_kl(kl: f64, most: usize) -> usize {
 /// kept equally often.
 ///
 /// ```
-/// use llm_train::best_of::{Judged, expected_best};
+/// use llm_train::best_of::{ScoredReply, expected_best};
 ///
-/// let drawn = [(1., 10.), (3., 0.), (2., 6.)].map(|(score, utility)| Judged { score, utility });
+/// let drawn = [(1., 10.), (3., 0.), (2., 6.)].map(|(score, utility)| ScoredReply { score, utility });
 /// let best = expected_best(&[drawn.to_vec()], 2)?; // the pairs keep 3, 2 and 3
 /// assert!((best.score - 8. / 3.).abs() < 1e-12 && (best.utility - 2.).abs() < 1e-12);
 /// # Ok::<(), llm_train::Error>(())
 /// ```
-pub fn expected_best(prompts: &[Vec<Judged>], n: usize) -> Result<Judged> {
+pub fn expected_best(prompts: &[Vec<ScoredReply>], n: usize) -> Result<ScoredReply> {
     let fewest = prompts.iter().map(Vec::len).min().unwrap_or(0);
     if n == 0 || fewest < n {
         return Err(Error::Input(format!(
@@ -57,7 +57,7 @@ pub fn expected_best(prompts: &[Vec<Judged>], n: usize) -> Result<Judged> {
     if prompts.iter().flatten().any(|reply| reply.score.is_nan()) {
         return Err(Error::Input(format!("best of {n}: a score is not a number; the reward model is damaged")));
     }
-    let mut mean = Judged { score: 0., utility: 0. };
+    let mut mean = ScoredReply { score: 0., utility: 0. };
     for replies in prompts {
         let best = best_of_one_prompt(replies, n);
         mean.score += best.score / prompts.len() as f64;
@@ -66,11 +66,11 @@ pub fn expected_best(prompts: &[Vec<Judged>], n: usize) -> Result<Judged> {
     Ok(mean)
 }
 
-fn best_of_one_prompt(replies: &[Judged], n: usize) -> Judged {
+fn best_of_one_prompt(replies: &[ScoredReply], n: usize) -> ScoredReply {
     let mut sorted = replies.to_vec();
     sorted.sort_by(|a, b| b.score.total_cmp(&a.score)); // falling
     let all = sorted.len() as f64;
-    let mut best = Judged { score: 0., utility: 0. };
+    let mut best = ScoredReply { score: 0., utility: 0. };
     let mut chance = n as f64 / all; // of the reply at this rank to be the best of n
     let mut rank = all;
     for equals in sorted.chunk_by(|a, b| a.score == b.score) {
@@ -91,18 +91,18 @@ fn best_of_one_prompt(replies: &[Judged], n: usize) -> Judged {
 mod tests {
     use super::*;
 
-    fn judged(replies: &[(f64, f64)]) -> Vec<Judged> {
-        replies.iter().map(|&(score, utility)| Judged { score, utility }).collect()
+    fn judged(replies: &[(f64, f64)]) -> Vec<ScoredReply> {
+        replies.iter().map(|&(score, utility)| ScoredReply { score, utility }).collect()
     }
 
     /// The mean over all ways to choose n replies, each by itself.
-    fn by_enumeration(replies: &[Judged], n: usize) -> Judged {
-        let (mut sum, mut count) = (Judged { score: 0., utility: 0. }, 0.);
+    fn by_enumeration(replies: &[ScoredReply], n: usize) -> ScoredReply {
+        let (mut sum, mut count) = (ScoredReply { score: 0., utility: 0. }, 0.);
         for subset in 0u32..1 << replies.len() {
             if subset.count_ones() as usize != n {
                 continue;
             }
-            let chosen: Vec<&Judged> =
+            let chosen: Vec<&ScoredReply> =
                 (0..replies.len()).filter(|i| subset >> i & 1 == 1).map(|i| &replies[i]).collect();
             let top = chosen.iter().map(|reply| reply.score).fold(f64::NEG_INFINITY, f64::max);
             let best: Vec<f64> = chosen.iter().filter(|reply| reply.score == top).map(|reply| reply.utility).collect();
@@ -110,7 +110,7 @@ mod tests {
             sum.utility += best.iter().sum::<f64>() / best.len() as f64;
             count += 1.;
         }
-        Judged { score: sum.score / count, utility: sum.utility / count }
+        ScoredReply { score: sum.score / count, utility: sum.utility / count }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The files of the world that the stages of a life read, and those that test them.
+//! Writes the data files of the pipeline: training data for each stage, and test data.
 
 use std::path::Path;
 
@@ -13,8 +13,8 @@ use crate::examples::chat_messages;
 use crate::run::{Event, rng};
 use crate::{Error, Result};
 
-/// Writes the texts, conversations and rankings of the world, and all that models are tested on; the same recipe gives
-/// the same bytes.
+/// Writes the texts, conversations, rankings and prompts of the synthetic dataset, and the test sets. The same recipe gives the
+/// same bytes.
 pub(super) fn write_world(recipe: &LifecycleRecipe, world: &World, dir: &Path) -> Result<()> {
     let count = &recipe.questions;
     for (split, name) in [(Split::Train, "train"), (Split::HeldOut, "held_out")] {
@@ -56,7 +56,7 @@ fn conversations(tasks: &[Task]) -> Vec<Conversation> {
     tasks.iter().map(Task::conversation).collect()
 }
 
-/// The answers of a question as the annotator ranks them; `label` tells apart two sights of the same question.
+/// The annotator's ranking of a question's answers. A different `label` gives a different random draw for the same question.
 pub(super) fn ranked(annotator: &Annotator, question: &Question, label: &str) -> Result<Ranking> {
     let utilities: Vec<f64> = question.answers.iter().map(|a| a.utility).collect();
     let texts: Vec<&str> = question.answers.iter().map(|a| a.text.as_str()).collect();
@@ -65,7 +65,7 @@ pub(super) fn ranked(annotator: &Annotator, question: &Question, label: &str) ->
     Ok(Ranking::strict(question.prompt.clone(), vec![Message::user(&question.prompt)], answers, &order))
 }
 
-/// What the student reads: tasks and dialogues with their answers, and questions of its own as its teacher answers them.
+/// Writes the student's conversations: tasks and dialogues with their answers, and questions answered by the teacher.
 pub(super) fn write_lessons(
     recipe: &LifecycleRecipe,
     world: &World,
@@ -90,7 +90,7 @@ pub(super) fn write_lessons(
     write_jsonl(&train, &answered).map_err(Error::from)
 }
 
-/// The questions with the answers that the teacher draws, every one from a random stream of its own.
+/// The questions with answers sampled from the teacher; each answer has its own random stream.
 fn answers(
     recipe: &LifecycleRecipe,
     teacher: &TextModel,

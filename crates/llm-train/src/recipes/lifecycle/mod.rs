@@ -1,8 +1,9 @@
-//! The whole life of a model on the built-in world: born, taught, ranked, aligned, distilled and examined.
+//! The whole pipeline on the built-in synthetic dataset: pre-training, fine-tuning, reward model, PPO, distillation and
+//! evaluation.
 
 mod data;
 mod evaluate;
-mod figure;
+mod metric;
 mod report;
 mod seeds;
 
@@ -25,51 +26,51 @@ use crate::{Error, Result};
 
 pub use seeds::lifecycle_seeds;
 
-/// The numbers of a whole life.
+/// The configuration of the whole pipeline.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LifecycleRecipe {
-    /// The built-in world.
+    /// The synthetic dataset.
     pub world: WorldConfig,
-    /// How many questions of it are asked.
+    /// The sizes of its training and test sets.
     pub questions: Questions,
     /// The tokenizer.
     pub tokenizer: TrainConfig,
-    /// Who ranks the answers.
+    /// The simulated annotator that ranks answers.
     pub annotator: Annotator,
-    /// Pre-training on the world's texts.
+    /// Pre-training on the dataset's text.
     pub pretrain: PretrainRecipe,
-    /// Fine-tuning on its tasks and on what the crowd says.
+    /// Fine-tuning on its tasks, dialogues and crowd answers.
     pub finetune: FinetuneRecipe,
-    /// The reward model, from ranked answers.
+    /// The reward model, trained on ranked answers.
     pub reward: RewardRecipe,
     /// PPO.
     pub ppo: PpoRecipe,
-    /// The student.
+    /// Distillation into a smaller student.
     pub distill: DistillRecipe,
 }
 
-/// How many questions of the world are asked, and for what.
+/// The number of items in each training and test set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Questions {
-    /// Tasks with a known answer to learn from.
+    /// Fine-tuning: tasks with a known answer.
     pub tasks: usize,
-    /// Questions that ask for advice, answered by the crowd, to learn from.
+    /// Fine-tuning: requests for advice, answered by the crowd.
     pub crowd: usize,
-    /// Dialogues of several turns to learn from.
+    /// Fine-tuning: dialogues of several turns.
     pub dialogues: usize,
-    /// Words to say again, to learn from.
+    /// Fine-tuning: words to repeat.
     pub echoes: usize,
-    /// Questions whose answers the annotator ranks.
+    /// Reward model: questions whose answers are ranked by the annotator.
     pub rankings: usize,
-    /// Questions that PPO practises on.
+    /// PPO: prompts.
     pub prompts: usize,
-    /// Questions that the teacher answers for its student.
+    /// Distillation: questions answered by the teacher.
     pub lessons: usize,
-    /// Tasks, and questions that ask for advice, to test on.
+    /// Evaluation: tasks, and requests for advice, on held-out facts and themes.
     pub held_out: usize,
-    /// Minimal pairs of each phenomenon to test on.
+    /// Evaluation: minimal pairs for each kind of probe.
     pub probes: usize,
 }
 
@@ -89,7 +90,7 @@ impl Default for Questions {
     }
 }
 
-/// Lives a whole life in the folder `out` and writes `report.md` there; returns the report's table.
+/// Runs the whole pipeline in the folder `out` and writes `report.md` there; returns the report's table.
 pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> Result<String> {
     let resume = options.resume;
     let opening = match Opening::check(recipe, Vec::new(), out, options)? {
@@ -98,8 +99,8 @@ pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> R
     };
     build_models(recipe)?;
     let (_, options, _lock) = opening.open_folder()?;
-    // Whichever stage is interrupted, it is the life that is resumed.
-    let table = live(recipe, out, resume, options).map_err(|error| match error {
+    // An interrupted stage is resumed through the pipeline's folder.
+    let table = run_stages(recipe, out, resume, options).map_err(|error| match error {
         Error::Interrupted { run, done } => {
             let stage = run.file_name().filter(|_| run != out).map(|stage| format!(" ({})", stage.display()));
             Error::Interrupted { run: out.to_owned(), done: format!("{done}{}", stage.unwrap_or_default()) }
@@ -111,21 +112,21 @@ pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> R
     Ok(table)
 }
 
-/// The table that a finished life shows again.
+/// The report's table, which a finished run prints again.
 const SUMMARY: &str = "summary.md";
 
-/// Makes the models of the recipe once, so that a shape that cannot be is known before the first stage begins.
+/// Builds the recipe's models once, so that an invalid configuration fails before the first stage.
 fn build_models(recipe: &LifecycleRecipe) -> Result<()> {
     for (table, config) in [("pretrain.model", &recipe.pretrain.model), ("distill.student", &recipe.distill.student)] {
         let config = ModelConfig { vocab_size: recipe.tokenizer.vocab_size, ..config.clone() };
-        let made = Model::init(config, Head::LanguageModel, 0);
-        made.map_err(|error| Error::Input(format!("{table}: {error}")))?;
+        let model = Model::init(config, Head::LanguageModel, 0);
+        model.map_err(|error| Error::Input(format!("{table}: {error}")))?;
     }
     Ok(())
 }
 
-/// Goes through the stages, each unless it is finished.
-fn live(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions) -> Result<String> {
+/// Runs all stages that are not finished.
+fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions) -> Result<String> {
     let RunOptions { observer, stop, .. } = options;
     let dir = |name: &str| out.join(name);
     let (data, tokenizer, shards) = (dir("data"), dir("tokenizer"), dir("shards"));
@@ -193,9 +194,9 @@ fn live(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions)
             RunOptions { resume: has_begun(&student), observer: &mut *observer, stop },
         )?;
     }
-    let alone = dir("student-alone");
-    if !is_finished(&alone) {
-        // The same student on the same tokens, by their labels alone: without the teacher's distribution.
+    let baseline = dir("student-alone");
+    if !is_finished(&baseline) {
+        // The baseline of distillation: the same student on the same tokens, trained on the labels only (alpha = 0).
         let (lessons, held_out) = (data.join("lessons-train.jsonl"), data.join("lessons-held_out.jsonl"));
         let inputs = DistillInputs {
             teacher: &aligned,
@@ -205,8 +206,13 @@ fn live(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions)
             held_out: Some(&held_out),
             text: Some(&shards),
         };
-        let untaught = DistillRecipe { alpha: 0., ..recipe.distill.clone() };
-        distill(&untaught, inputs, &alone, RunOptions { resume: has_begun(&alone), observer: &mut *observer, stop })?;
+        let labels_only = DistillRecipe { alpha: 0., ..recipe.distill.clone() };
+        distill(
+            &labels_only,
+            inputs,
+            &baseline,
+            RunOptions { resume: has_begun(&baseline), observer: &mut *observer, stop },
+        )?;
     }
     if stop.load(SeqCst) {
         return Err(Error::Interrupted { run: out.to_owned(), done: "before its evaluation".to_owned() });

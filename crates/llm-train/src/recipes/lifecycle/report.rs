@@ -1,4 +1,4 @@
-//! `report.md`: the figures of one life, or of several with other seeds, in one table, with curves and samples.
+//! `report.md`: a table of all metrics of one pipeline run, or of several with different seeds, with curves and samples.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -6,28 +6,29 @@ use std::path::Path;
 use llm_model::write_atomic;
 
 use super::evaluate::Evaluation;
-use super::figure::{Figure, Unit, table};
+use super::metric::{Metric, Unit, table};
 use crate::plot::{Curve, Panel, Plot, metric};
 use crate::run::{Times, seconds_of};
 use crate::{Error, Result};
 
-/// How the table is to be read.
-const LEGEND: &str = "Where its name does not say otherwise, a figure is on items that the tested stage never saw: frames of sentences, facts and themes held out \
-as whole units, which the pre-training text alone tells. Intervals are 95 %, by a bootstrap over those units, whose number is in \
-brackets; \"beside it\" is what lacks the ability, what came before, or what is possible.";
+/// How to read the table.
+const LEGEND: &str = "Unless its name says otherwise, a metric is measured on items that the tested stage was not trained on: whole sentence \
+frames, facts and themes are held out, and appear only in the pre-training text. The intervals are 95 % intervals from a bootstrap over these \
+clusters; the number of clusters is in brackets. The last column has models and rules without the ability, the value before the stage, or the \
+best possible value.";
 
-/// Writes the report of one life and its plots; returns the table.
-pub(super) fn write(seen: &Evaluation, times: &Times, out: &Path) -> Result<String> {
+/// Writes the report of one pipeline run and its plots; returns the table.
+pub(super) fn write(evaluation: &Evaluation, times: &Times, out: &Path) -> Result<String> {
     let times = stage_times(times, out)?;
     let total: f64 = times.iter().map(|(_, seconds)| seconds).sum();
-    let mut figures: Vec<Figure> = seen.rows().into_iter().cloned().collect();
-    figures.push(Figure::plain("time in minutes", Unit::Rough, total / 60.));
-    let table = table(&figures);
-    let mut text = format!("# The life of a model\n\n{LEGEND}\n\n{table}\n");
-    draw_plots(&mut text, &[out], std::slice::from_ref(seen), out)?;
-    text.push_str("\n## Before and after PPO\n\nTo questions about themes that were held out.\n\n");
+    let mut metrics: Vec<Metric> = evaluation.rows().into_iter().cloned().collect();
+    metrics.push(Metric::plain("time in minutes", Unit::Rough, total / 60.));
+    let table = table(&metrics);
+    let mut text = format!("# Pipeline report\n\n{LEGEND}\n\n{table}\n");
+    draw_plots(&mut text, &[out], std::slice::from_ref(evaluation), out)?;
+    text.push_str("\n## Before and after PPO\n\nReplies to questions about held-out themes.\n\n");
     text.push_str("| question | before | after |\n|---|---|---|\n");
-    for [question, before, after] in &seen.samples {
+    for [question, before, after] in &evaluation.samples {
         let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
         writeln!(text, "| {} | {} | {} |", cell(question), cell(before), cell(after)).map_err(broken)?;
     }
@@ -39,40 +40,40 @@ pub(super) fn write(seen: &Evaluation, times: &Times, out: &Path) -> Result<Stri
     Ok(table)
 }
 
-/// Writes the report of several lives, one for each seed, into `out`; returns the table.
-pub(super) fn write_seeds(lives: &[&Path], seen: &[Evaluation], minutes: &[f64], out: &Path) -> Result<String> {
-    let n = lives.len();
+/// Writes the report over several runs, one per seed, into `out`; returns the table.
+pub(super) fn write_seeds(runs: &[&Path], evaluations: &[Evaluation], minutes: &[f64], out: &Path) -> Result<String> {
+    let n = runs.len();
     let mut table = format!(
-        "| figure | mean of {n} seeds | lowest to highest | n of each | beside it, means |\n|---|---|---|---|---|\n"
+        "| metric | mean of {n} seeds | lowest to highest | n of each | baselines and references (means) |\n|---|---|---|---|---|\n"
     );
-    for figure in seen[0].rows() {
-        let Figure { name, unit, items, .. } = figure;
-        let same: Vec<&Figure> =
-            seen.iter().filter_map(|life| life.rows().into_iter().find(|f| f.name == *name)).collect();
+    for metric in evaluations[0].rows() {
+        let Metric { name, unit, items, .. } = metric;
+        let same: Vec<&Metric> =
+            evaluations.iter().filter_map(|e| e.rows().into_iter().find(|f| f.name == *name)).collect();
         let row = spread(&same.iter().map(|f| f.value).collect::<Vec<_>>());
-        let beside = figure.beside.iter().enumerate().map(|(i, (name, _))| {
-            let values: Vec<f64> = same.iter().filter_map(|f| f.beside.get(i)).map(|b| b.1).collect();
+        let references = metric.references.iter().enumerate().map(|(i, (name, _))| {
+            let values: Vec<f64> = same.iter().filter_map(|f| f.references.get(i)).map(|b| b.1).collect();
             format!("{name} {}", unit.show(spread(&values).0))
         });
         let items = match items {
             (0, _) => String::new(),
-            (n, units) => format!("{n} ({units})"),
+            (n, clusters) => format!("{n} ({clusters})"),
         };
-        let beside = beside.collect::<Vec<_>>().join("; ");
+        let references = references.collect::<Vec<_>>().join("; ");
         let (low, high) = (unit.show(row.1), unit.show(row.2));
-        table += &format!("| {name} | {} | {low} to {high} | {items} | {beside} |\n", unit.show(row.0));
+        table += &format!("| {name} | {} | {low} to {high} | {items} | {references} |\n", unit.show(row.0));
     }
     let (mean, low, high) = spread(minutes);
     table += &format!("| time in minutes | {mean:.1} | {low:.1} to {high:.1} | | |\n");
     let mut text = format!(
-        "# The life of a model, {n} seeds\n\nEach seed makes another world, with other units held out, and other weights. {LEGEND}\n\n{table}\n"
+        "# Pipeline report over {n} seeds\n\nEach seed changes the dataset, the held-out items and the initial weights. {LEGEND}\n\n{table}\n"
     );
-    draw_plots(&mut text, lives, seen, out)?;
+    draw_plots(&mut text, runs, evaluations, out)?;
     write_atomic(&out.join("report.md"), text.as_bytes())?;
     Ok(table)
 }
 
-/// The mean, the lowest and the highest.
+/// The mean, the minimum and the maximum.
 fn spread(values: &[f64]) -> (f64, f64, f64) {
     let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
     (
@@ -82,12 +83,12 @@ fn spread(values: &[f64]) -> (f64, f64, f64) {
     )
 }
 
-/// A panel of a plot: what is on its axis, whether that is logarithmic, and the metrics of a stage by name.
+/// A panel of a plot: label of the y axis, whether it is logarithmic, and (legend, key in `metrics.jsonl`) of each curve.
 type PanelOf<'a> = (&'a str, bool, &'a [(&'a str, &'a str)]);
 
 const LOSS: &str = "loss in nats";
 
-/// The plots of a life: file, title, folder of the stage, panels.
+/// The plots: file, title, folder of the stage, panels.
 const PLOTS: [(&str, &str, &str, &[PanelOf]); 5] = [
     ("pretrain", "Pre-training", "base", &[(LOSS, true, &[("train", "loss"), ("validation", "eval_loss")])]),
     ("finetune", "Fine-tuning", "instruct", &[(LOSS, true, &[("train", "loss"), ("validation", "eval_loss")])]),
@@ -109,22 +110,22 @@ const PLOTS: [(&str, &str, &str, &[PanelOf]); 5] = [
     ),
     (
         "distill",
-        "Distillation: plain text first, then answers",
+        "Distillation: plain text first, then conversations",
         "student",
         &[("nats", true, &[("train: loss", "loss"), ("validation: loss", "eval_loss"), ("validation: KL", "eval_kl")])],
     ),
 ];
 
-/// Draws the plots of all lives into `out`, a band from the lowest to the highest where there are several.
-fn draw_plots(text: &mut String, lives: &[&Path], seen: &[Evaluation], out: &Path) -> Result<()> {
-    let over = |name: &str, runs: Vec<Vec<(f64, f64)>>| match runs.len() {
-        1 => Curve::new(name, runs.concat()),
-        _ => Curve::over_runs(name, &runs),
+/// Draws the plots of all runs into `out`. With several runs each curve is their mean, with a band from minimum to maximum.
+fn draw_plots(text: &mut String, runs: &[&Path], evaluations: &[Evaluation], out: &Path) -> Result<()> {
+    let over = |name: &str, curves: Vec<Vec<(f64, f64)>>| match curves.len() {
+        1 => Curve::new(name, curves.concat()),
+        _ => Curve::over_runs(name, &curves),
     };
     for (file, title, stage, panels) in PLOTS {
         let curve = |&(name, key): &(&str, &str)| {
-            let runs = lives.iter().map(|life| metric(&life.join(stage), key)).collect::<Result<Vec<_>>>()?;
-            Ok(over(name, runs))
+            let curves = runs.iter().map(|run| metric(&run.join(stage), key)).collect::<Result<Vec<_>>>()?;
+            Ok(over(name, curves))
         };
         let panel = |&(y, log, curves): &PanelOf<'static>| {
             Ok(Panel { y, log, curves: curves.iter().map(curve).collect::<Result<Vec<_>>>()? })
@@ -135,15 +136,17 @@ fn draw_plots(text: &mut String, lives: &[&Path], seen: &[Evaluation], out: &Pat
         write!(text, "\n![{title}]({file})\n").map_err(broken)?;
     }
     let of_n = |pick: fn(&(f64, f64, f64)) -> f64| {
-        seen.iter()
-            .map(|life| life.best_of.iter().map(|point| (point.0, pick(point))).collect())
+        evaluations
+            .iter()
+            .map(|e| e.best_of.iter().map(|point| (point.0, pick(point))).collect())
             .collect::<Vec<Vec<_>>>()
     };
     let ppo = |name: &str| -> Vec<Vec<(f64, f64)>> {
-        let figure =
-            |life: &Evaluation, name: &str| life.figures.iter().find(|f| f.name == name).map_or(f64::NAN, |f| f.value);
-        seen.iter()
-            .map(|life| vec![(figure(life, "— KL from the fine-tuned model, nats per reply"), figure(life, name))])
+        let value =
+            |e: &Evaluation, name: &str| e.metrics.iter().find(|f| f.name == name).map_or(f64::NAN, |f| f.value);
+        evaluations
+            .iter()
+            .map(|e| vec![(value(e, "— KL to the fine-tuned model, nats per reply"), value(e, name))])
             .collect()
     };
     let points = |runs: Vec<Vec<(f64, f64)>>| Curve::new("PPO", runs.concat());
@@ -151,20 +154,20 @@ fn draw_plots(text: &mut String, lives: &[&Path], seen: &[Evaluation], out: &Pat
         Panel {
             y: "true utility",
             log: false,
-            curves: vec![over("best of n", of_n(|p| p.1)), points(ppo("PPO: true utility, themes unseen"))],
+            curves: vec![over("best of n", of_n(|p| p.1)), points(ppo("PPO: true utility, held-out themes"))],
         },
         Panel {
-            y: "reward model's score",
+            y: "reward model score",
             log: false,
-            curves: vec![over("best of n", of_n(|p| p.2)), points(ppo("— reward model's score of the replies"))],
+            curves: vec![over("best of n", of_n(|p| p.2)), points(ppo("— reward model score"))],
         },
     ];
-    let title = "What alignment gains for the distance it moves";
-    Plot { title, x: "KL from the fine-tuned model, nats per reply", panels }.save(&out.join("plots/utility.svg"))?;
+    let title = "True utility and reward over KL divergence";
+    Plot { title, x: "KL to the fine-tuned model, nats per reply", panels }.save(&out.join("plots/utility.svg"))?;
     write!(text, "\n![{title}](plots/utility.svg)\n").map_err(broken)
 }
 
-/// Seconds of every stage in order.
+/// Seconds of each stage, in order.
 pub(super) fn stage_times(times: &Times, out: &Path) -> Result<Vec<(String, f64)>> {
     let mut all = Vec::new();
     for stage in ["world", "tokenizer", "prepare"] {
@@ -174,7 +177,7 @@ pub(super) fn stage_times(times: &Times, out: &Path) -> Result<Vec<(String, f64)
         all.push((stage.to_owned(), seconds_of(&out.join(dir))?));
     }
     all.push(("distill".to_owned(), times.get("teacher") + seconds_of(&out.join("student"))?));
-    all.push(("the same student on labels alone".to_owned(), seconds_of(&out.join("student-alone"))?));
+    all.push(("student without the teacher's distribution".to_owned(), seconds_of(&out.join("student-alone"))?));
     all.push(("evaluation".to_owned(), times.get("evaluation")));
     Ok(all)
 }

@@ -1,4 +1,4 @@
-//! Several lives that differ in their seed: in the world, in what of it is held out, and in the weights.
+//! Several pipeline runs with different seeds: each has its own dataset, held-out items and initial weights.
 
 use std::path::{Path, PathBuf};
 
@@ -7,14 +7,14 @@ use super::{LifecycleRecipe, lifecycle, report};
 use crate::run::{RunOptions, Times, has_begun};
 use crate::{Error, Result};
 
-/// Lives `seeds` lives, one for each seed from that of the recipe on, in `out/seed-N`, and writes `out/report.md` over
-/// them; returns its table. Lives that are finished are left as they are.
+/// Runs the pipeline once for each of `seeds` consecutive seeds, starting at the recipe's, in `out/seed-N`. Writes
+/// `out/report.md` over all runs and returns its table. Finished runs are not repeated.
 pub fn lifecycle_seeds(recipe: &LifecycleRecipe, seeds: u64, out: &Path, options: RunOptions) -> Result<String> {
     let RunOptions { observer, stop, resume } = options;
     if seeds == 0 {
         return Err(Error::Input("--seeds is 0; give at least 1".to_owned()));
     }
-    let (mut dirs, mut seen, mut minutes) = (Vec::<PathBuf>::new(), Vec::new(), Vec::new());
+    let (mut dirs, mut evaluations, mut minutes) = (Vec::<PathBuf>::new(), Vec::new(), Vec::new());
     for number in 0..seeds {
         let recipe = reseeded(recipe, number);
         let dir = out.join(format!("seed-{}", recipe.world.seed));
@@ -24,16 +24,16 @@ pub fn lifecycle_seeds(recipe: &LifecycleRecipe, seeds: u64, out: &Path, options
             return Err(Error::Input(format!("{dir}: exists already; add --resume, or choose another --out")));
         }
         lifecycle(&recipe, &dir, RunOptions { resume: begun, observer: &mut *observer, stop })?;
-        seen.push(read(&dir)?);
+        evaluations.push(read(&dir)?);
         let times = report::stage_times(&Times::open(&dir.join("times.json"))?, &dir)?;
         minutes.push(times.iter().map(|(_, seconds)| seconds).sum::<f64>() / 60.);
         dirs.push(dir);
     }
     let dirs: Vec<&Path> = dirs.iter().map(PathBuf::as_path).collect();
-    report::write_seeds(&dirs, &seen, &minutes, out)
+    report::write_seeds(&dirs, &evaluations, &minutes, out)
 }
 
-/// The same recipe with all seeds moved by `by`.
+/// The same recipe with `by` added to all seeds.
 fn reseeded(recipe: &LifecycleRecipe, by: u64) -> LifecycleRecipe {
     let mut recipe = recipe.clone();
     for seed in [

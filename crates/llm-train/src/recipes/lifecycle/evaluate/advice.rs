@@ -1,4 +1,4 @@
-//! Advice: how well the reward model foresees the annotator, and what PPO makes of the policy, on themes that neither saw.
+//! Advice: the accuracy of the reward model, and the true utility of the policy before and after PPO, on held-out themes.
 
 use llm_data::Message;
 use llm_data::world::{Question, Split, SplitKey, Use, Utility, World};
@@ -7,34 +7,35 @@ use llm_infer::{GenerateOptions, Sampling, TextModel};
 
 use super::super::LifecycleRecipe;
 use super::super::data::ranked;
-use super::super::figure::{Figure, Unit, mean};
+use super::super::metric::{Metric, Unit, mean};
 use super::Models;
-use crate::best_of::{Judged, expected_best, kl_bound, n_at_kl};
+use crate::best_of::{ScoredReply, expected_best, kl_bound, n_at_kl};
 use crate::eval::{ReplyStats, WrittenReply, reply_kls, reply_stats, write_replies};
 use crate::examples::chat_messages;
 use crate::recipes::RewardModel;
 use crate::{Error, Result};
 
-/// Replies drawn to each prompt for best-of-n, and prompts.
-const MOST: usize = 16;
-const PROMPTS_OF_BEST: usize = 64;
+/// Best-of-n: samples per prompt, and prompts.
+const SAMPLES: usize = 16;
+const BEST_OF_PROMPTS: usize = 64;
 
-pub(super) struct Advised {
-    pub figures: Vec<Figure>,
+pub(super) struct AdviceResults {
+    pub metrics: Vec<Metric>,
     pub best_of: Vec<(f64, f64, f64)>,
     pub samples: Vec<[String; 3]>,
-    /// The questions about themes that were held out, and the aligned model's mean utility on them.
-    pub unseen: Asked,
+    /// Questions about held-out themes.
+    pub held_out: PromptSet,
+    /// Mean true utility of the aligned model on them.
     pub utility: f64,
 }
 
-/// Questions with their prompts in token ids.
-pub(super) struct Asked {
+/// Questions and their prompts as token ids.
+pub(super) struct PromptSet {
     pub questions: Vec<Question>,
     pub prompts: Vec<Vec<u32>>,
 }
 
-impl Asked {
+impl PromptSet {
     pub fn new(world: &World, model: &TextModel, split: Split, count: usize) -> Result<Self> {
         let questions = world.questions(split, Use::Validation, count);
         let ids = |q: &Question| model.chat_ids(&chat_messages(&[Message::user(&q.prompt)]));
@@ -46,9 +47,9 @@ impl Asked {
         self.questions.iter().map(|q| &q.key).collect()
     }
 
-    /// One reply to each, drawn as PPO draws.
+    /// One reply to each prompt, sampled with PPO's settings.
     pub fn replies(&self, recipe: &LifecycleRecipe, model: &TextModel) -> Result<Vec<WrittenReply>> {
-        write_replies(model, &self.prompts, &drawn(recipe, model), 100)
+        write_replies(model, &self.prompts, &sampling_options(recipe, model), 100)
     }
 
     pub fn utilities(&self, replies: &[WrittenReply]) -> Vec<Utility> {
@@ -56,7 +57,7 @@ impl Asked {
     }
 }
 
-fn drawn(recipe: &LifecycleRecipe, model: &TextModel) -> GenerateOptions {
+fn sampling_options(recipe: &LifecycleRecipe, model: &TextModel) -> GenerateOptions {
     GenerateOptions {
         max_new_tokens: recipe.ppo.max_new_tokens,
         stop_ids: model.stop_ids(),
@@ -68,90 +69,108 @@ pub(super) fn totals(utilities: &[Utility]) -> Vec<f64> {
     utilities.iter().map(|u| u.total()).collect()
 }
 
-pub(super) fn advise(recipe: &LifecycleRecipe, world: &World, models: &Models) -> Result<Advised> {
+pub(super) fn evaluate(recipe: &LifecycleRecipe, world: &World, models: &Models) -> Result<AdviceResults> {
     let count = recipe.questions.held_out;
-    let unseen = Asked::new(world, &models.instruct, Split::HeldOut, count)?;
-    let seen = Asked::new(world, &models.instruct, Split::Train, count)?;
-    let mut figures = vec![
-        reward_figure(
-            "reward model: pairs in order, themes unseen",
+    let held_out = PromptSet::new(world, &models.instruct, Split::HeldOut, count)?;
+    let training = PromptSet::new(world, &models.instruct, Split::Train, count)?;
+    let mut metrics = vec![
+        reward_metric(
+            "reward model: pairwise accuracy, held-out themes",
             &recipe.annotator,
             &models.reward,
-            &unseen,
+            &held_out,
             "held_out",
         )?,
-        reward_figure("— themes seen, questions unseen", &recipe.annotator, &models.reward, &seen, "seen_themes")?,
+        reward_metric(
+            "— training themes, held-out questions",
+            &recipe.annotator,
+            &models.reward,
+            &training,
+            "seen_themes",
+        )?,
     ];
-    let (before, after) = (unseen.replies(recipe, &models.instruct)?, unseen.replies(recipe, &models.aligned)?);
-    let (was, is) = (unseen.utilities(&before), unseen.utilities(&after));
-    let keys = unseen.keys();
+    let (before, after) = (held_out.replies(recipe, &models.instruct)?, held_out.replies(recipe, &models.aligned)?);
+    let (before_utilities, after_utilities) = (held_out.utilities(&before), held_out.utilities(&after));
+    let keys = held_out.keys();
     let pad = models.aligned.tokenizer.chat_format()?.pad;
     let ids: Vec<Vec<u32>> = after.iter().map(|r| r.ids.clone()).collect();
     let (aligned, instruct) = (&models.aligned.model, &models.instruct.model);
-    let kls = reply_kls(aligned, instruct, &unseen.prompts, &ids, recipe.ppo.temperature, pad)?;
+    let kls = reply_kls(aligned, instruct, &held_out.prompts, &ids, recipe.ppo.temperature, pad)?;
     let kl = mean(&kls);
-    let judged = judged(recipe, models, &unseen)?;
-    let of_n = n_at_kl(kl, MOST);
-    let best = expected_best(&judged, of_n)?;
+    let samples_per_prompt = scored_samples(recipe, models, &held_out)?;
+    let best = expected_best(&samples_per_prompt, n_at_kl(kl, SAMPLES))?;
 
-    let (gain, possible): (Vec<f64>, Vec<f64>) =
-        was.iter().zip(&is).map(|(w, i)| (i.total() - w.total(), Utility::MAX - w.total())).unzip();
-    figures.push(
-        Figure::mean("PPO: true utility, themes unseen", Unit::Number, &totals(&is), &keys)
-            .beside("before", mean(&totals(&was)))
-            .beside("possible", Utility::MAX)
-            .beside("best of n at no more KL, n at most 16", best.utility),
+    let (gain, possible): (Vec<f64>, Vec<f64>) = before_utilities
+        .iter()
+        .zip(&after_utilities)
+        .map(|(b, a)| (a.total() - b.total(), Utility::MAX - b.total()))
+        .unzip();
+    metrics.push(
+        Metric::mean("PPO: true utility, held-out themes", Unit::Number, &totals(&after_utilities), &keys)
+            .reference("before PPO", mean(&totals(&before_utilities)))
+            .reference("maximum", Utility::MAX)
+            .reference("best of n (n <= 16) with at most this KL", best.utility),
     );
-    figures.push(Figure::ratio("— share of the possible gain", &gain, &possible, &keys));
+    metrics.push(Metric::ratio("— gain as a share of the largest possible gain", &gain, &possible, &keys));
     for (name, part) in [
         ("accuracy", (|u| u.accuracy) as fn(&Utility) -> f64),
         ("helpfulness", |u| u.helpfulness),
         ("safety", |u| u.safety),
     ] {
         let of = |all: &[Utility]| all.iter().map(part).collect::<Vec<_>>();
-        figures.push(Figure::mean(format!("— {name}"), Unit::Share, &of(&is), &keys).beside("before", mean(&of(&was))));
+        metrics.push(
+            Metric::mean(format!("— {name}"), Unit::Share, &of(&after_utilities), &keys)
+                .reference("before PPO", mean(&of(&before_utilities))),
+        );
     }
-    let of_seen = |model: &TextModel| Ok::<_, Error>(totals(&seen.utilities(&seen.replies(recipe, model)?)));
-    figures.push(
-        Figure::mean("— true utility, themes seen", Unit::Number, &of_seen(&models.aligned)?, &seen.keys())
-            .beside("before", mean(&of_seen(&models.instruct)?)),
+    let on_training =
+        |model: &TextModel| Ok::<_, Error>(totals(&training.utilities(&training.replies(recipe, model)?)));
+    metrics.push(
+        Metric::mean("— true utility, training themes", Unit::Number, &on_training(&models.aligned)?, &training.keys())
+            .reference("before PPO", mean(&on_training(&models.instruct)?)),
     );
-    let score = |replies: &[WrittenReply]| scored(&models.reward, &unseen.prompts, replies);
-    figures.push(
-        Figure::mean("— reward model's score of the replies", Unit::Number, &score(&after)?, &keys)
-            .beside("before", mean(&score(&before)?))
-            .beside("best of n", best.score),
+    let score = |replies: &[WrittenReply]| scored(&models.reward, &held_out.prompts, replies);
+    metrics.push(
+        Metric::mean("— reward model score", Unit::Number, &score(&after)?, &keys)
+            .reference("before PPO", mean(&score(&before)?))
+            .reference("best of n", best.score),
     );
-    figures.push(Figure::mean("— KL from the fine-tuned model, nats per reply", Unit::Number, &kls, &keys));
-    figures.extend(variety(&reply_stats(&before), &reply_stats(&after)));
-    let samples = (0..unseen.questions.len().min(6))
-        .map(|i| [unseen.questions[i].prompt.clone(), before[i].text.clone(), after[i].text.clone()])
+    metrics.push(Metric::mean("— KL to the fine-tuned model, nats per reply", Unit::Number, &kls, &keys));
+    metrics.extend(reply_metrics(&reply_stats(&before), &reply_stats(&after)));
+    let samples = (0..held_out.questions.len().min(6))
+        .map(|i| [held_out.questions[i].prompt.clone(), before[i].text.clone(), after[i].text.clone()])
         .collect();
-    let ns = [1, 2, 4, 8, MOST];
-    let best_of = ns.iter().map(|&n| expected_best(&judged, n).map(|b| (kl_bound(n), b.utility, b.score)));
+    let ns = [1, 2, 4, 8, SAMPLES];
+    let best_of = ns.iter().map(|&n| expected_best(&samples_per_prompt, n).map(|b| (kl_bound(n), b.utility, b.score)));
     let best_of = best_of.collect::<Result<Vec<_>>>()?;
-    Ok(Advised { figures, best_of, samples, utility: mean(&totals(&is)), unseen })
+    Ok(AdviceResults { metrics, best_of, samples, utility: mean(&totals(&after_utilities)), held_out })
 }
 
-/// How varied the replies are, and how many the limit cut off.
-fn variety(before: &ReplyStats, after: &ReplyStats) -> Vec<Figure> {
-    let row = |name: &str, unit, figure: fn(&ReplyStats) -> f64| {
-        Figure::plain(name, unit, figure(after)).beside("before", figure(before))
+/// Diversity and length of the replies.
+fn reply_metrics(before: &ReplyStats, after: &ReplyStats) -> Vec<Metric> {
+    let row = |name: &str, unit, metric: fn(&ReplyStats) -> f64| {
+        Metric::plain(name, unit, metric(after)).reference("before PPO", metric(before))
     };
     vec![
-        row("— different last sentences in 100 replies", Unit::Rough, |s| s.endings_per_100),
-        row("— share of the commonest sentence", Unit::Share, |s| s.commonest_share),
-        row("— different replies, share", Unit::Share, |s| s.distinct as f64 / s.n.max(1) as f64),
+        row("— distinct last sentences per 100 replies", Unit::Rough, |s| s.endings_per_100),
+        row("— share of replies with the most frequent sentence", Unit::Share, |s| s.commonest_share),
+        row("— share of distinct replies", Unit::Share, |s| s.distinct as f64 / s.n.max(1) as f64),
         row("— tokens per reply", Unit::Rough, |s| s.mean_tokens),
-        row("— replies cut off by the limit", Unit::Share, |s| s.cut_off_share),
+        row("— replies cut off at the token limit", Unit::Share, |s| s.cut_off_share),
     ]
 }
 
-/// The share of the annotator's pairs that the reward model puts in the same order, beside rules without knowledge.
-fn reward_figure(name: &str, annotator: &Annotator, reward: &RewardModel, asked: &Asked, file: &str) -> Result<Figure> {
+/// The share of the annotator's pairs that the reward model orders the same way, with rules that know no facts as baselines.
+fn reward_metric(
+    name: &str,
+    annotator: &Annotator,
+    reward: &RewardModel,
+    prompts: &PromptSet,
+    file: &str,
+) -> Result<Metric> {
     let (mut right, mut keys, mut rule, mut shorter) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut effective = Vec::new();
-    for (i, question) in asked.questions.iter().enumerate() {
+    for (i, question) in prompts.questions.iter().enumerate() {
         let ranking = ranked(annotator, question, &format!("{file} {i}"))?;
         let scores = reward.answer_scores(&ranking)?;
         let texts: Vec<&str> = ranking.answers.iter().map(String::as_str).collect();
@@ -167,10 +186,10 @@ fn reward_figure(name: &str, annotator: &Annotator, reward: &RewardModel, asked:
             keys.push(&question.key);
         }
     }
-    Ok(Figure::mean(name, Unit::Share, &right, &keys)
-        .beside("best possible", noise_ceiling(annotator.beta, &effective))
-        .beside("caution and plain words alone", mean(&rule))
-        .beside("the shorter answer", mean(&shorter)))
+    Ok(Metric::mean(name, Unit::Share, &right, &keys)
+        .reference("noise ceiling of the annotator", noise_ceiling(annotator.beta, &effective))
+        .reference("rule: caution and plain words", mean(&rule))
+        .reference("rule: shorter answer", mean(&shorter)))
 }
 
 fn scored(reward: &RewardModel, prompts: &[Vec<u32>], replies: &[WrittenReply]) -> Result<Vec<f64>> {
@@ -182,16 +201,16 @@ fn scored(reward: &RewardModel, prompts: &[Vec<u32>], replies: &[WrittenReply]) 
     Ok(scores)
 }
 
-/// Several replies of the fine-tuned model to each prompt, judged by the reward model and by the truth.
-fn judged(recipe: &LifecycleRecipe, models: &Models, asked: &Asked) -> Result<Vec<Vec<Judged>>> {
-    let prompts = asked.prompts.len().min(PROMPTS_OF_BEST);
+/// Several replies of the fine-tuned model to each prompt, with reward model score and true utility.
+fn scored_samples(recipe: &LifecycleRecipe, models: &Models, prompts: &PromptSet) -> Result<Vec<Vec<ScoredReply>>> {
+    let count = prompts.prompts.len().min(BEST_OF_PROMPTS);
     let repeated: Vec<Vec<u32>> =
-        (0..prompts).flat_map(|i| std::iter::repeat_n(asked.prompts[i].clone(), MOST)).collect();
-    let replies = write_replies(&models.instruct, &repeated, &drawn(recipe, &models.instruct), 128)?;
+        (0..count).flat_map(|i| std::iter::repeat_n(prompts.prompts[i].clone(), SAMPLES)).collect();
+    let replies = write_replies(&models.instruct, &repeated, &sampling_options(recipe, &models.instruct), 128)?;
     let scores = scored(&models.reward, &repeated, &replies)?;
-    let judge = |i: usize| {
-        let utility = asked.questions[i / MOST].utility(&replies[i].text).total();
-        Judged { score: scores[i], utility }
+    let sample = |i: usize| {
+        let utility = prompts.questions[i / SAMPLES].utility(&replies[i].text).total();
+        ScoredReply { score: scores[i], utility }
     };
-    Ok((0..prompts).map(|p| (p * MOST..(p + 1) * MOST).map(judge).collect()).collect())
+    Ok((0..count).map(|p| (p * SAMPLES..(p + 1) * SAMPLES).map(sample).collect()).collect())
 }

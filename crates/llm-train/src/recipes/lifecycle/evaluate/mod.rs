@@ -1,4 +1,4 @@
-//! The examination at the end of a life: every figure of the report comes from here or from the stages' metrics.
+//! Evaluation of all models at the end of the pipeline: the metrics of the report.
 
 mod advice;
 mod probes;
@@ -14,34 +14,34 @@ use llm_model::{Head, Model};
 use serde::{Deserialize, Serialize};
 
 use super::LifecycleRecipe;
-use super::figure::{Figure, Unit};
+use super::metric::{Metric, Unit};
 use crate::eval::text_loss;
 use crate::recipes::RewardModel;
 use crate::run::{Event, write_json};
 use crate::{Error, Result};
 
-/// What the life came to.
+/// The results of the evaluation, written to `evaluation.json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Evaluation {
     /// The rows of the report.
-    pub figures: Vec<Figure>,
-    /// How many times as many tokens per second the student generates as its teacher: the one figure that is measured by the
-    /// clock.
-    pub tokens_per_second: Figure,
-    /// Utility and KL divergence of best-of-n for n = 1, 2, 4, …: (nats, utility, score).
+    #[serde(alias = "figures")]
+    pub metrics: Vec<Metric>,
+    /// Generation speed of the student divided by the teacher's: the only metric that depends on the machine.
+    pub tokens_per_second: Metric,
+    /// Best-of-n for n = 1, 2, 4, …: (KL in nats, true utility, reward model score).
     pub best_of: Vec<(f64, f64, f64)>,
-    /// Questions with the reply before and after PPO.
+    /// (question, reply before PPO, reply after PPO).
     pub samples: Vec<[String; 3]>,
 }
 
 impl Evaluation {
     /// All rows of the report.
-    pub fn rows(&self) -> Vec<&Figure> {
-        self.figures.iter().chain([&self.tokens_per_second]).collect()
+    pub fn rows(&self) -> Vec<&Metric> {
+        self.metrics.iter().chain([&self.tokens_per_second]).collect()
     }
 }
 
-/// The models of a life.
+/// The models of all stages.
 pub(super) struct Models {
     pub untrained: Model,
     pub base: TextModel,
@@ -49,8 +49,8 @@ pub(super) struct Models {
     pub reward: RewardModel,
     pub aligned: TextModel,
     pub student: TextModel,
-    /// The same student, trained on the same tokens by their labels alone.
-    pub alone: TextModel,
+    /// The baseline of distillation: the same student, trained on the same tokens with labels only.
+    pub labels_only: TextModel,
 }
 
 impl Models {
@@ -64,12 +64,12 @@ impl Models {
             reward: RewardModel::load(&out.join("reward"))?,
             aligned: load("aligned")?,
             student: load("student")?,
-            alone: load("student-alone")?,
+            labels_only: load("student-alone")?,
         })
     }
 }
 
-/// Examines the models of the life in `out` and writes `evaluation.json`.
+/// Evaluates the models of the pipeline run in `out` and writes `evaluation.json`.
 pub(super) fn evaluate(
     recipe: &LifecycleRecipe,
     world: &World,
@@ -83,29 +83,29 @@ pub(super) fn evaluate(
         observer(Event::Progress { done, message });
     };
     let models = Models::load(recipe, out)?;
-    let mut figures = sizes(recipe, &models, out)?;
+    let mut metrics = sizes(recipe, &models, out)?;
     tick("text");
-    figures.extend(probes::figures(recipe, world, &models, out)?);
+    metrics.extend(probes::metrics(recipe, world, &models, out)?);
     tick("probes");
-    let tested = tasks::read(out)?;
-    let (of_tasks, right) = tasks::figures(recipe, world, &models, &tested)?;
-    figures.extend(of_tasks);
+    let tasks = tasks::read(out)?;
+    let (task_metrics, accuracy) = tasks::metrics(recipe, world, &models, &tasks)?;
+    metrics.extend(task_metrics);
     tick("tasks");
-    let advised = advice::advise(recipe, world, &models)?;
-    figures.extend(advised.figures);
+    let advice = advice::evaluate(recipe, world, &models)?;
+    metrics.extend(advice.metrics);
     tick("advice");
-    figures.extend(student::figures(recipe, &models, &tested, &advised.unseen, (right, advised.utility), out)?);
+    metrics.extend(student::metrics(recipe, &models, &tasks, &advice.held_out, (accuracy, advice.utility), out)?);
     tick("student");
-    let tokens_per_second = student::speed(&models, &tested)?;
-    let evaluation = Evaluation { figures, tokens_per_second, best_of: advised.best_of, samples: advised.samples };
+    let tokens_per_second = student::speed(&models, &tasks)?;
+    let evaluation = Evaluation { metrics, tokens_per_second, best_of: advice.best_of, samples: advice.samples };
     let json = serde_json::to_value(&evaluation).map_err(|e| Error::Input(format!("evaluation.json: {e}")))?;
     write_json(&out.join("evaluation.json"), &json)?;
     observer(Event::End);
     Ok(evaluation)
 }
 
-/// Sizes, and the loss on validation text of all models by the same windows.
-fn sizes(recipe: &LifecycleRecipe, models: &Models, out: &Path) -> Result<Vec<Figure>> {
+/// Sizes of data and models, and the loss of all models on the same validation text.
+fn sizes(recipe: &LifecycleRecipe, models: &Models, out: &Path) -> Result<Vec<Metric>> {
     let data = TokenDataset::open(&out.join("shards"), "held_out")?;
     let manifest = &data.manifest().splits["train"];
     let (batch_size, seq_len) = (recipe.pretrain.batch_size, recipe.pretrain.seq_len);
@@ -114,19 +114,19 @@ fn sizes(recipe: &LifecycleRecipe, models: &Models, out: &Path) -> Result<Vec<Fi
     let base = of(&models.base.model)?;
     let size = |model: &Model| model.count().total() as f64;
     Ok(vec![
-        Figure::plain("training text: tokens", Unit::Count, manifest.tokens as f64)
-            .beside("bytes", manifest.bytes as f64),
-        Figure::plain("model: parameters", Unit::Count, size(&models.base.model))
-            .beside("vocabulary", models.base.tokenizer.vocab_size() as f64)
-            .beside("student", size(&models.student.model)),
-        Figure::plain("validation text: loss in nats per token", Unit::Number, base.loss)
-            .beside("bits per byte", base.bits_per_byte)
-            .beside("untrained", loss(&models.untrained)?)
-            .beside("fine-tuned", loss(&models.instruct.model)?)
-            .beside("aligned", loss(&models.aligned.model)?)
-            .beside("student", loss(&models.student.model)?),
+        Metric::plain("training text, tokens", Unit::Count, manifest.tokens as f64)
+            .reference("bytes", manifest.bytes as f64),
+        Metric::plain("model, parameters", Unit::Count, size(&models.base.model))
+            .reference("vocabulary", models.base.tokenizer.vocab_size() as f64)
+            .reference("student", size(&models.student.model)),
+        Metric::plain("validation loss, nats per token", Unit::Number, base.loss)
+            .reference("bits per byte", base.bits_per_byte)
+            .reference("untrained", loss(&models.untrained)?)
+            .reference("fine-tuned", loss(&models.instruct.model)?)
+            .reference("aligned", loss(&models.aligned.model)?)
+            .reference("student", loss(&models.student.model)?),
     ])
 }
 
-/// Batches of validation text on which all models are compared.
+/// Batches of validation text.
 const EVAL_BATCHES: usize = 20;

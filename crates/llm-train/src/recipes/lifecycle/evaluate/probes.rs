@@ -1,4 +1,4 @@
-//! Minimal pairs: the model beside what lacks the ability.
+//! Minimal pairs: the pre-trained model, and baselines without the ability.
 
 use std::path::Path;
 
@@ -7,30 +7,30 @@ use llm_data::world::{Phenomenon, Probe, SplitKey, World};
 use llm_model::Model;
 
 use super::super::LifecycleRecipe;
-use super::super::figure::{Figure, Unit, mean};
+use super::super::metric::{Metric, Unit, mean};
 use super::Models;
 use crate::Result;
 use crate::baselines::{MAX_ORDER, NgramModel};
 use crate::eval::{Pair, pair_scores, probe_scores};
 
-pub(super) fn figures(recipe: &LifecycleRecipe, world: &World, models: &Models, out: &Path) -> Result<Vec<Figure>> {
+pub(super) fn metrics(recipe: &LifecycleRecipe, world: &World, models: &Models, out: &Path) -> Result<Vec<Metric>> {
     let n_grams = NgramModel::count(read_documents(&out.join("data/text-train.jsonl"))?);
-    let mut figures = Vec::new();
+    let mut metrics = Vec::new();
     for phenomenon in Phenomenon::ALL {
         let probes = world.probes(phenomenon, recipe.questions.probes);
-        figures.push(figure(phenomenon.name(), models, &n_grams, &probes)?);
+        metrics.push(probe_metric(phenomenon.name(), models, &n_grams, &probes)?);
     }
-    Ok(figures)
+    Ok(metrics)
 }
 
-fn figure(name: &str, models: &Models, n_grams: &NgramModel, probes: &[Probe]) -> Result<Figure> {
+fn probe_metric(name: &str, models: &Models, n_grams: &NgramModel, probes: &[Probe]) -> Result<Metric> {
     let tokenizer = &models.base.tokenizer;
     let keys: Vec<&SplitKey> = probes.iter().map(|p| &p.key).collect();
     let whole = |model: &Model| probe_scores(model, tokenizer, probes);
     let best_order = (1..=MAX_ORDER)
         .map(|order| mean(&n_grams.choices(order, probes.iter().map(|p| (&*p.prefix, &*p.good, &*p.bad)))))
         .fold(0., f64::max);
-    // The deciding word hidden from every layer's attention, and not there at all.
+    // Controls: the deciding word masked in the attention of every layer, or deleted from the text.
     let hidden: Vec<Pair> = probes
         .iter()
         .map(|p| Pair { prefix: &p.prefix, good: &p.good, bad: &p.bad, hidden: p.deciding.clone() })
@@ -42,10 +42,10 @@ fn figure(name: &str, models: &Models, n_grams: &NgramModel, probes: &[Probe]) -
         .map(|(p, prefix)| Pair { prefix, good: &p.good, bad: &p.bad, hidden: 0..0 })
         .collect();
     let score = |pairs: &[Pair]| Ok::<_, crate::Error>(mean(&pair_scores(&models.base.model, tokenizer, pairs)?));
-    Ok(Figure::mean(format!("probe: {name}"), Unit::Share, &whole(&models.base.model)?, &keys)
-        .beside("chance", 0.5)
-        .beside("n-grams (best of 1 to 5)", best_order)
-        .beside("untrained", mean(&whole(&models.untrained)?))
-        .beside("attention to the deciding word cut", score(&hidden)?)
-        .beside("deciding word deleted", score(&deleted)?))
+    Ok(Metric::mean(format!("probe accuracy: {name}"), Unit::Share, &whole(&models.base.model)?, &keys)
+        .reference("chance", 0.5)
+        .reference("best n-gram model, n = 1 to 5", best_order)
+        .reference("untrained", mean(&whole(&models.untrained)?))
+        .reference("deciding word masked in attention", score(&hidden)?)
+        .reference("deciding word deleted", score(&deleted)?))
 }

@@ -1,4 +1,4 @@
-//! Tasks about facts that no conversation told, beside chance and predictors that understand nothing.
+//! Tasks about facts that are in the pre-training text but in no conversation, with chance and simple baselines.
 
 use std::path::Path;
 
@@ -7,16 +7,16 @@ use llm_data::world::{PromptKind, Split, SplitKey, Task, World};
 use llm_infer::{GenerateOptions, Sampling, TextModel};
 
 use super::super::LifecycleRecipe;
-use super::super::figure::{Figure, Unit, mean, scores};
+use super::super::metric::{Metric, Unit, mean, scores};
 use super::Models;
 use crate::baselines::{Majority, NearestNeighbour};
 use crate::eval::{TaskScores, task_scores, write_replies};
 use crate::{Error, Result};
 
-/// Above the longest right answer.
+/// More than the longest correct answer.
 pub(super) const MAX_NEW_TOKENS: usize = 64;
 
-/// The tasks that the life wrote beside its training data.
+/// The held-out tasks that the first stage wrote.
 pub(super) fn read(out: &Path) -> Result<Vec<Task>> {
     let path = out.join("data/tasks-held_out.jsonl");
     let task = |(line, value)| {
@@ -25,13 +25,13 @@ pub(super) fn read(out: &Path) -> Result<Vec<Task>> {
     read_jsonl(&path)?.into_iter().map(task).collect()
 }
 
-/// The figures of all kinds of prompts, and the share that the aligned model gets right.
-pub(super) fn figures(
+/// The accuracy for each kind of prompt, and the total accuracy of the aligned model.
+pub(super) fn metrics(
     recipe: &LifecycleRecipe,
     world: &World,
     models: &Models,
     tasks: &[Task],
-) -> Result<(Vec<Figure>, f64)> {
+) -> Result<(Vec<Metric>, f64)> {
     let ask = |model: &TextModel| task_scores(model, tasks, MAX_NEW_TOKENS);
     let (base, instruct, aligned) = (ask(&models.base)?, ask(&models.instruct)?, ask(&models.aligned)?);
     let cloze = completed(&models.base, tasks)?;
@@ -50,29 +50,29 @@ pub(super) fn figures(
         let chosen: Vec<usize> = (0..tasks.len()).filter(|&i| kind.is_none_or(|k| tasks[i].kind == k)).collect();
         let of = |all: &[f64]| chosen.iter().map(|&i| all[i]).collect::<Vec<f64>>();
         let keys: Vec<&SplitKey> = chosen.iter().map(|&i| &tasks[i].key).collect();
-        Figure::mean(name, Unit::Share, &of(&right(&instruct)), &keys)
-            .beside("base model, as text to complete", mean(&of(&cloze)))
-            .beside("base model, as chat", mean(&of(&right(&base))))
-            .beside("chance", mean(&of(&chance)))
-            .beside("nearest training prompt", mean(&of(&nearest)))
-            .beside("commonest answer", mean(&of(&majority)))
-            .beside("aligned", mean(&of(&right(&aligned))))
+        Metric::mean(name, Unit::Share, &of(&right(&instruct)), &keys)
+            .reference("base model, as text completion", mean(&of(&cloze)))
+            .reference("base model, as chat", mean(&of(&right(&base))))
+            .reference("chance", mean(&of(&chance)))
+            .reference("nearest training prompt", mean(&of(&nearest)))
+            .reference("most frequent answer", mean(&of(&majority)))
+            .reference("aligned", mean(&of(&right(&aligned))))
     };
-    let mut figures = vec![
-        row("tasks after fine-tuning, facts unseen there", None)
-            .beside("answers cut off", instruct.cut_off)
-            .beside("of the base model", base.cut_off),
+    let mut metrics = vec![
+        row("task accuracy after fine-tuning, held-out facts", None)
+            .reference("answers cut off at the token limit", instruct.cut_off)
+            .reference("base model: answers cut off", base.cut_off),
     ];
-    figures.extend(PromptKind::ALL.map(|kind| row(&format!("— {}", kind.name()), Some(kind))));
-    Ok((figures, aligned.total))
+    metrics.extend(PromptKind::ALL.map(|kind| row(&format!("— {}", kind.name()), Some(kind))));
+    Ok((metrics, aligned.total))
 }
 
-/// All of the prompt as one text.
+/// All messages of the prompt as one text.
 fn prompt(task: &Task) -> String {
     task.messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n")
 }
 
-/// Whether the model completes each task's cloze, at temperature 0.
+/// Whether the model completes the cloze of each task, at temperature 0: 1 or 0.
 fn completed(model: &TextModel, tasks: &[Task]) -> Result<Vec<f64>> {
     let prompts = tasks.iter().map(|t| model.document_ids(&t.cloze.0)).collect::<Result<Vec<_>, _>>()?;
     let options = GenerateOptions {
