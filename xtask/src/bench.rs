@@ -1,7 +1,7 @@
-//! `cargo xtask bench`: ours and the peers in turn, in one run on one machine; medians and ratios.
+//! `cargo xtask bench`: runs our programs and the baselines alternately on one machine and prints medians and ratios.
 //!
-//! A contender is a command that prints one JSON object with the figures of its run. The rounds go through all
-//! contenders one after the other, so that a machine that drifts drifts for all of them.
+//! Each program is a command that prints one JSON object with the metrics of its run. Every round runs all programs
+//! once, so that a change of the clock speed during the benchmark affects all of them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,41 +9,43 @@ use std::process::Command;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
-/// What is compared.
+/// Which benchmark to run.
 #[derive(Subcommand)]
 pub enum Bench {
-    /// Each kernel alone, against what the machine can multiply and read
+    /// Time each kernel and compare it with the peak compute rate and memory bandwidth of this machine
     Kernels {
-        /// Threads
+        /// Number of threads
         #[arg(long, default_value_t = 2)]
         threads: usize,
     },
-    /// The pre-training step: forward, backward, clipping, AdamW
+    /// Time one training step (forward, backward, gradient clipping, AdamW)
     Train(Options),
-    /// Reading a prompt of 512 tokens and generating behind it, in the shape of SmolLM2-135M with random weights
+    /// Time prefill of 512 tokens and decoding, for a model of the shape of SmolLM2-135M with random weights
     Infer(Options),
 }
 
 #[derive(Args)]
 pub struct Options {
-    /// A Python that has the peers (docs/performance.md says how to make it)
-    #[arg(long, value_name = "PYTHON")]
-    peers: Option<PathBuf>,
-    /// How often each contender runs
+    /// Python interpreter that can import the baselines (docs/performance.md lists the packages); without it only our
+    /// programs run
+    #[arg(long, value_name = "PYTHON", alias = "peers")]
+    baselines: Option<PathBuf>,
+    /// Number of runs of each program
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Threads for each contender
+    /// Number of threads of each program
     #[arg(long, default_value_t = 2)]
     threads: usize,
 }
 
-struct Contender {
+/// A command to measure.
+struct Program {
     name: String,
-    program: PathBuf,
+    executable: PathBuf,
     arguments: Vec<String>,
 }
 
-/// The shape of the training benchmark: our key, the peer's option, the value.
+/// The model and batch of the training benchmark: recipe key, option of `baselines/train.py`, value.
 const TRAIN_SHAPE: [(&str, &str, u32); 8] = [
     ("model.vocab_size", "--vocab", 8192),
     ("model.hidden_size", "--hidden", 384),
@@ -55,13 +57,13 @@ const TRAIN_SHAPE: [(&str, &str, u32); 8] = [
     ("seq_len", "--seq-len", 512),
 ];
 
-/// The precisions of the training benchmark, with the modes of PyTorch that have them: the best is the one to beat.
+/// The precisions of the training benchmark, each with the modes of PyTorch to compare with: (name, `--mode`).
 const PRECISIONS: [(&str, [(&str, &str); 2]); 2] = [
     ("f32", [("PyTorch f32, eager", "eager-f32"), ("PyTorch f32, compiled", "compiled-f32")]),
     ("bf16", [("PyTorch bf16, eager", "eager-bf16"), ("PyTorch bf16, compiled", "compiled-bf16")]),
 ];
 
-/// What the matrices are held in, and the engines of peers that have it.
+/// The weight dtypes of the inference benchmark, each with the baselines that support it.
 const DTYPES: [(&str, &[&str]); 6] = [
     ("f32", &["llama.cpp", "transformers"]),
     ("bf16", &["llama.cpp", "transformers"]),
@@ -71,11 +73,11 @@ const DTYPES: [(&str, &[&str]); 6] = [
     ("q6_k", &["llama.cpp"]),
 ];
 
-/// Runs a comparison; an error is one line for the person.
+/// Runs a benchmark and prints its table. An error is a message for the user, on one line.
 pub fn run(bench: &Bench) -> Result<(), String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     match bench {
-        // Kernels are timed in this process, which must be optimised as the programs are.
+        // The kernels run in this process, so it must be a release build.
         Bench::Kernels { threads } if cfg!(debug_assertions) => {
             build(&root, "xtask")?;
             let arguments = ["bench", "kernels", "--threads", &threads.to_string()];
@@ -84,7 +86,7 @@ pub fn run(bench: &Bench) -> Result<(), String> {
         }
         Bench::Kernels { threads } => crate::kernels::run(*threads),
         Bench::Train(options) | Bench::Infer(options) if options.rounds == 0 => {
-            Err("--rounds is 0; each contender must run at least once".to_owned())
+            Err("--rounds is 0; each program must run at least once".to_owned())
         }
         Bench::Train(options) => train(options, &root),
         Bench::Infer(options) => infer(options, &root),
@@ -98,10 +100,10 @@ fn words(words: &[&str]) -> Vec<String> {
 fn train(options: &Options, root: &Path) -> Result<(), String> {
     build(root, "llm-train")?;
     let threads = options.threads.to_string();
-    let script = root.join("xtask/peers/train.py").display().to_string();
-    // One table for each precision: ratios across them would say nothing.
+    let script = root.join("xtask/baselines/train.py").display().to_string();
+    // One table per precision: ratios between different precisions mean nothing.
     for (precision, modes) in PRECISIONS {
-        let mut contenders = Vec::new();
+        let mut programs = Vec::new();
         for (suffix, checkpointing) in [("", "false"), (", activations checkpointed", "true")] {
             let mut arguments = words(&["bench", "--threads", &threads, "--set"]);
             arguments.push(format!("optimizer.precision={precision}"));
@@ -109,18 +111,18 @@ fn train(options: &Options, root: &Path) -> Result<(), String> {
             for (key, _, value) in TRAIN_SHAPE {
                 arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
             }
-            let (name, program) = (format!("ours, {precision}{suffix}"), root.join("target/release/llm-train"));
-            contenders.push(Contender { name, program, arguments });
+            let name = format!("ours, {precision}{suffix}");
+            programs.push(Program { name, executable: root.join("target/release/llm-train"), arguments });
         }
         for (name, mode) in modes {
-            let Some(python) = &options.peers else { break };
+            let Some(python) = &options.baselines else { break };
             let mut arguments = words(&[&script, "--mode", mode, "--threads", &threads]);
             arguments
                 .extend(TRAIN_SHAPE.iter().flat_map(|(_, option, value)| [(*option).to_owned(), value.to_string()]));
-            contenders.push(Contender { name: name.to_owned(), program: python.clone(), arguments });
+            programs.push(Program { name: name.to_owned(), executable: python.clone(), arguments });
         }
-        let figures = [("tokens/s", "tokens_per_second", 1.), ("peak memory, MB", "peak_memory", 1e-6)];
-        println!("{}", compare(&contenders, &figures, options.rounds)?);
+        let metrics = [("tokens/s", "tokens_per_second", 1.), ("peak memory, MB", "peak_memory", 1e-6)];
+        println!("{}", compare(&programs, &metrics, options.rounds)?);
     }
     Ok(())
 }
@@ -128,39 +130,39 @@ fn train(options: &Options, root: &Path) -> Result<(), String> {
 fn infer(options: &Options, root: &Path) -> Result<(), String> {
     build(root, "llm-infer")?;
     let threads = options.threads.to_string();
-    let config = root.join("xtask/peers/smollm2-135m.json").display().to_string();
-    let script = root.join("xtask/peers/infer.py").display().to_string();
-    let folder = root.join("target/peers/smollm2-135m");
+    let config = root.join("xtask/baselines/smollm2-135m.json").display().to_string();
+    let script = root.join("xtask/baselines/infer.py").display().to_string();
+    let folder = root.join("target/baselines/smollm2-135m");
     let model = folder.display().to_string();
-    if let Some(python) = &options.peers
+    if let Some(python) = &options.baselines
         && !folder.exists()
     {
         let made = Command::new(python).args([&script, "--make", &config, "--out", &model]).status();
         if !made.is_ok_and(|status| status.success()) {
             std::fs::remove_dir_all(&folder).ok();
-            return Err(format!("{} cannot make {model}; what is wrong stands above", python.display()));
+            return Err(format!("{} cannot make {model}; see its output above", python.display()));
         }
     }
-    // One table for each dtype: ratios across them would say nothing.
+    // One table per dtype: ratios between different dtypes mean nothing.
     for (dtype, engines) in DTYPES {
         let arguments = words(&["bench", "--threads", &threads, "--config", &config, "--dtype", dtype]);
-        let mut contenders = vec![Contender {
+        let mut programs = vec![Program {
             name: format!("ours, {dtype}"),
-            program: root.join("target/release/llm-infer"),
+            executable: root.join("target/release/llm-infer"),
             arguments,
         }];
-        for engine in engines.iter().filter(|_| options.peers.is_some()) {
+        for engine in engines.iter().filter(|_| options.baselines.is_some()) {
             let arguments =
                 words(&[&script, "--engine", engine, "--dtype", dtype, "--model", &model, "--threads", &threads]);
-            let program = options.peers.clone().unwrap_or_default();
-            contenders.push(Contender { name: format!("{engine}, {dtype}"), program, arguments });
+            let executable = options.baselines.clone().unwrap_or_default();
+            programs.push(Program { name: format!("{engine}, {dtype}"), executable, arguments });
         }
-        let figures = [
+        let metrics = [
             ("prefill, tokens/s", "prefill_tokens_per_second", 1.),
             ("decode, tokens/s", "decode_tokens_per_second", 1.),
             ("peak memory, MB", "peak_memory", 1e-6),
         ];
-        println!("{}", compare(&contenders, &figures, options.rounds)?);
+        println!("{}", compare(&programs, &metrics, options.rounds)?);
     }
     Ok(())
 }
@@ -174,15 +176,19 @@ fn build(root: &Path, package: &str) -> Result<(), String> {
     }
 }
 
-/// Runs all contenders in turn, `rounds` times; a table of the medians, and of the first one's ratio to each.
-fn compare(contenders: &[Contender], figures: &[(&str, &str, f64)], rounds: usize) -> Result<String, String> {
-    let mut seen: Vec<Vec<Map<String, Value>>> = contenders.iter().map(|_| Vec::new()).collect();
+/// Runs every program once per round. Returns a Markdown table with the median of each metric and the ratio of the first
+/// program's median to it.
+///
+/// `metrics` are (column title, key of the JSON object, factor).
+fn compare(programs: &[Program], metrics: &[(&str, &str, f64)], rounds: usize) -> Result<String, String> {
+    let mut results: Vec<Vec<Map<String, Value>>> = programs.iter().map(|_| Vec::new()).collect();
     for round in 1..=rounds {
-        for (contender, seen) in contenders.iter().zip(&mut seen) {
-            eprintln!("xtask: round {round} of {rounds}: {}", contender.name);
-            let figures = measure(contender)?;
-            eprintln!("xtask: {}", Value::Object(figures.clone())); // not lost if a later one is too slow to wait for
-            seen.push(figures);
+        for (program, runs) in programs.iter().zip(&mut results) {
+            eprintln!("xtask: round {round} of {rounds}: {}", program.name);
+            let metrics = measure(program)?;
+            // Printed at once, so that the results of an interrupted benchmark are kept.
+            eprintln!("xtask: {}", Value::Object(metrics.clone()));
+            runs.push(metrics);
         }
     }
     let median = |runs: &[Map<String, Value>], key: &str| -> Option<f64> {
@@ -191,15 +197,15 @@ fn compare(contenders: &[Contender], figures: &[(&str, &str, f64)], rounds: usiz
         values.get(values.len() / 2).copied()
     };
     let mut table = String::from("|");
-    let heads = figures.iter().flat_map(|(title, ..)| [(*title).to_owned(), "ours to it".to_owned()]);
-    let heads: Vec<String> = std::iter::once("contender".to_owned()).chain(heads).collect();
+    let heads = metrics.iter().flat_map(|(title, ..)| [(*title).to_owned(), "ours / this".to_owned()]);
+    let heads: Vec<String> = std::iter::once("program".to_owned()).chain(heads).collect();
     table.push_str(&heads.iter().map(|head| format!(" {head} |")).collect::<String>());
     table.push_str(&format!("\n|{}\n", "---|".repeat(heads.len())));
-    for (contender, runs) in contenders.iter().zip(&seen) {
-        table.push_str(&format!("| {} |", contender.name));
-        for (_, key, unit) in figures {
-            let cells = match (median(runs, key), median(&seen[0], key)) {
-                (Some(its), Some(ours)) => format!(" {:.0} | {:.2} |", its * unit, ours / its),
+    for (program, runs) in programs.iter().zip(&results) {
+        table.push_str(&format!("| {} |", program.name));
+        for (_, key, factor) in metrics {
+            let cells = match (median(runs, key), median(&results[0], key)) {
+                (Some(its), Some(ours)) => format!(" {:.0} | {:.2} |", its * factor, ours / its),
                 _ => " - | - |".to_owned(),
             };
             table.push_str(&cells);
@@ -209,20 +215,20 @@ fn compare(contenders: &[Contender], figures: &[(&str, &str, f64)], rounds: usiz
     Ok(table)
 }
 
-/// The JSON object on the last line that a contender prints.
-fn measure(contender: &Contender) -> Result<Map<String, Value>, String> {
-    let name = &contender.name;
-    let output = Command::new(&contender.program)
-        .args(&contender.arguments)
+/// Runs a program and parses the JSON object on the last line of its output.
+fn measure(program: &Program) -> Result<Map<String, Value>, String> {
+    let name = &program.name;
+    let output = Command::new(&program.executable)
+        .args(&program.arguments)
         .output()
-        .map_err(|e| format!("{}: {e}", contender.program.display()))?;
+        .map_err(|e| format!("{}: {e}", program.executable.display()))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
     match serde_json::from_str(last) {
-        Ok(figures) if output.status.success() => Ok(figures),
+        Ok(metrics) if output.status.success() => Ok(metrics),
         _ => {
             let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-            let why = errors.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it printed no figures");
+            let why = errors.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it printed no JSON object");
             Err(format!("{name}: {why}"))
         }
     }
@@ -232,20 +238,20 @@ fn measure(contender: &Contender) -> Result<Map<String, Value>, String> {
 mod tests {
     use super::*;
 
-    fn shell(name: &str, script: &str) -> Contender {
+    fn shell(name: &str, script: &str) -> Program {
         let arguments = vec!["-c".to_owned(), script.to_owned()];
-        Contender { name: name.to_owned(), program: PathBuf::from("sh"), arguments }
+        Program { name: name.to_owned(), executable: PathBuf::from("sh"), arguments }
     }
 
     #[test]
-    fn a_table_holds_medians_and_ratios() {
-        let contenders = [shell("ours", "echo '{\"rate\": 30}'"), shell("theirs", "echo noise; echo '{\"rate\": 20}'")];
-        let table = compare(&contenders, &[("tokens/s", "rate", 1.), ("memory", "none", 1.)], 2).unwrap();
+    fn the_table_contains_medians_and_ratios() {
+        let programs = [shell("ours", "echo '{\"rate\": 30}'"), shell("theirs", "echo noise; echo '{\"rate\": 20}'")];
+        let table = compare(&programs, &[("tokens/s", "rate", 1.), ("memory", "none", 1.)], 2).unwrap();
         assert!(table.contains("| ours | 30 | 1.00 | - | - |") && table.contains("| theirs | 20 | 1.50 |"), "{table}");
     }
 
     #[test]
-    fn a_contender_that_fails_says_why() {
+    fn a_failing_program_reports_its_last_error_line() {
         let message = compare(&[shell("broken", "echo no module >&2; exit 1")], &[], 1).unwrap_err();
         assert_eq!(message, "broken: no module");
     }

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::files::{described, kind};
-use crate::messages::{Unread, messages, refuse_what_is_not_read, text_of};
+use crate::messages::{IgnoredKeys, messages, refuse_unsupported_keys, text_of};
 use crate::records::for_each_record;
-use crate::split::{ItemKeys, Keyed, Repeats, SplitKey};
-use crate::{Error, Remarks, Result};
+use crate::split::{Duplicates, ItemKeys, Keyed, SplitKey};
+use crate::{Error, Result, Warnings};
 
 /// Who speaks in a [`Message`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -83,7 +83,7 @@ pub struct Conversations {
     /// All of them, in order.
     pub conversations: Vec<Conversation>,
     /// What is odd about them.
-    pub remarks: Remarks,
+    pub warnings: Warnings,
 }
 
 /// Reads a JSONL file (`.gz` too) of conversations, or a JSON array of them. Each may be
@@ -97,24 +97,24 @@ pub struct Conversations {
 /// A content may be a text or a list of text parts. A conversation without an assistant's turn teaches nothing and is an
 /// error, and so are tools, images, and weights or labels that exclude something from training.
 pub fn read_conversations(path: &Path) -> Result<Conversations> {
-    let (mut conversations, mut remarks) = (Vec::new(), Remarks::default());
+    let (mut conversations, mut warnings) = (Vec::new(), Warnings::default());
     for_each_record(path, &mut |_, value| {
-        let messages = parse(&value, &mut remarks.unread)?;
+        let messages = parse(&value, &mut warnings.ignored_keys)?;
         let Some(first) = messages.iter().position(|m| m.role == Role::Assistant) else {
             return Err("no turn of the assistant".to_owned());
         };
         let empty = |m: &Message| m.role == Role::Assistant && m.content.trim().is_empty();
-        remarks.empty_answers += usize::from(messages.iter().any(empty));
-        remarks.unprompted += usize::from(!messages[..first].iter().any(|m| m.role == Role::User));
+        warnings.empty_answers += usize::from(messages.iter().any(empty));
+        warnings.without_question += usize::from(!messages[..first].iter().any(|m| m.role == Role::User));
         conversations.push(Conversation { messages });
         Ok(())
     })?;
     if conversations.is_empty() {
         return Err(Error::unusable(path, "holds no conversations"));
     }
-    remarks.records = conversations.len();
-    remarks.repeats = Repeats::within(conversations.iter().map(Keyed::keys));
-    Ok(Conversations { conversations, remarks })
+    warnings.records = conversations.len();
+    warnings.duplicates = Duplicates::within(conversations.iter().map(Keyed::keys));
+    Ok(Conversations { conversations, warnings })
 }
 
 /// Reads a JSONL file (`.gz` too) of prompts: `{"prompt": text or messages}`, or anything that [`read_conversations`]
@@ -122,10 +122,10 @@ pub fn read_conversations(path: &Path) -> Result<Conversations> {
 pub fn read_prompts(path: &Path) -> Result<Vec<Vec<Message>>> {
     let mut prompts = Vec::new();
     for_each_record(path, &mut |_, value| {
-        let mut unread = Unread::new();
+        let mut ignored_keys = IgnoredKeys::new();
         let mut prompt = match value.as_object().filter(|object| object.contains_key("prompt")) {
-            Some(object) => side(object, "prompt", Role::User, &mut unread)?,
-            None => parse(&value, &mut unread)?,
+            Some(object) => side(object, "prompt", Role::User, &mut ignored_keys)?,
+            None => parse(&value, &mut ignored_keys)?,
         };
         if prompt.last().is_some_and(|m| m.role == Role::Assistant) {
             prompt.pop();
@@ -151,9 +151,9 @@ const FORMS: [(&[&str], &[&str]); 5] = [
     (&["instruction", "output"], &["input", "system", "history"]),
 ];
 
-fn parse(value: &Value, unread: &mut Unread) -> Result<Vec<Message>, String> {
+fn parse(value: &Value, ignored_keys: &mut IgnoredKeys) -> Result<Vec<Message>, String> {
     if let Some(list) = value.as_array() {
-        return messages(list, unread);
+        return messages(list, ignored_keys);
     }
     let Some(object) = value.as_object() else {
         return Err(format!(
@@ -171,7 +171,7 @@ fn parse(value: &Value, unread: &mut Unread) -> Result<Vec<Message>, String> {
             described(value)
         ));
     };
-    refuse_what_is_not_read(object)?;
+    refuse_unsupported_keys(object)?;
     if object.get("label").is_some_and(Value::is_boolean) {
         let message = "\"label\" says whether an answer is good (KTO), and every answer would be trained as good; \
                        keep the good ones and remove the key";
@@ -180,12 +180,12 @@ fn parse(value: &Value, unread: &mut Unread) -> Result<Vec<Message>, String> {
     let mut all = earlier_turns(object)?;
     match *needed {
         [list @ ("messages" | "conversations")] => match object.get(*list) {
-            Some(Value::Array(turns)) => all.extend(messages(turns, unread)?),
+            Some(Value::Array(turns)) => all.extend(messages(turns, ignored_keys)?),
             other => return Err(format!("\"{list}\" is {}; it must be a list of messages", kind_of(other))),
         },
         ["prompt", "completion"] => {
-            all.extend(side(object, "prompt", Role::User, unread)?);
-            all.extend(side(object, "completion", Role::Assistant, unread)?);
+            all.extend(side(object, "prompt", Role::User, ignored_keys)?);
+            all.extend(side(object, "completion", Role::Assistant, ignored_keys)?);
         }
         [question, answer] => {
             let mut asked = text_of(object, question)?.to_owned();
@@ -198,7 +198,8 @@ fn parse(value: &Value, unread: &mut Unread) -> Result<Vec<Message>, String> {
         _ => {}
     }
     let read = |key: &String| key == "id" || needed.iter().chain(*optional).any(|known| known == key);
-    unread.extend(object.iter().filter(|(key, value)| !read(key) && !value.is_null()).map(|(key, _)| key.clone()));
+    ignored_keys
+        .extend(object.iter().filter(|(key, value)| !read(key) && !value.is_null()).map(|(key, _)| key.clone()));
     Ok(all)
 }
 
@@ -235,11 +236,11 @@ pub(crate) fn side(
     object: &Map<String, Value>,
     key: &str,
     role: Role,
-    unread: &mut Unread,
+    ignored_keys: &mut IgnoredKeys,
 ) -> Result<Vec<Message>, String> {
     match object.get(key) {
         Some(Value::String(text)) => Ok(vec![Message::new(role, text)]),
-        Some(Value::Array(list)) => messages(list, unread).map_err(|wrong| format!("\"{key}\": {wrong}")),
+        Some(Value::Array(list)) => messages(list, ignored_keys).map_err(|wrong| format!("\"{key}\": {wrong}")),
         other => Err(format!("\"{key}\" is {}; it must be a text or a list of messages", kind_of(other))),
     }
 }
@@ -341,11 +342,18 @@ mod tests {
             r#"[{"role": "assistant", "content": "hello"}]"#,
             r#"[{"role": "system", "content": "s"}, {"role": "assistant", "content": "hello", "name": "z"}]"#,
         ];
-        let remarks = read(&lines.join("\n")).unwrap().remarks;
-        let unread = ["name", "source"].map(str::to_owned).into();
-        let repeats = Repeats { whole: 1, prompt: 1 };
-        let expected = Remarks { records: 7, repeats, empty_answers: 2, unprompted: 2, unread, ..Remarks::default() };
-        assert_eq!(remarks, expected);
+        let warnings = read(&lines.join("\n")).unwrap().warnings;
+        let ignored_keys = ["name", "source"].map(str::to_owned).into();
+        let duplicates = Duplicates { exact: 1, same_prompt: 1 };
+        let expected = Warnings {
+            records: 7,
+            duplicates,
+            empty_answers: 2,
+            without_question: 2,
+            ignored_keys,
+            ..Warnings::default()
+        };
+        assert_eq!(warnings, expected);
     }
 
     #[test]
@@ -356,7 +364,7 @@ mod tests {
         let long = of(&[q.clone(), a.clone(), Message::user("r"), Message::assistant("b")]);
         assert_eq!(short.prompt, long.prompt, "the longer one trains on the shorter one's answer");
         assert_ne!(short.whole, long.whole);
-        let unprompted = |text: &str| of(&[Message::user(" "), Message::assistant(text)]);
-        assert_ne!(unprompted("a").prompt, unprompted("b").prompt);
+        let without_question = |text: &str| of(&[Message::user(" "), Message::assistant(text)]);
+        assert_ne!(without_question("a").prompt, without_question("b").prompt);
     }
 }

@@ -4,7 +4,7 @@
 //! - [`read_documents`], [`prepare`], [`TokenDataset`], [`Batches`]: text to token shards to rows of tokens;
 //! - [`read_conversations`]: instruction data in the common forms;
 //! - [`read_rankings`]: ranked answers;
-//! - [`SplitKey`], [`split_by_prompt`], [`Repeats`]: what a split keeps together, and what crosses one.
+//! - [`SplitKey`], [`split_by_prompt`], [`Duplicates`]: what a split keeps together, and what crosses one.
 //!
 //! ```
 //! use llm_data::{Batches, TokenDataset, prepare, world::{Split, World, WorldConfig}};
@@ -33,9 +33,9 @@ mod files;
 mod messages;
 mod ranking;
 mod records;
-mod remarks;
 mod shards;
 mod split;
+mod warnings;
 pub mod world;
 
 pub use batches::{Batches, eval_windows};
@@ -43,9 +43,9 @@ pub use conversation::{Conversation, Conversations, Message, Role, prompt_key, r
 pub use error::Error;
 pub use files::{read_documents, read_jsonl, write_jsonl};
 pub use ranking::{Ranking, Rankings, read_rankings};
-pub use remarks::Remarks;
 pub use shards::{Manifest, SplitInfo, TokenDataset, prepare};
-pub use split::{ItemKeys, Keyed, Repeats, SplitKey, split_by_prompt};
+pub use split::{Duplicates, ItemKeys, Keyed, SplitKey, split_by_prompt};
+pub use warnings::Warnings;
 
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -8,7 +8,7 @@ use crate::files::kind;
 use crate::{Message, Role};
 
 /// Keys of records and messages that were not read.
-pub(crate) type Unread = BTreeSet<String>;
+pub(crate) type IgnoredKeys = BTreeSet<String>;
 
 /// The text under a key.
 pub(crate) fn text_of<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
@@ -20,12 +20,12 @@ pub(crate) fn text_of<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&
 }
 
 /// The messages of a list: `{"role", "content"}`, or `{"from", "value"}` (ShareGPT).
-pub(crate) fn messages(list: &[Value], unread: &mut Unread) -> Result<Vec<Message>, String> {
-    let one = |(at, value)| message(value, unread).map_err(|wrong| format!("message {}: {wrong}", at + 1));
+pub(crate) fn messages(list: &[Value], ignored_keys: &mut IgnoredKeys) -> Result<Vec<Message>, String> {
+    let one = |(at, value)| message(value, ignored_keys).map_err(|wrong| format!("message {}: {wrong}", at + 1));
     list.iter().enumerate().map(one).collect()
 }
 
-fn message(value: &Value, unread: &mut Unread) -> Result<Message, String> {
+fn message(value: &Value, ignored_keys: &mut IgnoredKeys) -> Result<Message, String> {
     let Some(object) = value.as_object() else {
         return Err(format!("is {}; it must be an object with \"role\" and \"content\"", kind(value)));
     };
@@ -34,14 +34,14 @@ fn message(value: &Value, unread: &mut Unread) -> Result<Message, String> {
         false => ("role", "content"),
     };
     let role = role(speaker, text_of(object, speaker)?)?;
-    refuse_what_is_not_read(object)?;
+    refuse_unsupported_keys(object)?;
     let content = match object.get(words) {
         Some(Value::Array(parts)) => parts.iter().map(|part| text_part(words, part)).collect::<Result<String, _>>()?,
         Some(Value::String(text)) => text.clone(),
         Some(other) => return Err(format!("\"{words}\" is {}; it must be a text or a list of texts", kind(other))),
         None => return Err(format!("there is no \"{words}\"")),
     };
-    unread.extend(object.keys().filter(|key| *key != speaker && *key != words).cloned());
+    ignored_keys.extend(object.keys().filter(|key| *key != speaker && *key != words).cloned());
     Ok(Message::new(role, content))
 }
 
@@ -75,7 +75,7 @@ fn text_part<'a>(key: &str, part: &'a Value) -> Result<&'a str, String> {
 
 /// Refuses keys of a record or a message that say how it is to be trained on, and that this crate cannot follow: to ignore
 /// them would train on what the author excluded.
-pub(crate) fn refuse_what_is_not_read(object: &Map<String, Value>) -> Result<(), String> {
+pub(crate) fn refuse_unsupported_keys(object: &Map<String, Value>) -> Result<(), String> {
     let says_something = |value: &Value| match value {
         Value::Null => false,
         Value::String(text) => !matches!(text.trim(), "" | "[]" | "null"),
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     fn read(list: Value) -> Result<Vec<Message>, String> {
-        messages(list.as_array().unwrap(), &mut Unread::new())
+        messages(list.as_array().unwrap(), &mut IgnoredKeys::new())
     }
 
     #[test]
@@ -119,10 +119,10 @@ mod tests {
             {"from": "human", "value": "q"},
             {"role": "model", "content": [], "weight": 1, "train": true, "tool_calls": [], "name": "x"},
         ]);
-        let mut unread = Unread::new();
+        let mut ignored_keys = IgnoredKeys::new();
         let expected = [Message::system("Be brief."), Message::user("q"), Message::assistant("")];
-        assert_eq!(messages(parts.as_array().unwrap(), &mut unread).unwrap(), expected);
-        assert!(unread.contains("name"), "{unread:?}");
+        assert_eq!(messages(parts.as_array().unwrap(), &mut ignored_keys).unwrap(), expected);
+        assert!(ignored_keys.contains("name"), "{ignored_keys:?}");
     }
 
     #[test]

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::conversation::prompt_key;
 use crate::records::for_each_record;
-use crate::split::{ItemKeys, Keyed, Repeats, SplitKey};
-use crate::{Error, Message, Remarks, Result};
+use crate::split::{Duplicates, ItemKeys, Keyed, SplitKey};
+use crate::{Error, Message, Result, Warnings};
 
 /// Answers to one prompt in the order of preference (`{"id", "prompt", "answers", "order"}` in JSONL).
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -79,7 +79,7 @@ pub struct Rankings {
     /// Those that say something.
     pub rankings: Vec<Ranking>,
     /// What is odd about them, and how many were left out.
-    pub remarks: Remarks,
+    pub warnings: Warnings,
 }
 
 /// Reads a JSONL file (`.gz` too) of rankings, or a JSON array of them. Each may be
@@ -93,29 +93,29 @@ pub struct Rankings {
 ///
 /// Each may have a `margin` (TRL).
 pub fn read_rankings(path: &Path) -> Result<Rankings> {
-    let (mut rankings, mut remarks) = (Vec::new(), Remarks::default());
+    let (mut rankings, mut warnings) = (Vec::new(), Warnings::default());
     for_each_record(path, &mut |_, value| {
-        remarks.records += 1;
-        match forms::parse(&value, &mut remarks.unread)? {
-            None => remarks.different_prompts += 1,
+        warnings.records += 1;
+        match forms::parse(&value, &mut warnings.ignored_keys)? {
+            None => warnings.different_prompts += 1,
             Some(ranking) if ranking.answers.iter().all(|answer| *answer == ranking.answers[0]) => {
-                remarks.equal_answers += 1;
+                warnings.equal_answers += 1;
             }
-            Some(ranking) if ranking.pairs().is_empty() => remarks.ties += 1,
+            Some(ranking) if ranking.pairs().is_empty() => warnings.ties += 1,
             Some(ranking) => {
                 let empty = ranking.answers.iter().any(|answer| answer.trim().is_empty());
-                remarks.empty_answers += usize::from(empty);
+                warnings.empty_answers += usize::from(empty);
                 rankings.push(ranking);
             }
         }
         Ok(())
     })?;
     if rankings.is_empty() {
-        let why = remarks.lines().iter().map(|line| format!("; {line}")).collect::<String>();
+        let why = warnings.lines().iter().map(|line| format!("; {line}")).collect::<String>();
         return Err(Error::unusable(path, format!("holds no rankings of different answers{why}")));
     }
-    remarks.repeats = Repeats::within(rankings.iter().map(Keyed::keys));
-    Ok(Rankings { rankings, remarks })
+    warnings.duplicates = Duplicates::within(rankings.iter().map(Keyed::keys));
+    Ok(Rankings { rankings, warnings })
 }
 
 #[cfg(test)]
@@ -200,17 +200,17 @@ mod tests {
             r#"{"prompt": "q", "answers": ["a", "b"], "ranks": [1, 1]}"#,
         ];
         let read_all = read(&all.join("\n")).unwrap();
-        let expected = Remarks {
+        let expected = Warnings {
             records: 6,
-            repeats: Repeats { whole: 1, prompt: 1 },
+            duplicates: Duplicates { exact: 1, same_prompt: 1 },
             empty_answers: 1,
             equal_answers: 1,
             different_prompts: 1,
             ties: 1,
-            unread: ["score_chosen".to_owned()].into(),
-            ..Remarks::default()
+            ignored_keys: ["score_chosen".to_owned()].into(),
+            ..Warnings::default()
         };
-        assert_eq!((read_all.rankings.len(), read_all.remarks), (3, expected));
+        assert_eq!((read_all.rankings.len(), read_all.warnings), (3, expected));
         let message = read(all[5]).unwrap_err().to_string();
         assert!(message.contains("1 of 1 records are left out: all of their answers tie"), "{message}");
     }

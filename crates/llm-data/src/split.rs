@@ -91,21 +91,21 @@ pub trait Keyed {
 
 /// How often items repeat earlier ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Repeats {
+pub struct Duplicates {
     /// Items with an earlier one's prompt and answers.
-    pub whole: usize,
+    pub exact: usize,
     /// Items with an earlier one's prompt and other answers.
-    pub prompt: usize,
+    pub same_prompt: usize,
 }
 
-impl Repeats {
+impl Duplicates {
     /// The repetitions among items.
     pub fn within(items: impl IntoIterator<Item = ItemKeys>) -> Self {
         let (mut prompts, mut wholes, mut found) = (HashSet::new(), HashSet::new(), Self::default());
         for keys in items {
             let (new_prompt, new_whole) = (prompts.insert(keys.prompt), wholes.insert(keys.whole));
-            found.whole += usize::from(!new_whole);
-            found.prompt += usize::from(new_whole && !new_prompt);
+            found.exact += usize::from(!new_whole);
+            found.same_prompt += usize::from(new_whole && !new_prompt);
         }
         found
     }
@@ -116,15 +116,15 @@ impl Repeats {
         let mut found = Self::default();
         for keys in held_out {
             let whole = wholes.contains(&keys.whole);
-            found.whole += usize::from(whole);
-            found.prompt += usize::from(!whole && prompts.contains(&keys.prompt));
+            found.exact += usize::from(whole);
+            found.same_prompt += usize::from(!whole && prompts.contains(&keys.prompt));
         }
         found
     }
 
     /// All repetitions.
     pub fn total(self) -> usize {
-        self.whole + self.prompt
+        self.exact + self.same_prompt
     }
 }
 
@@ -216,8 +216,8 @@ mod tests {
             whole: SplitKey::of([prompt, answer]),
         };
         let train = [keys("p", "a"), keys("P", "A"), keys("p", "b"), keys("p", "b"), keys("q", "a")];
-        assert_eq!(Repeats::within(train), Repeats { whole: 2, prompt: 1 });
+        assert_eq!(Duplicates::within(train), Duplicates { exact: 2, same_prompt: 1 });
         let held_out = [keys("p", "c"), keys("q", " a"), keys("r", "a")];
-        assert_eq!(Repeats::across(train, held_out), Repeats { whole: 1, prompt: 1 });
+        assert_eq!(Duplicates::across(train, held_out), Duplicates { exact: 1, same_prompt: 1 });
     }
 }

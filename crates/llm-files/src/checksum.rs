@@ -12,14 +12,14 @@ pub fn checksum(path: &Path) -> Result<String> {
 }
 
 /// One hash for several named contents, whatever their order on the disk: that of the lines `HASH  NAME`, sorted by name.
-pub fn combined(mut named: Vec<(String, String)>) -> String {
+pub fn combine_checksums(mut named: Vec<(String, String)>) -> String {
     named.sort();
     let text: String = named.into_iter().map(|(name, hash)| format!("{hash}  {name}\n")).collect();
     blake3::hash(text.as_bytes()).to_hex().to_string()
 }
 
 /// The files below a folder as paths from there, with `/`, sorted; links are followed.
-pub fn files_below(dir: &Path) -> Result<Vec<String>> {
+pub fn list_files(dir: &Path) -> Result<Vec<String>> {
     let (mut names, mut folders) = (Vec::new(), vec![String::new()]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(dir.join(&folder))? {
@@ -35,9 +35,9 @@ pub fn files_below(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// Writes the checksums of all files below `dir` into the file `list` there, and sends files and folders to the disk.
-pub fn seal(dir: &Path, list: &str) -> Result<()> {
+pub fn write_checksums(dir: &Path, list: &str) -> Result<()> {
     let mut text = String::new();
-    for name in files_below(dir)? {
+    for name in list_files(dir)? {
         let path = dir.join(&name);
         text.push_str(&format!("{}  {name}\n", checksum(&path)?));
         File::open(&path)?.sync_all()?;
@@ -46,8 +46,8 @@ pub fn seal(dir: &Path, list: &str) -> Result<()> {
     sync_folders(dir)
 }
 
-/// Checks what [`seal`] wrote: an error names the first file that is missing or has another content.
-pub fn verify(dir: &Path, list: &str) -> Result<()> {
+/// Checks what [`write_checksums`] wrote: an error names the first file that is missing or has another content.
+pub fn verify_checksums(dir: &Path, list: &str) -> Result<()> {
     let broken = |message: String| Error::new(ErrorKind::InvalidData, message);
     let text = fs::read_to_string(dir.join(list)).map_err(|e| broken(format!("{list}: {e}")))?;
     if text.is_empty() {
@@ -98,27 +98,27 @@ mod tests {
         fs::create_dir(path("deep")).unwrap();
         fs::write(path("a"), "one").unwrap();
         fs::write(path("deep/b"), "two").unwrap();
-        assert!(verify(dir.path(), "list").is_err());
-        seal(dir.path(), "list").unwrap();
-        verify(dir.path(), "list").unwrap();
-        assert_eq!(files_below(dir.path()).unwrap(), ["a", "deep/b", "list"]);
+        assert!(verify_checksums(dir.path(), "list").is_err());
+        write_checksums(dir.path(), "list").unwrap();
+        verify_checksums(dir.path(), "list").unwrap();
+        assert_eq!(list_files(dir.path()).unwrap(), ["a", "deep/b", "list"]);
 
         fs::write(path("deep/b"), "twp").unwrap(); // one bit
-        assert!(verify(dir.path(), "list").unwrap_err().to_string().contains("deep/b"));
+        assert!(verify_checksums(dir.path(), "list").unwrap_err().to_string().contains("deep/b"));
         fs::write(path("deep/b"), "two").unwrap();
         fs::remove_file(path("a")).unwrap();
-        assert!(verify(dir.path(), "list").unwrap_err().to_string().contains('a'));
+        assert!(verify_checksums(dir.path(), "list").unwrap_err().to_string().contains('a'));
         fs::write(path("a"), "one").unwrap();
         fs::write(path("list"), "").unwrap();
-        assert!(verify(dir.path(), "list").is_err());
+        assert!(verify_checksums(dir.path(), "list").is_err());
     }
 
     #[test]
     fn a_combined_hash_depends_on_names_and_contents_alone() {
         let pair = |name: &str, hash: &str| (name.to_owned(), hash.to_owned());
-        let all = combined(vec![pair("a", "1"), pair("b", "2")]);
-        assert_eq!(all, combined(vec![pair("b", "2"), pair("a", "1")]));
-        assert_ne!(all, combined(vec![pair("a", "2"), pair("b", "1")]));
-        assert_ne!(all, combined(vec![pair("a", "1")]));
+        let all = combine_checksums(vec![pair("a", "1"), pair("b", "2")]);
+        assert_eq!(all, combine_checksums(vec![pair("b", "2"), pair("a", "1")]));
+        assert_ne!(all, combine_checksums(vec![pair("a", "2"), pair("b", "1")]));
+        assert_ne!(all, combine_checksums(vec![pair("a", "1")]));
     }
 }

@@ -10,13 +10,13 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! A program that is killed while it writes leaves a file whose name begins with `.tmp`; [`remove_unfinished`] clears a folder of
-//! such files. [`seal`] and [`verify`] guard a folder by checksums, [`Lock`] keeps a second process out. Where to look next: `llm_model::write_safetensors`, which writes the weights of a model in this way.
+//! A program that is killed while it writes leaves a file whose name begins with `.tmp`; [`remove_temp_files`] clears a folder of
+//! such files. [`write_checksums`] and [`verify_checksums`] guard a folder by checksums, [`Lock`] keeps a second process out. Where to look next: `llm_model::write_safetensors`, which writes the weights of a model in this way.
 
 mod checksum;
 mod lock;
 
-pub use checksum::{checksum, combined, files_below, seal, sync_folder, verify};
+pub use checksum::{checksum, combine_checksums, list_files, sync_folder, verify_checksums, write_checksums};
 pub use lock::Lock;
 
 use std::fs;
@@ -29,7 +29,7 @@ const PREFIX: &str = ".tmp";
 
 /// Writes a file, and the folders above it, so that a reader, or a crash, sees the old file or the new one and nothing between.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let mut buffer = BufWriter::new(unfinished(path)?);
+    let mut buffer = BufWriter::new(temp_file(path)?);
     write(&mut buffer)?;
     let file = buffer.into_inner().map_err(std::io::IntoInnerError::into_error)?;
     file.as_file().sync_all()?;
@@ -38,28 +38,28 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()
 }
 
 /// An empty file in the folder of `path`, which is made if need be. It is gone with its handle, unless that is persisted.
-pub fn unfinished(path: &Path) -> Result<NamedTempFile> {
+pub fn temp_file(path: &Path) -> Result<NamedTempFile> {
     named(0o666).tempfile_in(parent(path)?)
 }
 
 /// An empty folder beside `path`. It is gone with its handle, unless that is kept.
-pub fn unfinished_folder(path: &Path) -> Result<TempDir> {
+pub fn temp_folder(path: &Path) -> Result<TempDir> {
     named(0o777).tempdir_in(parent(path)?)
 }
 
 /// Whether a file of this name is one that was never finished.
-pub fn is_unfinished(name: &std::ffi::OsStr) -> bool {
+pub fn is_temp_name(name: &std::ffi::OsStr) -> bool {
     name.to_string_lossy().starts_with(PREFIX)
 }
 
 /// Removes what a killed program left unfinished in a folder and in those below it.
-pub fn remove_unfinished(dir: &Path) -> Result<()> {
+pub fn remove_temp_files(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        match (is_unfinished(&entry.file_name()), entry.file_type()?.is_dir()) {
+        match (is_temp_name(&entry.file_name()), entry.file_type()?.is_dir()) {
             (true, true) => fs::remove_dir_all(entry.path())?,
             (true, false) => fs::remove_file(entry.path())?,
-            (false, true) => remove_unfinished(&entry.path())?,
+            (false, true) => remove_temp_files(&entry.path())?,
             (false, false) => {}
         }
     }
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(mode(&ours), mode(&plain));
 
         fs::create_dir(dir.path().join("folder")).unwrap();
-        let folder = unfinished_folder(&ours).unwrap();
+        let folder = temp_folder(&ours).unwrap();
         assert_eq!(mode(folder.path()), mode(&dir.path().join("folder")));
     }
 
@@ -109,12 +109,12 @@ mod tests {
     fn what_was_not_finished_is_known_by_its_name_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("kept"), "").unwrap();
-        let (_, path) = unfinished(&dir.path().join("a")).unwrap().keep().unwrap();
-        unfinished(&dir.path().join("deep/a")).unwrap().keep().unwrap();
-        fs::write(unfinished_folder(&dir.path().join("deep/b")).unwrap().keep().join("c"), "").unwrap();
-        assert!(is_unfinished(path.file_name().unwrap()) && !is_unfinished("a".as_ref()));
-        remove_unfinished(dir.path()).unwrap();
-        assert_eq!(files_below(dir.path()).unwrap(), ["kept"]);
+        let (_, path) = temp_file(&dir.path().join("a")).unwrap().keep().unwrap();
+        temp_file(&dir.path().join("deep/a")).unwrap().keep().unwrap();
+        fs::write(temp_folder(&dir.path().join("deep/b")).unwrap().keep().join("c"), "").unwrap();
+        assert!(is_temp_name(path.file_name().unwrap()) && !is_temp_name("a".as_ref()));
+        remove_temp_files(dir.path()).unwrap();
+        assert_eq!(list_files(dir.path()).unwrap(), ["kept"]);
         assert_eq!(fs::read_dir(dir.path().join("deep")).unwrap().count(), 0);
     }
 }

@@ -12,7 +12,7 @@ pub struct Lock {
 
 impl Lock {
     /// Takes the lock of that file, which is made if need be; none if somebody else holds it.
-    pub fn take(path: &Path) -> Result<Option<Self>> {
+    pub fn try_acquire(path: &Path) -> Result<Option<Self>> {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { file })),
@@ -41,21 +41,21 @@ mod tests {
     fn a_lock_is_held_once_and_ends_with_its_value() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        let held = Lock::take(&path).unwrap().unwrap();
-        assert!(Lock::take(&path).unwrap().is_none());
+        let held = Lock::try_acquire(&path).unwrap().unwrap();
+        assert!(Lock::try_acquire(&path).unwrap().is_none());
         drop(held);
-        assert!(Lock::take(&path).unwrap().is_some());
+        assert!(Lock::try_acquire(&path).unwrap().is_some());
     }
 
     #[test]
     fn a_copy_of_the_handle_in_a_process_that_is_being_started_holds_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        let held = Lock::take(&path).unwrap().unwrap();
+        let held = Lock::try_acquire(&path).unwrap().unwrap();
         let inherited = held.file.try_clone().unwrap();
-        assert!(Lock::take(&path).unwrap().is_none());
+        assert!(Lock::try_acquire(&path).unwrap().is_none());
         drop(held);
-        assert!(Lock::take(&path).unwrap().is_some());
+        assert!(Lock::try_acquire(&path).unwrap().is_some());
         drop(inherited);
     }
 }

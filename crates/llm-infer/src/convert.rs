@@ -101,7 +101,7 @@ fn save_folder(text_model: TextModel, kind: Option<Kind>, out: &Path) -> Result<
 
 fn save(text_model: &TextModel, out: &Path) -> Result<(), Failure> {
     let io = |cause: std::io::Error| Failure::input(format!("{}: {cause}", out.display()));
-    let unfinished = llm_files::unfinished_folder(out).map_err(io)?;
+    let unfinished = llm_files::temp_folder(out).map_err(io)?;
     text_model.model.save(unfinished.path()).map_err(Error::from).map_err(input)?;
     text_model.tokenizer.save(unfinished.path()).map_err(Error::from).map_err(input)?;
     std::fs::rename(unfinished.path(), out).map_err(io)

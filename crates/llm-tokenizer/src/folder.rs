@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 use tokenizers::AddedToken;
 
 use crate::chat_template::ChatTemplate;
-use crate::hostile;
 use crate::train::{DOCUMENT_END, PAD};
+use crate::validate;
 use crate::{Error, Result, Tokenizer};
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -87,7 +87,7 @@ impl Tokenizer {
 
 /// A `tokenizer.json`, after a look at what the `tokenizers` crate takes for granted.
 fn parse(text: &str) -> std::result::Result<tokenizers::Tokenizer, tokenizers::Error> {
-    hostile::tokenizer(&serde_json::from_str(text)?, text)
+    validate::parse_tokenizer(&serde_json::from_str(text)?, text)
 }
 
 /// What `transformers` needs to know when nothing else is given.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::chat_template::ChatTemplate;
 use crate::folder::default_config;
-use crate::hostile;
+use crate::validate;
 use crate::{Error, Result, Tokenizer};
 
 /// What a GGUF file says of its tokenizer, each field by the key of its name under `tokenizer.ggml`.
@@ -197,7 +197,7 @@ impl Tokenizer {
         };
         json["model"]["vocab"] = Value::Object(vocab);
         json["added_tokens"] = Value::Array(added);
-        let inner = hostile::tokenizer(&json, &json.to_string()).map_err(|cause| refused(cause.to_string()))?;
+        let inner = validate::parse_tokenizer(&json, &json.to_string()).map_err(|cause| refused(cause.to_string()))?;
         let mut config = default_config();
         for (key, id) in [
             ("bos_token", vocabulary.bos_token_id),

@@ -36,11 +36,11 @@ mod chat_template;
 mod error;
 mod folder;
 mod gguf;
-mod hostile;
 mod sentencepiece;
 mod stream;
 mod tokenizer;
 mod train;
+mod validate;
 
 pub use chat::ChatMessage;
 pub use chat_format::ChatFormat;
@@ -48,4 +48,4 @@ pub use error::{Error, Result};
 pub use gguf::GgufVocabulary;
 pub use stream::StreamDecoder;
 pub use tokenizer::Tokenizer;
-pub use train::{LEAST_VOCAB_SIZE, TrainConfig, train_bpe};
+pub use train::{MIN_VOCAB_SIZE, TrainConfig, train_bpe};

@@ -11,8 +11,8 @@ use tokenizers::{AddedVocabulary, Model as _, OffsetReferential, OffsetType, Pre
 use crate::chat_format::ChatFormat;
 use crate::chat_template::ChatTemplate;
 use crate::folder::token_text;
-use crate::hostile::caught;
 use crate::train::DOCUMENT_END;
+use crate::validate::catch_panic;
 use crate::{Error, Result};
 
 /// An id, and the bytes of the text that it covers.
@@ -133,13 +133,13 @@ impl Tokenizer {
             self.inner.get_model().tokenize_in_pretokenized(&mut pieces, None)?;
             pieces.into_encoding(None, 0, offsets)
         };
-        caught(steps).map_err(|cause| Error::Encode { bytes: text.len(), cause })
+        catch_panic(steps).map_err(|cause| Error::Encode { bytes: text.len(), cause })
     }
 
     /// The text of ids; special tokens, and ids that the vocabulary lacks, have none. Bytes that are no UTF-8 come out
     /// as U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        caught(|| self.inner.decode(ids, true)).map_err(|cause| Error::Decode { count: ids.len(), cause })
+        catch_panic(|| self.inner.decode(ids, true)).map_err(|cause| Error::Decode { count: ids.len(), cause })
     }
 
     /// The number of ids, which is the highest id + 1: a model needs that many rows.

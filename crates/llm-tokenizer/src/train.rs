@@ -22,7 +22,7 @@ pub(crate) const ROLES: [&str; 3] = ["<|system|>", "<|user|>", "<|assistant|>"];
 const SPECIAL: [&str; 6] = [DOCUMENT_END, PAD, ROLES[0], ROLES[1], ROLES[2], TURN_END];
 
 /// The smallest vocabulary: the special tokens and the 256 bytes.
-pub const LEAST_VOCAB_SIZE: usize = SPECIAL.len() + 256;
+pub const MIN_VOCAB_SIZE: usize = SPECIAL.len() + 256;
 
 /// How a vocabulary is learned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,7 +50,7 @@ pub fn train_bpe(
     config: &TrainConfig,
     texts: impl Iterator<Item = impl AsRef<str> + Send> + Send,
 ) -> Result<Tokenizer> {
-    let least = LEAST_VOCAB_SIZE;
+    let least = MIN_VOCAB_SIZE;
     if config.vocab_size < least {
         return Err(Error::VocabSize { asked: config.vocab_size, least });
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use llm_data::{Conversation, Remarks, read_conversations};
+use llm_data::{Conversation, Warnings, read_conversations};
 use llm_model::{Batch, Model};
 use llm_tokenizer::{ChatMessage, Tokenizer};
 use rand::seq::SliceRandom;
@@ -49,9 +49,9 @@ pub(crate) fn train_and_held_out(
     splits::train_and_held_out(&source, read, |conversation| encode(tokenizer, conversation, max_length))
 }
 
-fn read(path: &Path) -> Result<(Vec<Conversation>, Remarks)> {
+fn read(path: &Path) -> Result<(Vec<Conversation>, Warnings)> {
     let read = read_conversations(path)?;
-    Ok((read.conversations, read.remarks))
+    Ok((read.conversations, read.warnings))
 }
 
 fn encode(tokenizer: &Tokenizer, conversation: &Conversation, max_length: usize) -> Result<Option<Example>> {

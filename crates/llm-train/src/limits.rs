@@ -231,7 +231,7 @@ impl Recipe for LifecycleRecipe {
             .whole("prompts", questions.prompts, COUNT)?
             .whole("held_out", questions.held_out, COUNT)?;
         Keys { table: &format!("{table}tokenizer.") }
-            .whole("vocab_size", self.tokenizer.vocab_size, llm_tokenizer::LEAST_VOCAB_SIZE as u64..=1 << 24)?
+            .whole("vocab_size", self.tokenizer.vocab_size, llm_tokenizer::MIN_VOCAB_SIZE as u64..=1 << 24)?
             .whole("min_frequency", self.tokenizer.min_frequency, COUNT)?;
         Keys { table: &format!("{table}annotator.") }.whole("seed", self.annotator.seed, SEED)?;
         self.annotator.validate().map_err(|e| Error::Input(format!("{table}annotator.{e}")))?;

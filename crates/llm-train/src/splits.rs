@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use llm_data::{Keyed, Remarks, Repeats, SplitKey, split_by_prompt};
+use llm_data::{Duplicates, Keyed, SplitKey, Warnings, split_by_prompt};
 use rayon::prelude::*;
 
 use crate::{Error, Result};
@@ -26,7 +26,7 @@ pub(crate) struct Source<'a> {
 /// whose items are training items is an error. For `read` and `encode` see [`read_items`] and [`encode_all`].
 pub(crate) fn train_and_held_out<T: Keyed + Sync, E: Send>(
     source: &Source,
-    read: impl Fn(&Path) -> Result<(Vec<T>, Remarks)>,
+    read: impl Fn(&Path) -> Result<(Vec<T>, Warnings)>,
     encode: impl Fn(&T) -> Result<Option<E>> + Sync,
 ) -> Result<(Vec<E>, Vec<E>)> {
     let encode_all =
@@ -58,9 +58,9 @@ pub(crate) fn train_and_held_out<T: Keyed + Sync, E: Send>(
 }
 
 /// Reads the items of a file and says what is odd about them.
-pub(crate) fn read_items<T>(path: &Path, read: impl Fn(&Path) -> Result<(Vec<T>, Remarks)>) -> Result<Vec<T>> {
-    let (items, remarks) = read(path)?;
-    for line in remarks.lines() {
+pub(crate) fn read_items<T>(path: &Path, read: impl Fn(&Path) -> Result<(Vec<T>, Warnings)>) -> Result<Vec<T>> {
+    let (items, warnings) = read(path)?;
+    for line in warnings.lines() {
         tracing::warn!("{}: {line}", path.display());
     }
     Ok(items)
@@ -95,20 +95,20 @@ fn say_what_is_too_long(path: &Path, all: usize, fitting: usize, max_length: usi
 
 /// Refuses held-out items that are all training items, and says how many repeat a prompt of these.
 fn check_overlap<T: Keyed>((data, train): (&Path, &[T]), (path, held_out): (&Path, &[T])) -> Result<()> {
-    let repeats = Repeats::across(train.iter().map(Keyed::keys), held_out.iter().map(Keyed::keys));
+    let duplicates = Duplicates::across(train.iter().map(Keyed::keys), held_out.iter().map(Keyed::keys));
     let (data, path, all) = (data.display(), path.display(), held_out.len());
-    if repeats.whole == all {
+    if duplicates.exact == all {
         return Err(Error::Input(format!(
             "{path}: all of its {all} records are in {data} too, so that nothing is held out; give other data, or leave \
              out --held-out for a split by prompt"
         )));
     }
-    if repeats.total() > 0 {
+    if duplicates.total() > 0 {
         tracing::warn!(
             "{path}: {} of {all} records repeat a prompt of {data}, {} of them with the same answer; the held-out figures \
              are partly of training data",
-            repeats.total(),
-            repeats.whole
+            duplicates.total(),
+            duplicates.exact
         );
     }
     Ok(())
@@ -137,7 +137,7 @@ mod tests {
         let source = Source { data: &data, held_out, held_out_share: 0.05, seed: 3, max_length: 9 };
         let read = |path: &Path| {
             let read = read_conversations(path)?;
-            Ok((read.conversations, read.remarks))
+            Ok((read.conversations, read.warnings))
         };
         train_and_held_out(&source, read, |conversation: &Conversation| {
             let answer = conversation.messages[1].content.clone();

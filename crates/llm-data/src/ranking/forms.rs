@@ -5,14 +5,14 @@ use serde_json::{Map, Value};
 use super::Ranking;
 use crate::conversation::side;
 use crate::files::{described, kind};
-use crate::messages::{Unread, refuse_what_is_not_read, text_of};
+use crate::messages::{IgnoredKeys, refuse_unsupported_keys, text_of};
 use crate::{Message, Role};
 
 /// The keys of a ranking.
 const READ: [&str; 8] = ["id", "prompt", "answers", "order", "ranks", "chosen", "rejected", "margin"];
 
 /// A ranking; none if two dialogues differ before their last turn, so that they are no two answers to one prompt.
-pub(super) fn parse(value: &Value, unread: &mut Unread) -> Result<Option<Ranking>, String> {
+pub(super) fn parse(value: &Value, ignored_keys: &mut IgnoredKeys) -> Result<Option<Ranking>, String> {
     let form = |object: &Map<String, Value>| {
         object.contains_key("answers") || (object.contains_key("chosen") && object.contains_key("rejected"))
     };
@@ -22,12 +22,12 @@ pub(super) fn parse(value: &Value, unread: &mut Unread) -> Result<Option<Ranking
             described(value)
         ));
     };
-    refuse_what_is_not_read(object)?;
+    refuse_unsupported_keys(object)?;
     let ranking = match object.contains_key("answers") {
-        true => Some(ranked(object, unread)?),
-        false => chosen_and_rejected(object, unread)?,
+        true => Some(ranked(object, ignored_keys)?),
+        false => chosen_and_rejected(object, ignored_keys)?,
     };
-    unread.extend(object.keys().filter(|key| !READ.contains(&key.as_str())).cloned());
+    ignored_keys.extend(object.keys().filter(|key| !READ.contains(&key.as_str())).cloned());
     let (margin, id) = (margin(object)?, id(object));
     Ok(ranking.map(|ranking| Ranking { id, margin, ..ranking }))
 }
@@ -49,8 +49,8 @@ fn margin(object: &Map<String, Value>) -> Result<f64, String> {
 }
 
 /// `{"prompt", "answers", "order"}` or `{"prompt", "answers", "ranks"}`.
-fn ranked(object: &Map<String, Value>, unread: &mut Unread) -> Result<Ranking, String> {
-    let prompt = turns(object, "prompt", Role::User, unread)?;
+fn ranked(object: &Map<String, Value>, ignored_keys: &mut IgnoredKeys) -> Result<Ranking, String> {
+    let prompt = turns(object, "prompt", Role::User, ignored_keys)?;
     if prompt.is_empty() {
         return Err("\"prompt\" is empty; write what the answers answer".to_owned());
     }
@@ -121,8 +121,8 @@ fn groups_of_ranks(ranks: &Value, answers: usize) -> Result<Vec<Vec<usize>>, Str
 }
 
 /// `{"prompt", "chosen", "rejected"}`, the prompt given or the beginning that the two have in common.
-fn chosen_and_rejected(object: &Map<String, Value>, unread: &mut Unread) -> Result<Option<Ranking>, String> {
-    let mut side = |key: &str| turns(object, key, Role::Assistant, unread);
+fn chosen_and_rejected(object: &Map<String, Value>, ignored_keys: &mut IgnoredKeys) -> Result<Option<Ranking>, String> {
+    let mut side = |key: &str| turns(object, key, Role::Assistant, ignored_keys);
     let (mut chosen, mut rejected) = (side("chosen")?, side("rejected")?);
     let (Some(best), Some(worst)) = (chosen.pop(), rejected.pop()) else {
         return Err("\"chosen\" or \"rejected\" is empty".to_owned());
@@ -137,7 +137,7 @@ fn chosen_and_rejected(object: &Map<String, Value>, unread: &mut Unread) -> Resu
         None | Some(Value::Null) => Vec::new(),
         // As TRL does: a text beside whole conversations is not said once more.
         Some(Value::String(_)) if !chosen.is_empty() && object["chosen"].is_array() => Vec::new(),
-        Some(_) => turns(object, "prompt", Role::User, unread)?,
+        Some(_) => turns(object, "prompt", Role::User, ignored_keys)?,
     };
     if chosen.starts_with(&prompt) {
         prompt = chosen;
@@ -152,10 +152,15 @@ fn chosen_and_rejected(object: &Map<String, Value>, unread: &mut Unread) -> Resu
 }
 
 /// A list of messages, a dialogue in Anthropic's form, or a bare text that `role` says.
-fn turns(object: &Map<String, Value>, key: &str, role: Role, unread: &mut Unread) -> Result<Vec<Message>, String> {
+fn turns(
+    object: &Map<String, Value>,
+    key: &str,
+    role: Role,
+    ignored_keys: &mut IgnoredKeys,
+) -> Result<Vec<Message>, String> {
     match text_of(object, key) {
         Ok(text) if text.trim_start().starts_with("Human:") => dialogue(text),
-        _ => side(object, key, role, unread),
+        _ => side(object, key, role, ignored_keys),
     }
 }
 

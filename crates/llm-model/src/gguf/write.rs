@@ -18,7 +18,7 @@ pub(crate) struct PendingTensor<'a> {
 
 /// Writes a file, one tensor after the other, under another name first; `path` must not be there yet.
 pub(crate) fn write(path: &Path, metadata: &Metadata, tensors: Vec<PendingTensor>) -> Result<()> {
-    let file = llm_files::unfinished(path).map_err(Error::io(path))?;
+    let file = llm_files::temp_file(path).map_err(Error::io(path))?;
     let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
     let io = || Error::io(path);
     let header = header(metadata, &tensors)?;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_data::{ItemKeys, Repeats, SplitKey, read_documents};
+use llm_data::{Duplicates, ItemKeys, SplitKey, read_documents};
 use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
 use rayon::prelude::*;
 
@@ -63,9 +63,9 @@ pub fn prepare(inputs: &PrepareInputs, out: &Path, options: RunOptions) -> Resul
     }
     let tokenizer = Tokenizer::from_dir(inputs.tokenizer)?;
     let (mut train, mut held_out) = (read_all(inputs.train)?, read_all(inputs.held_out)?);
-    let repeats = Repeats::within(train.iter().map(|document| text_keys(document)));
-    if repeats.whole > 0 {
-        tracing::warn!("{} of {} training documents repeat an earlier one", repeats.whole, train.len());
+    let duplicates = Duplicates::within(train.iter().map(|document| text_keys(document)));
+    if duplicates.exact > 0 {
+        tracing::warn!("{} of {} training documents repeat an earlier one", duplicates.exact, train.len());
     }
     if inputs.held_out.is_empty() {
         held_out = take_end(&mut train, inputs.held_out_share)?;
@@ -108,7 +108,7 @@ fn say_what_is_repeated(train: &[String], held_out: &[String]) -> bool {
         lines.filter(|line| !line.trim().is_empty()).map(text_keys).collect()
     };
     let tested = lines(held_out);
-    let (all, repeated) = (tested.len(), Repeats::across(lines(train), tested).whole);
+    let (all, repeated) = (tested.len(), Duplicates::across(lines(train), tested).exact);
     // Headings and the like occur in many texts.
     if repeated * 10 > all {
         tracing::warn!("{repeated} of {all} held-out lines are in the training text too");

@@ -221,7 +221,7 @@ fn rankings(
     let source = Source { data, held_out, held_out_share: recipe.held_out_share, seed: recipe.seed, max_length };
     let read = |path: &Path| {
         let read = read_rankings(path)?;
-        Ok((read.rankings, read.remarks))
+        Ok((read.rankings, read.warnings))
     };
     train_and_held_out(&source, read, |ranking: &Ranking| {
         let rows = ranking.answers.iter().map(|answer| conversation_ids(tokenizer, &ranking.prompt, answer));

@@ -33,7 +33,7 @@ impl Checkpoint {
     /// Reads a checkpoint's state after a check of all its files.
     fn read(run: &Path, step: u64) -> std::result::Result<Self, String> {
         let dir = folder(run, step);
-        llm_files::verify(&dir, CHECKSUMS).map_err(|e| e.to_string())?;
+        llm_files::verify_checksums(&dir, CHECKSUMS).map_err(|e| e.to_string())?;
         let text =
             fs::read_to_string(dir.join("trainer/state.json")).map_err(|e| format!("trainer/state.json: {e}"))?;
         let state = serde_json::from_str(&text).map_err(|e| format!("trainer/state.json: {e}"))?;
@@ -86,7 +86,7 @@ pub(crate) fn write(
     let mut state = state;
     state.insert("step".to_owned(), json!(step));
     super::write_json(&partial.join("trainer/state.json"), &Value::Object(state))?;
-    llm_files::seal(&partial, CHECKSUMS).map_err(Error::io(&partial))?;
+    llm_files::write_checksums(&partial, CHECKSUMS).map_err(Error::io(&partial))?;
     remove(&whole)?;
     fs::rename(&partial, &whole).map_err(Error::io(&whole))?;
     llm_files::sync_folder(&all).map_err(Error::io(&all))?;
@@ -95,7 +95,7 @@ pub(crate) fn write(
 
 /// Removes what a killed run left unfinished, and checkpoints of later steps than `step`, which are damaged.
 pub(crate) fn clear(run: &Path, step: u64) -> Result<()> {
-    llm_files::remove_unfinished(run).map_err(Error::io(run))?;
+    llm_files::remove_temp_files(run).map_err(Error::io(run))?;
     let all = run.join("checkpoints");
     if all.exists() {
         for entry in fs::read_dir(&all).map_err(Error::io(&all))? {

@@ -95,13 +95,13 @@ pub(crate) fn fingerprint(name: &str, path: &Path) -> Result<String> {
     let mut files = Vec::new();
     let all = match top_only {
         true => files_of(path).map_err(Error::io(path))?,
-        false => llm_files::files_below(path).map_err(Error::io(path))?,
+        false => llm_files::list_files(path).map_err(Error::io(path))?,
     };
     for file in all.into_iter().filter(|file| counts(file)) {
         let hash = llm_files::checksum(&path.join(&file)).map_err(Error::io(path.join(&file)))?;
         files.push((file, hash));
     }
-    Ok(llm_files::combined(files))
+    Ok(llm_files::combine_checksums(files))
 }
 
 fn is_tokenizer(file: &str) -> bool {

@@ -171,7 +171,7 @@ impl<'a> Opening<'a> {
 
     fn lock(&self) -> Result<Lock> {
         let path = self.dir.join(LOCK);
-        Lock::take(&path).map_err(Error::io(&path))?.ok_or_else(|| {
+        Lock::try_acquire(&path).map_err(Error::io(&path))?.ok_or_else(|| {
             let dir = self.dir.display();
             Error::Input(format!(
                 "{dir}: another process is at work on this run; wait for its end, or choose another --out"
@@ -183,7 +183,7 @@ impl<'a> Opening<'a> {
 /// Refuses to write into a folder that holds something (but for what a run that was killed at its very beginning left).
 pub(crate) fn refuse_existing(dir: &Path) -> Result<()> {
     let something = |entry: std::io::Result<fs::DirEntry>| {
-        entry.map_or(true, |entry| !llm_files::is_unfinished(&entry.file_name()) && entry.file_name() != LOCK)
+        entry.map_or(true, |entry| !llm_files::is_temp_name(&entry.file_name()) && entry.file_name() != LOCK)
     };
     if dir.exists() && fs::read_dir(dir).map_or(true, |mut entries| entries.any(something)) {
         let begun = dir.join("recipe.toml").exists();

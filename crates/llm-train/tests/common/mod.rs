@@ -68,7 +68,7 @@ pub fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             }
             let name = path.file_name().unwrap();
             // What was being written when the program was killed; nothing reads it.
-            if llm_files::is_unfinished(name) {
+            if llm_files::is_temp_name(name) {
                 continue;
             }
             let bytes = std::fs::read(&path).unwrap();
@@ -112,5 +112,5 @@ pub fn everything(dir: &Path) -> BTreeMap<String, (Vec<u8>, SystemTime)> {
         let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
         (name, (std::fs::read(path).unwrap(), modified))
     };
-    llm_files::files_below(dir).unwrap().into_iter().map(read).collect()
+    llm_files::list_files(dir).unwrap().into_iter().map(read).collect()
 }

@@ -68,7 +68,7 @@ fn a_model_with_weights_that_are_not_finite_is_refused() {
     for entry in fs::read_dir(WORLD.0.path()).unwrap() {
         let (from, to) = (entry.as_ref().unwrap().path(), world.path(&entry.unwrap().file_name().to_string_lossy()));
         if from.is_dir() {
-            for name in llm_files::files_below(&from).unwrap() {
+            for name in llm_files::list_files(&from).unwrap() {
                 fs::create_dir_all(to.join(&name).parent().unwrap()).unwrap();
                 fs::copy(from.join(&name), to.join(&name)).unwrap();
             }

@@ -55,7 +55,7 @@ fn ctrl_c_saves_and_resume_needs_no_other_option_wherever_the_folder_is() {
     fs::create_dir(&old).unwrap();
     for (from, to) in [("model.tokenizer", "tokenizer"), ("shards", "shards")] {
         fs::create_dir(old.join(to)).unwrap();
-        for name in llm_files::files_below(&WORLD.path(from)).unwrap() {
+        for name in llm_files::list_files(&WORLD.path(from)).unwrap() {
             fs::copy(WORLD.path(from).join(&name), old.join(to).join(&name)).unwrap();
         }
     }

@@ -51,7 +51,7 @@ fn inputs_are_known_by_content_and_not_by_path() {
         match stage {
             Stage::Pretrain => {
                 fs::create_dir(&changed).unwrap();
-                for file in llm_files::files_below(&WORLD.path(name)).unwrap() {
+                for file in llm_files::list_files(&WORLD.path(name)).unwrap() {
                     fs::copy(WORLD.path(name).join(&file), changed.join(&file)).unwrap();
                 }
                 let file = changed.join("train-00000.bin");
@@ -144,7 +144,7 @@ fn a_damaged_checkpoint_gives_way_to_the_older_one() {
 
         Stage::Pretrain.run(&WORLD, &knobs, &torn, options(true)).unwrap();
         assert!(contents(&whole) == contents(&torn), "{damage}");
-        let left: Vec<String> = llm_files::files_below(&torn).unwrap();
+        let left: Vec<String> = llm_files::list_files(&torn).unwrap();
         assert!(!left.iter().any(|name| name.contains(".tmp") || name.contains(".partial")), "{left:?}");
     }
 }

@@ -1,6 +1,6 @@
 //! Which prompts an update draws replies to.
 
-use llm_data::{Repeats, prompt_key, read_prompts};
+use llm_data::{Duplicates, prompt_key, read_prompts};
 use llm_tokenizer::Tokenizer;
 use rand::seq::SliceRandom;
 
@@ -21,7 +21,7 @@ impl Prompts {
     /// The prompts of a file in token ids, up to the assistant's turn; those that leave no room for a reply are left out.
     pub fn read(recipe: &PpoRecipe, inputs: &PpoInputs, tokenizer: &Tokenizer, positions: usize) -> Result<Self> {
         let prompts = read_prompts(inputs.data)?;
-        let repeated = Repeats::within(prompts.iter().map(|prompt| prompt_key(prompt).into())).whole;
+        let repeated = Duplicates::within(prompts.iter().map(|prompt| prompt_key(prompt).into())).exact;
         if repeated > 0 {
             tracing::warn!("{}: {repeated} of {} prompts repeat an earlier one", inputs.data.display(), prompts.len());
         }

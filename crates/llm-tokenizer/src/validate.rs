@@ -1,7 +1,7 @@
 //! A look at a `tokenizer.json` before the `tokenizers` crate (0.23) reads it: what that takes for granted and panics on, or
 //! what would take time or memory out of proportion, is an error that names the key.
 //!
-//! What it still panics on, a pattern that is tried for too long on some text, becomes an error in [`caught`].
+//! What it still panics on, a pattern that is tried for too long on some text, becomes an error in [`catch_panic`].
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,9 +14,9 @@ use serde_json::{Map, Value};
 const GROWTH: usize = 1 << 10;
 
 /// The tokenizer of a `tokenizer.json`, whose text is `text`.
-pub(crate) fn tokenizer(json: &Value, text: &str) -> tokenizers::Result<tokenizers::Tokenizer> {
+pub(crate) fn parse_tokenizer(json: &Value, text: &str) -> tokenizers::Result<tokenizers::Tokenizer> {
     check(json)?;
-    caught(|| text.parse())
+    catch_panic(|| text.parse())
 }
 
 /// What is wrong with a `tokenizer.json`, if anything is.
@@ -176,7 +176,7 @@ fn repeats_repeated(pattern: &str) -> bool {
 }
 
 /// The result of something that the `tokenizers` crate does; a panic in it is an error too.
-pub(crate) fn caught<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+pub(crate) fn catch_panic<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
     // What it shares between calls is a cache of words behind a lock, which it passes over where a panic left it open.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let said = |panic: &dyn Any| match panic.downcast_ref::<String>() {
@@ -259,8 +259,8 @@ mod tests {
 
     #[test]
     fn a_panic_is_an_error() {
-        let error = caught::<()>(|| panic!("at {}", 3)).unwrap_err();
+        let error = catch_panic::<()>(|| panic!("at {}", 3)).unwrap_err();
         assert_eq!(error.to_string(), "the tokenizers crate gave up: at 3");
-        assert_eq!(caught(|| Ok(2)).unwrap(), 2);
+        assert_eq!(catch_panic(|| Ok(2)).unwrap(), 2);
     }
 }
