@@ -1,10 +1,10 @@
-"""Prefill and decoding of a Llama in other programs, timed: the peers of `llm-infer bench`.
+"""Times prefill and decoding of a Llama model in other programs: the baselines of `llm-infer bench`.
 
     python infer.py --make CONFIG.json --out DIR         # random weights: a Hugging Face folder and model-f32.gguf
     python infer.py --engine transformers --dtype f32 --model DIR
     python infer.py --engine llama.cpp --dtype q8_0 --model DIR
 
-Needs torch, transformers, gguf and llama-cpp-python. Prints one JSON object with the names of `llm-infer bench`.
+Needs torch, transformers, gguf and llama-cpp-python. Prints one JSON object with the keys of `llm-infer bench`.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def make(config, out):
         layer, rest = name.removeprefix("model.layers.").split(".", 1)
         part = rest.removesuffix(".weight")
         if part in ("self_attn.q_proj", "self_attn.k_proj"):
-            # llama.cpp turns neighbouring numbers, Hugging Face the two halves of a head.
+            # llama.cpp rotates adjacent pairs (interleaved layout), Hugging Face the pairs (i, i + head_dim / 2).
             heads = shape.num_attention_heads if "q_proj" in part else shape.num_key_value_heads
             rows, cols = tensor.shape
             tensor = tensor.reshape(heads, 2, rows // heads // 2, cols).swapaxes(1, 2).reshape(rows, cols)

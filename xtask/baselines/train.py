@@ -1,9 +1,9 @@
-"""The pre-training step of a Llama-shaped model in PyTorch, timed on random tokens: the peer of `llm-train bench`.
+"""Times the training step of a Llama-shaped model in PyTorch on random tokens: the baseline of `llm-train bench`.
 
     python train.py --mode eager-f32 --steps 5 [--vocab 8192 --hidden 384 ...]
 
 Modes: eager-f32, eager-bf16, compiled-f32, compiled-bf16 (bf16 is autocast; weights and AdamW stay in f32).
-Prints one JSON object with the names of `llm-train bench`.
+Prints one JSON object with the keys of `llm-train bench`.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class Block(nn.Module):
         q = self.q(y).view(b, t, self.heads, self.size).transpose(1, 2)
         k = self.k(y).view(b, t, self.kv_heads, self.size).transpose(1, 2)
         v = self.v(y).view(b, t, self.kv_heads, self.size).transpose(1, 2)
-        q, k = turn(q, cos, sin), turn(k, cos, sin)
+        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
         grouped = self.heads != self.kv_heads
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         x = x + self.o(y.transpose(1, 2).reshape(b, t, -1))
@@ -44,7 +44,7 @@ class Block(nn.Module):
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
-def turn(x, cos, sin):
+def apply_rotary(x, cos, sin):
     first, second = x.chunk(2, -1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 
@@ -87,7 +87,7 @@ def main():
     torch.manual_seed(42)
     model = Model(args)
     run = torch.compile(model) if args.mode.startswith("compiled") else model
-    half = args.mode.endswith("bf16")
+    bf16 = args.mode.endswith("bf16")
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -97,7 +97,7 @@ def main():
         ids = torch.randint(args.vocab, (args.batch_size, args.seq_len))
         labels = torch.randint(args.vocab, (args.batch_size, args.seq_len))
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext():
+        with torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext():
             loss = run(ids, labels)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,4 +1,4 @@
-//! `cargo xtask bench kernels`: each kernel's rate, and its share of what the machine can do.
+//! `cargo xtask bench kernels`: the rate of each kernel, and its share of the peak rate of this machine.
 //!
 //! The shapes are those of the training benchmark (4096 tokens, hidden 384, feed-forward 1024, vocabulary 8192) and, for
 //! decoding, the output layer of SmolLM2-135M.
@@ -16,15 +16,15 @@ const HIDDEN: usize = 384;
 const INNER: usize = 1024;
 const VOCAB: usize = 8192;
 
-/// What a kernel moves.
+/// The work of one call of a kernel, and so the limit it is compared with.
 enum Work {
-    /// FLOP, in a precision.
+    /// Floating-point operations, and the precision they run in.
     Flops(f64, Precision),
     /// Bytes read and written.
     Bytes(f64),
 }
 
-/// Prints the table.
+/// Measures all kernels on `threads` threads and prints the table.
 pub fn run(threads: usize) -> std::result::Result<(), String> {
     llm_kernels::with_threads(threads, table).and_then(|table| table).map_err(|e| e.to_string())
 }
@@ -33,7 +33,7 @@ fn random(shape: &[usize]) -> Result<Tensor> {
     Tensor::rand(-1f32, 1f32, shape, &Device::Cpu)
 }
 
-/// The shortest of some runs, in seconds.
+/// The shortest of 7 runs after a warm-up, in seconds.
 fn seconds(mut run: impl FnMut() -> Result<()>) -> Result<f64> {
     run()?;
     let mut best = f64::INFINITY;
@@ -53,9 +53,13 @@ fn table() -> Result<()> {
             .filter_map(|_| llm_kernels::peak_flops(precision))
             .fold(None, |best: Option<f64>, rate| Some(best.map_or(rate, |best| best.max(rate))))
     });
-    println!("memory is read at {:.1} GB/s", read / 1e9);
+    println!("memory bandwidth (read): {:.1} GB/s", read / 1e9);
     if let [Some(full), Some(half)] = peaks {
-        println!("products in the first-level cache: f32 {:.0}, bf16 {:.0} GFLOP/s\n", full / 1e9, half / 1e9);
+        println!(
+            "peak matmul rate (operands in the L1 cache): f32 {:.0}, bf16 {:.0} GFLOP/s\n",
+            full / 1e9,
+            half / 1e9
+        );
     }
     println!("| kernel | ms | rate | share of the peak |\n|---|---|---|---|");
     let show = |name: &str, work: Work, time: f64| {
@@ -69,10 +73,10 @@ fn table() -> Result<()> {
         println!("| {name} | {:.2} | {:.1} {unit} | {share} |", time * 1e3, rate / 1e9);
     };
     for precision in [Precision::F32, Precision::Bf16] {
-        products(precision, &show)?;
-        halves(precision, &show)?;
+        matmuls(precision, &show)?;
+        fused_blocks(precision, &show)?;
     }
-    streams(&show)?;
+    elementwise(&show)?;
     decoding(&show)
 }
 
@@ -80,15 +84,16 @@ fn name(precision: Precision) -> &'static str {
     if precision == Precision::F32 { "f32" } else { "bf16" }
 }
 
-/// Of a product.
+/// Floating-point operations of a matmul of shapes `(n, k)` and `(k, m)`.
 fn flops(n: usize, k: usize, m: usize) -> f64 {
     2. * (n * k * m) as f64
 }
 
-/// Pairs of a query and a key of all heads: half of all pairs of tokens are visible.
+/// (query, key) pairs of all heads under a causal mask: batch 8, 6 heads, 512 tokens.
 const PAIRS: f64 = 8. * 6. * 512. * 513. / 2.;
 
-fn products(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result<()> {
+/// Linear layers, attention, and the output layer with its cross-entropy.
+fn matmuls(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result<()> {
     let name = name(precision);
     for (k, m) in [(HIDDEN, HIDDEN), (HIDDEN, INNER), (INNER, HIDDEN)] {
         let (x, w) = (random(&[TOKENS, k])?, random(&[m, k])?);
@@ -110,15 +115,15 @@ fn products(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result<()>
     let options = CrossEntropyOptions { precision, ..CrossEntropyOptions::default() };
     let time = seconds(|| llm_kernels::linear_cross_entropy(&x, &w, &labels, options)?.backward().map(drop))?;
     show(
-        &format!("output layer and loss, both ways, {name}"),
+        &format!("output layer and loss, forward and backward, {name}"),
         Work::Flops(3. * flops(TOKENS, HIDDEN, VOCAB), precision),
         time,
     );
     Ok(())
 }
 
-/// Both halves of a block, forward and backward.
-fn halves(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result<()> {
+/// The fused attention block and the fused MLP block, forward and backward.
+fn fused_blocks(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result<()> {
     let name = name(precision);
     let var = |shape: &[usize]| Var::from_tensor(&random(shape)?);
     let (x, norm) = (var(&[8, 512, HIDDEN])?, var(&[HIDDEN])?);
@@ -132,19 +137,19 @@ fn halves(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result<()> {
         || llm_kernels::self_attention(&x, (&norm, 1e-5), weights, 64, Some(&rotation), scores, &all)?.backward();
     let work = 3. * 4. * flops(TOKENS, HIDDEN, HIDDEN) + 14. * 64. * PAIRS;
     let time = seconds(|| attention().map(drop))?;
-    show(&format!("attention half of a block, both ways, {name}"), Work::Flops(work, precision), time);
+    show(&format!("fused attention block, forward and backward, {name}"), Work::Flops(work, precision), time);
     let (gate, up, down) = (var(&[INNER, HIDDEN])?, var(&[INNER, HIDDEN])?, var(&[HIDDEN, INNER])?);
     let weights = GatedWeights { gate: &gate, up: &up, down: &down };
     let network =
         || llm_kernels::feed_forward(&x, Some((&norm, 1e-5)), weights, Activation::Silu, precision)?.backward();
     let work = 3. * 3. * flops(TOKENS, HIDDEN, INNER);
     let time = seconds(|| network().map(drop))?;
-    show(&format!("feed-forward half of a block, both ways, {name}"), Work::Flops(work, precision), time);
+    show(&format!("fused MLP block, forward and backward, {name}"), Work::Flops(work, precision), time);
     Ok(())
 }
 
-/// What is bound by memory in training.
-fn streams(show: &impl Fn(&str, Work, f64)) -> Result<()> {
+/// Kernels of a training step that are limited by memory bandwidth.
+fn elementwise(show: &impl Fn(&str, Work, f64)) -> Result<()> {
     let bytes = |tensors: usize, width: usize| Work::Bytes((4 * tensors * TOKENS * width) as f64);
     let (x, weight) = (random(&[8, 512, HIDDEN])?, random(&[HIDDEN])?);
     show("RMSNorm", bytes(2, HIDDEN), seconds(|| llm_kernels::rms_norm(&x, &weight, 1e-5).map(drop))?);
@@ -175,7 +180,7 @@ fn streams(show: &impl Fn(&str, Work, f64)) -> Result<()> {
     Ok(())
 }
 
-/// One token and the output layer of SmolLM2-135M.
+/// A matrix-vector product, as in decoding: one token and the output layer of SmolLM2-135M, for each weight dtype.
 fn decoding(show: &impl Fn(&str, Work, f64)) -> Result<()> {
     let (x, w) = (random(&[1, 576])?, random(&[49152, 576])?);
     let bytes = |each: f64| Work::Bytes(each * 49152. * 576.);

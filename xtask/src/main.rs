@@ -1,7 +1,7 @@
-//! What a developer runs: `cargo xtask ci` checks everything that a commit must keep, `cargo xtask bench` compares with
-//! other programs.
+//! Tasks for developers of this workspace: `cargo xtask ci` runs every check that a commit must pass, `cargo xtask bench`
+//! measures our programs and compares them with others.
 
-// The allocator of the programs, so that kernels are timed as they run in them.
+// Links the allocator that the programs use, so that the kernel benchmark runs with it.
 use llm_cli as _;
 
 mod bench;
@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
 
-/// What a developer of this workspace runs
+/// Tasks for developers of this workspace
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
 struct Arguments {
@@ -21,18 +21,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Check the format, the lints, the tests and the documentation, and stop at the first that fails
+    /// Check format, lints, tests and documentation; stop at the first failure
     Ci {
-        /// Leave the tests out (they have just run)
+        /// Skip the tests
         #[arg(long)]
         no_test: bool,
     },
-    /// Measure ours and other programs in turn
+    /// Measure our programs, and other programs to compare with
     #[command(subcommand)]
     Bench(bench::Bench),
 }
 
-/// A name, the arguments of cargo, and environment variables with their values.
+/// A step of `ci`: its name, the arguments of cargo, and the environment variables to set.
 type Step = (&'static str, &'static [&'static str], &'static [(&'static str, &'static str)]);
 
 const FORMAT: Step = ("format", &["fmt", "--all", "--check"], &[]);
@@ -60,7 +60,7 @@ fn ci(no_test: bool) -> ExitCode {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
         let status = Command::new(cargo).args(arguments).envs(environment.iter().copied()).status();
         if !status.is_ok_and(|status| status.success()) {
-            eprintln!("xtask: {name} failed; what is wrong stands above");
+            eprintln!("xtask: {name} failed; see the output above");
             return ExitCode::FAILURE;
         }
     }
