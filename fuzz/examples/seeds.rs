@@ -1,4 +1,4 @@
-//! Writes what each target begins from into `corpus/`: small valid files of every kind that the loaders read.
+//! Writes the seed corpus of each fuzz target to `corpus/`: small valid files of every kind that the loaders read.
 //!
 //! `cargo +nightly run --example seeds`, in this folder.
 
@@ -27,7 +27,7 @@ fn corpus(target: &str) -> std::io::Result<PathBuf> {
     Ok(dir)
 }
 
-/// An adapter of each kind in one file: its configuration on a line, then its tensors.
+/// One file per kind of adapter: its configuration on the first line, then its tensors.
 fn adapters() -> Result<(), Box<dyn std::error::Error>> {
     let dir = std::env::temp_dir().join("llm-fuzz").join("adapter");
     for (name, use_rslora, use_dora) in [("lora", false, false), ("rslora", true, false), ("dora", false, true)] {
@@ -40,7 +40,8 @@ fn adapters() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Every family as a folder and as a GGUF file, and the configurations of the golden checkpoints, which have more keys.
+/// Each family as a Hugging Face folder and as a GGUF file, and the `config.json` of the golden checkpoints, which have
+/// more keys.
 fn models() -> Result<(), Box<dyn std::error::Error>> {
     let (configs, weights, ggufs) = (corpus("config_json")?, corpus("safetensors")?, corpus("gguf")?);
     for family in FAMILIES {
@@ -102,7 +103,8 @@ fn sentence_piece() -> Metadata {
     keys
 }
 
-/// A `tokenizer.json` for each kind of model, and with it some of each kind of step.
+/// A `tokenizer.json` for each model type; together they use each kind of normalizer, pre-tokenizer, post-processor and
+/// decoder.
 fn tokenizer_jsons() -> Vec<Json> {
     let special = |id: usize, text: &str| {
         json!({"id": id, "content": text, "single_word": false, "lstrip": true, "rstrip": false, "normalized": false,
@@ -202,7 +204,7 @@ fn tokenizer_jsons() -> Vec<Json> {
     all.into_iter().map(file).collect()
 }
 
-/// A `tokenizer.model`: pieces with score and kind, then how they were learnt and how text is normalized.
+/// A `tokenizer.model`: pieces with score and kind, then the trainer and normalizer settings.
 fn pieces() -> Vec<u8> {
     let field = |number: u8, bytes: &[u8]| [&[number << 3 | 2, bytes.len() as u8], bytes].concat();
     let piece = |text: &str, score: f32, kind: u8| {
@@ -220,6 +222,6 @@ fn pieces() -> Vec<u8> {
         piece("\u{2581}", -9., 1),
         piece("\u{2581}te", -2., 1),
     ];
-    let (learnt, normalized) = (field(2, &[24, 2]), field(3, &[24, 1, 32, 0, 40, 1]));
-    [pieces.concat(), learnt, normalized].concat()
+    let (trainer, normalizer) = (field(2, &[24, 2]), field(3, &[24, 1, 32, 0, 40, 1]));
+    [pieces.concat(), trainer, normalizer].concat()
 }

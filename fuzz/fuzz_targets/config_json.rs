@@ -1,4 +1,5 @@
-//! Any bytes as a `config.json` beside the weights of a small model of the family that it names: a model, or an error.
+//! Loads arbitrary bytes as a `config.json`, with the weights of a small model of the family that it names.
+//! Expected: a model or an error.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
@@ -7,7 +8,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let _ = llm_model::ParamCount::of(&described.config, described.head).total();
     let weights = llm_fuzz::tiny_folder(described.config.model_type).join("model.safetensors");
     llm_fuzz::with_file("config.json", bytes, |dir| {
-        std::fs::copy(weights, dir.join("model.safetensors")).expect("room for a small file");
+        std::fs::copy(weights, dir.join("model.safetensors")).expect("copy a small file");
         if let Ok(model) = llm_model::Model::open(dir) {
             llm_fuzz::run(&model);
         }

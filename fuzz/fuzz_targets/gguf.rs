@@ -1,4 +1,4 @@
-//! Any bytes as a GGUF file: a model with its tokenizer, or an error.
+//! Loads arbitrary bytes as a GGUF file. Expected: a model with its tokenizer, or an error.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
@@ -9,7 +9,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             llm_fuzz::run(&model);
         }
         if let Ok(text) = llm_infer::TextModel::open(&path) {
-            llm_fuzz::write_and_read(&text.tokenizer);
+            llm_fuzz::encode_and_decode(&text.tokenizer);
         }
     });
 });

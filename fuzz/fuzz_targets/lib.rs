@@ -1,4 +1,4 @@
-//! What the targets share: a place for what the fuzzer made, and small models of every kind to set it beside.
+//! Functions that the fuzz targets share: temporary files for the fuzzed bytes, and a small model of each family.
 
 use std::path::Path;
 
@@ -7,22 +7,22 @@ use llm_model::{Activation, AttentionBias, Batch, ExpertsConfig, Head, Model, Mo
 use llm_model::{NormKind, NormPlacement, QkNorm};
 use llm_tokenizer::{ChatMessage, Tokenizer};
 
-/// Writes `bytes` as `name` into a folder of its own, in memory where the system has such a place, and runs `load` on it.
+/// Writes `bytes` to the file `name` in a new temporary folder (in `/dev/shm` if that exists), and calls `load` with the folder.
 pub fn with_file(name: &str, bytes: &[u8], load: impl FnOnce(&Path)) {
     let shm = Path::new("/dev/shm");
     let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
-    let dir = dir.expect("a place for temporary files");
-    std::fs::write(dir.path().join(name), bytes).expect("room for a small file");
+    let dir = dir.expect("create a temporary folder");
+    std::fs::write(dir.path().join(name), bytes).expect("write a small file");
     load(dir.path());
 }
 
-/// What was taken for a model runs, or says why not.
+/// Runs a forward pass of a loaded model; errors are ignored, panics are what the fuzzer looks for.
 pub fn run(model: &Model) {
     let _ = Batch::new(&[vec![1, 2, 3], vec![0]]).and_then(|batch| model.forward(&batch));
 }
 
-/// What was taken for a tokenizer is one, or says why not.
-pub fn write_and_read(tokenizer: &Tokenizer) {
+/// Encodes and decodes with a loaded tokenizer; errors are ignored.
+pub fn encode_and_decode(tokenizer: &Tokenizer) {
     let text = "a text,  <s> l'\u{e9}t\u{e9} 12\n\u{1f408}";
     let _ = tokenizer.encode(text).map(|ids| tokenizer.decode(&ids));
     if let Ok(ids) = tokenizer.encode_with_special(text) {
@@ -35,7 +35,7 @@ pub fn write_and_read(tokenizer: &Tokenizer) {
     let _ = tokenizer.encode_chat(&[ChatMessage::new("user", text)], true);
 }
 
-/// A model of the family that has as few numbers as its parts allow: what the fuzzer changes should be structure.
+/// The smallest model of the family, so that most bytes of its files are structure rather than weights.
 pub fn tiny(model_type: ModelType) -> Model {
     let base = ModelConfig {
         model_type,
@@ -87,18 +87,18 @@ pub fn tiny(model_type: ModelType) -> Model {
         ModelType::Olmo2 => ModelConfig { qk_norm: Some(QkNorm::Whole), norm_placement: NormPlacement::Post, ..base },
         _ => base,
     };
-    Model::init(config, Head::LanguageModel, 1).and_then(|model| model.frozen()).expect("a small model of each family")
+    Model::init(config, Head::LanguageModel, 1).and_then(|model| model.frozen()).expect("initialise a small model")
 }
 
-/// The folder of [`tiny`]'s model, made once for each process.
+/// The folder of the model of [`tiny`], written once per process.
 pub fn tiny_folder(model_type: ModelType) -> &'static Path {
     use std::collections::HashMap;
     use std::sync::Mutex;
     static MADE: Mutex<Option<HashMap<String, &'static Path>>> = Mutex::new(None);
-    let mut made = MADE.lock().expect("one thread");
+    let mut made = MADE.lock().expect("no other thread panicked");
     made.get_or_insert_default().entry(model_type.name()).or_insert_with(|| {
         let dir = std::env::temp_dir().join("llm-fuzz").join(model_type.name());
-        tiny(model_type).save(&dir).expect("room for a small model");
+        tiny(model_type).save(&dir).expect("save a small model");
         Box::leak(dir.into_boxed_path())
     })
 }
