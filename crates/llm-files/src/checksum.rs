@@ -1,4 +1,4 @@
-//! BLAKE3 checksums, in the text form that `b3sum --check` reads.
+//! BLAKE3 checksums of files and folders, in the text format of `b3sum --check`.
 
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind, Result};
@@ -11,14 +11,14 @@ pub fn checksum(path: &Path) -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// One hash for several named contents, whatever their order on the disk: that of the lines `HASH  NAME`, sorted by name.
+/// One hash for several (name, hash) pairs: the hash of the sorted lines `HASH  NAME`. Does not depend on the order of `named`.
 pub fn combine_checksums(mut named: Vec<(String, String)>) -> String {
     named.sort();
     let text: String = named.into_iter().map(|(name, hash)| format!("{hash}  {name}\n")).collect();
     blake3::hash(text.as_bytes()).to_hex().to_string()
 }
 
-/// The files below a folder as paths from there, with `/`, sorted; links are followed.
+/// All files in a folder and its subfolders, as sorted paths relative to `dir` with `/` as separator. Follows symbolic links.
 pub fn list_files(dir: &Path) -> Result<Vec<String>> {
     let (mut names, mut folders) = (Vec::new(), vec![String::new()]);
     while let Some(folder) = folders.pop() {
@@ -34,7 +34,7 @@ pub fn list_files(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Writes the checksums of all files below `dir` into the file `list` there, and sends files and folders to the disk.
+/// Writes the checksums of all files in `dir` to the file `list` in `dir`, and syncs all files and folders to disk.
 pub fn write_checksums(dir: &Path, list: &str) -> Result<()> {
     let mut text = String::new();
     for name in list_files(dir)? {
@@ -46,24 +46,25 @@ pub fn write_checksums(dir: &Path, list: &str) -> Result<()> {
     sync_folders(dir)
 }
 
-/// Checks what [`write_checksums`] wrote: an error names the first file that is missing or has another content.
+/// Compares the files in `dir` with the checksums that [`write_checksums`] wrote. The error names the first file that is missing
+/// or has changed.
 pub fn verify_checksums(dir: &Path, list: &str) -> Result<()> {
-    let broken = |message: String| Error::new(ErrorKind::InvalidData, message);
-    let text = fs::read_to_string(dir.join(list)).map_err(|e| broken(format!("{list}: {e}")))?;
+    let invalid = |message: String| Error::new(ErrorKind::InvalidData, message);
+    let text = fs::read_to_string(dir.join(list)).map_err(|e| invalid(format!("{list}: {e}")))?;
     if text.is_empty() {
-        return Err(broken(format!("{list} is empty")));
+        return Err(invalid(format!("{list} is empty")));
     }
     for line in text.lines() {
-        let (hash, name) = line.split_once("  ").ok_or_else(|| broken(format!("{list} is damaged")))?;
-        let found = checksum(&dir.join(name)).map_err(|e| broken(format!("{name}: {e}")))?;
+        let (hash, name) = line.split_once("  ").ok_or_else(|| invalid(format!("{list} is damaged")))?;
+        let found = checksum(&dir.join(name)).map_err(|e| invalid(format!("{name}: {e}")))?;
         if found != hash {
-            return Err(broken(format!("{name} is not what was written")));
+            return Err(invalid(format!("{name} has changed since it was written")));
         }
     }
     Ok(())
 }
 
-/// Sends the entries of a folder to the disk, so that a rename in it outlasts a power cut; a no-op outside Unix.
+/// Syncs the entries of a folder to disk, so that a rename in it survives a power failure. Does nothing outside Unix.
 pub fn sync_folder(dir: &Path) -> Result<()> {
     if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
 }
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_checksum_is_the_published_one() {
+    fn the_checksum_of_an_empty_file_matches_the_blake3_test_vector() {
         // The first vector of BLAKE3's test vectors (the empty input), as `b3sum` prints it.
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("empty");
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn every_change_in_a_sealed_folder_is_found() {
+    fn verify_finds_changed_and_missing_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::create_dir(path("deep")).unwrap();
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_combined_hash_depends_on_names_and_contents_alone() {
+    fn a_combined_hash_depends_on_names_and_hashes_but_not_on_order() {
         let pair = |name: &str, hash: &str| (name.to_owned(), hash.to_owned());
         let all = combine_checksums(vec![pair("a", "1"), pair("b", "2")]);
         assert_eq!(all, combine_checksums(vec![pair("b", "2"), pair("a", "1")]));

@@ -1,17 +1,18 @@
-//! Files that are whole or not there: written beside their place under another name, then renamed.
+//! Atomic file writes: a file is written under a temporary name in the same folder, synced to disk, then renamed.
 //!
 //! ```
 //! let dir = tempfile::tempdir()?;
 //! let path = dir.path().join("run/notes.txt");
 //! llm_files::write_atomic(&path, |out| out.write_all(b"begun\n"))?;
-//! // A write that fails leaves what was there.
+//! // A failed write leaves the old file unchanged.
 //! assert!(llm_files::write_atomic(&path, |_| Err(std::io::Error::other("no"))).is_err());
 //! assert_eq!(std::fs::read(&path)?, b"begun\n");
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! A program that is killed while it writes leaves a file whose name begins with `.tmp`; [`remove_temp_files`] clears a folder of
-//! such files. [`write_checksums`] and [`verify_checksums`] guard a folder by checksums, [`Lock`] keeps a second process out. Where to look next: `llm_model::write_safetensors`, which writes the weights of a model in this way.
+//! A program that is killed during a write leaves a temporary file whose name starts with `.tmp`; [`remove_temp_files`] deletes
+//! such files. [`write_checksums`] and [`verify_checksums`] detect changed files in a folder, [`Lock`] excludes a second process.
+//! Where to look next: `llm_model::write_safetensors`, which writes the weights of a model with [`write_atomic`].
 
 mod checksum;
 mod lock;
@@ -27,7 +28,8 @@ use tempfile::{Builder, NamedTempFile, TempDir};
 
 const PREFIX: &str = ".tmp";
 
-/// Writes a file, and the folders above it, so that a reader, or a crash, sees the old file or the new one and nothing between.
+/// Writes a file atomically: readers, and a crash at any time, see the old content or the new content. Creates the parent
+/// folders. An error leaves the old file unchanged.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let mut buffer = BufWriter::new(temp_file(path)?);
     write(&mut buffer)?;
@@ -37,22 +39,23 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()
     sync_folder(parent(path)?)
 }
 
-/// An empty file in the folder of `path`, which is made if need be. It is gone with its handle, unless that is persisted.
+/// Creates an empty temporary file in the folder of `path`; creates that folder if it does not exist. Dropping the handle
+/// deletes the file unless it was persisted.
 pub fn temp_file(path: &Path) -> Result<NamedTempFile> {
-    named(0o666).tempfile_in(parent(path)?)
+    temp_builder(0o666).tempfile_in(parent(path)?)
 }
 
-/// An empty folder beside `path`. It is gone with its handle, unless that is kept.
+/// Creates an empty temporary folder in the parent folder of `path`. Dropping the handle deletes it unless it was kept.
 pub fn temp_folder(path: &Path) -> Result<TempDir> {
-    named(0o777).tempdir_in(parent(path)?)
+    temp_builder(0o777).tempdir_in(parent(path)?)
 }
 
-/// Whether a file of this name is one that was never finished.
+/// Whether this is the name of a temporary file or folder of this crate.
 pub fn is_temp_name(name: &std::ffi::OsStr) -> bool {
     name.to_string_lossy().starts_with(PREFIX)
 }
 
-/// Removes what a killed program left unfinished in a folder and in those below it.
+/// Deletes the temporary files and folders that a killed program left in `dir` and its subfolders.
 pub fn remove_temp_files(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -66,9 +69,9 @@ pub fn remove_temp_files(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Names of unfinished files. The mode is what any program asks for (the user's mask takes from it): a temporary file is its
-/// owner's alone by default, and so would be the model that it becomes.
-fn named(
+/// A builder for temporary names. `mode` is the Unix permission before the umask is applied; the default of `tempfile` (0o600)
+/// would make the final file readable by its owner only.
+fn temp_builder(
     #[cfg_attr(not(unix), expect(unused_variables, reason = "modes are Unix's"))] mode: u32,
 ) -> Builder<'static, 'static> {
     let mut builder = Builder::new();
@@ -78,7 +81,7 @@ fn named(
     builder
 }
 
-/// The folder of a path, made if it is not there.
+/// The parent folder of a path, created if it does not exist.
 fn parent(path: &Path) -> Result<&Path> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(dir)?;
@@ -91,7 +94,7 @@ mod tests {
 
     #[test]
     #[cfg(unix)]
-    fn whoever_may_read_other_files_may_read_these() {
+    fn files_and_folders_have_the_default_permissions() {
         use std::os::unix::fs::PermissionsExt;
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let dir = tempfile::tempdir().unwrap();
@@ -106,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_finished_is_known_by_its_name_and_removed() {
+    fn temporary_files_are_recognised_by_name_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("kept"), "").unwrap();
         let (_, path) = temp_file(&dir.path().join("a")).unwrap().keep().unwrap();

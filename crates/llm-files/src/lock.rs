@@ -1,23 +1,25 @@
-//! A lock that one process holds at a time, and that ends with it.
+//! An exclusive lock file, released when the process ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Result;
 use std::path::Path;
 
-/// An exclusive lock on a file. It is given up when the value is dropped, or the process ends in whatever way; the file stays.
+/// An exclusive lock on a file. It is released when the value is dropped or the process ends, also by a crash or a kill. The
+/// file is not deleted.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
 }
 
 impl Lock {
-    /// Takes the lock of that file, which is made if need be; none if somebody else holds it.
+    /// Locks the file at `path`, creating it if it does not exist. Returns `None` if another process, or another `Lock` of this
+    /// process, holds the lock.
     pub fn try_acquire(path: &Path) -> Result<Option<Self>> {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { file })),
             Err(TryLockError::WouldBlock) => Ok(None),
-            // Some network file systems have no locks; a run there goes unguarded.
+            // Some network file systems do not support locks; continue without one.
             Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => Ok(Some(Self { file })),
             Err(TryLockError::Error(e)) => Err(e),
         }
@@ -25,10 +27,10 @@ impl Lock {
 }
 
 impl Drop for Lock {
-    /// Unlocks, as closing the file would not be enough: the lock belongs to all copies of the file's handle, and a process that
-    /// this one starts has a copy until it runs its own program.
+    /// Unlocks explicitly. Closing the file is not enough: all duplicates of the handle share the lock, and a child process has
+    /// a duplicate between fork and exec.
     fn drop(&mut self) {
-        // Without locks there is nothing to give up.
+        // Fails only where the file system does not support locks.
         let _ = self.file.unlock();
     }
 }
@@ -38,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_is_held_once_and_ends_with_its_value() {
+    fn a_lock_is_exclusive_and_released_on_drop() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let held = Lock::try_acquire(&path).unwrap().unwrap();
@@ -48,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_of_the_handle_in_a_process_that_is_being_started_holds_nothing() {
+    fn a_duplicated_handle_does_not_keep_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let held = Lock::try_acquire(&path).unwrap().unwrap();
