@@ -1,10 +1,10 @@
-//! How a program ends.
+//! Exit codes and the one-line error message.
 
 use std::process::ExitCode;
 
 const INTERRUPTED: u8 = 130;
 
-/// Why a program stops: one line for the person, and an exit code for the script.
+/// Why a program stops: a message for the user and an exit code.
 #[derive(Debug)]
 pub struct Failure {
     message: String,
@@ -12,28 +12,28 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// What the person gave cannot be used: exit code 2.
+    /// The user's input cannot be used: exit code 2.
     pub fn input(message: impl Into<String>) -> Self {
         Self { message: message.into(), code: 2 }
     }
 
-    /// Anything else that went wrong: exit code 1.
+    /// Any other error: exit code 1.
     pub fn internal(message: impl Into<String>) -> Self {
         Self { message: message.into(), code: 1 }
     }
 
-    /// The person interrupted the program, which stopped in good order: exit code 130, as a shell has it for Ctrl-C.
+    /// The user interrupted the program and it stopped cleanly: exit code 130, the shell's code for Ctrl-C.
     pub fn interrupted(message: impl Into<String>) -> Self {
         Self { message: message.into(), code: INTERRUPTED }
     }
 
-    /// The reader of standard output has gone: nothing to say, exit code 0.
-    pub(crate) fn nobody_reads() -> Self {
+    /// The reader of standard output closed the pipe: no message, exit code 0.
+    pub(crate) fn broken_pipe() -> Self {
         Self { message: String::new(), code: 0 }
     }
 }
 
-/// Runs a program to its exit code; a failure is one line on standard error.
+/// Runs a program and returns its exit code. Prints a failure as one line on standard error.
 pub fn run(program: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
     match program() {
         Ok(()) => ExitCode::SUCCESS,
@@ -47,12 +47,12 @@ pub fn run(program: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
     }
 }
 
-/// The lines of a message as one, up to the backtrace that candle appends to its errors where `RUST_BACKTRACE` is set.
+/// Joins the lines of a message, without the backtrace that candle appends to its errors if `RUST_BACKTRACE` is set.
 fn one_line(message: &str) -> String {
     let is_frame = |line: &str| line.split_once(": ").is_some_and(|(n, _)| n.parse::<u32>().is_ok());
     let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
-    let said = lines.enumerate().take_while(|(at, line)| *at == 0 || !is_frame(line));
-    said.map(|(_, line)| line).collect::<Vec<_>>().join(" ")
+    let before_trace = lines.enumerate().take_while(|(at, line)| *at == 0 || !is_frame(line));
+    before_trace.map(|(_, line)| line).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

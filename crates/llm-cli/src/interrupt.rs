@@ -1,22 +1,22 @@
-//! What Ctrl-C does while a program is at work that can be resumed.
+//! Handling of Ctrl-C in programs that can resume their work.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-static ASKED: AtomicBool = AtomicBool::new(false);
+static STOP: AtomicBool = AtomicBool::new(false);
 
-/// From now on the first Ctrl-C (or SIGTERM) sets the flag that is returned, and the second ends the program at once with exit
-/// code 130.
+/// Installs a handler for Ctrl-C and SIGTERM: the first signal sets the returned flag, the second ends the program at once with
+/// exit code 130.
 pub fn stop_on_interrupt() -> &'static AtomicBool {
     let handler = || {
-        if ASKED.swap(true, SeqCst) {
+        if STOP.swap(true, SeqCst) {
             std::process::exit(130);
         }
         crate::logging::BARS.suspend(|| {
-            eprintln!("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once");
+            eprintln!("stopping after this step and writing a checkpoint; press Ctrl-C again to stop at once");
         });
     };
     if let Err(error) = ctrlc::set_handler(handler) {
-        tracing::debug!("Ctrl-C keeps its usual meaning: {error}");
+        tracing::debug!("cannot install a Ctrl-C handler: {error}");
     }
-    &ASKED
+    &STOP
 }

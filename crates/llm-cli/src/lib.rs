@@ -1,4 +1,4 @@
-//! What both programs show a person: logging, progress, one-line errors and exit codes.
+//! Terminal output shared by both programs: logging, progress bars, one-line errors and exit codes.
 //!
 //! ```
 //! use llm_cli::{Failure, Progress};
@@ -13,7 +13,7 @@
 //! assert_eq!(code, std::process::ExitCode::from(2));
 //! ```
 //!
-//! This crate knows nothing of models. Where to look next: the `cli` modules of `llm-train` and `llm-infer`.
+//! This crate does not depend on the model crates. Where to look next: the `cli` modules of `llm-train` and `llm-infer`.
 
 mod failure;
 mod interrupt;
@@ -25,22 +25,23 @@ pub use interrupt::stop_on_interrupt;
 pub use logging::{init_logging, print};
 pub use progress::Progress;
 
-/// Tensors come and go thousands of times a second; the system's allocator gives each large one back and maps it anew.
+/// mimalloc reuses freed memory. The system allocator returns each large tensor to the kernel and maps new pages for the next
+/// one, thousands of times per second.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Parses `key=value` for clap (`--set optimizer.learning_rate=0.001`).
+/// Parses `key=value` for clap (`--set optimizer.learning_rate=0.001`); spaces around key and value are removed.
 pub fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.trim().to_owned())),
-        _ => Err("write it as key=value".to_owned()),
+        _ => Err("expected KEY=VALUE".to_owned()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_setting_is_cut_at_its_first_equals_sign() {
+    fn a_setting_is_split_at_the_first_equals_sign() {
         assert_eq!(super::key_value("a.b = c=d").unwrap(), ("a.b".to_owned(), "c=d".to_owned()));
         assert!(super::key_value("steps").is_err() && super::key_value("=3").is_err());
     }

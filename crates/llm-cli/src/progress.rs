@@ -1,4 +1,4 @@
-//! How far long work has come: a bar on a terminal, log lines elsewhere.
+//! Progress of long work: a bar on a terminal, log lines elsewhere.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -7,9 +7,9 @@ use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::logging::BARS;
 
-const LINE_EVERY: Duration = Duration::from_secs(5);
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The progress of one piece of work, with its rate and the time left.
+/// The progress of one task, with its rate and the remaining time.
 #[derive(Debug)]
 pub struct Progress {
     bar: Option<ProgressBar>,
@@ -17,12 +17,13 @@ pub struct Progress {
     unit: String,
     total: u64,
     first: u64,
-    begun: Instant,
-    said: Instant,
+    started: Instant,
+    logged: Instant,
 }
 
 impl Progress {
-    /// `total` units of work called `title`, of which `done` were done before.
+    /// Starts the progress of a task called `title` with `total` units of work (`unit` is their plural name), `done` of them
+    /// already complete.
     pub fn new(title: &str, total: u64, unit: &str, done: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = BARS.add(ProgressBar::new(total).with_position(done));
@@ -37,21 +38,21 @@ impl Progress {
             bar
         });
         let now = Instant::now();
-        Self { bar, title: title.to_owned(), unit: unit.to_owned(), total, first: done, begun: now, said: now }
+        Self { bar, title: title.to_owned(), unit: unit.to_owned(), total, first: done, started: now, logged: now }
     }
 
-    /// `done` units are done; `message` holds the latest figures.
+    /// Shows that `done` units are complete. `message` is shown after them, for example the latest metrics.
     pub fn update(&mut self, done: u64, message: &str) {
         if let Some(bar) = &self.bar {
             bar.set_message(message.to_owned());
             bar.set_position(done);
-        } else if self.said.elapsed() >= LINE_EVERY {
-            self.said = Instant::now();
-            tracing::info!("{}", self.line(done, message, self.begun.elapsed()));
+        } else if self.logged.elapsed() >= LOG_INTERVAL {
+            self.logged = Instant::now();
+            tracing::info!("{}", self.line(done, message, self.started.elapsed()));
         }
     }
 
-    /// The work is over; the bar goes away.
+    /// Ends the task and removes the bar.
     pub fn finish(self) {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_says_how_far_how_fast_and_how_long_still() {
+    fn a_log_line_contains_progress_rate_and_remaining_time() {
         let progress = Progress::new("pretrain", 1000, "steps", 400);
         let line = progress.line(500, "loss 2.1", Duration::from_secs(10));
         assert_eq!(line, "pretrain: 500/1,000 steps, 10.0/s, 50 seconds left; loss 2.1");
