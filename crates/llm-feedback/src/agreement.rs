@@ -1,10 +1,11 @@
-//! How far two annotators agree.
+//! Agreement between two annotators.
 
 use crate::{Error, Result};
 
-/// The share of pairs that two rankings of the same answers order alike; (Kendall's tau is `2 · share - 1`).
+/// The share of pairs of answers that two rankings put in the same order. Kendall's tau is `2 · share - 1`.
 ///
-/// Both are lists of indices, best first. Two people who guess agree on half of the pairs.
+/// Both rankings are lists of answer indices, best first. Random rankings agree on half of the pairs. Rankings of fewer than
+/// two answers, or of different answers, are an error.
 pub fn agreement(one: &[usize], other: &[usize]) -> Result<f64> {
     let sorted = |order: &[usize]| {
         let mut sorted = order.to_vec();
@@ -12,17 +13,19 @@ pub fn agreement(one: &[usize], other: &[usize]) -> Result<f64> {
         sorted
     };
     if one.len() < 2 || sorted(one) != sorted(other) || sorted(one).windows(2).any(|w| w[0] == w[1]) {
-        return Err(Error::Input(format!("{one:?} and {other:?} do not rank the same answers, two at least")));
+        return Err(Error::Input(format!(
+            "cannot compare the rankings {one:?} and {other:?}: both must rank the same answers, at least two"
+        )));
     }
-    let place = |item: usize| other.iter().position(|&x| x == item);
-    let (mut alike, mut all) = (0., 0.);
+    let rank = |item: usize| other.iter().position(|&x| x == item);
+    let (mut agreeing, mut pairs) = (0., 0.);
     for (at, &better) in one.iter().enumerate() {
         for &worse in &one[at + 1..] {
-            alike += f64::from(u8::from(place(better) < place(worse)));
-            all += 1.;
+            agreeing += f64::from(u8::from(rank(better) < rank(worse)));
+            pairs += 1.;
         }
     }
-    Ok(alike / all)
+    Ok(agreeing / pairs)
 }
 
 #[cfg(test)]
@@ -30,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn agreement_runs_from_nothing_to_everything() {
+    fn agreement_is_one_for_equal_rankings_and_zero_for_reversed_ones() {
         assert_eq!(agreement(&[0, 1, 2], &[0, 1, 2]).unwrap(), 1.);
         assert_eq!(agreement(&[0, 1, 2], &[2, 1, 0]).unwrap(), 0.);
         assert_eq!(agreement(&[0, 1, 2, 3], &[1, 0, 2, 3]).unwrap(), 5. / 6.);

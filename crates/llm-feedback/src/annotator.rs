@@ -1,4 +1,5 @@
-//! A simulated annotator: the Plackett-Luce model, whose pairs follow Bradley and Terry.
+//! A simulated annotator that ranks by the Plackett-Luce model (Plackett 1975). Each pair of answers follows the Bradley-Terry
+//! model (Bradley and Terry 1952).
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -6,18 +7,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Nobody is sharper or more biased: at such numbers no draw of the noise changes a ranking.
-const MOST: f64 = 1e6;
+/// The largest allowed `beta` and bias. At this value the noise never changes a ranking.
+const MAX_VALUE: f64 = 1e6;
 
-/// Ranks answers by their utility, with noise and bias.
+/// Ranks answers by their utility, with noise and biases.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Annotator {
-    /// Sharpness: an answer is preferred to another with probability `σ(beta · (u_a - u_b))`. 0: at random.
+    /// Inverse temperature: answer a is preferred to answer b with probability `σ(beta · (u_a - u_b))`. 0 means random rankings.
     pub beta: f64,
-    /// Utility that each hundred characters of an answer seem to add.
+    /// Length bias: utility added per 100 characters of an answer.
     pub length_bias: f64,
-    /// Utility that the answer shown first seems to have in addition.
+    /// Position bias: utility added to the first answer.
     pub position_bias: f64,
     /// The same seed gives the same rankings.
     pub seed: u64,
@@ -30,12 +31,12 @@ impl Default for Annotator {
 }
 
 impl Annotator {
-    /// Checks that the numbers describe somebody who can rank: an error names the key, its value and what is allowed.
+    /// Checks the values; the error names the key, its value and the allowed range.
     pub fn validate(&self) -> Result<()> {
         let numbers = [
-            ("beta", self.beta, 0., MOST),
-            ("length_bias", self.length_bias, -MOST, MOST),
-            ("position_bias", self.position_bias, -MOST, MOST),
+            ("beta", self.beta, 0., MAX_VALUE),
+            ("length_bias", self.length_bias, -MAX_VALUE, MAX_VALUE),
+            ("position_bias", self.position_bias, -MAX_VALUE, MAX_VALUE),
         ];
         match numbers.iter().find(|(_, value, low, high)| !(low..=high).contains(&value)) {
             None => Ok(()),
@@ -45,7 +46,7 @@ impl Annotator {
         }
     }
 
-    /// The utilities as this annotator sees them, its biases for length and position included: what decides its rankings.
+    /// The utilities plus the biases of this annotator, one per answer. Rankings are drawn from these.
     pub fn effective_utilities(&self, utilities: &[f64], texts: &[&str]) -> Vec<f64> {
         let effective = |(i, (&utility, text)): (usize, (&f64, &&str))| {
             let length = self.length_bias * text.chars().count() as f64 / 100.;
@@ -54,36 +55,37 @@ impl Annotator {
         utilities.iter().zip(texts).enumerate().map(effective).collect()
     }
 
-    /// Indices of the answers, best first. `id` names the question: it and the seed are all that the noise hangs on.
+    /// Ranks the answers: returns their indices, best first. The noise depends only on the seed and on `id`, the name of the
+    /// question. An error if the number of utilities and texts differs, or a utility is not finite.
     pub fn rank(&self, id: &str, utilities: &[f64], texts: &[&str]) -> Result<Vec<usize>> {
         self.validate()?;
         if utilities.len() != texts.len() || utilities.iter().any(|u| !u.is_finite()) {
             let (u, t) = (utilities.len(), texts.len());
-            return Err(Error::Input(format!("{u} utilities for {t} answers: each answer needs one finite utility")));
+            return Err(Error::Input(format!("{u} utilities for {t} answers; each answer needs one finite utility")));
         }
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(
             id.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)),
         );
-        // The order of utility plus Gumbel noise is a draw from Plackett-Luce (Yellott 1977).
-        let mut seen: Vec<(usize, f64)> = Vec::with_capacity(texts.len());
+        // Sorting by utility plus Gumbel noise samples from the Plackett-Luce model (Yellott 1977).
+        let mut noisy: Vec<(usize, f64)> = Vec::with_capacity(texts.len());
         for (i, utility) in self.effective_utilities(utilities, texts).into_iter().enumerate() {
             let uniform = rng.random::<f64>().max(f64::MIN_POSITIVE);
-            seen.push((i, self.beta * utility - (-uniform.ln()).ln()));
+            noisy.push((i, self.beta * utility - (-uniform.ln()).ln()));
         }
-        seen.sort_by(|a, b| b.1.total_cmp(&a.1));
-        Ok(seen.into_iter().map(|(i, _)| i).collect())
+        noisy.sort_by(|a, b| b.1.total_cmp(&a.1));
+        Ok(noisy.into_iter().map(|(i, _)| i).collect())
     }
 }
 
-/// The probability that an annotator of this sharpness prefers an answer of utility `a` to one of utility `b`.
+/// The probability `σ(beta · (a - b))` that an annotator prefers an answer of utility `a` to one of utility `b` (Bradley-Terry).
 pub fn preference_probability(beta: f64, a: f64, b: f64) -> f64 {
     1. / (1. + (-beta * (a - b)).exp())
 }
 
-/// The best accuracy, on average, with which the pairs of an annotator can be predicted by anybody who knows
-/// the utilities: the mean over all pairs of each group of `max(p, 1 - p)`. For a biased annotator, give the utilities
-/// as it sees them ([`Annotator::effective_utilities`]).
+/// The highest expected accuracy of a predictor of an annotator's pairs: the mean of `max(p, 1 - p)` over all pairs of each
+/// group, where `p` is [`preference_probability`]. `groups` contains the utilities of the answers to each question; for a biased
+/// annotator use [`Annotator::effective_utilities`].
 pub fn noise_ceiling(beta: f64, groups: &[Vec<f64>]) -> f64 {
     let (mut sum, mut count) = (0., 0.);
     for group in groups {
@@ -114,11 +116,11 @@ mod tests {
     }
 
     #[test]
-    fn every_pair_of_a_ranking_follows_bradley_and_terry() {
+    fn every_pair_of_a_ranking_follows_the_bradley_terry_model() {
         for (beta, a, b) in [(1., 0.5, 0.2), (3., 1., 0.), (0., 5., 1.)] {
             let annotator = Annotator { beta, ..Annotator::default() };
             let expected = preference_probability(beta, a, b);
-            // Whatever the third answer is worth; 4 standard errors of 20,000 draws are 0.014.
+            // The utility of the third answer does not matter. 4 standard errors of 20,000 draws are 0.014.
             for third in [-2., 0.4, 3.] {
                 let seen = first_beats_second(&annotator, &[a, b, third]);
                 assert!((seen - expected).abs() < 0.014, "beta {beta}: {seen}, not {expected}");
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn biases_move_the_ranking_the_way_they_say() {
+    fn a_bias_raises_the_rank_of_the_answers_it_favours() {
         let fair = Annotator::default();
         let even = first_beats_second(&fair, &[1., 1., 1.]);
         assert!((even - 0.5).abs() < 0.014, "{even}");
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_question_is_ranked_the_same_and_a_mistake_is_named() {
+    fn rankings_are_reproducible_and_invalid_utilities_are_errors() {
         let annotator = Annotator::default();
         let rank = |id: &str| annotator.rank(id, &[0.1, 0.2, 0.3], &TEXTS).unwrap();
         assert_eq!(rank("a"), rank("a"));
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_describe_nobody_are_refused() {
+    fn values_out_of_range_are_errors() {
         let fair = Annotator::default();
         for (key, bad) in [
             ("beta", Annotator { beta: f64::NAN, ..fair.clone() }),
@@ -161,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ceiling_is_what_the_truth_itself_reaches() {
+    fn the_noise_ceiling_is_the_accuracy_of_the_true_utilities() {
         let annotator = Annotator { beta: 1.5, ..Annotator::default() };
         let utilities = [1., 0.4, 0.];
         let (mut right, mut all) = (0., 0.);

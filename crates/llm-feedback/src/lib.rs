@@ -1,8 +1,8 @@
-//! What people prefer: a simulated annotator, and how far annotators agree.
+//! Human preferences: a simulated annotator, and the agreement between annotators.
 //!
-//! An [`Annotator`] ranks answers whose true utility is known, with noise (Bradley and Terry 1952; for more than two
-//! answers Plackett 1975) and biases that people are known for. [`noise_ceiling`] says how well anybody can foresee
-//! such an annotator: the yardstick of a reward model.
+//! An [`Annotator`] ranks answers of known utility, with noise (Bradley and Terry 1952; Plackett 1975 for more than two
+//! answers) and biases for length and position. [`noise_ceiling`] is the highest accuracy that any predictor of such an
+//! annotator can reach; compare the accuracy of a reward model with it.
 //!
 //! ```
 //! use llm_feedback::{Annotator, noise_ceiling};
@@ -11,13 +11,13 @@
 //! let careful = Annotator { beta: 50., ..Annotator::default() };
 //! assert_eq!(careful.rank("question 1", &utilities, &["a", "b", "c"])?, [0, 2, 1]);
 //!
-//! let ceiling = noise_ceiling(1.0, &[utilities]); // a sloppy one can be foreseen three times out of four
+//! let ceiling = noise_ceiling(1.0, &[utilities]); // at beta 1, about 3 of 4 pairs can be predicted
 //! assert!(ceiling > 0.7 && ceiling < 0.8);
 //! # Ok::<(), llm_feedback::Error>(())
 //! ```
 //!
-//! This crate knows nothing of models. Where to look next: `llm_data::Ranking` is the form in which rankings are
-//! stored, the reward recipe of `llm-train` learns from them.
+//! This crate does not depend on the model crates. Where to look next: `llm_data::Ranking` is the stored form of a ranking;
+//! the reward recipe of `llm-train` trains on rankings.
 
 mod agreement;
 mod annotator;
@@ -25,13 +25,13 @@ mod annotator;
 pub use agreement::agreement;
 pub use annotator::{Annotator, noise_ceiling, preference_probability};
 
-/// What can go wrong with rankings.
+/// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Utilities, texts or orders that do not fit together.
+    /// Invalid settings, or utilities, texts or rankings that do not match.
     #[error("{0}")]
     Input(String),
 }
 
-/// What every fallible function of this crate returns.
+/// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
