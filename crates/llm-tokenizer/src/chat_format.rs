@@ -1,34 +1,34 @@
-//! What a chat template says of the tokens around an answer: the one that ends a turn, and those that it writes at all.
+//! The special tokens of a chat template, in particular the one that ends a turn.
 //!
-//! Everything that depends on the end of a turn (the loss mask, the token at which a reward model is read, the stop ids of
-//! generation, `eos_token_id` in the files) takes it from here, so that training and use agree whatever the template is.
+//! The loss mask, the token at which a reward model is read, the stop ids of generation and `eos_token_id` in the files all
+//! use the end-of-turn token from here, so that training and inference agree for every template.
 
 use std::collections::BTreeSet;
 
 use crate::{ChatMessage, Error, Result, Tokenizer};
 
-/// The tokens of a chat template, read from conversations that it rendered.
+/// The special tokens of a chat template, found by rendering probe conversations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatFormat {
-    /// The special token that ends the assistant's turn: the last one after its content that is there whether or not another
-    /// turn follows. What the template writes after it, such as a line end, is not part of the turn.
+    /// The special token that ends an assistant message: the last special token after its content that occurs whether or not
+    /// another message follows. Text after it, such as a line end, is not part of the turn.
     pub end_of_turn: u32,
-    /// Fills short rows: the `pad_token`, or else `end_of_turn`. Rows are told from padding by their lengths, never by this id.
+    /// The padding of short rows: `pad_token`, else `end_of_turn`. Code must detect padding by row lengths, never by this id.
     pub pad: u32,
-    /// All special tokens that the template writes, ascending: those of roles, of the end of a turn, of the begin of a text.
+    /// All special tokens that the template writes (roles, end of turn, begin of text), in ascending order.
     pub special: Vec<u32>,
 }
 
-/// Contents of the probes: plain words that no template trims, and that occur in none.
+/// Contents of the probe messages: words that no template contains or trims.
 const QUESTION: &str = "qprobe";
 const ANSWER: &str = "aprobe";
 const FOLLOW_UP: &str = "fprobe";
 
 impl Tokenizer {
-    /// The tokens of the chat template.
+    /// The special tokens of the chat template, computed once.
     ///
-    /// An error if there is no template, if it refuses a question with an answer, or if no special token ends the answer: then
-    /// nothing could tell that a turn is over.
+    /// An error if there is no template, if it raises an error for a question with an answer, or if no special token ends the
+    /// answer, so that the end of a turn cannot be detected.
     pub fn chat_format(&self) -> Result<&ChatFormat> {
         match self.chat_format.get() {
             Some(format) => Ok(format),
@@ -44,7 +44,7 @@ impl Tokenizer {
             [("user", QUESTION), ("assistant", ANSWER), ("user", FOLLOW_UP)].map(|(r, c)| ChatMessage::new(r, c));
         let single = self.render_chat(&[question.clone(), answer.clone()], false)?;
         let mut ends = self.specials_after_answer(&single)?;
-        // Some templates end the whole conversation with a further token; the turn ends before it.
+        // Some templates end the conversation with one more token, which is not the end of the turn.
         let dialogue = self.render_chat(&[question.clone(), answer, follow_up], false).ok();
         if let Some(dialogue) = &dialogue {
             let between = self.specials_after_answer(dialogue)?;
@@ -68,14 +68,14 @@ impl Tokenizer {
         })
     }
 
-    /// The special tokens of a rendered probe after the assistant's content.
+    /// The special tokens after the content of the assistant message in a rendered probe.
     fn specials_after_answer(&self, rendered: &str) -> Result<Vec<u32>> {
         let begin = rendered.rfind(ANSWER).ok_or(Error::NoEndOfTurn)? + ANSWER.len();
         Ok(self.special_spans(rendered).into_iter().filter(|(_, span)| span.start >= begin).map(|(id, _)| id).collect())
     }
 
-    /// The ids of a conversation whose last message is the assistant's, up to and with the token that ends its turn: what a
-    /// policy that was given the earlier messages has written when it stops.
+    /// Encodes a conversation that ends with an assistant message, up to and including the end-of-turn token. These are the ids
+    /// of a prompt with the reply that a policy generates, for example as input of a reward model.
     pub fn encode_answered(&self, messages: &[ChatMessage]) -> Result<Vec<u32>> {
         let end_of_turn = self.chat_format()?.end_of_turn;
         let mut ids = self.encode_chat(messages, false)?;
@@ -96,7 +96,7 @@ mod tests {
         tokenizer
     }
 
-    /// Templates in the manner of known families, with this vocabulary's tokens in place of theirs, and the id that ends a turn.
+    /// Templates in the style of known families, with the tokens of this vocabulary: (name, template, end-of-turn id).
     fn families() -> Vec<(&'static str, &'static str, u32)> {
         vec![
             (
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_turn_is_what_the_template_writes_whatever_eos_token_says() {
+    fn the_end_of_turn_comes_from_the_template_and_not_from_eos_token() {
         for (name, template, end) in families() {
             let tokenizer = with_template(template);
             let format = tokenizer.chat_format().unwrap();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answered_conversation_ends_at_the_end_of_its_turn() {
+    fn encode_answered_ends_with_the_end_of_turn() {
         let question = ChatMessage::new("user", "the <|end|> cat");
         let answer = ChatMessage::new("assistant", "the dog");
         for (name, template, end) in families() {
@@ -164,28 +164,28 @@ mod tests {
             let whole = tokenizer.encode_chat(&[question.clone(), answer.clone()], false).unwrap();
             assert_eq!(whole[..ids.len()], ids, "{name}");
             assert!(tokenizer.decode(&ids).unwrap().trim_end().ends_with("the dog"), "{name}");
-            // What is trained to be said ends there too, and a policy that continues the question gets the same ids.
-            let (same, said) = tokenizer.encode_conversation(&[question.clone(), answer.clone()]).unwrap();
-            assert_eq!(said.iter().rposition(|&said| said), Some(ids.len() - 1), "{name}");
-            let asked = tokenizer.encode_chat(std::slice::from_ref(&question), true).unwrap();
-            let spoken: Vec<u32> = same.iter().zip(&said).filter(|(_, said)| **said).map(|(id, _)| *id).collect();
-            assert_eq!([asked, spoken].concat().last(), ids.last(), "{name}");
+            // The loss mask ends there too, and a policy that continues the prompt gets the same ids.
+            let (same, mask) = tokenizer.encode_conversation(&[question.clone(), answer.clone()]).unwrap();
+            assert_eq!(mask.iter().rposition(|&in_loss| in_loss), Some(ids.len() - 1), "{name}");
+            let prompt = tokenizer.encode_chat(std::slice::from_ref(&question), true).unwrap();
+            let reply: Vec<u32> = same.iter().zip(&mask).filter(|(_, in_loss)| **in_loss).map(|(id, _)| *id).collect();
+            assert_eq!([prompt, reply].concat().last(), ids.last(), "{name}");
         }
     }
 
     #[test]
-    fn any_turn_of_a_template_that_ends_conversations_too_is_masked() {
+    fn the_loss_mask_excludes_the_end_of_the_conversation() {
         let tokenizer = with_template(families()[5].1);
         let messages = ["the cat", "the dog", "the mat", "the log"];
         let role = |i: usize| if i.is_multiple_of(2) { "user" } else { "assistant" };
         let messages: Vec<_> = messages.iter().enumerate().map(|(i, text)| ChatMessage::new(role(i), *text)).collect();
-        let (ids, said) = tokenizer.encode_conversation(&messages).unwrap();
-        let ends = ids.iter().zip(&said).filter(|(id, said)| **said && **id < 6).map(|(id, _)| *id);
-        assert_eq!(ends.collect::<Vec<_>>(), [5, 5], "the end of each of the assistant's turns, and no end of text");
+        let (ids, mask) = tokenizer.encode_conversation(&messages).unwrap();
+        let ends = ids.iter().zip(&mask).filter(|(id, in_loss)| **in_loss && **id < 6).map(|(id, _)| *id);
+        assert_eq!(ends.collect::<Vec<_>>(), [5, 5], "the end of each assistant message, without the end of text");
     }
 
     #[test]
-    fn a_turn_that_only_plain_text_ends_is_refused() {
+    fn a_template_without_end_of_turn_token_is_an_error() {
         let plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
         let next = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}";
         for template in [plain, next] {
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_pad_token_the_end_of_a_turn_fills_rows() {
+    fn without_a_pad_token_the_end_of_turn_is_the_padding() {
         let mut tokenizer = tokenizer();
         tokenizer.set_config("pad_token", "");
         assert_eq!(tokenizer.chat_format().unwrap().pad, 5);

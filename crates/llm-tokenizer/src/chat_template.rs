@@ -1,4 +1,4 @@
-//! A chat template: Jinja, as `transformers` runs it.
+//! A Jinja chat template, rendered as in `transformers`.
 
 use std::sync::Arc;
 
@@ -7,15 +7,15 @@ use minijinja::{Environment, ErrorKind, Value};
 
 use crate::{Error, Result};
 
-/// How many steps a template may take, of which each 64 bytes that it writes are one: a second's work, and a hundred times that
-/// of a long conversation.
+/// Limit on the steps of a template (minijinja's fuel; each 64 bytes of output also cost one). About one second of work, and 100
+/// times the steps of a long conversation.
 const FUEL: u64 = 5_000_000;
 
 /// A chat template, parsed once.
 #[derive(Clone)]
 pub(crate) struct ChatTemplate {
     pub(crate) source: String,
-    /// What the parser said, if it failed: a model whose template we cannot read is still good for plain text.
+    /// The parsed template, or the error of the parser. A model with an unsupported template can still be used for plain text.
     environment: std::result::Result<Arc<Environment<'static>>, String>,
 }
 
@@ -32,7 +32,7 @@ impl ChatTemplate {
     }
 }
 
-/// The environment that `transformers` gives a chat template, with the template "chat" in it.
+/// The Jinja environment of `transformers`, with the template under the name "chat".
 fn parse(source: &str) -> std::result::Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);

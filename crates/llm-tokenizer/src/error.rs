@@ -1,41 +1,41 @@
-//! What can go wrong, said so that the reader knows what to do next.
+//! The error type.
 
 use std::path::PathBuf;
 
 /// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a tokenizer could not be trained, read, written or used.
+/// An error of this crate. The message says what failed and how to fix it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The vocabulary asked for cannot hold the bytes and the special tokens.
+    /// The requested vocabulary is too small for the bytes and the special tokens.
     #[error(
         "vocab_size = {asked}: a byte-level vocabulary needs at least {least} entries (256 bytes and the special tokens); \
          raise vocab_size"
     )]
     VocabSize {
-        /// What was asked for.
+        /// The requested size.
         asked: usize,
-        /// The smallest size that works.
+        /// The minimum size.
         least: usize,
     },
 
-    /// Learning the merges failed.
+    /// Training the tokenizer failed.
     #[error("training the tokenizer: {cause}")]
     Train {
-        /// What the trainer reported.
+        /// The error of the trainer.
         cause: tokenizers::Error,
     },
 
     /// A folder has no `tokenizer.json`.
-    #[error("{}: no such file; name a folder that holds a tokenizer.json, or train a tokenizer and save it there", path.display())]
+    #[error("{}: no such file; give a folder with a tokenizer.json, or train a tokenizer and save it there", path.display())]
     Missing {
-        /// The file that was looked for.
+        /// The missing file.
         path: PathBuf,
     },
 
-    /// A file is there but cannot be read.
-    #[error("{}: cannot be read ({cause}); check that it is a text file you may read", path.display())]
+    /// A file exists but cannot be read.
+    #[error("{}: cannot be read ({cause}); check that it is a text file and that you have permission", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -43,28 +43,28 @@ pub enum Error {
         cause: std::io::Error,
     },
 
-    /// A file is not what its name promises.
-    #[error("{}: not a valid file of its kind: {cause}; copy it again from where the model came from", path.display())]
+    /// The content of a file is invalid.
+    #[error("{}: not a valid file: {cause}; download or copy it again", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where and why parsing stopped.
+        /// The error of the parser, with its position.
         cause: tokenizers::Error,
     },
 
-    /// A key of `tokenizer_config.json` has a value of the wrong kind.
-    #[error("{}: \"{key}\" must be {expected}; correct it, or remove the key", path.display())]
+    /// A key of `tokenizer_config.json` has a value of the wrong type.
+    #[error("{}: \"{key}\" must be {expected}; correct or remove the key", path.display())]
     ConfigKey {
         /// The file.
         path: PathBuf,
         /// The key.
         key: &'static str,
-        /// What it has to be.
+        /// The expected value.
         expected: &'static str,
     },
 
     /// A file or folder could not be written.
-    #[error("{}: cannot be written ({cause}); check that the folder exists, is yours, and has space left", path.display())]
+    #[error("{}: cannot be written ({cause}); check the permissions of the folder and the free disk space", path.display())]
     Write {
         /// The file or folder.
         path: PathBuf,
@@ -72,98 +72,98 @@ pub enum Error {
         cause: std::io::Error,
     },
 
-    /// The tokenizer could not be turned into JSON.
+    /// The tokenizer could not be serialized as JSON.
     #[error("writing the tokenizer as JSON: {cause}")]
     Serialize {
-        /// What the serializer reported.
+        /// The error of the serializer.
         cause: tokenizers::Error,
     },
 
-    /// The tokenizer cannot be written into a GGUF file, or not be read from one, and mean the same.
+    /// The tokenizer cannot be converted to or from GGUF without changing its behaviour.
     #[error("tokenizer of a GGUF file: {message}")]
     Gguf {
-        /// The key or token, and what is wrong with it.
+        /// The key or token, and the problem.
         message: String,
     },
 
-    /// A text could not be turned into ids.
+    /// A text could not be encoded.
     #[error("encoding a text of {bytes} bytes: {cause}")]
     Encode {
-        /// The length of the text.
+        /// The length of the text in bytes.
         bytes: usize,
-        /// What the tokenizer reported.
+        /// The error of the tokenizer.
         cause: tokenizers::Error,
     },
 
-    /// Ids could not be turned into text.
+    /// Ids could not be decoded.
     #[error("decoding {count} ids: {cause}")]
     Decode {
-        /// How many ids there were.
+        /// Number of ids.
         count: usize,
-        /// What the tokenizer reported.
+        /// The error of the tokenizer.
         cause: tokenizers::Error,
     },
 
-    /// A later id changed text that the stream had already given out.
+    /// A later id changed text that the stream had already returned.
     #[error(
-        "streaming: id {id} changes text that was already given out; this tokenizer's decoder cannot stream, collect the \
-         ids and call `decode`"
+        "streaming: id {id} changes text that was already returned; the decoder of this tokenizer does not support \
+         streaming; collect the ids and call `decode`"
     )]
     Stream {
-        /// The id that was pushed.
+        /// The id.
         id: u32,
     },
 
-    /// A conversation was given to a tokenizer without a chat template.
+    /// The tokenizer has no chat template.
     #[error(
-        "the tokenizer has no chat template; use a chat model's folder, add \"chat_template\" to its \
+        "the tokenizer has no chat template; use the folder of a chat model, add \"chat_template\" to its \
          tokenizer_config.json, or call `with_default_chat_template`"
     )]
     NoChatTemplate,
 
     /// The vocabulary lacks the tokens of the default chat template.
     #[error(
-        "the vocabulary has no {}; the default chat template needs them: train the tokenizer with `train_bpe`, or give it a \
-         chat template of its own", missing.join(", ")
+        "the vocabulary has no {}; the default chat template needs them: train the tokenizer with `train_bpe`, or use \
+         another chat template", missing.join(", ")
     )]
     RoleTokens {
-        /// The tokens that are missing.
+        /// The missing tokens.
         missing: Vec<&'static str>,
     },
 
-    /// The chat template is not valid, or refused the conversation.
+    /// The chat template is invalid, or raised an error for the conversation.
     #[error("chat template: {cause}")]
     Template {
-        /// What the template, or its parser, said.
+        /// The error of the parser or of the template.
         cause: String,
     },
 
-    /// No special token ends the assistant's turn in the chat template.
+    /// The chat template has no special token at the end of an assistant message.
     #[error(
-        "chat template: no special token ends the assistant's turn, so nothing could tell that an answer is over; write one \
-         after the message's content, such as {{{{ eos_token }}}}"
+        "chat template: no special token ends an assistant message, so the end of an answer cannot be detected; add one after \
+         the content of the message, such as {{{{ eos_token }}}}"
     )]
     NoEndOfTurn,
 
-    /// A role's name holds the text of a special token.
+    /// A role contains the text of a special token.
     #[error(
         "messages[{index}].role = {role:?} contains the text of a special token; use a plain role such as \"user\""
     )]
     Role {
-        /// Which message.
+        /// The index of the message.
         index: usize,
         /// Its role.
         role: String,
     },
 
-    /// The template does not render a conversation's beginning as the beginning of the conversation.
+    /// The rendered first messages are not a prefix of the rendered conversation.
     #[error(
-        "messages[{index}]: what the chat template writes up to this assistant message is not the beginning of what it \
-         writes for the whole conversation, so the assistant's part cannot be told apart; use a chat template that does not \
-         change earlier messages, or train on one turn at a time"
+        "messages[{index}]: the chat template renders the messages up to this one differently when more messages follow, so \
+         the loss mask cannot be computed; use a chat template that does not change earlier messages, or split the \
+         conversation into single turns"
     )]
     NotPrefix {
-        /// Which message.
+        /// The index of the assistant message.
         index: usize,
     },
 }

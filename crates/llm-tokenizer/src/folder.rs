@@ -1,8 +1,8 @@
-//! The folder of a tokenizer, in Hugging Face's format.
+//! Reads and writes the folder of a tokenizer in Hugging Face's format.
 //!
-//! `tokenizer.json` holds the vocabulary, the merges and how text is split and joined; `tokenizer_config.json` says which
-//! token begins, ends and pads, and holds the chat template. Newer folders keep the template in `chat_template.jinja`,
-//! which then counts.
+//! `tokenizer.json` contains the vocabulary, the merges, the normalizer, the pre-tokenizer and the decoder;
+//! `tokenizer_config.json` contains the begin, end and padding tokens and the chat template. Newer folders have the template in
+//! `chat_template.jinja`, which takes precedence.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,17 +17,17 @@ use crate::validate;
 use crate::{Error, Result, Tokenizer};
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
-/// `sentencepiece`'s own file, which older folders have instead.
+/// The file of the `sentencepiece` library, in older folders without `tokenizer.json`.
 const PIECES_FILE: &str = "tokenizer.model";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` from a folder, or `tokenizer.model` where that is all there is, and `tokenizer_config.json`
-    /// and `chat_template.jinja` where they are.
+    /// Reads a tokenizer from a folder: `tokenizer.json`, or `tokenizer.model` if there is no `tokenizer.json`; and
+    /// `tokenizer_config.json` and `chat_template.jinja` if they exist.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join(TOKENIZER_FILE);
-        let (mut inner, usual) = match read(&path)? {
+        let (mut inner, default) = match read(&path)? {
             Some(text) => (parse(&text).map_err(|cause| Error::Parse { path: path.clone(), cause })?, default_config()),
             None => {
                 let pieces = dir.join(PIECES_FILE);
@@ -39,7 +39,7 @@ impl Tokenizer {
                 (Arc::unwrap_or_clone(tokenizer.inner), tokenizer.config)
             }
         };
-        // Left over from the last call in the program that saved the file; no property of the vocabulary.
+        // Padding and truncation are settings of the last call before the file was saved, not properties of the tokenizer.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|cause| Error::Parse { path, cause })?;
 
@@ -48,7 +48,7 @@ impl Tokenizer {
             Some(text) => {
                 serde_json::from_str(&text).map_err(|cause| Error::Parse { path: path.clone(), cause: cause.into() })?
             }
-            None => usual,
+            None => default,
         };
         if let Some(template) = read(&dir.join(TEMPLATE_FILE))? {
             config.insert("chat_template".into(), template.into());
@@ -59,7 +59,7 @@ impl Tokenizer {
         Self::new(inner, config, chat)
     }
 
-    /// A freshly trained vocabulary, with `<|endoftext|>` as begin and end.
+    /// A newly trained tokenizer, with `<|endoftext|>` as begin and end of text.
     pub(crate) fn from_trained(inner: tokenizers::Tokenizer) -> Result<Self> {
         let mut config = default_config();
         config.insert("bos_token".into(), DOCUMENT_END.into());
@@ -68,8 +68,8 @@ impl Tokenizer {
         Self::new(inner, config, None)
     }
 
-    /// Writes the folder that [`Tokenizer::from_dir`] and the Python libraries read; makes it if need be, and replaces
-    /// each file in one step, so that a reader never sees half of one.
+    /// Writes a folder that [`Tokenizer::from_dir`] and the Python libraries can read. Creates the folder if it does not exist;
+    /// writes each file atomically.
     pub fn save(&self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir).map_err(|cause| Error::Write { path: dir.to_owned(), cause })?;
         let vocabulary = self.inner.to_string(true).map_err(|cause| Error::Serialize { cause })?;
@@ -77,7 +77,7 @@ impl Tokenizer {
             serde_json::to_string_pretty(&self.config).map_err(|cause| Error::Serialize { cause: cause.into() })?;
         replace(&dir.join(TOKENIZER_FILE), &vocabulary)?;
         replace(&dir.join(CONFIG_FILE), &config)?;
-        // A template file counts before the configuration: where the folder has one, it must say the same.
+        // `chat_template.jinja` takes precedence over the configuration, so an existing one must be replaced.
         match &self.chat {
             Some(chat) if dir.join(TEMPLATE_FILE).exists() => replace(&dir.join(TEMPLATE_FILE), &chat.source),
             _ => Ok(()),
@@ -85,16 +85,16 @@ impl Tokenizer {
     }
 }
 
-/// A `tokenizer.json`, after a look at what the `tokenizers` crate takes for granted.
+/// Validates and parses a `tokenizer.json`.
 fn parse(text: &str) -> std::result::Result<tokenizers::Tokenizer, tokenizers::Error> {
     validate::parse_tokenizer(&serde_json::from_str(text)?, text)
 }
 
-/// What `transformers` needs to know when nothing else is given.
+/// The default `tokenizer_config.json`.
 pub(crate) fn default_config() -> Map<String, Value> {
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
-        // "No limit", the value that transformers writes itself: the limit belongs to the model.
+        // "No limit", as transformers writes it: the limit is a property of the model.
         "model_max_length": 1e30,
         "clean_up_tokenization_spaces": false,
         "add_bos_token": false,
@@ -103,7 +103,7 @@ pub(crate) fn default_config() -> Map<String, Value> {
     config.as_object().cloned().unwrap_or_default()
 }
 
-/// The chat template of a configuration: a text, or a list of named ones of which "default" counts.
+/// The chat template of a configuration: a string, or the template named "default" in a list.
 fn chat_template(config: &Map<String, Value>, path: &Path) -> Result<Option<ChatTemplate>> {
     let key = "chat_template";
     let source = match config.get(key) {
@@ -115,17 +115,17 @@ fn chat_template(config: &Map<String, Value>, path: &Path) -> Result<Option<Chat
             .and_then(|template| template["template"].as_str()),
         Some(_) => None,
     };
-    let expected = "a text, or a list of {\"name\", \"template\"} with one named \"default\"";
+    let expected = "a string, or a list of {\"name\", \"template\"} with one named \"default\"";
     let source = source.ok_or_else(|| Error::ConfigKey { path: path.to_owned(), key, expected })?;
     Ok(Some(ChatTemplate::new(source)))
 }
 
-/// The tokens that a configuration calls special.
+/// The special tokens of a configuration.
 fn special_tokens(config: &Map<String, Value>, path: &Path) -> Result<Vec<String>> {
     let mut tokens = Vec::new();
     for key in ["bos_token", "eos_token", "pad_token"] {
         let Some(value) = config.get(key).filter(|value| !value.is_null()) else { continue };
-        let expected = "a token's text, {\"content\": text} or null";
+        let expected = "the text of a token, {\"content\": text} or null";
         let token = token_text(value).ok_or_else(|| Error::ConfigKey { path: path.to_owned(), key, expected })?;
         tokens.push(token.to_owned());
     }
@@ -134,12 +134,12 @@ fn special_tokens(config: &Map<String, Value>, path: &Path) -> Result<Vec<String
     Ok(tokens)
 }
 
-/// A token's text, written plainly or as `{"content": text}`.
+/// The text of a token, written as a string or as `{"content": text}`.
 pub(crate) fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-/// Makes tokens of the vocabulary special that `tokenizer.json` does not list as such, as transformers does.
+/// Marks tokens of the vocabulary as special that `tokenizer.json` does not mark, as transformers does.
 fn mark_special(inner: &mut tokenizers::Tokenizer, tokens: Vec<String>) -> std::result::Result<(), tokenizers::Error> {
     let known =
         |token: &String| inner.token_to_id(token).is_some() && !inner.get_added_vocabulary().is_special_token(token);
@@ -150,7 +150,7 @@ fn mark_special(inner: &mut tokenizers::Tokenizer, tokens: Vec<String>) -> std::
     Ok(())
 }
 
-/// The text of a file, or `None` if there is no such file.
+/// Reads a file; returns `None` if it does not exist.
 fn read(path: &Path) -> Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
@@ -159,7 +159,7 @@ fn read(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// Writes a file beside its place and moves it there.
+/// Writes a file atomically.
 fn replace(path: &Path, text: &str) -> Result<()> {
     llm_files::write_atomic(path, |out| out.write_all(text.as_bytes()))
         .map_err(|cause| Error::Write { path: path.to_owned(), cause })
@@ -175,7 +175,7 @@ pub(crate) mod tests {
         train_bpe(&TrainConfig { vocab_size: 300, min_frequency: 2 }, texts.iter()).unwrap()
     }
 
-    /// A folder with a tokenizer over the letters of `<s>`, some of them merged, and the given configuration.
+    /// A folder with a tokenizer for the letters of `<s>` with two merges, and the given `tokenizer_config.json`.
     pub(crate) fn folder(config: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let vocabulary = json!({
@@ -197,13 +197,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn truncation_and_begin_of_sequence_of_a_foreign_file_are_not_applied() {
+    fn truncation_and_begin_of_sequence_of_a_file_are_not_applied() {
         let tokenizer = Tokenizer::from_dir(folder("{}").path()).unwrap();
         assert_eq!(tokenizer.encode("s<s").unwrap(), [2, 1, 2]);
     }
 
     #[test]
-    fn a_text_begins_as_the_configuration_or_else_the_post_processor_says() {
+    fn adds_bos_follows_the_configuration_then_the_post_processor() {
         for (config, adds) in [
             (r#"{"bos_token": "<s>"}"#, true),
             (r#"{"bos_token": "<s>", "add_bos_token": false}"#, false),
@@ -216,7 +216,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn tokens_that_the_configuration_names_are_special() {
+    fn the_tokens_of_the_configuration_are_special() {
         let dir = folder(r#"{"eos_token": {"content": "<e>"}, "pad_token": null}"#);
         let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
         assert_eq!((tokenizer.eos_id(), tokenizer.pad_id(), tokenizer.bos_id()), (Some(9), None, None));
@@ -227,7 +227,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_saved_tokenizer_loads_as_the_same_one_and_saves_the_same_bytes() {
+    fn saving_and_loading_preserves_the_tokenizer_and_its_bytes() {
         let tokenizer = trained().with_default_chat_template().unwrap();
         let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         tokenizer.save(first.path()).unwrap();
@@ -237,7 +237,7 @@ pub(crate) mod tests {
             let bytes = |dir: &tempfile::TempDir| fs::read(dir.path().join(file)).unwrap();
             assert_eq!(bytes(&first), bytes(&second), "{file}");
         }
-        assert_eq!(fs::read_dir(first.path()).unwrap().count(), 2, "nothing unfinished is left behind");
+        assert_eq!(fs::read_dir(first.path()).unwrap().count(), 2, "no temporary files are left");
         let text = "the cat <|user|> 猫";
         assert_eq!(loaded.encode(text).unwrap(), tokenizer.encode(text).unwrap());
         let chat = [ChatMessage::new("user", text)];
@@ -247,7 +247,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn unknown_keys_of_the_configuration_are_kept() {
+    fn unknown_keys_of_the_configuration_are_preserved() {
         let dir = folder(r#"{"tokenizer_class": "LlamaTokenizer", "legacy": true, "eos_token": "<e>"}"#);
         let (from, to) = (dir.path(), dir.path().join("new/folder"));
         Tokenizer::from_dir(from).unwrap().save(&to).unwrap();
@@ -256,7 +256,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_template_file_counts_before_the_configuration_also_after_saving() {
+    fn a_template_file_takes_precedence_over_the_configuration_also_after_saving() {
         let dir = folder(r#"{"chat_template": "old"}"#);
         fs::write(dir.path().join(TEMPLATE_FILE), "new").unwrap();
         let mut tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
@@ -267,7 +267,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn of_several_named_templates_the_default_one_counts() {
+    fn the_template_named_default_is_used() {
         let templates =
             r#"{"chat_template": [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]}"#;
         let tokenizer = Tokenizer::from_dir(folder(templates).path()).unwrap();
@@ -275,10 +275,10 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn errors_name_the_file_the_key_and_the_way_out() {
+    fn errors_name_the_file_the_key_and_the_fix() {
         let empty = tempfile::tempdir().unwrap();
         let error = Tokenizer::from_dir(empty.path()).unwrap_err().to_string();
-        assert!(error.contains("tokenizer.json: no such file; name a folder"), "{error}");
+        assert!(error.contains("tokenizer.json: no such file; give a folder"), "{error}");
 
         let error = Tokenizer::from_dir(folder(r#"{"eos_token": 3}"#).path()).unwrap_err().to_string();
         assert!(error.contains("tokenizer_config.json: \"eos_token\" must be"), "{error}");

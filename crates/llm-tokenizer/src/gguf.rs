@@ -1,8 +1,8 @@
-//! The tokenizer of a GGUF file: a list of tokens with their kinds, and how they join.
+//! Converts tokenizers from and to the metadata of GGUF files.
 //!
-//! llama.cpp knows two ways of byte-pair encoding. "gpt2" works on bytes with a list of merges, and a name says how text
-//! is split before ([`SPLITS`]). "llama" is `SentencePiece`'s: no split, a score for each token, and bytes as tokens for
-//! what no token covers. Both are told from a `tokenizer.json` by what it says, and refused where it says anything else.
+//! llama.cpp has two kinds of byte-pair encoding. "gpt2" is byte-level, with a list of merges and a named pre-tokenizer
+//! ([`PRE_TOKENIZERS`]). "llama" is that of `SentencePiece`: no pre-tokenizer, a score for each token, and byte tokens as
+//! fallback. A `tokenizer.json` that matches neither is an error.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,32 +13,32 @@ use crate::folder::default_config;
 use crate::validate;
 use crate::{Error, Result, Tokenizer};
 
-/// What a GGUF file says of its tokenizer, each field by the key of its name under `tokenizer.ggml`.
+/// The tokenizer metadata of a GGUF file. Each field is the key of the same name under `tokenizer.ggml`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GgufVocabulary {
     /// "gpt2" or "llama".
     pub model: String,
-    /// How text is split before "gpt2" merges.
+    /// The name of the pre-tokenizer ("gpt2").
     pub pre: Option<String>,
     /// The text of each id.
     pub tokens: Vec<String>,
-    /// The kind of each id: 1 ordinary, 2 unknown, 3 control, 4 added by hand, 5 unused, 6 a byte.
+    /// The type of each id: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
     pub token_type: Vec<i64>,
     /// The score of each id ("llama").
     pub scores: Vec<f32>,
-    /// Two tokens that become one, the earliest first ("gpt2").
+    /// The merges, highest priority first, each as two tokens separated by a space ("gpt2").
     pub merges: Vec<String>,
-    /// Begins a text.
+    /// The begin of a text.
     pub bos_token_id: Option<u32>,
-    /// Ends a text.
+    /// The end of a text.
     pub eos_token_id: Option<u32>,
-    /// Stands for what no token covers.
+    /// The token for unknown characters.
     pub unknown_token_id: Option<u32>,
-    /// Fills short rows.
+    /// The padding of short rows.
     pub padding_token_id: Option<u32>,
-    /// Whether a text begins with the first of these without being asked.
+    /// Whether `bos_token_id` is added to the begin of each text.
     pub add_bos_token: Option<bool>,
-    /// Whether a text begins with a space without being asked ("llama").
+    /// Whether a space is added to the begin of each text ("llama").
     pub add_space_prefix: Option<bool>,
     /// The chat template (`tokenizer.chat_template`).
     pub chat_template: Option<String>,
@@ -51,25 +51,26 @@ const USER_DEFINED: i64 = 4;
 const UNUSED: i64 = 5;
 const BYTE: i64 = 6;
 
-/// `SentencePiece` writes a space so.
+/// The space of `SentencePiece`.
 const SPACE: &str = "\u{2581}";
 
-/// No tokenizer has a longer token; a bound on the work that a file can ask for.
-const LONGEST: usize = 1024;
+/// The maximum length of a token in bytes; bounds the work for a malicious file.
+const MAX_TOKEN_BYTES: usize = 1024;
 
-/// So many bytes of merges, for each byte of a token, has no tokenizer: a word of `n` letters has `n - 1`, and few are words.
-const MERGES: usize = 32;
+/// The maximum number of bytes in all merges per byte in all tokens; bounds the work for a malicious file. Real tokenizers are far
+/// below: a token of `n` characters has at most `n - 1` merges, and only if all its parts are tokens.
+const MAX_MERGE_BYTES: usize = 32;
 
 const GPT2: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// How text is split: llama.cpp's name, the patterns (`digits`: each digit apart), whether a token of the vocabulary is
-/// taken whole without merges, and whether text is brought into Unicode's composed form first.
+/// The pre-tokenizers: name in llama.cpp, patterns (`digits` splits into single digits), whether merges are ignored if a word is a
+/// token (`ignore_merges`), whether text is normalized to Unicode NFC.
 ///
-/// Where two names stand for the same, the first is written.
-const SPLITS: [(&str, &[&str], bool, bool); 7] = [
+/// If two entries are equal, the name of the first is written.
+const PRE_TOKENIZERS: [(&str, &[&str], bool, bool); 7] = [
     ("gpt-2", &[GPT2], false, false),
     ("smollm", &["digits", GPT2], false, false),
     ("llama-bpe", &[LLAMA3], true, false),
@@ -79,22 +80,25 @@ const SPLITS: [(&str, &[&str], bool, bool); 7] = [
     ("llama3", &[LLAMA3], true, false),
 ];
 
-fn refused(message: impl Into<String>) -> Error {
+fn unsupported(message: impl Into<String>) -> Error {
     Error::Gguf { message: message.into() }
 }
 
 impl Tokenizer {
-    /// What a GGUF file says of this tokenizer, for a model of `rows` ids.
+    /// Converts this tokenizer to GGUF metadata, for a model with a vocabulary of `rows`.
     pub fn to_gguf(&self, rows: usize) -> Result<GgufVocabulary> {
         let text = self.inner.to_string(false).map_err(|cause| Error::Serialize { cause })?;
         let json: Value = serde_json::from_str(&text).map_err(|cause| Error::Serialize { cause: cause.into() })?;
         let model = &json["model"];
         if model["type"] != "BPE" {
-            return Err(refused(format!("a tokenizer of the type {} is not written; BPE is", model["type"])));
+            return Err(unsupported(format!(
+                "a tokenizer of the type {} is not supported; it must be BPE",
+                model["type"]
+            )));
         }
         for key in ["dropout", "continuing_subword_prefix", "end_of_word_suffix"] {
             if !matches!(&model[key], Value::Null) && model[key] != "" {
-                return Err(refused(format!("\"{key}\" of tokenizer.json is {}; null was expected", model[key])));
+                return Err(unsupported(format!("\"{key}\" of tokenizer.json is {}; it must be null", model[key])));
             }
         }
         let mut vocabulary = GgufVocabulary {
@@ -106,7 +110,7 @@ impl Tokenizer {
             chat_template: self.chat.as_ref().map(|chat| chat.source.clone()),
             ..GgufVocabulary::default()
         };
-        self.list(rows, &json["added_tokens"], &mut vocabulary)?;
+        self.list_tokens(rows, &json["added_tokens"], &mut vocabulary)?;
         let merges = pairs(&model["merges"])?;
         if model["byte_fallback"] == true {
             "llama".clone_into(&mut vocabulary.model);
@@ -115,16 +119,16 @@ impl Tokenizer {
             vocabulary.scores = self.scores(&vocabulary, &merges);
         } else {
             "gpt2".clone_into(&mut vocabulary.model);
-            vocabulary.pre = Some(split_name(&json)?.to_owned());
+            vocabulary.pre = Some(pre_tokenizer_name(&json)?.to_owned());
             vocabulary.merges = merges.iter().map(|(a, b)| format!("{a} {b}")).collect();
         }
         Ok(vocabulary)
     }
 
-    /// Tokens and kinds; ids of the model that the tokenizer lacks are unused.
-    fn list(&self, rows: usize, added: &Value, vocabulary: &mut GgufVocabulary) -> Result<()> {
+    /// Adds the tokens and their types to `vocabulary`. Ids that the tokenizer does not have get the type "unused".
+    fn list_tokens(&self, rows: usize, added: &Value, vocabulary: &mut GgufVocabulary) -> Result<()> {
         if self.vocab_size() > rows {
-            return Err(refused(format!("{} tokens for a model of {rows}", self.vocab_size())));
+            return Err(unsupported(format!("{} tokens for a model with a vocabulary of {rows}", self.vocab_size())));
         }
         let added: HashMap<u64, bool> = added
             .as_array()
@@ -148,7 +152,8 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// `SentencePiece` joins the pair whose token has the highest score first: the earlier the merge, the higher.
+    /// The scores of the tokens. `SentencePiece` merges the pair whose token has the highest score first, so earlier merges get
+    /// higher scores.
     fn scores(&self, vocabulary: &GgufVocabulary, merges: &[(String, String)]) -> Vec<f32> {
         let mut scores = vec![0.; vocabulary.tokens.len()];
         for (rank, (a, b)) in merges.iter().enumerate().rev() {
@@ -156,26 +161,26 @@ impl Tokenizer {
                 *score = -(rank as f32 + 1.);
             }
         }
-        let alone = -(merges.len() as f32 + 1.); // a token that no merge makes is not made
+        let lowest = -(merges.len() as f32 + 1.); // for tokens that no merge produces
         for (score, kind) in scores.iter_mut().zip(&vocabulary.token_type) {
             if *kind == NORMAL && *score == 0. {
-                *score = alone;
+                *score = lowest;
             }
         }
         scores
     }
 
-    /// The tokenizer that a GGUF file describes.
+    /// Builds a tokenizer from GGUF metadata.
     pub fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Self> {
         let GgufVocabulary { tokens, token_type, .. } = vocabulary;
         let kind = |id: usize| token_type.get(id).copied().unwrap_or(NORMAL);
-        if let Some(long) = tokens.iter().find(|token| token.len() > LONGEST) {
-            return Err(refused(format!("a token of {} bytes is longer than any tokenizer has", long.len())));
+        if let Some(long) = tokens.iter().find(|token| token.len() > MAX_TOKEN_BYTES) {
+            return Err(unsupported(format!("a token has {} bytes; the maximum is {MAX_TOKEN_BYTES}", long.len())));
         }
         let (mut vocab, mut added) = (Map::new(), Vec::new());
         for (id, token) in tokens.iter().enumerate().filter(|(id, _)| kind(*id) != UNUSED) {
             if vocab.insert(token.clone(), json!(id)).is_some() {
-                return Err(refused(format!("the token {token:?} comes twice")));
+                return Err(unsupported(format!("the token {token:?} occurs twice")));
             }
             if matches!(kind(id), CONTROL | USER_DEFINED | UNKNOWN) {
                 added.push(json!({
@@ -185,19 +190,20 @@ impl Tokenizer {
             }
         }
         let token = |id: Option<u32>| -> Result<Option<&String>> {
-            let text = |id: u32| tokens.get(id as usize).ok_or_else(|| refused(format!("there is no token {id}")));
+            let text = |id: u32| tokens.get(id as usize).ok_or_else(|| unsupported(format!("there is no token {id}")));
             id.map(text).transpose()
         };
         let mut json = match vocabulary.model.as_str() {
             "gpt2" => byte_level(vocabulary)?,
             "llama" => sentence_piece(vocabulary, token(vocabulary.unknown_token_id)?)?,
             other => {
-                return Err(refused(format!("tokenizers of the kind \"{other}\" are not read; gpt2 and llama are")));
+                return Err(unsupported(format!("the model \"{other}\" is not supported; it must be gpt2 or llama")));
             }
         };
         json["model"]["vocab"] = Value::Object(vocab);
         json["added_tokens"] = Value::Array(added);
-        let inner = validate::parse_tokenizer(&json, &json.to_string()).map_err(|cause| refused(cause.to_string()))?;
+        let inner =
+            validate::parse_tokenizer(&json, &json.to_string()).map_err(|cause| unsupported(cause.to_string()))?;
         let mut config = default_config();
         for (key, id) in [
             ("bos_token", vocabulary.bos_token_id),
@@ -216,13 +222,13 @@ impl Tokenizer {
     }
 }
 
-/// The byte that a token like `<0x0A>` stands for.
+/// The byte of a byte token such as `<0x0A>`.
 fn byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     u8::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 2)
 }
 
-/// Merges, which are written as `["a", "b"]` or as `"a b"`.
+/// Parses merges, written as `["a", "b"]` or as `"a b"`.
 fn pairs(merges: &Value) -> Result<Vec<(String, String)>> {
     let pair = |merge: &Value| match merge {
         Value::String(text) => text.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())),
@@ -231,14 +237,15 @@ fn pairs(merges: &Value) -> Result<Vec<(String, String)>> {
     };
     let all = merges.as_array().into_iter().flatten().map(pair).collect::<Option<Vec<_>>>();
     let all = all.filter(|all| all.iter().all(|(a, b)| !a.contains(' ') && !b.contains(' ')));
-    all.ok_or_else(|| refused("a merge of tokenizer.json is not a pair of tokens without spaces"))
+    all.ok_or_else(|| unsupported("a merge of tokenizer.json is not a pair of tokens without spaces"))
 }
 
-/// llama.cpp's name for how a byte-level `tokenizer.json` splits text.
-fn split_name(json: &Value) -> Result<&'static str> {
+/// The name in llama.cpp of the pre-tokenizer of a byte-level `tokenizer.json`.
+fn pre_tokenizer_name(json: &Value) -> Result<&'static str> {
     let unknown = |key: &str| {
-        let names: Vec<&str> = SPLITS.iter().map(|(name, ..)| *name).collect();
-        refused(format!("\"{key}\" of tokenizer.json is {}, which is none of {}", json[key], names.join(", ")))
+        let names: Vec<&str> = PRE_TOKENIZERS.iter().map(|(name, ..)| *name).collect();
+        let names = names.join(", ");
+        unsupported(format!("\"{key}\" of tokenizer.json is {}; supported are those of {names}", json[key]))
     };
     let composed = match &json["normalizer"] {
         Value::Null => false,
@@ -263,12 +270,14 @@ fn split_name(json: &Value) -> Result<&'static str> {
         }
     }
     let whole = json["model"]["ignore_merges"] == true;
-    // Composing changes what a text is, not what a token is; llama.cpp has it in no name, and Qwen's files go without.
-    let found = SPLITS.iter().find(|(_, p, w, c)| *p == patterns && *w == whole && (*c || !composed));
+    // llama.cpp has no NFC normalization and ignores that of Qwen, so a tokenizer with NFC matches an entry with NFC only, but
+    // one without NFC matches any entry.
+    let found = PRE_TOKENIZERS.iter().find(|(_, p, w, c)| *p == patterns && *w == whole && (*c || !composed));
     found.filter(|_| bytes).map(|(name, ..)| *name).ok_or_else(|| unknown("pre_tokenizer"))
 }
 
-/// Whether a `SentencePiece`-like `tokenizer.json` puts a space before a text; an error where it does anything else.
+/// Whether a `SentencePiece`-like `tokenizer.json` adds a space to the begin of a text. An error if its normalizer or pre-tokenizer
+/// does anything else.
 fn space_prefix(normalizer: &Value, pre_tokenizer: &Value) -> Result<bool> {
     let one = std::slice::from_ref(normalizer);
     let (mut prefix, mut spaces) = (false, false);
@@ -277,7 +286,11 @@ fn space_prefix(normalizer: &Value, pre_tokenizer: &Value) -> Result<bool> {
             None if step.is_null() => {}
             Some("Prepend") if step["prepend"] == SPACE => prefix = true,
             Some("Replace") if step["pattern"]["String"] == " " && step["content"] == SPACE => spaces = true,
-            _ => return Err(refused(format!("\"normalizer\" of tokenizer.json is {normalizer}, not SentencePiece's"))),
+            _ => {
+                return Err(unsupported(format!(
+                    "\"normalizer\" of tokenizer.json is {normalizer}; it must be that of SentencePiece"
+                )));
+            }
         }
     }
     match pre_tokenizer["type"].as_str() {
@@ -286,24 +299,27 @@ fn space_prefix(normalizer: &Value, pre_tokenizer: &Value) -> Result<bool> {
             spaces = true;
             prefix |= pre_tokenizer["prepend_scheme"] != "never";
         }
-        // Spaces have been replaced before: nothing is left to split.
+        // The normalizer has replaced all spaces, so this never splits.
         Some("Split") if pre_tokenizer["pattern"]["String"] == " " && spaces => {}
         _ => {
-            return Err(refused(format!(
-                "\"pre_tokenizer\" of tokenizer.json is {pre_tokenizer}, not SentencePiece's"
+            return Err(unsupported(format!(
+                "\"pre_tokenizer\" of tokenizer.json is {pre_tokenizer}; it must be that of SentencePiece"
             )));
         }
     }
-    if spaces { Ok(prefix) } else { Err(refused("tokenizer.json has bytes as tokens, but does not replace spaces")) }
+    match spaces {
+        true => Ok(prefix),
+        false => Err(unsupported("tokenizer.json has byte fallback but does not replace spaces")),
+    }
 }
 
-/// The `tokenizer.json` of a byte-level vocabulary, without its tokens.
+/// The `tokenizer.json` of a byte-level vocabulary, without the tokens.
 fn byte_level(vocabulary: &GgufVocabulary) -> Result<Value> {
     let name = vocabulary.pre.as_deref().unwrap_or_default();
-    let Some((_, patterns, whole, composed)) = SPLITS.iter().find(|(known, ..)| *known == name) else {
-        let names: Vec<&str> = SPLITS.iter().map(|(name, ..)| *name).collect();
-        let message = format!("\"tokenizer.ggml.pre\" is \"{name}\", which is none of {}", names.join(", "));
-        return Err(refused(message));
+    let Some((_, patterns, whole, composed)) = PRE_TOKENIZERS.iter().find(|(known, ..)| *known == name) else {
+        let names: Vec<&str> = PRE_TOKENIZERS.iter().map(|(name, ..)| *name).collect();
+        let message = format!("\"tokenizer.ggml.pre\" is \"{name}\"; it must be one of {}", names.join(", "));
+        return Err(unsupported(message));
     };
     let mut steps: Vec<Value> = Vec::new();
     for pattern in *patterns {
@@ -319,7 +335,7 @@ fn byte_level(vocabulary: &GgufVocabulary) -> Result<Value> {
     let pre_tokenizer =
         if steps.len() == 1 { bytes.clone() } else { json!({"type": "Sequence", "pretokenizers": steps}) };
     let merges = vocabulary.merges.iter().map(|merge| merge.split_once(' ').map(|(a, b)| json!([a, b])));
-    let merges = merges.collect::<Option<Vec<_>>>().ok_or_else(|| refused("a merge is not a pair of tokens"))?;
+    let merges = merges.collect::<Option<Vec<_>>>().ok_or_else(|| unsupported("a merge is not a pair of tokens"))?;
     Ok(json!({
         "version": "1.0",
         "normalizer": if *composed { json!({"type": "NFC"}) } else { Value::Null },
@@ -330,11 +346,11 @@ fn byte_level(vocabulary: &GgufVocabulary) -> Result<Value> {
     }))
 }
 
-/// The `tokenizer.json` of a `SentencePiece` vocabulary, without its tokens.
+/// The `tokenizer.json` of a `SentencePiece` vocabulary, without the tokens.
 fn sentence_piece(vocabulary: &GgufVocabulary, unknown: Option<&String>) -> Result<Value> {
     let GgufVocabulary { tokens, scores, .. } = vocabulary;
     if scores.len() != tokens.len() {
-        return Err(refused(format!("{} tokens with {} scores", tokens.len(), scores.len())));
+        return Err(unsupported(format!("{} tokens but {} scores", tokens.len(), scores.len())));
     }
     let prefix = vocabulary.add_space_prefix.unwrap_or(true);
     let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})];
@@ -360,20 +376,20 @@ fn sentence_piece(vocabulary: &GgufVocabulary, unknown: Option<&String>) -> Resu
     }))
 }
 
-/// Every pair of tokens that spells a third, that with the highest score first.
+/// All pairs of tokens whose concatenation is a token, sorted by the score of that token, highest first.
 fn merges_of_scores(vocabulary: &GgufVocabulary) -> Result<Vec<(&str, &str)>> {
     let kind = |id: usize| vocabulary.token_type.get(id).copied().unwrap_or(NORMAL);
     let normal = || vocabulary.tokens.iter().enumerate().filter(|(id, _)| kind(*id) == NORMAL);
     let ids: HashMap<&str, usize> = normal().map(|(id, token)| (token.as_str(), id)).collect();
     let mut merges = Vec::new();
-    let mut left = MERGES * (1024 + vocabulary.tokens.iter().map(String::len).sum::<usize>());
+    let mut left = MAX_MERGE_BYTES * (1024 + vocabulary.tokens.iter().map(String::len).sum::<usize>());
     for (id, token) in normal() {
         for (at, _) in token.char_indices().skip(1) {
             let (a, b) = token.split_at(at);
             if let (Some(first), Some(second)) = (ids.get(a), ids.get(b)) {
                 let Some(rest) = left.checked_sub(token.len()) else {
-                    return Err(refused(format!(
-                        "its tokens are made of one another in too many ways, as {token:?} is"
+                    return Err(unsupported(format!(
+                        "too many merges: the token {token:?} and others are concatenations of too many pairs of tokens"
                     )));
                 };
                 left = rest;
@@ -400,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_level_tokenizer_comes_back_with_its_ids_and_template() {
+    fn a_byte_level_tokenizer_survives_the_round_trip() {
         let tokenizer = trained().with_default_chat_template().unwrap();
         let vocabulary = tokenizer.to_gguf(330).unwrap();
         assert_eq!((vocabulary.model.as_str(), vocabulary.pre.as_deref()), ("gpt2", Some("gpt-2")));
@@ -419,9 +435,9 @@ mod tests {
     }
 
     #[test]
-    fn every_name_of_a_split_splits_as_it_says() {
+    fn every_named_pre_tokenizer_splits_digits_as_expected() {
         let mut vocabulary = trained().to_gguf(320).unwrap();
-        for (name, ..) in SPLITS {
+        for (name, ..) in PRE_TOKENIZERS {
             vocabulary.pre = Some(name.to_owned());
             let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
             let digits = tokenizer.encode("2020").unwrap().len();
@@ -432,12 +448,12 @@ mod tests {
             };
             assert_eq!(digits, expected, "{name}");
             let again = tokenizer.to_gguf(320).unwrap().pre.unwrap();
-            let first = |name: &str| SPLITS.iter().find(|s| s.0 == name).map(|s| (s.1, s.2, s.3));
+            let first = |name: &str| PRE_TOKENIZERS.iter().find(|s| s.0 == name).map(|s| (s.1, s.2, s.3));
             assert_eq!(first(&again), first(name));
         }
     }
 
-    /// Bytes, letters, and words whose scores say what is joined first.
+    /// A SentencePiece vocabulary of bytes, letters, and words with different scores.
     fn pieces() -> GgufVocabulary {
         let mut vocabulary = GgufVocabulary {
             model: "llama".to_owned(),
@@ -465,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_joined_by_their_scores_and_the_rest_is_bytes() {
+    fn tokens_are_merged_by_score_with_byte_fallback() {
         let vocabulary = pieces();
         let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
         let tokens = |text: &str| -> Vec<String> {
@@ -489,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn what_llama_cpp_could_not_follow_is_refused_by_name() {
+    fn unsupported_tokenizers_are_errors_that_name_the_key() {
         let with = |change: fn(&mut Value)| {
             let text = trained().inner.to_string(false).unwrap();
             let mut json = serde_json::from_str(&text).unwrap();
@@ -518,7 +534,7 @@ mod tests {
             v.tokens.extend((1..900).map(|n| "z".repeat(n)));
             v.scores.resize(v.tokens.len(), 0.);
         };
-        assert!(from(many).contains("too many ways"));
+        assert!(from(many).contains("too many merges"));
         let gpt2 = |v: &mut GgufVocabulary| v.model = "gpt2".to_owned();
         let mut vocabulary = pieces();
         gpt2(&mut vocabulary);

@@ -1,15 +1,15 @@
 //! Text to token ids and back.
 //!
 //! A [`Tokenizer`] is trained on text with [`train_bpe`] or loaded from a folder in Hugging Face's format
-//! (`tokenizer.json`, `tokenizer_config.json`). It encodes and decodes text, turns conversations into ids through the
-//! folder's chat template, and decodes ids one at a time while a model is still writing.
+//! (`tokenizer.json`, `tokenizer_config.json`). It encodes and decodes text, encodes conversations with the chat template
+//! of the folder, and decodes a stream of ids while a model generates them.
 //!
-//! What holds everywhere:
-//! - [`Tokenizer::encode`] never yields a special token, whatever the text says: nobody can write `<|end|>` into a
-//!   message and have it end the turn. Special tokens come from the chat template, or from the caller by id.
-//! - No begin-of-sequence token is added behind the caller's back.
-//! - Training the same text with the same settings gives the same file, byte for byte.
-//! - Every fallible function returns this crate's [`Error`], whose text says what to do.
+//! Invariants:
+//! - [`Tokenizer::encode`] never returns a special token: the text `<|end|>` in a user message is encoded as ordinary text and
+//!   cannot end the turn. Special tokens come from the chat template, or from the caller by id.
+//! - No begin-of-sequence token is added implicitly.
+//! - Training on the same text with the same settings gives the same file, byte for byte.
+//! - Every fallible function returns the [`Error`] of this crate; its message says how to fix the problem.
 //!
 //! ```
 //! use llm_tokenizer::{ChatMessage, Tokenizer, TrainConfig, train_bpe};

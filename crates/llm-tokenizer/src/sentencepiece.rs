@@ -1,14 +1,15 @@
-//! `tokenizer.model`, the file of the `sentencepiece` library (Kudo and Richardson 2018), as Llama 1 and 2 have it.
+//! Reads `tokenizer.model`, the file of the `sentencepiece` library (Kudo and Richardson 2018), used by Llama 1 and 2.
 //!
-//! It is a protocol buffer (`sentencepiece_model.proto`): pieces with scores and kinds, how they were learnt, and how text
-//! is normalized. Byte-pair encodings are read; what would split text otherwise is refused by name. Text behind a special
-//! token begins with a space of its own, as in llama.cpp and in the `tokenizer.json` that transformers makes of such a file.
+//! The file is a protocol buffer (`sentencepiece_model.proto`): pieces with scores and types, trainer settings, and normalizer
+//! settings. Only byte-pair encoding is supported; settings that would change the result are errors that name the setting. As
+//! in llama.cpp, and in the `tokenizer.json` that transformers converts from such a file, a space is also added after each
+//! special token.
 
 use std::path::Path;
 
 use crate::{Error, GgufVocabulary, Result, Tokenizer};
 
-/// A field of a message.
+/// The value of a field of a protocol buffer message.
 enum Field<'a> {
     Number(u64),
     Float(f32),
@@ -16,7 +17,7 @@ enum Field<'a> {
 }
 
 impl Field<'_> {
-    /// A number that may be negative: 64 bits in two's complement.
+    /// A signed number: 64 bits in two's complement.
     fn signed(&self) -> Option<i64> {
         match self {
             Self::Number(n) => Some(*n as i64),
@@ -32,16 +33,16 @@ impl Field<'_> {
     }
 }
 
-/// The tokenizer of the bytes of a `tokenizer.model`; `path` is named in errors.
+/// Parses the bytes of a `tokenizer.model`. `path` is used in errors.
 pub(crate) fn read(bytes: &[u8], path: &Path) -> Result<Tokenizer> {
-    let broken = |cause: &str| Error::Parse { path: path.to_owned(), cause: cause.into() };
-    let vocabulary = vocabulary(bytes).map_err(|cause| broken(&cause))?;
-    Tokenizer::from_gguf(&vocabulary).map_err(|cause| broken(&cause.to_string()))
+    let invalid = |cause: &str| Error::Parse { path: path.to_owned(), cause: cause.into() };
+    let vocabulary = vocabulary(bytes).map_err(|cause| invalid(&cause))?;
+    Tokenizer::from_gguf(&vocabulary).map_err(|cause| invalid(&cause.to_string()))
 }
 
 fn vocabulary(bytes: &[u8]) -> std::result::Result<GgufVocabulary, String> {
     let mut vocabulary = GgufVocabulary { model: "llama".to_owned(), ..GgufVocabulary::default() };
-    // What holds where the file is silent: a unigram model, and these ids.
+    // The defaults of the format: a unigram model, and these ids.
     let (mut kind, mut ids) = (1, [0, 1, 2, -1]);
     let (mut prefix, mut squeezed, mut escaped) = (true, true, true);
     for field in fields(bytes) {
@@ -52,7 +53,7 @@ fn vocabulary(bytes: &[u8]) -> std::result::Result<GgufVocabulary, String> {
                     match field? {
                         (1, value) => value.text().ok_or("a piece is not UTF-8")?.clone_into(&mut text),
                         (2, Field::Float(value)) => score = value,
-                        (3, value) => kind = value.signed().ok_or("a piece is of no kind")?,
+                        (3, value) => kind = value.signed().ok_or("the type of a piece is not a number")?,
                         _ => {}
                     }
                 }
@@ -75,7 +76,7 @@ fn vocabulary(bytes: &[u8]) -> std::result::Result<GgufVocabulary, String> {
                 for field in fields(normalizer) {
                     match field? {
                         (2, Field::Bytes(map)) if !map.is_empty() => {
-                            return Err("text is normalized by a table; \"identity\" is supported".to_owned());
+                            return Err("text is normalized by a table; only \"identity\" is supported".to_owned());
                         }
                         (3, value) => prefix = value.signed() == Some(1),
                         (4, value) => squeezed = value.signed() == Some(1),
@@ -88,7 +89,9 @@ fn vocabulary(bytes: &[u8]) -> std::result::Result<GgufVocabulary, String> {
         }
     }
     if kind != 2 {
-        return Err(format!("\"model_type\" is {kind}; 2 (byte-pair encoding) is supported, or save a tokenizer.json"));
+        return Err(format!(
+            "\"model_type\" is {kind}; only 2 (byte-pair encoding) is supported: convert the tokenizer to a tokenizer.json"
+        ));
     }
     if squeezed || !escaped {
         return Err("\"remove_extra_whitespaces\" must be false and \"escape_whitespaces\" true".to_owned());
@@ -103,7 +106,7 @@ fn vocabulary(bytes: &[u8]) -> std::result::Result<GgufVocabulary, String> {
     Ok(vocabulary)
 }
 
-/// The fields of a message, with their numbers.
+/// The fields of a message as (field number, value).
 fn fields(mut bytes: &[u8]) -> impl Iterator<Item = std::result::Result<(u64, Field<'_>), String>> {
     std::iter::from_fn(move || {
         if bytes.is_empty() {
@@ -113,11 +116,11 @@ fn fields(mut bytes: &[u8]) -> impl Iterator<Item = std::result::Result<(u64, Fi
         if field.is_none() {
             bytes = &[];
         }
-        Some(field.ok_or_else(|| "a field is cut short, or of no known kind".to_owned()))
+        Some(field.ok_or_else(|| "a field is truncated or has an unknown type".to_owned()))
     })
 }
 
-/// Takes a field from the front.
+/// Parses a field and removes it from `bytes`.
 fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, Field<'a>)> {
     let tag = varint(bytes)?;
     let length = match tag & 7 {
@@ -138,7 +141,7 @@ fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, Field<'a>)> {
     ))
 }
 
-/// Takes a number from the front: 7 bits in each byte, the lowest first.
+/// Parses a varint and removes it from `bytes`: 7 bits per byte, lowest first.
 fn varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..64).step_by(7) {

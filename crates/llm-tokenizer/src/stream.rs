@@ -1,38 +1,38 @@
-//! Ids to text while they arrive: an id may end in the middle of a character, so text is held back until it is whole.
+//! Streaming decode: an id may end in the middle of a character, so text is buffered until the character is complete.
 
 use crate::{Error, Result, Tokenizer};
 
 impl Tokenizer {
-    /// Starts decoding ids one at a time.
+    /// Starts a streaming decoder.
     pub fn stream(&self) -> StreamDecoder<'_> {
-        StreamDecoder { tokenizer: self, ids: Vec::new(), context: 0, shown: String::new() }
+        StreamDecoder { tokenizer: self, ids: Vec::new(), context: 0, returned: String::new() }
     }
 }
 
-/// Decodes ids one at a time; all the texts it gives, joined, are what [`Tokenizer::decode`] gives for all the ids.
+/// Decodes ids one at a time. The concatenated results are equal to [`Tokenizer::decode`] of all ids.
 pub struct StreamDecoder<'a> {
     tokenizer: &'a Tokenizer,
-    /// Ids whose text was given out last, kept because some decoders treat the first id of a text in its own way
-    /// (a leading space is dropped), then ids whose text is still held back.
+    /// The ids of the text that was returned last, needed because some decoders treat the first id differently (they remove a
+    /// leading space), then the ids of buffered text.
     ids: Vec<u32>,
-    /// How many of `ids` were given out.
+    /// Number of leading `ids` whose text was returned.
     context: usize,
-    /// What those decode to.
-    shown: String,
+    /// The text of these.
+    returned: String,
 }
 
 impl StreamDecoder<'_> {
-    /// Takes the next id; gives the text that is now certain, or `None` while a character is incomplete.
+    /// Takes the next id. Returns the new text, or `None` if there is none or a character is incomplete.
     ///
-    /// Special tokens and ids that the vocabulary lacks have no text, as in [`Tokenizer::decode`].
+    /// Skips special tokens and ids that are not in the vocabulary, as [`Tokenizer::decode`] does.
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
         let Some(token) = self.tokenizer.token(id) else { return Ok(None) };
         if self.tokenizer.is_special(id) {
             return Ok(None);
         }
         self.ids.push(id);
-        // A byte outside UTF-8's rules decodes to the replacement character, and so does the beginning of a character
-        // that the next id may complete.
+        // An invalid byte decodes to the replacement character, and so does an incomplete character that the next id may
+        // complete.
         if is_byte_fallback(&token) {
             return Ok(None);
         }
@@ -40,27 +40,27 @@ impl StreamDecoder<'_> {
         if text.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(None);
         }
-        let new = text.strip_prefix(&self.shown).ok_or(Error::Stream { id })?;
+        let new = text.strip_prefix(&self.returned).ok_or(Error::Stream { id })?;
         if new.is_empty() {
             return Ok(None);
         }
         let new = new.to_owned();
         self.ids.drain(..self.context);
         self.context = self.ids.len();
-        self.shown = self.tokenizer.decode(&self.ids)?;
+        self.returned = self.tokenizer.decode(&self.ids)?;
         Ok(Some(new))
     }
 
-    /// Ends the stream; gives what was still held back, with U+FFFD for what never became a character.
+    /// Ends the stream and returns the buffered text, with U+FFFD for incomplete characters.
     pub fn finish(self) -> Result<Option<String>> {
         let text = self.tokenizer.decode(&self.ids)?;
         let last = self.ids.last().copied().unwrap_or_default();
-        let rest = text.strip_prefix(&self.shown).ok_or(Error::Stream { id: last })?;
+        let rest = text.strip_prefix(&self.returned).ok_or(Error::Stream { id: last })?;
         Ok((!rest.is_empty()).then(|| rest.to_owned()))
     }
 }
 
-/// Whether a token is one raw byte, written `<0xE2>`: such bytes are decoded together, up to the next ordinary token.
+/// Whether a token is one byte, written `<0xE2>` (byte fallback). Such bytes are decoded together, up to the next other token.
 fn is_byte_fallback(token: &str) -> bool {
     token.len() == 6 && token.starts_with("<0x") && token.ends_with('>')
 }
@@ -74,8 +74,8 @@ mod tests {
     use super::*;
     use crate::{TrainConfig, train_bpe};
 
-    /// `count` ids below `bound`, others for each seed (Knuth's linear congruential generator).
-    fn any_ids(seed: u64, count: usize, bound: u32) -> Vec<u32> {
+    /// `count` pseudo-random ids less than `bound` (linear congruential generator, Knuth's MMIX constants).
+    fn random_ids(seed: u64, count: usize, bound: u32) -> Vec<u32> {
         let mut state = seed;
         let mut next = || {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -89,7 +89,7 @@ mod tests {
         train_bpe(&TrainConfig { vocab_size: 290, min_frequency: 2 }, texts.iter()).unwrap()
     }
 
-    /// A SentencePiece-like vocabulary: `▁` for spaces, the first one dropped, and bytes for what is not in it.
+    /// A SentencePiece-like vocabulary: `▁` for spaces, the first space removed, byte fallback.
     fn sentencepiece() -> Tokenizer {
         let folder = tempfile::tempdir().unwrap();
         let mut vocabulary = json!({"<s>": 0, "▁": 1, "a": 2, "▁a": 3, "é": 4, "▁▁": 5});
@@ -109,7 +109,7 @@ mod tests {
         Tokenizer::from_dir(folder.path()).unwrap()
     }
 
-    /// All that the stream gives, each text non-empty, joined.
+    /// The concatenated results of the stream; checks that each is non-empty.
     fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
         let mut stream = tokenizer.stream();
         let mut texts: Vec<String> = ids.iter().filter_map(|id| stream.push(*id).unwrap()).collect();
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_gives_what_decode_gives_wherever_it_begins_and_ends() {
+    fn streaming_equals_decode_for_every_slice_of_ids() {
         let tokenizer = trained();
         let ids = tokenizer.encode_with_special("the 🐈 sat\t<|end|>日本語 e\u{301}\u{FFFD} 👩‍👩‍👧<|end|> x").unwrap();
         for start in 0..ids.len() {
@@ -131,12 +131,12 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_gives_what_decode_gives_for_broken_sequences() {
-        // Beyond the vocabulary too, and with enough bytes that most runs are no UTF-8.
+    fn streaming_equals_decode_for_invalid_utf8() {
+        // The bounds exceed the vocabularies, and most sequences are not valid UTF-8.
         for (tokenizer, bound) in [(trained(), 295), (sentencepiece(), 17)] {
             let mut broken = 0;
             for seed in 0..300 {
-                let ids = any_ids(seed, 40, bound);
+                let ids = random_ids(seed, 40, bound);
                 let whole = tokenizer.decode(&ids).unwrap();
                 broken += usize::from(whole.contains(char::REPLACEMENT_CHARACTER));
                 assert_eq!(streamed(&tokenizer, &ids), whole, "seed {seed}: {ids:?}");
@@ -146,19 +146,19 @@ mod tests {
     }
 
     #[test]
-    fn text_comes_as_soon_as_its_characters_are_whole() {
+    fn text_is_returned_as_soon_as_its_characters_are_complete() {
         let tokenizer = trained();
         let mut stream = tokenizer.stream();
         let ids = tokenizer.encode("a👩b").unwrap();
         let texts: Vec<_> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
-        // The four bytes are three tokens: the first two, which all emoji of the training text share, are merged.
+        // The four bytes are three tokens: the first two bytes, common to all emoji of the training text, are merged.
         let expected = [Some("a"), None, None, Some("👩"), Some("b")];
         assert_eq!(texts.iter().map(Option::as_deref).collect::<Vec<_>>(), expected);
         assert_eq!(stream.finish().unwrap(), None);
     }
 
     #[test]
-    fn an_unfinished_character_is_given_at_the_end() {
+    fn an_incomplete_character_is_returned_at_the_end() {
         let tokenizer = trained();
         let mut stream = tokenizer.stream();
         let ids = tokenizer.encode("👩").unwrap();

@@ -1,4 +1,4 @@
-//! The tokenizer itself: encoding, decoding, and the ids that have a meaning.
+//! [`Tokenizer`]: encoding, decoding, and the ids of special tokens.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -15,27 +15,27 @@ use crate::train::DOCUMENT_END;
 use crate::validate::catch_panic;
 use crate::{Error, Result};
 
-/// An id, and the bytes of the text that it covers.
+/// An id, and the byte range of the text that it covers.
 pub(crate) type Token = (u32, Range<usize>);
 
-/// Text to ids and back, with the chat template that goes with the vocabulary; cheap to clone.
+/// A tokenizer with its chat template. Cheap to clone.
 #[derive(Clone)]
 pub struct Tokenizer {
     pub(crate) inner: Arc<tokenizers::Tokenizer>,
-    /// The added tokens once more, set so that the text of a special token is ordinary text.
+    /// A copy of the added tokens that treats the text of special tokens as ordinary text.
     ordinary: Arc<AddedVocabulary>,
     special_ids: Arc<HashSet<u32>>,
     vocab_size: usize,
     fingerprint: String,
-    /// `tokenizer_config.json`, with the keys that this crate does not know.
+    /// `tokenizer_config.json`, including keys that this crate does not use.
     pub(crate) config: Map<String, Value>,
     pub(crate) chat: Option<ChatTemplate>,
-    /// What the template says, once somebody asked; changes of the configuration clear it.
+    /// The tokens of the chat template, computed at first use. Cleared when the configuration changes.
     pub(crate) chat_format: OnceLock<ChatFormat>,
 }
 
 impl Tokenizer {
-    /// Puts together what was trained or read.
+    /// Builds the tokenizer from its parts.
     pub(crate) fn new(
         inner: tokenizers::Tokenizer,
         config: Map<String, Value>,
@@ -59,7 +59,7 @@ impl Tokenizer {
         })
     }
 
-    /// The ids of a text, in which the text of a special token (`<|end|>`) is ordinary text.
+    /// Encodes a text. The text of a special token (`<|end|>`) is encoded as ordinary text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.run(&self.ordinary, text, OffsetType::None)?;
         if encoding.get_ids().iter().any(|id| self.is_special(*id)) {
@@ -68,27 +68,27 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The ids of a text, in which the text of a special token becomes that token: for rendered chat templates and
-    /// texts of one's own, never for what a user wrote.
+    /// Encodes a text. The text of a special token becomes that token. Use this for trusted text such as rendered chat templates,
+    /// never for user input.
     pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.run(self.inner.get_added_vocabulary(), text, OffsetType::None)?.get_ids().to_vec())
     }
 
-    /// As [`Tokenizer::encode`], each id with the range of bytes of `text` that it covers. A token that is a part of a
-    /// character has the range of the whole character.
+    /// Like [`Tokenizer::encode`], with the byte range of `text` that each id covers. A token that is part of a character has the
+    /// range of the whole character.
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
         self.encode_spans(text)
     }
 
-    /// As [`Tokenizer::encode_with_special`], each id with the bytes of the text that it covers.
+    /// Like [`Tokenizer::encode_with_special`], with the byte range of each id.
     pub(crate) fn encode_with_special_spans(&self, text: &str) -> Result<Vec<Token>> {
         Ok(spans(&self.run(self.inner.get_added_vocabulary(), text, OffsetType::Byte)?))
     }
 
-    /// As [`Tokenizer::encode`], each id with the bytes of the text that it covers.
+    /// Like [`Tokenizer::encode`], with the byte range of each id.
     ///
-    /// Some vocabularies have merges that spell a special token. Such a token is cut behind its first character, and the
-    /// parts are encoded apart.
+    /// Some vocabularies have merges that produce a special token. The text of such a token is cut after its first character, and
+    /// the parts are encoded separately.
     pub(crate) fn encode_spans(&self, text: &str) -> Result<Vec<Token>> {
         let tokens = spans(&self.run(&self.ordinary, text, OffsetType::Byte)?);
         let spelled =
@@ -110,7 +110,7 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// Where the text of special tokens stands in a text, as the tokenizer itself sees it.
+    /// The positions of special tokens in a text, as `encode_with_special` recognises them.
     pub(crate) fn special_spans(&self, text: &str) -> Vec<Token> {
         let added = self.inner.get_added_vocabulary();
         let pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
@@ -122,8 +122,8 @@ impl Tokenizer {
         tokens.collect()
     }
 
-    /// The steps of the `tokenizers` crate with the added tokens of our choice, and without the begin-of-sequence token
-    /// that a `tokenizer.json` may ask for.
+    /// Runs the steps of the `tokenizers` crate with the given added tokens, and without the post-processor, which may add a
+    /// begin-of-sequence token.
     fn run(&self, added: &AddedVocabulary, text: &str, offsets: OffsetType) -> Result<tokenizers::Encoding> {
         let steps = || {
             let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
@@ -136,23 +136,22 @@ impl Tokenizer {
         catch_panic(steps).map_err(|cause| Error::Encode { bytes: text.len(), cause })
     }
 
-    /// The text of ids; special tokens, and ids that the vocabulary lacks, have none. Bytes that are no UTF-8 come out
-    /// as U+FFFD.
+    /// Decodes ids. Skips special tokens and ids that are not in the vocabulary. Bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         catch_panic(|| self.inner.decode(ids, true)).map_err(|cause| Error::Decode { count: ids.len(), cause })
     }
 
-    /// The number of ids, which is the highest id + 1: a model needs that many rows.
+    /// The vocabulary size: the highest id + 1, the number of rows of an embedding matrix.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// The id of a token, written as in the vocabulary.
+    /// The id of a token, spelled as in the vocabulary.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The token of an id, written as in the vocabulary (a byte-level one writes a space as `Ġ`).
+    /// The token of an id, spelled as in the vocabulary (byte-level vocabularies write a space as `Ġ`).
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
@@ -162,22 +161,23 @@ impl Tokenizer {
         self.special_ids.contains(&id)
     }
 
-    /// The ids of all special tokens, ascending.
+    /// The ids of all special tokens, in ascending order.
     pub fn special_ids(&self) -> Vec<u32> {
         let mut ids: Vec<u32> = self.special_ids.iter().copied().collect();
         ids.sort_unstable();
         ids
     }
 
-    /// The id of `bos_token`: the begin of a text.
+    /// The id of `bos_token`, the begin of a text.
     pub fn bos_id(&self) -> Option<u32> {
         self.token_id(self.config_token("bos_token")?)
     }
 
-    /// Whether a text begins with that token: as `tokenizer_config.json` says, or as the post-processor does.
+    /// Whether a text begins with `bos_token`: the value of `add_bos_token` in `tokenizer_config.json`, else whether the
+    /// post-processor adds it.
     pub fn adds_bos(&self) -> bool {
-        let said = self.config.get("add_bos_token").and_then(Value::as_bool);
-        said.unwrap_or_else(|| {
+        let configured = self.config.get("add_bos_token").and_then(Value::as_bool);
+        configured.unwrap_or_else(|| {
             let bos = self.config_token("bos_token");
             let first =
                 |processor: &Value| bos.is_some() && processor["single"][0]["SpecialToken"]["id"].as_str() == bos;
@@ -187,22 +187,22 @@ impl Tokenizer {
         })
     }
 
-    /// The id of `eos_token`: the end of what a model writes.
+    /// The id of `eos_token`, the end of a generated text.
     pub fn eos_id(&self) -> Option<u32> {
         self.token_id(self.config_token("eos_token")?)
     }
 
-    /// The id of `pad_token`: what fills a batch's short rows.
+    /// The id of `pad_token`, the padding of short rows in a batch.
     pub fn pad_id(&self) -> Option<u32> {
         self.token_id(self.config_token("pad_token")?)
     }
 
-    /// The id that ends a document: `<|endoftext|>` if the vocabulary has it, else the end of a text.
+    /// The id of the end-of-document token: `<|endoftext|>` if the vocabulary has it, else `eos_token`.
     pub fn document_end_id(&self) -> Option<u32> {
         self.token_id(DOCUMENT_END).or_else(|| self.eos_id())
     }
 
-    /// The text of a token that `tokenizer_config.json` names.
+    /// The text of a token in `tokenizer_config.json`.
     pub(crate) fn config_token(&self, key: &str) -> Option<&str> {
         token_text(self.config.get(key)?)
     }
@@ -213,8 +213,8 @@ impl Tokenizer {
         self.chat_format = OnceLock::new();
     }
 
-    /// A hash of all that decides which ids a text gets, as 16 hexadecimal digits: equal on every machine, changed by
-    /// any change of vocabulary, merges or splitting, and untouched by the chat template.
+    /// A hash of `tokenizer.json` as 16 hexadecimal digits. It is the same on every machine, changes with the vocabulary, the
+    /// merges or the pre-tokenizer, and does not depend on the chat template.
     pub fn fingerprint(&self) -> String {
         self.fingerprint.clone()
     }
@@ -230,7 +230,7 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// The tokens of an encoding that was made with byte offsets.
+/// The tokens of an encoding with byte offsets.
 fn spans(encoding: &tokenizers::Encoding) -> Vec<Token> {
     let spans = encoding.get_offsets().iter().map(|&(start, end)| start..end);
     encoding.get_ids().iter().copied().zip(spans).collect()
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn any_text_comes_back_unchanged() {
+    fn decoding_the_encoding_of_any_text_gives_the_text() {
         let tokenizer = trained();
         let texts =
             ["", " ", "the cat", "\t\ttabs\r\n\n", "日本語の文章", "👩‍👩‍👧 🏳️‍🌈", "e\u{301}\0\u{FFFD}\u{10FFFF}", "<|end|>"];
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_of_a_special_token_is_ordinary_unless_asked_for() {
+    fn encode_treats_the_text_of_special_tokens_as_ordinary_text() {
         let tokenizer = trained();
         let text = "the<|end|>the<|endoftext|>";
         let ids = tokenizer.encode(text).unwrap();
@@ -276,18 +276,18 @@ mod tests {
     }
 
     #[test]
-    fn merges_that_spell_a_special_token_do_not_make_one() {
+    fn merges_cannot_produce_a_special_token() {
         let dir = folder("{}");
         let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
         let raw = tokenizer.run(&tokenizer.ordinary, "<s>", OffsetType::None).unwrap();
-        assert_eq!(raw.get_ids(), [0], "the case must be one where the merges spell it");
+        assert_eq!(raw.get_ids(), [0], "the merges of this vocabulary produce the special token");
         assert_eq!(tokenizer.encode("s><s><s>").unwrap(), [4, 1, 4, 1, 4]);
         let spans: Vec<_> = tokenizer.encode_spans("<s>s").unwrap();
         assert_eq!(spans, [(1, 0..1), (4, 1..3), (2, 3..4)]);
     }
 
     #[test]
-    fn offsets_are_the_bytes_that_each_token_stands_for() {
+    fn offsets_are_the_byte_ranges_of_the_tokens() {
         let tokenizer = trained();
         for text in ["the cat sat", "the<|end|>  dög 日本", ""] {
             let tokens = tokenizer.encode_with_offsets(text).unwrap();
@@ -295,7 +295,7 @@ mod tests {
             assert_eq!(ids, tokenizer.encode(text).unwrap());
             let mut end = 0;
             for (id, span) in tokens {
-                assert!(span.start <= end && span.end >= end, "{text}: a gap before {span:?}");
+                assert!(span.start <= end && span.end >= end, "{text}: gap before {span:?}");
                 end = span.end;
                 let written = tokenizer.decode(&[id]).unwrap();
                 assert!(written == text[span.clone()] || written.contains('\u{FFFD}'), "{text}: {span:?}");
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fingerprint_is_the_published_hash_and_ignores_the_chat_template() {
+    fn the_fingerprint_is_fnv1a_and_ignores_the_chat_template() {
         assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
         let tokenizer = trained();
         let with_template = tokenizer.clone().with_default_chat_template().unwrap();

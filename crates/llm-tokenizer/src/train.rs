@@ -1,5 +1,5 @@
-//! Learning a vocabulary from text: byte-level byte-pair encoding, as in GPT-2
-//! (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units"; Radford et al. 2019).
+//! Trains a tokenizer: byte-level byte-pair encoding as in GPT-2 (Sennrich et al. 2016, "Neural Machine Translation of Rare
+//! Words with Subword Units"; Radford et al. 2019).
 
 use serde::{Deserialize, Serialize};
 use tokenizers::AddedToken;
@@ -9,29 +9,29 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use crate::{Error, Result, Tokenizer};
 
-/// Ends a document; also what stands before the first one.
+/// The end of a document; also the begin-of-text token.
 pub(crate) const DOCUMENT_END: &str = "<|endoftext|>";
-/// Fills a batch's short rows.
+/// The padding of short rows in a batch.
 pub(crate) const PAD: &str = "<|pad|>";
-/// Ends a turn of a conversation.
+/// The end of a message in a conversation.
 pub(crate) const TURN_END: &str = "<|end|>";
-/// Open the turns of the system, the user and the assistant.
+/// The begin of a system, user or assistant message.
 pub(crate) const ROLES: [&str; 3] = ["<|system|>", "<|user|>", "<|assistant|>"];
 
-/// The special tokens of a trained vocabulary; the place in the list is the id.
+/// The special tokens of a trained vocabulary; the index is the id.
 const SPECIAL: [&str; 6] = [DOCUMENT_END, PAD, ROLES[0], ROLES[1], ROLES[2], TURN_END];
 
-/// The smallest vocabulary: the special tokens and the 256 bytes.
+/// The minimum vocabulary size: the special tokens and the 256 bytes.
 pub const MIN_VOCAB_SIZE: usize = SPECIAL.len() + 256;
 
-/// How a vocabulary is learned.
+/// The settings of [`train_bpe`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Entries in the vocabulary, special tokens and the 256 bytes included; fewer come out if the text holds too few
-    /// repetitions.
+    /// The vocabulary size, including the special tokens and the 256 bytes. The result is smaller if the text has too few pairs
+    /// that occur `min_frequency` times.
     pub vocab_size: usize,
-    /// How often a pair must occur to be merged.
+    /// The minimum number of occurrences of a pair to be merged.
     pub min_frequency: u64,
 }
 
@@ -41,11 +41,11 @@ impl Default for TrainConfig {
     }
 }
 
-/// Learns a byte-level vocabulary from `texts`: any text can be encoded with it and comes back unchanged.
+/// Trains a byte-level BPE tokenizer on `texts`. It can encode any text, and decoding returns the text unchanged.
 ///
 /// Ids 0 to 5 are `<|endoftext|>` (begin and end of documents), `<|pad|>`, `<|system|>`, `<|user|>`, `<|assistant|>` and
-/// `<|end|>`; then come the 256 bytes, then the merges, the most frequent first. The same texts, in any order, give the
-/// same tokenizer.
+/// `<|end|>`, followed by the 256 bytes and the merges, most frequent first. The result does not depend on the order of the
+/// texts.
 pub fn train_bpe(
     config: &TrainConfig,
     texts: impl Iterator<Item = impl AsRef<str> + Send> + Send,
@@ -83,14 +83,14 @@ mod tests {
     }
 
     #[test]
-    fn training_twice_gives_the_same_tokenizer() {
+    fn training_does_not_depend_on_the_order_of_texts() {
         let many = || (0..200).map(|i| format!("{} {} {}", TEXTS[i % 3], i * 7919, TEXTS[(i * 5) % 3]));
         let config = TrainConfig { vocab_size: 600, min_frequency: 2 };
         let first = train_bpe(&config, many()).unwrap();
         let backwards = train_bpe(&config, many().collect::<Vec<_>>().into_iter().rev()).unwrap();
         assert_eq!(first.fingerprint(), backwards.fingerprint());
         let other = train_bpe(&config, many().skip(100)).unwrap();
-        assert_ne!(first.fingerprint(), other.fingerprint(), "other text, same fingerprint");
+        assert_ne!(first.fingerprint(), other.fingerprint(), "different text, same fingerprint");
     }
 
     #[test]
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn merges_fill_the_vocabulary_up_to_its_size_and_shorten_the_text() {
+    fn merges_fill_the_vocabulary_and_shorten_the_encoding() {
         assert_eq!(train(262).vocab_size(), 262);
         assert_eq!(train(270).vocab_size(), 270);
         assert_eq!(train(262).encode("the the").unwrap().len(), 7);
@@ -113,14 +113,14 @@ mod tests {
     }
 
     #[test]
-    fn a_vocabulary_too_small_for_the_bytes_is_refused_with_the_least_size() {
+    fn a_vocabulary_below_the_minimum_size_is_an_error() {
         let config = TrainConfig { vocab_size: 261, min_frequency: 2 };
         let error = train_bpe(&config, TEXTS.iter()).unwrap_err().to_string();
         assert!(error.contains("vocab_size = 261") && error.contains("at least 262"), "{error}");
     }
 
     #[test]
-    fn an_unknown_setting_is_refused_and_a_missing_one_has_its_default() {
+    fn unknown_settings_are_errors_and_missing_ones_have_defaults() {
         let config: TrainConfig = serde_json::from_str(r#"{"vocab_size": 300}"#).unwrap();
         assert_eq!(config, TrainConfig { vocab_size: 300, ..TrainConfig::default() });
         assert!(serde_json::from_str::<TrainConfig>(r#"{"vocabsize": 300}"#).is_err());

@@ -1,6 +1,6 @@
-//! A `tokenizer.model` gives the ids that the `sentencepiece` library gives (`golden/make_sentencepiece.py`).
+//! Compares the ids of a `tokenizer.model` with those of the `sentencepiece` library (`golden/make_sentencepiece.py`).
 
-#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ fn golden(name: &str) -> PathBuf {
 }
 
 #[test]
-fn every_text_gets_the_ids_of_sentencepiece_and_comes_back() {
+fn ids_equal_those_of_sentencepiece_and_decode_to_the_text() {
     let dir = tempfile::tempdir().unwrap();
     fs::copy(golden("tokenizer.model"), dir.path().join("tokenizer.model")).unwrap();
     let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
@@ -25,7 +25,7 @@ fn every_text_gets_the_ids_of_sentencepiece_and_comes_back() {
         assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text:?}");
         assert_eq!(tokenizer.decode(&ids).unwrap(), text);
     }
-    // Saved, it has a tokenizer.json, which says the same.
+    // Saving writes a tokenizer.json with the same behaviour.
     let saved = tempfile::tempdir().unwrap();
     tokenizer.save(saved.path()).unwrap();
     let again = Tokenizer::from_dir(saved.path()).unwrap();
@@ -33,23 +33,23 @@ fn every_text_gets_the_ids_of_sentencepiece_and_comes_back() {
 }
 
 #[test]
-fn what_would_split_text_otherwise_is_refused_by_name() {
+fn unsupported_settings_are_errors_that_name_the_setting() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokenizer.model");
     let good = fs::read(golden("tokenizer.model")).unwrap();
     let with = |extra: &[u8]| {
-        // Of a field that comes twice the last counts.
+        // If a field occurs twice, the last value is used.
         fs::write(&path, [&good[..], extra].concat()).unwrap();
         Tokenizer::from_dir(dir.path()).unwrap_err().to_string()
     };
-    for (extra, said) in [
+    for (extra, part) in [
         (&[0x12, 2, 0x18, 1][..], "\"model_type\" is 1"),
         (&[0x12, 3, 0xc0, 1, 1], "treat_whitespace_as_suffix"),
         (&[0x1a, 2, 0x20, 1], "remove_extra_whitespaces"),
         (&[0x1a, 3, 0x12, 1, 0], "normalized by a table"),
-        (&[0x12, 200], "cut short"),
+        (&[0x12, 200], "truncated"),
     ] {
         let message = with(extra);
-        assert!(message.contains("tokenizer.model") && message.contains(said), "{said}: {message}");
+        assert!(message.contains("tokenizer.model") && message.contains(part), "{part}: {message}");
     }
 }

@@ -1,6 +1,7 @@
-"""Makes tokenizer.model and expected.json with the sentencepiece package (0.2): how Llama 1 and 2 split text.
+"""Writes tokenizer.model and expected.json with the sentencepiece package (0.2), with the settings of Llama 1 and 2.
 
-python make_sentencepiece.py TEXT, where TEXT is any English text of a few hundred kilobytes (made of Tiny Shakespeare).
+Usage: python make_sentencepiece.py TEXT, where TEXT is an English text file of a few hundred kilobytes (Tiny Shakespeare was
+used).
 """
 
 import io

@@ -1,4 +1,4 @@
-//! Damaged and hostile files, for the tests of every loader.
+//! Mutates files to test loaders against damaged and malicious input.
 
 use std::fs;
 use std::path::Path;
@@ -8,16 +8,17 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Counts the memory of the whole process: one test for each program.
+/// Measures the memory of the whole process, so each test program has one test only.
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
 
 const FILES: u64 = 10_000;
 
-/// Opens ten thousand mutations of the file `path`, of which the first `head` bytes are changed.
+/// Opens 10,000 mutations of the file `path`; only its first `head` bytes are changed. Calls `use_it` with every tenth value
+/// that opens.
 ///
-/// Each is an error or what it should be, and takes no more than a small multiple of what the whole file takes.
-pub fn check<T, E: std::fmt::Display>(path: &Path, head: usize, open: impl Fn() -> Result<T, E>, used: impl Fn(T)) {
+/// Each mutation must give an error or a value, and use at most a small multiple of the memory for the original file.
+pub fn check<T, E: std::fmt::Display>(path: &Path, head: usize, open: impl Fn() -> Result<T, E>, use_it: impl Fn(T)) {
     let original = fs::read(path).unwrap();
     let name = path.display();
     let counted = || {
@@ -40,29 +41,29 @@ pub fn check<T, E: std::fmt::Display>(path: &Path, head: usize, open: impl Fn() 
                 refused += 1;
                 assert!(!error.to_string().is_empty());
             }
-            Ok(opened) if seed % 10 == 0 => used(opened),
+            Ok(opened) if seed % 10 == 0 => use_it(opened),
             Ok(_) => {}
         }
     }
-    println!("{name}: {refused} of {FILES} refused, at most {largest:.1} times the memory of the whole file");
-    assert!(refused > FILES / 4, "{name}: only {refused} of {FILES} were damaged so that it shows");
+    println!("{name}: {refused} of {FILES} are errors; at most {largest:.1} times the memory of the original file");
+    assert!(refused > FILES / 4, "{name}: only {refused} of {FILES} mutations are errors");
     fs::write(path, original).unwrap();
 }
 
-/// A folder in memory where the system has such a place: many files are written.
+/// A temporary folder, in `/dev/shm` if that exists, because many files are written.
 pub fn folder() -> tempfile::TempDir {
     let shm = Path::new("/dev/shm");
     if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap()
 }
 
-/// Numbers that readers trip over.
-fn hostile(rng: &mut impl Rng) -> u64 {
+/// A number near a power of two or near 2^64, likely to break index arithmetic.
+fn extreme_number(rng: &mut impl Rng) -> u64 {
     let powers = [0, 1, 8, 15, 16, 31, 32, 33, 48, 62, 63];
     let near = powers.choose(rng).map_or(0, |power| 1u64 << power);
     near.wrapping_add(rng.random_range(0..4)).wrapping_sub(2)
 }
 
-/// One to three changes of the first `head` bytes, of the kinds that break readers.
+/// Applies one to three random changes to the first `head` bytes.
 fn mutated(original: &[u8], head: usize, rng: &mut ChaCha8Rng) -> Vec<u8> {
     let mut bytes = original.to_vec();
     for _ in 0..rng.random_range(1..4) {
@@ -77,13 +78,13 @@ fn mutated(original: &[u8], head: usize, rng: &mut ChaCha8Rng) -> Vec<u8> {
             2 => bytes[at] = rng.random(),
             3 => {
                 let at = at.min(head - 8);
-                bytes[at..at + 8].copy_from_slice(&hostile(rng).to_le_bytes());
+                bytes[at..at + 8].copy_from_slice(&extreme_number(rng).to_le_bytes());
             }
             4 => {
                 let at = at.min(head - 4);
-                bytes[at..at + 4].copy_from_slice(&(hostile(rng) as u32).to_le_bytes());
+                bytes[at..at + 4].copy_from_slice(&(extreme_number(rng) as u32).to_le_bytes());
             }
-            // A number of a text.
+            // Replace a number in text.
             5 => {
                 let digits: Vec<usize> = (0..head).filter(|i| bytes[*i].is_ascii_digit()).collect();
                 if let Some(&at) = digits.choose(rng) {
@@ -93,12 +94,12 @@ fn mutated(original: &[u8], head: usize, rng: &mut ChaCha8Rng) -> Vec<u8> {
                         1 => "1e309".to_owned(),
                         2 => "null".to_owned(),
                         3 => "[".repeat(200),
-                        _ => hostile(rng).to_string(),
+                        _ => extreme_number(rng).to_string(),
                     };
                     bytes.splice(at..end, number.into_bytes());
                 }
             }
-            // A part twice, or not at all.
+            // Duplicate or delete a range.
             _ => {
                 let end = (at + rng.random_range(1..64)).min(bytes.len());
                 let part = if rng.random() { bytes[at..end].repeat(2) } else { Vec::new() };
