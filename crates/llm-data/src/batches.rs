@@ -1,4 +1,4 @@
-//! Rows of a split of token shards: in random order for training, all in order for evaluation.
+//! Batches of a tokenized split: in random order for training, in order for evaluation.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{Error, Result, TokenDataset};
 
-/// Rows of consecutive tokens in random order; the rows of a step depend on the seed and the step alone.
+/// Batches of rows of consecutive tokens, in random order. The batch of a step is a function of (seed, step).
 #[derive(Debug)]
 pub struct Batches<'a> {
     tokens: &'a [u32],
@@ -17,26 +17,28 @@ pub struct Batches<'a> {
 }
 
 impl<'a> Batches<'a> {
-    /// Batches of `batch_size` rows of `seq_len` tokens; the data must fill at least one.
+    /// Batches of shape `(batch_size, seq_len)`. An error if the dataset is too small for one batch.
     pub fn new(dataset: &'a TokenDataset, batch_size: usize, seq_len: usize, seed: u64) -> Result<Self> {
         let tokens = dataset.tokens();
         let needed = batch_size.saturating_mul(seq_len).saturating_add(seq_len).saturating_add(1);
         if batch_size == 0 || seq_len == 0 || tokens.len() < needed {
             return Err(Error::Input(format!(
-                "{} tokens do not fill a batch of {batch_size} rows of {seq_len}; use more text, fewer rows or shorter ones",
+                "the dataset has {} tokens, too few for one batch of {batch_size} x {seq_len}; use more text, or a smaller \
+                 batch_size or seq_len",
                 tokens.len()
             )));
         }
         Ok(Self { tokens, batch_size, seq_len, seed, epoch: None })
     }
 
-    /// Batches in one pass over the data.
+    /// Number of batches in one pass over the data.
     pub fn steps_per_epoch(&self) -> u64 {
-        // One row less: each epoch begins at a random offset.
+        // Minus one row, because each epoch starts at a random offset.
         (((self.tokens.len() - 1) / self.seq_len - 1) / self.batch_size) as u64
     }
 
-    /// The inputs and targets of a step, `batch_size · seq_len` ids each; a target is the token behind its input.
+    /// The inputs and targets of a step, each `(batch_size, seq_len)` token ids in row-major order. A target is the token after
+    /// its input.
     pub fn batch(&mut self, step: u64) -> Result<(Vec<u32>, Vec<u32>)> {
         let (epoch, at) = (step / self.steps_per_epoch(), (step % self.steps_per_epoch()) as usize);
         if self.epoch.as_ref().is_none_or(|(current, ..)| *current != epoch) {
@@ -59,8 +61,8 @@ impl<'a> Batches<'a> {
     }
 }
 
-/// All windows of `seq_len` tokens in order, in batches of `batch_size` rows: (inputs, targets). A last window that is
-/// shorter comes alone, so that every token but the first is predicted once.
+/// The whole dataset in order, as batches (inputs, targets) of at most `(batch_size, seq_len)` token ids. A shorter last row is a
+/// batch of its own. Every token except the first is a target exactly once.
 pub fn eval_windows(
     dataset: &TokenDataset,
     batch_size: usize,
@@ -68,7 +70,10 @@ pub fn eval_windows(
 ) -> Result<impl Iterator<Item = (Vec<u32>, Vec<u32>)>> {
     let tokens = dataset.tokens();
     if tokens.len() < 2 || batch_size == 0 || seq_len == 0 {
-        return Err(Error::Input(format!("{} tokens in rows of {seq_len}: nothing to evaluate on", tokens.len())));
+        return Err(Error::Input(format!(
+            "cannot evaluate on {} tokens in batches of {batch_size} x {seq_len}; use at least 2 tokens",
+            tokens.len()
+        )));
     }
     let whole = (tokens.len() - 1) / seq_len * seq_len;
     let window = move |(start, end): (usize, usize)| (tokens[start..end].to_vec(), tokens[start + 1..=end].to_vec());
@@ -84,7 +89,7 @@ mod tests {
     use crate::shards::tests::dataset;
 
     #[test]
-    fn an_epoch_shows_every_row_once_and_a_step_is_always_the_same() {
+    fn an_epoch_contains_every_row_once_and_a_batch_depends_on_its_step_only() {
         let text: String = (0..400).map(|i| format!("{i} ")).collect();
         let (dir, _) = dataset(&[&text]);
         let data = TokenDataset::open(dir.path(), "train").unwrap();
@@ -99,7 +104,7 @@ mod tests {
         let all = rows.len();
         rows.sort_unstable();
         rows.dedup();
-        assert_eq!(rows.len(), all, "no row comes twice");
+        assert_eq!(rows.len(), all, "no duplicate rows");
         let later = batches.batch(1000).unwrap();
         let mut fresh = Batches::new(&data, 3, 8, 5).unwrap();
         assert_eq!(fresh.batch(1000).unwrap(), later);
@@ -108,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn evaluation_predicts_every_token_but_the_first_once() {
+    fn every_token_except_the_first_is_an_evaluation_target_once() {
         let (dir, _) = dataset(&["a quick brown fox jumps over the lazy dog and then again over it"]);
         let data = TokenDataset::open(dir.path(), "train").unwrap();
         for (batch, seq) in [(2, 5), (3, 4), (1, 1), (2, 1000)] {

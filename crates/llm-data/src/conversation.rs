@@ -1,4 +1,4 @@
-//! Conversations, as chat templates and instruction data sets know them.
+//! Conversations: the messages of chat templates, and the readers of instruction datasets.
 
 use std::path::Path;
 
@@ -11,64 +11,64 @@ use crate::records::for_each_record;
 use crate::split::{Duplicates, ItemKeys, Keyed, SplitKey};
 use crate::{Error, Result, Warnings};
 
-/// Who speaks in a [`Message`].
+/// The author of a [`Message`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Sets the scene: a role to play, rules to keep.
+    /// The system message: instructions for the whole conversation.
     System,
-    /// The person who asks.
+    /// The user.
     User,
-    /// The model that answers.
+    /// The model.
     Assistant,
 }
 
-/// One turn of a [`Conversation`].
+/// One message of a [`Conversation`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Message {
-    /// Who speaks.
+    /// The author.
     pub role: Role,
-    /// What is said.
+    /// The text.
     pub content: String,
 }
 
 impl Message {
-    /// A message of `role` that says `content`.
+    /// A message with this role and content.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
         Self { role, content: content.into() }
     }
 
-    /// A message of the person who asks.
+    /// A user message.
     pub fn user(content: impl Into<String>) -> Self {
         Self::new(Role::User, content)
     }
 
-    /// A message of the model that answers.
+    /// An assistant message.
     pub fn assistant(content: impl Into<String>) -> Self {
         Self::new(Role::Assistant, content)
     }
 
-    /// A message that sets the scene.
+    /// A system message.
     pub fn system(content: impl Into<String>) -> Self {
         Self::new(Role::System, content)
     }
 }
 
-/// Messages in the order in which they were said (`{"messages": [...]}` in JSONL).
+/// A list of messages (`{"messages": [...]}` in JSONL).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Conversation {
-    /// The turns, oldest first.
+    /// The messages, oldest first.
     pub messages: Vec<Message>,
 }
 
-/// The key of a prompt: that of all its words.
+/// The split key of a prompt: a hash of the contents of all its messages.
 pub fn prompt_key(prompt: &[Message]) -> SplitKey {
     SplitKey::of(prompt.iter().map(|message| message.content.as_str()))
 }
 
 impl Keyed for Conversation {
-    /// The prompt is all that is said before the first answer, as every later turn builds on it; without any, it is the
-    /// whole conversation.
+    /// The prompt is the messages before the first answer, because all later messages depend on them. If these have no text,
+    /// the prompt is the whole conversation.
     fn keys(&self) -> ItemKeys {
         let whole = prompt_key(&self.messages);
         let before = self.messages.iter().take_while(|m| m.role != Role::Assistant);
@@ -80,13 +80,13 @@ impl Keyed for Conversation {
 /// The conversations of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversations {
-    /// All of them, in order.
+    /// The conversations, in the order of the file.
     pub conversations: Vec<Conversation>,
-    /// What is odd about them.
+    /// Problems that are not errors.
     pub warnings: Warnings,
 }
 
-/// Reads a JSONL file (`.gz` too) of conversations, or a JSON array of them. Each may be
+/// Reads conversations from a JSONL file or a JSON array (either may be compressed as `.gz`). Supported formats of a record:
 ///
 /// - `{"messages": [{"role", "content"}, …]}`, or a bare list of messages;
 /// - `{"conversations": [{"from", "value"}, …]}` (ShareGPT), with an optional `system`;
@@ -94,14 +94,14 @@ pub struct Conversations {
 /// - `{"question", "answer"}` (GSM8K), or `{"instruction", "input", "output"}` (Alpaca), with an optional `system` and
 ///   `history` (earlier turns as pairs of texts).
 ///
-/// A content may be a text or a list of text parts. A conversation without an assistant's turn teaches nothing and is an
-/// error, and so are tools, images, and weights or labels that exclude something from training.
+/// A content is a string or a list of text parts. A conversation without an assistant message is an error, and so are tools,
+/// images, and weights or labels that exclude a message from training.
 pub fn read_conversations(path: &Path) -> Result<Conversations> {
     let (mut conversations, mut warnings) = (Vec::new(), Warnings::default());
     for_each_record(path, &mut |_, value| {
         let messages = parse(&value, &mut warnings.ignored_keys)?;
         let Some(first) = messages.iter().position(|m| m.role == Role::Assistant) else {
-            return Err("no turn of the assistant".to_owned());
+            return Err("no assistant message".to_owned());
         };
         let empty = |m: &Message| m.role == Role::Assistant && m.content.trim().is_empty();
         warnings.empty_answers += usize::from(messages.iter().any(empty));
@@ -110,15 +110,15 @@ pub fn read_conversations(path: &Path) -> Result<Conversations> {
         Ok(())
     })?;
     if conversations.is_empty() {
-        return Err(Error::unusable(path, "holds no conversations"));
+        return Err(Error::unusable(path, "contains no conversations"));
     }
     warnings.records = conversations.len();
     warnings.duplicates = Duplicates::within(conversations.iter().map(Keyed::keys));
     Ok(Conversations { conversations, warnings })
 }
 
-/// Reads a JSONL file (`.gz` too) of prompts: `{"prompt": text or messages}`, or anything that [`read_conversations`]
-/// takes, without its last answer.
+/// Reads prompts from a JSONL file or a JSON array (either may be compressed as `.gz`): `{"prompt": string or messages}`, or any
+/// format of [`read_conversations`], whose last assistant message is removed. A prompt without a user message is an error.
 pub fn read_prompts(path: &Path) -> Result<Vec<Vec<Message>>> {
     let mut prompts = Vec::new();
     for_each_record(path, &mut |_, value| {
@@ -131,18 +131,18 @@ pub fn read_prompts(path: &Path) -> Result<Vec<Vec<Message>>> {
             prompt.pop();
         }
         if !prompt.iter().any(|m| m.role == Role::User) {
-            return Err("no turn of the user".to_owned());
+            return Err("no user message".to_owned());
         }
         prompts.push(prompt);
         Ok(())
     })?;
     if prompts.is_empty() {
-        return Err(Error::unusable(path, "holds no prompts"));
+        return Err(Error::unusable(path, "contains no prompts"));
     }
     Ok(prompts)
 }
 
-/// The forms of a record: the keys that it must have, and those that it may have.
+/// The formats of a record: (required keys, optional keys).
 const FORMS: [(&[&str], &[&str]); 5] = [
     (&["messages"], &["system"]),
     (&["conversations"], &["system"]),
@@ -157,24 +157,24 @@ fn parse(value: &Value, ignored_keys: &mut IgnoredKeys) -> Result<Vec<Message>, 
     }
     let Some(object) = value.as_object() else {
         return Err(format!(
-            "a line of this file must be an object such as {{\"prompt\": …, \"completion\": …}}; this one is {}",
+            "a record of this file must be an object such as {{\"prompt\": …, \"completion\": …}}; this one is {}",
             kind(value)
         ));
     };
-    // Tables that were merged have columns of nulls: a form without any is preferred.
+    // Datasets merged from several tables have null columns; prefer a format whose keys are not null.
     let has = |keys: &[&str], null: bool| keys.iter().all(|k| object.get(*k).is_some_and(|v| null || !v.is_null()));
     let form = FORMS.iter().find(|form| has(form.0, false)).or_else(|| FORMS.iter().find(|form| has(form.0, true)));
     let Some((needed, optional)) = form else {
         return Err(format!(
-            "{} is no conversation; write \"messages\", \"conversations\", \"prompt\" and \"completion\", \
+            "{} is not a conversation; use the keys \"messages\", \"conversations\", \"prompt\" and \"completion\", \
              \"question\" and \"answer\", or \"instruction\" and \"output\"",
             described(value)
         ));
     };
     refuse_unsupported_keys(object)?;
     if object.get("label").is_some_and(Value::is_boolean) {
-        let message = "\"label\" says whether an answer is good (KTO), and every answer would be trained as good; \
-                       keep the good ones and remove the key";
+        let message = "\"label\" marks an answer as good or bad (KTO), which is not supported; keep the good answers and \
+                       remove the key";
         return Err(message.to_owned());
     }
     let mut all = earlier_turns(object)?;
@@ -207,7 +207,7 @@ fn kind_of(value: Option<&Value>) -> &'static str {
     value.map_or("missing", kind)
 }
 
-/// The system message and the earlier turns that a record has in keys of their own.
+/// The messages of the keys `system` and `history`.
 fn earlier_turns(object: &Map<String, Value>) -> Result<Vec<Message>, String> {
     let mut turns = Vec::new();
     if object.get("system").is_some_and(|system| !system.is_null()) {
@@ -222,16 +222,16 @@ fn earlier_turns(object: &Map<String, Value>) -> Result<Vec<Message>, String> {
                     Some([Value::String(asked), Value::String(answered)]) => {
                         turns.extend([Message::user(asked), Message::assistant(answered)]);
                     }
-                    _ => return Err("\"history\" must be a list of pairs of texts".to_owned()),
+                    _ => return Err("\"history\" must be a list of pairs of strings".to_owned()),
                 }
             }
         }
-        Some(other) => return Err(format!("\"history\" is {}; it must be a list of pairs of texts", kind(other))),
+        Some(other) => return Err(format!("\"history\" is {}; it must be a list of pairs of strings", kind(other))),
     }
     Ok(turns)
 }
 
-/// A text that `role` says, or a list of messages.
+/// The messages of a key: a string becomes one message of `role`, a list is a list of messages.
 pub(crate) fn side(
     object: &Map<String, Value>,
     key: &str,
@@ -241,7 +241,7 @@ pub(crate) fn side(
     match object.get(key) {
         Some(Value::String(text)) => Ok(vec![Message::new(role, text)]),
         Some(Value::Array(list)) => messages(list, ignored_keys).map_err(|wrong| format!("\"{key}\": {wrong}")),
-        other => Err(format!("\"{key}\" is {}; it must be a text or a list of messages", kind_of(other))),
+        other => Err(format!("\"{key}\" is {}; it must be a string or a list of messages", kind_of(other))),
     }
 }
 
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_becomes_the_same_conversation() {
+    fn every_format_gives_the_same_conversation() {
         let expected = Conversation { messages: vec![Message::user("q"), Message::assistant("a")] };
         for line in [
             r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#,
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn prompts_are_conversations_without_their_last_answer() {
+    fn a_prompt_is_a_conversation_without_its_last_answer() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("prompts.jsonl");
         for line in [
@@ -295,35 +295,38 @@ mod tests {
             assert_eq!(read_prompts(&path).unwrap(), [vec![Message::user("q")]], "{line}");
         }
         std::fs::write(&path, r#"{"prompt": []}"#).unwrap();
-        assert!(read_prompts(&path).unwrap_err().to_string().contains("no turn of the user"));
+        assert!(read_prompts(&path).unwrap_err().to_string().contains("no user message"));
         std::fs::write(&path, r#"{"prompt": 3}"#).unwrap();
         assert!(read_prompts(&path).unwrap_err().to_string().contains("line 1: \"prompt\" is a number"));
     }
 
     #[test]
-    fn a_bad_line_is_named_with_what_it_should_say() {
+    fn errors_name_the_line_and_the_expected_content() {
         for (content, part) in [
             (
                 "{\"prompt\": \"q\", \"completion\": \"a\"}\n{\"promt\": \"q\"}",
                 "line 2: an object with the keys [\"promt\"]",
             ),
-            (r#"{"messages": [{"role": "robot", "content": "q"}]}"#, "write system, user or assistant"),
-            (r#"{"messages": [{"role": "user", "content": "q"}]}"#, "no turn of the assistant"),
-            (r#"{"messages": [{"role": "user"}]}"#, "message 1: there is no \"content\""),
-            (r#"{"messages": "q"}"#, "\"messages\" is a text; it must be a list of messages"),
+            (r#"{"messages": [{"role": "robot", "content": "q"}]}"#, "must be system, user or assistant"),
+            (r#"{"messages": [{"role": "user", "content": "q"}]}"#, "no assistant message"),
+            (r#"{"messages": [{"role": "user"}]}"#, "message 1: \"content\" is missing"),
+            (r#"{"messages": "q"}"#, "\"messages\" is a string; it must be a list of messages"),
             (r#"{"messages": null}"#, "\"messages\" is null"),
-            (r#"{"prompt": 1, "completion": "a"}"#, "\"prompt\" is a number; it must be a text or a list of messages"),
+            (
+                r#"{"prompt": 1, "completion": "a"}"#,
+                "\"prompt\" is a number; it must be a string or a list of messages",
+            ),
             (r#"{"prompt": "q", "completion": null}"#, "\"completion\" is null"),
             (
                 r#"{"prompt": [{"role": "user", "content": 1}], "completion": "a"}"#,
                 "\"prompt\": message 1: \"content\" is a number",
             ),
-            (r#"{"question": "q", "answer": ["a"]}"#, "\"answer\" is a list; it must be a text"),
+            (r#"{"question": "q", "answer": ["a"]}"#, "\"answer\" is a list; it must be a string"),
             (r#"{"instruction": "q", "input": 2, "output": "a"}"#, "\"input\" is a number"),
-            (r#"{"prompt": "q", "completion": "a", "label": false}"#, "\"label\" says whether an answer is good (KTO)"),
+            (r#"{"prompt": "q", "completion": "a", "label": false}"#, "\"label\" marks an answer as good or bad (KTO)"),
             (r#"{"prompt": "q", "completion": "a", "tools": [{"name": "x"}]}"#, "\"tools\" is not supported"),
             ("3", "this one is a number"),
-            (r#"["q", "a"]"#, "this one is a text"),
+            (r#"["q", "a"]"#, "this one is a string"),
             ("\n", "no conversations"),
         ] {
             let message = read(content).unwrap_err().to_string();
@@ -332,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_odd_is_counted() {
+    fn warnings_are_counted() {
         let lines = [
             r#"{"prompt": "q", "completion": "a", "source": "x", "id": 1}"#,
             r#"{"prompt": " Q ", "completion": "A", "id": 2}"#,
@@ -357,14 +360,14 @@ mod tests {
     }
 
     #[test]
-    fn the_prompt_of_a_conversation_is_what_comes_before_the_first_answer() {
+    fn the_prompt_of_a_conversation_is_the_messages_before_the_first_answer() {
         let of = |messages: &[Message]| Conversation { messages: messages.to_vec() }.keys();
         let (q, a) = (Message::user("q"), Message::assistant("a"));
         let short = of(&[q.clone(), a.clone()]);
         let long = of(&[q.clone(), a.clone(), Message::user("r"), Message::assistant("b")]);
-        assert_eq!(short.prompt, long.prompt, "the longer one trains on the shorter one's answer");
+        assert_eq!(short.prompt, long.prompt, "the longer conversation contains the answer of the shorter one");
         assert_ne!(short.whole, long.whole);
-        let without_question = |text: &str| of(&[Message::user(" "), Message::assistant(text)]);
-        assert_ne!(without_question("a").prompt, without_question("b").prompt);
+        let empty_prompt = |text: &str| of(&[Message::user(" "), Message::assistant(text)]);
+        assert_ne!(empty_prompt("a").prompt, empty_prompt("b").prompt);
     }
 }

@@ -1,8 +1,8 @@
-//! What can go wrong with data files.
+//! The error type.
 
 use std::path::PathBuf;
 
-/// An error of this crate; its text names the file, the line and the fix.
+/// An error of this crate. The message names the file, the line and the fix.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
@@ -10,39 +10,39 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A line of a file is not what it should be.
+    /// A record of a file is invalid.
     #[error("{} line {line}: {message}", path.display())]
     Line {
         /// The file.
         path: PathBuf,
-        /// Counted from 1.
+        /// The line number, counted from 1.
         line: usize,
-        /// What is wrong and what would be right.
+        /// What is wrong, and what is expected.
         message: String,
     },
-    /// A file or folder as a whole cannot serve.
+    /// A file or folder cannot be used.
     #[error("{}: {message}", path.display())]
     Unusable {
         /// The file or folder.
         path: PathBuf,
-        /// Why, and the fix.
+        /// The reason, and the fix.
         message: String,
     },
     /// The tokenizer failed.
     #[error(transparent)]
     Tokenizer(#[from] llm_tokenizer::Error),
-    /// All items share one prompt, or there is a single one.
+    /// All items have the same prompt, so they cannot be split by prompt.
     #[error(
-        "a split needs two different prompts, and there is one in the {items} items; give held-out data of their own"
+        "a split needs two different prompts, but all {items} items have the same one; give the validation data as a separate file"
     )]
     OnePrompt {
-        /// How many items there are.
+        /// Number of items.
         items: usize,
     },
-    /// Arguments that do not fit the data.
+    /// An argument is invalid or does not match the data.
     #[error("{0}")]
     Input(String),
 }

@@ -1,4 +1,4 @@
-//! Text and JSONL files, plain or compressed by gzip, read and written whole.
+//! Reading and writing of text and JSONL files, plain or compressed by gzip. Each file is read as a whole.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -11,8 +11,8 @@ use serde_json::Value;
 use crate::records::for_each_record;
 use crate::{Error, Result};
 
-/// The text of a file without a byte order mark; `.gz` is decompressed. Bytes that are not UTF-8 are an error that says
-/// where, and what the file seems to be.
+/// Reads a UTF-8 text file; decompresses `.gz` and removes a byte order mark. If the file is not UTF-8, the error names the
+/// position of the first invalid byte, or the format that the file seems to have.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     let mut bytes = Vec::new();
@@ -21,7 +21,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
         false => file.read_to_end(&mut bytes),
     };
     read.map_err(Error::io(path))?;
-    if let Some(message) = foreign_format(&bytes) {
+    if let Some(message) = unsupported_format(&bytes) {
         return Err(Error::unusable(path, message));
     }
     let mut text = String::from_utf8(bytes).map_err(|e| {
@@ -34,12 +34,12 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// What a file that begins so is instead of UTF-8 text, and the fix.
-fn foreign_format(bytes: &[u8]) -> Option<&'static str> {
+/// Detects other formats by their first bytes; returns the format and the fix.
+fn unsupported_format(bytes: &[u8]) -> Option<&'static str> {
     const FORMATS: [(&[u8], &str); 6] = [
         (b"\xff\xfe", "is UTF-16 text; convert it to UTF-8, for example by `iconv -f UTF-16 -t UTF-8`"),
         (b"\xfe\xff", "is UTF-16 text; convert it to UTF-8, for example by `iconv -f UTF-16 -t UTF-8`"),
-        (b"\x1f\x8b", "is compressed by gzip; give its name the ending .gz"),
+        (b"\x1f\x8b", "is compressed by gzip; rename it to end in .gz"),
         (b"\x28\xb5\x2f\xfd", "is compressed by zstd; decompress it, or compress it by gzip instead"),
         (b"PAR1", "is a Parquet file; convert it to JSONL first"),
         (b"PK\x03\x04", "is a zip archive; unpack it first"),
@@ -47,13 +47,13 @@ fn foreign_format(bytes: &[u8]) -> Option<&'static str> {
     FORMATS.iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, message)| *message)
 }
 
-/// Writes bytes so that a reader sees the old file or the new one and nothing between.
+/// Writes a file atomically; see [`llm_files::write_atomic`].
 pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     llm_files::write_atomic(path, write).map_err(Error::io(path))
 }
 
-/// The values of a JSONL file (`.gz` too) with their line numbers from 1; blank lines are skipped. A file that is one
-/// JSON array gives its elements; values that take several lines are read too.
+/// Reads the values of a JSONL file or a JSON array (either may be compressed as `.gz`), each with its line number, counted from
+/// 1. Skips blank lines. A value may span several lines.
 pub fn read_jsonl(path: &Path) -> Result<Vec<(usize, Value)>> {
     let mut values = Vec::new();
     for_each_record(path, &mut |line, value| {
@@ -63,7 +63,7 @@ pub fn read_jsonl(path: &Path) -> Result<Vec<(usize, Value)>> {
     Ok(values)
 }
 
-/// Writes one JSON object for each item and line.
+/// Writes a JSONL file: one line per item.
 pub fn write_jsonl<T: Serialize>(path: &Path, items: &[T]) -> Result<()> {
     write_atomic(path, |out| {
         for item in items {
@@ -74,16 +74,16 @@ pub fn write_jsonl<T: Serialize>(path: &Path, items: &[T]) -> Result<()> {
     })
 }
 
-/// The documents of a text file (one), a JSONL file (the `text` of each line), or of all such files in a folder, in
-/// the order of their names. `.gz` is decompressed, a byte order mark is left out, and `\r\n` in a text file is read as
-/// `\n`. A file without text is an error.
+/// Reads documents: a text file is one document, a JSONL file has one document in the `text` key of each record, a folder has
+/// the documents of all its text and JSONL files, sorted by name. Decompresses `.gz`, removes a byte order mark, and replaces
+/// `\r\n` in text files by `\n`. A file without text is an error.
 pub fn read_documents(path: &Path) -> Result<Vec<String>> {
     if path.is_dir() {
         let files = files_of(path)?;
         if files.is_empty() {
             return Err(Error::unusable(
                 path,
-                "holds no .txt or .jsonl file (.gz or not); give a file or another folder",
+                "contains no .txt, .jsonl, .json or .ndjson file (or .gz of these); give a file or another folder",
             ));
         }
         return Ok(files.iter().map(|file| read_documents(file)).collect::<Result<Vec<_>>>()?.concat());
@@ -99,37 +99,37 @@ pub fn read_documents(path: &Path) -> Result<Vec<String>> {
         documents.push(if text.contains("\r\n") { text.replace("\r\n", "\n") } else { text });
     }
     if documents.iter().all(|document| document.trim().is_empty()) {
-        return Err(Error::unusable(path, "holds no text"));
+        return Err(Error::unusable(path, "contains no text"));
     }
     Ok(documents)
 }
 
-/// The `text` of a record.
+/// The `text` key of a record.
 fn document_text(mut value: Value) -> Result<String, String> {
     match value.get_mut("text").map(Value::take) {
         Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(format!("\"text\" is {}; it must be a text", kind(&other))),
+        Some(other) => Err(format!("\"text\" is {}; it must be a string", kind(&other))),
         None => Err(format!(
-            "a line of text data is an object with the key \"text\"; this one is {}. Conversations are for \
+            "a record of text data must be an object with the key \"text\"; this one is {}. To train on conversations, use \
              `llm-train finetune`",
             described(&value)
         )),
     }
 }
 
-/// What a JSON value is, with an article.
+/// The type of a JSON value, with an article.
 pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
-        Value::String(_) => "a text",
+        Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
 }
 
-/// What a record is: the keys of an object, or the kind of anything else.
+/// Describes a record in an error message: the keys of an object, or the type of another value.
 pub(crate) fn described(value: &Value) -> String {
     match value.as_object() {
         Some(object) => format!("an object with the keys {:?}", object.keys().collect::<Vec<_>>()),
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documents_come_from_text_jsonl_gzip_and_folders() {
+    fn reads_documents_from_text_jsonl_gzip_and_folders() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         std::fs::write(path("b.txt"), "one\ntwo").unwrap();
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_order_marks_and_line_ends_of_other_systems_leave_no_trace() {
+    fn byte_order_marks_and_crlf_line_ends_are_normalised() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         let text = "\u{feff}one\r\ntwo\u{feff}\r\n";
@@ -205,10 +205,10 @@ mod tests {
         };
         let keys = message("a.jsonl", b"{\"text\": \"x\"}\n{\"question\": 1, \"answer\": 2}\n");
         assert!(keys.contains("line 2") && keys.contains(r#"the keys ["question", "answer"]"#), "{keys}");
-        assert!(message("e.jsonl", b"{\"text\": null}").contains("\"text\" is null; it must be a text"));
+        assert!(message("e.jsonl", b"{\"text\": null}").contains("\"text\" is null; it must be a string"));
         assert!(message("f.jsonl", b"[1, 2]").contains("this one is a number"));
         assert!(message("g.txt", b"\xff\xfea\0").contains("UTF-16"));
-        assert!(message("h.txt", b"\x1f\x8b\x08").contains("ending .gz"));
+        assert!(message("h.txt", b"\x1f\x8b\x08").contains("to end in .gz"));
         assert!(message("i.jsonl", b"PAR1\x15\x04").contains("Parquet"));
         assert!(message("j.txt", b"\xef\xbb\xbf \r\n").contains("no text"));
         assert!(message("b.jsonl", b"{\"text\": ").contains("line 1: not JSON"));

@@ -1,10 +1,10 @@
-//! Turns files into batches.
+//! Datasets: readers, token shards, batches, splits, and the built-in synthetic dataset.
 //!
-//! - [`world`]: the built-in world, a small closed English with the truth known everywhere;
-//! - [`read_documents`], [`prepare`], [`TokenDataset`], [`Batches`]: text to token shards to rows of tokens;
-//! - [`read_conversations`]: instruction data in the common forms;
-//! - [`read_rankings`]: ranked answers;
-//! - [`SplitKey`], [`split_by_prompt`], [`Duplicates`]: what a split keeps together, and what crosses one.
+//! - [`world`]: the built-in world, a synthetic English dataset in which every answer is known;
+//! - [`read_documents`], [`prepare`], [`TokenDataset`], [`Batches`]: text files, token shards, batches for pre-training;
+//! - [`read_conversations`], [`read_prompts`]: instruction data in the common JSONL formats;
+//! - [`read_rankings`]: rankings of answers;
+//! - [`SplitKey`], [`split_by_prompt`], [`Duplicates`]: splits by prompt, and duplicates within and across them.
 //!
 //! ```
 //! use llm_data::{Batches, TokenDataset, prepare, world::{Split, World, WorldConfig}};
@@ -19,12 +19,12 @@
 //! prepare(&tokenizer, &[("train", &documents)], &dir, &mut |_bytes| ())?;
 //! let dataset = TokenDataset::open(&dir, "train")?;
 //! let (inputs, targets) = Batches::new(&dataset, 4, 32, 42)?.batch(0)?;
-//! assert_eq!((inputs.len(), &inputs[1..32]), (4 * 32, &targets[..31])); // each target is the next input
+//! assert_eq!((inputs.len(), &inputs[1..32]), (4 * 32, &targets[..31])); // each target is the next token
 //! # std::fs::remove_dir_all(dir).ok();
 //! # Ok::<(), llm_data::Error>(())
 //! ```
 //!
-//! This crate knows nothing of models. Where to look next: the recipes of `llm-train` read all of this.
+//! This crate does not depend on the model crates. Where to look next: the recipes of `llm-train` use these datasets.
 
 mod batches;
 mod conversation;
@@ -47,5 +47,5 @@ pub use shards::{Manifest, SplitInfo, TokenDataset, prepare};
 pub use split::{Duplicates, ItemKeys, Keyed, SplitKey, split_by_prompt};
 pub use warnings::Warnings;
 
-/// What every fallible function of this crate returns.
+/// The result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,4 +1,5 @@
-//! Messages as data sets write them: two pairs of keys, several names of the same speaker, contents in parts.
+//! Parses messages in the formats of public datasets: `role` and `content`, or `from` and `value`; several names per role;
+//! contents in parts.
 
 use std::collections::BTreeSet;
 
@@ -7,19 +8,19 @@ use serde_json::{Map, Value};
 use crate::files::kind;
 use crate::{Message, Role};
 
-/// Keys of records and messages that were not read.
+/// Keys of records and messages that this crate does not read.
 pub(crate) type IgnoredKeys = BTreeSet<String>;
 
-/// The text under a key.
+/// The string value of a key.
 pub(crate) fn text_of<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
     match object.get(key) {
         Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(format!("\"{key}\" is {}; it must be a text", kind(other))),
-        None => Err(format!("there is no \"{key}\"")),
+        Some(other) => Err(format!("\"{key}\" is {}; it must be a string", kind(other))),
+        None => Err(format!("\"{key}\" is missing")),
     }
 }
 
-/// The messages of a list: `{"role", "content"}`, or `{"from", "value"}` (ShareGPT).
+/// Parses a list of messages: `{"role", "content"}`, or `{"from", "value"}` (ShareGPT).
 pub(crate) fn messages(list: &[Value], ignored_keys: &mut IgnoredKeys) -> Result<Vec<Message>, String> {
     let one = |(at, value)| message(value, ignored_keys).map_err(|wrong| format!("message {}: {wrong}", at + 1));
     list.iter().enumerate().map(one).collect()
@@ -29,19 +30,24 @@ fn message(value: &Value, ignored_keys: &mut IgnoredKeys) -> Result<Message, Str
     let Some(object) = value.as_object() else {
         return Err(format!("is {}; it must be an object with \"role\" and \"content\"", kind(value)));
     };
-    let (speaker, words) = match object.contains_key("from") && !object.contains_key("role") {
+    let (role_key, content_key) = match object.contains_key("from") && !object.contains_key("role") {
         true => ("from", "value"),
         false => ("role", "content"),
     };
-    let role = role(speaker, text_of(object, speaker)?)?;
+    let role = role(role_key, text_of(object, role_key)?)?;
     refuse_unsupported_keys(object)?;
-    let content = match object.get(words) {
-        Some(Value::Array(parts)) => parts.iter().map(|part| text_part(words, part)).collect::<Result<String, _>>()?,
+    let content = match object.get(content_key) {
+        Some(Value::Array(parts)) => {
+            parts.iter().map(|part| text_part(content_key, part)).collect::<Result<String, _>>()?
+        }
         Some(Value::String(text)) => text.clone(),
-        Some(other) => return Err(format!("\"{words}\" is {}; it must be a text or a list of texts", kind(other))),
-        None => return Err(format!("there is no \"{words}\"")),
+        Some(other) => {
+            let is = kind(other);
+            return Err(format!("\"{content_key}\" is {is}; it must be a string or a list of text parts"));
+        }
+        None => return Err(format!("\"{content_key}\" is missing")),
     };
-    ignored_keys.extend(object.keys().filter(|key| *key != speaker && *key != words).cloned());
+    ignored_keys.extend(object.keys().filter(|key| *key != role_key && *key != content_key).cloned());
     Ok(Message::new(role, content))
 }
 
@@ -52,15 +58,14 @@ fn role(key: &str, name: &str) -> Result<Role, String> {
         "assistant" | "gpt" | "model" => Ok(Role::Assistant),
         "tool" | "function" | "ipython" | "observation" | "function_call" | "tool_call" | "tool_response" => {
             Err(format!(
-                "\"{key}\" is \"{name}\"; calls of tools and their results are not supported: leave out \
-                 conversations with them"
+                "\"{key}\" is \"{name}\"; tool calls and their results are not supported; remove conversations with tool calls"
             ))
         }
-        other => Err(format!("\"{key}\" is \"{other}\"; write system, user or assistant")),
+        other => Err(format!("\"{key}\" is \"{other}\"; it must be system, user or assistant")),
     }
 }
 
-/// A part of a content: `{"type": "text", "text"}`.
+/// The text of a content part: `{"type": "text", "text"}`.
 fn text_part<'a>(key: &str, part: &'a Value) -> Result<&'a str, String> {
     let Some(object) = part.as_object() else {
         let is = kind(part);
@@ -69,14 +74,14 @@ fn text_part<'a>(key: &str, part: &'a Value) -> Result<&'a str, String> {
     match object.get("type").and_then(Value::as_str) {
         Some("text" | "input_text" | "output_text") => text_of(object, "text"),
         Some(other) => Err(format!("a part of \"{key}\" has the type \"{other}\"; only \"text\" is supported")),
-        None => Err(format!("a part of \"{key}\" has no \"type\"; write {{\"type\": \"text\", \"text\": …}}")),
+        None => Err(format!("a part of \"{key}\" has no \"type\"; it must be {{\"type\": \"text\", \"text\": …}}")),
     }
 }
 
-/// Refuses keys of a record or a message that say how it is to be trained on, and that this crate cannot follow: to ignore
-/// them would train on what the author excluded.
+/// Returns an error for keys of a record or a message that change how it must be trained on and that this crate does not support.
+/// Ignoring them would train on data that the author excluded.
 pub(crate) fn refuse_unsupported_keys(object: &Map<String, Value>) -> Result<(), String> {
-    let says_something = |value: &Value| match value {
+    let is_set = |value: &Value| match value {
         Value::Null => false,
         Value::String(text) => !matches!(text.trim(), "" | "[]" | "null"),
         Value::Array(list) => !list.is_empty(),
@@ -84,9 +89,9 @@ pub(crate) fn refuse_unsupported_keys(object: &Map<String, Value>) -> Result<(),
         Value::Bool(_) | Value::Number(_) => true,
     };
     for key in ["tools", "tool_calls", "function_call", "functions", "images", "image", "videos", "audios", "audio"] {
-        if object.get(key).is_some_and(says_something) {
+        if object.get(key).is_some_and(is_set) {
             return Err(format!(
-                "\"{key}\" is not supported; leave such lines out, or the key if the texts do without it"
+                "\"{key}\" is not supported; remove such records, or remove the key if the text does not need it"
             ));
         }
     }
@@ -94,7 +99,7 @@ pub(crate) fn refuse_unsupported_keys(object: &Map<String, Value>) -> Result<(),
         let value = object.get(key).filter(|value| value.is_boolean() || value.is_number());
         if let Some(value) = value.filter(|value| value.as_bool() != Some(true) && value.as_f64() != Some(1.)) {
             return Err(format!(
-                "\"{key}\" is {value}; all answers of a conversation are trained with weight 1: cut the conversation \
+                "\"{key}\" is {value}; all answers of a conversation are trained on with weight 1; end the conversation \
                  before this answer, or remove the key"
             ));
         }
@@ -113,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn contents_in_parts_and_other_names_of_speakers_are_read() {
+    fn content_parts_and_alternative_role_names_are_read() {
         let parts = json!([
             {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
             {"from": "human", "value": "q"},
@@ -126,24 +131,27 @@ mod tests {
     }
 
     #[test]
-    fn what_a_message_may_not_be_is_said_with_its_number_key_and_kind() {
+    fn errors_name_the_message_the_key_and_the_type() {
         let user = json!({"role": "user", "content": "q"});
         for (wrong, part) in [
-            (json!("q"), "message 2: is a text; it must be an object"),
-            (json!({"role": "user"}), "message 2: there is no \"content\""),
-            (json!({"role": 1, "content": "q"}), "\"role\" is a number; it must be a text"),
-            (json!({"role": "user", "content": null}), "\"content\" is null; it must be a text or a list of texts"),
+            (json!("q"), "message 2: is a string; it must be an object"),
+            (json!({"role": "user"}), "message 2: \"content\" is missing"),
+            (json!({"role": 1, "content": "q"}), "\"role\" is a number; it must be a string"),
+            (
+                json!({"role": "user", "content": null}),
+                "\"content\" is null; it must be a string or a list of text parts",
+            ),
             (json!({"from": "gpt", "value": 3}), "\"value\" is a number"),
-            (json!({"role": "tool", "content": "4"}), "\"role\" is \"tool\"; calls of tools"),
-            (json!({"from": "observation", "value": "4"}), "\"from\" is \"observation\"; calls of tools"),
+            (json!({"role": "tool", "content": "4"}), "\"role\" is \"tool\"; tool calls"),
+            (json!({"from": "observation", "value": "4"}), "\"from\" is \"observation\"; tool calls"),
             (
                 json!({"role": "assistant", "content": null, "tool_calls": [{"id": 1}]}),
                 "\"tool_calls\" is not supported",
             ),
             (json!({"role": "assistant", "content": "a", "weight": 0}), "\"weight\" is 0"),
             (json!({"role": "assistant", "content": "a", "train": false}), "\"train\" is false"),
-            (json!({"role": "robot", "content": "q"}), "write system, user or assistant"),
-            (json!({"role": "user", "content": ["q"]}), "a part of \"content\" is a text"),
+            (json!({"role": "robot", "content": "q"}), "must be system, user or assistant"),
+            (json!({"role": "user", "content": ["q"]}), "a part of \"content\" is a string"),
             (json!({"role": "user", "content": [{"type": "image_url"}]}), "has the type \"image_url\""),
             (json!({"role": "user", "content": [{"text": "q"}]}), "has no \"type\""),
         ] {

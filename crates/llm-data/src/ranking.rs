@@ -1,4 +1,4 @@
-//! Ranked answers: what people, or a simulated annotator, prefer.
+//! Rankings: answers to a prompt in the order of preference of a person or a simulated annotator.
 
 mod forms;
 
@@ -12,32 +12,32 @@ use crate::records::for_each_record;
 use crate::split::{Duplicates, ItemKeys, Keyed, SplitKey};
 use crate::{Error, Message, Result, Warnings};
 
-/// Answers to one prompt in the order of preference (`{"id", "prompt", "answers", "order"}` in JSONL).
+/// Answers to one prompt, ranked by preference (`{"id", "prompt", "answers", "order"}` in JSONL).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Ranking {
-    /// A name for people; a split goes by the prompt's words.
+    /// A name for the user; splits use the text of the prompt instead.
     pub id: String,
-    /// The conversation up to the answer.
+    /// The messages before the answer.
     pub prompt: Vec<Message>,
     /// The answers, in any order.
     pub answers: Vec<String>,
-    /// Groups of indices of `answers`, the best group first; the answers of a group tie. In JSONL a group of one is its
-    /// index.
+    /// Groups of indices of `answers`, best group first. The answers in a group are tied. In JSONL a group of one is written as
+    /// its index.
     #[serde(serialize_with = "indices_or_groups")]
     pub order: Vec<Vec<usize>>,
-    /// By how much the score of a better answer is to exceed that of a worse one (TRL's `margin`).
+    /// The margin of the Bradley-Terry loss: the desired difference between the scores of a better and a worse answer (TRL's
+    /// `margin`).
     #[serde(skip_serializing_if = "is_zero")]
     pub margin: f64,
 }
 
 impl Ranking {
-    /// A ranking without ties: `order` holds the indices of `answers`, best first.
+    /// A ranking without ties: `order` contains the indices of `answers`, best first.
     pub fn strict(id: String, prompt: Vec<Message>, answers: Vec<String>, order: &[usize]) -> Self {
         Self { id, prompt, answers, order: order.iter().map(|&index| vec![index]).collect(), margin: 0. }
     }
 
-    /// All pairs (better, worse) of indices of `answers`: `k · (k - 1) / 2` of them, less those that tie or whose texts
-    /// are the same.
+    /// All pairs (better, worse) of indices of `answers`: `k · (k - 1) / 2`, without pairs that are tied or have equal texts.
     pub fn pairs(&self) -> Vec<(usize, usize)> {
         let mut pairs = Vec::new();
         for (at, group) in self.order.iter().enumerate() {
@@ -52,7 +52,7 @@ impl Ranking {
 }
 
 impl Keyed for Ranking {
-    /// The prompt is all that comes before the ranked answers.
+    /// The prompt key hashes the messages before the answers.
     fn keys(&self) -> ItemKeys {
         let ranked = self.order.iter().flatten().map(|&index| self.answers[index].as_str());
         let words = self.prompt.iter().map(|message| message.content.as_str());
@@ -76,22 +76,22 @@ fn is_zero(margin: &f64) -> bool {
 /// The rankings of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rankings {
-    /// Those that say something.
+    /// The rankings with at least one pair (see [`Ranking::pairs`]).
     pub rankings: Vec<Ranking>,
-    /// What is odd about them, and how many were left out.
+    /// Problems that are not errors, and the number of records left out.
     pub warnings: Warnings,
 }
 
-/// Reads a JSONL file (`.gz` too) of rankings, or a JSON array of them. Each may be
+/// Reads rankings from a JSONL file or a JSON array (either may be compressed as `.gz`). Supported formats of a record:
 ///
-/// - `{"prompt", "answers", "order"}`: this crate's own. `order` holds the indices of the answers, best first, and lists
-///   of the indices of those that tie; or `ranks` holds the rank of each answer, 1 for the best, equal where they tie.
-///   An answer that is not ranked (not in `order`, or with rank null) is left out;
-/// - `{"prompt", "chosen", "rejected"}` with texts or lists of messages (TRL);
+/// - `{"prompt", "answers", "order"}`, the format of this crate. `order` contains the indices of the answers, best first, with a
+///   list of indices for tied answers. Instead of `order`, `ranks` may contain the rank of each answer: 1 for the best, equal
+///   ranks for ties. Answers that are not in `order`, or have the rank null, are left out;
+/// - `{"prompt", "chosen", "rejected"}` with strings or lists of messages (TRL);
 /// - `{"chosen", "rejected"}` as dialogues `"\n\nHuman: … \n\nAssistant: …"` (Anthropic's HH), or as lists of messages
-///   that differ in their last one.
+///   that differ in their last message.
 ///
-/// Each may have a `margin` (TRL).
+/// Each record may have a `margin` (TRL).
 pub fn read_rankings(path: &Path) -> Result<Rankings> {
     let (mut rankings, mut warnings) = (Vec::new(), Warnings::default());
     for_each_record(path, &mut |_, value| {
@@ -112,7 +112,7 @@ pub fn read_rankings(path: &Path) -> Result<Rankings> {
     })?;
     if rankings.is_empty() {
         let why = warnings.lines().iter().map(|line| format!("; {line}")).collect::<String>();
-        return Err(Error::unusable(path, format!("holds no rankings of different answers{why}")));
+        return Err(Error::unusable(path, format!("contains no rankings of different answers{why}")));
     }
     warnings.duplicates = Duplicates::within(rankings.iter().map(Keyed::keys));
     Ok(Rankings { rankings, warnings })
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_are_all_pairs_better_first_without_ties_and_equal_texts() {
+    fn pairs_exclude_ties_and_equal_answers() {
         let answers = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
         let strict = Ranking::strict(String::new(), vec![], answers, &[2, 0, 3, 1]);
         assert_eq!(strict.pairs(), [(2, 0), (2, 3), (2, 1), (0, 3), (0, 1), (3, 1)]);
@@ -141,14 +141,14 @@ mod tests {
     }
 
     #[test]
-    fn every_form_becomes_a_ranking() {
+    fn every_format_gives_the_same_ranking() {
         let prompt = vec![Message::user("q"), Message::assistant("a"), Message::user("r")];
         for line in [
             r#"{"id": "", "prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}], "answers": ["good", "bad"], "order": [0, 1]}"#,
             r#"{"chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: bad"}"#,
             r#"{"prompt": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r", "chosen": "good", "rejected": "bad"}"#,
             r#"{"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "r"}]}], "chosen": [{"role": "assistant", "content": "good"}], "rejected": [{"role": "assistant", "content": "bad"}]}"#,
-            // The prompt given, and repeated within both sides.
+            // The prompt is given, and repeated in both conversations.
             r#"{"prompt": [{"role": "user", "content": "q"}], "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}, {"role": "assistant", "content": "good"}], "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}, {"role": "assistant", "content": "bad"}]}"#,
             r#"{"prompt": "q", "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}, {"role": "assistant", "content": "good"}], "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}, {"role": "assistant", "content": "bad"}]}"#,
         ] {
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn rankings_that_say_nothing_are_counted_and_left_out() {
+    fn rankings_without_a_pair_are_counted_and_left_out() {
         let all = [
             r#"{"prompt": "q", "chosen": "a", "rejected": "a"}"#,
             r#"{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"}"#,
@@ -212,15 +212,18 @@ mod tests {
         };
         assert_eq!((read_all.rankings.len(), read_all.warnings), (3, expected));
         let message = read(all[5]).unwrap_err().to_string();
-        assert!(message.contains("1 of 1 records are left out: all of their answers tie"), "{message}");
+        assert!(message.contains("1 of 1 records are left out: all of their answers are tied"), "{message}");
     }
 
     #[test]
-    fn nonsense_is_named_with_its_line() {
+    fn errors_name_the_line_and_the_expected_content() {
         for (content, part) in [
-            (r#"{"prompt": "q", "choosen": "a", "rejected": "b"}"#, "write \"prompt\", \"chosen\" and \"rejected\""),
-            ("[1]", "a number is no ranking"),
-            (r#"{"chosen": "a", "rejected": "b"}"#, "there is no prompt"),
+            (
+                r#"{"prompt": "q", "choosen": "a", "rejected": "b"}"#,
+                "use the keys \"prompt\", \"chosen\" and \"rejected\"",
+            ),
+            ("[1]", "a number is not a ranking"),
+            (r#"{"chosen": "a", "rejected": "b"}"#, "\"prompt\" is missing"),
             (r#"{"prompt": [], "answers": ["a", "b"], "order": [0, 1]}"#, "\"prompt\" is empty"),
             (r#"{"answers": ["a", "b"], "order": [0, 1]}"#, "\"prompt\" is missing"),
             (
@@ -230,16 +233,16 @@ mod tests {
             (r#"{"prompt": "q", "answers": ["a", "b"], "order": [0, 2]}"#, "indices of the 2 answers"),
             (r#"{"prompt": "q", "answers": ["a", "b"], "order": "ab"}"#, "\"order\" is \"ab\""),
             (r#"{"prompt": "q", "answers": ["a", "b"], "order": [1]}"#, "fewer than two answers are ranked"),
-            (r#"{"prompt": "q", "answers": ["a", "b"]}"#, "no \"order\" and no \"ranks\""),
-            (r#"{"prompt": "q", "answers": ["a", "b"], "order": [0, 1], "ranks": [1, 2]}"#, "both there"),
+            (r#"{"prompt": "q", "answers": ["a", "b"]}"#, "\"order\" or \"ranks\" is missing"),
+            (r#"{"prompt": "q", "answers": ["a", "b"], "order": [0, 1], "ranks": [1, 2]}"#, "are both present"),
             (r#"{"prompt": "q", "answers": ["a", "b"], "ranks": [1]}"#, "for each of the 2 answers"),
             (r#"{"prompt": "q", "answers": ["a", 1], "order": [0, 1]}"#, "answer 1 is a number"),
             (r#"{"prompt": "q", "chosen": "a", "rejected": null}"#, "\"rejected\" is null"),
             (r#"{"prompt": 1, "chosen": "a", "rejected": "b"}"#, "\"prompt\" is a number"),
-            (r#"{"prompt": "q", "chosen": "a", "rejected": "b", "margin": "big"}"#, "\"margin\" is a text"),
+            (r#"{"prompt": "q", "chosen": "a", "rejected": "b", "margin": "big"}"#, "\"margin\" is a string"),
             (
                 r#"{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q"}"#,
-                "must end with the assistant's turn",
+                "must end with an assistant message",
             ),
         ] {
             let message = read(content).unwrap_err().to_string();
@@ -248,12 +251,12 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_is_known_by_its_words_and_not_by_its_id() {
+    fn prompts_are_compared_by_text_and_not_by_id() {
         let line = |id: usize| {
             format!(r#"{{"id": "{id}", "prompt": "Say  it.", "answers": ["a{id}", "b"], "order": [0, 1]}}"#)
         };
         let rankings = read(&(0..40).map(line).collect::<Vec<_>>().join("\n")).unwrap().rankings;
         let error = crate::split_by_prompt(rankings, |ranking| ranking.keys().prompt, 0.1, 1).unwrap_err();
-        assert!(error.to_string().contains("there is one in the 40 items"), "{error}");
+        assert!(error.to_string().contains("all 40 items have the same one"), "{error}");
     }
 }

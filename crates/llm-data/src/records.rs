@@ -1,4 +1,4 @@
-//! The records of a JSON file: one object a line (JSONL), one array of objects, or objects that take several lines each.
+//! Reads the records of a JSON file: one object per line (JSONL), one array of objects, or objects that span several lines.
 
 use std::path::Path;
 
@@ -7,8 +7,8 @@ use serde_json::{Deserializer, Value};
 use crate::files::read_text;
 use crate::{Error, Result};
 
-/// Calls `each` with every record of a file (`.gz` too) and its line, counted from 1; what `each` finds wrong becomes an
-/// error that names the file and the line.
+/// Calls `each` with every record of a file (may be compressed as `.gz`) and its line number, counted from 1. An error of `each`
+/// becomes an error that names the file and the line.
 pub(crate) fn for_each_record(path: &Path, each: &mut dyn FnMut(usize, Value) -> Result<(), String>) -> Result<()> {
     let text = read_text(path)?;
     let mut cursor = Cursor { text: &text, at: 0, line: 1, in_array: false };
@@ -23,7 +23,7 @@ fn at_line(path: &Path, line: usize, message: String) -> Error {
     Error::Line { path: path.into(), line, message }
 }
 
-/// A place in a text, with the number of its line, and whether it is in the array that the whole text is.
+/// A position in a text (`at`, in bytes) and its line number. `in_array`: the whole text is one array of records.
 struct Cursor<'a> {
     text: &'a str,
     at: usize,
@@ -46,8 +46,8 @@ impl Cursor<'_> {
         self.advance(rest.len() - rest.trim_start().len());
     }
 
-    /// Steps into the array that the whole text is, if it is one. A list of messages is a record itself, and so is the
-    /// list of each line where there are several.
+    /// If the whole text is an array of records, moves to its first element. A list of messages is a record, not an array of
+    /// records; so is the list on each line of a JSONL file.
     fn enter_array(&mut self) {
         self.skip_space();
         let whole = self.rest().trim_end();
@@ -55,17 +55,18 @@ impl Cursor<'_> {
             return;
         }
         let first_line = whole.lines().next().unwrap_or_default();
-        let one_list_a_line = first_line.len() < whole.len() && serde_json::from_str::<Vec<Value>>(first_line).is_ok();
+        let one_list_per_line =
+            first_line.len() < whole.len() && serde_json::from_str::<Vec<Value>>(first_line).is_ok();
         let first = Deserializer::from_str(&whole[1..]).into_iter::<Value>().next();
         let is_message = |value: &Value| ["role", "from"].iter().any(|key| value.get(key).is_some());
-        let a_list_of_messages = matches!(&first, Some(Ok(value)) if is_message(value));
-        if !(one_list_a_line || a_list_of_messages) {
+        let is_message_list = matches!(&first, Some(Ok(value)) if is_message(value));
+        if !(one_list_per_line || is_message_list) {
             self.advance(1);
             self.in_array = true;
         }
     }
 
-    /// The next record and its line; none at the end.
+    /// The next record and its line number, or `None` at the end. An error is (line number, message).
     fn next_record(&mut self) -> Result<Option<(usize, Value)>, (usize, String)> {
         self.skip_space();
         if self.in_array && self.rest().starts_with(']') {
@@ -73,7 +74,7 @@ impl Cursor<'_> {
             self.in_array = false;
             self.skip_space();
             if !self.rest().is_empty() {
-                return Err((self.line, "not JSON: something comes after the array".to_owned()));
+                return Err((self.line, "not JSON: unexpected text after the array".to_owned()));
             }
         }
         if self.rest().is_empty() {
@@ -84,7 +85,7 @@ impl Cursor<'_> {
         Ok(Some((line, value)))
     }
 
-    /// A record on a line of its own, or on several lines.
+    /// Parses a record on one line, or on several lines.
     fn record(&mut self) -> Result<Value, (usize, String)> {
         let line = self.rest().lines().next().unwrap_or_default();
         let (length, parsed) = (line.len(), serde_json::from_str(line));
@@ -105,7 +106,7 @@ impl Cursor<'_> {
         Err((self.line, not_json(&error)))
     }
 
-    /// An element of the array and the comma after it.
+    /// Parses an element of the array and the comma after it.
     fn element(&mut self) -> Result<Value, (usize, String)> {
         let mut stream = Deserializer::from_str(self.rest()).into_iter::<Value>();
         let (value, length) = match stream.next() {
@@ -134,7 +135,7 @@ fn first_value(text: &str) -> Option<(Value, usize)> {
 fn not_json(error: &serde_json::Error) -> String {
     let what = error.to_string();
     let what = what.split(" at line ").next().unwrap_or_default();
-    format!("not JSON: {what}, at column {}; write one JSON object a line", error.column())
+    format!("not JSON: {what}, at column {}; write one JSON object per line", error.column())
 }
 
 #[cfg(test)]
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_arrays_and_records_of_several_lines_are_read_alike() {
+    fn jsonl_arrays_and_multi_line_records_give_the_same_records() {
         let (a, b) = (json!({"x": 1, "y": [1, {"z": "]"}]}), json!({"x": 2}));
         let pretty = |value: &Value| serde_json::to_string_pretty(value).unwrap();
         let files = [
@@ -185,12 +186,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_named_with_its_line_and_column() {
+    fn syntax_errors_name_the_line_and_column() {
         for (content, part) in [
             ("{\"x\": 1}\n{\"x\": \n", "line 2: not JSON: EOF while parsing a value"),
             ("{\"x\": \"cut\n{\"x\": 2}\n", "line 1: not JSON: EOF while parsing a string"),
             ("{\"x\": 1}\n{\"x\": 1} {\"x\": 2}\n", "line 2: not JSON: trailing characters, at column 10"),
-            ("a,b\n1,2\n", "line 1: not JSON: expected value, at column 1; write one JSON object a line"),
+            ("a,b\n1,2\n", "line 1: not JSON: expected value, at column 1; write one JSON object per line"),
             ("[{\"x\": 1},\n{\"x\" 2}]", "line 2: not JSON: expected `:`"),
             ("[{\"x\": 1}\n{\"x\": 2}]", "line 2: not JSON: a comma or the end of the array is missing"),
             ("[{\"x\": 1}", "line 1: not JSON"),

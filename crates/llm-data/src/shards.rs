@@ -1,6 +1,7 @@
-//! Token shards: a folder with `manifest.json` and, for each split, files of little-endian token ids.
+//! Token shards: a folder with `manifest.json` and binary files of little-endian token ids for each split.
 //!
-//! Every document ends with the tokenizer's end-of-document token. Ids take two bytes where the vocabulary allows it.
+//! Each document ends with the end-of-document token of the tokenizer. Ids are `u16` if the vocabulary has at most 65,536
+//! entries, else `u32`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,45 +13,45 @@ use serde::{Deserialize, Serialize};
 use crate::files::{read_text, write_atomic};
 use crate::{Error, Result};
 
-/// Tokens of a shard file at most.
+/// Maximum number of tokens in a shard file.
 const SHARD_TOKENS: usize = 100_000_000;
 
-/// Bytes of text that all threads together tokenise before the ids are stored.
+/// Bytes of text that are tokenized in parallel before their ids are stored.
 const BATCH_BYTES: usize = 8 << 20;
 
-/// Bytes of the piece of a long document that one thread tokenises at a time.
+/// Minimum size in bytes of the pieces into which long documents are cut, so that several threads can tokenize one document.
 const PIECE_BYTES: usize = 128 << 10;
 
-/// What `manifest.json` says.
+/// The content of `manifest.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The version of this format: 1.
     pub version: u32,
     /// The fingerprint of the tokenizer.
     pub tokenizer: String,
-    /// Ids are below this.
+    /// The vocabulary size; all ids are less.
     pub vocab_size: usize,
-    /// "u16" or "u32", little-endian.
+    /// The type of the ids: "u16" or "u32", little-endian.
     pub dtype: String,
     /// The splits by name.
     pub splits: BTreeMap<String, SplitInfo>,
 }
 
-/// What a manifest says of a split.
+/// The entry of a split in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SplitInfo {
-    /// Its files, in order.
+    /// The shard files, in order.
     pub files: Vec<String>,
-    /// Tokens in all, those that end documents included.
+    /// Number of tokens, including the end-of-document tokens.
     pub tokens: usize,
-    /// Bytes of text in all.
+    /// Size of the text in bytes.
     pub bytes: usize,
-    /// Documents.
+    /// Number of documents.
     pub documents: usize,
 }
 
-/// Writes the documents of each split as token shards into `dir`; the manifest, which makes them readable, comes last.
-/// Tokenises on all threads; the files do not depend on their number. `on_bytes` is told how many bytes of text are done.
+/// Tokenizes the documents of each split (name, documents) and writes token shards to `dir`. The manifest is written last.
+/// Uses all threads; the files do not depend on their number. Calls `on_bytes` with the bytes of text tokenized so far.
 pub fn prepare(
     tokenizer: &Tokenizer,
     splits: &[(&str, &[String])],
@@ -59,7 +60,7 @@ pub fn prepare(
 ) -> Result<Manifest> {
     let vocab_size = tokenizer.vocab_size();
     let Some(end) = tokenizer.document_end_id() else {
-        return Err(Error::Input("the tokenizer has no token that ends a document; add \"<|endoftext|>\"".to_owned()));
+        return Err(Error::Input("the tokenizer has no end-of-document token; add \"<|endoftext|>\"".to_owned()));
     };
     let narrow = vocab_size <= 1 << 16;
     let mut manifest = Manifest {
@@ -108,14 +109,14 @@ pub fn prepare(
     Ok(manifest)
 }
 
-/// Text that is tokenised at once.
+/// A piece of a document, tokenized by one thread.
 #[derive(Debug, Clone, Copy)]
 struct Piece<'a> {
     text: &'a str,
     ends_document: bool,
 }
 
-/// The documents in pieces whose ids, one after the other, are those of the whole documents.
+/// Cuts the documents into pieces. The concatenated ids of the pieces are the ids of the whole documents.
 fn pieces<'a>(tokenizer: &Tokenizer, documents: &'a [String]) -> Result<Vec<Piece<'a>>> {
     let mut pieces = Vec::with_capacity(documents.len());
     for document in documents {
@@ -130,9 +131,9 @@ fn pieces<'a>(tokenizer: &Tokenizer, documents: &'a [String]) -> Result<Vec<Piec
     Ok(pieces)
 }
 
-/// A line's start, [`PIECE_BYTES`] into a long text or soon after, where the ids of the two parts are those of the whole:
-/// a single line end between two characters that are not white space, over which no token reaches, as the lines around it
-/// show. None if the text is short, or has no such place.
+/// The first position after [`PIECE_BYTES`] where a long text can be cut without changing its ids: after a single line end between
+/// two characters that are not white space, if no token of the surrounding lines crosses it. `None` if the text is short or has
+/// no such position.
 fn safe_cut(tokenizer: &Tokenizer, text: &str) -> Result<Option<usize>> {
     if text.len() < 2 * PIECE_BYTES {
         return Ok(None);
@@ -169,7 +170,7 @@ fn write_shard(dir: &Path, split: &str, info: &mut SplitInfo, ids: &[u32], narro
     Ok(())
 }
 
-/// The tokens of one split.
+/// The tokens of one split, in memory.
 #[derive(Debug, Clone)]
 pub struct TokenDataset {
     tokens: Vec<u32>,
@@ -178,17 +179,20 @@ pub struct TokenDataset {
 }
 
 impl TokenDataset {
-    /// Reads a split of what [`prepare`] wrote.
+    /// Reads a split that [`prepare`] wrote. An error if a file is missing, damaged, or has ids outside the vocabulary.
     pub fn open(dir: &Path, split: &str) -> Result<Self> {
         let path = dir.join("manifest.json");
         if !path.exists() {
-            return Err(Error::unusable(dir, "holds no manifest.json; write token shards with `llm-train prepare`"));
+            return Err(Error::unusable(dir, "contains no manifest.json; write token shards with `llm-train prepare`"));
         }
         let manifest: Manifest = serde_json::from_str(&read_text(&path)?)
-            .map_err(|e| Error::unusable(&path, format!("{e}; prepare again")))?;
+            .map_err(|e| Error::unusable(&path, format!("{e}; run `llm-train prepare` again")))?;
         let known: Vec<&str> = manifest.splits.keys().map(String::as_str).collect();
         let Some(info) = manifest.splits.get(split) else {
-            return Err(Error::unusable(&path, format!("has no split \"{split}\", but {}", known.join(", "))));
+            return Err(Error::unusable(
+                &path,
+                format!("has no split \"{split}\"; its splits are {}", known.join(", ")),
+            ));
         };
         let width = match manifest.dtype.as_str() {
             "u16" => 2,
@@ -205,14 +209,14 @@ impl TokenDataset {
             let (is, wanted) = (tokens.len(), info.tokens);
             return Err(Error::unusable(
                 dir,
-                format!("split \"{split}\" holds {is} tokens, the manifest says {wanted}; prepare again"),
+                format!("split \"{split}\" has {is} tokens; the manifest says {wanted}; run `llm-train prepare` again"),
             ));
         }
         if let Some(bad) = tokens.iter().find(|&&id| id as usize >= manifest.vocab_size) {
             let vocab = manifest.vocab_size;
             return Err(Error::unusable(
                 dir,
-                format!("token id {bad} is outside the vocabulary of {vocab}; prepare again"),
+                format!("token id {bad} is outside the vocabulary of {vocab}; run `llm-train prepare` again"),
             ));
         }
         Ok(Self { tokens, bytes: info.bytes, manifest })
@@ -223,12 +227,12 @@ impl TokenDataset {
         self.tokens.len()
     }
 
-    /// Whether there are none.
+    /// Whether the split has no tokens.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 
-    /// Bytes of the text.
+    /// Size of the text in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -238,7 +242,7 @@ impl TokenDataset {
         &self.manifest
     }
 
-    /// All tokens, documents laid end to end.
+    /// All tokens; each document ends with the end-of-document token.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -260,7 +264,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn shards_hold_the_documents_with_an_end_behind_each() {
+    fn each_document_in_the_shards_ends_with_the_end_token() {
         let (dir, tokenizer) = dataset(&["one two", "", "three é"]);
         let data = TokenDataset::open(dir.path(), "train").unwrap();
         let end = tokenizer.document_end_id().unwrap();
@@ -272,7 +276,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn long_documents_in_pieces_have_the_ids_of_the_whole() {
+    fn long_documents_cut_into_pieces_have_the_same_ids() {
         let lines = ["one two  three", "", "  spaces \t", "it's 1984, é!", "\u{3000}wide", "...", "x"];
         let text: String = (0..60_000).map(|i| format!("{} {}\n", lines[i * i % 7], i % 11)).collect();
         let blank: String = "word \n\n ".repeat(60_000);
@@ -290,10 +294,10 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn damaged_shards_are_refused_with_their_name() {
+    fn damaged_shards_are_errors() {
         let (dir, _) = dataset(&["one two three"]);
         let message = |split: &str| TokenDataset::open(dir.path(), split).unwrap_err().to_string();
-        assert!(message("test").contains("has no split \"test\", but train"));
+        assert!(message("test").contains("has no split \"test\"; its splits are train"));
         let file = dir.path().join("train-00000.bin");
         let bytes = std::fs::read(&file).unwrap();
         std::fs::write(&file, &bytes[..bytes.len() - 2]).unwrap();

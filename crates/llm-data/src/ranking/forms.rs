@@ -1,4 +1,4 @@
-//! The forms in which files write rankings.
+//! The record formats of rankings.
 
 use serde_json::{Map, Value};
 
@@ -8,17 +8,18 @@ use crate::files::{described, kind};
 use crate::messages::{IgnoredKeys, refuse_unsupported_keys, text_of};
 use crate::{Message, Role};
 
-/// The keys of a ranking.
-const READ: [&str; 8] = ["id", "prompt", "answers", "order", "ranks", "chosen", "rejected", "margin"];
+/// The keys of a ranking that this crate reads.
+const KNOWN_KEYS: [&str; 8] = ["id", "prompt", "answers", "order", "ranks", "chosen", "rejected", "margin"];
 
-/// A ranking; none if two dialogues differ before their last turn, so that they are no two answers to one prompt.
+/// Parses a ranking. Returns `None` if `chosen` and `rejected` differ before their last message, because they then are not
+/// answers to the same prompt.
 pub(super) fn parse(value: &Value, ignored_keys: &mut IgnoredKeys) -> Result<Option<Ranking>, String> {
-    let form = |object: &Map<String, Value>| {
+    let is_ranking = |object: &Map<String, Value>| {
         object.contains_key("answers") || (object.contains_key("chosen") && object.contains_key("rejected"))
     };
-    let Some(object) = value.as_object().filter(|object| form(object)) else {
+    let Some(object) = value.as_object().filter(|object| is_ranking(object)) else {
         return Err(format!(
-            "{} is no ranking; write \"prompt\", \"chosen\" and \"rejected\", or \"prompt\", \"answers\" and \"order\"",
+            "{} is not a ranking; use the keys \"prompt\", \"chosen\" and \"rejected\", or \"prompt\", \"answers\" and \"order\"",
             described(value)
         ));
     };
@@ -27,7 +28,7 @@ pub(super) fn parse(value: &Value, ignored_keys: &mut IgnoredKeys) -> Result<Opt
         true => Some(ranked(object, ignored_keys)?),
         false => chosen_and_rejected(object, ignored_keys)?,
     };
-    ignored_keys.extend(object.keys().filter(|key| !READ.contains(&key.as_str())).cloned());
+    ignored_keys.extend(object.keys().filter(|key| !KNOWN_KEYS.contains(&key.as_str())).cloned());
     let (margin, id) = (margin(object)?, id(object));
     Ok(ranking.map(|ranking| Ranking { id, margin, ..ranking }))
 }
@@ -43,7 +44,7 @@ fn id(object: &Map<String, Value>) -> String {
 fn margin(object: &Map<String, Value>) -> Result<f64, String> {
     match object.get("margin") {
         None | Some(Value::Null) => Ok(0.),
-        Some(Value::Number(margin)) => margin.as_f64().ok_or(format!("\"margin\" is {margin}, too large a number")),
+        Some(Value::Number(margin)) => margin.as_f64().ok_or(format!("\"margin\" is {margin}; it is too large")),
         Some(other) => Err(format!("\"margin\" is {}; it must be a number", kind(other))),
     }
 }
@@ -52,43 +53,43 @@ fn margin(object: &Map<String, Value>) -> Result<f64, String> {
 fn ranked(object: &Map<String, Value>, ignored_keys: &mut IgnoredKeys) -> Result<Ranking, String> {
     let prompt = turns(object, "prompt", Role::User, ignored_keys)?;
     if prompt.is_empty() {
-        return Err("\"prompt\" is empty; write what the answers answer".to_owned());
+        return Err("\"prompt\" is empty; it must contain at least one message".to_owned());
     }
     let Some(Value::Array(list)) = object.get("answers") else {
         return Err(format!(
-            "\"answers\" is {}; it must be a list of texts",
+            "\"answers\" is {}; it must be a list of strings",
             object.get("answers").map_or("missing", kind)
         ));
     };
     let text = |(at, answer): (usize, &Value)| match answer.as_str() {
         Some(text) => Ok(text.to_owned()),
-        None => Err(format!("answer {at} is {}; it must be a text", kind(answer))),
+        None => Err(format!("answer {at} is {}; it must be a string", kind(answer))),
     };
     let answers = list.iter().enumerate().map(text).collect::<Result<Vec<String>, _>>()?;
     let groups = match (object.get("order"), object.get("ranks")) {
         (Some(order), None | Some(Value::Null)) => groups_of_order(order, answers.len())?,
         (None | Some(Value::Null), Some(ranks)) => groups_of_ranks(ranks, answers.len())?,
-        (None, None) => return Err("there is no \"order\" and no \"ranks\"; write one of them".to_owned()),
-        (Some(_), Some(_)) => return Err("\"order\" and \"ranks\" are both there; write one of them".to_owned()),
+        (None, None) => return Err("\"order\" or \"ranks\" is missing; use one of them".to_owned()),
+        (Some(_), Some(_)) => return Err("\"order\" and \"ranks\" are both present; use one of them".to_owned()),
     };
     if groups.iter().flatten().count() < 2 {
         return Err("fewer than two answers are ranked".to_owned());
     }
-    // Answers that nobody ranked say nothing; the others move together.
+    // Leave out answers without a rank and renumber the others.
     let mut kept: Vec<usize> = groups.iter().flatten().copied().collect();
     kept.sort_unstable();
-    let place = |index: usize| kept.binary_search(&index).unwrap_or_default();
-    let order = groups.iter().map(|group| group.iter().map(|&index| place(index)).collect()).collect();
+    let renumbered = |index: usize| kept.binary_search(&index).unwrap_or_default();
+    let order = groups.iter().map(|group| group.iter().map(|&index| renumbered(index)).collect()).collect();
     let answers = kept.iter().map(|&index| answers[index].clone()).collect();
     Ok(Ranking { id: String::new(), prompt, answers, order, margin: 0. })
 }
 
-/// The groups of `[2, [0, 1]]`.
+/// The groups of an `order` such as `[2, [0, 1]]`.
 fn groups_of_order(order: &Value, answers: usize) -> Result<Vec<Vec<usize>>, String> {
     let wrong = || {
         format!(
-            "\"order\" is {order}; it must hold indices of the {answers} answers, best first, each at most once, and \
-             lists of indices where answers tie"
+            "\"order\" is {order}; it must contain indices of the {answers} answers, best first, each at most once, with a \
+             list of indices for tied answers"
         )
     };
     let index = |value: &Value| value.as_u64().map(|index| index as usize).filter(|&index| index < answers);
@@ -107,9 +108,9 @@ fn groups_of_order(order: &Value, answers: usize) -> Result<Vec<Vec<usize>>, Str
     Ok(groups)
 }
 
-/// The groups of `[2, 2, 1]`, the rank of each answer.
+/// The groups of `ranks`, the rank of each answer, such as `[2, 2, 1]`.
 fn groups_of_ranks(ranks: &Value, answers: usize) -> Result<Vec<Vec<usize>>, String> {
-    let wrong = || format!("\"ranks\" is {ranks}; it must hold a number, or null, for each of the {answers} answers");
+    let wrong = || format!("\"ranks\" is {ranks}; it must contain a number or null for each of the {answers} answers");
     let list = ranks.as_array().filter(|list| list.len() == answers).ok_or_else(wrong)?;
     let mut ranked = Vec::new();
     for (index, rank) in list.iter().enumerate().filter(|(_, rank)| !rank.is_null()) {
@@ -120,7 +121,7 @@ fn groups_of_ranks(ranks: &Value, answers: usize) -> Result<Vec<Vec<usize>>, Str
     Ok(groups.map(|group| group.iter().map(|(_, index)| *index).collect()).collect())
 }
 
-/// `{"prompt", "chosen", "rejected"}`, the prompt given or the beginning that the two have in common.
+/// `{"prompt", "chosen", "rejected"}`. Without `prompt`, the prompt is the common beginning of `chosen` and `rejected`.
 fn chosen_and_rejected(object: &Map<String, Value>, ignored_keys: &mut IgnoredKeys) -> Result<Option<Ranking>, String> {
     let mut side = |key: &str| turns(object, key, Role::Assistant, ignored_keys);
     let (mut chosen, mut rejected) = (side("chosen")?, side("rejected")?);
@@ -128,14 +129,14 @@ fn chosen_and_rejected(object: &Map<String, Value>, ignored_keys: &mut IgnoredKe
         return Err("\"chosen\" or \"rejected\" is empty".to_owned());
     };
     if best.role != Role::Assistant || worst.role != Role::Assistant {
-        return Err("\"chosen\" and \"rejected\" must end with the assistant's turn".to_owned());
+        return Err("\"chosen\" and \"rejected\" must end with an assistant message".to_owned());
     }
     if chosen != rejected {
         return Ok(None);
     }
     let mut prompt = match object.get("prompt") {
         None | Some(Value::Null) => Vec::new(),
-        // As TRL does: a text beside whole conversations is not said once more.
+        // As in TRL: a string prompt is not added to conversations that already contain the prompt.
         Some(Value::String(_)) if !chosen.is_empty() && object["chosen"].is_array() => Vec::new(),
         Some(_) => turns(object, "prompt", Role::User, ignored_keys)?,
     };
@@ -145,13 +146,14 @@ fn chosen_and_rejected(object: &Map<String, Value>, ignored_keys: &mut IgnoredKe
         prompt.append(&mut chosen);
     }
     if prompt.is_empty() {
-        return Err("there is no prompt; write \"prompt\"".to_owned());
+        return Err("\"prompt\" is missing".to_owned());
     }
     let answers = vec![best.content, worst.content];
     Ok(Some(Ranking::strict(String::new(), prompt, answers, &[0, 1])))
 }
 
-/// A list of messages, a dialogue in Anthropic's form, or a bare text that `role` says.
+/// The messages of a key: a list of messages, a dialogue in Anthropic's HH format, or a string, which becomes one message of
+/// `role`.
 fn turns(
     object: &Map<String, Value>,
     key: &str,
@@ -164,6 +166,7 @@ fn turns(
     }
 }
 
+/// Parses `"\n\nHuman: … \n\nAssistant: …"`.
 fn dialogue(text: &str) -> Result<Vec<Message>, String> {
     const HUMAN: &str = "\n\nHuman:";
     const ASSISTANT: &str = "\n\nAssistant:";
@@ -175,7 +178,7 @@ fn dialogue(text: &str) -> Result<Vec<Message>, String> {
         } else if let Some(body) = rest.strip_prefix(ASSISTANT) {
             (Role::Assistant, body)
         } else {
-            return Err("a dialogue must consist of \"Human:\" and \"Assistant:\" turns".to_owned());
+            return Err("a dialogue must consist of turns that start with \"Human:\" or \"Assistant:\"".to_owned());
         };
         let end = [HUMAN, ASSISTANT].iter().filter_map(|mark| body.find(mark)).min().unwrap_or(body.len());
         messages.push(Message::new(role, body[..end].trim()));
