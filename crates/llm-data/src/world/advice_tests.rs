@@ -11,7 +11,7 @@ fn world() -> World {
 }
 
 #[test]
-fn utility_is_that_of_the_qualities_an_answer_was_written_from() {
+fn the_utility_of_a_generated_answer_matches_its_quality() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     for question in world().questions(Split::Train, Use::Rankings, 200) {
         for quality in 0..8 {
@@ -23,7 +23,7 @@ fn utility_is_that_of_the_qualities_an_answer_was_written_from() {
 }
 
 #[test]
-fn replies_that_only_contain_the_right_words_score_nothing_for_them() {
+fn replies_that_contain_the_right_words_in_another_form_score_zero() {
     let question = &world().questions(Split::Train, Use::Rankings, 1)[0];
     let theme = &THEMES[question.theme];
     let (right, wrong) = (theme.right, theme.wrong);
@@ -61,9 +61,9 @@ fn replies_that_only_contain_the_right_words_score_nothing_for_them() {
 }
 
 proptest! {
-    /// Deleting, doubling, inserting or exchanging a word of a perfect reply never keeps its full utility.
+    /// Deleting, duplicating, inserting or replacing a word of a perfect reply lowers its utility.
     #[test]
-    fn any_edit_of_a_perfect_reply_that_changes_its_meaning_lowers_its_utility(
+    fn any_edit_of_a_perfect_reply_lowers_its_utility(
         number in 0usize..50, at in 0usize..20, edit in 0usize..4,
         word in prop::sample::select(vec!["not", "never", "oil", "zzz", "or", "hurry", "You"]),
     ) {
@@ -94,7 +94,7 @@ fn the_answers_of_a_question_differ_in_quality() {
 }
 
 #[test]
-fn no_question_has_two_uses_and_no_theme_is_on_both_sides() {
+fn no_question_has_two_uses_and_no_theme_is_in_both_splits() {
     let world = world();
     let uses = [Use::Conversations, Use::Rankings, Use::Prompts, Use::Lessons, Use::Validation];
     let questions = |split, purpose| world.questions(split, purpose, 1500);
@@ -112,7 +112,7 @@ fn no_question_has_two_uses_and_no_theme_is_on_both_sides() {
 }
 
 #[test]
-fn no_goal_and_no_method_serves_two_themes() {
+fn all_goals_and_methods_are_distinct() {
     let texts = || THEMES.iter().flat_map(|t| [t.goal, t.right, t.wrong]);
     assert_eq!(texts().collect::<HashSet<_>>().len(), texts().count());
     assert!(texts().all(|text| !text.contains('.')), "a full stop would end the sentence early");

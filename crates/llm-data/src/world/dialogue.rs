@@ -1,4 +1,4 @@
-//! Short dialogues: several questions in turn, some of which mean something only after the one before.
+//! Short dialogues of several questions; the meaning of follow-up questions depends on the previous one.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -12,7 +12,7 @@ use super::split::Split;
 use super::tasks::Topic;
 use crate::{Conversation, Message};
 
-/// What people say beside their questions, and what the model answers.
+/// Small talk: (user message, answer).
 const SMALL_TALK: [(&str, &str); 10] = [
     ("Hello.", "Hello! What would you like to know?"),
     ("Good morning.", "Good morning! What would you like to know?"),
@@ -26,7 +26,7 @@ const SMALL_TALK: [(&str, &str); 10] = [
     ("See you tomorrow.", "Good bye!"),
 ];
 
-/// A dialogue to train on: two to four turns of questions, follow-ups, advice and small talk.
+/// A dialogue for fine-tuning: two to four questions, follow-ups, advice questions and small talk.
 pub fn conversation(rng: &mut ChaCha8Rng, seed: u64) -> Conversation {
     let mut messages = Vec::new();
     let mut before: Option<Topic> = None;
@@ -100,8 +100,7 @@ fn facts_in_a_list(rng: &mut ChaCha8Rng, seed: u64) -> Conversation {
     Conversation { messages: vec![Message::user(prompt), Message::assistant(answer)] }
 }
 
-/// Somebody asks for words to be said again: whoever can do that with any words can put the words of a question into an
-/// answer, however few facts the conversations tell.
+/// A request to repeat words, for fine-tuning: a model that can repeat any words can use the words of a question in its answer.
 pub fn echo(rng: &mut ChaCha8Rng, seed: u64) -> Conversation {
     match rng.random_range(0..4) {
         0 => return same_again(rng),
@@ -129,7 +128,7 @@ pub fn echo(rng: &mut ChaCha8Rng, seed: u64) -> Conversation {
     Conversation { messages: vec![Message::user(ask), Message::assistant(format!("{}.", super::capitalised(&words)))] }
 }
 
-/// A question, its answer, and a follow-up question that is to be answered; both facts are of the split.
+/// A question, its answer, and a follow-up question to answer; both facts are of the split.
 pub fn follow_up(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> (Vec<Message>, Asked) {
     let first = questions::fact(rng, seed, split);
     let second = loop {

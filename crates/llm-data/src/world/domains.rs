@@ -1,11 +1,11 @@
-//! Two special subjects with words of their own, for domain fine-tuning.
+//! Two domains with their own vocabulary, for domain fine-tuning.
 
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::pick;
 
-/// A special subject.
+/// A domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Domain {

@@ -1,5 +1,5 @@
-//! Statements of fact, sums, stories with numbers and short texts with their summary, as the pre-training text tells
-//! them. It tells all of them: those that are held out from conversations, too, so that a model can know them.
+//! The pre-training sentences about facts, sums, word problems, and short texts with a summary. They include the facts that are
+//! held out from conversations, so that a model can know them.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -8,7 +8,7 @@ use super::lexicon::{CAPITALS, CATEGORIES, COLOURS, OPPOSITES, PLACES, THINGS};
 use super::phenomena::person;
 use super::{capitalised, pick, pick_two, with_article};
 
-/// One kind of sentence, at random.
+/// A random kind of sentence, as its generator.
 pub fn kind(rng: &mut ChaCha8Rng) -> fn(&mut ChaCha8Rng) -> String {
     let kinds: [fn(&mut ChaCha8Rng) -> String; 28] = [
         capitals, colours, opposites, french, french, categories, categories, asked, asked, asked, asked, asked, asked,
@@ -53,7 +53,7 @@ fn opposites(rng: &mut ChaCha8Rng) -> String {
     }
 }
 
-/// A noun with its French word.
+/// A random noun and its French translation.
 fn translated(rng: &mut ChaCha8Rng) -> (&'static str, &'static str) {
     let (_, members) = pick(rng, &CATEGORIES);
     let (noun, _, french) = pick(rng, &members);
@@ -81,7 +81,7 @@ fn categories(rng: &mut ChaCha8Rng) -> String {
     }
 }
 
-/// What somebody wants to know about a topic, in reported speech, and the statement that says it.
+/// An unknown in reported speech ("the capital of Spain") and the statement of its value.
 fn unknown(rng: &mut ChaCha8Rng, topic: u32) -> (String, String) {
     let (what, value): (String, String) = match topic {
         0 => {
@@ -120,7 +120,7 @@ fn unknown(rng: &mut ChaCha8Rng, topic: u32) -> (String, String) {
     (what, statement)
 }
 
-/// Somebody wants to know something and is told: the text from which a model sees that an answer is about what was asked.
+/// Somebody asks for a fact and gets the answer. From these sentences a model learns that answers repeat the words of the question.
 fn asked(rng: &mut ChaCha8Rng) -> String {
     let ((one, she, _), (other, ..)) = (person(rng), person(rng));
     let topic = rng.random_range(0..7);
@@ -134,7 +134,7 @@ fn asked(rng: &mut ChaCha8Rng) -> String {
     }
 }
 
-/// What one word can be mapped to; only the other pairs of a list say which of them is meant.
+/// A mapping of nouns in few-shot lists. The examples of a list determine which mapping applies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Relation {
     French,
@@ -145,7 +145,7 @@ pub enum Relation {
 impl Relation {
     pub const ALL: [Self; 3] = [Self::French, Self::Plural, Self::Category];
 
-    /// The word that the member `index` of category `kind` is mapped to.
+    /// The word to which the noun `index` of category `kind` is mapped.
     pub fn of(self, kind: usize, index: usize) -> &'static str {
         let (category, members) = &CATEGORIES[kind];
         match self {
@@ -173,7 +173,7 @@ fn lists(rng: &mut ChaCha8Rng) -> String {
     format!("{}.", pairs.join(end))
 }
 
-/// One step of arithmetic whose numbers lie between 0 and 24.
+/// An addition or subtraction with numbers from 0 to 24: (a, operator, b, result).
 pub fn sum(rng: &mut ChaCha8Rng) -> (u32, char, u32, u32) {
     let (a, b) = (rng.random_range(1..=12), rng.random_range(1..=12));
     if rng.random() { (a, '+', b, a + b) } else { (a.max(b), '-', a.min(b), a.max(b) - a.min(b)) }
@@ -195,7 +195,7 @@ fn counting(rng: &mut ChaCha8Rng) -> String {
     format!("{text} {}. Now there are {result} {}.", steps.join(". "), story.things)
 }
 
-/// A short text and the one sentence that sums it up, with what is held out as one: the deed, the thing and the place.
+/// A short text, its summary in one sentence, and the name of its split key (verb, thing, place).
 pub fn summary(rng: &mut ChaCha8Rng) -> (String, String, String) {
     let (name, she, _) = person(rng);
     let she = capitalised(she);
@@ -253,7 +253,7 @@ pub const BAD_EVENTS: [&str; 14] = [
     "was booed by the crowd",
 ];
 
-/// What happened to somebody: the sentence, whether that is happy or sad, "she" or "he", and the event.
+/// A sentence about an event, with its sentiment ("happy" or "sad"), the pronoun ("she" or "he"), and the event.
 pub fn feeling(rng: &mut ChaCha8Rng) -> (String, &'static str, &'static str, &'static str) {
     let (name, she, _) = person(rng);
     let (event, mood) = if rng.random() { (pick(rng, &GOOD_EVENTS), "happy") } else { (pick(rng, &BAD_EVENTS), "sad") };

@@ -1,12 +1,12 @@
-//! The words of the world.
+//! The vocabulary and the facts of the synthetic dataset.
 
-/// A thing in the singular and the plural.
+/// A noun: (singular, plural).
 pub type Noun = (&'static str, &'static str);
 
 pub const WOMEN: [&str; 8] = ["Anna", "Maria", "Lucy", "Emma", "Sara", "Julia", "Nora", "Clara"];
 pub const MEN: [&str; 8] = ["Tom", "Peter", "Paul", "Max", "Ben", "David", "Oscar", "Felix"];
 
-/// Things that one can take, carry and put down.
+/// Portable objects.
 pub const THINGS: [Noun; 24] = [
     ("apple", "apples"),
     ("book", "books"),
@@ -34,7 +34,7 @@ pub const THINGS: [Noun; 24] = [
     ("blanket", "blankets"),
 ];
 
-/// What things lie on, in or near.
+/// Nouns for locations of objects.
 pub const SPOTS: [Noun; 12] = [
     ("table", "tables"),
     ("window", "windows"),
@@ -55,7 +55,7 @@ pub const PLACES: [&str; 12] = [
     "farm",
 ];
 
-/// Times of at least four words, so that an n-gram of up to five words does not reach past them.
+/// Expressions of time with at least four words, so that n-grams of up to five words do not span them.
 pub const TIMES: [&str; 8] = [
     "before the long lecture",
     "after the big lunch",
@@ -67,7 +67,7 @@ pub const TIMES: [&str; 8] = [
     "late in the evening",
 ];
 
-/// Who gives what: a profession and the one thing that its people give away.
+/// A profession and the object that its members give away.
 pub const PROFESSIONS: [(&str, &str); 16] = [
     ("teacher", "lesson"),
     ("doctor", "pill"),
@@ -89,11 +89,11 @@ pub const PROFESSIONS: [(&str, &str); 16] = [
 
 pub const PEOPLE: [&str; 6] = ["students", "children", "guests", "visitors", "neighbours", "friends"];
 
-/// Verbs after which "because" gives a reason that lies in the subject ("Anna impressed Tom because she was brave").
+/// Verbs after which "because" refers to the subject ("Anna impressed Tom because she was brave").
 pub const SUBJECT_VERBS: [&str; 8] =
     ["impressed", "amused", "charmed", "surprised", "inspired", "delighted", "convinced", "fascinated"];
 
-/// Verbs after which it lies in the object ("Anna praised Tom because he was brave").
+/// Verbs after which "because" refers to the object ("Anna praised Tom because he was brave").
 pub const OBJECT_VERBS: [&str; 8] =
     ["praised", "thanked", "admired", "trusted", "rewarded", "hired", "respected", "envied"];
 
@@ -216,7 +216,7 @@ pub const OPPOSITES: [(&str, &str); 36] = [
     ("win", "lose"),
 ];
 
-/// A class of things with its members: the noun, its plural, and the French word.
+/// A category and its members: (noun, plural, French word).
 pub type Category = (&'static str, [(&'static str, &'static str, &'static str); 16]);
 
 pub const CATEGORIES: [Category; 4] = [
@@ -306,7 +306,7 @@ pub const CATEGORIES: [Category; 4] = [
     ),
 ];
 
-/// Two words for one end of a scale and two for the other; whether they are said of people.
+/// A scale of adjectives: two synonyms for each end, and whether they describe people.
 pub struct Scale {
     pub ends: [[&'static str; 2]; 2],
     pub of_people: bool,
@@ -327,19 +327,19 @@ pub const SCALES: [Scale; 12] = [
     Scale { ends: [["smooth", "even"], ["rough", "bumpy"]], of_people: false },
 ];
 
-/// Where something is seen: outdoors, then indoors.
+/// Places: three outdoors, then three indoors.
 pub const SIGHTS: [&str; 6] =
     ["by the sea", "in the forest", "in the field", "in the office", "in the garage", "in the attic"];
 
-/// A word for an animal and for a thing. Which of the two is meant depends on where it is seen: half of the words mean the
-/// animal outdoors and the thing indoors (a seal), the other half the thing outdoors and the animal indoors (a bat).
+/// A word with two senses, an animal and a thing. The place determines the sense: half of the words mean the animal outdoors and
+/// the thing indoors (a seal), the others the thing outdoors and the animal indoors (a bat).
 pub struct Homonym {
     pub word: &'static str,
     pub animal_outdoors: bool,
 }
 
 impl Homonym {
-    /// Whether the animal is meant at this place of [`SIGHTS`].
+    /// Whether the word means the animal at this place (an index of [`SIGHTS`]).
     pub fn is_animal_at(&self, place: usize) -> bool {
         self.animal_outdoors == (place < SIGHTS.len() / 2)
     }
@@ -356,6 +356,6 @@ pub const HOMONYMS: [Homonym; 8] = [
     Homonym { word: "drone", animal_outdoors: false },
 ];
 
-/// What is done with an animal, and with a thing.
+/// Sentence endings that fit an animal, and endings that fit a thing.
 pub const ANIMAL_OUTCOMES: [&str; 2] = ["gave it food", "saw it sleep"];
 pub const THING_OUTCOMES: [&str; 2] = ["repaired it", "paid for it"];

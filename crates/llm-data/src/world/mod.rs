@@ -1,13 +1,13 @@
-//! The built-in world: a small closed English of our own words, generated from a seed, on which a tiny model can be
-//! taught in minutes everything that this project does.
+//! The built-in world: a synthetic English dataset with a small vocabulary, generated from a seed, for all training stages of this
+//! project. A small model learns it in minutes.
 //!
-//! It has sentences for what self-attention is for ([`Phenomenon`]), facts, translations, arithmetic and summaries, two
-//! domains ([`Domain`]), questions in six kinds of prompts ([`Task`]), dialogues, and questions whose answers differ in
-//! quality ([`Question`]), with the truth known everywhere.
+//! It contains sentences that need self-attention ([`Phenomenon`]), facts, translations, arithmetic, summaries, two domains
+//! ([`Domain`]), questions in six kinds of prompts ([`Task`]), dialogues, and advice questions with answers of different quality
+//! ([`Question`]). Every correct answer is known.
 //!
-//! Training and validation are split **by the unit that is to generalise** ([`SplitKey`]): the frame of a sentence, a fact,
-//! a noun, a theme. What a stage may know is explicit: the pre-training text ([`World::corpus`]) tells every fact and every
-//! theme; conversations, rankings, prompts and lessons have those of [`Split::Train`] alone.
+//! Training and held-out data are split **by the unit that is tested for generalisation** ([`SplitKey`]): a sentence frame, a
+//! fact, a noun, a theme. The pre-training text ([`World::corpus`]) contains all facts and themes; conversations, rankings,
+//! prompts and distillation data contain those of [`Split::Train`] only.
 //!
 //! ```
 //! use llm_data::world::{Phenomenon, Split, World, WorldConfig};
@@ -46,13 +46,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::Conversation;
 
-/// The size and the seed of a [`World`].
+/// The settings of a [`World`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WorldConfig {
     /// The same seed gives the same bytes.
     pub seed: u64,
-    /// Size of the training corpus in bytes; the held-out corpus is a twentieth of it.
+    /// Size of the training corpus in bytes; the held-out corpus has 1/20 of it.
     pub corpus_bytes: usize,
 }
 
@@ -62,20 +62,20 @@ impl Default for WorldConfig {
     }
 }
 
-/// The generator of everything in the built-in world.
+/// The generator of the synthetic dataset.
 #[derive(Debug, Clone)]
 pub struct World {
     config: WorldConfig,
 }
 
 impl World {
-    /// A world of that seed and size.
+    /// A generator with these settings.
     pub fn new(config: WorldConfig) -> Self {
         Self { config }
     }
 
-    /// Documents for pre-training: two fifths of them exercise the five phenomena (the harder ones more often), the others
-    /// tell facts and stories, and what comes of good and bad advice. The split is by frame, or by sentence.
+    /// Documents for pre-training: 2/5 of them have sentences of the five phenomena (harder ones more often), 1/5 the results of
+    /// good and bad advice, 2/5 facts and stories. The split is by sentence frame, or by sentence.
     pub fn corpus(&self, split: Split) -> Vec<String> {
         let mut rng = self.rng(1, split);
         let bytes = if split == Split::Train { self.config.corpus_bytes } else { self.config.corpus_bytes / 20 };
@@ -99,7 +99,7 @@ impl World {
         documents
     }
 
-    /// Documents of a special subject with its own vocabulary, for domain fine-tuning.
+    /// Documents of a domain with its own vocabulary, for domain fine-tuning.
     pub fn domain(&self, domain: Domain, split: Split, documents: usize) -> Vec<String> {
         let mut rng = self.rng(10 + domain as u64, split);
         let document = |_| {
@@ -109,8 +109,7 @@ impl World {
         (0..documents).map(document).collect()
     }
 
-    /// Minimal pairs of one phenomenon in frames that are held out: whole frames, each with all of its cells, until there
-    /// are at least `count`.
+    /// Minimal pairs of one phenomenon in held-out frames, at least `count`. Each frame has all of its cells.
     pub fn probes(&self, phenomenon: Phenomenon, count: usize) -> Vec<Probe> {
         let mut rng = self.rng(20 + phenomenon as u64, Split::HeldOut);
         let mut probes = Vec::with_capacity(count + 3);
@@ -123,15 +122,15 @@ impl World {
         probes
     }
 
-    /// Questions with a known answer, as many of each kind of prompt; those of [`Split::HeldOut`] ask for facts that no
-    /// conversation of [`Split::Train`] tells. Long runs of words may still be shared (see [`NGrams`]).
+    /// Questions with a known answer, the same number for each kind of prompt. Those of [`Split::HeldOut`] ask for facts that occur
+    /// in no conversation of [`Split::Train`]; long n-grams may still occur in both (see [`NGrams`]).
     pub fn tasks(&self, split: Split, count: usize) -> Vec<Task> {
         let mut rng = self.rng(30, split);
         let kinds = PromptKind::ALL;
         (0..count).map(|i| tasks::draw(&mut rng, self.config.seed, split, kinds[i % kinds.len()])).collect()
     }
 
-    /// Dialogues of several turns to train on.
+    /// Dialogues of several turns, for fine-tuning.
     pub fn dialogues(&self, count: usize) -> Vec<Conversation> {
         let mut rng = self.rng(60, Split::Train);
         (0..count).map(|_| dialogue::conversation(&mut rng, self.config.seed)).collect()
@@ -143,22 +142,22 @@ impl World {
         (0..count).map(|_| dialogue::echo(&mut rng, self.config.seed)).collect()
     }
 
-    /// Questions that ask for advice, with four answers each of known utility. `purpose` tells apart questions about the
-    /// themes for training; with [`Split::HeldOut`] it chooses the random stream alone.
+    /// Advice questions, each with four answers of known utility. For [`Split::Train`], different purposes have different questions;
+    /// for [`Split::HeldOut`], `purpose` selects the random stream only.
     pub fn questions(&self, split: Split, purpose: Use, count: usize) -> Vec<Question> {
         let mut rng = self.rng(40 + purpose as u64, split);
         (0..count).map(|_| advice::draw(&mut rng, self.config.seed, split, purpose)).collect()
     }
 
-    /// What a crowd answers to such questions: good and bad answers alike, as found in the wild. A model that is
-    /// fine-tuned on them answers like the crowd; what people prefer is taught later.
+    /// Advice questions with answers of random quality, for fine-tuning. A model trained on them gives good and bad answers;
+    /// the reward model and PPO then teach it which answers people prefer.
     pub fn crowd(&self, count: usize) -> Vec<Conversation> {
         let mut rng = self.rng(50, Split::Train);
         let questions = self.questions(Split::Train, Use::Conversations, count);
         questions.into_iter().map(|question| question.any_answer(&mut rng)).collect()
     }
 
-    /// A sentence of the phenomenon whose frame is of the split; half of them with the deciding word far away.
+    /// A sentence of the phenomenon, in a frame of the split. In half of the sentences the deciding word is far away.
     fn frame(&self, rng: &mut ChaCha8Rng, phenomenon: Phenomenon, split: Split) -> String {
         loop {
             let far = rng.random();
@@ -169,7 +168,7 @@ impl World {
         }
     }
 
-    /// A sentence of the split; a tenth of all combinations of words is held out.
+    /// A sentence of the split; 1/10 of all sentences are held out.
     fn sentence(&self, rng: &mut ChaCha8Rng, split: Split, draw: impl Fn(&mut ChaCha8Rng) -> String) -> String {
         loop {
             let text = draw(rng);
@@ -194,7 +193,7 @@ fn pick<T: Copy>(rng: &mut ChaCha8Rng, list: &[T]) -> T {
     list[rng.random_range(0..list.len())]
 }
 
-/// Two different entries.
+/// Two different entries of a list.
 fn pick_two<T: Copy>(rng: &mut ChaCha8Rng, list: &[T]) -> (T, T) {
     let first = rng.random_range(0..list.len());
     let second = (first + rng.random_range(1..list.len())) % list.len();

@@ -1,23 +1,23 @@
-//! Runs of words that two texts share.
+//! Word n-grams that two texts have in common, to detect contamination.
 
 use std::collections::HashSet;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
-/// All runs of [`NGrams::LENGTH`] words of some texts; words are lower case, punctuation does not count.
+/// The set of all n-grams of [`NGrams::LENGTH`] words of some texts. Words are lower case; punctuation is ignored.
 #[derive(Debug, Clone, Default)]
 pub struct NGrams(HashSet<u64>);
 
 impl NGrams {
-    /// As in the check of GPT-3 for contamination (Brown et al. 2020, arXiv 2005.14165).
+    /// The number of words, as in the contamination check of GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C).
     pub const LENGTH: usize = 13;
 
-    /// The runs of these texts.
+    /// The n-grams of these texts.
     pub fn of<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
         Self(texts.into_iter().flat_map(hashes).collect())
     }
 
-    /// Whether a run of the text is among them.
+    /// Whether the text has an n-gram of the set.
     pub fn overlap(&self, text: &str) -> bool {
         hashes(text).iter().any(|hash| self.0.contains(hash))
     }

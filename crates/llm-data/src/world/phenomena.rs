@@ -1,9 +1,8 @@
-//! Sentences for what self-attention is for, and the minimal pairs that ask whether a model can do it.
+//! Sentences that need self-attention, and minimal pairs that test it (`BLiMP`, Warstadt et al. 2020, arXiv 1912.00582).
 //!
-//! Each phenomenon is made of **cells**: prefixes that differ in one word, the deciding one, and need opposite
-//! continuations (as in `BLiMP`, Warstadt et al. 2020, arXiv 1912.00582, with every cell of a frame in the test). Whoever
-//! does not see the deciding word has the same prefix with both answers, and is right half of the time. In probes the
-//! deciding word is more than four words away, out of the reach of n-grams up to five.
+//! Each frame of a phenomenon has several **cells**: prefixes that differ in one word, the deciding word, and need opposite
+//! continuations. All cells of a frame are in the test, so a model without access to the deciding word has an accuracy of one
+//! half. In probes the deciding word is more than four words away, out of the reach of 5-grams.
 
 use std::ops::Range;
 
@@ -18,7 +17,7 @@ use super::lexicon::{
 use super::split::SplitKey;
 use super::{pick, pick_two};
 
-/// What a sentence exercises.
+/// The linguistic phenomenon of a sentence (`BLiMP`'s term).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phenomenon {
@@ -34,25 +33,25 @@ pub enum Phenomenon {
     Negation,
 }
 
-/// Two continuations of one prefix, one right and one wrong.
+/// A minimal pair: a prefix with a right and a wrong continuation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
-    /// What is asked for.
+    /// The phenomenon that is tested.
     pub phenomenon: Phenomenon,
-    /// The text before.
+    /// The text before the continuation.
     pub prefix: String,
     /// The right continuation, with its leading space.
     pub good: String,
     /// The wrong continuation, with its leading space.
     pub bad: String,
-    /// The bytes of `prefix` that hold the deciding word; empty where its absence decides (a sentence without "not").
+    /// The byte range of the deciding word in `prefix`; empty if its absence decides (a sentence without "not").
     pub deciding: Range<usize>,
-    /// The frame that the cells share: the unit of intervals and of the split.
+    /// The frame of the cell: the unit of the split and of confidence intervals.
     pub key: SplitKey,
 }
 
 impl Probe {
-    /// The prefix without the deciding word: what no predictor can answer better than by chance.
+    /// The prefix without the deciding word; from this no predictor is better than chance.
     pub fn without_deciding(&self) -> String {
         let (before, after) = (&self.prefix[..self.deciding.start], &self.prefix[self.deciding.end..]);
         if self.deciding.is_empty() { self.prefix.clone() } else { format!("{before}{}", after.trim_start()) }
@@ -64,7 +63,7 @@ impl Probe {
     }
 }
 
-/// A frame under construction: `before`, the deciding word, `after`.
+/// Builds the cells of a frame.
 struct Frame {
     phenomenon: Phenomenon,
     key: SplitKey,
@@ -72,13 +71,13 @@ struct Frame {
 }
 
 impl Frame {
-    /// The key names what all cells of the frame share, so that no cell of it belongs to a frame of the other split.
+    /// `name` contains only words that all cells of the frame have, so that all cells are in the same split.
     fn new(phenomenon: Phenomenon, name: &str) -> Self {
         Self { phenomenon, key: SplitKey::new("frame", name), cells: Vec::new() }
     }
 
     fn cell(&mut self, before: &str, deciding: &str, after: &str, good: &str, bad: &str, rest: &str) {
-        // A deciding word that is absent leaves no second space.
+        // Without a deciding word there is only one space.
         let (word, start) = if deciding.is_empty() {
             (String::new(), before.len())
         } else {
@@ -137,7 +136,7 @@ impl Phenomenon {
         }
     }
 
-    /// All cells of a random frame; `far` puts the deciding word out of the reach of n-grams, as in the probes.
+    /// All cells of a random frame. With `far`, as in the probes, the deciding word is out of the reach of 5-grams.
     pub(super) fn cells(self, rng: &mut ChaCha8Rng, far: bool) -> Vec<Probe> {
         let frame = match self {
             Self::Pronoun => pronoun(rng, far),
@@ -150,17 +149,18 @@ impl Phenomenon {
     }
 }
 
-/// A person's name, "she" or "he", and the other pronoun.
+/// A name, its pronoun ("she" or "he"), and the other pronoun.
 pub(super) fn person(rng: &mut ChaCha8Rng) -> (&'static str, &'static str, &'static str) {
     if rng.random() { (pick(rng, &WOMEN), "she", "he") } else { (pick(rng, &MEN), "he", "she") }
 }
 
-/// Where and when: far, at least five words; near, nothing.
+/// A place and a time of at least five words if `far`, else an empty text.
 fn circumstances(rng: &mut ChaCha8Rng, far: bool) -> String {
     if far { format!(" at the {} {}", pick(rng, &PLACES), pick(rng, &TIMES)) } else { String::new() }
 }
 
-/// Two persons of different gender; the verb says in whom the reason lies (implicit causality, Garvey and Caramazza 1974).
+/// Two persons of different gender; the verb determines the referent of the pronoun (implicit causality, Garvey and Caramazza
+/// 1974).
 fn pronoun(rng: &mut ChaCha8Rng, far: bool) -> Frame {
     let (woman, man) = (pick(rng, &WOMEN), pick(rng, &MEN));
     let woman_first = rng.random();
@@ -175,7 +175,7 @@ fn pronoun(rng: &mut ChaCha8Rng, far: bool) -> Frame {
     frame
 }
 
-/// The subject, not the profession in between, says what is given; the one in between may be the same or another.
+/// The subject determines the object, not the profession in between, which may be the same or another.
 fn long_range(rng: &mut ChaCha8Rng, far: bool) -> Frame {
     let (one, two) = pick_two(rng, &PROFESSIONS);
     let people = pick(rng, &PEOPLE);
@@ -196,7 +196,7 @@ fn long_range(rng: &mut ChaCha8Rng, far: bool) -> Frame {
     frame
 }
 
-/// The number of the subject, with a noun of each number between it and the verb.
+/// Subject-verb agreement in number, with a singular and a plural noun between subject and verb.
 fn agreement(rng: &mut ChaCha8Rng) -> Frame {
     let subject = pick(rng, &THINGS);
     let (first, second) = pick_two(rng, &SPOTS);
@@ -212,7 +212,7 @@ fn agreement(rng: &mut ChaCha8Rng) -> Frame {
     frame
 }
 
-/// Where each place is, and where each animal lives: what the sense of a word follows from.
+/// Sentences that say which places are outdoors and where each animal lives; these facts determine the sense of a word.
 fn outdoors_or_indoors(rng: &mut ChaCha8Rng) -> Frame {
     let (out, inside) = ("outdoors", "indoors");
     let name = person(rng).0;
@@ -230,7 +230,7 @@ fn outdoors_or_indoors(rng: &mut ChaCha8Rng) -> Frame {
     frame
 }
 
-/// Two words and two places, of which each word means the animal at one and the thing at the other, crosswise.
+/// Two words and two places: each word means the animal at one place and the thing at the other, in opposite order.
 fn word_sense(rng: &mut ChaCha8Rng, far: bool) -> Frame {
     if !far && rng.random_range(0..2) == 0 {
         return outdoors_or_indoors(rng);
@@ -259,7 +259,7 @@ fn word_sense(rng: &mut ChaCha8Rng, far: bool) -> Frame {
     frame
 }
 
-/// Four cells: a word from one end of a scale or the other, with and without "not"; the conclusion is another word of it.
+/// Four cells: an adjective from either end of a scale, with and without "not"; the conclusion is another adjective of the scale.
 fn negation(rng: &mut ChaCha8Rng, far: bool) -> Frame {
     let scale = &SCALES[rng.random_range(0..SCALES.len())];
     let (subject, it) = if scale.of_people {

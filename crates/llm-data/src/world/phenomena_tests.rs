@@ -7,10 +7,10 @@ fn world() -> World {
     World::new(WorldConfig { corpus_bytes: 1_000_000, ..WorldConfig::default() })
 }
 
-/// Without the deciding word each prefix occurs as often with one answer as with the other: whoever does not see it is
-/// right half of the time, whatever else is known.
+/// Without the deciding word, each prefix occurs equally often with both answers. A predictor that ignores this word has an
+/// accuracy of one half.
 #[test]
-fn the_deciding_word_alone_decides() {
+fn only_the_deciding_word_determines_the_answer() {
     for phenomenon in Phenomenon::ALL {
         let mut answers: BTreeMap<(String, String), i32> = BTreeMap::new();
         for probe in world().probes(phenomenon, 400) {
@@ -24,7 +24,7 @@ fn the_deciding_word_alone_decides() {
 }
 
 #[test]
-fn n_grams_of_five_words_do_not_reach_the_deciding_word() {
+fn the_deciding_word_is_out_of_reach_of_5_grams() {
     for phenomenon in Phenomenon::ALL {
         for probe in world().probes(phenomenon, 200) {
             let words_after = probe.prefix[probe.deciding.end..].split_whitespace().count();
@@ -33,17 +33,16 @@ fn n_grams_of_five_words_do_not_reach_the_deciding_word() {
     }
 }
 
-/// Each word means the animal at half of the places, and each place has as many animals as things: neither the
-/// word nor the place alone tells the sense.
+/// Each word means the animal at half of the places, and at each place half of the words mean the animal.
 #[test]
-fn neither_the_word_nor_the_place_tells_the_sense() {
+fn neither_the_word_nor_the_place_alone_determines_the_sense() {
     let animals = |h: &lexicon::Homonym| (0..SIGHTS.len()).filter(|&place| h.is_animal_at(place)).count();
     assert!(HOMONYMS.iter().all(|h| animals(h) == SIGHTS.len() / 2));
     for (place, name) in SIGHTS.iter().enumerate() {
         let animals = HOMONYMS.iter().filter(|h| h.is_animal_at(place)).count();
         assert_eq!(animals, HOMONYMS.len() / 2, "{name}");
     }
-    // In the probes they are balanced exactly.
+    // The probes are balanced exactly.
     for frame in world().probes(Phenomenon::WordSense, 400).chunks(4) {
         let animal = |p: &Probe| ANIMAL_OUTCOMES.iter().any(|o| p.good.contains(o));
         assert_eq!(frame.iter().map(animal).collect::<Vec<_>>().iter().filter(|a| **a).count(), 2);
@@ -52,7 +51,7 @@ fn neither_the_word_nor_the_place_tells_the_sense() {
 }
 
 #[test]
-fn distractors_of_both_numbers_lie_between_subject_and_verb() {
+fn distractors_of_both_numbers_are_between_subject_and_verb() {
     let plural: HashSet<&str> = SPOTS.iter().map(|s| s.1).collect();
     for probe in world().probes(Phenomenon::Agreement, 200) {
         let words: Vec<&str> = probe.prefix.split(' ').collect();
@@ -65,7 +64,7 @@ fn distractors_of_both_numbers_lie_between_subject_and_verb() {
 }
 
 #[test]
-fn the_four_cells_of_a_negation_are_all_there() {
+fn a_negation_frame_has_all_four_cells() {
     for frame in world().probes(Phenomenon::Negation, 200).chunks(4) {
         let negated = |p: &Probe| p.prefix[p.deciding.clone()] == *"not";
         assert_eq!(frame.iter().filter(|p| negated(p)).count(), 2);
@@ -77,7 +76,7 @@ fn the_four_cells_of_a_negation_are_all_there() {
 }
 
 #[test]
-fn both_continuations_are_words_of_the_corpus() {
+fn both_continuations_occur_in_the_corpus() {
     let corpus = world().corpus(Split::Train).join(" ");
     for phenomenon in Phenomenon::ALL {
         let probes = world().probes(phenomenon, 200);

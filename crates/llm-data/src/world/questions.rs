@@ -1,4 +1,4 @@
-//! Single questions with the answers that are right, before a role, examples or a dialogue are put around them.
+//! Questions with their right answers, without the role, examples or dialogue of a prompt.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -9,7 +9,7 @@ use super::story::Story;
 use super::tasks::Topic;
 use super::{capitalised, facts, pick, with_article};
 
-/// A question, every answer that is right, and how the same is said in plain text.
+/// A question, its right answers, and the same fact as a sentence.
 pub struct Asked {
     pub topic: Topic,
     /// The fact that is asked for.
@@ -17,17 +17,17 @@ pub struct Asked {
     pub question: String,
     /// The same question after another one of the topic ("And of Spain?").
     pub follow_up: Option<String>,
-    /// All right answers, the one to be taught first.
+    /// All right answers; the first is the one to train on.
     pub answers: Vec<String>,
-    /// The beginning of a plain sentence, and how it must go on.
+    /// The beginning of a sentence, and its right continuation.
     pub cloze: (String, String),
 }
 
-/// One fact of so many is held out.
+/// One of this number of facts is held out.
 pub const FACTS_ONE_IN: usize = 4;
 pub const SUMS_ONE_IN: u64 = 5;
 
-/// Draws until the fact is of the wanted split.
+/// Draws items until one is of the split.
 fn of_split<T>(
     rng: &mut ChaCha8Rng,
     split: Split,
@@ -41,7 +41,7 @@ fn of_split<T>(
     }
 }
 
-/// An entry of a list of facts, named by its first word, that is of the wanted split.
+/// A random entry of a list of facts that is of the split; the first word of an entry is the name of its key.
 fn entry(
     rng: &mut ChaCha8Rng,
     (seed, split): (u64, Split),
@@ -56,17 +56,17 @@ fn entry(
     })
 }
 
-/// The key of a noun, in whatever respect it is asked for.
+/// The key of a noun; it is the same for its category, plural and translation.
 pub fn noun_key(kind: usize, index: usize) -> SplitKey {
     SplitKey::new("noun", CATEGORIES[kind].1[index].0)
 }
 
-/// The split of a noun: a quarter of each category is held out.
+/// The split of a noun; 1/4 of each category is held out.
 pub fn noun_split(kind: usize, index: usize, seed: u64) -> Split {
     noun_key(kind, index).split_among((0..16).map(|other| noun_key(kind, other)), seed, FACTS_ONE_IN)
 }
 
-/// The key of a sum, whichever number comes first.
+/// The key of a sum; `a + b` and `b + a` have the same key.
 fn sum_key(a: u32, op: char, b: u32) -> SplitKey {
     let (a, b) = if op == '+' { (a.min(b), a.max(b)) } else { (a, b) };
     SplitKey::new("sum", format!("{a}{op}{b}"))
@@ -133,7 +133,7 @@ fn colour(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> Asked {
 
 fn opposite(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> Asked {
     let (key, (one, other)) = entry(rng, (seed, split), "opposite", &OPPOSITES);
-    // Both directions are one fact.
+    // Both directions have the same key.
     let (word, opposite) = if rng.random() { (one, other) } else { (other, one) };
     let question = match rng.random_range(0..4) {
         0 => format!("What is the opposite of {word}?"),
@@ -151,7 +151,7 @@ fn opposite(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> Asked {
     }
 }
 
-/// A noun of the split: its category and its place there.
+/// A noun of the split: its key, and the indices of its category and of the noun in it.
 pub fn noun(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> (SplitKey, (usize, usize)) {
     of_split(rng, split, |rng| {
         let (kind, index) = (rng.random_range(0..CATEGORIES.len()), rng.random_range(0..16));
@@ -203,7 +203,7 @@ fn sum(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> Asked {
     }
 }
 
-/// A story of the split. A story to train on has no step that is a sum held out.
+/// A word problem of the split. Those of the training split have no step that is a held-out sum.
 pub fn story(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> Asked {
     let story = loop {
         let story = Story::random(rng, 2);
@@ -264,7 +264,7 @@ pub fn summary(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> Asked {
     }
 }
 
-/// A classification: exactly one word out of a closed class is right, alone or in the sentence that is taught.
+/// A classification: one word of a closed class is right, alone or in a sentence.
 pub fn class(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> Asked {
     if rng.random() { feeling(rng, seed, split) } else { category(rng, seed, split) }
 }

@@ -1,29 +1,29 @@
-//! Which side of the split an item of the world is on.
+//! The train and held-out splits of the synthetic dataset.
 //!
-//! The unit that is to generalise has one [`SplitKey`]: a fact, a word, a theme, a sum, a frame of a sentence. The split
-//! is a hash of the world's seed and that key, decided before any wording, role, greeting or example is put around it.
+//! Each unit that is tested for generalisation (a fact, a word, a theme, a sum, a sentence frame) has one [`SplitKey`]. The
+//! split is a function of the seed of the dataset and that key, so it does not depend on wording, role, greeting or examples.
 
 use serde::{Deserialize, Serialize};
 
-/// Which side of the split an item is on.
+/// The split of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Split {
-    /// For training.
+    /// The training split.
     Train,
-    /// For validation: its key never occurs in the training data of the stage that is tested.
+    /// The held-out split: its keys do not occur in the training data of the stage that is tested.
     HeldOut,
 }
 
-/// The name of what must not be in both splits, such as `capital:France` or `theme:put out a candle`.
+/// The name of a unit that must be in one split only, such as `capital:France` or `theme:put out a candle`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SplitKey(String);
 
-/// Items that the documentation asks a model about, so that they are held out whatever the seed.
+/// Items in the examples of the documentation; they are held out for every seed.
 const ALWAYS_HELD_OUT: [&str; 2] = ["capital:France", "story:3-1+5"];
 
 impl SplitKey {
-    /// The key of the item `name` of a kind of items.
+    /// The key `kind:name`.
     pub fn new(kind: &str, name: impl std::fmt::Display) -> Self {
         Self(format!("{kind}:{name}"))
     }
@@ -33,13 +33,14 @@ impl SplitKey {
         &self.0
     }
 
-    /// The split of this key in the world of `seed`, where one key of `one_in` is held out.
+    /// The split of this key for this seed; on average one of `one_in` keys is held out.
     pub fn split(&self, seed: u64, one_in: u64) -> Split {
         let forced = ALWAYS_HELD_OUT.contains(&self.0.as_str());
         if forced || self.hash(seed).is_multiple_of(one_in) { Split::HeldOut } else { Split::Train }
     }
 
-    /// The same where the keys are known: exactly one of `one_in` of `all`, which this key is one of, is held out.
+    /// The split of this key among the known keys `all`, which include it. Exactly one of `one_in` keys is held out (the number is
+    /// rounded down).
     pub fn split_among(&self, all: impl IntoIterator<Item = Self>, seed: u64, one_in: usize) -> Split {
         let rank = |key: &Self| (!ALWAYS_HELD_OUT.contains(&key.0.as_str()), key.hash(seed));
         let own = rank(self);
@@ -51,12 +52,12 @@ impl SplitKey {
         if before < count / one_in { Split::HeldOut } else { Split::Train }
     }
 
-    /// The part, of `parts` of equal size, that this key belongs to.
+    /// The part of this key when all keys are divided into `parts` parts of about equal size: `0..parts`.
     pub fn part(&self, seed: u64, parts: u64) -> u64 {
         self.hash(seed.wrapping_add(0x9e37_79b9)) % parts
     }
 
-    /// FNV-1a over the seed and the bytes of the key, its upper bits mixed into the lower ones.
+    /// FNV-1a of the seed and the bytes of the key, with the upper bits mixed into the lower bits.
     fn hash(&self, seed: u64) -> u64 {
         let bytes = seed.to_le_bytes().into_iter().chain(self.0.bytes());
         let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
@@ -69,11 +70,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_on_one_side_and_the_share_held_out_is_as_asked() {
+    fn the_share_of_held_out_keys_is_as_requested() {
         let keys: Vec<SplitKey> = (0..4000).map(|i| SplitKey::new("word", i)).collect();
         let held_out = |seed| keys.iter().filter(|k| k.split(seed, 4) == Split::HeldOut).count();
         assert!((900..1100).contains(&held_out(1)) && (900..1100).contains(&held_out(2)));
-        assert!(keys.iter().any(|k| k.split(1, 4) != k.split(2, 4)), "the seed decides, too");
+        assert!(keys.iter().any(|k| k.split(1, 4) != k.split(2, 4)), "the split depends on the seed");
         assert!((0..20).all(|seed| SplitKey::new("capital", "France").split(seed, 1000) == Split::HeldOut));
         let capitals = ["France", "Spain", "Italy", "Peru"].map(|name| SplitKey::new("capital", name));
         for seed in 0..20 {

@@ -1,4 +1,4 @@
-//! Stories in which somebody has some things, and their number changes.
+//! Arithmetic word problems: somebody has some things, and their number changes.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -7,13 +7,13 @@ use super::phenomena::person;
 use super::split::SplitKey;
 use super::{capitalised, pick};
 
-/// Somebody has some things, and their number changes once or twice.
+/// A word problem. Each event adds to or subtracts from the number of things.
 pub struct Story {
     pub who: String,
     pub they: &'static str,
     pub things: &'static str,
     pub start: u32,
-    /// What happens, the number, and whether it is added.
+    /// (verb, number, whether it is added).
     pub events: Vec<(&'static str, u32, bool)>,
 }
 
@@ -48,13 +48,13 @@ impl Story {
         }
     }
 
-    /// The numbers of the story, whatever it is about: `story:3-1+5`.
+    /// The split key: the numbers of the story, for example `story:3-1+5`.
     pub fn key(&self) -> SplitKey {
         let signed = self.events.iter().map(|&(_, n, adds)| format!("{}{n}", if adds { '+' } else { '-' }));
         SplitKey::new("story", format!("{}{}", self.start, signed.collect::<String>()))
     }
 
-    /// "3 - 1 = 2", "2 + 5 = 7", and the result.
+    /// The calculation steps, for example "3 - 1 = 2" and "2 + 5 = 7", and the result.
     pub fn steps(&self) -> (Vec<String>, u32) {
         let mut now = self.start;
         let steps = self.events.iter().map(|&(_, n, adds)| {
@@ -65,7 +65,7 @@ impl Story {
         (steps.collect(), now)
     }
 
-    /// "A farmer has 3 apples, gives 1 away, buys 5." or a longer way to tell it.
+    /// The text, for example "A farmer has 3 apples, gives 1 away, buys 5."
     pub fn text(&self, rng: &mut ChaCha8Rng) -> String {
         let Self { who, they, things, start, .. } = self;
         let phrase = |&(verb, n, _): &(&str, u32, bool)| match verb.split_once(' ') {
@@ -83,7 +83,7 @@ impl Story {
         format!("{told}{more}.")
     }
 
-    /// "How many apples are left?"
+    /// The question, for example "How many apples are left?"
     pub fn question(&self, rng: &mut ChaCha8Rng) -> String {
         let Self { they, things, .. } = self;
         match rng.random_range(0..4) {
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_steps_of_a_story_are_right_and_follow_each_other() {
+    fn each_step_is_correct_and_starts_with_the_previous_result() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         for _ in 0..2000 {
             let story = Story::random(&mut rng, 2);
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_of_a_story_is_its_numbers() {
+    fn the_key_consists_of_the_numbers() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let events = vec![("gives away", 1, false), ("buys", 5, true)];
         let story = Story { start: 3, events, ..Story::random(&mut rng, 2) };

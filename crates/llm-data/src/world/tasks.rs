@@ -1,4 +1,4 @@
-//! Tasks with a known answer: questions in the kinds of prompts that models are asked in.
+//! Questions with a known answer, in several kinds of prompts.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -11,30 +11,30 @@ use super::split::{Split, SplitKey};
 use super::{dialogue, pick};
 use crate::{Conversation, Message};
 
-/// How a prompt tells the model what to do.
+/// The kind of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PromptKind {
-    /// It says what to do.
+    /// A question or an instruction.
     Instruction,
-    /// It shows a few examples, which alone define the mapping, and leaves the last one open.
+    /// A few examples, which alone define the mapping, and a query (Brown et al. 2020).
     FewShot,
-    /// It asks for a classification and shows no example.
+    /// A classification without examples.
     ZeroShot,
-    /// It asks to think step by step.
+    /// A request to think step by step (Wei et al. 2022; Kojima et al. 2022).
     ChainOfThought,
-    /// A system message gives the model a role.
+    /// A question with a system message that gives the model a role.
     Role,
-    /// It is the last turn of a dialogue, and says what is meant only together with an earlier one.
+    /// A follow-up question whose meaning depends on an earlier turn.
     Dialogue,
 }
 
 impl PromptKind {
-    /// All six.
+    /// All kinds.
     pub const ALL: [Self; 6] =
         [Self::Instruction, Self::FewShot, Self::ZeroShot, Self::ChainOfThought, Self::Role, Self::Dialogue];
 
-    /// Its name in words.
+    /// The name for reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Instruction => "instruction",
@@ -47,7 +47,7 @@ impl PromptKind {
     }
 }
 
-/// What a task is about.
+/// The topic of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Topic {
@@ -65,30 +65,30 @@ pub enum Topic {
     Plural,
     /// One sum.
     Sum,
-    /// A story in which a number changes.
+    /// An arithmetic word problem.
     Story,
-    /// A short text to be summed up.
+    /// The summary of a short text.
     Summary,
-    /// Happy or sad.
+    /// Sentiment: happy or sad.
     Feeling,
 }
 
 /// A question with its answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Task {
-    /// What it is about.
+    /// The topic.
     pub topic: Topic,
-    /// How it is asked.
+    /// The kind of the prompt.
     pub kind: PromptKind,
     /// The prompt.
     pub messages: Vec<Message>,
-    /// All answers that are right; the first is the one to be taught.
+    /// All right answers; the first is the one to train on.
     pub answers: Vec<String>,
-    /// The beginning of a plain text that asks a model the same which was never taught to answer, and how it must go on.
+    /// The same question for a base model: the beginning of a sentence, and its right continuation.
     pub cloze: (String, String),
-    /// The share that a blind guess among the possible answers gets right (0 where they are not a small closed class).
+    /// The accuracy of random guessing (0 if the answers are not a small closed class).
     pub chance: f64,
-    /// The fact that is asked for: the unit of the split and of intervals.
+    /// The fact that is asked for: the unit of the split and of confidence intervals.
     pub key: SplitKey,
 }
 
@@ -100,13 +100,13 @@ impl Task {
         Conversation { messages }
     }
 
-    /// Whether the reply is one of the right answers: upper and lower case, spaces and a final full stop apart, the same.
+    /// Whether the reply equals one of the right answers, ignoring case, white space and a final full stop.
     pub fn is_right(&self, reply: &str) -> bool {
         let reply = normalised(reply);
         self.answers.iter().any(|answer| normalised(answer) == reply)
     }
 
-    /// Whether a plain text that begins with the cloze's first part goes on with its second one.
+    /// Whether a continuation of the first part of the cloze starts with the second part.
     pub fn completes_cloze(&self, continuation: &str) -> bool {
         let (continuation, wanted) = (normalised(continuation), normalised(&self.cloze.1));
         let rest = continuation.strip_prefix(&wanted);
@@ -128,7 +128,7 @@ fn normalised(text: &str) -> String {
     text.strip_suffix('.').unwrap_or(&text).to_owned()
 }
 
-/// A task of that kind whose fact is of the split, in the world of `seed`.
+/// A task with this kind of prompt about a fact of the split.
 pub(super) fn draw(rng: &mut ChaCha8Rng, seed: u64, split: Split, kind: PromptKind) -> Task {
     let alone = |asked: Asked| {
         let messages = vec![Message::user(&asked.question)];
@@ -148,7 +148,7 @@ pub(super) fn draw(rng: &mut ChaCha8Rng, seed: u64, split: Split, kind: PromptKi
     }
 }
 
-/// Every noun has a French word, a plural and a category: the examples alone say which of them is asked for.
+/// A few-shot prompt. Every noun has a French word, a plural and a category; only the examples determine which is asked for.
 fn few_shot(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> Task {
     let (relation, arrow) = (pick(rng, &Relation::ALL), pick(rng, &ARROWS));
     let shots = rng.random_range(2..=3);
@@ -198,7 +198,7 @@ fn role(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> Task {
         1 => format!("Answer like {role}."),
         _ => format!("Play the role of {role}."),
     };
-    // A bare word is no answer of somebody who plays a role.
+    // In a role, only whole sentences are right answers.
     asked.answers.retain(|answer| answer.ends_with('.'));
     asked.answers.iter_mut().for_each(|answer| *answer = format!("{before} {answer} {after}"));
     let messages = vec![Message::system(system), Message::user(&asked.question)];

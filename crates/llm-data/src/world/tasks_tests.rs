@@ -10,7 +10,7 @@ fn tasks(split: Split, count: usize) -> Vec<Task> {
 }
 
 #[test]
-fn every_task_accepts_its_answers_and_refuses_others() {
+fn every_task_accepts_its_answers_and_rejects_others() {
     let tasks = tasks(Split::HeldOut, 360);
     for (i, task) in tasks.iter().enumerate() {
         assert!(task.answers.iter().all(|answer| task.is_right(answer)), "{task:?}");
@@ -24,9 +24,9 @@ fn every_task_accepts_its_answers_and_refuses_others() {
     }
 }
 
-/// What once was enough: a list of all possible answers, a negated one, the right one between others.
+/// A list of all possible answers, a negated answer, and the right answer among others are wrong.
 #[test]
-fn an_answer_among_others_is_wrong() {
+fn a_right_answer_with_additional_words_is_wrong() {
     for task in tasks(Split::HeldOut, 360) {
         let answer = &task.answers[0];
         for reply in [
@@ -45,10 +45,10 @@ fn an_answer_among_others_is_wrong() {
 }
 
 proptest! {
-    /// Deleting, doubling, inserting or exchanging a word of a perfect answer never leaves it right, unless what is left
-    /// is another of the right answers.
+    /// Deleting, duplicating, inserting or replacing a word of a right answer makes it wrong, unless the result is another
+    /// right answer.
     #[test]
-    fn any_edit_of_a_perfect_answer_makes_it_wrong(
+    fn any_edit_of_a_right_answer_makes_it_wrong(
         number in 0usize..120, at in 0usize..20, edit in 0usize..4,
         word in prop::sample::select(vec!["not", "Paris", "red", "7", "animal", "sad", "or"]),
     ) {
@@ -70,7 +70,7 @@ proptest! {
 }
 
 #[test]
-fn all_kinds_occur_equally_and_all_topics_occur() {
+fn all_prompt_kinds_are_equally_frequent_and_all_topics_occur() {
     let tasks = tasks(Split::Train, 1200);
     for kind in PromptKind::ALL {
         assert_eq!(tasks.iter().filter(|t| t.kind == kind).count(), 200);
@@ -78,29 +78,29 @@ fn all_kinds_occur_equally_and_all_topics_occur() {
     assert_eq!(tasks.iter().map(|t| t.topic).collect::<HashSet<_>>().len(), 10);
 }
 
-/// The same open word has different answers in different prompts: without the examples it cannot be known.
+/// The same query word has different answers in different prompts, so the answer cannot be predicted without the examples.
 #[test]
-fn only_the_examples_define_a_few_shot_mapping() {
+fn only_the_examples_define_the_few_shot_mapping() {
     let tasks = tasks(Split::Train, 6000);
     let few: Vec<&Task> = tasks.iter().filter(|t| t.kind == PromptKind::FewShot).collect();
-    let open_word = |t: &&Task| {
+    let query_word = |t: &&Task| {
         let prompt = &t.messages[0].content;
         prompt.lines().last().unwrap_or_default().split([' ', ':']).next().unwrap_or_default().to_owned()
     };
     let mut answers: std::collections::BTreeMap<String, Vec<&str>> = std::collections::BTreeMap::new();
     for task in &few {
-        answers.entry(open_word(task)).or_default().push(&task.answers[0]);
+        answers.entry(query_word(task)).or_default().push(&task.answers[0]);
     }
-    let mut commonest = 0;
+    let mut most_common = 0;
     for given in answers.values() {
-        commonest += given.iter().map(|a| given.iter().filter(|b| *b == a).count()).max().unwrap_or(0);
+        most_common += given.iter().map(|a| given.iter().filter(|b| *b == a).count()).max().unwrap_or(0);
     }
-    let share = commonest as f64 / few.len() as f64;
-    assert!(share < 0.5, "the open word's commonest answer is right in {share} of the prompts it was counted on");
+    let share = most_common as f64 / few.len() as f64;
+    assert!(share < 0.5, "the most common answer per query word is right in {share} of the prompts");
 }
 
 #[test]
-fn a_cloze_is_completed_by_its_answer_and_by_nothing_longer_or_shorter() {
+fn a_cloze_is_completed_only_by_its_whole_answer() {
     let task = tasks(Split::HeldOut, 600).into_iter().find(|t| t.key.as_str() == "capital:France").unwrap();
     assert_eq!(task.cloze.0, "The capital of France is");
     assert!(task.completes_cloze(" Paris, and the capital of Spain is Madrid."));
@@ -108,7 +108,7 @@ fn a_cloze_is_completed_by_its_answer_and_by_nothing_longer_or_shorter() {
 }
 
 #[test]
-fn a_follow_up_question_needs_the_turn_before() {
+fn a_follow_up_question_depends_on_the_previous_turn() {
     let tasks = tasks(Split::HeldOut, 600);
     for task in tasks.iter().filter(|t| t.kind == PromptKind::Dialogue) {
         assert_eq!(task.messages.len(), 3);

@@ -1,4 +1,4 @@
-//! What people ask advice about: a goal, a method that leads to it, and one that does not.
+//! The themes of advice questions: a goal, a method that works, and a method that does not.
 
 pub struct Theme {
     pub goal: &'static str,

@@ -17,39 +17,39 @@ fn vocabulary<'a>(texts: impl IntoIterator<Item = &'a String>) -> HashSet<String
     texts.into_iter().flat_map(|text| words_of(text)).collect()
 }
 
-/// All sequences of `n` words that occur within one of the texts.
+/// All word n-grams of the texts.
 fn n_grams(texts: &[String], n: usize) -> HashSet<String> {
     texts.iter().flat_map(|text| words_of(text).windows(n).map(|w| w.join(" ")).collect::<Vec<_>>()).collect()
 }
 
 #[test]
-fn the_same_seed_gives_the_same_world_and_another_seed_another() {
+fn the_dataset_is_a_function_of_the_seed() {
     let world = |seed| World::new(WorldConfig { seed, corpus_bytes: 20_000 });
     assert_eq!(world(1).corpus(Split::Train), world(1).corpus(Split::Train));
     assert_ne!(world(1).corpus(Split::Train), world(2).corpus(Split::Train));
     assert_eq!(world(1).tasks(Split::HeldOut, 20), world(1).tasks(Split::HeldOut, 20));
     let keys = |seed| world(seed).tasks(Split::HeldOut, 200).into_iter().map(|t| t.key).collect::<HashSet<_>>();
-    assert_ne!(keys(1), keys(2), "what is held out depends on the seed");
+    assert_ne!(keys(1), keys(2), "the held-out split depends on the seed");
 }
 
 #[test]
-fn frames_and_sentences_held_out_never_occur_in_the_training_text_but_their_words_do() {
+fn held_out_frames_and_sentences_do_not_occur_in_the_training_corpus_but_their_words_do() {
     let world = small();
     let (train, held_out) = (world.corpus(Split::Train), world.corpus(Split::HeldOut));
     let seen = vocabulary(&train);
     let unseen: Vec<String> = vocabulary(&held_out).difference(&seen).cloned().collect();
     assert!(unseen.is_empty(), "words only in the held-out corpus: {unseen:?}");
-    assert!(seen.len() < 1600, "the world is closed: {} words", seen.len());
+    assert!(seen.len() < 1600, "the vocabulary is too large: {} words", seen.len());
     let text = train.join("\n");
     for phenomenon in Phenomenon::ALL {
         for probe in world.probes(phenomenon, 200) {
             assert!(!text.contains(&probe.sentence()), "{}", probe.sentence());
-            assert!(!text.contains(&format!("{}{}", probe.prefix, probe.bad)), "no wrong sentence is taught");
+            assert!(!text.contains(&format!("{}{}", probe.prefix, probe.bad)), "a wrong sentence occurs");
         }
     }
 }
 
-/// Everything that a model is fine-tuned on, conversation by conversation.
+/// All conversations for fine-tuning.
 fn fine_tuning(world: &World) -> Vec<Conversation> {
     let mut all: Vec<Conversation> = world.tasks(Split::Train, 9000).iter().map(Task::conversation).collect();
     all.extend(world.crowd(2000));
@@ -58,7 +58,7 @@ fn fine_tuning(world: &World) -> Vec<Conversation> {
 }
 
 #[test]
-fn no_conversation_has_a_question_or_an_answer_of_a_task_held_out_and_long_n_grams_are_rare() {
+fn no_conversation_contains_a_held_out_question_or_answer_and_long_n_grams_are_rare() {
     for seed in [42, 43, 44] {
         let world = World::new(WorldConfig { seed, ..WorldConfig::default() });
         let train = fine_tuning(&world);
@@ -70,18 +70,18 @@ fn no_conversation_has_a_question_or_an_answer_of_a_task_held_out_and_long_n_gra
         for task in world.tasks(Split::HeldOut, 1200) {
             let question = &task.messages.last().unwrap().content;
             assert!(!seen.contains(question), "seed {seed}: {question}");
-            // Classes and numbers are shared by nature; an answer that names what was asked for is not.
+            // Answers of one word (categories, numbers) occur in both splits; sentences that repeat the question do not.
             for answer in task.answers.iter().filter(|a| a.contains(' ') && task.topic != Topic::Feeling) {
                 assert!(!all.contains(answer.as_str()), "seed {seed}: {answer}");
             }
             sharing += usize::from(task.messages.iter().any(|m| long.overlap(&m.content)));
         }
-        assert!(sharing < 48, "seed {seed}: {sharing} of 1200 tasks would be dropped for a long n-gram");
+        assert!(sharing < 48, "seed {seed}: {sharing} of 1200 tasks have a long n-gram in common with training");
     }
 }
 
 #[test]
-fn no_ranking_prompt_or_conversation_has_a_theme_or_a_method_held_out() {
+fn no_ranking_prompt_or_conversation_contains_a_held_out_theme() {
     const LONG: usize = 13;
     for seed in [42, 43, 44] {
         let world = World::new(WorldConfig { seed, ..WorldConfig::default() });
@@ -110,7 +110,7 @@ fn no_ranking_prompt_or_conversation_has_a_theme_or_a_method_held_out() {
 }
 
 #[test]
-fn the_training_text_tells_the_facts_and_themes_that_are_held_out_elsewhere() {
+fn the_pre_training_corpus_contains_the_held_out_facts_and_themes() {
     let world = World::new(WorldConfig::default());
     let text = world.corpus(Split::Train).join("\n");
     for task in world.tasks(Split::HeldOut, 1200) {
@@ -127,7 +127,7 @@ fn the_training_text_tells_the_facts_and_themes_that_are_held_out_elsewhere() {
 }
 
 #[test]
-fn documents_stay_short_and_the_corpus_reaches_its_size() {
+fn documents_are_short_and_the_corpus_has_the_configured_size() {
     let world = World::new(WorldConfig { corpus_bytes: 300_000, ..WorldConfig::default() });
     let documents = world.corpus(Split::Train);
     assert!(documents.iter().map(|d| d.len() + 1).sum::<usize>() >= 300_000);
