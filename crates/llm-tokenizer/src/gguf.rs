@@ -453,7 +453,7 @@ mod tests {
         }
     }
 
-    /// A SentencePiece vocabulary of bytes, letters, and words with different scores.
+    /// A `SentencePiece` vocabulary of bytes, letters, and words with different scores.
     fn pieces() -> GgufVocabulary {
         let mut vocabulary = GgufVocabulary {
             model: "llama".to_owned(),
