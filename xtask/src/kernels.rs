@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use llm_kernels::{
-    Activation, AdamWStep, BlockFormat, CrossEntropyOptions, GatedWeights, Precision, Projections, QuantizedWeight,
-    Rotary, Scores, Visible,
+    Activation, AdamWStep, AttentionMask, AttentionParams, AttentionWeights, BlockFormat, CrossEntropyOptions,
+    MlpWeights, Precision, QuantizedWeight, RotaryFrequencies,
 };
 
 const TOKENS: usize = 4096;
@@ -47,7 +47,7 @@ fn seconds(mut run: impl FnMut() -> Result<()>) -> Result<f64> {
 
 fn table() -> Result<()> {
     let long = random(&[1 << 27])?;
-    let read = 4. * (1u64 << 27) as f64 / seconds(|| llm_kernels::square_sum(&long).map(drop))?;
+    let read = 4. * (1u64 << 27) as f64 / seconds(|| llm_kernels::sum_of_squares(&long).map(drop))?;
     let peaks = [Precision::F32, Precision::Bf16].map(|precision| {
         (0..3)
             .filter_map(|_| llm_kernels::peak_flops(precision))
@@ -97,18 +97,18 @@ fn matmuls(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result<()> 
     let name = name(precision);
     for (k, m) in [(HIDDEN, HIDDEN), (HIDDEN, INNER), (INNER, HIDDEN)] {
         let (x, w) = (random(&[TOKENS, k])?, random(&[m, k])?);
-        let time = seconds(|| llm_kernels::linear_in(&x, &w, precision).map(drop))?;
+        let time = seconds(|| llm_kernels::linear_with_precision(&x, &w, precision).map(drop))?;
         show(&format!("linear {k} to {m}, {name}"), Work::Flops(flops(TOKENS, k, m), precision), time);
         let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&w)?);
-        let both = seconds(|| llm_kernels::linear_in(&x, &w, precision)?.backward().map(drop))?;
+        let both = seconds(|| llm_kernels::linear_with_precision(&x, &w, precision)?.backward().map(drop))?;
         show(&format!("its backward, {name}"), Work::Flops(2. * flops(TOKENS, k, m), precision), both - time);
     }
     let (q, k, v) = (random(&[8, 512, 6, 64])?, random(&[8, 512, 6, 64])?, random(&[8, 512, 6, 64])?);
-    let scores = Scores { precision, ..Scores::of_head(64) };
-    let time = seconds(|| llm_kernels::attention(&q, &k, &v, scores, &Visible::default()).map(drop))?;
+    let scores = AttentionParams { precision, ..AttentionParams::for_head_dim(64) };
+    let time = seconds(|| llm_kernels::attention(&q, &k, &v, scores, &AttentionMask::default()).map(drop))?;
     show(&format!("attention 8 x 512, 6 heads of 64, {name}"), Work::Flops(4. * 64. * PAIRS, precision), time);
     let q = Var::from_tensor(&q)?;
-    let both = seconds(|| llm_kernels::attention(&q, &k, &v, scores, &Visible::default())?.backward().map(drop))?;
+    let both = seconds(|| llm_kernels::attention(&q, &k, &v, scores, &AttentionMask::default())?.backward().map(drop))?;
     show(&format!("its backward, {name}"), Work::Flops(10. * 64. * PAIRS, precision), both - time);
     let (x, w) = (Var::from_tensor(&random(&[TOKENS, HIDDEN])?)?, Var::from_tensor(&random(&[VOCAB, HIDDEN])?)?);
     let labels: Vec<i64> = (0..TOKENS as i64).collect();
@@ -129,19 +129,18 @@ fn fused_blocks(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result
     let (x, norm) = (var(&[8, 512, HIDDEN])?, var(&[HIDDEN])?);
     let [q, k, v, o] = [(); 4].map(|()| var(&[HIDDEN, HIDDEN]));
     let (q, k, v, o) = (q?, k?, v?, o?);
-    let weights = Projections { q: &q, k: &k, v: &v, o: &o };
+    let weights = AttentionWeights { q: &q, k: &k, v: &v, o: &o };
     let positions: Vec<u32> = (0..8).flat_map(|_| 0..512).collect();
-    let rotation = Rotary::new(64, 10_000.).at(&positions);
-    let (scores, all) = (Scores { precision, ..Scores::of_head(64) }, Visible::default());
+    let rotation = RotaryFrequencies::new(64, 10_000.).table(&positions);
+    let (scores, all) = (AttentionParams { precision, ..AttentionParams::for_head_dim(64) }, AttentionMask::default());
     let attention =
-        || llm_kernels::self_attention(&x, (&norm, 1e-5), weights, 64, Some(&rotation), scores, &all)?.backward();
+        || llm_kernels::attention_block(&x, (&norm, 1e-5), weights, 64, Some(&rotation), scores, &all)?.backward();
     let work = 3. * 4. * flops(TOKENS, HIDDEN, HIDDEN) + 14. * 64. * PAIRS;
     let time = seconds(|| attention().map(drop))?;
     show(&format!("fused attention block, forward and backward, {name}"), Work::Flops(work, precision), time);
     let (gate, up, down) = (var(&[INNER, HIDDEN])?, var(&[INNER, HIDDEN])?, var(&[HIDDEN, INNER])?);
-    let weights = GatedWeights { gate: &gate, up: &up, down: &down };
-    let network =
-        || llm_kernels::feed_forward(&x, Some((&norm, 1e-5)), weights, Activation::Silu, precision)?.backward();
+    let weights = MlpWeights { gate: &gate, up: &up, down: &down };
+    let network = || llm_kernels::mlp_block(&x, Some((&norm, 1e-5)), weights, Activation::Silu, precision)?.backward();
     let work = 3. * 3. * flops(TOKENS, HIDDEN, INNER);
     let time = seconds(|| network().map(drop))?;
     show(&format!("fused MLP block, forward and backward, {name}"), Work::Flops(work, precision), time);
@@ -157,11 +156,11 @@ fn elementwise(show: &impl Fn(&str, Work, f64)) -> Result<()> {
     show("LayerNorm", bytes(2, HIDDEN), seconds(|| llm_kernels::layer_norm(&x, &weight, &bias, 1e-5).map(drop))?);
     let heads = x.reshape((8, 512, 6, 64))?;
     let positions: Vec<u32> = (0..8).flat_map(|_| 0..512).collect();
-    let rotation = Rotary::new(64, 10_000.).at(&positions);
+    let rotation = RotaryFrequencies::new(64, 10_000.).table(&positions);
     show("rotary positions", bytes(2, HIDDEN), seconds(|| llm_kernels::rope(&heads, &rotation).map(drop))?);
     let (gate, up) = (random(&[TOKENS, INNER])?, random(&[TOKENS, INNER])?);
     for (name, activation) in [("SwiGLU", Activation::Silu), ("GeGLU", Activation::GeluTanh)] {
-        show(name, bytes(3, INNER), seconds(|| llm_kernels::gated(&gate, &up, activation).map(drop))?);
+        show(name, bytes(3, INNER), seconds(|| llm_kernels::gated_activation(&gate, &up, activation).map(drop))?);
     }
     show("GELU", bytes(2, INNER), seconds(|| llm_kernels::activate(&gate, Activation::Gelu).map(drop))?);
     let (w, grad) = (Var::from_tensor(&random(&[VOCAB, HIDDEN])?)?, random(&[VOCAB, HIDDEN])?);

@@ -79,7 +79,7 @@ pub fn generate_from(
     for step in 0..steps {
         let logits = match step {
             0 => read(model, &batch, &mut cache)?,
-            _ => llm_kernels::awake(|| read(model, &batch, &mut cache))?, // (b, vocab)
+            _ => llm_kernels::spin_workers(|| read(model, &batch, &mut cache))?, // (b, vocab)
         };
         let vocab = logits.dim(D::Minus1)?;
         let logits = logits.flatten_all()?.to_vec1::<f32>()?;

@@ -4,7 +4,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::norm::cpu;
+use crate::rms_norm::cpu;
 use crate::simd::{contiguous, exp, tanh, zeros};
 
 const CHUNK: usize = 16384;
@@ -27,7 +27,7 @@ pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
 }
 
 /// `activation(gate) · up`, element by element; both have the same shape, and so has the result.
-pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+pub fn gated_activation(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
     if gate.dims() != up.dims() {
         bail!("gated: gate is {:?}, up is {:?}; they must be alike", gate.dims(), up.dims());
     }
@@ -278,10 +278,10 @@ mod tests {
                 [([1, 1], 1.), ([3, 17], 1.), ([40, 512], 1.), ([3, 5], 60.), ([3, 5], 1e-4), ([0, 4], 1.)]
             {
                 let (gate, up) = (random(&shape, 1, scale)?, random(&shape, 2, 1.)?);
-                assert_same_gradients(&[&gate, &up], 1e-5, |t| gated(&t[0], &t[1], activation))?;
+                assert_same_gradients(&[&gate, &up], 1e-5, |t| gated_activation(&t[0], &t[1], activation))?;
             }
             let (gate, up) = (random(&[5, 7], 1, 1.)?, random(&[7, 5], 2, 1.)?);
-            assert_same_gradients(&[&gate, &up], 1e-5, |t| gated(&t[0].t()?, &t[1], activation))?;
+            assert_same_gradients(&[&gate, &up], 1e-5, |t| gated_activation(&t[0].t()?, &t[1], activation))?;
         }
         Ok(())
     }
@@ -314,7 +314,7 @@ mod tests {
                 assert!(y == value || (y - value).abs() < 1e-6, "{activation:?}({x}) is {y}");
                 assert!((slope - straight).abs() < 1e-6, "{activation:?} at {x} has the slope {slope}");
                 let (gate, up) = (candle_core::Var::new(&[x], &device)?, candle_core::Var::new(&[2f32], &device)?);
-                let grads = gated(&gate, &up, activation)?.backward()?;
+                let grads = gated_activation(&gate, &up, activation)?.backward()?;
                 let [of_gate, of_up] = [&gate, &up].map(|var| grads.get(var).unwrap().to_vec1::<f32>().unwrap()[0]);
                 assert!(
                     (of_gate - 2. * slope).abs() < 1e-6 && (of_up == y || (of_up - y).abs() < 1e-6),
@@ -332,7 +332,7 @@ mod tests {
     #[test]
     fn shapes_that_differ_are_an_error() -> Result<()> {
         let (gate, up) = (random(&[2, 3], 1, 1.)?, random(&[3, 2], 1, 1.)?);
-        assert!(gated(&gate, &up, Activation::Silu).is_err());
+        assert!(gated_activation(&gate, &up, Activation::Silu).is_err());
         Ok(())
     }
 }

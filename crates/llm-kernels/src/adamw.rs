@@ -55,7 +55,7 @@ pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamW
     let g = (grad.flatten_all()?.to_dtype(DType::F32)? * step.gradient_scale)?;
     let m = ((m * step.beta1)? + (&g * (1. - step.beta1))?)?;
     let v = ((v * step.beta2)? + (g.sqr()? * (1. - step.beta2))?)?;
-    let denominator = ((&v / bias(step.beta2, step.step))?.sqrt()? + f64::from(crate::norm::epsilon(step.eps)))?;
+    let denominator = ((&v / bias(step.beta2, step.step))?.sqrt()? + f64::from(crate::rms_norm::epsilon(step.eps)))?;
     let update = ((&m / bias(step.beta1, step.step))? / denominator)?.reshape(weight.dims())?;
     let decayed = (weight * (1. - step.learning_rate * step.weight_decay))?;
     let new = (decayed - (update * step.learning_rate)?.to_dtype(weight.dtype())?)?;
@@ -64,13 +64,13 @@ pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamW
 }
 
 /// `Σ x²` of all elements, as the global gradient norm needs it; summed in f64.
-pub fn square_sum(x: &Tensor) -> Result<f64> {
+pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
     let x = x.contiguous()?;
     if !crate::is_fused(&x) {
         return x.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
     }
     let (storage, layout) = x.storage_and_layout();
-    let data = crate::norm::cpu(&storage, layout)?;
+    let data = crate::rms_norm::cpu(&storage, layout)?;
     let parts: Vec<f64> = data.par_chunks(CHUNK).map(chunk_square_sum).collect();
     Ok(parts.iter().sum())
 }
@@ -161,7 +161,7 @@ impl Numbers {
             decay: (1. - step.learning_rate * step.weight_decay) as f32,
             rate: (step.learning_rate / bias(step.beta1, step.step)) as f32,
             root: (1. / bias(step.beta2, step.step)).sqrt() as f32,
-            eps: crate::norm::epsilon(step.eps),
+            eps: crate::rms_norm::epsilon(step.eps),
         }
     }
 }
@@ -236,8 +236,8 @@ mod tests {
     #[test]
     fn square_sum_adds_every_element() -> Result<()> {
         let x = Tensor::ones((1001, 100), DType::F32, &Device::Cpu)?;
-        assert_eq!(square_sum(&x)?, 100_100.);
-        assert_eq!(square_sum(&x.to_dtype(DType::F64)?)?, 100_100.);
+        assert_eq!(sum_of_squares(&x)?, 100_100.);
+        assert_eq!(sum_of_squares(&x.to_dtype(DType::F64)?)?, 100_100.);
         Ok(())
     }
 

@@ -4,10 +4,10 @@
 //! Letters: b batch, t queries, s keys, h query heads, g key/value heads, d head size. Queries are the *last* `t` of
 //! the `s` positions, so that the same call serves a whole sequence (`t == s`) and a step with a cache (`t < s`).
 
-mod composed;
-mod core;
-mod exact;
-mod single;
+mod decode;
+mod flash;
+mod reference;
+mod row_by_row;
 
 use std::mem::MaybeUninit;
 use std::sync::{Arc, OnceLock};
@@ -15,51 +15,51 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-pub use composed::attention_weights;
-pub(crate) use core::{Core, Heads, HeadsMut};
+pub(crate) use flash::{Core, Heads, HeadsMut};
+pub use reference::attention_weights;
 
 use crate::matmul::Precision;
-use crate::written::{Places, written};
+use crate::uninit::{Places, written};
 
 /// Which keys a query may look at, besides being causal.
 #[derive(Debug, Clone, Default)]
-pub struct Visible {
+pub struct AttentionMask {
     /// For each query `(b, t)` in order, the first key that it sees; `None`: all from the start.
     ///
     /// Left padding, packed documents and sliding windows are all of this kind. A query whose first key lies behind
     /// its own position sees nothing, and its result is zero.
-    pub first_key: Option<Arc<[u32]>>,
+    pub window_starts: Option<Arc<[u32]>>,
     /// For each sequence of the batch, a half-open range of keys that no query sees, within the `s` keys; `(0, 0)`: nothing is
     /// hidden.
     ///
     /// It is for evaluation (what does a prediction depend on?): where it is set, attention takes the composed path, which holds
     /// all weights `(b, h, t, s)` in memory. A query all of whose keys are hidden has the result zero.
-    pub hidden_keys: Option<Arc<[(u32, u32)]>>,
+    pub masked_keys: Option<Arc<[(u32, u32)]>>,
 }
 
-impl Visible {
+impl AttentionMask {
     /// Each query `(b, t)` in order sees the keys from its own first one on.
-    pub fn from_first(first_key: impl Into<Arc<[u32]>>) -> Self {
-        Self { first_key: Some(first_key.into()), hidden_keys: None }
+    pub fn from_window_starts(window_starts: impl Into<Arc<[u32]>>) -> Self {
+        Self { window_starts: Some(window_starts.into()), masked_keys: None }
     }
 
     /// The half-open range of keys that query `i` of sequence `b` sees, with `t` queries and `s` keys.
     fn range(&self, b: usize, i: usize, t: usize, s: usize) -> (usize, usize) {
         let end = s - t + i + 1;
-        let start = self.first_key.as_ref().map_or(0, |first| first[b * t + i] as usize);
+        let start = self.window_starts.as_ref().map_or(0, |first| first[b * t + i] as usize);
         (start.min(end), end)
     }
 
     /// Whether key `j` is hidden from every query of sequence `b`.
     fn hides(&self, b: usize, j: usize) -> bool {
-        let hidden = self.hidden_keys.as_ref().map_or((0, 0), |hidden| hidden[b]);
+        let hidden = self.masked_keys.as_ref().map_or((0, 0), |hidden| hidden[b]);
         (hidden.0 as usize..hidden.1 as usize).contains(&j)
     }
 }
 
 /// What is made of the product of a query and a key before the softmax.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scores {
+pub struct AttentionParams {
     /// It is multiplied by this, `1 / sqrt(d)` as a rule.
     pub scale: f64,
     /// Then it is held between `-cap` and `cap`: `cap · tanh(score / cap)` (Gemma 2, arXiv 2408.00118).
@@ -68,9 +68,9 @@ pub struct Scores {
     pub precision: Precision,
 }
 
-impl Scores {
+impl AttentionParams {
     /// `1 / sqrt(head_dim)`, no cap, in f32.
-    pub fn of_head(head_dim: usize) -> Self {
+    pub fn for_head_dim(head_dim: usize) -> Self {
         Self { scale: (head_dim as f64).powf(-0.5), soft_cap: None, precision: Precision::F32 }
     }
 
@@ -85,15 +85,21 @@ impl Scores {
 /// What a query does not see has no part in its result, whatever it is: a key or value may be infinite or NaN there.
 ///
 /// `q` is `(b, t, h, d)`, `k` and `v` are `(b, s, g, d)` with `h` a multiple of `g`; the result is `(b, t, h, d)`.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, visible: &Visible) -> Result<Tensor> {
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scores: AttentionParams,
+    visible: &AttentionMask,
+) -> Result<Tensor> {
     let shape = Dims::of(q, k, v, visible)?;
     let rows = |x: &Tensor| if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() };
-    if visible.hidden_keys.is_none() && crate::is_fused(q) && crate::is_fused(k) && crate::is_fused(v) {
+    if visible.masked_keys.is_none() && crate::is_fused(q) && crate::is_fused(k) && crate::is_fused(v) {
         let core = Core { shape, scores, visible: visible.clone() };
         let op = Attention { core, log_sums: OnceLock::new() };
         rows(q)?.apply_op3(&rows(k)?, &rows(v)?, op)
     } else {
-        composed::attention(q, k, v, scores, visible)
+        reference::attention(q, k, v, scores, visible)
     }
 }
 
@@ -109,7 +115,7 @@ pub(crate) struct Dims {
 }
 
 impl Dims {
-    fn of(q: &Tensor, k: &Tensor, v: &Tensor, visible: &Visible) -> Result<Self> {
+    fn of(q: &Tensor, k: &Tensor, v: &Tensor, visible: &AttentionMask) -> Result<Self> {
         let ((b, t, h, d), (bk, s, g, dk)) = (q.dims4()?, k.dims4()?);
         let fits = bk == b && dk == d && k.dims() == v.dims() && t <= s;
         if !fits {
@@ -119,19 +125,19 @@ impl Dims {
     }
 
     /// The sizes, if heads can share keys and values, and there is a first key for each query.
-    pub fn checked(self, visible: &Visible) -> Result<Self> {
+    pub fn checked(self, visible: &AttentionMask) -> Result<Self> {
         let Self { b, t, s, h, g, .. } = self;
         if g == 0 || h % g != 0 {
             bail!("attention: {h} heads cannot share {g} heads of keys and values");
         }
-        if visible.first_key.as_ref().is_some_and(|first| first.len() != b * t) {
-            bail!("attention: first_key must have one entry for each of the {b} x {t} queries");
+        if visible.window_starts.as_ref().is_some_and(|first| first.len() != b * t) {
+            bail!("attention: window_starts must have one entry for each of the {b} x {t} queries");
         }
-        if let Some(hidden) = &visible.hidden_keys
+        if let Some(hidden) = &visible.masked_keys
             && (hidden.len() != b || hidden.iter().any(|&(start, end)| start > end || end as usize > s))
         {
             bail!(
-                "attention: hidden_keys is {hidden:?}; it must have one range within 0..{s} for each of {b} sequences"
+                "attention: masked_keys is {hidden:?}; it must have one range within 0..{s} for each of {b} sequences"
             );
         }
         Ok(self)
@@ -181,10 +187,10 @@ impl CustomOp3 for Attention {
         let v = Heads::of(f32s(vs)?, vl, d);
         if t == 1 {
             // One task per sequence, key/value head and span of keys.
-            let spans = s.div_ceil(single::SPAN);
+            let spans = s.div_ceil(decode::SPAN);
             let task = |i| self.core.single([q, k, v], i / spans / g, i / spans % g, i % spans);
             let parts: Vec<_> = (0..b * g * spans).into_par_iter().map(task).collect();
-            let (out, log_sums): (Vec<_>, Vec<_>) = parts.chunks(spans).map(single::merged).unzip();
+            let (out, log_sums): (Vec<_>, Vec<_>) = parts.chunks(spans).map(decode::merged).unzip();
             return self.keep(log_sums.concat(), out.concat());
         }
         let mut log_sums = Vec::new();
@@ -257,11 +263,11 @@ mod tests {
 
     type Sizes = (usize, usize, usize, usize, usize, usize);
 
-    fn check((b, t, s, g, heads, d): Sizes, visible: &Visible, scale: f64) -> Result<()> {
+    fn check((b, t, s, g, heads, d): Sizes, visible: &AttentionMask, scale: f64) -> Result<()> {
         let q = random(&[b, t, g * heads, d], 1, scale)?;
         let (k, v) = (random(&[b, s, g, d], 2, scale)?, random(&[b, s, g, d], 3, 1.)?);
         for soft_cap in [None, Some(1.5)] {
-            let scores = Scores { soft_cap, ..Scores::of_head(d) };
+            let scores = AttentionParams { soft_cap, ..AttentionParams::for_head_dim(d) };
             // A query that sees one key has no gradient: there the difference of two equal sums of f32 is left.
             let run = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], scores, visible);
             // A weight is off by the rounding of its score, which grows with `q · k`.
@@ -271,11 +277,11 @@ mod tests {
         Ok(())
     }
 
-    const PLAIN: Scores = Scores { scale: 1., soft_cap: None, precision: Precision::F32 };
+    const PLAIN: AttentionParams = AttentionParams { scale: 1., soft_cap: None, precision: Precision::F32 };
 
     #[test]
     fn fused_attention_equals_the_naive_one_in_f64() -> Result<()> {
-        let all = Visible::default();
+        let all = AttentionMask::default();
         for (b, t, s, g, heads, d) in [
             (1, 1, 1, 1, 1, 1),
             (2, 7, 7, 2, 3, 5),
@@ -299,18 +305,18 @@ mod tests {
     fn in_bf16_it_is_the_naive_one_to_the_rounding_of_the_factors() -> Result<()> {
         let (q, k, v) =
             (random(&[2, 70, 4, 24], 1, 1.)?, random(&[2, 300, 2, 24], 2, 1.)?, random(&[2, 300, 2, 24], 3, 1.)?);
-        let scores = Scores { precision: Precision::Bf16, ..Scores::of_head(24) };
+        let scores = AttentionParams { precision: Precision::Bf16, ..AttentionParams::for_head_dim(24) };
         assert_same_gradients_within(&[&q, &k, &v], 1. / 64., 0., |x| {
-            attention(&x[0], &x[1], &x[2], scores, &Visible::default())
+            attention(&x[0], &x[1], &x[2], scores, &AttentionMask::default())
         })
     }
 
     #[test]
     fn a_query_that_sees_nothing_gives_zero_and_no_gradient() -> Result<()> {
-        check((1, 1, 2, 2, 1, 4), &Visible::from_first([2]), 1.)?;
-        check((2, 1, 600, 1, 2, 8), &Visible::from_first([300, 600]), 1.)?; // the second of three spans
+        check((1, 1, 2, 2, 1, 4), &AttentionMask::from_window_starts([2]), 1.)?;
+        check((2, 1, 600, 1, 2, 8), &AttentionMask::from_window_starts([300, 600]), 1.)?; // the second of three spans
         // Two positions of left padding: the padding's own rows see nothing.
-        let visible = Visible::from_first([2; 5]);
+        let visible = AttentionMask::from_window_starts([2; 5]);
         check((1, 5, 5, 1, 2, 4), &visible, 1.)?;
         let x = random(&[1, 5, 2, 4], 1, 1.)?;
         let out = attention(&x, &x, &x, PLAIN, &visible)?;
@@ -323,25 +329,25 @@ mod tests {
         let (q, k, v) = (random(&[2, 7, 4, 6], 1, 1.)?, random(&[2, 9, 2, 6], 2, 1.)?, random(&[2, 9, 2, 6], 3, 1.)?);
         let flat = |x: Tensor| x.flatten_all()?.to_vec1::<f32>();
         // Two more keys than queries, so that even the first query keeps one; the second sequence hides nothing.
-        let visible = Visible { first_key: None, hidden_keys: Some([(1, 4), (0, 0)].into()) };
+        let visible = AttentionMask { window_starts: None, masked_keys: Some([(1, 4), (0, 0)].into()) };
         let ours = attention(&q, &k, &v, PLAIN, &visible)?;
-        let plain = attention(&q, &k, &v, PLAIN, &Visible::default())?;
+        let plain = attention(&q, &k, &v, PLAIN, &AttentionMask::default())?;
         for (ours, plain) in flat(ours.get(1)?)?.into_iter().zip(flat(plain.get(1)?)?) {
             assert!((ours - plain).abs() < 1e-6);
         }
         // The last query of the first sequence, over the keys that are left.
         let kept = |x: &Tensor| Tensor::cat(&[x.narrow(1, 0, 1)?, x.narrow(1, 4, 5)?], 1)?.narrow(0, 0, 1);
         let last = q.narrow(0, 0, 1)?.narrow(1, 6, 1)?;
-        let alone = attention(&last, &kept(&k)?, &kept(&v)?, PLAIN, &Visible::default())?;
+        let alone = attention(&last, &kept(&k)?, &kept(&v)?, PLAIN, &AttentionMask::default())?;
         for (ours, alone) in flat(ours.narrow(0, 0, 1)?.narrow(1, 6, 1)?)?.into_iter().zip(flat(alone)?) {
             assert!((ours - alone).abs() < 1e-6);
         }
         // All that the first two queries see is hidden: nothing comes out.
-        let all = Visible { first_key: None, hidden_keys: Some([(0, 4), (0, 0)].into()) };
+        let all = AttentionMask { window_starts: None, masked_keys: Some([(0, 4), (0, 0)].into()) };
         let none = attention(&q, &k, &v, PLAIN, &all)?.narrow(0, 0, 1)?.narrow(1, 0, 2)?;
         assert!(flat(none)?.iter().all(|&x| x == 0.));
         for wrong in [vec![(0, 0)], vec![(3, 2), (0, 0)], vec![(0, 0), (0, 10)]] {
-            let visible = Visible { first_key: None, hidden_keys: Some(wrong.into()) };
+            let visible = AttentionMask { window_starts: None, masked_keys: Some(wrong.into()) };
             assert!(attention(&q, &k, &v, PLAIN, &visible).is_err());
         }
         Ok(())
@@ -352,9 +358,9 @@ mod tests {
         let q = random(&[2, 1, 4, 8], 1, 1.)?;
         let cache = random(&[2, 32, 2, 8], 2, 1.)?;
         let view = cache.narrow(1, 0, 11)?;
-        let ours = attention(&q, &view, &view, PLAIN, &Visible::default())?;
+        let ours = attention(&q, &view, &view, PLAIN, &AttentionMask::default())?;
         let dense = view.contiguous()?;
-        let theirs = attention(&q, &dense, &dense, PLAIN, &Visible::default())?;
+        let theirs = attention(&q, &dense, &dense, PLAIN, &AttentionMask::default())?;
         assert_eq!(ours.flatten_all()?.to_vec1::<f32>()?, theirs.flatten_all()?.to_vec1::<f32>()?);
         Ok(())
     }
@@ -362,7 +368,7 @@ mod tests {
     #[test]
     fn weights_sum_to_one_and_look_only_back() -> Result<()> {
         let x = random(&[1, 4, 2, 4], 1, 1.)?;
-        let weights = attention_weights(&x, &x, PLAIN, &Visible::default())?;
+        let weights = attention_weights(&x, &x, PLAIN, &AttentionMask::default())?;
         for row in weights.sum(3)?.flatten_all()?.to_vec1::<f32>()? {
             assert!((row - 1.).abs() < 1e-6);
         }
@@ -372,10 +378,10 @@ mod tests {
 
     #[test]
     fn tensors_that_do_not_fit_are_errors() -> Result<()> {
-        let all = Visible::default();
+        let all = AttentionMask::default();
         let (q, k) = (random(&[1, 2, 3, 4], 1, 1.)?, random(&[1, 2, 2, 4], 1, 1.)?);
         assert!(attention(&q, &k, &k, PLAIN, &all).is_err()); // 3 heads over 2
-        assert!(attention(&q, &q, &q, PLAIN, &Visible::from_first([0; 3])).is_err());
+        assert!(attention(&q, &q, &q, PLAIN, &AttentionMask::from_window_starts([0; 3])).is_err());
         Ok(())
     }
 
@@ -388,7 +394,7 @@ mod tests {
         ) {
             let s = t + past;
             let first: Vec<u32> = (0..b * t).map(|i| (seed >> (i % 20)) % (s as u32 + 2)).collect();
-            check((b, t, s, g, heads, d), &Visible::from_first(first), 2.).unwrap();
+            check((b, t, s, g, heads, d), &AttentionMask::from_window_starts(first), 2.).unwrap();
         }
     }
 }

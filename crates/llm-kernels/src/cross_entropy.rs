@@ -5,16 +5,16 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::norm::cpu;
+use crate::rms_norm::cpu;
 use crate::simd::{contiguous, exp, max, sum_beside_top};
 
 /// The label of a position that has no target; its loss and its gradient are zero.
-pub const IGNORED: i64 = -100;
+pub const IGNORE_INDEX: i64 = -100;
 
 /// The cross-entropy of each row of `logits` `(n, vocab)` with its label, in nats: `(n,)`.
 ///
 /// The negative of it is the log-probability of the label, so this is also what policies are scored with. A label
-/// outside the vocabulary that is not [`IGNORED`] is an error.
+/// outside the vocabulary that is not [`IGNORE_INDEX`] is an error.
 pub fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
     let (n, vocab) = logits.dims2()?;
     check_labels(labels, n, vocab)?;
@@ -25,12 +25,12 @@ pub fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
     }
 }
 
-/// One label for each of `n` rows, each within the vocabulary or [`IGNORED`].
+/// One label for each of `n` rows, each within the vocabulary or [`IGNORE_INDEX`].
 pub(crate) fn check_labels(labels: &[i64], n: usize, vocab: usize) -> Result<()> {
     if labels.len() != n {
         bail!("cross_entropy: {n} rows, {} labels", labels.len());
     }
-    match labels.iter().find(|&&l| l != IGNORED && (l < 0 || l >= vocab as i64)) {
+    match labels.iter().find(|&&l| l != IGNORE_INDEX && (l < 0 || l >= vocab as i64)) {
         Some(bad) => bail!("cross_entropy: label {bad} is outside the vocabulary of {vocab}"),
         None => Ok(()),
     }
@@ -40,9 +40,9 @@ fn naive(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
     let top = logits.detach().max_keepdim(D::Minus1)?;
     let shifted = logits.broadcast_sub(&top)?;
     let logsumexp = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    let index: Vec<u32> = labels.iter().map(|&l| if l == IGNORED { 0 } else { l as u32 }).collect();
+    let index: Vec<u32> = labels.iter().map(|&l| if l == IGNORE_INDEX { 0 } else { l as u32 }).collect();
     let index = Tensor::from_vec(index, (labels.len(), 1), logits.device())?;
-    let keep: Vec<f32> = labels.iter().map(|&l| f32::from(l != IGNORED)).collect();
+    let keep: Vec<f32> = labels.iter().map(|&l| f32::from(l != IGNORE_INDEX)).collect();
     let keep = Tensor::from_vec(keep, labels.len(), logits.device())?.to_dtype(logits.dtype())?;
     (logsumexp - shifted.gather(&index, 1)?)?.squeeze(1)? * keep
 }
@@ -61,7 +61,7 @@ impl CustomOp1 for CrossEntropy {
         let (n, vocab) = layout.shape().dims2()?;
         let mut loss = vec![0f32; n];
         loss.par_iter_mut().zip(self.labels.par_iter()).enumerate().with_min_len(8).for_each(|(i, (loss, &label))| {
-            if label != IGNORED {
+            if label != IGNORE_INDEX {
                 let row = &logits[i * vocab..(i + 1) * vocab];
                 *loss = log_sum_exp(row).minus(row[label as usize]) as f32;
             }
@@ -79,7 +79,7 @@ impl CustomOp1 for CrossEntropy {
         if vocab > 0 {
             d.par_chunks_mut(vocab).enumerate().with_min_len(8).for_each(|(i, d)| {
                 let label = self.labels[i];
-                if label != IGNORED {
+                if label != IGNORE_INDEX {
                     scaled_softmax(&data[i * vocab..(i + 1) * vocab], grad[i], d);
                     d[label as usize] -= grad[i];
                 }
@@ -131,11 +131,12 @@ mod tests {
     fn fused_cross_entropy_equals_the_naive_one_in_f64() -> Result<()> {
         for (n, vocab, scale) in [(1, 1, 1.), (3, 7, 1.), (40, 300, 1.), (4, 33, 80.), (4, 33, 1e-4)] {
             let logits = random(&[n, vocab], 1, scale)?;
-            let labels: Vec<i64> = (0..n).map(|i| if i % 3 == 2 { IGNORED } else { (i * 7 % vocab) as i64 }).collect();
+            let labels: Vec<i64> =
+                (0..n).map(|i| if i % 3 == 2 { IGNORE_INDEX } else { (i * 7 % vocab) as i64 }).collect();
             assert_same_gradients(&[&logits], 1e-5, |t| cross_entropy(&t[0], &labels))?;
         }
         let logits = random(&[7, 5], 1, 1.)?;
-        assert_same_gradients(&[&logits], 1e-5, |t| cross_entropy(&t[0].t()?, &[0, 1, 6, IGNORED, 3]))
+        assert_same_gradients(&[&logits], 1e-5, |t| cross_entropy(&t[0].t()?, &[0, 1, 6, IGNORE_INDEX, 3]))
     }
 
     #[test]

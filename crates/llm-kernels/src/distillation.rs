@@ -1,22 +1,22 @@
-//! Distillation in one with the output layers: neither the student's nor the teacher's logits stand in memory whole.
+//! DistillationLoss in one with the output layers: neither the student's nor the teacher's logits stand in memory whole.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::cross_entropy::{IGNORED, TopAndLogSum, check_labels, log_sum_exp};
+use crate::cross_entropy::{IGNORE_INDEX, TopAndLogSum, check_labels, log_sum_exp};
 use crate::head::{Head, RowLoss, counted};
-use crate::kl::LogSoftmax;
+use crate::kl_divergence::LogSoftmax;
 use crate::matmul::{How, Matrix, Precision, product};
-use crate::norm::cpu;
+use crate::rms_norm::cpu;
 use crate::simd::exp;
 
 /// Hidden states `(n, hidden)` and the output layer `(vocab, hidden)` that reads them.
 #[derive(Debug, Clone, Copy)]
-pub struct Output<'a> {
+pub struct HeadInputs<'a> {
     /// The hidden states.
-    pub hidden: &'a Tensor,
+    pub hidden_states: &'a Tensor,
     /// The output layer.
     pub weight: &'a Tensor,
     /// What both are rounded to before they are multiplied.
@@ -25,7 +25,7 @@ pub struct Output<'a> {
 
 /// The loss of [`linear_distillation`] and what it is made of.
 #[derive(Debug)]
-pub struct Distillation {
+pub struct DistillationLoss {
     /// `alpha · T² · kl + (1 - alpha) · cross_entropy`, a scalar with its gradient.
     pub loss: Tensor,
     /// The mean of `KL(softmax(teacher / T) ‖ softmax(student / T))`, in nats.
@@ -39,16 +39,16 @@ pub struct Distillation {
 ///
 /// Both outputs have `n` rows and one vocabulary; no gradient flows to the teacher. `labels` `(n,)` are the next tokens.
 pub fn linear_distillation(
-    student: Output,
-    teacher: Output,
+    student: HeadInputs,
+    teacher: HeadInputs,
     labels: &[i64],
     alpha: f64,
     temperature: f64,
-) -> Result<Distillation> {
-    let ((n, k), (vocab, kw)) = (student.hidden.dims2()?, student.weight.dims2()?);
-    let ((tn, tk), (teacher_vocab, tkw)) = (teacher.hidden.dims2()?, teacher.weight.dims2()?);
+) -> Result<DistillationLoss> {
+    let ((n, k), (vocab, kw)) = (student.hidden_states.dims2()?, student.weight.dims2()?);
+    let ((tn, tk), (teacher_vocab, tkw)) = (teacher.hidden_states.dims2()?, teacher.weight.dims2()?);
     if k != kw || tk != tkw || n != tn || vocab != teacher_vocab || n * vocab * k * tk == 0 {
-        let shapes = [student.hidden, student.weight, teacher.hidden, teacher.weight].map(Tensor::dims);
+        let shapes = [student.hidden_states, student.weight, teacher.hidden_states, teacher.weight].map(Tensor::dims);
         bail!(
             "linear_distillation: student {:?} · {:?} and teacher {:?} · {:?} do not fit",
             shapes[0],
@@ -58,14 +58,14 @@ pub fn linear_distillation(
         );
     }
     check_labels(labels, n, vocab)?;
-    let tensors = [student.hidden, student.weight, teacher.hidden, teacher.weight];
+    let tensors = [student.hidden_states, student.weight, teacher.hidden_states, teacher.weight];
     if !tensors.iter().all(|x| crate::is_fused(x)) {
         return naive(student, teacher, labels, alpha, temperature);
     }
     let count = counted(labels) as f64;
     let numbers = Numbers { alpha: alpha as f32, temperature: temperature as f32, scale: (1. / count) as f32 };
     let labels: Arc<[i64]> = labels.into();
-    let (hidden, weight) = (teacher.hidden.detach().contiguous()?, teacher.weight.detach().contiguous()?);
+    let (hidden, weight) = (teacher.hidden_states.detach().contiguous()?, teacher.weight.detach().contiguous()?);
     let sums = Arc::new(Mutex::new((0f64, 0f64)));
     let gathered = Arc::clone(&sums);
     let theirs_how = How::all(teacher.precision);
@@ -82,17 +82,23 @@ pub fn linear_distillation(
         *gathered.lock().unwrap_or_else(PoisonError::into_inner) = (kl, cross_entropy);
         (alpha * temperature * temperature * kl + (1. - alpha) * cross_entropy) / count
     };
-    let loss = Head::apply(student.hidden, student.weight, student.precision, of_rows, total)?;
+    let loss = Head::apply(student.hidden_states, student.weight, student.precision, of_rows, total)?;
     let (kl, cross_entropy) = *sums.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(Distillation { loss, kl: kl / count, cross_entropy: cross_entropy / count })
+    Ok(DistillationLoss { loss, kl: kl / count, cross_entropy: cross_entropy / count })
 }
 
-fn naive(student: Output, teacher: Output, labels: &[i64], alpha: f64, temperature: f64) -> Result<Distillation> {
-    let keep: Vec<u32> = (0..labels.len() as u32).filter(|&i| labels[i as usize] != IGNORED).collect();
+fn naive(
+    student: HeadInputs,
+    teacher: HeadInputs,
+    labels: &[i64],
+    alpha: f64,
+    temperature: f64,
+) -> Result<DistillationLoss> {
+    let keep: Vec<u32> = (0..labels.len() as u32).filter(|&i| labels[i as usize] != IGNORE_INDEX).collect();
     let count = keep.len().max(1) as f64;
     let of_kept = |sum: Tensor| sum.sum_all()? / count;
-    let logits = crate::linear(student.hidden, student.weight)?;
-    let theirs = crate::linear(&teacher.hidden.detach(), &teacher.weight.detach())?;
+    let logits = crate::linear(student.hidden_states, student.weight)?;
+    let theirs = crate::linear(&teacher.hidden_states.detach(), &teacher.weight.detach())?;
     let rows = keep.len();
     let index = Tensor::from_vec(keep, rows, logits.device())?;
     let (some, their_some) = (logits.index_select(&index, 0)?, theirs.index_select(&index, 0)?);
@@ -100,7 +106,7 @@ fn naive(student: Output, teacher: Output, labels: &[i64], alpha: f64, temperatu
     let cross_entropy = of_kept(crate::cross_entropy(&logits, labels)?)?;
     let loss = ((&kl * (alpha * temperature * temperature))? + (&cross_entropy * (1. - alpha))?)?;
     let number = |x: &Tensor| x.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>();
-    Ok(Distillation { loss, kl: number(&kl)?, cross_entropy: number(&cross_entropy)? })
+    Ok(DistillationLoss { loss, kl: number(&kl)?, cross_entropy: number(&cross_entropy)? })
 }
 
 #[derive(Clone, Copy)]
@@ -113,12 +119,12 @@ struct Numbers {
 impl Numbers {
     /// KL and cross-entropy of one row, and the gradient of the loss.
     fn row(self, student: &[f32], teacher: &[f32], label: i64, differentiated: Option<&mut [f32]>) -> [f64; 2] {
-        if label == IGNORED {
+        if label == IGNORE_INDEX {
             differentiated.into_iter().for_each(|gradient| gradient.fill(0.));
             return [0., 0.];
         }
         let inverse = 1. / self.temperature;
-        let kl = crate::kl::forward(student, teacher, inverse);
+        let kl = crate::kl_divergence::forward(student, teacher, inverse);
         let all = log_sum_exp(student);
         let cross_entropy = all.minus(student[label as usize]);
         if let Some(to) = differentiated {
@@ -159,13 +165,14 @@ mod tests {
         for (n, k, tk, vocab) in [(1, 1, 2, 3), (7, 5, 9, 11), (40, 2, 3, 300_001)] {
             let (x, w) = (random(&[n, k], 1, 2.)?, random(&[vocab, k], 2, 1.)?);
             let (tx, tw) = (random(&[n, tk], 3, 2.)?, random(&[vocab, tk], 4, 1.)?);
-            let labels: Vec<i64> = (0..n).map(|i| if i % 3 == 2 { IGNORED } else { (i * 7 % vocab) as i64 }).collect();
+            let labels: Vec<i64> =
+                (0..n).map(|i| if i % 3 == 2 { IGNORE_INDEX } else { (i * 7 % vocab) as i64 }).collect();
             for (alpha, temperature) in [(0.9, 2.), (1., 1.), (0., 3.)] {
                 assert_same_gradients(&[&x, &w], 1e-4, |t| {
                     let (tx, tw) = (tx.to_dtype(t[0].dtype())?, tw.to_dtype(t[0].dtype())?);
                     let (student, teacher) = (
-                        Output { hidden: &t[0], weight: &t[1], precision: Precision::F32 },
-                        Output { hidden: &tx, weight: &tw, precision: Precision::F32 },
+                        HeadInputs { hidden_states: &t[0], weight: &t[1], precision: Precision::F32 },
+                        HeadInputs { hidden_states: &tx, weight: &tw, precision: Precision::F32 },
                     );
                     Ok(linear_distillation(student, teacher, &labels, alpha, temperature)?.loss)
                 })?;
@@ -217,8 +224,8 @@ mod tests {
         let (tx, tw) = (random(&[30, 4], 3, 2.)?, random(&[20, 4], 4, 1.)?);
         let labels: Vec<i64> = (0..30).map(|i| i % 20).collect();
         let (student, teacher) = (
-            Output { hidden: &x, weight: &w, precision: Precision::F32 },
-            Output { hidden: &tx, weight: &tw, precision: Precision::F32 },
+            HeadInputs { hidden_states: &x, weight: &w, precision: Precision::F32 },
+            HeadInputs { hidden_states: &tx, weight: &tw, precision: Precision::F32 },
         );
         let fused = linear_distillation(student, teacher, &labels, 0.7, 2.)?;
         let apart = naive(student, teacher, &labels, 0.7, 2.)?;
@@ -231,7 +238,7 @@ mod tests {
     #[test]
     fn outputs_that_do_not_fit_are_errors() -> Result<()> {
         let (x, w, other) = (random(&[3, 6], 1, 2.)?, random(&[5, 6], 2, 1.)?, random(&[4, 6], 2, 1.)?);
-        let output = |weight| Output { hidden: &x, weight, precision: Precision::F32 };
+        let output = |weight| HeadInputs { hidden_states: &x, weight, precision: Precision::F32 };
         assert!(linear_distillation(output(&w), output(&other), &[0, 1, 2], 1., 1.).is_err());
         assert!(linear_distillation(output(&w), output(&w), &[0, 1], 1., 1.).is_err());
         Ok(())

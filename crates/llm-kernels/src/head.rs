@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
-use crate::cross_entropy::{IGNORED, TopAndLogSum, check_labels, log_sum_exp};
+use crate::cross_entropy::{IGNORE_INDEX, TopAndLogSum, check_labels, log_sum_exp};
 use crate::matmul::{How, Matrix, Precision, Rounded, mapped_product, product_into};
 use crate::simd::{contiguous, exp, max, sum_beside_top, sum2, zeros};
 
@@ -27,7 +27,7 @@ pub struct CrossEntropyOptions {
     pub precision: Precision,
 }
 
-/// The mean cross-entropy in nats of the logits `x · wᵀ` with `labels`, over the labels that are not [`IGNORED`].
+/// The mean cross-entropy in nats of the logits `x · wᵀ` with `labels`, over the labels that are not [`IGNORE_INDEX`].
 ///
 /// `x` is `(n, hidden)`, `w` is `(vocab, hidden)`; the result is a scalar, 0 if every label is ignored. It equals the
 /// mean of [`crate::cross_entropy`] of [`crate::linear`] to the rounding, without keeping the logits. A label outside
@@ -57,7 +57,7 @@ pub fn linear_cross_entropy(x: &Tensor, w: &Tensor, labels: &[i64], options: Cro
 
 /// How many labels count, at least one.
 pub(crate) fn counted(labels: &[i64]) -> usize {
-    labels.iter().filter(|&&label| label != IGNORED).count().max(1)
+    labels.iter().filter(|&&label| label != IGNORE_INDEX).count().max(1)
 }
 
 fn naive(x: &Tensor, w: &Tensor, labels: &[i64], options: CrossEntropyOptions) -> Result<Tensor> {
@@ -65,13 +65,13 @@ fn naive(x: &Tensor, w: &Tensor, labels: &[i64], options: CrossEntropyOptions) -
     let top = logits.detach().max_keepdim(D::Minus1)?;
     let shifted = logits.broadcast_sub(&top)?;
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?; // (n, 1), relative to the top
-    let index: Vec<u32> = labels.iter().map(|&l| if l == IGNORED { 0 } else { l as u32 }).collect();
+    let index: Vec<u32> = labels.iter().map(|&l| if l == IGNORE_INDEX { 0 } else { l as u32 }).collect();
     let target = shifted.gather(&Tensor::from_vec(index, (labels.len(), 1), x.device())?, 1)?; // (n, 1)
     let smooth = options.label_smoothing;
     let aim = ((target * (1. - smooth))? + (shifted.mean_keepdim(D::Minus1)? * smooth)?)?;
     let squared = ((&log_sum + top)?.sqr()? * options.z_loss)?;
     let loss = ((log_sum - aim)? + squared)?.squeeze(1)?; // (n,)
-    let keep: Vec<f32> = labels.iter().map(|&l| f32::from(l != IGNORED)).collect();
+    let keep: Vec<f32> = labels.iter().map(|&l| f32::from(l != IGNORE_INDEX)).collect();
     let keep = Tensor::from_vec(keep, labels.len(), x.device())?.to_dtype(x.dtype())?;
     (loss * keep)?.sum_all()? / counted(labels) as f64
 }
@@ -184,7 +184,7 @@ impl CustomOp2 for Head {
 
 /// The cross-entropy of one row of logits, and its gradient times `scale`.
 fn row_loss(row: &[f32], gradient: Option<&mut [f32]>, label: i64, options: CrossEntropyOptions, scale: f32) -> f64 {
-    if label == IGNORED {
+    if label == IGNORE_INDEX {
         gradient.into_iter().for_each(|gradient| gradient.fill(0.));
         return 0.;
     }
@@ -234,7 +234,7 @@ mod tests {
     use crate::testing::{assert_same_gradients, random};
 
     fn labels(n: usize, vocab: usize) -> Vec<i64> {
-        (0..n).map(|i| if i % 3 == 2 { IGNORED } else { (i * 7 % vocab) as i64 }).collect()
+        (0..n).map(|i| if i % 3 == 2 { IGNORE_INDEX } else { (i * 7 % vocab) as i64 }).collect()
     }
 
     #[test]
@@ -297,7 +297,7 @@ mod tests {
         let fused = linear_cross_entropy(&x, &w, &labels, CrossEntropyOptions::default())?.to_scalar::<f32>()?;
         let apart = crate::cross_entropy(&crate::linear(&x, &w)?, &labels)?.sum_all()?.to_scalar::<f32>()?;
         assert!((fused - apart / counted(&labels) as f32).abs() < 1e-5);
-        let none = linear_cross_entropy(&x, &w, &[IGNORED; 50], CrossEntropyOptions::default())?;
+        let none = linear_cross_entropy(&x, &w, &[IGNORE_INDEX; 50], CrossEntropyOptions::default())?;
         assert_eq!(none.to_scalar::<f32>()?, 0.);
         Ok(())
     }

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::norm::{cpu, epsilon, rows_per_task};
+use crate::rms_norm::{cpu, epsilon, rows_per_task};
 use crate::simd::{contiguous, sum2, zeros};
 
 /// Shifts and scales each row of `x` `(…, n)` to a mean of 0 and a variance of 1, then by `weight` and `bias` `(n,)`.

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::matmul::{Element, FEW_ROWS, How, Matrix, Precision, few_rows, product, product_into};
-use crate::norm::cpu;
+use crate::rms_norm::cpu;
 use crate::simd::contiguous;
 
 /// `x · wᵀ`: a linear map without bias. `x` is `(…, in)`, `w` is `(out, in)`; the result is `(…, out)`.
@@ -18,22 +18,22 @@ use crate::simd::contiguous;
 /// No gradient is computed for a `w` or an `x` that is neither a variable nor made of one, so that the frozen weights
 /// under an adapter or a reward head cost nothing.
 pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    linear_in(x, w, Precision::F32)
+    linear_with_precision(x, w, Precision::F32)
 }
 
 /// [`linear`] whose numbers are rounded to `precision` before they are multiplied, forward and backward. Sums, `x`, `w`,
 /// the result and the gradients are f32 all the same: a weight in training keeps what a small step adds to it.
 ///
 /// In f64, and on other devices than the CPU, nothing is rounded.
-pub fn linear_in(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
+pub fn linear_with_precision(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
     let out = w.dims2()?.0;
     let leading = x.rank().saturating_sub(1);
-    linear_as(x, w, &[&x.dims()[..leading], &[out]].concat(), precision)
+    linear_reshaped(x, w, &[&x.dims()[..leading], &[out]].concat(), precision)
 }
 
-/// [`linear_in`] of all numbers of `x`, row by row, with a result of the given shape: `(b, t, in)` to the heads
+/// [`linear_with_precision`] of all numbers of `x`, row by row, with a result of the given shape: `(b, t, in)` to the heads
 /// `(b, t, h, d)` of attention, or back.
-pub fn linear_as(x: &Tensor, w: &Tensor, shape: &[usize], precision: Precision) -> Result<Tensor> {
+pub fn linear_reshaped(x: &Tensor, w: &Tensor, shape: &[usize], precision: Precision) -> Result<Tensor> {
     let n = rows(x, w, shape)?;
     if let Some(op) = Linear::new(x, w, shape, precision)? {
         return x.contiguous()?.apply_op2(&w.contiguous()?, op);
@@ -42,7 +42,7 @@ pub fn linear_as(x: &Tensor, w: &Tensor, shape: &[usize], precision: Precision) 
 }
 
 /// `residual + x · wᵀ`, for a layer that writes into the residual stream; the result has the shape of `residual`.
-pub fn linear_add(x: &Tensor, w: &Tensor, residual: &Tensor, precision: Precision) -> Result<Tensor> {
+pub fn linear_residual(x: &Tensor, w: &Tensor, residual: &Tensor, precision: Precision) -> Result<Tensor> {
     let n = rows(x, w, residual.dims())?;
     if let Some(op) = Linear::new(x, w, residual.dims(), precision)?.filter(|_| crate::is_fused(residual)) {
         return x.contiguous()?.apply_op3(&w.contiguous()?, &residual.contiguous()?, op);
@@ -86,7 +86,7 @@ impl Linear {
         if half && w.track_op() {
             bail!("linear: a weight in bf16 does not train; keep it in f32");
         }
-        let precision = if half { Precision::beside_halves() } else { precision };
+        let precision = if half { Precision::for_bf16_weights() } else { precision };
         Ok(Some(Self { dx: x.track_op(), dw: w.track_op(), shape: shape.to_vec(), precision }))
     }
 
@@ -133,7 +133,7 @@ impl CustomOp2 for Linear {
 /// With a residual.
 impl CustomOp3 for Linear {
     fn name(&self) -> &'static str {
-        "linear_add"
+        "linear_residual"
     }
 
     fn cpu_fwd(
@@ -249,23 +249,28 @@ mod tests {
         assert_same_gradients(&[&x, &w], 2e-5, |t| linear(&t[0].broadcast_as((7, 6))?, &t[1]))?;
         // To heads and back.
         let (x, w) = (random(&[2, 5, 6], 1, 1.)?, random(&[12, 6], 2, 1.)?);
-        assert_same_gradients(&[&x, &w], 2e-5, |t| linear_as(&t[0], &t[1], &[2, 5, 3, 4], Precision::F32))?;
+        assert_same_gradients(&[&x, &w], 2e-5, |t| linear_reshaped(&t[0], &t[1], &[2, 5, 3, 4], Precision::F32))?;
         let (x, w) = (random(&[2, 5, 3, 4], 1, 1.)?, random(&[7, 12], 2, 1.)?);
-        assert_same_gradients(&[&x, &w], 2e-5, |t| linear_as(&t[0], &t[1], &[2, 5, 7], Precision::F32))
+        assert_same_gradients(&[&x, &w], 2e-5, |t| linear_reshaped(&t[0], &t[1], &[2, 5, 7], Precision::F32))
     }
 
     #[test]
     fn a_residual_is_added() -> Result<()> {
         for (n, k, m) in [(1, 7, 5), (33, 20, 40)] {
             let (x, w, residual) = (random(&[n, k], 1, 1.)?, random(&[m, k], 2, 1.)?, random(&[n, m], 3, 1.)?);
-            let run = |t: &[Tensor]| linear_add(&t[0], &t[1], &t[2], Precision::F32);
+            let run = |t: &[Tensor]| linear_residual(&t[0], &t[1], &t[2], Precision::F32);
             assert_same_gradients(&[&x, &w, &residual], 2e-5, run)?;
-            let run = |t: &[Tensor]| linear_add(&t[0], &t[1], &t[2].t()?.contiguous()?.t()?, Precision::F32);
+            let run = |t: &[Tensor]| linear_residual(&t[0], &t[1], &t[2].t()?.contiguous()?.t()?, Precision::F32);
             assert_same_gradients(&[&x, &w, &residual], 2e-5, run)?;
         }
         assert!(
-            linear_add(&random(&[2, 3], 1, 1.)?, &random(&[4, 3], 1, 1.)?, &random(&[2, 3], 1, 1.)?, Precision::F32)
-                .is_err()
+            linear_residual(
+                &random(&[2, 3], 1, 1.)?,
+                &random(&[4, 3], 1, 1.)?,
+                &random(&[2, 3], 1, 1.)?,
+                Precision::F32
+            )
+            .is_err()
         );
         Ok(())
     }
@@ -291,7 +296,7 @@ mod tests {
     fn linear_in_bf16_is_the_naive_one_to_the_rounding_of_its_factors() -> Result<()> {
         for (n, k, m, scale) in [(5, 64, 33, 1.), (130, 70, 65, 1e3), (13, 257, 40, 1e-4), (0, 4, 3, 1.)] {
             let (x, w) = (random(&[n, k], 1, scale)?, random(&[m, k], 2, 1.)?);
-            assert_same_gradients(&[&x, &w], HALF, |t| linear_in(&t[0], &t[1], Precision::Bf16))?;
+            assert_same_gradients(&[&x, &w], HALF, |t| linear_with_precision(&t[0], &t[1], Precision::Bf16))?;
         }
         Ok(())
     }
@@ -300,7 +305,7 @@ mod tests {
     fn numbers_that_bf16_holds_lose_nothing_in_it() -> Result<()> {
         let half = |t: Tensor| t.to_dtype(DType::BF16)?.to_dtype(DType::F32);
         let (x, w) = (half(random(&[40, 90], 1, 1.)?)?, half(random(&[50, 90], 2, 1.)?)?);
-        let difference = (linear_in(&x, &w, Precision::Bf16)? - linear(&x, &w)?)?;
+        let difference = (linear_with_precision(&x, &w, Precision::Bf16)? - linear(&x, &w)?)?;
         assert!(difference.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()? < 1e-5);
         Ok(())
     }
@@ -311,11 +316,12 @@ mod tests {
             let (x, w) = (random(&[n, k], 1, 1.)?, random(&[m, k], 2, 1.)?.to_dtype(DType::BF16)?);
             let run = |w: &Tensor, precision: Precision| -> Result<Vec<f32>> {
                 let x = Var::from_tensor(&x)?;
-                let y = linear_in(&x, w, precision)?;
+                let y = linear_with_precision(&x, w, precision)?;
                 let grads = (&y * &random(&[n, m], 3, 1.)?)?.flatten_all()?.sum(0)?.backward()?;
                 Tensor::cat(&[y.flatten_all()?, grads.get(&x).unwrap().flatten_all()?], 0)?.to_vec1()
             };
-            let (half, wide) = (run(&w, Precision::F32)?, run(&w.to_dtype(DType::F32)?, Precision::beside_halves())?);
+            let (half, wide) =
+                (run(&w, Precision::F32)?, run(&w.to_dtype(DType::F32)?, Precision::for_bf16_weights())?);
             assert!(half.iter().zip(wide).all(|(a, b)| (a - b).abs() < 1e-4), "{n} {k} {m}");
         }
         let trained = Var::from_tensor(&random(&[3, 4], 2, 1.)?.to_dtype(DType::BF16)?)?;

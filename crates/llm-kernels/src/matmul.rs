@@ -6,21 +6,21 @@
 //! candle's own product reads the machine's core count from the system on every call and clears its result first; a
 //! model of a few million parameters spends more time there than in the product.
 
+mod epilogue;
+mod fallback;
 mod few_rows;
 mod finite;
-mod general;
-mod mapped;
 #[cfg(target_arch = "x86_64")]
 mod packed;
-mod right;
+mod packed_b;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
+pub use epilogue::{Rounded, mapped_product};
 pub use few_rows::{FEW_ROWS, few_rows, rows_of_a_part};
-pub use mapped::{Rounded, mapped_product};
-pub use right::Right;
+pub use packed_b::Right;
 
 /// A view of `rows x cols` numbers in memory.
 #[derive(Debug, Clone, Copy)]
@@ -218,7 +218,7 @@ pub enum Precision {
 
 impl Precision {
     /// What activations are rounded to beside numbers of bf16 or fewer bits: where nothing is won by rounding, nothing is rounded.
-    pub fn beside_halves() -> Self {
+    pub fn for_bf16_weights() -> Self {
         if Self::Bf16.is_fast() { Self::Bf16 } else { Self::F32 }
     }
 
@@ -341,7 +341,7 @@ unsafe fn run<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>, out: Out, how:
         };
     }
     // SAFETY: the caller answers for `out`.
-    unsafe { general::product(a, b, out, how) }
+    unsafe { fallback::product(a, b, out, how) }
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::testing::random;
-use crate::{BlockFormat, Bytes, Precision, QuantizedWeight, StoredWeight, linear_in, linear_quantized, linear_stored};
+use crate::{
+    BlockFormat, Bytes, MappedWeight, Precision, QuantizedWeight, linear_mapped, linear_quantized,
+    linear_with_precision,
+};
 
 const FORMATS: [BlockFormat; 4] = [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_K, BlockFormat::Q6_K];
 const BROKEN: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
@@ -31,15 +34,15 @@ fn products() -> Result<Vec<(String, Product)>> {
             DType::BF16 => flat(&w).iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
             _ => flat(&w).iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
         };
-        let w = StoredWeight::new(Bytes::from(bytes), (OUT, IN), dtype)?;
-        all.push((format!("stored {dtype:?}"), Box::new(move |x| linear_stored(x, &w))));
+        let w = MappedWeight::new(Bytes::from(bytes), (OUT, IN), dtype)?;
+        all.push((format!("stored {dtype:?}"), Box::new(move |x| linear_mapped(x, &w))));
     }
     for precision in [Precision::F32, Precision::Bf16] {
         let w = w.clone();
-        all.push((format!("{precision:?}"), Box::new(move |x| linear_in(x, &w, precision))));
+        all.push((format!("{precision:?}"), Box::new(move |x| linear_with_precision(x, &w, precision))));
     }
     let w = w.to_dtype(DType::BF16)?;
-    all.push(("a weight in bf16".to_owned(), Box::new(move |x| linear_in(x, &w, Precision::F32))));
+    all.push(("a weight in bf16".to_owned(), Box::new(move |x| linear_with_precision(x, &w, Precision::F32))));
     Ok(all)
 }
 
@@ -95,7 +98,7 @@ fn a_block_scale_that_is_not_finite_shows_wherever_its_block_is_read() -> Result
                     assert_eq!(x.is_finite(), !inside, "{what}: number {i} is {x}");
                 }
                 let same = |a: f32, b: f32| a == b || a.is_nan() && b.is_nan();
-                let picked = flat(&w.rows(&[row as u32])?);
+                let picked = flat(&w.gather_rows(&[row as u32])?);
                 assert!(picked.iter().zip(&wide[row * IN..]).all(|(&a, &b)| same(a, b)), "{what}");
                 for n in ROWS {
                     let x = Var::from_tensor(&random(&[n, IN], 2, 3.)?)?;
@@ -129,7 +132,7 @@ fn a_number_of_a_weight_that_is_not_finite_shows_in_its_column() -> Result<()> {
             for (w, precision) in
                 [(w.clone(), Precision::F32), (w.clone(), Precision::Bf16), (w.to_dtype(DType::BF16)?, Precision::F32)]
             {
-                for (i, y) in flat(&linear_in(&x, &w, precision)?).into_iter().enumerate() {
+                for (i, y) in flat(&linear_with_precision(&x, &w, precision)?).into_iter().enumerate() {
                     assert_eq!(y.is_finite(), i % OUT != 4, "{by} {n} {precision:?}: result {i} is {y}");
                 }
             }

@@ -14,7 +14,7 @@ pub(crate) use self::blocks::{Activations, bytes, half, scale_and_min};
 use self::blocks::{Prepared, dots, widen_row};
 use crate::Bytes;
 use crate::matmul::{FEW_ROWS, How, Matrix, Precision, product_into, rows_of_a_part};
-use crate::norm::cpu;
+use crate::rms_norm::cpu;
 use crate::simd::contiguous;
 
 /// How the numbers of a frozen weight are written.
@@ -106,7 +106,7 @@ impl QuantizedWeight {
 
     /// What activations are rounded to in a product of many rows with it.
     pub fn precision(&self) -> Precision {
-        Precision::beside_halves()
+        Precision::for_bf16_weights()
     }
 
     /// How it is written.
@@ -127,7 +127,7 @@ impl QuantizedWeight {
     }
 
     /// Some rows in f32.
-    pub fn rows(&self, index: &[u32]) -> Result<Tensor> {
+    pub fn gather_rows(&self, index: &[u32]) -> Result<Tensor> {
         let (rows, cols) = self.shape;
         let mut numbers = Vec::with_capacity(index.len() * cols);
         let mut row = Vec::new();
@@ -265,9 +265,9 @@ mod tests {
                 let ours = QuantizedWeight::quantize(&w, format)?;
                 let near = |a: &f32, b: &f32| (a - b).abs() <= 1e-6 * scale as f32;
                 assert!(flat(&ours.dequantize()?).iter().zip(&flat(&theirs)).all(|(a, b)| near(a, b)), "{format:?}");
-                let picked = flat(&ours.rows(&[4, 0])?);
+                let picked = flat(&ours.gather_rows(&[4, 0])?);
                 assert_eq!(picked[..512], flat(&ours.dequantize()?)[4 * 512..]);
-                assert!(ours.rows(&[5]).is_err());
+                assert!(ours.gather_rows(&[5]).is_err());
             }
         }
         Ok(())
@@ -283,8 +283,8 @@ mod tests {
                 x.iter_mut().step_by(32).for_each(|x| *x = 127.);
                 let x = Tensor::from_vec(x, (n, 256), &candle_core::Device::Cpu)?;
                 // Many rows are multiplied with the weight as it is widened, in bf16 where that is fast.
-                let precision = if n > FEW_ROWS { Precision::beside_halves() } else { Precision::F32 };
-                let theirs = crate::linear_in(&x, &w.dequantize()?, precision)?;
+                let precision = if n > FEW_ROWS { Precision::for_bf16_weights() } else { Precision::F32 };
+                let theirs = crate::linear_with_precision(&x, &w.dequantize()?, precision)?;
                 let gap = flat(&(linear_quantized(&x, &w)? - &theirs)?).iter().fold(0f32, |a, b| a.max(b.abs()));
                 assert!(gap < 2e-5 * flat(&theirs).iter().fold(0f32, |a, b| a.max(b.abs())), "{format:?} {n}: {gap}");
             }

@@ -8,9 +8,9 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Storage,
 
 /// Gradients of the parameters inside of recomputed blocks: they do not stand in what `backward` returns.
 #[derive(Debug, Clone, Default)]
-pub struct Recomputed(Arc<Mutex<HashMap<TensorId, Tensor>>>);
+pub struct RecomputedGradients(Arc<Mutex<HashMap<TensorId, Tensor>>>);
 
-impl Recomputed {
+impl RecomputedGradients {
     /// The gradients since the last call, by the id of their parameter.
     pub fn take(&self) -> HashMap<TensorId, Tensor> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
@@ -35,7 +35,7 @@ impl Recomputed {
 pub fn recompute(
     x: &Tensor,
     params: Vec<Tensor>,
-    gradients: &Recomputed,
+    gradients: &RecomputedGradients,
     f: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
     if !x.track_op() {
@@ -50,7 +50,7 @@ type Block = Box<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>;
 struct Recompute {
     value: Mutex<Option<Tensor>>,
     params: Vec<Tensor>,
-    gradients: Recomputed,
+    gradients: RecomputedGradients,
     f: Block,
 }
 
@@ -123,7 +123,7 @@ mod tests {
     fn a_recomputed_block_gives_the_same_bits() -> Result<()> {
         let (x, w) = (Var::from_tensor(&random(&[9, 6], 1, 1.)?)?, Var::from_tensor(&random(&[6, 6], 2, 1.)?)?);
         let norm = Var::from_tensor(&random(&[6], 3, 1.)?)?;
-        let run = |gradients: Option<&Recomputed>| -> Result<[Tensor; 4]> {
+        let run = |gradients: Option<&RecomputedGradients>| -> Result<[Tensor; 4]> {
             let params = vec![w.as_tensor().clone(), norm.as_tensor().clone()];
             let block = {
                 let (w, norm) = (w.as_tensor().clone(), norm.as_tensor().clone());
@@ -144,7 +144,7 @@ mod tests {
                 None => [y, dx, grads.get(&w).unwrap().clone(), grads.get(&norm).unwrap().clone()],
             })
         };
-        let gradients = Recomputed::default();
+        let gradients = RecomputedGradients::default();
         for (plain, again) in run(None)?.iter().zip(run(Some(&gradients))?) {
             assert_eq!(bits(plain), bits(&again));
         }
@@ -155,11 +155,11 @@ mod tests {
     #[test]
     fn a_weight_of_two_blocks_has_the_sum_of_their_gradients() -> Result<()> {
         let (x, w) = (Var::from_tensor(&random(&[4, 3], 1, 1.)?)?, Var::from_tensor(&random(&[3, 3], 2, 1.)?)?);
-        let block = |gradients: &Recomputed, x: &Tensor| {
+        let block = |gradients: &RecomputedGradients, x: &Tensor| {
             let weight = w.as_tensor().clone();
             recompute(x, vec![weight.clone()], gradients, move |x| crate::linear(x, &weight))
         };
-        let gradients = Recomputed::default();
+        let gradients = RecomputedGradients::default();
         block(&gradients, &block(&gradients, &x)?)?.sum_all()?.backward()?;
         let plain = crate::linear(&crate::linear(&x, &w)?, &w)?.sum_all()?.backward()?;
         let (ours, plain) = (gradients.take()[&w.id()].clone(), plain.get(&w).unwrap().clone());
@@ -172,7 +172,8 @@ mod tests {
     fn where_nothing_trains_before_the_block_its_own_weights_still_do() -> Result<()> {
         let (x, w) = (random(&[4, 3], 1, 1.)?, Var::from_tensor(&random(&[2, 3], 2, 1.)?)?);
         let weight = w.as_tensor().clone();
-        let y = recompute(&x, vec![weight.clone()], &Recomputed::default(), move |x| crate::linear(x, &weight))?;
+        let y =
+            recompute(&x, vec![weight.clone()], &RecomputedGradients::default(), move |x| crate::linear(x, &weight))?;
         assert!(y.sum_all()?.backward()?.get(&w).is_some());
         Ok(())
     }

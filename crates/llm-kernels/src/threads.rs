@@ -41,11 +41,11 @@ pub fn with_threads<T: Send>(threads: usize, program: impl FnOnce() -> T + Send)
 ///
 /// Call it from one thread only, the one that decodes. A waiting thread lies on top of whatever it had begun: if that holds a
 /// lock over a parallel loop, and `program` asks for the lock, neither goes on. So never hold a lock over a call of this crate
-/// while another thread may be in `awake`.
+/// while another thread may be in `spin_workers`.
 ///
 /// Outside the pool, or while another thread does the same, it only runs `program`. It waits for nobody's end: a thread that
 /// is at something else stays there.
-pub fn awake<T>(program: impl FnOnce() -> T) -> T {
+pub fn spin_workers<T>(program: impl FnOnce() -> T) -> T {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let Some(here) = rayon::current_thread_index() else { return program() };
     if TAKEN.swap(true, SeqCst) {
@@ -66,7 +66,7 @@ pub fn awake<T>(program: impl FnOnce() -> T) -> T {
 
 /// Runs both programs, next to each other if `rows` rows are so few that a product with a weight is a loop of microseconds,
 /// as in decoding; larger loops keep all threads busy one after the other.
-pub fn both<A: Send, B: Send>(
+pub fn join<A: Send, B: Send>(
     rows: usize,
     first: impl FnOnce() -> A + Send,
     second: impl FnOnce() -> B + Send,
@@ -143,32 +143,33 @@ fn is_single_threaded() -> bool {
 mod tests {
     use rayon::prelude::*;
 
-    use super::awake;
+    use super::spin_workers;
 
-    /// Loops within loops, which several threads keep awake at the same time.
+    /// Loops within loops, which several threads keep spin_workers at the same time.
     #[test]
     fn programs_end_however_they_keep_threads_awake() {
         let sum = || (0..100u64).into_par_iter().map(|i| (0..i).into_par_iter().sum::<u64>()).sum::<u64>();
         let expected = 161_700;
-        assert_eq!(awake(sum), expected); // outside the pool
+        assert_eq!(spin_workers(sum), expected); // outside the pool
         for threads in [1, 2, 4] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             for _ in 0..200 {
-                assert_eq!(pool.install(|| awake(sum)), expected);
-                assert_eq!(pool.install(|| awake(|| awake(sum) + sum())), 2 * expected);
-                let sums: Vec<u64> = pool.install(|| (0..8).into_par_iter().map(|_| awake(sum) + awake(sum)).collect());
+                assert_eq!(pool.install(|| spin_workers(sum)), expected);
+                assert_eq!(pool.install(|| spin_workers(|| spin_workers(sum) + sum())), 2 * expected);
+                let sums: Vec<u64> =
+                    pool.install(|| (0..8).into_par_iter().map(|_| spin_workers(sum) + spin_workers(sum)).collect());
                 assert_eq!(sums, [2 * expected; 8]);
             }
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-        // A thread of the pool that waits for what the other one keeps awake.
+        // A thread of the pool that waits for what the other one keeps spin_workers.
         let (done, wait) = std::sync::mpsc::channel();
         pool.install(move || {
-            rayon::spawn(move || done.send(awake(sum)).unwrap());
+            rayon::spawn(move || done.send(spin_workers(sum)).unwrap());
             assert_eq!(wait.recv().unwrap(), expected);
         });
-        let caught = pool.install(|| std::panic::catch_unwind(|| awake(|| panic!("the program's own"))));
-        assert!(caught.is_err() && pool.install(|| awake(sum)) == expected);
+        let caught = pool.install(|| std::panic::catch_unwind(|| spin_workers(|| panic!("the program's own"))));
+        assert!(caught.is_err() && pool.install(|| spin_workers(sum)) == expected);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::norm::cpu;
+use crate::rms_norm::cpu;
 use crate::simd::{contiguous, exp, max, sum2};
 
 /// The log-probability of `ids[i]` under `softmax(logits[i] / temperature)`, in nats: `(n,)`.
@@ -164,7 +164,7 @@ mod tests {
     use crate::testing::{assert_same_gradients, random};
 
     /// Log-probabilities and entropies side by side.
-    fn both(logits: &Tensor, ids: &[u32], temperature: f64) -> Result<Tensor> {
+    fn join(logits: &Tensor, ids: &[u32], temperature: f64) -> Result<Tensor> {
         let (logprobs, entropies) = token_logprobs_and_entropies(logits, ids, temperature)?;
         Tensor::stack(&[logprobs, entropies], 1)
     }
@@ -177,7 +177,7 @@ mod tests {
             let logits = random(&[n, vocab], 1, scale)?;
             let ids: Vec<u32> = (0..n).map(|i| (i * 7 % vocab) as u32).collect();
             assert_same_gradients(&[&logits], 1e-5, |t| token_logprobs(&t[0], &ids, temperature))?;
-            assert_same_gradients(&[&logits], 2e-5, |t| both(&t[0], &ids, temperature))?;
+            assert_same_gradients(&[&logits], 2e-5, |t| join(&t[0], &ids, temperature))?;
             // The entropy alone, so that it does not hide in the scale of the other column.
             assert_same_gradients(&[&logits], 1e-4, |t| Ok(token_logprobs_and_entropies(&t[0], &ids, temperature)?.1))?;
             let logprobs = token_logprobs(&logits, &ids, 1.)?.to_vec1::<f32>()?;
@@ -186,7 +186,7 @@ mod tests {
             assert!(logprobs.iter().zip(losses).all(|(p, l)| (p + l).abs() <= 1e-5 * l.abs().max(1.)));
         }
         let logits = random(&[7, 5], 1, 1.)?;
-        assert_same_gradients(&[&logits], 1e-5, |t| both(&t[0].t()?, &[0, 1, 6, 2, 3], 1.))
+        assert_same_gradients(&[&logits], 1e-5, |t| join(&t[0].t()?, &[0, 1, 6, 2, 3], 1.))
     }
 
     /// P = (1/2, 1/4, 1/4) has an entropy of 3/2 · ln 2; half the temperature squares it to (4, 1, 1) / 6.
@@ -196,7 +196,7 @@ mod tests {
         let logits = Tensor::from_vec(logits.to_vec(), (1, 3), &Device::Cpu)?;
         for dtype in [DType::F32, DType::F64] {
             let numbers = |temperature| -> Result<Vec<f64>> {
-                both(&logits.to_dtype(dtype)?, &[2], temperature)?.flatten_all()?.to_dtype(DType::F64)?.to_vec1()
+                join(&logits.to_dtype(dtype)?, &[2], temperature)?.flatten_all()?.to_dtype(DType::F64)?.to_vec1()
             };
             let warm = numbers(1.)?;
             assert!((warm[0] - 0.25f64.ln()).abs() < 1e-6 && (warm[1] - 1.5 * 2f64.ln()).abs() < 1e-6, "{warm:?}");
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn a_banned_token_adds_nothing_and_nan_stays_visible() -> Result<()> {
         let numbers = |row: [f32; 3]| -> Result<Vec<f32>> {
-            both(&Tensor::from_vec(row.to_vec(), (1, 3), &Device::Cpu)?, &[0], 1.)?.flatten_all()?.to_vec1()
+            join(&Tensor::from_vec(row.to_vec(), (1, 3), &Device::Cpu)?, &[0], 1.)?.flatten_all()?.to_vec1()
         };
         let banned = numbers([1., 1., f32::NEG_INFINITY])?;
         assert!(banned.iter().zip([-(2f32.ln()), 2f32.ln()]).all(|(a, b)| (a - b).abs() < 1e-6), "{banned:?}");

@@ -1,7 +1,7 @@
 //! Rows of token ids on their way into a model.
 
 use candle_core::{Device, Tensor};
-use llm_kernels::Visible;
+use llm_kernels::AttentionMask;
 
 use crate::{Error, Result};
 
@@ -13,7 +13,7 @@ pub struct Batch {
     /// Position of each token `(b, t)`, counted from the first token of its row that is not padding.
     pub positions: Vec<u32>,
     /// Which earlier tokens each token sees.
-    pub visible: Visible,
+    pub visible: AttentionMask,
     /// Which tokens `(b, t)` are padding; none: no token is. They do not count where routers are judged.
     pub padding: Option<Vec<bool>>,
 }
@@ -37,7 +37,7 @@ impl Batch {
         Ok(Self {
             input_ids: Tensor::from_slice(ids, (rows, width), &Device::Cpu)?,
             positions: (0..rows).flat_map(|_| 0..width as u32).collect(),
-            visible: Visible::default(),
+            visible: AttentionMask::default(),
             padding: None,
         })
     }
@@ -74,7 +74,7 @@ impl Batch {
             return Err(Error::Input(format!("{rows} rows, but padding for {}", padding.len())));
         }
         self.positions = padding.iter().flat_map(|&p| (0..width as u32).map(move |i| i.saturating_sub(p))).collect();
-        self.visible.first_key = Some(padding.iter().flat_map(|&p| std::iter::repeat_n(p, width)).collect());
+        self.visible.window_starts = Some(padding.iter().flat_map(|&p| std::iter::repeat_n(p, width)).collect());
         self.padding = Some(padding.iter().flat_map(|&p| (0..width as u32).map(move |i| i < p)).collect());
         Ok(self)
     }
@@ -91,7 +91,7 @@ impl Batch {
         {
             return Err(Error::Input(format!("row {row} hides {start}..{end}; a range must lie within 0..{width}")));
         }
-        self.visible.hidden_keys = Some(hidden.into());
+        self.visible.masked_keys = Some(hidden.into());
         Ok(self)
     }
 
@@ -103,7 +103,7 @@ impl Batch {
         Ok(Self {
             input_ids: Tensor::from_slice(ids, (ids.len(), 1), &Device::Cpu)?,
             positions: padding.iter().map(|&p| (past as u32).saturating_sub(p)).collect(),
-            visible: Visible::from_first(padding),
+            visible: AttentionMask::from_window_starts(padding),
             padding: None,
         })
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use candle_core::{D, Tensor};
 use llm_kernels::{
-    GatedWeights, Precision, Projections, Recomputed, Rotation, Scores, Visible, activate, attention,
-    attention_weights, both, feed_forward, gated, recompute, rope, self_attention,
+    AttentionMask, AttentionParams, AttentionWeights, MlpWeights, Precision, RecomputedGradients, RotaryTable,
+    activate, attention, attention_block, attention_weights, gated_activation, join, mlp_block, recompute, rope,
 };
 
 use crate::config::QkNorm;
@@ -31,7 +31,7 @@ pub(crate) struct Decoder {
     sliding_window: Option<usize>,
     max_position_embeddings: usize,
     /// Gradients of the blocks, if these keep nothing but their input and run again in the backward.
-    pub recomputed: Option<Recomputed>,
+    pub recomputed: Option<RecomputedGradients>,
 }
 
 /// What the decoder gives.
@@ -120,18 +120,18 @@ impl Decoder {
 #[derive(Debug, Clone)]
 struct Sight {
     rotations: Rotations,
-    visible: Visible,
-    windowed: Option<Visible>,
+    visible: AttentionMask,
+    windowed: Option<AttentionMask>,
 }
 
 /// `visible` cut to the last `window` keys of each of `tokens` queries, in rows of `t` behind `past` keys.
-fn windowed(visible: &Visible, tokens: usize, t: usize, past: usize, window: usize) -> Visible {
+fn windowed(visible: &AttentionMask, tokens: usize, t: usize, past: usize, window: usize) -> AttentionMask {
     let first = |token: usize| {
-        let begin = visible.first_key.as_ref().map_or(0, |first| first[token]);
+        let begin = visible.window_starts.as_ref().map_or(0, |first| first[token]);
         begin.max((past + token % t + 1).saturating_sub(window) as u32)
     };
-    let first_key = (0..tokens).map(first).collect::<Arc<[u32]>>();
-    Visible { first_key: Some(first_key), hidden_keys: visible.hidden_keys.clone() }
+    let window_starts = (0..tokens).map(first).collect::<Arc<[u32]>>();
+    AttentionMask { window_starts: Some(window_starts), masked_keys: visible.masked_keys.clone() }
 }
 
 #[derive(Debug, Clone)]
@@ -223,8 +223,8 @@ impl Block {
     fn attend(
         &self,
         x: &Tensor,
-        rotation: Option<&Rotation>,
-        visible: &Visible,
+        rotation: Option<&RotaryTable>,
+        visible: &AttentionMask,
         past: Option<(&KvCache, usize)>,
         look: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
@@ -233,7 +233,7 @@ impl Block {
             && let (Some((norm, eps)), Some(weights)) = (norm.rms()?, attention.alone())
         {
             let (d, scores) = (attention.d, attention.scores);
-            return Ok(self_attention(x, (&norm, eps), weights, d, rotation, scores, visible)?);
+            return Ok(attention_block(x, (&norm, eps), weights, d, rotation, scores, visible)?);
         }
         let y = normed(self.attention_in.as_ref(), x)?;
         let y = attention.forward(&y, rotation, visible, past, look)?;
@@ -248,7 +248,7 @@ impl Block {
         if let (Some(norm), None, false) = (&self.mlp_in, &self.mlp_out, self.parallel_residual)
             && let (Some((norm, eps)), Some((weights, precision))) = (norm.rms()?, mlp.alone())
         {
-            return Ok(feed_forward(attended, Some((&norm, eps)), weights, mlp.activation, precision)?);
+            return Ok(mlp_block(attended, Some((&norm, eps)), weights, mlp.activation, precision)?);
         }
         let y = self.fed(x, attended)?;
         match &self.mlp_out {
@@ -263,7 +263,12 @@ impl Block {
     }
 
     /// The same, keeping `x` alone for the backward. The router's logits travel as further columns of the one result.
-    fn recomputed(&self, x: &Tensor, sight: &Sight, gradients: &Recomputed) -> Result<(Tensor, Option<Tensor>)> {
+    fn recomputed(
+        &self,
+        x: &Tensor,
+        sight: &Sight,
+        gradients: &RecomputedGradients,
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let (block, sight) = (self.clone(), sight.clone());
         let run = move |x: &Tensor| {
             let (y, logits) = block.forward(x, &sight, None, None).map_err(candle_core::Error::wrap)?;
@@ -305,7 +310,7 @@ struct Attention {
     v_proj: Linear, // (g·d, hidden)
     o_proj: Linear, // (hidden, h·d)
     qk_norm: Option<(QkNorm, Norm, Norm)>,
-    scores: Scores,
+    scores: AttentionParams,
     h: usize,
     g: usize,
     d: usize,
@@ -328,7 +333,7 @@ impl Attention {
                 Some(kind) => Some((kind, norm("q_norm")?, norm("k_norm")?)),
                 None => None,
             },
-            scores: Scores { scale, soft_cap: config.attn_logit_softcapping, precision },
+            scores: AttentionParams { scale, soft_cap: config.attn_logit_softcapping, precision },
             h: config.num_attention_heads,
             g: config.num_key_value_heads,
             d: config.head_dim,
@@ -339,8 +344,8 @@ impl Attention {
     fn forward(
         &self,
         x: &Tensor,
-        rotation: Option<&Rotation>,
-        visible: &Visible,
+        rotation: Option<&RotaryTable>,
+        visible: &AttentionMask,
         past: Option<(&KvCache, usize)>,
         look: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
@@ -359,7 +364,7 @@ impl Attention {
         let norms = self.qk_norm.as_ref();
         let queries = || turned(&self.q_proj, self.h, norms.map(|(kind, norm, _)| (*kind, norm)));
         let keys = || turned(&self.k_proj, self.g, norms.map(|(kind, _, norm)| (*kind, norm)));
-        let ((q, k), v) = both(b * t, || both(b * t, queries, keys), || self.v_proj.apply_to_heads(x, self.g, self.d));
+        let ((q, k), v) = join(b * t, || join(b * t, queries, keys), || self.v_proj.apply_to_heads(x, self.g, self.d));
         let (q, k, v) = (q?, k?, v?);
         let (k, v) = match past {
             Some((cache, layer)) => cache.append(layer, &k, &v)?, // (b, s, g, d)
@@ -372,10 +377,10 @@ impl Attention {
     }
 
     /// The weights, if they are tensors and nothing else belongs to it.
-    fn alone(&self) -> Option<Projections<'_>> {
+    fn alone(&self) -> Option<AttentionWeights<'_>> {
         let linears = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
         let [q, k, v, o] = linears.map(|linear| linear.alone().map(|(weight, _)| weight));
-        if self.qk_norm.is_some() { None } else { Some(Projections { q: q?, k: k?, v: v?, o: o? }) }
+        if self.qk_norm.is_some() { None } else { Some(AttentionWeights { q: q?, k: k?, v: v?, o: o? }) }
     }
 
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
@@ -407,7 +412,7 @@ impl Mlp {
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self.alone() {
-            Some((weights, precision)) => Ok(feed_forward(x, None, weights, self.activation, precision)?),
+            Some((weights, precision)) => Ok(mlp_block(x, None, weights, self.activation, precision)?),
             None => self.down_proj.apply(&self.inner(x)?),
         }
     }
@@ -418,15 +423,15 @@ impl Mlp {
             return Ok(activate(&self.up_proj.apply(x)?, self.activation)?);
         };
         let rows = x.elem_count() / x.dim(D::Minus1)?.max(1);
-        let (gate, up) = both(rows, || gate.apply(x), || self.up_proj.apply(x));
-        Ok(gated(&gate?, &up?, self.activation)?)
+        let (gate, up) = join(rows, || gate.apply(x), || self.up_proj.apply(x));
+        Ok(gated_activation(&gate?, &up?, self.activation)?)
     }
 
     /// The weights and their precision, if there is a gate, they are tensors and nothing else belongs to it.
-    fn alone(&self) -> Option<(GatedWeights<'_>, Precision)> {
+    fn alone(&self) -> Option<(MlpWeights<'_>, Precision)> {
         let (gate, precision) = self.gate_proj.as_ref()?.alone()?;
         let (up, down) = (self.up_proj.alone()?.0, self.down_proj.alone()?.0);
-        Some((GatedWeights { gate, up, down }, precision))
+        Some((MlpWeights { gate, up, down }, precision))
     }
 
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use llm_kernels::{linear_add, linear_in};
+use llm_kernels::{linear_residual, linear_with_precision};
 use rand_distr::{Distribution, StandardUniform};
 use serde::{Deserialize, Serialize};
 
@@ -227,8 +227,8 @@ impl Lora {
     /// What becomes of `y = x · wᵀ`: `y + s·(x · Aᵀ) · Bᵀ`, stretched if it is DoRA's. `x` is `(…, in)`, `y` is `(…, out)`.
     pub fn apply(&self, x: &Tensor, y: &Tensor, weight: &Matrix) -> Result<Tensor> {
         let precision = weight.precision();
-        let low = (linear_in(x, &self.a, precision)? * self.scale)?; // (…, r)
-        let y = linear_add(&low, &self.b, y, precision)?;
+        let low = (linear_with_precision(x, &self.a, precision)? * self.scale)?; // (…, r)
+        let y = linear_residual(&low, &self.b, y, precision)?;
         let stretch = if self.stretch.is_some() { self.stretch.clone() } else { self.stretch(weight)? };
         Ok(match stretch {
             Some(stretch) => y.broadcast_mul(&stretch)?,

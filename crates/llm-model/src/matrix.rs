@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Tensor};
 use llm_kernels::{
-    Precision, QuantizedWeight, StoredWeight, linear_add, linear_as, linear_in, linear_quantized, linear_stored,
+    MappedWeight, Precision, QuantizedWeight, linear_mapped, linear_quantized, linear_reshaped, linear_residual,
+    linear_with_precision,
 };
 
 use crate::Result;
@@ -12,7 +13,7 @@ use crate::Result;
 pub(crate) enum Matrix {
     Dense(Tensor, Precision),
     Quantized(QuantizedWeight),
-    Mapped(StoredWeight),
+    Mapped(MappedWeight),
 }
 
 impl From<Tensor> for Matrix {
@@ -25,9 +26,9 @@ impl Matrix {
     /// `x · wᵀ`.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            Self::Dense(w, precision) => linear_in(x, w, *precision)?,
+            Self::Dense(w, precision) => linear_with_precision(x, w, *precision)?,
             Self::Quantized(w) => linear_quantized(x, w)?,
-            Self::Mapped(w) => linear_stored(x, w)?,
+            Self::Mapped(w) => linear_mapped(x, w)?,
         })
     }
 
@@ -35,7 +36,7 @@ impl Matrix {
     pub fn apply_to_heads(&self, x: &Tensor, h: usize, d: usize) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         Ok(match self {
-            Self::Dense(w, precision) => linear_as(x, w, &[b, t, h, d], *precision)?,
+            Self::Dense(w, precision) => linear_reshaped(x, w, &[b, t, h, d], *precision)?,
             Self::Quantized(_) | Self::Mapped(_) => self.apply(x)?.reshape((b, t, h, d))?,
         })
     }
@@ -43,7 +44,7 @@ impl Matrix {
     /// `residual + x · wᵀ`; `x` may be in heads.
     pub fn apply_and_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            Self::Dense(w, precision) => linear_add(x, w, residual, *precision)?,
+            Self::Dense(w, precision) => linear_residual(x, w, residual, *precision)?,
             Self::Quantized(_) | Self::Mapped(_) => {
                 (residual + self.apply(&self.as_rows(x)?)?.reshape(residual.shape())?)?
             }
@@ -56,8 +57,8 @@ impl Matrix {
             // Weights may be in bf16, what flows between them is not.
             Self::Dense(w, _) if w.dtype() == DType::BF16 => w.index_select(ids, 0)?.to_dtype(DType::F32)?,
             Self::Dense(w, _) => w.index_select(ids, 0)?,
-            Self::Quantized(w) => w.rows(&ids.to_vec1::<u32>()?)?,
-            Self::Mapped(w) => w.rows(&ids.to_vec1::<u32>()?)?,
+            Self::Quantized(w) => w.gather_rows(&ids.to_vec1::<u32>()?)?,
+            Self::Mapped(w) => w.gather_rows(&ids.to_vec1::<u32>()?)?,
         })
     }
 
@@ -69,7 +70,7 @@ impl Matrix {
     /// What activations are rounded to in a product of many rows with it.
     pub fn rounding(&self) -> Precision {
         match self {
-            Self::Dense(w, _) if w.dtype() == DType::BF16 => Precision::beside_halves(),
+            Self::Dense(w, _) if w.dtype() == DType::BF16 => Precision::for_bf16_weights(),
             Self::Dense(_, precision) => *precision,
             Self::Quantized(w) => w.precision(),
             Self::Mapped(w) => w.precision(),
@@ -99,7 +100,7 @@ impl Matrix {
             Self::Dense(w, _) if w.dtype() == DType::BF16 => w.to_dtype(DType::F32)?,
             Self::Dense(w, _) => w.clone(),
             Self::Quantized(w) => w.dequantize()?,
-            Self::Mapped(w) => w.dense()?,
+            Self::Mapped(w) => w.to_tensor()?,
         })
     }
 }

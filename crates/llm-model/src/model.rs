@@ -5,8 +5,8 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor, TensorId};
 use llm_kernels::{
-    CrossEntropyOptions, Distillation, IGNORED, Output, Precision, Recomputed, cross_entropy, kl_divergence,
-    linear_cross_entropy, linear_distillation,
+    CrossEntropyOptions, DistillationLoss, HeadInputs, IGNORE_INDEX, Precision, RecomputedGradients, cross_entropy,
+    kl_divergence, linear_cross_entropy, linear_distillation,
 };
 use serde_json::{Map, Value};
 
@@ -153,13 +153,13 @@ impl Model {
     /// Makes every block keep nothing but its input for the backward and run again there: a third more computation
     /// for the activations of one block instead of all. Gradients keep their bits; [`Self::take_recomputed_gradients`] has them.
     pub fn checkpoint_activations(&mut self) {
-        self.decoder.recomputed = Some(Recomputed::default());
+        self.decoder.recomputed = Some(RecomputedGradients::default());
     }
 
     /// The gradients of the blocks' parameters since the last call, by tensor id, after
     /// [`Self::checkpoint_activations`]: they do not stand in what `backward` returns.
     pub fn take_recomputed_gradients(&self) -> HashMap<TensorId, Tensor> {
-        self.decoder.recomputed.as_ref().map(Recomputed::take).unwrap_or_default()
+        self.decoder.recomputed.as_ref().map(RecomputedGradients::take).unwrap_or_default()
     }
 
     /// The shape.
@@ -260,15 +260,15 @@ impl Model {
         labels: &[i64],
         alpha: f64,
         temperature: f64,
-    ) -> Result<Distillation> {
+    ) -> Result<DistillationLoss> {
         if [self, teacher.0].iter().any(|model| model.config.final_logit_softcapping.is_some()) {
             let theirs = teacher.0.output(teacher.1)?.detach();
             return distillation_of_logits(&self.output(hidden)?, &theirs, labels, alpha, temperature);
         }
         let (ours, theirs) = (self.output_weight()?, teacher.0.output_weight()?);
-        let student = Output { hidden, weight: &ours, precision: self.output.weight.precision() };
+        let student = HeadInputs { hidden_states: hidden, weight: &ours, precision: self.output.weight.precision() };
         let precision = teacher.0.output.weight.precision();
-        let teacher = Output { hidden: teacher.1, weight: &theirs, precision };
+        let teacher = HeadInputs { hidden_states: teacher.1, weight: &theirs, precision };
         Ok(linear_distillation(student, teacher, labels, alpha, temperature)?)
     }
 
@@ -318,7 +318,7 @@ impl Model {
 
 /// How many labels count, at least one.
 fn counted(labels: &[i64]) -> f64 {
-    labels.iter().filter(|&&label| label != IGNORED).count().max(1) as f64
+    labels.iter().filter(|&&label| label != IGNORE_INDEX).count().max(1) as f64
 }
 
 /// [`llm_kernels::linear_distillation`] where logits `(n, vocab)` must stand whole, as something stands behind them.
@@ -328,13 +328,13 @@ fn distillation_of_logits(
     labels: &[i64],
     alpha: f64,
     temperature: f64,
-) -> Result<Distillation> {
-    let keep: Vec<f32> = labels.iter().map(|&label| f32::from(label != IGNORED)).collect();
+) -> Result<DistillationLoss> {
+    let keep: Vec<f32> = labels.iter().map(|&label| f32::from(label != IGNORE_INDEX)).collect();
     let keep = Tensor::from_vec(keep, labels.len(), student.device())?.to_dtype(student.dtype())?;
     let kl = ((kl_divergence(student, teacher, temperature)? * keep)?.sum_all()? / counted(labels))?;
     let cross_entropy = (cross_entropy(student, labels)?.sum_all()? / counted(labels))?;
     let number = |x: &Tensor| x.to_dtype(DType::F64)?.to_scalar::<f64>();
     let (kl_number, cross_entropy_number) = (number(&kl)?, number(&cross_entropy)?);
     let loss = ((kl * (alpha * temperature * temperature))? + (cross_entropy * (1. - alpha))?)?;
-    Ok(Distillation { loss, kl: kl_number, cross_entropy: cross_entropy_number })
+    Ok(DistillationLoss { loss, kl: kl_number, cross_entropy: cross_entropy_number })
 }

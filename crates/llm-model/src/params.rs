@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
-use llm_kernels::{BlockFormat, Precision, QuantizedWeight, StoredWeight};
+use llm_kernels::{BlockFormat, MappedWeight, Precision, QuantizedWeight};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -18,7 +18,7 @@ pub struct Params {
     tensors: BTreeMap<String, Tensor>,
     vars: BTreeMap<String, Var>,
     quantized: BTreeMap<String, QuantizedWeight>,
-    mapped: BTreeMap<String, StoredWeight>,
+    mapped: BTreeMap<String, MappedWeight>,
     /// What the matrices are rounded to as they are multiplied.
     precision: Precision,
     /// What hangs on the matrices; then these are frozen, and it may train.
@@ -87,7 +87,7 @@ impl Params {
         let (mut copy, mut vars) = (self.clone(), BTreeMap::new());
         if copy.adapter.is_none() {
             for (name, stored) in std::mem::take(&mut copy.mapped) {
-                copy.tensors.insert(name, stored.dense()?);
+                copy.tensors.insert(name, stored.to_tensor()?);
             }
         }
         let training = copy.adapter.as_mut().map_or(&mut copy.tensors, |adapter| &mut adapter.tensors);
@@ -223,7 +223,7 @@ impl Params {
     }
 
     /// The matrices that are read where they lie in a file, by name; they are not among [`Self::tensors`].
-    pub fn mapped(&self) -> &BTreeMap<String, StoredWeight> {
+    pub fn mapped(&self) -> &BTreeMap<String, MappedWeight> {
         &self.mapped
     }
 

@@ -1,6 +1,6 @@
 //! Rotary frequencies, stretched to texts that are longer than those of the training.
 
-use llm_kernels::{Rotary, Rotation};
+use llm_kernels::{RotaryFrequencies, RotaryTable};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, ModelConfig, Result};
@@ -126,16 +126,16 @@ pub(crate) struct RotaryEmbedding {
     max_position_embeddings: usize,
     scaling: RopeScaling,
     /// For texts of usual length.
-    rotary: Rotary,
+    rotary: RotaryFrequencies,
     /// For layers that look through a window, if they turn by another base.
-    local: Option<Rotary>,
+    local: Option<RotaryFrequencies>,
 }
 
 /// The rotations of one batch.
 #[derive(Debug, Clone)]
 pub(crate) struct Rotations {
-    pub global: Rotation,
-    pub local: Option<Rotation>,
+    pub global: RotaryTable,
+    pub local: Option<RotaryTable>,
 }
 
 impl RotaryEmbedding {
@@ -146,8 +146,8 @@ impl RotaryEmbedding {
             dim,
             max_position_embeddings: config.max_position_embeddings,
             scaling: config.rope_scaling.clone(),
-            rotary: Rotary::new(dim, config.rope_theta),
-            local: config.rope_local_theta.map(|theta| Rotary::new(dim, theta)),
+            rotary: RotaryFrequencies::new(dim, config.rope_theta),
+            local: config.rope_local_theta.map(|theta| RotaryFrequencies::new(dim, theta)),
         };
         embedding.rotary = embedding.for_length(0);
         embedding
@@ -155,7 +155,7 @@ impl RotaryEmbedding {
 
     /// By what scaling divides each frequency for texts of usual length.
     pub fn frequency_divisors(config: &ModelConfig) -> Vec<f32> {
-        let plain = Rotary::new(config.rotary_dim(), config.rope_theta);
+        let plain = RotaryFrequencies::new(config.rotary_dim(), config.rope_theta);
         let scaled = Self::new(config).rotary;
         let both = plain.inverse_frequencies().iter().zip(scaled.inverse_frequencies());
         both.map(|(plain, scaled)| (plain / scaled) as f32).collect()
@@ -169,24 +169,25 @@ impl RotaryEmbedding {
             RopeScaling::LongRope { original_max_position_embeddings, .. } => original_max_position_embeddings,
             _ => usize::MAX,
         };
-        let global = if length > limit { self.for_length(length).at(positions) } else { self.rotary.at(positions) };
-        Rotations { global, local: self.local.as_ref().map(|local| local.at(positions)) }
+        let global =
+            if length > limit { self.for_length(length).table(positions) } else { self.rotary.table(positions) };
+        Rotations { global, local: self.local.as_ref().map(|local| local.table(positions)) }
     }
 
     /// The frequencies for a text of `length` tokens.
-    fn for_length(&self, length: usize) -> Rotary {
-        let plain = Rotary::new(self.dim, self.theta);
+    fn for_length(&self, length: usize) -> RotaryFrequencies {
+        let plain = RotaryFrequencies::new(self.dim, self.theta);
         let frequencies = plain.inverse_frequencies();
         match &self.scaling {
             RopeScaling::Default => plain,
             RopeScaling::Linear { factor } => {
-                Rotary::with_frequencies(frequencies.iter().map(|f| f / factor).collect(), 1.)
+                RotaryFrequencies::from_inverse_frequencies(frequencies.iter().map(|f| f / factor).collect(), 1.)
             }
             RopeScaling::Dynamic { factor } => {
                 let usual = self.max_position_embeddings as f64;
                 let growth = factor * (length as f64).max(usual) / usual - (factor - 1.);
                 let dim = self.dim as f64;
-                Rotary::new(self.dim, self.theta * growth.powf(dim / (dim - 2.)))
+                RotaryFrequencies::new(self.dim, self.theta * growth.powf(dim / (dim - 2.)))
             }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
                 let scaled = frequencies.iter().map(|&frequency| {
@@ -195,7 +196,7 @@ impl RotaryEmbedding {
                     let kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0., 1.);
                     kept * frequency + (1. - kept) * frequency / factor
                 });
-                Rotary::with_frequencies(scaled.collect(), 1.)
+                RotaryFrequencies::from_inverse_frequencies(scaled.collect(), 1.)
             }
             RopeScaling::Yarn { .. } => self.yarn(frequencies),
             RopeScaling::LongRope {
@@ -210,12 +211,12 @@ impl RotaryEmbedding {
                 let usual = if factor <= 1. { 1. } else { (1. + factor.ln() / original.ln()).sqrt() };
                 let divisors = if length > *original_max_position_embeddings { long_factor } else { short_factor };
                 let scaled = frequencies.iter().zip(divisors).map(|(frequency, divisor)| frequency / divisor);
-                Rotary::with_frequencies(scaled.collect(), attention_factor.unwrap_or(usual))
+                RotaryFrequencies::from_inverse_frequencies(scaled.collect(), attention_factor.unwrap_or(usual))
             }
         }
     }
 
-    fn yarn(&self, frequencies: &[f64]) -> Rotary {
+    fn yarn(&self, frequencies: &[f64]) -> RotaryFrequencies {
         let RopeScaling::Yarn {
             factor,
             original_max_position_embeddings: original,
@@ -227,7 +228,7 @@ impl RotaryEmbedding {
             truncate,
         } = &self.scaling
         else {
-            return Rotary::new(self.dim, self.theta);
+            return RotaryFrequencies::new(self.dim, self.theta);
         };
         let (original, dim) = (original.unwrap_or(self.max_position_embeddings) as f64, self.dim as f64);
         // The pair that turns so often within a text of the first training.
@@ -247,7 +248,7 @@ impl RotaryEmbedding {
         let stretch = |by: f64| if *factor <= 1. { 1. } else { 0.1 * by * factor.ln() + 1. };
         let both = mscale.filter(|&m| m != 0.).zip(mscale_all_dim.filter(|&m| m != 0.));
         let usual = both.map_or(stretch(1.), |(mscale, all)| stretch(mscale) / stretch(all));
-        Rotary::with_frequencies(scaled.collect(), attention_factor.unwrap_or(usual))
+        RotaryFrequencies::from_inverse_frequencies(scaled.collect(), attention_factor.unwrap_or(usual))
     }
 }
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use llm_kernels::{Bytes, StoredWeight};
+use llm_kernels::{Bytes, MappedWeight};
 use safetensors::{Dtype, SafeTensors};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
@@ -83,7 +83,7 @@ impl SafetensorsFile {
         let (entry, bytes) = self.entry(name)?;
         match (entry.shape.as_slice(), entry.dtype) {
             (&[rows, cols], DType::F32 | DType::BF16 | DType::F16) => {
-                Ok(Matrix::Mapped(StoredWeight::new(bytes, (rows, cols), entry.dtype)?))
+                Ok(Matrix::Mapped(MappedWeight::new(bytes, (rows, cols), entry.dtype)?))
             }
             _ => Ok(Matrix::from(self.tensor(name)?)),
         }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, WithDType};
-use llm_kernels::{Precision, linear_add, linear_in};
+use llm_kernels::{Precision, linear_residual, linear_with_precision};
 use serde::{Deserialize, Serialize};
 
 use crate::lora::Adapter;
@@ -150,8 +150,8 @@ impl TokenRows {
 
     /// The logits `(…, vocab)` of hidden states `(…, hidden)`, of which `y` are those of the matrix.
     pub fn logits(&self, hidden: &Tensor, y: &Tensor) -> Result<Tensor> {
-        let change = linear_in(hidden, &(&self.rows - &self.original)?, Precision::F32)?; // (…, k)
-        Ok(linear_add(&change, &self.one_hot, y, Precision::F32)?)
+        let change = linear_with_precision(hidden, &(&self.rows - &self.original)?, Precision::F32)?; // (…, k)
+        Ok(linear_residual(&change, &self.one_hot, y, Precision::F32)?)
     }
 
     /// The matrix `(vocab, hidden)` with these rows, to which alone gradients flow.

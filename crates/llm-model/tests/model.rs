@@ -235,7 +235,7 @@ fn weights_in_less_memory_are_used_as_they_are_and_blocks_are_not_saved() {
             small.params().tensors().iter().map(|(name, t)| (name.clone(), wide(t))).collect();
         tensors.extend(small.params().quantized().iter().map(|(n, w)| (n.clone(), w.dequantize().unwrap())));
         // Beside matrices in less than f32 activations are rounded to bf16 too, where that is fast.
-        let precision = if format == WeightFormat::F32 { Precision::F32 } else { Precision::beside_halves() };
+        let precision = if format == WeightFormat::F32 { Precision::F32 } else { Precision::for_bf16_weights() };
         let rounded = |model: Model| logits(&model.in_precision(precision).unwrap());
         let widened = Model::new(small.config().clone(), Head::LanguageModel, Params::new(tensors)).unwrap();
         let (ours, most) = (logits(&small), 1e-5 * largest(&exact));

@@ -1,7 +1,7 @@
 //! What learning makes small: cross-entropy, KL divergence, mean squared error, and the losses of ranked answers.
 
 use candle_core::{DType, Device, Tensor};
-use llm_kernels::IGNORED;
+use llm_kernels::IGNORE_INDEX;
 
 use crate::{Error, Result};
 
@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// # Ok::<(), llm_train::Error>(())
 /// ```
 pub fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
-    let counted = labels.iter().filter(|&&label| label != IGNORED).count().max(1);
+    let counted = labels.iter().filter(|&&label| label != IGNORE_INDEX).count().max(1);
     Ok((llm_kernels::cross_entropy(logits, labels)?.sum_all()? / counted as f64)?)
 }
 
@@ -179,7 +179,7 @@ pub(crate) mod tests {
         assert_near(&mse(&tensor(&[1., 2., 5.]), &tensor(&[1., 0., 2.])).unwrap(), 13. / 3.);
         let logits = rows(&[[0., 1., 2.], [5., 5., 5.], [9., 0., 0.]]);
         let first = (1. + 1f64.exp() + 2f64.exp()).ln() - 1.;
-        assert_near(&cross_entropy(&logits, &[1, 0, IGNORED]).unwrap(), f64::midpoint(first, 3f64.ln()));
+        assert_near(&cross_entropy(&logits, &[1, 0, IGNORE_INDEX]).unwrap(), f64::midpoint(first, 3f64.ln()));
     }
 
     type Loss<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
-use llm_kernels::{AdamWStep, Precision, adamw_step, square_sum};
+use llm_kernels::{AdamWStep, Precision, adamw_step, sum_of_squares};
 use llm_model::{Model, read_safetensors, write_safetensors};
 use serde::de::IntoDeserializer;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -62,7 +62,7 @@ impl Default for OptimizerConfig {
 fn precision<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Precision, D::Error> {
     let asked = String::deserialize(deserializer)?;
     match asked.as_str() {
-        "auto" => Ok(Precision::beside_halves()),
+        "auto" => Ok(Precision::for_bf16_weights()),
         _ => Precision::deserialize(asked.into_deserializer()),
     }
 }
@@ -151,7 +151,7 @@ impl Learner {
     pub fn step(&mut self, learning_rate: f64) -> Result<f64> {
         let mut square = 0.;
         for grad in self.gradients.values() {
-            square += square_sum(grad)?;
+            square += sum_of_squares(grad)?;
         }
         let norm = square.sqrt();
         let gradients = std::mem::take(&mut self.gradients);
@@ -184,7 +184,7 @@ impl Learner {
         let weights = self.model.params().vars().iter().map(|(name, var)| (name, "weight", var.as_tensor()));
         let moments = self.moments.iter().map(|(name, moments)| (name, "moments of", moments));
         for (name, what, tensor) in weights.chain(moments) {
-            if !square_sum(tensor)?.is_finite() {
+            if !sum_of_squares(tensor)?.is_finite() {
                 return Ok(Some(format!("the {what} {name} is not finite, or too large to compute with")));
             }
         }
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn an_automatic_precision_is_that_of_the_machine() {
         let read = |text: &str| toml::from_str::<OptimizerConfig>(text).map(|config| config.precision);
-        assert_eq!(read("precision = \"auto\"").unwrap(), Precision::beside_halves());
+        assert_eq!(read("precision = \"auto\"").unwrap(), Precision::for_bf16_weights());
         assert_eq!(read("precision = \"bf16\"").unwrap(), Precision::Bf16);
         assert_eq!(read("").unwrap(), Precision::F32);
         assert!(read("precision = \"fp8\"").unwrap_err().to_string().contains("fp8"));

@@ -10,7 +10,7 @@ use crate::simd::halved;
 pub const FEW_ROWS: usize = 4;
 
 /// The rows of a weight of `m` that one task takes: as many as make one task for each thread, as threads stand ready
-/// in decoding ([`crate::awake`]).
+/// in decoding ([`crate::spin_workers`]).
 pub fn rows_of_a_part(m: usize) -> usize {
     m.div_ceil(rayon::current_num_threads()).max(16)
 }

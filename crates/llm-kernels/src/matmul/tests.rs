@@ -19,7 +19,7 @@ type Path<A, B> = unsafe fn(Matrix<A>, Matrix<B>, Out, How);
 /// Checks one product on every path that this machine has, beside other columns and added to what is there.
 fn check<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>) {
     let (m, n, stride) = (a.rows, b.cols, b.cols + 3);
-    let paths: [Path<A, B>; 2] = [run, general::product];
+    let paths: [Path<A, B>; 2] = [run, fallback::product];
     for (path, precision) in paths.into_iter().flat_map(|p| [(p, Precision::F32), (p, Precision::Bf16)]) {
         for threads in [Threads::One, Threads::All] {
             let mut out = vec![1f32; m * stride];

@@ -104,7 +104,9 @@ pub(crate) fn from_files(
         }
         if let Some(rows) = map.rows {
             matrix = match &matrix {
-                Matrix::Mapped(w) if rows.groups == 1 => Matrix::Mapped(w.part(rows.start..rows.start + rows.len)?),
+                Matrix::Mapped(w) if rows.groups == 1 => {
+                    Matrix::Mapped(w.slice_rows(rows.start..rows.start + rows.len)?)
+                }
                 _ => {
                     let grouped = matrix.dense()?.reshape((rows.groups, rows.of, ()))?;
                     Matrix::from(grouped.narrow(1, rows.start, rows.len)?.contiguous()?.reshape(shape)?)

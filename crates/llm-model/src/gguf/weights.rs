@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
-use llm_kernels::{BlockFormat, Bytes, QuantizedWeight, StoredWeight};
+use llm_kernels::{BlockFormat, Bytes, MappedWeight, QuantizedWeight};
 
 use super::file::{Entry, TensorType};
 use crate::matrix::Matrix;
@@ -26,9 +26,9 @@ pub(super) fn matrix(entry: &Entry, heads: Option<usize>) -> Result<Matrix> {
     };
     let matrix = match entry.kind {
         TensorType::Quantized(format) => Matrix::Quantized(QuantizedWeight::from_blocks(bytes, (rows, cols), format)?),
-        TensorType::F32 => Matrix::Mapped(StoredWeight::new(bytes, (rows, cols), DType::F32)?),
-        TensorType::F16 => Matrix::Mapped(StoredWeight::new(bytes, (rows, cols), DType::F16)?),
-        TensorType::Bf16 => Matrix::Mapped(StoredWeight::new(bytes, (rows, cols), DType::BF16)?),
+        TensorType::F32 => Matrix::Mapped(MappedWeight::new(bytes, (rows, cols), DType::F32)?),
+        TensorType::F16 => Matrix::Mapped(MappedWeight::new(bytes, (rows, cols), DType::F16)?),
+        TensorType::Bf16 => Matrix::Mapped(MappedWeight::new(bytes, (rows, cols), DType::BF16)?),
     };
     Ok(if entry.shape.len() == 1 { Matrix::from(matrix.dense()?.flatten_all()?) } else { matrix })
 }

@@ -27,7 +27,7 @@ use crate::{Error, Result};
 fn load_model(dir: &Path, head: llm_model::Head) -> Result<Model> {
     let model = Model::load(dir)?;
     for (name, tensor) in model.params().tensors() {
-        if !llm_kernels::square_sum(tensor)?.is_finite() {
+        if !llm_kernels::sum_of_squares(tensor)?.is_finite() {
             let dir = dir.display();
             return Err(Error::Input(format!("{dir}: the weight {name} is not finite, or too large to compute with")));
         }

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
-use crate::norm::cpu;
+use crate::rms_norm::cpu;
 use crate::simd::contiguous;
 
 /// An operation whose result has the shape of its first tensor.

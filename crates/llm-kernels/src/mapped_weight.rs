@@ -9,18 +9,18 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, T
 use crate::Bytes;
 use crate::linear::Numbers;
 use crate::matmul::{How, Matrix, Precision};
-use crate::norm::cpu;
+use crate::rms_norm::cpu;
 use crate::simd::{contiguous, widened};
 
 /// A frozen weight `(out, in)` in f32, bf16 or f16.
 #[derive(Debug, Clone)]
-pub struct StoredWeight {
+pub struct MappedWeight {
     dtype: DType,
     shape: (usize, usize),
     bytes: Bytes,
 }
 
-impl StoredWeight {
+impl MappedWeight {
     /// The little-endian numbers of a weight of `shape` (out, in); they are copied only where they are not aligned.
     pub fn new(bytes: Bytes, shape: (usize, usize), dtype: DType) -> Result<Self> {
         if !matches!(dtype, DType::F32 | DType::BF16 | DType::F16) {
@@ -62,7 +62,7 @@ impl StoredWeight {
     }
 
     /// Some rows of it, where they lie.
-    pub fn part(&self, rows: std::ops::Range<usize>) -> Result<Self> {
+    pub fn slice_rows(&self, rows: std::ops::Range<usize>) -> Result<Self> {
         let row = self.shape.1 * self.dtype.size_in_bytes();
         let bytes = match rows.end <= self.shape.0 && rows.start <= rows.end {
             true => self.bytes.slice(rows.start * row..rows.end * row),
@@ -73,14 +73,14 @@ impl StoredWeight {
     }
 
     /// The numbers in f32, `(out, in)`.
-    pub fn dense(&self) -> Result<Tensor> {
+    pub fn to_tensor(&self) -> Result<Tensor> {
         let mut wide = Vec::new();
         let numbers = in_f32(self.numbers(0..self.shape.0)?, &mut wide).to_vec();
         Tensor::from_vec(numbers, self.shape, &Device::Cpu)
     }
 
     /// Some rows in f32.
-    pub fn rows(&self, index: &[u32]) -> Result<Tensor> {
+    pub fn gather_rows(&self, index: &[u32]) -> Result<Tensor> {
         let (rows, cols) = self.shape;
         let (mut numbers, mut wide) = (Vec::with_capacity(index.len() * cols), Vec::new());
         for &i in index {
@@ -94,7 +94,7 @@ impl StoredWeight {
 
     /// What activations are rounded to in a product of many rows with it.
     pub fn precision(&self) -> Precision {
-        if self.dtype == DType::BF16 { Precision::beside_halves() } else { Precision::F32 }
+        if self.dtype == DType::BF16 { Precision::for_bf16_weights() } else { Precision::F32 }
     }
 
     fn numbers(&self, rows: std::ops::Range<usize>) -> Result<Numbers<'_>> {
@@ -125,22 +125,22 @@ fn in_f32<'a>(numbers: Numbers<'a>, wide: &'a mut Vec<f32>) -> &'a [f32] {
 /// `x · wᵀ` with a frozen `w` `(out, in)` as a file holds it; `x` is `(…, in)` in f32, the result `(…, out)`.
 ///
 /// A gradient flows to `x`: adapters train upon such a weight.
-pub fn linear_stored(x: &Tensor, w: &StoredWeight) -> Result<Tensor> {
+pub fn linear_mapped(x: &Tensor, w: &MappedWeight) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
     let (out, input) = w.shape;
     match shape.last_mut() {
         Some(last) if *last == input => *last = out,
-        _ => bail!("linear_stored: x is {:?}, the weight is {out} x {input}", x.dims()),
+        _ => bail!("linear_mapped: x is {:?}, the weight is {out} x {input}", x.dims()),
     }
     let rows: usize = shape.iter().rev().skip(1).product();
     x.reshape((rows, input))?.contiguous()?.apply_op1(Stored(w.clone()))?.reshape(shape)
 }
 
-struct Stored(StoredWeight);
+struct Stored(MappedWeight);
 
 impl CustomOp1 for Stored {
     fn name(&self) -> &'static str {
-        "linear_stored"
+        "linear_mapped"
     }
 
     fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -170,7 +170,7 @@ mod tests {
     const ALL: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
     /// `w` written in `dtype` behind `before` other bytes.
-    fn stored(w: &Tensor, dtype: DType, before: usize) -> StoredWeight {
+    fn stored(w: &Tensor, dtype: DType, before: usize) -> MappedWeight {
         let flat = w.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let mut bytes = vec![0; before];
         for x in flat {
@@ -181,7 +181,7 @@ mod tests {
             }
         }
         let part = Bytes::from(bytes).slice(before..before + w.elem_count() * dtype.size_in_bytes()).unwrap();
-        StoredWeight::new(part, w.dims2().unwrap(), dtype).unwrap()
+        MappedWeight::new(part, w.dims2().unwrap(), dtype).unwrap()
     }
 
     fn far(a: &Tensor, b: &Tensor) -> f32 {
@@ -197,9 +197,9 @@ mod tests {
             {
                 let (x, w) = (random(&[n, k], 1, 1.)?, random(&[m, k], 2, 1.)?);
                 let w = stored(&w, dtype, 0);
-                assert_eq!(far(&w.dense()?, &random(&[m, k], 2, 1.)?.to_dtype(dtype)?.to_dtype(DType::F32)?), 0.);
+                assert_eq!(far(&w.to_tensor()?, &random(&[m, k], 2, 1.)?.to_dtype(dtype)?.to_dtype(DType::F32)?), 0.);
                 if n * m == 0 {
-                    assert_eq!(linear_stored(&x, &w)?.dims(), [n, m]);
+                    assert_eq!(linear_mapped(&x, &w)?.dims(), [n, m]);
                     continue;
                 }
                 let mask = random(&[n, m], 3, 1.)?;
@@ -210,10 +210,10 @@ mod tests {
                     Ok((y, grads.get(&x).unwrap().clone()))
                 };
                 // Beside halves many rows of activations are rounded too, where that is fast.
-                let precision = if dtype == DType::BF16 { Precision::beside_halves() } else { Precision::F32 };
-                let wide = w.dense()?;
+                let precision = if dtype == DType::BF16 { Precision::for_bf16_weights() } else { Precision::F32 };
+                let wide = w.to_tensor()?;
                 let (ours, theirs) =
-                    (run(&|x| linear_stored(x, &w))?, run(&|x| crate::linear_in(x, &wide, precision))?);
+                    (run(&|x| linear_mapped(x, &w))?, run(&|x| crate::linear_with_precision(x, &wide, precision))?);
                 assert!(far(&ours.0, &theirs.0) < 1e-4 && far(&ours.1, &theirs.1) < 1e-4, "{dtype:?} {n} {k} {m}");
             }
         }
@@ -224,9 +224,9 @@ mod tests {
     fn a_weight_at_an_odd_place_is_moved_and_another_is_not() -> Result<()> {
         let w = random(&[5, 6], 2, 1.)?;
         for dtype in ALL {
-            assert_eq!(far(&stored(&w, dtype, 1).dense()?, &stored(&w, dtype, 0).dense()?), 0.);
+            assert_eq!(far(&stored(&w, dtype, 1).to_tensor()?, &stored(&w, dtype, 0).to_tensor()?), 0.);
             let bytes = stored(&w, dtype, 0).bytes;
-            assert_eq!(StoredWeight::new(bytes.clone(), (5, 6), dtype)?.bytes().as_ptr(), bytes.as_ptr());
+            assert_eq!(MappedWeight::new(bytes.clone(), (5, 6), dtype)?.bytes().as_ptr(), bytes.as_ptr());
         }
         Ok(())
     }
@@ -234,16 +234,19 @@ mod tests {
     #[test]
     fn rows_are_picked_and_sizes_that_do_not_fit_are_errors() -> Result<()> {
         let w = stored(&random(&[5, 6], 2, 1.)?, DType::BF16, 0);
-        assert_eq!(far(&w.rows(&[4, 0])?, &w.dense()?.index_select(&Tensor::new(&[4u32, 0], &Device::Cpu)?, 0)?), 0.);
-        assert!(w.rows(&[5]).is_err());
-        assert_eq!(far(&w.part(1..3)?.dense()?, &w.dense()?.narrow(0, 1, 2)?), 0.);
-        assert!(w.part(3..6).is_err());
-        assert!(linear_stored(&random(&[2, 5], 1, 1.)?, &w).is_err());
+        assert_eq!(
+            far(&w.gather_rows(&[4, 0])?, &w.to_tensor()?.index_select(&Tensor::new(&[4u32, 0], &Device::Cpu)?, 0)?),
+            0.
+        );
+        assert!(w.gather_rows(&[5]).is_err());
+        assert_eq!(far(&w.slice_rows(1..3)?.to_tensor()?, &w.to_tensor()?.narrow(0, 1, 2)?), 0.);
+        assert!(w.slice_rows(3..6).is_err());
+        assert!(linear_mapped(&random(&[2, 5], 1, 1.)?, &w).is_err());
         let bytes = || Bytes::from(vec![0; 12]);
-        assert!(StoredWeight::new(bytes(), (2, 3), DType::BF16).is_ok());
-        assert!(StoredWeight::new(bytes(), (2, 3), DType::F32).is_err());
-        assert!(StoredWeight::new(bytes(), (usize::MAX, 3), DType::F16).is_err());
-        assert!(StoredWeight::new(bytes(), (3, 1), DType::U32).is_err());
+        assert!(MappedWeight::new(bytes(), (2, 3), DType::BF16).is_ok());
+        assert!(MappedWeight::new(bytes(), (2, 3), DType::F32).is_err());
+        assert!(MappedWeight::new(bytes(), (usize::MAX, 3), DType::F16).is_err());
+        assert!(MappedWeight::new(bytes(), (3, 1), DType::U32).is_err());
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::norm::cpu;
+use crate::rms_norm::cpu;
 use crate::simd::{contiguous, exp, max, sum_beside_top, sum2};
 
 /// `KL(teacher || student)` of each row, in nats, with both sets of logits divided by `temperature`: `(n,)`.

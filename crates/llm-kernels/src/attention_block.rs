@@ -9,18 +9,18 @@ use std::sync::OnceLock;
 use candle_core::{Result, Tensor, bail};
 use half::bf16;
 
-use crate::attention::{Core, Dims, Heads, HeadsMut, Scores, Visible, attention};
-use crate::linear::{added, linear_add, linear_as};
+use crate::attention::{AttentionMask, AttentionParams, Core, Dims, Heads, HeadsMut, attention};
+use crate::linear::{added, linear_reshaped, linear_residual};
 use crate::matmul::{FEW_ROWS, How, Matrix, Precision, Rounded, mapped_product, product, product_into};
-use crate::norm::{epsilon, gradients, normed, rms_norm};
-use crate::operation::{OnSlices, Operation};
-use crate::rope::{Rotation, rope};
+use crate::rms_norm::{epsilon, gradients, normed, rms_norm};
+use crate::rotary::{RotaryTable, rope};
 use crate::simd::zeros;
-use crate::written::{Places, written};
+use crate::slice_op::{OnSlices, Operation};
+use crate::uninit::{Places, written};
 
 /// The weights of a self-attention.
 #[derive(Debug, Clone, Copy)]
-pub struct Projections<'a> {
+pub struct AttentionWeights<'a> {
     /// Of the queries, `(h·d, hidden)`.
     pub q: &'a Tensor,
     /// Of the keys, `(g·d, hidden)`.
@@ -34,20 +34,20 @@ pub struct Projections<'a> {
 /// `x + o(attention(rope(q(y)), rope(k(y)), v(y)))` with `y = rms_norm(x)`, the first half of a Llama block.
 ///
 /// `x` is `(b, t, hidden)`, and so is the result; `norm` is the weight of the norm `(hidden,)` and its epsilon, `head_dim` is
-/// `d`. All products are in the precision of the scores. It equals [`rms_norm`], [`linear_as`], [`rope`], [`attention`] and
-/// [`linear_add`] one after the other, which is what runs where nothing trains or
+/// `d`. All products are in the precision of the scores. It equals [`rms_norm`], [`linear_reshaped`], [`rope`], [`attention`] and
+/// [`linear_residual`] one after the other, which is what runs where nothing trains or
 /// keys are hidden.
-pub fn self_attention(
+pub fn attention_block(
     x: &Tensor,
     norm: (&Tensor, f64),
-    weights: Projections,
+    weights: AttentionWeights,
     head_dim: usize,
-    rotation: Option<&Rotation>,
-    scores: Scores,
-    visible: &Visible,
+    rotation: Option<&RotaryTable>,
+    scores: AttentionParams,
+    visible: &AttentionMask,
 ) -> Result<Tensor> {
     let ((b, t, hidden), d) = (x.dims3()?, head_dim.max(1));
-    let Projections { q, k, v, o } = weights;
+    let AttentionWeights { q, k, v, o } = weights;
     let (h, g) = (q.dims2()?.0 / d, k.dims2()?.0 / d);
     let fits = norm.0.dims() == [hidden]
         && q.dims() == [h * d, hidden]
@@ -55,7 +55,7 @@ pub fn self_attention(
         && o.dims() == [hidden, h * d];
     if !fits || rotation.is_some_and(|rotation| !rotation.fits(b * t, d)) {
         bail!(
-            "self_attention: x is {:?}, the weights {:?}, {:?}, {:?} and {:?}, heads {head_dim}; they do not fit",
+            "attention_block: x is {:?}, the weights {:?}, {:?}, {:?} and {:?}, heads {head_dim}; they do not fit",
             x.dims(),
             q.dims(),
             k.dims(),
@@ -64,14 +64,14 @@ pub fn self_attention(
         );
     }
     let shape = Dims { b, t, s: t, h, g, d }.checked(visible)?;
-    let composed = visible.hidden_keys.is_some();
+    let composed = visible.masked_keys.is_some();
     if composed || b * t <= FEW_ROWS || !crate::is_differentiated(&[x, norm.0, q, k, v, o]) {
         let precision = scores.precision;
         let y = rms_norm(x, norm.0, norm.1)?;
-        let heads = |w: &Tensor, heads: usize| linear_as(&y, w, &[b, t, heads, d], precision);
+        let heads = |w: &Tensor, heads: usize| linear_reshaped(&y, w, &[b, t, heads, d], precision);
         let turned = |x: Tensor| rotation.map_or_else(|| Ok(x.clone()), |rotation| rope(&x, rotation));
         let mixed = attention(&turned(heads(q, h)?)?, &turned(heads(k, g)?)?, &heads(v, g)?, scores, visible)?;
-        return linear_add(&mixed, o, x, precision);
+        return linear_residual(&mixed, o, x, precision);
     }
     let params = Tensor::cat(&[&norm.0.unsqueeze(0)?, q, k, v], 0)?; // (1 + (h + 2 g) d, hidden)
     let (core, rotation, eps) = (Core { shape, scores, visible: visible.clone() }, rotation.cloned(), epsilon(norm.1));
@@ -81,19 +81,19 @@ pub fn self_attention(
         Precision::F32 => x.apply_op3(
             &params,
             &o,
-            Operation(SelfAttention::<f32> { core, rotation, eps, wants, kept: OnceLock::new() }),
+            Operation(AttentionBlock::<f32> { core, rotation, eps, wants, kept: OnceLock::new() }),
         ),
         Precision::Bf16 => x.apply_op3(
             &params,
             &o,
-            Operation(SelfAttention::<bf16> { core, rotation, eps, wants, kept: OnceLock::new() }),
+            Operation(AttentionBlock::<bf16> { core, rotation, eps, wants, kept: OnceLock::new() }),
         ),
     }
 }
 
-struct SelfAttention<T> {
+struct AttentionBlock<T> {
     core: Core,
-    rotation: Option<Rotation>,
+    rotation: Option<RotaryTable>,
     eps: f32,
     /// Whether the gradients of `x`, of the parameters and of `o` are asked for.
     wants: [bool; 3],
@@ -108,7 +108,7 @@ struct Kept<T> {
     log_sums: Vec<f32>, // (b, h, t)
 }
 
-impl<T: Rounded> SelfAttention<T> {
+impl<T: Rounded> AttentionBlock<T> {
     const HOW: How = How::all(T::PRECISION);
 
     /// Turns the queries and keys of a token; values stay as they are.
@@ -139,8 +139,8 @@ impl<T: Rounded> SelfAttention<T> {
     }
 }
 
-impl<T: Rounded> OnSlices for SelfAttention<T> {
-    const NAME: &'static str = "self_attention";
+impl<T: Rounded> OnSlices for AttentionBlock<T> {
+    const NAME: &'static str = "attention_block";
 
     fn forward(&self, [x, params, o]: [&[f32]; 3]) -> Result<Vec<f32>> {
         let Dims { b, t, h, g, d, .. } = self.core.shape;
@@ -163,14 +163,14 @@ impl<T: Rounded> OnSlices for SelfAttention<T> {
         let y = added(Some(x), Matrix::new(&mixed, n, h * d), Matrix::new(o, hidden, h * d).t(), Self::HOW);
         match self.kept.set(Kept { normed, heads, mixed, log_sums }) {
             Ok(()) => Ok(y),
-            Err(_) => bail!("self_attention: an operation is used once"),
+            Err(_) => bail!("attention_block: an operation is used once"),
         }
     }
 
     /// The gradients of `x`, of the parameters, and of `o`.
     fn backward(&self, [x, params, o]: [&[f32]; 3], dy: &[f32]) -> Result<[Option<Vec<f32>>; 3]> {
         let Some(Kept { normed, heads, mixed, log_sums }) = self.kept.get() else {
-            bail!("self_attention: its backward came before its forward");
+            bail!("attention_block: its backward came before its forward");
         };
         let Dims { b, t, h, g, d, .. } = self.core.shape;
         let (n, width) = (b * t, (h + 2 * g) * d);
@@ -214,12 +214,18 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::rope::Rotary;
+    use crate::rotary::RotaryFrequencies;
     use crate::testing::{assert_same_gradients_within, random};
 
-    fn run(t: &[Tensor], d: usize, rotation: Option<&Rotation>, scores: Scores, visible: &Visible) -> Result<Tensor> {
-        let weights = Projections { q: &t[2], k: &t[3], v: &t[4], o: &t[5] };
-        self_attention(&t[0], (&t[1], 1e-5), weights, d, rotation, scores, visible)
+    fn run(
+        t: &[Tensor],
+        d: usize,
+        rotation: Option<&RotaryTable>,
+        scores: AttentionParams,
+        visible: &AttentionMask,
+    ) -> Result<Tensor> {
+        let weights = AttentionWeights { q: &t[2], k: &t[3], v: &t[4], o: &t[5] };
+        attention_block(&t[0], (&t[1], 1e-5), weights, d, rotation, scores, visible)
     }
 
     #[test]
@@ -233,14 +239,15 @@ mod tests {
             let (v, o) = (weight(g * d, hidden, 5)?, weight(hidden, h * d, 6)?);
             let inputs = [&x, &norm, &q, &k, &v, &o];
             let positions: Vec<u32> = (0..b * t).map(|token| (token % t) as u32).collect();
-            let rotation = Rotary::with_frequencies(vec![1.; d / 2 - usize::from(d > 4)], 1.25).at(&positions);
+            let rotation = RotaryFrequencies::from_inverse_frequencies(vec![1.; d / 2 - usize::from(d > 4)], 1.25)
+                .table(&positions);
             // Rows of packed documents: some begin in the middle.
             let first: Arc<[u32]> =
                 (0..b * t).map(|token| if token % t > t / 3 { (t / 3) as u32 } else { 0 }).collect();
-            for visible in [Visible::default(), Visible::from_first(first)] {
+            for visible in [AttentionMask::default(), AttentionMask::from_window_starts(first)] {
                 // A query that sees one key has no gradient: there the difference of two equal sums is left.
                 for (precision, tolerance, zero) in [(Precision::F32, 5e-5, 1e-5), (Precision::Bf16, 1. / 16., 1e-4)] {
-                    let scores = Scores { precision, ..Scores::of_head(d) };
+                    let scores = AttentionParams { precision, ..AttentionParams::for_head_dim(d) };
                     assert_same_gradients_within(&inputs, tolerance, zero, |t| {
                         run(t, d, Some(&rotation), scores, &visible)
                     })?;
@@ -255,11 +262,15 @@ mod tests {
     fn what_does_not_fit_is_an_error() -> Result<()> {
         let (x, norm, w) = (random(&[1, 3, 4], 1, 1.)?, random(&[4], 2, 1.)?, random(&[4, 4], 3, 1.)?);
         let fits = [&x, &norm, &w, &w, &w, &w].map(Clone::clone);
-        let run =
-            |t: &[Tensor], d, rotation: Option<&Rotation>| run(t, d, rotation, Scores::of_head(2), &Visible::default());
+        let run = |t: &[Tensor], d, rotation: Option<&RotaryTable>| {
+            run(t, d, rotation, AttentionParams::for_head_dim(2), &AttentionMask::default())
+        };
         assert!(run(&fits, 2, None).is_ok());
         assert!(run(&fits, 3, None).is_err(), "four numbers are no heads of three");
-        assert!(run(&fits, 2, Some(&Rotary::new(2, 1e4).at(&[0, 1]))).is_err(), "two positions for three tokens");
+        assert!(
+            run(&fits, 2, Some(&RotaryFrequencies::new(2, 1e4).table(&[0, 1]))).is_err(),
+            "two positions for three tokens"
+        );
         let mut wide = fits.clone();
         wide[3] = random(&[6, 4], 3, 1.)?;
         assert!(run(&wide, 2, None).is_err(), "two heads cannot share three");

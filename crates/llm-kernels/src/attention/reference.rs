@@ -5,10 +5,16 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use super::{Dims, Scores, Visible};
+use super::{AttentionMask, AttentionParams, Dims};
 
 /// [`super::attention`].
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, visible: &Visible) -> Result<Tensor> {
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scores: AttentionParams,
+    visible: &AttentionMask,
+) -> Result<Tensor> {
     let dims = Dims::of(q, k, v, visible)?;
     let weights = attention_weights(q, k, scores, visible)?; // (b, h, t, s)
     let v = repeat_heads(v, dims.h / dims.g)?; // (b, h, s, d)
@@ -26,7 +32,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, visible: &V
 }
 
 /// The weights of [`super::attention`] themselves, `(b, h, t, s)`, for those who want to look at them; rows sum to one.
-pub fn attention_weights(q: &Tensor, k: &Tensor, scores: Scores, visible: &Visible) -> Result<Tensor> {
+pub fn attention_weights(q: &Tensor, k: &Tensor, scores: AttentionParams, visible: &AttentionMask) -> Result<Tensor> {
     let dims = Dims::of(q, k, k, visible)?;
     let Dims { b, t, s, h, g, .. } = dims;
     let q = q.transpose(1, 2)?.contiguous()?; // (b, h, t, d)
@@ -38,7 +44,7 @@ pub fn attention_weights(q: &Tensor, k: &Tensor, scores: Scores, visible: &Visib
         None => Ok(x),
     });
     let (q, k) = (q?, k?);
-    let Scores { scale, soft_cap, .. } = scores;
+    let AttentionParams { scale, soft_cap, .. } = scores;
     let scores = (q.matmul(&k.t()?)? * scale)?; // (b, h, t, s)
     let scores = match soft_cap {
         Some(cap) => ((scores / cap)?.tanh()? * cap)?,
@@ -60,7 +66,7 @@ pub fn attention_weights(q: &Tensor, k: &Tensor, scores: Scores, visible: &Visib
 }
 
 /// Which keys each query sees, `(b, 1, t, s)`: 1 or 0.
-fn mask(visible: &Visible, Dims { b, t, s, .. }: Dims, device: &Device) -> Result<Tensor> {
+fn mask(visible: &AttentionMask, Dims { b, t, s, .. }: Dims, device: &Device) -> Result<Tensor> {
     let mut mask = Vec::with_capacity(b * t * s);
     for (row, i) in (0..b).flat_map(|row| (0..t).map(move |i| (row, i))) {
         let (start, end) = visible.range(row, i, t, s);

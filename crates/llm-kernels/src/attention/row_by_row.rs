@@ -3,10 +3,10 @@
 //! The products of blocks multiply hidden keys and values with a weight of 0, and 0 times infinity is NaN. Here each query meets
 //! the keys that it sees and no others. It is slow, and serves only where such a number is there.
 
-use super::core::{Core, Heads, HeadsMut, turned_back};
-use super::{Dims, single};
+use super::flash::{Core, Heads, HeadsMut, turned_back};
+use super::{Dims, decode};
 use crate::matmul::{Element, Matrix, Rounded};
-use crate::rope::Rotation;
+use crate::rotary::RotaryTable;
 use crate::simd::{exp, tanh};
 
 /// Whether products of blocks serve: every number is finite, in bf16 too.
@@ -43,7 +43,7 @@ impl Core {
         for (i, (q, log_sum)) in q.chunks_exact(d).zip(&mut log_sums).enumerate() {
             let (start, end) = self.visible.range(b, i, t, s);
             let [k, v] = [&k, &v].map(|x| Matrix::new(&x[start * d..end * d], end - start, d));
-            let (row, sums) = single::single(&[q], k, v, &self.scores);
+            let (row, sums) = decode::single(&[q], k, v, &self.scores);
             if start < end {
                 *log_sum = sums[0];
             }
@@ -63,7 +63,7 @@ impl Core {
         log_sums: &[f32],
         (b, group): (usize, usize),
         [to_q, to_k, to_v]: [&HeadsMut<G>; 3],
-        rotation: Option<&Rotation>,
+        rotation: Option<&RotaryTable>,
     ) {
         let Dims { t, s, h, g, d, .. } = self.shape;
         let (scale, cap) = (self.scores.scale as f32, self.scores.soft_cap());
@@ -110,7 +110,7 @@ mod tests {
     use candle_core::{DType, IndexOp, Result, Tensor, Var};
 
     use crate::testing::random;
-    use crate::{Precision, Projections, Scores, Visible, attention, self_attention};
+    use crate::{AttentionMask, AttentionParams, AttentionWeights, Precision, attention, attention_block};
 
     const BROKEN: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
     const D: usize = 8;
@@ -126,7 +126,12 @@ mod tests {
     }
 
     /// The result `(b, t, h, d)` and the gradients of queries, keys and values.
-    fn run(inputs: [&Tensor; 3], scores: Scores, visible: &Visible, dtype: DType) -> Result<[Tensor; 4]> {
+    fn run(
+        inputs: [&Tensor; 3],
+        scores: AttentionParams,
+        visible: &AttentionMask,
+        dtype: DType,
+    ) -> Result<[Tensor; 4]> {
         let vars = inputs.map(|x| Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap());
         let y = attention(&vars[0], &vars[1], &vars[2], scores, visible)?;
         let grads = (&y * random(y.dims(), 9, 1.)?.to_dtype(dtype)?)?.sum_all()?.backward()?;
@@ -151,12 +156,13 @@ mod tests {
     }
 
     /// A mask, the token whose key or value is broken, and the rows of the first sequence that do not see it.
-    fn cases(t: usize) -> Vec<(&'static str, Visible, usize, (usize, usize))> {
-        let first =
-            |f: &dyn Fn(usize) -> usize| Visible::from_first((0..2 * t).map(|i| f(i % t) as u32).collect::<Vec<_>>());
+    fn cases(t: usize) -> Vec<(&'static str, AttentionMask, usize, (usize, usize))> {
+        let first = |f: &dyn Fn(usize) -> usize| {
+            AttentionMask::from_window_starts((0..2 * t).map(|i| f(i % t) as u32).collect::<Vec<_>>())
+        };
         vec![
-            ("a later position", Visible::default(), t - 1, (0, t - 1)),
-            ("a position in the middle", Visible::default(), t / 2, (0, t / 2)),
+            ("a later position", AttentionMask::default(), t - 1, (0, t - 1)),
+            ("a position in the middle", AttentionMask::default(), t / 2, (0, t / 2)),
             ("left padding", first(&|_| 3), 2, (0, t)),
             ("before the window", first(&|i| (i + 1).saturating_sub(4)), 1, (5, t)),
             ("another document", first(&|i| if i >= t / 2 { t / 2 } else { 0 }), 0, (t / 2, t)),
@@ -174,7 +180,7 @@ mod tests {
                     (DType::F32, Precision::Bf16, 0.03),
                     (DType::F64, Precision::F32, 1e-6),
                 ] {
-                    let scores = Scores { soft_cap, precision, ..Scores::of_head(D) };
+                    let scores = AttentionParams { soft_cap, precision, ..AttentionParams::for_head_dim(D) };
                     let plain = run([&q, &k, &v], scores, &visible, dtype)?;
                     for by in BROKEN {
                         let cases = [(broken(&k, at, by), v.clone()), (k.clone(), broken(&v, at, by))];
@@ -201,15 +207,20 @@ mod tests {
     fn what_the_mask_hides_never_reaches_a_single_query() -> Result<()> {
         let s = 600;
         let (q, k, v) = (random(&[2, 1, 4, D], 1, 1.)?, random(&[2, s, 2, D], 2, 1.)?, random(&[2, s, 2, D], 3, 1.)?);
-        let visible = Visible::from_first([300, 0]);
+        let visible = AttentionMask::from_window_starts([300, 0]);
         for dtype in [DType::F32, DType::F64] {
-            let plain = run([&q, &k, &v], Scores::of_head(D), &visible, dtype)?;
+            let plain = run([&q, &k, &v], AttentionParams::for_head_dim(D), &visible, dtype)?;
             for (by, at) in BROKEN.into_iter().flat_map(|by| [(by, 2), (by, 299)]) {
-                let found = run([&q, &broken(&k, at, by), &broken(&v, at, by)], Scores::of_head(D), &visible, dtype)?;
+                let found = run(
+                    [&q, &broken(&k, at, by), &broken(&v, at, by)],
+                    AttentionParams::for_head_dim(D),
+                    &visible,
+                    dtype,
+                )?;
                 for (found, plain) in found.iter().zip(&plain) {
                     near(&flat(found), &flat(plain), 1e-5, &format!("{dtype:?} {by} at {at}"));
                 }
-                let [y, ..] = run([&q, &k, &broken(&v, 300, by)], Scores::of_head(D), &visible, dtype)?;
+                let [y, ..] = run([&q, &k, &broken(&v, 300, by)], AttentionParams::for_head_dim(D), &visible, dtype)?;
                 assert!(flat(&y.i(0)?).iter().any(|x| !x.is_finite()), "{by} is hidden");
             }
         }
@@ -221,16 +232,21 @@ mod tests {
     fn gradients_of_keys_and_values_do_not_see_it_either() -> Result<()> {
         let t = 9;
         let (q, k, v) = (random(&[2, t, 4, D], 1, 1.)?, random(&[2, t, 2, D], 2, 1.)?, random(&[2, t, 2, D], 3, 1.)?);
-        let visible = Visible::from_first([vec![3u32; t], vec![0; t]].concat());
+        let visible = AttentionMask::from_window_starts([vec![3u32; t], vec![0; t]].concat());
         for dtype in [DType::F32, DType::F64] {
-            let plain = run([&q, &k, &v], Scores::of_head(D), &visible, dtype)?;
+            let plain = run([&q, &k, &v], AttentionParams::for_head_dim(D), &visible, dtype)?;
             for by in BROKEN {
-                let found = run([&q, &broken(&k, 1, by), &broken(&v, 2, by)], Scores::of_head(D), &visible, dtype)?;
+                let found = run(
+                    [&q, &broken(&k, 1, by), &broken(&v, 2, by)],
+                    AttentionParams::for_head_dim(D),
+                    &visible,
+                    dtype,
+                )?;
                 for (found, plain) in found.iter().zip(&plain) {
                     near(&flat(found), &flat(plain), 1e-5, &format!("{dtype:?} {by}"));
                 }
                 // A query that sees nothing: no key or value hears of it.
-                let found = run([&broken(&q, 1, by), &k, &v], Scores::of_head(D), &visible, dtype)?;
+                let found = run([&broken(&q, 1, by), &k, &v], AttentionParams::for_head_dim(D), &visible, dtype)?;
                 for (found, plain) in found.iter().zip(&plain) {
                     near(&flat(found), &flat(plain), 1e-5, &format!("{dtype:?} {by} in a query"));
                 }
@@ -243,9 +259,9 @@ mod tests {
     #[test]
     fn what_overflows_in_bf16_never_reaches_a_row_that_does_not_see_it() -> Result<()> {
         let (q, v) = (random(&[2, 9, 4, D], 1, 1.)?, random(&[2, 9, 2, D], 3, 1.)?);
-        let scores = Scores { precision: Precision::Bf16, ..Scores::of_head(D) };
-        let plain = run([&q, &v, &v], scores, &Visible::default(), DType::F32)?;
-        let found = run([&q, &v, &broken(&v, 8, f32::MAX)], scores, &Visible::default(), DType::F32)?;
+        let scores = AttentionParams { precision: Precision::Bf16, ..AttentionParams::for_head_dim(D) };
+        let plain = run([&q, &v, &v], scores, &AttentionMask::default(), DType::F32)?;
+        let found = run([&q, &v, &broken(&v, 8, f32::MAX)], scores, &AttentionMask::default(), DType::F32)?;
         near(&rows(&found[0], 0, 8), &rows(&plain[0], 0, 8), 0.03, "f32::MAX");
         Ok(())
     }
@@ -258,17 +274,18 @@ mod tests {
         let weight = |rows, cols, seed| random(&[rows, cols], seed, 0.5);
         let (wq, wk, wv, wo) =
             (weight(32, hidden, 3)?, weight(16, hidden, 4)?, weight(16, hidden, 5)?, weight(hidden, 32, 6)?);
-        let padded = Visible::from_first([vec![3u32; t], vec![0; t]].concat());
+        let padded = AttentionMask::from_window_starts([vec![3u32; t], vec![0; t]].concat());
         for (precision, (visible, at, (from, to))) in
             [Precision::F32, Precision::Bf16].into_iter().flat_map(|precision| {
-                [(Visible::default(), t - 1, (0, t - 1)), (padded.clone(), 1, (2, t))].map(|case| (precision, case))
+                [(AttentionMask::default(), t - 1, (0, t - 1)), (padded.clone(), 1, (2, t))]
+                    .map(|case| (precision, case))
             })
         {
-            let scores = Scores { precision, ..Scores::of_head(D) };
+            let scores = AttentionParams { precision, ..AttentionParams::for_head_dim(D) };
             let run = |x: &Tensor| -> Result<[Tensor; 2]> {
                 let x = Var::from_tensor(x)?;
-                let weights = Projections { q: &wq, k: &wk, v: &wv, o: &wo };
-                let y = self_attention(&x, (&norm, 1e-5), weights, D, None, scores, &visible)?;
+                let weights = AttentionWeights { q: &wq, k: &wk, v: &wv, o: &wo };
+                let y = attention_block(&x, (&norm, 1e-5), weights, D, None, scores, &visible)?;
                 let grads = y.sqr()?.sum_all()?.backward()?;
                 Ok([y, grads.get(&x).unwrap().clone()])
             };

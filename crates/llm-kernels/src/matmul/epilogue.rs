@@ -8,7 +8,7 @@ use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
 use super::packed;
 use super::{Element, How, Matrix, Precision, Threads, fits, product};
-use crate::written::{Places, written};
+use crate::uninit::{Places, written};
 
 /// What a product in f32 or in bf16 is given by the operations of this crate: f32, or halves that are rounded once.
 pub trait Rounded: Element {

@@ -8,11 +8,12 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::testing::random;
 use crate::{
-    Activation, AdamWStep, BlockFormat, Bytes, CrossEntropyOptions, GatedWeights, IGNORED, Output, Precision,
-    Projections, QuantizedWeight, Recomputed, Rotary, Scores, StoredWeight, Visible, activate, adamw_step, attention,
-    attention_weights, both, cross_entropy, feed_forward, gated, kl_divergence, layer_norm, linear, linear_add,
-    linear_as, linear_cross_entropy, linear_distillation, linear_in, linear_quantized, linear_stored, recompute,
-    rms_norm, rope, self_attention, square_sum,
+    Activation, AdamWStep, AttentionMask, AttentionParams, AttentionWeights, BlockFormat, Bytes, CrossEntropyOptions,
+    HeadInputs, IGNORE_INDEX, MappedWeight, MlpWeights, Precision, QuantizedWeight, RecomputedGradients,
+    RotaryFrequencies, activate, adamw_step, attention, attention_block, attention_weights, cross_entropy,
+    gated_activation, join, kl_divergence, layer_norm, linear, linear_cross_entropy, linear_distillation,
+    linear_mapped, linear_quantized, linear_reshaped, linear_residual, linear_with_precision, mlp_block, recompute,
+    rms_norm, rope, sum_of_squares,
 };
 
 /// All choices of `N` sizes.
@@ -68,30 +69,32 @@ fn elementwise_and_norms() {
     for [a, b] in sizes(SMALL) {
         for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
             check("activate", &[&[a, b]], &[a, b], |t| activate(&t[0], activation));
-            check("gated", &[&[a, b], &[a, b]], &[a, b], |t| gated(&t[0], &t[1], activation));
+            check("gated_activation", &[&[a, b], &[a, b]], &[a, b], |t| gated_activation(&t[0], &t[1], activation));
         }
         check("rms_norm", &[&[a, b], &[b]], &[a, b], |t| rms_norm(&t[0], &t[1], 1e-5));
         check("layer_norm", &[&[a, b], &[b], &[b]], &[a, b], |t| layer_norm(&t[0], &t[1], &t[2], 1e-5));
-        check("recompute", &[&[a, b]], &[a, b], |t| recompute(&t[0], Vec::new(), &Recomputed::default(), |x| x * 2.));
-        check_plain(&format!("both {a}"), false, || {
-            assert_eq!(both(a, || 1, || 2), (1, 2));
+        check("recompute", &[&[a, b]], &[a, b], |t| {
+            recompute(&t[0], Vec::new(), &RecomputedGradients::default(), |x| x * 2.)
+        });
+        check_plain(&format!("join {a}"), false, || {
+            assert_eq!(join(a, || 1, || 2), (1, 2));
             Ok(())
         });
-        check_plain(&format!("adamw_step, square_sum {a} {b}"), a * b == 0, || {
+        check_plain(&format!("adamw_step, sum_of_squares {a} {b}"), a * b == 0, || {
             let (weight, grad) = (random(&[a, b], 1, 1.)?, random(&[a, b], 2, 1.)?);
             let moments = Tensor::zeros((2, a * b), DType::F32, &Device::Cpu)?;
             let (learning_rate, beta1, beta2, eps) = (0.1, 0.9, 0.9, 1e-8);
             let step = AdamWStep { learning_rate, beta1, beta2, eps, weight_decay: 0., step: 1, gradient_scale: 1. };
             adamw_step(&weight, &grad, &moments, &step)?;
-            square_sum(&weight)?;
-            square_sum(&weight.to_dtype(DType::F64)?).map(drop)
+            sum_of_squares(&weight)?;
+            sum_of_squares(&weight.to_dtype(DType::F64)?).map(drop)
         });
     }
 }
 
 fn losses() {
     for [n, vocab] in sizes(SMALL) {
-        let labels = vec![if vocab == 0 { IGNORED } else { vocab as i64 - 1 }; n];
+        let labels = vec![if vocab == 0 { IGNORE_INDEX } else { vocab as i64 - 1 }; n];
         check("cross_entropy", &[&[n, vocab]], &[n], |t| cross_entropy(&t[0], &labels));
         check("kl_divergence", &[&[n, vocab], &[n, vocab]], &[n], |t| kl_divergence(&t[0], &t[1], 2.));
         for [k, other] in sizes(SMALL) {
@@ -102,7 +105,7 @@ fn losses() {
                 });
                 let shapes: [&[usize]; 4] = [&[n, k], &[vocab, k], &[n, other], &[vocab, other]];
                 check("linear_distillation", &shapes, &[], |t| {
-                    let output = |hidden, weight| Output { hidden, weight, precision };
+                    let output = |hidden_states, weight| HeadInputs { hidden_states, weight, precision };
                     Ok(linear_distillation(output(&t[0], &t[1]), output(&t[2], &t[3]), &labels, 0.5, 2.)?.loss)
                 });
             }
@@ -114,14 +117,20 @@ fn products() {
     for [n, k, m] in sizes(SMALL).chain(sizes([0, 1, 5]).filter(|&[n, _, _]| n == 5)) {
         for precision in [Precision::F32, Precision::Bf16] {
             check("linear", &[&[n, k], &[m, k]], &[n, m], |t| linear(&t[0], &t[1]));
-            check("linear_in", &[&[2, n, k], &[m, k]], &[2, n, m], |t| linear_in(&t[0], &t[1], precision));
-            check("linear_as", &[&[n, k], &[m, k]], &[m, n], |t| linear_as(&t[0], &t[1], &[m, n], precision));
-            check("linear_add", &[&[n, k], &[m, k], &[n, m]], &[n, m], |t| linear_add(&t[0], &t[1], &t[2], precision));
-            check("feed_forward", &[&[n, k], &[k], &[m, k], &[m, k], &[k, m]], &[n, k], |t| {
-                let weights = GatedWeights { gate: &t[2], up: &t[3], down: &t[4] };
-                let plain = feed_forward(&t[0], None, weights, Activation::Silu, precision)?;
+            check("linear_with_precision", &[&[2, n, k], &[m, k]], &[2, n, m], |t| {
+                linear_with_precision(&t[0], &t[1], precision)
+            });
+            check("linear_reshaped", &[&[n, k], &[m, k]], &[m, n], |t| {
+                linear_reshaped(&t[0], &t[1], &[m, n], precision)
+            });
+            check("linear_residual", &[&[n, k], &[m, k], &[n, m]], &[n, m], |t| {
+                linear_residual(&t[0], &t[1], &t[2], precision)
+            });
+            check("mlp_block", &[&[n, k], &[k], &[m, k], &[m, k], &[k, m]], &[n, k], |t| {
+                let weights = MlpWeights { gate: &t[2], up: &t[3], down: &t[4] };
+                let plain = mlp_block(&t[0], None, weights, Activation::Silu, precision)?;
                 assert_eq!(plain.dims(), [n, k]);
-                feed_forward(&t[0], Some((&t[1], 1e-5)), weights, Activation::Silu, precision)
+                mlp_block(&t[0], Some((&t[1], 1e-5)), weights, Activation::Silu, precision)
             });
         }
         let x = |t: &[Tensor]| t[0].to_dtype(DType::F32);
@@ -129,20 +138,23 @@ fn products() {
             linear(&x(t)?, &t[1].detach().to_dtype(DType::BF16)?)
         });
         for (dtype, size) in [(DType::F32, 4), (DType::BF16, 2), (DType::F16, 2)] {
-            check("linear_stored", &[&[n, k]], &[n, m], |t| {
-                let w = StoredWeight::new(Bytes::from(vec![0; m * k * size]), (m, k), dtype)?;
-                assert_eq!((w.dense()?.dims(), w.part(0..m)?.shape()), (&[m, k][..], (m, k)));
-                assert_eq!((w.part(m..m)?.dense()?.dims(), w.rows(&[])?.dims()), (&[0, k][..], &[0, k][..]));
-                assert_eq!(w.rows(&vec![0; m])?.dims(), [m, k]);
-                linear_stored(&x(t)?, &w)
+            check("linear_mapped", &[&[n, k]], &[n, m], |t| {
+                let w = MappedWeight::new(Bytes::from(vec![0; m * k * size]), (m, k), dtype)?;
+                assert_eq!((w.to_tensor()?.dims(), w.slice_rows(0..m)?.shape()), (&[m, k][..], (m, k)));
+                assert_eq!(
+                    (w.slice_rows(m..m)?.to_tensor()?.dims(), w.gather_rows(&[])?.dims()),
+                    (&[0, k][..], &[0, k][..])
+                );
+                assert_eq!(w.gather_rows(&vec![0; m])?.dims(), [m, k]);
+                linear_mapped(&x(t)?, &w)
             });
         }
         for format in [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_K, BlockFormat::Q6_K] {
             let wide = k * format.elements();
             check("linear_quantized", &[&[n, wide]], &[n, m], |t| {
                 let w = QuantizedWeight::from_blocks(vec![0; m * k * format.bytes()], (m, wide), format)?;
-                assert_eq!((w.dequantize()?.dims(), w.rows(&[])?.dims()), (&[m, wide][..], &[0, wide][..]));
-                assert_eq!(w.rows(&vec![0; m])?.dims(), [m, wide]);
+                assert_eq!((w.dequantize()?.dims(), w.gather_rows(&[])?.dims()), (&[m, wide][..], &[0, wide][..]));
+                assert_eq!(w.gather_rows(&vec![0; m])?.dims(), [m, wide]);
                 assert_eq!(QuantizedWeight::quantize(&w.dequantize()?, format)?.blocks().len(), w.blocks().len());
                 linear_quantized(&x(t)?, &w)
             });
@@ -153,16 +165,19 @@ fn products() {
 fn attentions() {
     for [b, t, s, h, g, d] in sizes(SMALL) {
         let (soft_cap, shape) = (Some(2.), [b, t, h, d]);
-        for scores in [Scores::of_head(d), Scores { soft_cap, precision: Precision::Bf16, ..Scores::of_head(d) }] {
+        for scores in [
+            AttentionParams::for_head_dim(d),
+            AttentionParams { soft_cap, precision: Precision::Bf16, ..AttentionParams::for_head_dim(d) },
+        ] {
             // What no one may ask for: an error even where nothing is empty.
             if t > s || g == 0 || h % g != 0 {
                 let x = |s: usize, h: usize| Tensor::zeros((b, s, h, d), DType::F32, &Device::Cpu).unwrap();
-                assert!(attention(&x(t, h), &x(s, g), &x(s, g), scores, &Visible::default()).is_err());
+                assert!(attention(&x(t, h), &x(s, g), &x(s, g), scores, &AttentionMask::default()).is_err());
                 continue;
             }
             let shapes: [&[usize]; 3] = [&shape, &[b, s, g, d], &[b, s, g, d]];
-            let hidden = Visible { first_key: None, hidden_keys: Some(vec![(0, s as u32); b].into()) };
-            for visible in [Visible::default(), Visible::from_first(vec![1; b * t]), hidden] {
+            let hidden = AttentionMask { window_starts: None, masked_keys: Some(vec![(0, s as u32); b].into()) };
+            for visible in [AttentionMask::default(), AttentionMask::from_window_starts(vec![1; b * t]), hidden] {
                 check("attention", &shapes, &shape, |x| attention(&x[0], &x[1], &x[2], scores, &visible));
                 check("attention_weights", &shapes[..2], &[b, h, t, s], |x| {
                     attention_weights(&x[0], &x[1], scores, &visible)
@@ -173,8 +188,8 @@ fn attentions() {
     for [b, h, d] in sizes(SMALL) {
         for (t, rotary) in [0, 1, 2, 5].into_iter().flat_map(|t| [0, 1, 2].map(|rotary| (t, rotary))) {
             let positions: Vec<u32> = (0..b * t).map(|i| i as u32).collect();
-            for turning in [Rotary::new(rotary, 1e4), Rotary::new(rotary, 1e4).interleaved()] {
-                let rotation = turning.at(&positions);
+            for turning in [RotaryFrequencies::new(rotary, 1e4), RotaryFrequencies::new(rotary, 1e4).interleaved()] {
+                let rotation = turning.table(&positions);
                 if rotary / 2 * 2 <= d {
                     check("rope", &[&[b, t, h, d]], &[b, t, h, d], |x| rope(&x[0], &rotation));
                 }
@@ -185,10 +200,18 @@ fn attentions() {
                     }
                     let (q, k, o) = ([h * d, hidden], [g * d, hidden], [hidden, h * d]);
                     let shapes: [&[usize]; 6] = [&[b, t, hidden], &[hidden], &q, &k, &k, &o];
-                    check("self_attention", &shapes, &[b, t, hidden], |x| {
-                        let weights = Projections { q: &x[2], k: &x[3], v: &x[4], o: &x[5] };
-                        let scores = Scores { precision, ..Scores::of_head(d) };
-                        self_attention(&x[0], (&x[1], 1e-5), weights, d, Some(&rotation), scores, &Visible::default())
+                    check("attention_block", &shapes, &[b, t, hidden], |x| {
+                        let weights = AttentionWeights { q: &x[2], k: &x[3], v: &x[4], o: &x[5] };
+                        let scores = AttentionParams { precision, ..AttentionParams::for_head_dim(d) };
+                        attention_block(
+                            &x[0],
+                            (&x[1], 1e-5),
+                            weights,
+                            d,
+                            Some(&rotation),
+                            scores,
+                            &AttentionMask::default(),
+                        )
                     });
                 }
             }

@@ -1,4 +1,4 @@
-//! Rotary positions (Su et al. 2021, arXiv 2104.09864), in the half-split layout of Hugging Face checkpoints or in the
+//! RotaryFrequencies positions (Su et al. 2021, arXiv 2104.09864), in the half-split layout of Hugging Face checkpoints or in the
 //! interleaved one of the paper.
 
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use crate::simd::{contiguous, zeros};
 
 /// The frequencies of rotary positions: pair `i` of a head turns by `position · theta^(-2i/d)`.
 #[derive(Debug, Clone)]
-pub struct Rotary {
+pub struct RotaryFrequencies {
     inverse_frequencies: Vec<f64>, // (d / 2)
     stretch: f64,
     interleaved: bool,
 }
 
-impl Rotary {
+impl RotaryFrequencies {
     /// Frequencies for `rotary_dim` numbers of each head (even) and the base `theta`.
     pub fn new(rotary_dim: usize, theta: f64) -> Self {
         let half = rotary_dim / 2;
@@ -25,7 +25,7 @@ impl Rotary {
     }
 
     /// Given frequencies `(rotary_dim / 2)`; what turns is made longer by `stretch` (`YaRN`, arXiv 2309.00071, 1 else).
-    pub fn with_frequencies(inverse_frequencies: Vec<f64>, stretch: f64) -> Self {
+    pub fn from_inverse_frequencies(inverse_frequencies: Vec<f64>, stretch: f64) -> Self {
         Self { inverse_frequencies, stretch, interleaved: false }
     }
 
@@ -42,7 +42,7 @@ impl Rotary {
     }
 
     /// The rotation of each of the given positions, to be shared by all layers of a forward pass.
-    pub fn at(&self, positions: &[u32]) -> Rotation {
+    pub fn table(&self, positions: &[u32]) -> RotaryTable {
         let half = self.inverse_frequencies.len();
         let low = positions.iter().copied().min().unwrap_or(0);
         let high = positions.iter().copied().max().unwrap_or(0);
@@ -60,20 +60,20 @@ impl Rotary {
             cos.extend(table[row..row + half].iter().map(|&(c, _)| c));
             sin.extend(table[row..row + half].iter().map(|&(_, s)| s));
         }
-        Rotation { cos: Arc::new(cos), sin: Arc::new(sin), half, interleaved: self.interleaved }
+        RotaryTable { cos: Arc::new(cos), sin: Arc::new(sin), half, interleaved: self.interleaved }
     }
 }
 
-/// Cosines and sines `(tokens, d / 2)` for the tokens of one batch; made by [`Rotary::at`].
+/// Cosines and sines `(tokens, d / 2)` for the tokens of one batch; made by [`RotaryFrequencies::table`].
 #[derive(Debug, Clone)]
-pub struct Rotation {
+pub struct RotaryTable {
     cos: Arc<Vec<f32>>,
     sin: Arc<Vec<f32>>,
     half: usize,
     interleaved: bool,
 }
 
-impl Rotation {
+impl RotaryTable {
     /// Whether it is for so many tokens, and for no more numbers of a head than there are.
     pub(crate) fn fits(&self, tokens: usize, head_dim: usize) -> bool {
         head_dim >= 2 * self.half && tokens * self.half == self.cos.len()
@@ -98,7 +98,7 @@ impl Rotation {
 /// Turns each head of `x` `(b, t, h, d)` by the rotation of its token; `rotation` holds `b · t` tokens in order.
 ///
 /// Where the rotation is for fewer than `d` numbers, the first of each head turn and the others stay as they are.
-pub fn rope(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
+pub fn rope(x: &Tensor, rotation: &RotaryTable) -> Result<Tensor> {
     let (b, t, _h, d) = x.dims4()?;
     if !rotation.fits(b * t, d) {
         bail!(
@@ -115,7 +115,7 @@ pub fn rope(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
     }
 }
 
-fn naive(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
+fn naive(x: &Tensor, rotation: &RotaryTable) -> Result<Tensor> {
     let (b, t, _h, d) = x.dims4()?;
     let half = rotation.half;
     if half == 0 {
@@ -143,7 +143,7 @@ fn naive(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
 }
 
 struct Turn {
-    rotation: Rotation,
+    rotation: RotaryTable,
     head_dim: usize,
     sign: f32,
 }
@@ -210,14 +210,15 @@ mod tests {
 
     #[test]
     fn fused_rope_equals_the_naive_one_in_f64() -> Result<()> {
-        let rotary = Rotary::new(6, 10_000.);
-        let rotation = rotary.at(&[0, 1, 2, 3, 0, 0, 1000, 1001]);
+        let rotary = RotaryFrequencies::new(6, 10_000.);
+        let rotation = rotary.table(&[0, 1, 2, 3, 0, 0, 1000, 1001]);
         let x = random(&[2, 4, 3, 6], 1, 1.)?;
         assert_same_gradients(&[&x], 1e-6, |t| rope(&t[0], &rotation))?;
         let x = random(&[2, 3, 4, 6], 1, 1.)?;
         assert_same_gradients(&[&x], 1e-6, |t| rope(&t[0].transpose(1, 2)?, &rotation))?;
         // The first four of ten numbers turn, and are stretched.
-        let partial = Rotary::with_frequencies(vec![1., 0.2], 1.25).at(&[0, 1, 2, 3, 0, 0, 1000, 1001]);
+        let partial =
+            RotaryFrequencies::from_inverse_frequencies(vec![1., 0.2], 1.25).table(&[0, 1, 2, 3, 0, 0, 1000, 1001]);
         let x = random(&[2, 4, 3, 10], 1, 1.)?;
         assert_same_gradients(&[&x], 1e-6, |t| rope(&t[0], &partial))?;
         let rest = |x: &Tensor| x.narrow(3, 4, 6)?.flatten_all()?.to_vec1::<f32>();
@@ -228,13 +229,13 @@ mod tests {
 
     #[test]
     fn interleaved_pairs_turn_as_halves_do_in_another_order() -> Result<()> {
-        let halves = Rotary::with_frequencies(vec![1., 0.2, 0.03], 1.25);
+        let halves = RotaryFrequencies::from_inverse_frequencies(vec![1., 0.2, 0.03], 1.25);
         let (positions, order) =
             ([0, 1, 2, 1000], Tensor::new(&[0u32, 3, 1, 4, 2, 5, 6, 7], &candle_core::Device::Cpu)?);
-        let rotation = halves.clone().interleaved().at(&positions);
+        let rotation = halves.clone().interleaved().table(&positions);
         let x = random(&[1, 4, 3, 8], 1, 1.)?; // the last two of each head stay
         assert_same_gradients(&[&x], 1e-6, |t| rope(&t[0], &rotation))?;
-        let apart = rope(&x, &halves.at(&positions))?.index_select(&order, 3)?;
+        let apart = rope(&x, &halves.table(&positions))?.index_select(&order, 3)?;
         let beside = rope(&x.index_select(&order, 3)?, &rotation)?;
         assert_eq!(beside.flatten_all()?.to_vec1::<f32>()?, apart.flatten_all()?.to_vec1::<f32>()?);
         Ok(())
@@ -242,10 +243,10 @@ mod tests {
 
     #[test]
     fn the_product_of_two_turned_heads_depends_on_their_distance_alone() -> Result<()> {
-        let rotary = Rotary::new(8, 10_000.);
+        let rotary = RotaryFrequencies::new(8, 10_000.);
         let (q, k) = (random(&[1, 1, 1, 8], 1, 1.)?, random(&[1, 1, 1, 8], 2, 1.)?);
         let score = |i, j| -> Result<f32> {
-            (rope(&q, &rotary.at(&[i]))? * rope(&k, &rotary.at(&[j]))?)?.sum_all()?.to_scalar::<f32>()
+            (rope(&q, &rotary.table(&[i]))? * rope(&k, &rotary.table(&[j]))?)?.sum_all()?.to_scalar::<f32>()
         };
         assert!((score(5, 2)? - score(105, 102)?).abs() < 1e-5);
         assert!((score(5, 2)? - score(5, 3)?).abs() > 1e-3);

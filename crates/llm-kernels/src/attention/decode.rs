@@ -2,8 +2,8 @@
 
 use pulp::Simd;
 
-use super::Scores;
-use super::core::weigh;
+use super::AttentionParams;
+use super::flash::weigh;
 use crate::matmul::Matrix;
 
 /// Keys that one task reads.
@@ -14,7 +14,7 @@ pub const SPAN: usize = 256;
 pub type Mixed = (Vec<f32>, Vec<f32>);
 
 /// The results of the query heads `q` `(d,)` that share the keys and values `(n, d)`.
-pub fn single(q: &[&[f32]], k: Matrix, v: Matrix, scores: &Scores) -> Mixed {
+pub fn single(q: &[&[f32]], k: Matrix, v: Matrix, scores: &AttentionParams) -> Mixed {
     let (heads, n, d) = (q.len(), k.rows(), q.first().map_or(0, |q| q.len()));
     let mut out = vec![0f32; heads * d];
     let mut log_sums = vec![f32::NEG_INFINITY; heads];

@@ -10,17 +10,17 @@ use candle_core::{Result, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::activation::{Activation, gated, gated_backward, gated_forward};
-use crate::linear::{added, linear_add, linear_in};
+use crate::activation::{Activation, gated_activation, gated_backward, gated_forward};
+use crate::linear::{added, linear_residual, linear_with_precision};
 use crate::matmul::{FEW_ROWS, How, Matrix, Precision, Rounded, mapped_product, product, product_into};
-use crate::norm::{epsilon, gradients, normed, rms_norm};
-use crate::operation::{OnSlices, Operation};
+use crate::rms_norm::{epsilon, gradients, normed, rms_norm};
 use crate::simd::zeros;
-use crate::written::written;
+use crate::slice_op::{OnSlices, Operation};
+use crate::uninit::written;
 
 /// The weights of a gated feed-forward network.
 #[derive(Debug, Clone, Copy)]
-pub struct GatedWeights<'a> {
+pub struct MlpWeights<'a> {
     /// Of the branch that is activated, `(inner, hidden)`.
     pub gate: &'a Tensor,
     /// Of the branch that it multiplies, `(inner, hidden)`.
@@ -33,15 +33,15 @@ pub struct GatedWeights<'a> {
 /// `down(activation(gate(x)) · up(x))` alone.
 ///
 /// `x` is `(…, hidden)`, and so is the result; `norm` is the weight of the norm `(hidden,)` and its epsilon. It equals
-/// [`rms_norm`], [`linear_in`], [`gated`] and [`linear_add`] one after the other, which is what runs where nothing trains.
-pub fn feed_forward(
+/// [`rms_norm`], [`linear_with_precision`], [`gated_activation`] and [`linear_residual`] one after the other, which is what runs where nothing trains.
+pub fn mlp_block(
     x: &Tensor,
     norm: Option<(&Tensor, f64)>,
-    weights: GatedWeights,
+    weights: MlpWeights,
     activation: Activation,
     precision: Precision,
 ) -> Result<Tensor> {
-    let GatedWeights { gate, up, down } = weights;
+    let MlpWeights { gate, up, down } = weights;
     let (inner, hidden) = gate.dims2()?;
     let fits = x.dims().last() == Some(&hidden)
         && up.dims() == gate.dims()
@@ -49,7 +49,7 @@ pub fn feed_forward(
         && norm.is_none_or(|(weight, _)| weight.dims() == [hidden]);
     if !fits {
         bail!(
-            "feed_forward: x is {:?}, gate {:?}, up {:?}, down {:?}; they do not fit",
+            "mlp_block: x is {:?}, gate {:?}, up {:?}, down {:?}; they do not fit",
             x.dims(),
             gate.dims(),
             up.dims(),
@@ -60,9 +60,17 @@ pub fn feed_forward(
     let rows = x.elem_count() / hidden.max(1);
     if rows <= FEW_ROWS || !crate::is_differentiated(&tensors) {
         let y = norm.map_or_else(|| Ok(x.clone()), |(weight, eps)| rms_norm(x, weight, eps))?;
-        let (gate, up) = crate::both(rows, || linear_in(&y, gate, precision), || linear_in(&y, up, precision));
-        let y = gated(&gate?, &up?, activation)?;
-        return if norm.is_some() { linear_add(&y, down, x, precision) } else { linear_in(&y, down, precision) };
+        let (gate, up) = crate::join(
+            rows,
+            || linear_with_precision(&y, gate, precision),
+            || linear_with_precision(&y, up, precision),
+        );
+        let y = gated_activation(&gate?, &up?, activation)?;
+        return if norm.is_some() {
+            linear_residual(&y, down, x, precision)
+        } else {
+            linear_with_precision(&y, down, precision)
+        };
     }
     let eps = norm.map(|(_, eps)| epsilon(eps));
     let norm = norm.map(|(weight, _)| weight.unsqueeze(0)).transpose()?;
@@ -74,17 +82,17 @@ pub fn feed_forward(
         Precision::F32 => x.apply_op3(
             &params,
             &down,
-            Operation(FeedForward::<f32> { inner, eps, activation, wants, kept: OnceLock::new() }),
+            Operation(MlpBlock::<f32> { inner, eps, activation, wants, kept: OnceLock::new() }),
         ),
         Precision::Bf16 => x.apply_op3(
             &params,
             &down,
-            Operation(FeedForward::<bf16> { inner, eps, activation, wants, kept: OnceLock::new() }),
+            Operation(MlpBlock::<bf16> { inner, eps, activation, wants, kept: OnceLock::new() }),
         ),
     }
 }
 
-struct FeedForward<T> {
+struct MlpBlock<T> {
     inner: usize,
     /// Of the norm, if there is one.
     eps: Option<f32>,
@@ -100,7 +108,7 @@ struct Kept<T> {
     inner: Vec<T>,  // (n, 3 inner): the branches' product, and the branches
 }
 
-impl<T: Rounded> FeedForward<T> {
+impl<T: Rounded> MlpBlock<T> {
     const HOW: How = How::all(T::PRECISION);
 
     /// Sizes, and the parameters of the norm and of the branches.
@@ -117,8 +125,8 @@ impl<T: Rounded> FeedForward<T> {
     }
 }
 
-impl<T: Rounded> OnSlices for FeedForward<T> {
-    const NAME: &'static str = "feed_forward";
+impl<T: Rounded> OnSlices for MlpBlock<T> {
+    const NAME: &'static str = "mlp_block";
 
     fn forward(&self, [x, params, down]: [&[f32]; 3]) -> Result<Vec<f32>> {
         let (n, hidden, norm, weight) = self.parts(x, params);
@@ -135,14 +143,14 @@ impl<T: Rounded> OnSlices for FeedForward<T> {
         let y = added(self.eps.map(|_| x), self.gated(&inner, n), down.t(), Self::HOW);
         match self.kept.set(Kept { normed, inner }) {
             Ok(()) => Ok(y),
-            Err(_) => bail!("feed_forward: an operation is used once"),
+            Err(_) => bail!("mlp_block: an operation is used once"),
         }
     }
 
     /// The gradients of `x`, of the parameters, and of `down`.
     fn backward(&self, [x, params, down]: [&[f32]; 3], dy: &[f32]) -> Result<[Option<Vec<f32>>; 3]> {
         let Some(Kept { normed, inner }) = self.kept.get() else {
-            bail!("feed_forward: its backward came before its forward");
+            bail!("mlp_block: its backward came before its forward");
         };
         let (n, hidden, norm, weight) = self.parts(x, params);
         let dy_rows = Matrix::new(dy, n, hidden);
@@ -200,8 +208,8 @@ mod tests {
             for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
                 for (precision, tolerance) in [(Precision::F32, 2e-5), (Precision::Bf16, 1. / 32.)] {
                     let run = |t: &[Tensor]| {
-                        let (norm, weights) = (t.get(4), GatedWeights { gate: &t[1], up: &t[2], down: &t[3] });
-                        feed_forward(&t[0], norm.map(|norm| (norm, 1e-5)), weights, activation, precision)
+                        let (norm, weights) = (t.get(4), MlpWeights { gate: &t[1], up: &t[2], down: &t[3] });
+                        mlp_block(&t[0], norm.map(|norm| (norm, 1e-5)), weights, activation, precision)
                     };
                     assert_same_gradients(&[&x, &gate, &up, &down], tolerance, run)?;
                     assert_same_gradients(&[&x, &gate, &up, &down, &norm], tolerance, run)?;
@@ -218,8 +226,8 @@ mod tests {
         let [x_var, w_var, down_var] = vars;
         let (x_var, w_var, down_var) = (x_var?, w_var?, down_var?);
         let run = |x: &Tensor, w: &Tensor, down: &Tensor| {
-            let weights = GatedWeights { gate: w, up: w, down };
-            feed_forward(x, None, weights, Activation::Silu, Precision::F32)?.sum_all()?.backward()
+            let weights = MlpWeights { gate: w, up: w, down };
+            mlp_block(x, None, weights, Activation::Silu, Precision::F32)?.sum_all()?.backward()
         };
         let grads = run(&x, &w, &down_var)?;
         assert!(grads.get(&down_var).is_some() && grads.get(&w).is_none() && grads.get(&x).is_none());
@@ -227,9 +235,9 @@ mod tests {
         assert!(grads.get(&w_var).is_some() && grads.get(&down).is_none() && grads.get(&x).is_none());
         let grads = run(&x_var, &w, &down)?;
         assert!(grads.get(&x_var).is_some() && grads.get(&w).is_none() && grads.get(&down).is_none());
-        let weights = GatedWeights { gate: &w, up: &w, down: &down };
-        let wrong = GatedWeights { down: &w, ..weights };
-        assert!(feed_forward(&x, None, wrong, Activation::Silu, Precision::F32).is_err());
+        let weights = MlpWeights { gate: &w, up: &w, down: &down };
+        let wrong = MlpWeights { down: &w, ..weights };
+        assert!(mlp_block(&x, None, wrong, Activation::Silu, Precision::F32).is_err());
         Ok(())
     }
 }

@@ -5,11 +5,11 @@ use std::ops::Range;
 use candle_core::Layout;
 use rayon::prelude::*;
 
-use super::{Dims, Scores, Visible, exact, single};
+use super::{AttentionMask, AttentionParams, Dims, decode, row_by_row};
 use crate::matmul::{Element, Matrix, Right, Rounded};
-use crate::rope::Rotation;
+use crate::rotary::RotaryTable;
 use crate::simd::{exp, max, sum2, tanh};
-use crate::written::Places;
+use crate::uninit::Places;
 
 /// A block of queries and a block of keys: their scores stay in the first two levels of the cache.
 const QUERIES: usize = 48;
@@ -77,8 +77,8 @@ impl<'a, T: Rounded> HeadsMut<'a, T> {
 /// An attention: its sizes, what is made of scores, and who sees whom.
 pub(crate) struct Core {
     pub shape: Dims,
-    pub scores: Scores,
-    pub visible: Visible,
+    pub scores: AttentionParams,
+    pub visible: AttentionMask,
 }
 
 /// Some queries of one sequence with the range of keys that each sees.
@@ -123,7 +123,7 @@ impl Core {
         grad: Heads<T>,
         log_sums: &[f32],
         gradients: [HeadsMut<G>; 3],
-        rotation: Option<&Rotation>,
+        rotation: Option<&RotaryTable>,
     ) {
         let Dims { b, g, .. } = self.shape;
         let [dq, dk, dv] = gradients;
@@ -134,13 +134,13 @@ impl Core {
     }
 
     /// The results of the query heads of key/value head `group` for the one query of sequence `b`, by one span of keys.
-    pub fn single(&self, [q, k, v]: [Heads; 3], b: usize, group: usize, span: usize) -> single::Mixed {
+    pub fn single(&self, [q, k, v]: [Heads; 3], b: usize, group: usize, span: usize) -> decode::Mixed {
         let Dims { t, s, h, g, .. } = self.shape;
         let (start, end) = self.visible.range(b, 0, t, s);
-        let (start, end) = (start.max(span * single::SPAN), end.min((span + 1) * single::SPAN));
+        let (start, end) = (start.max(span * decode::SPAN), end.min((span + 1) * decode::SPAN));
         let keys = if start < end { start..end } else { 0..0 };
         let rows: Vec<&[f32]> = (group * (h / g)..(group + 1) * (h / g)).map(|head| q.row(b, 0, head)).collect();
-        single::single(&rows, k.block(b, keys.clone(), group), v.block(b, keys, group), &self.scores)
+        decode::single(&rows, k.block(b, keys.clone(), group), v.block(b, keys, group), &self.scores)
     }
 
     /// The queries of sequence `b`, block by block.
@@ -171,7 +171,7 @@ impl Core {
     ) -> Vec<f32> {
         let Dims { t, s, h, g, d, .. } = self.shape;
         let group = head / (h / g);
-        if ![k, v].iter().all(|x| exact::is_plain(x.block(b, 0..s, group))) {
+        if ![k, v].iter().all(|x| row_by_row::is_plain(x.block(b, 0..s, group))) {
             return self.forward_head_exactly([q, k, v], b, head, to);
         }
         let (keys_t, values) = (self.right(k.block(b, 0..s, group).t()), self.right(v.block(b, 0..s, group)));
@@ -221,15 +221,15 @@ impl Core {
         log_sums: &[f32],
         (b, group): (usize, usize),
         [to_q, to_k, to_v]: [&HeadsMut<G>; 3],
-        rotation: Option<&Rotation>,
+        rotation: Option<&RotaryTable>,
     ) {
         let Dims { t, s, h, g, d, .. } = self.shape;
         let scale = self.scores.scale as f32;
         let [q, k, v] = inputs;
         let (k, v) = (k.block(b, 0..s, group), v.block(b, 0..s, group));
-        let of_heads = |x: Heads<'_, T>, head| exact::is_plain(x.block(b, 0..t, head));
+        let of_heads = |x: Heads<'_, T>, head| row_by_row::is_plain(x.block(b, 0..t, head));
         let mut heads = group * (h / g)..(group + 1) * (h / g);
-        let plain = [k, v].map(exact::is_plain) == [true; 2] && heads.all(|i| of_heads(q, i) && of_heads(grad, i));
+        let plain = [k, v].map(row_by_row::is_plain) == [true; 2] && heads.all(|i| of_heads(q, i) && of_heads(grad, i));
         if !plain {
             return self.backward_group_exactly(
                 (inputs, out, grad),
@@ -289,7 +289,12 @@ impl Core {
 }
 
 /// The gradients of rows `(n, d)` before they were turned, from those behind it; the first is that of `token`.
-pub(super) fn turned_back<'a>(rotation: Option<&Rotation>, token: usize, d: usize, rows: &'a mut [f32]) -> &'a [f32] {
+pub(super) fn turned_back<'a>(
+    rotation: Option<&RotaryTable>,
+    token: usize,
+    d: usize,
+    rows: &'a mut [f32],
+) -> &'a [f32] {
     if let Some(rotation) = rotation {
         let mut row = vec![0f32; d];
         for (i, gradient) in rows.chunks_exact_mut(d).enumerate() {

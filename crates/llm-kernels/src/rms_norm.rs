@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::matmul::Rounded;
 use crate::simd::{contiguous, sum2};
-use crate::written::written;
+use crate::uninit::written;
 
 /// Scales each row of `x` `(…, n)` to a root mean square of one and then by `weight` `(n,)`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
