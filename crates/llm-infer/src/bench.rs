@@ -1,4 +1,4 @@
-//! What inference costs: the time to read a prompt and the time for each further token.
+//! Inference benchmark: prefill and decode throughput, and memory.
 
 use std::time::Instant;
 
@@ -7,23 +7,23 @@ use serde::Serialize;
 
 use crate::{Error, GenerateOptions, Result, Sampling, generate};
 
-/// The figures of some generations.
+/// Results of the benchmark.
 #[derive(Debug, Clone, Serialize)]
 pub struct InferenceCost {
-    /// Parameters of the model.
+    /// Number of parameters of the model.
     pub parameters: usize,
-    /// Prompt tokens in a second, by the median round.
+    /// Prefill throughput, in prompt tokens per second; median over the rounds.
     pub prefill_tokens_per_second: f64,
-    /// New tokens in a second behind the prompt, by the median round.
+    /// Decode throughput, in generated tokens per second; median over the rounds.
     pub decode_tokens_per_second: f64,
-    /// The most memory that the process held, in bytes; none where the system does not say.
+    /// Peak memory of the process, in bytes; none if the system does not report it.
     pub peak_memory: Option<u64>,
 }
 
-/// Reads `prompt_tokens` and generates `new_tokens`, greedily, for one person, `rounds` times.
+/// Measures prefill of `prompt_tokens` and greedy decoding of `new_tokens` at batch size 1, `rounds` times.
 pub fn bench(model: &Model, prompt_tokens: usize, new_tokens: usize, rounds: usize) -> Result<InferenceCost> {
     if prompt_tokens == 0 || new_tokens < 2 || rounds == 0 {
-        return Err(Error::Input("a benchmark needs a prompt token, 2 new tokens and 1 round at least".to_owned()));
+        return Err(Error::Input("a benchmark needs at least 1 prompt token, 2 new tokens and 1 round".to_owned()));
     }
     let vocab = model.config().vocab_size as u32;
     let prompt: Vec<u32> = (0..prompt_tokens as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab).collect();
@@ -37,16 +37,16 @@ pub fn bench(model: &Model, prompt_tokens: usize, new_tokens: usize, rounds: usi
             first.get_or_insert_with(Instant::now);
             true
         })?;
-        let made = replies[0].len();
-        if made < new_tokens {
-            let room = model.config().max_position_embeddings;
+        let generated = replies[0].len();
+        if generated < new_tokens {
+            let context_length = model.config().max_position_embeddings;
             return Err(Error::Input(format!(
-                "{prompt_tokens} and {new_tokens} tokens do not fit the model's {room} positions"
+                "{prompt_tokens} prompt tokens and {new_tokens} new tokens exceed the context length of {context_length}"
             )));
         }
         let first = first.unwrap_or(start);
         prefill.push((first - start).as_secs_f64() / prompt_tokens as f64);
-        decode.push(first.elapsed().as_secs_f64() / (made - 1) as f64);
+        decode.push(first.elapsed().as_secs_f64() / (generated - 1) as f64);
     }
     Ok(InferenceCost {
         parameters: model.count().total(),
@@ -61,12 +61,12 @@ fn median(mut seconds: Vec<f64>) -> f64 {
     seconds[seconds.len() / 2]
 }
 
-/// The high-water mark of the process's resident memory, in bytes; none where the system does not say (Linux does).
+/// Peak resident memory of the process, in bytes; none on systems other than Linux.
 pub fn peak_memory() -> Option<u64> {
     memory("VmHWM:")
 }
 
-/// The process's resident memory that is no file's, in bytes; none where the system does not say (Linux does).
+/// Anonymous resident memory of the process (without mapped files), in bytes; none on systems other than Linux.
 pub fn anonymous_memory() -> Option<u64> {
     memory("RssAnon:")
 }
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_figures_are_of_what_was_asked() {
+    fn throughput_is_positive_and_invalid_sizes_are_rejected() {
         let config = ModelConfig {
             vocab_size: 40,
             hidden_size: 16,
@@ -99,7 +99,7 @@ mod tests {
         let cost = bench(&model, 8, 4, 2).unwrap();
         assert!(cost.prefill_tokens_per_second > 0. && cost.decode_tokens_per_second > 0.);
         assert_eq!(cost.parameters, model.count().total());
-        assert!(bench(&model, 30, 4, 1).unwrap_err().to_string().contains("32 positions"));
+        assert!(bench(&model, 30, 4, 1).unwrap_err().to_string().contains("context length of 32"));
         assert!(bench(&model, 8, 1, 1).is_err());
     }
 }

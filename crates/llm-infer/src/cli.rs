@@ -1,4 +1,4 @@
-//! The commands of the program `llm-infer`.
+//! The command line of `llm-infer`.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, IsTerminal};
@@ -11,14 +11,19 @@ use llm_kernels::BlockFormat;
 use llm_model::{Batch, Model, WeightFormat, write_safetensors};
 use llm_tokenizer::{ChatMessage, Tokenizer};
 
-use crate::convert::{Convert, convert};
+use crate::convert::{ConvertArgs, convert};
 use crate::{Error, Sampling, TextModel, TextOptions, bench};
 
-/// Turns a checkpoint and a prompt into text.
+/// Generate text with a language model.
 #[derive(Debug, Parser)]
-#[command(name = "llm-infer", version, about)]
+#[command(
+    name = "llm-infer",
+    version,
+    about,
+    after_help = "Example:\n  llm-infer generate --model runs/chat --prompt \"What is a fox?\""
+)]
 pub struct Arguments {
-    /// Threads to compute with; without it one for each physical core
+    /// Number of compute threads, at least 1 [default: number of physical cores]
     #[arg(long, global = true)]
     threads: Option<usize>,
     #[command(subcommand)]
@@ -27,45 +32,47 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Answer one prompt
-    Generate(Generate),
-    /// Talk with the model, line by line
-    Chat(Chat),
-    /// Write the logits of some token ids to a safetensors file
-    Logits(Logits),
-    /// Write a model whose weights are those that an adapter makes of it
-    Merge(Merge),
-    /// Time the reading of a prompt and each further token; prints a JSON object
-    Bench(Bench),
-    /// Write a model as another kind of file: GGUF for llama.cpp, safetensors for transformers
-    Convert(Convert),
+    /// Generate a reply to one prompt
+    Generate(GenerateArgs),
+    /// Chat with a model in the terminal
+    Chat(ChatArgs),
+    /// Write the logits of a sequence of token ids to a safetensors file
+    Logits(LogitsArgs),
+    /// Merge a LoRA adapter into its base model
+    Merge(MergeArgs),
+    /// Measure prefill and decode throughput; prints a JSON object
+    Bench(BenchArgs),
+    /// Convert a model to GGUF (llama.cpp) or safetensors (transformers)
+    Convert(ConvertArgs),
 }
 
-/// What the matrices of a model are held in.
+/// Weight dtype in memory.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 #[allow(non_camel_case_types, reason = "ggml's names")]
 #[value(rename_all = "snake_case")]
 enum Dtype {
-    /// As the file has them, read where they lie in it: the quickest start, no copy in memory
-    Stored,
-    /// 4 bytes for each number
+    /// The dtype of the file, memory-mapped: fastest start, no copy in memory
+    #[value(alias = "stored")]
+    Mapped,
+    /// 32 bits per weight
     F32,
-    /// 2 bytes: decoding is about twice as fast; the rounding shows in the third digit
+    /// 16 bits per weight: decodes about twice as fast as f32; about 3 significant digits
     Bf16,
-    /// 8.5 bits
+    /// 8.5 bits per weight
     Q8_0,
-    /// 4.5 bits
+    /// 4.5 bits per weight
     Q4_0,
-    /// 4.5 bits, with finer scales; for rows of a multiple of 256 numbers
+    /// 4.5 bits per weight, more accurate than q4_0; q8_0 if the row length is not a multiple of 256
     Q4_K,
-    /// 6.6 bits; for rows of a multiple of 256 numbers
+    /// 6.6 bits per weight; q8_0 if the row length is not a multiple of 256
     Q6_K,
 }
 
 impl Dtype {
-    fn hold(self, model: Model) -> Result<Model, Failure> {
+    /// Converts the weights of a model to this dtype.
+    fn convert(self, model: Model) -> Result<Model, Failure> {
         let format = match self {
-            Self::Stored => return Ok(model),
+            Self::Mapped => return Ok(model),
             Self::F32 => WeightFormat::F32,
             Self::Bf16 => WeightFormat::Bf16,
             Self::Q8_0 => WeightFormat::Quantized(BlockFormat::Q8_0),
@@ -77,52 +84,53 @@ impl Dtype {
     }
 }
 
+/// Options of `generate` and `chat`.
 #[derive(Debug, Args)]
-struct Speech {
-    /// A Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a .gguf file
+struct GenerationArgs {
+    /// Model: a Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a .gguf file
     #[arg(long)]
     model: PathBuf,
-    /// A folder with an adapter for it in PEFT's files; its tokenizer is used if it has one
+    /// Folder of a PEFT LoRA adapter for the model; its tokenizer is used if it has one
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// What the matrices are held in
-    #[arg(long, value_enum, default_value_t = Dtype::Stored)]
+    /// Weight dtype in memory
+    #[arg(long, value_enum, default_value_t = Dtype::Mapped)]
     dtype: Dtype,
-    /// A system message: a role to play, rules to keep
+    /// System message of the conversation
     #[arg(long)]
     system: Option<String>,
-    /// 0 takes the most likely token each time; above 1 the unlikely ones come up more often
+    /// Sampling temperature, 0 or more; 0: greedy decoding; higher values give more random text
     #[arg(long, default_value_t = 0.7)]
     temperature: f64,
-    /// Choose among the k most likely tokens only (0: all)
+    /// Sample from the k most likely tokens only; 0: all tokens
     #[arg(long, default_value_t = 0)]
     top_k: usize,
-    /// Choose among the likeliest tokens that together reach this probability
+    /// Sample from the smallest set of tokens with at least this total probability, in (0, 1]; 1: all tokens
     #[arg(long, default_value_t = 1.0)]
     top_p: f64,
-    /// The same seed gives the same text
+    /// Random seed; the same seed gives the same text
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// End before this text (may be given several times)
+    /// Stop string: generation ends before it (repeatable)
     #[arg(long)]
     stop: Vec<String>,
-    /// At most so many tokens
+    /// Maximum number of tokens to generate
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
 }
 
-impl Speech {
+impl GenerationArgs {
     fn load(&self) -> Result<TextModel, Failure> {
         let start = Instant::now();
-        let own = self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists());
-        let opened = match own {
+        let adapter_tokenizer = self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists());
+        let opened = match adapter_tokenizer {
             Some(dir) => {
                 Model::open(&self.model).map_err(Error::from).and_then(|model| TextModel::with_tokenizer(model, dir))
             }
             None => TextModel::open(&self.model),
         };
         let mut text_model = opened.map_err(input)?;
-        text_model.model = adapted(self.dtype.hold(text_model.model)?, self.adapter.as_deref())?;
+        text_model.model = with_adapter(self.dtype.convert(text_model.model)?, self.adapter.as_deref())?;
         let memory =
             crate::anonymous_memory().map_or_else(String::new, |bytes| format!(", {} MB of memory", bytes / 1_000_000));
         tracing::debug!("loaded in {:.2} s{memory}", start.elapsed().as_secs_f64());
@@ -141,89 +149,96 @@ impl Speech {
 }
 
 #[derive(Debug, Args)]
-struct Generate {
+#[command(after_help = "Example:\n  llm-infer generate --model runs/chat --prompt \"What is a fox?\" --temperature 0")]
+struct GenerateArgs {
     #[command(flatten)]
-    speech: Speech,
-    /// The prompt
+    generation: GenerationArgs,
+    /// Prompt; formatted with the chat template if the model has one
     #[arg(long)]
     prompt: String,
-    /// Continue the prompt as a text, even where the model has a chat template
+    /// Continue the prompt as plain text, without the chat template
     #[arg(long)]
     raw: bool,
 }
 
 #[derive(Debug, Args)]
-struct Chat {
+#[command(after_help = "Example:\n  llm-infer chat --model runs/chat --system \"Answer in one sentence.\"")]
+struct ChatArgs {
     #[command(flatten)]
-    speech: Speech,
+    generation: GenerationArgs,
 }
 
 #[derive(Debug, Args)]
-struct Logits {
-    /// A Hugging Face folder (config.json, model.safetensors) or a .gguf file
+#[command(after_help = "Example:\n  llm-infer logits --model runs/base --ids 1,2,3 --out logits.safetensors")]
+struct LogitsArgs {
+    /// Model: a Hugging Face folder (config.json, model.safetensors) or a .gguf file
     #[arg(long)]
     model: PathBuf,
-    /// A folder with an adapter for it in PEFT's files
+    /// Folder of a PEFT LoRA adapter for the model
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// Token ids, separated by commas
+    /// Token ids, comma-separated
     #[arg(long, value_delimiter = ',', required = true)]
     ids: Vec<u32>,
-    /// The file to write; its tensor `logits` is (seq, vocab), f32
+    /// Output file; its tensor `logits` has shape (seq, vocab) and dtype f32
     #[arg(long)]
     out: PathBuf,
 }
 
 #[derive(Debug, Args)]
-struct Merge {
-    /// A Hugging Face folder: config.json, model.safetensors
+#[command(after_help = "Example:\n  llm-infer merge --model runs/base --adapter runs/lora --out runs/merged")]
+struct MergeArgs {
+    /// Base model: a Hugging Face folder (config.json, model.safetensors)
     #[arg(long)]
     model: PathBuf,
-    /// A folder with an adapter for it in PEFT's files; its tokenizer is taken along, or else the model's
+    /// Folder of a PEFT LoRA adapter; its tokenizer is copied if it has one, else that of the base model
     #[arg(long)]
     adapter: PathBuf,
-    /// The folder to write
+    /// Output folder; it must not exist
     #[arg(long)]
     out: PathBuf,
 }
 
 #[derive(Debug, Args)]
-struct Bench {
-    /// A Hugging Face folder (config.json, model.safetensors) or a .gguf file
+#[command(
+    after_help = "Example:\n  llm-infer bench --model runs/chat --dtype bf16 --prompt-tokens 512 --new-tokens 64"
+)]
+struct BenchArgs {
+    /// Model: a Hugging Face folder (config.json, model.safetensors) or a .gguf file
     #[arg(long, required_unless_present = "config")]
     model: Option<PathBuf>,
-    /// Instead of a model: a config.json, whose model is filled with random weights
+    /// A config.json instead of a model; the weights are random
     #[arg(long, conflicts_with = "model")]
     config: Option<PathBuf>,
-    /// What the matrices are held in
-    #[arg(long, value_enum, default_value_t = Dtype::Stored)]
+    /// Weight dtype in memory
+    #[arg(long, value_enum, default_value_t = Dtype::Mapped)]
     dtype: Dtype,
-    /// Tokens of the prompt
+    /// Length of the prompt in tokens, at least 1
     #[arg(long, default_value_t = 512)]
     prompt_tokens: usize,
-    /// Tokens behind it
+    /// Number of tokens to generate, at least 2
     #[arg(long, default_value_t = 64)]
     new_tokens: usize,
-    /// How often
+    /// Number of rounds, at least 1; the result is their median
     #[arg(long, default_value_t = 3)]
     rounds: usize,
 }
 
-/// Runs the command that the arguments name.
+/// Runs the selected command.
 pub fn execute(arguments: Arguments) -> Result<(), Failure> {
     let threads = arguments.threads.unwrap_or_else(llm_kernels::default_threads);
-    let done = llm_kernels::with_threads(threads, || match arguments.command {
-        Command::Generate(generate) => answer(&generate),
-        Command::Chat(chat) => talk(&chat),
-        Command::Logits(logits) => write_logits(&logits),
+    let result = llm_kernels::with_threads(threads, || match arguments.command {
+        Command::Generate(args) => generate(&args),
+        Command::Chat(args) => chat(&args),
+        Command::Logits(args) => write_logits(&args),
         Command::Merge(args) => merge(&args),
-        Command::Bench(args) => time(&args),
+        Command::Bench(args) => run_bench(&args),
         Command::Convert(args) => convert(&args),
     });
-    done.map_err(|e| Failure::input(format!("--threads: {e}")))?
+    result.map_err(|e| Failure::input(format!("--threads: {e}")))?
 }
 
-/// Whatever fails here fails on what the person gave: a folder, a prompt, an option.
+/// Classifies an error: tensor errors are internal, all others are errors of the input.
 pub(crate) fn input(error: impl Into<Error>) -> Failure {
     match error.into() {
         Error::Candle(error) => Failure::internal(error.to_string()),
@@ -231,8 +246,8 @@ pub(crate) fn input(error: impl Into<Error>) -> Failure {
     }
 }
 
-/// The model with the adapter of a folder, if one is asked for.
-fn adapted(mut model: Model, adapter: Option<&Path>) -> Result<Model, Failure> {
+/// Loads and activates the adapter of a folder, if one is given.
+fn with_adapter(mut model: Model, adapter: Option<&Path>) -> Result<Model, Failure> {
     if let Some(dir) = adapter {
         model.load_adapter(ADAPTER, dir).map_err(input)?;
         model.use_adapter(Some(ADAPTER)).map_err(input)?;
@@ -242,38 +257,38 @@ fn adapted(mut model: Model, adapter: Option<&Path>) -> Result<Model, Failure> {
 
 const ADAPTER: &str = "default";
 
-fn answer(args: &Generate) -> Result<(), Failure> {
-    let options = args.speech.options();
+fn generate(args: &GenerateArgs) -> Result<(), Failure> {
+    let options = args.generation.options();
     options.sampling.validate().map_err(input)?;
-    let text_model = args.speech.load()?;
+    let text_model = args.generation.load()?;
     let prompt = if args.raw || !text_model.tokenizer.has_chat_template() {
-        if args.speech.system.is_some() {
-            let reason = if args.raw { "with --raw" } else { "as the model has no chat template" };
+        if args.generation.system.is_some() {
+            let reason = if args.raw { "with --raw" } else { "because the model has no chat template" };
             return Err(Failure::input(format!("--system cannot be used {reason}; put the text into --prompt")));
         }
         text_model.text_ids(&args.prompt).map_err(input)?
     } else {
-        let mut messages = args.speech.system_message();
+        let mut messages = args.generation.system_message();
         messages.push(ChatMessage::new("user", &args.prompt));
         text_model.chat_ids(&messages).map_err(input)?
     };
-    speak(&text_model, &prompt, &options)?;
+    stream_reply(&text_model, &prompt, &options)?;
     Ok(())
 }
 
-fn talk(args: &Chat) -> Result<(), Failure> {
-    let options = args.speech.options();
+fn chat(args: &ChatArgs) -> Result<(), Failure> {
+    let options = args.generation.options();
     options.sampling.validate().map_err(input)?;
-    let text_model = args.speech.load()?;
+    let text_model = args.generation.load()?;
     if !text_model.tokenizer.has_chat_template() {
-        let dir = args.speech.model.display();
-        let message = format!("{dir}: this model has no chat template; continue a text with `llm-infer generate`");
+        let dir = args.generation.model.display();
+        let message = format!("{dir}: this model has no chat template; use `llm-infer generate` to continue a text");
         return Err(Failure::input(message));
     }
-    let mut messages = args.speech.system_message();
+    let mut messages = args.generation.system_message();
     let terminal = std::io::stdin().is_terminal();
     if terminal {
-        llm_cli::print("Write a line and press enter; an empty line ends the talk.\n")?;
+        llm_cli::print("Type a message and press Enter; an empty line ends the chat.\n")?;
     }
     loop {
         if terminal {
@@ -287,13 +302,13 @@ fn talk(args: &Chat) -> Result<(), Failure> {
         }
         messages.push(ChatMessage::new("user", line.trim()));
         let prompt = text_model.chat_ids(&messages).map_err(input)?;
-        let reply = speak(&text_model, &prompt, &options)?;
+        let reply = stream_reply(&text_model, &prompt, &options)?;
         messages.push(ChatMessage::new("assistant", reply));
     }
 }
 
-/// Streams the reply to standard output and logs its rate.
-fn speak(text_model: &TextModel, prompt: &[u32], options: &TextOptions) -> Result<String, Failure> {
+/// Streams the reply to standard output and logs the throughput.
+fn stream_reply(text_model: &TextModel, prompt: &[u32], options: &TextOptions) -> Result<String, Failure> {
     let start = Instant::now();
     let mut written = Ok(());
     let completion = text_model.complete(prompt, options, |piece| {
@@ -305,28 +320,28 @@ fn speak(text_model: &TextModel, prompt: &[u32], options: &TextOptions) -> Resul
     written?;
     llm_cli::print("\n")?;
     let rate = completion.tokens as f64 / start.elapsed().as_secs_f64();
-    tracing::debug!("{} prompt tokens, {} new ones, {rate:.0} tokens/s", prompt.len(), completion.tokens);
+    tracing::debug!("{} prompt tokens, {} new tokens, {rate:.0} tokens/s", prompt.len(), completion.tokens);
     Ok(completion.text)
 }
 
-fn write_logits(args: &Logits) -> Result<(), Failure> {
-    let model = adapted(Model::open(&args.model).map_err(input)?, args.adapter.as_deref())?;
+fn write_logits(args: &LogitsArgs) -> Result<(), Failure> {
+    let model = with_adapter(Model::open(&args.model).map_err(input)?, args.adapter.as_deref())?;
     let logits =
         (|| -> Result<_, Error> { Ok(model.forward(&Batch::new(std::slice::from_ref(&args.ids))?)?.squeeze(0)?) })();
     let tensors = BTreeMap::from([("logits".to_owned(), logits.map_err(input)?)]);
-    refuse_folder(&args.out)?;
+    reject_folder(&args.out)?;
     write_safetensors(&args.out, &tensors).map_err(input)
 }
 
-fn merge(args: &Merge) -> Result<(), Failure> {
+fn merge(args: &MergeArgs) -> Result<(), Failure> {
     if args.out.exists() {
-        return Err(Failure::input(format!("{}: exists already; choose another --out", args.out.display())));
+        return Err(Failure::input(format!("{}: already exists; choose another --out", args.out.display())));
     }
-    let model = adapted(Model::load(&args.model).map_err(input)?, Some(&args.adapter))?;
+    let model = with_adapter(Model::load(&args.model).map_err(input)?, Some(&args.adapter))?;
     let with_tokenizer = [&args.adapter, &args.model].into_iter().find(|dir| dir.join("tokenizer.json").exists());
     let tokenizer = with_tokenizer.map(|dir| Tokenizer::from_dir(dir)).transpose().map_err(input)?;
     let mut merged = model.merged().map_err(input)?;
-    // The adapter was taught the chat format of its tokenizer, which may end turns with another token than the base's texts.
+    // The adapter was trained with the chat template of its tokenizer, so its end-of-turn token ends a reply.
     if let Some(format) = tokenizer.as_ref().and_then(|tokenizer| tokenizer.chat_format().ok()) {
         merged.set_eos_token_id(Some(format.end_of_turn));
     }
@@ -334,21 +349,21 @@ fn merge(args: &Merge) -> Result<(), Failure> {
     tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(&args.out)).map_err(input)
 }
 
-fn time(args: &Bench) -> Result<(), Failure> {
+fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
     let model = match (&args.model, &args.config) {
         (Some(path), _) => Model::open(path).map_err(input)?,
         (None, Some(path)) => Model::random(path, 42).map_err(input)?,
         (None, None) => return Err(Failure::input("give --model or --config")),
     };
-    let model = args.dtype.hold(model)?;
+    let model = args.dtype.convert(model)?;
     let cost = bench(&model, args.prompt_tokens, args.new_tokens, args.rounds).map_err(input)?;
     let json = serde_json::to_string(&cost).map_err(|e| Failure::internal(e.to_string()))?;
     llm_cli::print(&format!("{json}\n"))
 }
 
-fn refuse_folder(path: &Path) -> Result<(), Failure> {
+fn reject_folder(path: &Path) -> Result<(), Failure> {
     if path.is_dir() {
-        return Err(Failure::input(format!("{}: is a folder; name the file to write", path.display())));
+        return Err(Failure::input(format!("{}: is a folder; --out must be a file", path.display())));
     }
     Ok(())
 }

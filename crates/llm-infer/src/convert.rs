@@ -1,4 +1,4 @@
-//! `llm-infer convert`: a model from one kind of file to another.
+//! The command `llm-infer convert`: converts a model to another file format.
 
 use std::path::{Path, PathBuf};
 
@@ -12,46 +12,47 @@ use crate::cli::input;
 use crate::{Error, TextModel};
 
 #[derive(Debug, Args)]
-pub(crate) struct Convert {
-    /// A Hugging Face folder, or a .gguf file
+#[command(after_help = "Example:\n  llm-infer convert runs/chat --to gguf --quantize q8_0 --out chat.gguf")]
+pub(crate) struct ConvertArgs {
+    /// Model to convert: a Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a .gguf file
     model: PathBuf,
-    /// What to write
+    /// Output format
     #[arg(long, value_enum)]
     to: Format,
-    /// What the matrices are written in; without it as they are
+    /// Weight type of the matrices in the output [default: the type of the input]
     #[arg(long, value_enum)]
     quantize: Option<Kind>,
-    /// The file (gguf) or the folder (safetensors) to write; it must not be there yet
+    /// Output file (gguf) or folder (safetensors); it must not exist
     #[arg(long)]
     out: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Format {
-    /// One file for llama.cpp and the programs that are built on it
+    /// One GGUF file, for llama.cpp and programs based on it
     Gguf,
-    /// A Hugging Face folder
+    /// A Hugging Face folder with safetensors, for transformers
     Safetensors,
 }
 
-/// What matrices are written in.
+/// Weight type of the matrices in the output.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 #[allow(non_camel_case_types, reason = "ggml's names")]
 #[value(rename_all = "snake_case")]
 enum Kind {
-    /// 4 bytes for each number
+    /// 32 bits per weight
     F32,
-    /// 2 bytes, with three digits and the range of f32
+    /// 16 bits per weight: the range of f32, about 3 significant digits
     Bf16,
-    /// 2 bytes, with four digits, up to 65504
+    /// 16 bits per weight: up to 65504, about 4 significant digits (gguf only)
     F16,
-    /// 8.5 bits (gguf)
+    /// 8.5 bits per weight (gguf only)
     Q8_0,
-    /// 4.5 bits (gguf)
+    /// 4.5 bits per weight (gguf only)
     Q4_0,
-    /// 4.5 bits, with finer scales; rows of no multiple of 256 numbers take 8.5 (gguf)
+    /// 4.5 bits per weight, more accurate than q4_0; q8_0 if the row length is not a multiple of 256 (gguf only)
     Q4_K,
-    /// 6.6 bits; rows of no multiple of 256 numbers take 8.5 (gguf)
+    /// 6.6 bits per weight; q8_0 if the row length is not a multiple of 256 (gguf only)
     Q6_K,
 }
 
@@ -69,11 +70,11 @@ impl Kind {
     }
 }
 
-/// Converts as the arguments say.
-pub(crate) fn convert(args: &Convert) -> Result<(), Failure> {
+/// Runs the command.
+pub(crate) fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     if args.out.exists() {
         let out = args.out.display();
-        return Err(Failure::input(format!("{out}: is there already; name another --out, or remove it first")));
+        return Err(Failure::input(format!("{out}: already exists; choose another --out or remove it first")));
     }
     let text_model = TextModel::open(&args.model).map_err(input)?;
     match args.to {
@@ -83,15 +84,15 @@ pub(crate) fn convert(args: &Convert) -> Result<(), Failure> {
     llm_cli::print(&format!("{}\n", args.out.display()))
 }
 
-/// Writes a Hugging Face folder under another name first, so that a folder of this name is whole.
+/// Writes a Hugging Face folder.
 fn save_folder(text_model: TextModel, kind: Option<Kind>, out: &Path) -> Result<(), Failure> {
     let format = match kind {
         None if text_model.model.params().quantized().is_empty() => return save(&text_model, out),
-        None | Some(Kind::F32) => WeightFormat::F32, // blocks are widened
+        None | Some(Kind::F32) => WeightFormat::F32, // quantised matrices are dequantised
         Some(Kind::Bf16) => WeightFormat::Bf16,
         Some(kind) => {
             return Err(Failure::input(format!(
-                "--quantize {kind:?}: a Hugging Face folder is written in f32 or bf16; or leave --quantize out"
+                "--quantize {kind:?}: a Hugging Face folder supports f32 and bf16 only; use one of them or omit --quantize"
             )));
         }
     };
@@ -99,6 +100,7 @@ fn save_folder(text_model: TextModel, kind: Option<Kind>, out: &Path) -> Result<
     save(&TextModel { model, ..text_model }, out)
 }
 
+/// Saves under a temporary name, then renames the folder, so an existing `out` is always complete.
 fn save(text_model: &TextModel, out: &Path) -> Result<(), Failure> {
     let io = |cause: std::io::Error| Failure::input(format!("{}: {cause}", out.display()));
     let unfinished = llm_files::temp_folder(out).map_err(io)?;

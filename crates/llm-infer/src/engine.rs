@@ -1,4 +1,4 @@
-//! Generation for a batch of prompts, with a cache of keys and values.
+//! Batched generation with a KV cache: prefill of the left-padded prompts, then one decode step per token.
 
 use candle_core::{D, DType, Tensor};
 use llm_model::{Batch, Head, KvCache, Model};
@@ -7,14 +7,14 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{Error, Result, Sampling, sample};
 
-/// How long to generate, and how to choose.
+/// Options of generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateOptions {
-    /// At most so many tokens for each prompt.
+    /// Maximum number of tokens to generate for each prompt.
     pub max_new_tokens: usize,
-    /// A row ends behind any of these; the id itself is part of the result.
+    /// A row ends after any of these token ids; the id is part of the result.
     pub stop_ids: Vec<u32>,
-    /// How each token is chosen.
+    /// Sampling parameters.
     pub sampling: Sampling,
 }
 
@@ -24,11 +24,11 @@ impl Default for GenerateOptions {
     }
 }
 
-/// Continues each prompt; the result holds the new tokens only, with the stop id if one came.
+/// Continues each prompt. The result has only the new tokens of each row, including the stop id.
 ///
-/// `on_token(row, id)` hears of each token; `false` ends that row. Each row draws from its own random stream, so its
-/// text does not depend on the other rows of the batch. A row ends early where its prompt and reply use up the model's
-/// `max_position_embeddings`, however long the other rows are; an empty prompt, or one that leaves no room, is an error.
+/// `on_token(row, id)` is called for each token; it returns `false` to end the row. Each row has its own random stream, so
+/// its reply does not depend on the other rows. A row also ends when its prompt and reply reach
+/// `max_position_embeddings`. An empty prompt, or a prompt of `max_position_embeddings` tokens or more, is an error.
 pub fn generate(
     model: &Model,
     prompts: &[Vec<u32>],
@@ -38,8 +38,8 @@ pub fn generate(
     generate_from(model, prompts, 0, options, on_token)
 }
 
-/// [`generate`] for a part of a longer list of prompts that begins at `first_row`: row i draws from the random stream
-/// of row `first_row + i`, so that a list in batches of any size has the replies of the whole list.
+/// [`generate`] for one batch of a longer list of prompts, starting at `first_row`: row i uses the random stream of row
+/// `first_row + i`, so the batch size does not change the replies.
 pub fn generate_from(
     model: &Model,
     prompts: &[Vec<u32>],
@@ -50,67 +50,67 @@ pub fn generate_from(
     options.sampling.validate()?;
     if model.head() != Head::LanguageModel {
         return Err(Error::Input(
-            "this model scores texts and cannot generate; use a causal language model".to_owned(),
+            "this model has a score head and cannot generate text; use a causal language model".to_owned(),
         ));
     }
     let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let room = model.config().max_position_embeddings;
+    let context_length = model.config().max_position_embeddings;
     if prompts.iter().any(Vec::is_empty) {
         return Err(Error::Input("a prompt is empty; give at least one token".to_owned()));
     }
-    if width >= room {
+    if width >= context_length {
         return Err(Error::Input(format!(
-            "the prompt has {width} tokens, the model takes fewer than {room}; shorten it"
+            "the prompt has {width} tokens; it must be shorter than the context length of {context_length}"
         )));
     }
     let mut replies = vec![Vec::new(); prompts.len()];
     let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);
-    let steps = options.max_new_tokens.min(room - shortest);
+    let steps = options.max_new_tokens.min(context_length - shortest);
     if prompts.is_empty() || steps == 0 {
         return Ok(replies);
     }
     let rows = first_row..first_row + prompts.len();
-    let mut streams: Vec<ChaCha8Rng> = rows.map(|row| stream(options.sampling.seed, row)).collect();
-    let mut open = vec![true; prompts.len()];
+    let mut rngs: Vec<ChaCha8Rng> = rows.map(|row| row_rng(options.sampling.seed, row)).collect();
+    let mut active = vec![true; prompts.len()];
     let padding: Vec<u32> = prompts.iter().map(|p| (width - p.len()) as u32).collect();
-    let filler = model.config().pad_token_id.unwrap_or(0);
+    let pad_id = model.config().pad_token_id.unwrap_or(0);
     let mut cache = KvCache::new(model.config(), prompts.len(), width + steps)?;
-    let mut batch = Batch::left_padded(prompts, filler)?;
+    let mut batch = Batch::left_padded(prompts, pad_id)?;
     for step in 0..steps {
         let logits = match step {
-            0 => read(model, &batch, &mut cache)?,
-            _ => llm_kernels::spin_workers(|| read(model, &batch, &mut cache))?, // (b, vocab)
-        };
+            0 => last_logits(model, &batch, &mut cache)?, // prefill
+            _ => llm_kernels::spin_workers(|| last_logits(model, &batch, &mut cache))?, // decode
+        }; // (b, vocab)
         let vocab = logits.dim(D::Minus1)?;
         let logits = logits.flatten_all()?.to_vec1::<f32>()?;
-        let mut next = vec![filler; prompts.len()];
-        for row in (0..prompts.len()).filter(|&row| open[row]) {
-            let id = sample(&logits[row * vocab..(row + 1) * vocab], &options.sampling, &mut streams[row])?;
+        let mut next = vec![pad_id; prompts.len()];
+        for row in (0..prompts.len()).filter(|&row| active[row]) {
+            let id = sample(&logits[row * vocab..(row + 1) * vocab], &options.sampling, &mut rngs[row])?;
             next[row] = id;
             replies[row].push(id);
         }
         for row in 0..prompts.len() {
-            open[row] = open[row] && on_token(row, next[row]) && !options.stop_ids.contains(&next[row]);
-            open[row] &= prompts[row].len() + replies[row].len() < room;
+            active[row] = active[row] && on_token(row, next[row]) && !options.stop_ids.contains(&next[row]);
+            active[row] &= prompts[row].len() + replies[row].len() < context_length;
         }
-        if step + 1 == steps || !open.contains(&true) {
+        if step + 1 == steps || !active.contains(&true) {
             break;
         }
         batch = Batch::step(&next, cache.len(), &padding)?;
-        // Rows that have ended go through the model beside the others; there are no positions after the last one.
-        batch.positions.iter_mut().for_each(|position| *position = (*position).min(room as u32 - 1));
+        // Finished rows stay in the batch; clamp their positions to the last valid one.
+        batch.positions.iter_mut().for_each(|position| *position = (*position).min(context_length as u32 - 1));
     }
     Ok(replies)
 }
 
-/// The logits `(b, vocab)` behind the last token of each row.
-fn read(model: &Model, batch: &Batch, cache: &mut KvCache) -> Result<Tensor> {
+/// The logits `(b, vocab)` after the last token of each row.
+fn last_logits(model: &Model, batch: &Batch, cache: &mut KvCache) -> Result<Tensor> {
     let hidden = model.hidden(batch, Some(cache))?; // (b, t, hidden)
     let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
     Ok(model.output(&last)?.to_dtype(DType::F32)?)
 }
 
-fn stream(seed: u64, row: usize) -> ChaCha8Rng {
+fn row_rng(seed: u64, row: usize) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(row as u64);
     rng
@@ -131,7 +131,7 @@ mod tests {
             num_attention_heads: 4,
             num_key_value_heads: 2,
             max_position_embeddings: 64,
-            initializer_range: 0.4, // far from uniform, so that an error would change the choice
+            initializer_range: 0.4, // large, so that an error changes the sampled token
             ..ModelConfig::default()
         };
         Model::init(config, Head::LanguageModel, 7).unwrap().frozen().unwrap()
@@ -142,9 +142,9 @@ mod tests {
         GenerateOptions { max_new_tokens, sampling, ..GenerateOptions::default() }
     }
 
-    /// The whole text through the model for each token.
+    /// Reference without cache: runs the whole sequence for each token.
     fn without_cache(model: &Model, prompt: &[u32], options: &GenerateOptions) -> Vec<u32> {
-        let (mut ids, mut rng) = (prompt.to_vec(), stream(options.sampling.seed, 0));
+        let (mut ids, mut rng) = (prompt.to_vec(), row_rng(options.sampling.seed, 0));
         for _ in 0..options.max_new_tokens {
             let logits = model.forward(&Batch::new(&[ids.clone()]).unwrap()).unwrap();
             let last = logits.get(0).unwrap().get(ids.len() - 1).unwrap().to_vec1::<f32>().unwrap();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_changes_no_token() {
+    fn generation_with_and_without_cache_is_equal() {
         let model = model();
         for temperature in [0., 0.8, 1.5] {
             let mut options = greedy(30);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_says_what_each_prompt_alone_would() {
+    fn a_batch_gives_the_reply_of_each_prompt_alone() {
         let model = model();
         let prompts = vec![vec![1], vec![2, 3, 4, 5, 6, 7], vec![9, 8, 7]];
         let together = generate(&model, &prompts, &greedy(12), |_, _| true).unwrap();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_in_batches_has_the_replies_of_the_whole_list() {
+    fn the_batch_size_does_not_change_the_replies() {
         let model = model();
         let prompts = vec![vec![5, 6]; 7];
         let options = GenerateOptions { max_new_tokens: 6, ..GenerateOptions::default() };
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_ends_at_its_stop_id_and_the_others_go_on() {
+    fn a_row_ends_at_its_stop_id_and_other_rows_continue() {
         let model = model();
         let prompts = vec![vec![1], vec![2, 3, 4]];
         let free = generate(&model, &prompts, &greedy(10), |_, _| true).unwrap();
@@ -201,22 +201,22 @@ mod tests {
             let end = free.iter().position(|&id| id == stop).map_or(10, |at| at + 1);
             assert_eq!(free[..end], stopped);
         }
-        let mut heard = 0;
+        let mut tokens = 0;
         let one = generate(&model, &prompts[..1], &greedy(10), |_, _| {
-            heard += 1;
-            heard < 3
+            tokens += 1;
+            tokens < 3
         })
         .unwrap();
         assert_eq!(one[0].len(), 3);
     }
 
     #[test]
-    fn a_long_prompt_leaves_the_rows_beside_it_their_room() {
-        // GPT-2 has a row for each position and none after the last.
+    fn a_long_prompt_does_not_shorten_other_replies() {
+        // GPT-2 has learned positions, so a position past the end is an error.
         let gpt2 = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../llm-model/tests/golden/families/gpt2");
         for model in [model(), Model::load(&gpt2).unwrap()] {
-            let (room, vocab) = (model.config().max_position_embeddings, model.config().vocab_size as u32);
-            let prompts = vec![(0..room as u32 - 4).map(|i| i % vocab).collect::<Vec<u32>>(), vec![2, 3, 4]];
+            let (context_length, vocab) = (model.config().max_position_embeddings, model.config().vocab_size as u32);
+            let prompts = vec![(0..context_length as u32 - 4).map(|i| i % vocab).collect::<Vec<u32>>(), vec![2, 3, 4]];
             let together = generate(&model, &prompts, &greedy(30), |_, _| true).unwrap();
             for (prompt, (reply, tokens)) in prompts.iter().zip(together.iter().zip([4, 30])) {
                 assert_eq!(reply.len(), tokens);
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn generation_ends_where_the_positions_end() {
+    fn generation_ends_at_the_context_length() {
         let model = model();
         assert_eq!(generate(&model, &[vec![1; 60]], &greedy(100), |_, _| true).unwrap()[0].len(), 4);
         let message = generate(&model, &[vec![1; 64]], &greedy(1), |_, _| true).unwrap_err().to_string();

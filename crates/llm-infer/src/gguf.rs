@@ -1,5 +1,5 @@
-//! GGUF files with both their sides: the model's, which `llm-model` reads and writes, and the tokenizer's, which
-//! `llm-tokenizer` understands; here stand the keys that carry the second.
+//! GGUF files with model and tokenizer: `llm-model` reads and writes the model; this module converts the metadata keys of
+//! the tokenizer for `llm-tokenizer`.
 
 use std::path::Path;
 
@@ -16,15 +16,15 @@ fn key(name: &str) -> String {
 }
 
 impl TextModel {
-    /// The model of a GGUF file, its matrices read where they lie in the file.
+    /// Opens a GGUF file with memory-mapped matrices.
     pub fn from_gguf(path: &Path) -> Result<Self> {
         let file = GgufFile::open(path)?;
         let vocabulary = vocabulary(&file)?;
         let model = Model::from_gguf(&file)?;
-        Self::fitting(model, Tokenizer::from_gguf(&vocabulary)?, path)
+        Self::checked(model, Tokenizer::from_gguf(&vocabulary)?, path)
     }
 
-    /// Writes a GGUF file with the matrices in `kind`, or as they are held; `path` must not be there yet.
+    /// Writes a GGUF file with matrices of type `kind`, or in their current format if it is none; `path` must not exist.
     pub fn save_gguf(&self, path: &Path, kind: Option<TensorType>) -> Result<()> {
         let vocabulary = self.tokenizer.to_gguf(self.model.config().vocab_size)?;
         Ok(self.model.save_gguf(path, kind, metadata(vocabulary))?)
@@ -58,17 +58,17 @@ fn vocabulary(file: &GgufFile) -> Result<GgufVocabulary> {
     let get = |name: &str| file.metadata().get(&key(name));
     let wrong = |name: &str, expected: &str| {
         let path = file.path().display();
-        Error::Input(format!("{path}: \"{}\" is not {expected}; convert the model again", key(name)))
+        Error::Input(format!("{path}: \"{}\" must be {expected}; convert the model again", key(name)))
     };
     let text = |name: &str| match get(name) {
         None => Ok(None),
         Some(Value::Text(text)) => Ok(Some(text.clone())),
-        Some(_) => Err(wrong(name, "a text")),
+        Some(_) => Err(wrong(name, "a string")),
     };
     let texts = |name: &str| match get(name) {
         None => Ok(Vec::new()),
         Some(Value::Texts(texts)) => Ok(texts.clone()),
-        Some(_) => Err(wrong(name, "a list of texts")),
+        Some(_) => Err(wrong(name, "a list of strings")),
     };
     let id = |name: &str| match get(name) {
         None => Ok(None),
@@ -83,7 +83,7 @@ fn vocabulary(file: &GgufFile) -> Result<GgufVocabulary> {
     let token_type = match get("token_type") {
         None => Vec::new(),
         Some(Value::Integers(kinds)) => kinds.clone(),
-        Some(_) => return Err(wrong("token_type", "a list of whole numbers")),
+        Some(_) => return Err(wrong("token_type", "a list of integers")),
     };
     let scores = match get("scores") {
         None => Vec::new(),
@@ -95,7 +95,7 @@ fn vocabulary(file: &GgufFile) -> Result<GgufVocabulary> {
         _ => None,
     };
     Ok(GgufVocabulary {
-        model: text("model")?.ok_or_else(|| wrong("model", "there"))?,
+        model: text("model")?.ok_or_else(|| wrong("model", "present"))?,
         pre: text("pre")?,
         tokens: texts("tokens")?,
         token_type,

@@ -1,8 +1,8 @@
-//! Turns a checkpoint and a prompt into text, for one person or for many rows at once.
+//! Text generation with a checkpoint, for one prompt or for a batch.
 //!
-//! [`generate`] is the engine: a batch of prompts of different lengths, padded on the left, one cache of keys and
-//! values, one random stream for each row. [`TextModel`] wraps it for text: prompts by the chat template, streaming,
-//! stop strings. The program `llm-infer` is these with arguments.
+//! [`generate`] generates token ids for a batch of prompts: left padding, one KV cache, one random stream per row.
+//! [`TextModel`] adds text: the tokenizer, the chat template, streaming and stop strings. The program `llm-infer` is the
+//! command line for them.
 //!
 //! ```
 //! use llm_infer::{GenerateOptions, Sampling, generate};
@@ -20,7 +20,7 @@
 //! # Ok::<(), llm_infer::Error>(())
 //! ```
 //!
-//! This crate knows nothing of training. Where to look next: `llm-train` rolls out its policies with [`generate`].
+//! This crate does not know about training. See also: `llm-train` generates its rollouts with [`generate`].
 
 mod bench;
 #[cfg(feature = "cli")]
@@ -39,5 +39,5 @@ pub use error::Error;
 pub use sampler::{Sampling, sample};
 pub use text::{Completion, TextModel, TextOptions};
 
-/// What every fallible function of this crate returns.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

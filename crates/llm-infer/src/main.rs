@@ -1,4 +1,4 @@
-//! `llm-infer`: talk to a model, or ask for its logits.
+//! The program `llm-infer`: generate text, chat, convert and measure models.
 
 use std::process::ExitCode;
 

@@ -1,7 +1,5 @@
-//! From the logits of the next token to one token.
-//!
-//! Temperature first, then the k most likely, then the smallest set whose probability reaches p (Holtzman et al. 2020,
-//! arXiv 1904.09751), then one draw.
+//! Sampling of the next token from its logits: temperature, then top-k, then top-p (nucleus sampling, Holtzman et al.
+//! 2020, arXiv 1904.09751), then one draw.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -9,17 +7,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How the next token is chosen.
+/// Sampling parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
-    /// Logits are divided by it; 0 takes the most likely token, exactly.
+    /// Divisor of the logits, 0 or more; 0: greedy decoding.
     pub temperature: f64,
-    /// Only the k most likely tokens; 0: all.
+    /// Sample from the k most likely tokens only; 0: all.
     pub top_k: usize,
-    /// Only the most likely tokens that together reach this probability; 1: all.
+    /// Sample from the smallest set of tokens with at least this total probability, in (0, 1]; 1: all.
     pub top_p: f64,
-    /// The same seed gives the same text.
+    /// Random seed; the same seed gives the same text.
     pub seed: u64,
 }
 
@@ -30,24 +28,23 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Checks that the numbers make sense.
+    /// Checks the ranges of the parameters.
     pub fn validate(&self) -> Result<()> {
         if !(self.temperature.is_finite() && self.temperature >= 0.) {
             return Err(Error::Input(format!("temperature is {}; it must be 0 or more", self.temperature)));
         }
         if !(self.top_p > 0. && self.top_p <= 1.) {
-            return Err(Error::Input(format!("top_p is {}; it must lie above 0 and at most at 1", self.top_p)));
+            return Err(Error::Input(format!("top_p is {}; it must be greater than 0 and at most 1", self.top_p)));
         }
         Ok(())
     }
 }
 
-/// Chooses a token by its `logits` `(vocab,)`. Equal logits at temperature 0: the lowest id. Logits that are not
-/// numbers are an error.
+/// Samples a token id from `logits` `(vocab,)`. At temperature 0, ties go to the lowest id. NaN logits are an error.
 pub fn sample(logits: &[f32], sampling: &Sampling, rng: &mut ChaCha8Rng) -> Result<u32> {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if !top.is_finite() || logits.iter().any(|l| l.is_nan()) {
-        return Err(Error::Input("the model's logits are not numbers; its weights are damaged".to_owned()));
+        return Err(Error::Input("the logits are not finite; the weights of the model are damaged".to_owned()));
     }
     if sampling.temperature == 0. {
         return Ok(logits.iter().position(|&l| l == top).unwrap_or(0) as u32);
@@ -55,28 +52,28 @@ pub fn sample(logits: &[f32], sampling: &Sampling, rng: &mut ChaCha8Rng) -> Resu
     let weight = |logit: f32| (f64::from(logit - top) / sampling.temperature).exp();
     let mut choices: Vec<(u32, f64)> = logits.iter().enumerate().map(|(id, &l)| (id as u32, weight(l))).collect();
     if sampling.top_k > 0 && sampling.top_k < choices.len() || sampling.top_p < 1. {
-        choices.sort_by(|a, b| b.1.total_cmp(&a.1)); // stable: of equals the lower id stands first
+        choices.sort_by(|a, b| b.1.total_cmp(&a.1)); // stable: ties keep the lower id first
         if sampling.top_k > 0 {
             choices.truncate(sampling.top_k);
         }
         let total: f64 = choices.iter().map(|c| c.1).sum();
         let mut sum = 0.;
         let kept = choices.iter().take_while(|c| {
-            let open = sum < sampling.top_p * total;
+            let below = sum < sampling.top_p * total;
             sum += c.1;
-            open
+            below
         });
         let kept = kept.count().max(1);
         choices.truncate(kept);
     }
-    let mut dart = rng.random::<f64>() * choices.iter().map(|c| c.1).sum::<f64>();
+    let mut remaining = rng.random::<f64>() * choices.iter().map(|c| c.1).sum::<f64>();
     for &(id, weight) in &choices {
-        dart -= weight;
-        if dart < 0. {
+        remaining -= weight;
+        if remaining < 0. {
             return Ok(id);
         }
     }
-    // Rounding let the dart fly past the end: the last token that has a chance.
+    // Only reached through rounding: take the last token with a positive probability.
     Ok(choices.iter().rev().find(|c| c.1 > 0.).map_or(0, |c| c.0))
 }
 
@@ -98,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn temperature_zero_is_the_first_of_the_most_likely() {
+    fn temperature_zero_picks_the_first_of_the_most_likely_tokens() {
         let sampling = Sampling { temperature: 0., ..Sampling::default() };
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         assert!((0..100).all(|_| sample(&LOGITS, &sampling, &mut rng).unwrap() == 1));
@@ -109,30 +106,33 @@ mod tests {
         for temperature in [0.5, 1., 1.5] {
             let weights = LOGITS.map(|l| (f64::from(l) / temperature).exp());
             let total: f64 = weights.iter().sum();
-            let seen = frequencies(&Sampling { temperature, ..Sampling::default() });
-            for (seen, weight) in seen.iter().zip(weights) {
-                // four standard errors of a frequency of 20,000 draws
-                assert!((seen - weight / total).abs() < 4. * (0.25f64 / 20_000.).sqrt(), "{temperature}: {seen}");
+            let observed = frequencies(&Sampling { temperature, ..Sampling::default() });
+            for (observed, weight) in observed.iter().zip(weights) {
+                // four standard errors for 20,000 draws
+                assert!(
+                    (observed - weight / total).abs() < 4. * (0.25f64 / 20_000.).sqrt(),
+                    "{temperature}: {observed}"
+                );
             }
         }
     }
 
     #[test]
-    fn top_k_and_top_p_leave_only_the_likely() {
-        let seen = frequencies(&Sampling { top_k: 2, ..Sampling::default() });
-        assert!(seen[0] == 0. && seen[2] == 0. && (seen[1] - 0.5).abs() < 0.02);
-        let seen = frequencies(&Sampling { top_k: 1, ..Sampling::default() });
-        assert!(seen[0] + seen[2] + seen[3] == 0.);
-        // The two likeliest have 0.79 together: 0.7 keeps both of them, 0.85 the third as well, never the last.
+    fn top_k_and_top_p_keep_only_the_most_likely_tokens() {
+        let observed = frequencies(&Sampling { top_k: 2, ..Sampling::default() });
+        assert!(observed[0] == 0. && observed[2] == 0. && (observed[1] - 0.5).abs() < 0.02);
+        let observed = frequencies(&Sampling { top_k: 1, ..Sampling::default() });
+        assert!(observed[0] + observed[2] + observed[3] == 0.);
+        // The two most likely tokens have 0.79 together: top_p 0.7 keeps both, 0.85 the third as well, never the last.
         assert_eq!(frequencies(&Sampling { top_p: 0.7, ..Sampling::default() })[2], 0.);
-        let seen = frequencies(&Sampling { top_p: 0.85, ..Sampling::default() });
-        assert!(seen[2] > 0.1 && seen[0] == 0.);
-        let seen = frequencies(&Sampling { top_p: 1e-9, ..Sampling::default() });
-        assert!(seen[0] + seen[2] + seen[3] == 0.);
+        let observed = frequencies(&Sampling { top_p: 0.85, ..Sampling::default() });
+        assert!(observed[2] > 0.1 && observed[0] == 0.);
+        let observed = frequencies(&Sampling { top_p: 1e-9, ..Sampling::default() });
+        assert!(observed[0] + observed[2] + observed[3] == 0.);
     }
 
     #[test]
-    fn a_ban_is_never_broken_and_nonsense_is_refused() {
+    fn masked_tokens_are_never_sampled_and_invalid_values_are_rejected() {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let logits = [f32::NEG_INFINITY, 0., f32::NEG_INFINITY];
         let hot = Sampling { temperature: 100., ..Sampling::default() };

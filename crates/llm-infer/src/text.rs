@@ -1,4 +1,4 @@
-//! A model with its tokenizer: text in, text out.
+//! A model with its tokenizer: text generation from text.
 
 use std::path::Path;
 
@@ -13,37 +13,37 @@ use crate::{Error, GenerateOptions, Result, Sampling, generate, generate_from};
 pub struct TextModel {
     /// The model.
     pub model: Model,
-    /// Its tokenizer.
+    /// The tokenizer of the model.
     pub tokenizer: Tokenizer,
 }
 
-/// How long a text to write, and how.
+/// Options of text generation.
 #[derive(Debug, Clone, Default)]
 pub struct TextOptions {
-    /// At most so many tokens.
+    /// Maximum number of tokens to generate.
     pub max_new_tokens: usize,
-    /// The text ends before any of these; they are not part of it.
+    /// Stop strings: generation ends before the first one; it is not part of the text.
     pub stop: Vec<String>,
-    /// How each token is chosen.
+    /// Sampling parameters.
     pub sampling: Sampling,
 }
 
-/// A text that a model wrote.
+/// A generated text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completion {
     /// The text, without stop string and special tokens.
     pub text: String,
-    /// Tokens generated.
+    /// Number of generated tokens.
     pub tokens: usize,
 }
 
 impl TextModel {
-    /// The model of a Hugging Face folder, in memory in f32.
+    /// Loads a Hugging Face folder into memory, in f32.
     pub fn load(dir: &Path) -> Result<Self> {
         Self::with_tokenizer(Model::load(dir)?, dir)
     }
 
-    /// The model of a Hugging Face folder or a `.gguf` file, its matrices read where they lie in the file.
+    /// Opens a Hugging Face folder or a `.gguf` file with memory-mapped matrices.
     pub fn open(path: &Path) -> Result<Self> {
         if is_gguf(path) {
             return Self::from_gguf(path);
@@ -51,42 +51,43 @@ impl TextModel {
         Self::with_tokenizer(Model::open(path)?, path)
     }
 
-    /// A model with the tokenizer of a folder: its own, or an adapter's, which may have the chat template.
+    /// A model with the tokenizer of a folder: the model's folder, or an adapter's if that has its own tokenizer.
     pub fn with_tokenizer(model: Model, dir: &Path) -> Result<Self> {
-        Self::fitting(model, Tokenizer::from_dir(dir)?, &dir.join("tokenizer.json"))
+        Self::checked(model, Tokenizer::from_dir(dir)?, &dir.join("tokenizer.json"))
     }
 
-    /// A model and a tokenizer that has no more tokens than the model; `origin` is named in the error.
-    pub(crate) fn fitting(model: Model, tokenizer: Tokenizer, origin: &Path) -> Result<Self> {
+    /// Checks that the tokenizer has no more tokens than the model; the error names `origin`.
+    pub(crate) fn checked(model: Model, tokenizer: Tokenizer, origin: &Path) -> Result<Self> {
         let (ids, rows) = (tokenizer.vocab_size(), model.config().vocab_size);
         if ids > rows {
             let origin = origin.display();
             return Err(Error::Input(format!(
-                "{origin} has {ids} tokens, the model's \"vocab_size\" is {rows}; use the model's own tokenizer"
+                "{origin} has {ids} tokens, but \"vocab_size\" of the model is {rows}; use the tokenizer of the model"
             )));
         }
         Ok(Self { model, tokenizer })
     }
 
-    /// The ids of a conversation up to the assistant's turn, by the chat template.
+    /// Token ids of a conversation by the chat template, up to the start of the assistant's turn.
     pub fn chat_ids(&self, messages: &[ChatMessage]) -> Result<Vec<u32>> {
         Ok(self.tokenizer.encode_chat(messages, true)?)
     }
 
-    /// The ids of a document: the token that begins it, then the text.
+    /// Token ids of a document: the beginning-of-sequence token, if any, then the text.
     pub fn document_ids(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids: Vec<u32> = self.tokenizer.bos_id().into_iter().collect();
         ids.extend(self.tokenizer.encode(text)?);
         Ok(ids)
     }
 
-    /// The ids of a text to be continued, as transformers and llama.cpp begin it: with the begin token where the tokenizer says so.
+    /// Token ids of a text to continue. As in transformers and llama.cpp, it starts with the beginning-of-sequence token if
+    /// the tokenizer is configured to add it.
     pub fn text_ids(&self, text: &str) -> Result<Vec<u32>> {
         if self.tokenizer.adds_bos() { self.document_ids(text) } else { Ok(self.tokenizer.encode(text)?) }
     }
 
-    /// The ids that end a reply: the model's end token, the one that ends a turn in the chat template if there is such a
-    /// token, and the one that ends a document.
+    /// Token ids that end a reply: the model's end-of-sequence token, the end-of-turn token of the chat template and the
+    /// end-of-document token.
     pub fn stop_ids(&self) -> Vec<u32> {
         let tokenizer = &self.tokenizer;
         let end_of_turn = tokenizer.chat_format().ok().map(|format| format.end_of_turn);
@@ -97,7 +98,7 @@ impl TextModel {
         ids
     }
 
-    /// Continues `prompt`; `on_text` gets each piece as soon as it cannot become part of a stop string any more.
+    /// Continues `prompt`. `on_text` gets each piece of text as soon as it cannot be part of a stop string.
     pub fn complete(&self, prompt: &[u32], options: &TextOptions, mut on_text: impl FnMut(&str)) -> Result<Completion> {
         let stop_ids = self.stop_ids();
         let generation =
@@ -126,7 +127,8 @@ impl TextModel {
         Ok(Completion { text: stops.text, tokens: replies.first().map_or(0, Vec::len) })
     }
 
-    /// The replies to many prompts, in batches of `batch_size`, which changes no reply; without stop strings.
+    /// Replies to many prompts, without stop strings. The `batch_size` does not change the replies; `on_done` gets the
+    /// number of finished replies after each batch.
     pub fn complete_all(
         &self,
         prompts: &[Vec<u32>],
@@ -145,20 +147,20 @@ impl TextModel {
     }
 }
 
-/// Holds back text that may turn out to begin a stop string.
+/// Detects stop strings in streamed text; holds back text that may be the start of a stop string.
 struct StopStrings<'a> {
     stops: &'a [String],
     text: String,
-    shown: usize,
+    emitted: usize, // bytes
     found: bool,
 }
 
 impl<'a> StopStrings<'a> {
     fn new(stops: &'a [String]) -> Self {
-        Self { stops, text: String::new(), shown: 0, found: false }
+        Self { stops, text: String::new(), emitted: 0, found: false }
     }
 
-    /// Takes a further piece and returns what may be shown now.
+    /// Appends a piece and returns the text that can be emitted now.
     fn push(&mut self, piece: &str) -> &str {
         self.text.push_str(piece);
         let first = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|stop| self.text.find(stop.as_str())).min();
@@ -167,18 +169,18 @@ impl<'a> StopStrings<'a> {
             self.found = true;
         }
         let safe = if self.found { self.text.len() } else { self.text.len() - self.held_back() };
-        let from = self.shown.min(safe);
-        self.shown = safe.max(from);
-        &self.text[from..self.shown]
+        let from = self.emitted.min(safe);
+        self.emitted = safe.max(from);
+        &self.text[from..self.emitted]
     }
 
     fn finish(&mut self) -> &str {
-        let from = self.shown;
-        self.shown = self.text.len();
+        let from = self.emitted;
+        self.emitted = self.text.len();
         &self.text[from..]
     }
 
-    /// Bytes at the end of the text with which some stop string begins.
+    /// Length in bytes of the longest suffix of the text that is a prefix of a stop string.
     fn held_back(&self) -> usize {
         let longest = |stop: &String| {
             let ends = stop.char_indices().map(|(at, _)| at).filter(|&at| at > 0);
@@ -192,7 +194,7 @@ impl<'a> StopStrings<'a> {
 mod tests {
     use super::*;
 
-    fn shown(stops: &[&str], pieces: &[&str]) -> (String, bool) {
+    fn emitted(stops: &[&str], pieces: &[&str]) -> (String, bool) {
         let stops: Vec<String> = stops.iter().map(|&s| s.to_owned()).collect();
         let mut filter = StopStrings::new(&stops);
         let mut out = String::new();
@@ -208,17 +210,17 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_string_is_found_across_pieces_and_never_shown() {
-        assert_eq!(shown(&["END"], &["one E", "N", "D two"]), ("one ".to_owned(), true));
-        assert_eq!(shown(&["END"], &["one E", "N", "D"]), ("one ".to_owned(), true));
-        assert_eq!(shown(&["b", "ab"], &["xa", "b"]), ("x".to_owned(), true));
-        assert_eq!(shown(&["é!"], &["caf", "é", "!"]), ("caf".to_owned(), true));
+    fn a_stop_string_is_found_across_pieces_and_never_emitted() {
+        assert_eq!(emitted(&["END"], &["one E", "N", "D two"]), ("one ".to_owned(), true));
+        assert_eq!(emitted(&["END"], &["one E", "N", "D"]), ("one ".to_owned(), true));
+        assert_eq!(emitted(&["b", "ab"], &["xa", "b"]), ("x".to_owned(), true));
+        assert_eq!(emitted(&["é!"], &["caf", "é", "!"]), ("caf".to_owned(), true));
     }
 
     #[test]
-    fn what_only_began_like_a_stop_string_is_shown_in_the_end() {
-        assert_eq!(shown(&["END"], &["one E", "N"]), ("one EN".to_owned(), false));
-        assert_eq!(shown(&["END"], &["EEN", "EN", "x"]), ("EENENx".to_owned(), false));
-        assert_eq!(shown(&[], &["all", " of it"]), ("all of it".to_owned(), false));
+    fn an_incomplete_stop_string_is_emitted_at_the_end() {
+        assert_eq!(emitted(&["END"], &["one E", "N"]), ("one EN".to_owned(), false));
+        assert_eq!(emitted(&["END"], &["EEN", "EN", "x"]), ("EENENx".to_owned(), false));
+        assert_eq!(emitted(&[], &["all", " of it"]), ("all of it".to_owned(), false));
     }
 }

@@ -1,7 +1,7 @@
-//! The program with an adapter gives what peft gives, and so does the model that it merges it into.
+//! The program with an adapter, and the model it merges the adapter into, match the logits of PEFT.
 
 #![cfg(feature = "cli")]
-#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
 use serde_json::Value;
 
 fn run(words: &[&str]) {
-    // As many as the pool has by default: a test beside this one may have computed before.
+    // The default size of the global thread pool: a concurrent test may have started it already.
     let threads = std::thread::available_parallelism().unwrap().to_string();
     let words = ["llm-infer", "--threads", &threads].into_iter().chain(words.iter().copied());
     execute(Arguments::try_parse_from(words).unwrap()).unwrap();
@@ -23,7 +23,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-fn logits_with_an_adapter_and_merged_are_those_of_peft() {
+fn logits_with_an_active_and_a_merged_adapter_match_peft() {
     let golden: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "llm-model", "tests", "golden"].iter().collect();
     let (model, adapter) = (golden.join("tied"), golden.join("lora").join("dora"));
     let dir = tempfile::tempdir().unwrap();
@@ -44,7 +44,7 @@ fn logits_with_an_adapter_and_merged_are_those_of_peft() {
 }
 
 #[test]
-fn a_merged_folder_names_the_token_that_ends_the_turns_of_its_tokenizer() {
+fn a_merged_folder_has_the_end_of_turn_token_of_its_tokenizer_as_eos() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let plain = train_bpe(&TrainConfig { vocab_size: 300, min_frequency: 2 }, ["the cat", "the dog"].iter()).unwrap();
@@ -78,7 +78,7 @@ fn a_merged_folder_names_the_token_that_ends_the_turns_of_its_tokenizer() {
             json["eos_token_id"].as_u64()
         })
     };
-    assert_eq!(merged("text"), [Some(0); 2], "without a chat template there are no turns");
+    assert_eq!(merged("text"), [Some(0); 2], "without a chat template the eos of the base model stays");
     let chat = plain.with_default_chat_template().unwrap();
     chat.save(&path("adapter")).unwrap();
     let end = chat.chat_format().unwrap().end_of_turn;

@@ -1,6 +1,6 @@
-//! A model that goes to GGUF and back is the same model; a file that is none, or another's, is refused by name.
+//! A model converted to GGUF and back is the same model; invalid files are rejected with the name of the problem.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::fs;
 use std::path::Path;
@@ -13,14 +13,14 @@ use llm_model::gguf::{GgufFile, TensorType, Value};
 use llm_model::{Batch, Head, Model, ModelConfig};
 use llm_tokenizer::{ChatMessage, TrainConfig, train_bpe};
 
-/// Awkward on purpose: fewer key heads than heads, a head size of its own, more rows than tokens.
+/// Unusual on purpose: grouped-query attention, `head_dim` not `hidden_size / heads`, more embedding rows than tokens.
 fn text_model(tied: bool) -> TextModel {
     let texts = ["the cat sat on the mat", "the dog sat on the log"];
     let tokenizer = train_bpe(&TrainConfig { vocab_size: 280, min_frequency: 2 }, texts.iter()).unwrap();
     let config = ModelConfig {
         vocab_size: 285,
         hidden_size: 256,
-        intermediate_size: 96, // no multiple of 256
+        intermediate_size: 96, // not a multiple of 256
         num_hidden_layers: 2,
         num_attention_heads: 6,
         num_key_value_heads: 2,
@@ -42,11 +42,11 @@ fn logits(model: &Model) -> Tensor {
     model.forward(&Batch::new(&[vec![7, 3, 200, 41, 280, 9, 9]]).unwrap()).unwrap()
 }
 
-fn far(a: &Tensor, b: &Tensor) -> f32 {
+fn max_difference(a: &Tensor, b: &Tensor) -> f32 {
     (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(D::Minus1).unwrap().to_scalar().unwrap()
 }
 
-/// Every kind, with how far logits of about 6 at most may be off.
+/// All types with the tolerance of the logits, which are at most about 6.
 const KINDS: [(TensorType, f32); 7] = [
     (TensorType::F32, 1e-5),
     (TensorType::F16, 0.02),
@@ -58,23 +58,23 @@ const KINDS: [(TensorType, f32); 7] = [
 ];
 
 #[test]
-fn a_model_comes_back_with_its_shape_its_words_and_nearly_its_numbers() {
+fn config_tokenizer_and_logits_survive_the_round_trip() {
     let dir = tempfile::tempdir().unwrap();
     for tied in [true, false] {
         let before = text_model(tied);
-        let said = logits(&before.model);
+        let expected = logits(&before.model);
         for (kind, tolerance) in KINDS {
             let path = dir.path().join(format!("{tied}-{kind:?}.gguf"));
             before.save_gguf(&path, Some(kind)).unwrap();
             let after = TextModel::open(&path).unwrap();
             assert_eq!(after.model.config(), &ModelConfig { initializer_range: 0.02, ..before.model.config().clone() });
-            let gap = far(&logits(&after.model), &said);
+            let gap = max_difference(&logits(&after.model), &expected);
             assert!(gap <= tolerance && (gap > 0. || kind == TensorType::F32), "{kind:?}: {gap}");
             let chat = [ChatMessage::new("user", "the cat 🐈?")];
             assert_eq!(after.chat_ids(&chat).unwrap(), before.chat_ids(&chat).unwrap());
             assert_eq!(after.stop_ids(), before.stop_ids());
 
-            // Written again as it is held, it is the same file.
+            // Saving again in the same format gives the same bytes.
             let again = dir.path().join("again.gguf");
             after.save_gguf(&again, None).unwrap();
             assert!(fs::read(&again).unwrap() == fs::read(&path).unwrap(), "{kind:?}");
@@ -84,15 +84,15 @@ fn a_model_comes_back_with_its_shape_its_words_and_nearly_its_numbers() {
 }
 
 #[test]
-fn a_folder_made_of_a_gguf_file_says_the_same() {
+fn a_folder_converted_from_gguf_generates_the_same_text() {
     let dir = tempfile::tempdir().unwrap();
     let before = text_model(false);
     let path = dir.path().join("m.gguf");
     before.save_gguf(&path, Some(TensorType::F16)).unwrap();
-    let held = TextModel::open(&path).unwrap();
+    let mapped = TextModel::open(&path).unwrap();
     let folder = dir.path().join("folder");
-    held.model.frozen_as(llm_model::WeightFormat::F32).unwrap().save(&folder).unwrap();
-    held.tokenizer.save(&folder).unwrap();
+    mapped.model.frozen_as(llm_model::WeightFormat::F32).unwrap().save(&folder).unwrap();
+    mapped.tokenizer.save(&folder).unwrap();
     let folder = TextModel::open(&folder).unwrap();
     let options = GenerateOptions {
         max_new_tokens: 20,
@@ -100,12 +100,12 @@ fn a_folder_made_of_a_gguf_file_says_the_same() {
         ..GenerateOptions::default()
     };
     let reply = |model: &Model| generate(model, &[vec![7, 3, 200]], &options, |_, _| true).unwrap();
-    assert_eq!(reply(&held.model), reply(&folder.model));
+    assert_eq!(reply(&mapped.model), reply(&folder.model));
     assert_eq!(folder.tokenizer.encode("the log").unwrap(), before.tokenizer.encode("the log").unwrap());
 }
 
 #[test]
-fn candle_reads_the_same_numbers() {
+fn candle_reads_the_same_values() {
     let dir = tempfile::tempdir().unwrap();
     let text_model = text_model(false);
     for (kind, _) in KINDS {
@@ -118,17 +118,17 @@ fn candle_reads_the_same_numbers() {
         for (gguf, hf) in [("blk.1.ffn_down", "model.layers.1.mlp.down_proj"), ("output", "lm_head")] {
             let tensor = theirs.tensor(&mut file, &format!("{gguf}.weight"), &Device::Cpu).unwrap();
             let name = format!("{hf}.weight");
-            let held = match ours.params().quantized().get(&name) {
+            let weight = match ours.params().quantized().get(&name) {
                 Some(blocks) => blocks.dequantize().unwrap(),
                 None => ours.params().mapped()[&name].to_tensor().unwrap(),
             };
-            assert!(far(&tensor.dequantize(&Device::Cpu).unwrap(), &held) < 1e-6, "{kind:?} {name}");
+            assert!(max_difference(&tensor.dequantize(&Device::Cpu).unwrap(), &weight) < 1e-6, "{kind:?} {name}");
         }
     }
 }
 
-/// Ours, changed by hand on the way.
-fn refused(change: impl Fn(&mut Vec<u8>)) -> String {
+/// The error for a valid file after `change`.
+fn error_after(change: impl Fn(&mut Vec<u8>)) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     text_model(true).save_gguf(&path, None).unwrap();
@@ -145,37 +145,37 @@ fn replace(bytes: &mut [u8], from: &str, to: &str) {
 }
 
 #[test]
-fn what_is_not_known_is_refused_by_name() {
-    for (change, said) in [
+fn unknown_or_missing_parts_are_rejected_by_name() {
+    for (change, expected) in [
         (("general.architecture", "general.architectura"), "\"general.architecture\" is missing"),
         (("llama.rope.freq_base", "llama.rope.freq_bass"), "\"llama.rope.freq_bass\""),
         (("llama.block_count", "llama.block_coun2"), "\"llama.block_count\" is missing"),
-        (("blk.1.attn_q.weight", "blk.1.attn_z.weight"), "\"blk.1.attn_z.weight\" belongs to no part"),
+        (("blk.1.attn_q.weight", "blk.1.attn_z.weight"), "\"blk.1.attn_z.weight\" is not part of this model"),
         (("blk.1.attn_q.weight", "blk.7.attn_q.weight"), "tensor \"blk.1.attn_q.weight\" [96, 256] is missing"),
         (("llama.vocab_size\u{4}\0\0\0\u{1d}", "llama.vocab_size\u{4}\0\0\0\u{1e}"), "\"llama.vocab_size\""),
         (("gpt-2", "gpt-3"), "\"gpt-3\""),
-        (("GGUF", "GGML"), "does not begin with"),
+        (("GGUF", "GGML"), "does not start with"),
     ] {
-        let message = refused(|bytes| replace(bytes, change.0, change.1));
+        let message = error_after(|bytes| replace(bytes, change.0, change.1));
         assert!(message.contains("m.gguf: ") || message.contains("GGUF file: "), "{message}");
-        assert!(message.contains(said), "{said}: {message}");
+        assert!(message.contains(expected), "{expected}: {message}");
     }
 }
 
 #[test]
-fn a_file_that_is_there_stays_as_it_is() {
+fn an_existing_file_is_not_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     fs::write(&path, "mine").unwrap();
     let message = text_model(true).save_gguf(&path, None).unwrap_err().to_string();
     assert!(message.contains("m.gguf") && fs::read(&path).unwrap() == b"mine", "{message}");
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing unfinished is left behind");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
     let missing = TextModel::open(Path::new("/no/such.gguf")).unwrap_err().to_string();
     assert!(missing.contains("/no/such.gguf"), "{missing}");
 }
 
 #[test]
-fn the_keys_are_those_of_llama_cpp() {
+fn the_metadata_keys_match_llama_cpp() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     text_model(true).save_gguf(&path, Some(TensorType::Quantized(BlockFormat::Q8_0))).unwrap();
