@@ -1,7 +1,7 @@
-//! Each family's checkpoints as transformers wrote them, against what transformers says of them
-//! (`golden/make_families.py`), and how each family trains.
+//! Compares the checkpoints of each family, written by transformers, with the outputs of transformers
+//! (`golden/make_families.py`), and tests the training of each family.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,14 +13,14 @@ use llm_model::families::FAMILIES;
 use llm_model::{Batch, Head, KvCache, Model, Params, read_safetensors, write_safetensors};
 use serde_json::{Value, json};
 
-/// Absolute, in f32.
+/// Absolute tolerance of the f32 logits.
 const TOLERANCE: f32 = 1e-4;
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families")
 }
 
-/// Every golden checkpoint with what transformers says of it.
+/// All golden checkpoints: name, folder and the outputs of transformers.
 fn checkpoints() -> Vec<(String, PathBuf, BTreeMap<String, Tensor>)> {
     let mut folders: Vec<PathBuf> = fs::read_dir(golden()).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
@@ -35,15 +35,15 @@ fn rows(ids: &Tensor) -> Vec<Vec<u32>> {
     ids.to_dtype(DType::U32).unwrap().to_vec2().unwrap()
 }
 
-fn far(ours: &Tensor, theirs: &Tensor) -> f32 {
+fn max_difference(ours: &Tensor, theirs: &Tensor) -> f32 {
     assert_eq!(ours.dims(), theirs.dims());
     (ours - theirs).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
 }
 
 #[track_caller]
 fn assert_near(what: &str, ours: &Tensor, theirs: &Tensor) {
-    let far = far(ours, theirs);
-    assert!(far <= TOLERANCE, "{what}: {far} apart");
+    let far = max_difference(ours, theirs);
+    assert!(far <= TOLERANCE, "{what}: difference {far}");
 }
 
 fn json(path: &Path) -> Value {
@@ -60,30 +60,30 @@ fn every_family_has_a_golden_checkpoint() {
 }
 
 #[test]
-fn logits_of_a_batch_with_left_padding_are_those_of_transformers() {
+fn logits_with_left_padding_match_transformers() {
     for (name, path, expected) in checkpoints() {
         let model = Model::load(&path).unwrap();
         let batch = Batch::new(&rows(&expected["padded_ids"])).unwrap().with_padding(&[0, 3]).unwrap();
         let (hidden, routing) = model.hidden_and_routing(&batch).unwrap();
         let logits = model.output(&hidden).unwrap();
         for (row, padding) in [(0, 0), (1, 3)] {
-            // What stands at padding is nobody's business.
-            let seen = |x: &Tensor| x.i((row, padding..)).unwrap();
-            assert_near(&format!("{name}, row {row}"), &seen(&logits), &seen(&expected["padded_logits"]));
+            // Ignore the outputs at padding.
+            let valid = |x: &Tensor| x.i((row, padding..)).unwrap();
+            assert_near(&format!("{name}, row {row}"), &valid(&logits), &valid(&expected["padded_logits"]));
         }
-        // The load-balancing loss leaves the padding out.
+        // The load-balancing loss ignores padding.
         assert_eq!(routing.is_some(), expected.contains_key("aux_loss"), "{name}");
         if let Some(routing) = routing {
             let theirs = expected["aux_loss"].to_vec1::<f32>().unwrap()[0];
             assert!((routing.load_balancing_loss - f64::from(theirs)).abs() < 1e-5, "{name}: not {theirs}");
-            let taken: usize = routing.tokens_per_expert[0].iter().sum();
-            assert_eq!(taken, 21 * model.config().experts.as_ref().unwrap().num_experts_per_tok, "{name}");
+            let routed: usize = routing.tokens_per_expert[0].iter().sum();
+            assert_eq!(routed, 21 * model.config().experts.as_ref().unwrap().num_experts_per_tok, "{name}");
         }
     }
 }
 
 #[test]
-fn logits_of_200_tokens_are_those_of_transformers_with_and_without_a_cache() {
+fn logits_of_200_tokens_match_transformers_with_and_without_cache() {
     for (name, path, expected) in checkpoints() {
         let model = Model::load(&path).unwrap();
         let ids = rows(&expected["long_ids"]).swap_remove(0);
@@ -102,9 +102,9 @@ fn logits_of_200_tokens_are_those_of_transformers_with_and_without_a_cache() {
     }
 }
 
-/// What is saved stays in cargo's temporary folder, where `golden/check_families.py` lets transformers load it.
+/// The saved checkpoints stay in cargo's temporary folder, where `golden/check_families.py` loads them with transformers.
 #[test]
-fn a_saved_checkpoint_differs_in_no_key_and_no_tensor() {
+fn a_saved_checkpoint_has_the_same_keys_and_tensors() {
     for (name, path, _) in checkpoints() {
         let saved = Path::new(env!("CARGO_TARGET_TMPDIR")).join("families").join(&name);
         let model = Model::load(&path).unwrap();
@@ -118,13 +118,13 @@ fn a_saved_checkpoint_differs_in_no_key_and_no_tensor() {
         let (ours, theirs) = (tensors(&saved), tensors(&path));
         assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>(), "{name}");
         for (tensor, values) in &ours {
-            assert_eq!(far(values, &theirs[tensor]), 0., "{name}: {tensor}");
+            assert_eq!(max_difference(values, &theirs[tensor]), 0., "{name}: {tensor}");
         }
     }
 }
 
 #[test]
-fn reward_and_value_models_of_every_family_are_saved_and_read_back() {
+fn reward_and_value_models_of_every_family_survive_saving() {
     let batch = Batch::new(&[vec![3, 17, 42, 8, 29]]).unwrap();
     for (name, path, _) in checkpoints() {
         let model = Model::load(&path).unwrap();
@@ -142,14 +142,18 @@ fn reward_and_value_models_of_every_family_are_saved_and_read_back() {
             scorer.save(&saved).unwrap();
             let loaded = Model::load(&saved).unwrap();
             assert_eq!((loaded.head(), loaded.config()), (head, scorer.config()), "{name}");
-            assert_eq!(far(&loaded.forward(&batch).unwrap(), &scorer.forward(&batch).unwrap()), 0., "{name}");
+            assert_eq!(
+                max_difference(&loaded.forward(&batch).unwrap(), &scorer.forward(&batch).unwrap()),
+                0.,
+                "{name}"
+            );
         }
     }
 }
 
-/// Each of these settings, changed in its golden checkpoint, must show in the logits: the tests above see it.
+/// Negative control: changing one of these settings in a golden checkpoint must change the logits.
 #[test]
-fn every_awkward_setting_shows() {
+fn every_setting_affects_the_logits() {
     let plain = json!({"rope_type": "default", "rope_theta": 10_000.0});
     let full = json!(["full_attention", "full_attention", "full_attention"]);
     let changes = [
@@ -191,12 +195,12 @@ fn every_awkward_setting_shows() {
         let expected = read_safetensors(&path.join("expected.safetensors")).unwrap();
         let batch = Batch::new(&rows(&expected["long_ids"])).unwrap();
         let logits = Model::load(dir.path()).unwrap().forward(&batch).unwrap();
-        let far = far(&logits, &expected["long_logits"]);
-        assert!(far > 10. * TOLERANCE, "{name}: \"{key}\" moves the logits by {far} only");
+        let far = max_difference(&logits, &expected["long_logits"]);
+        assert!(far > 10. * TOLERANCE, "{name}: \"{key}\" changes the logits by {far} only");
     }
 }
 
-/// The loss of a training step, with the routers' part: 2 rows of 7 tokens, the second behind two of padding.
+/// The training loss, with router losses, of 2 rows of 7 tokens; the second row has two tokens of left padding.
 fn training_loss(model: &Model) -> Tensor {
     let ids = [vec![3, 17, 42, 8, 8, 29, 50], vec![2, 2, 11, 5, 31, 46, 9]];
     let batch = Batch::new(&ids).unwrap().with_padding(&[0, 2]).unwrap();
@@ -209,7 +213,7 @@ fn training_loss(model: &Model) -> Tensor {
     }
 }
 
-/// The same model with every number in `dtype`, and a z-loss if it has experts, whose golden files have none.
+/// The same model in `dtype`, with a z-loss if it has experts (the golden files have none).
 fn in_dtype(model: &Model, dtype: DType) -> Model {
     let wide = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.to_dtype(dtype).unwrap());
     let params = Params::new(model.params().tensors().iter().map(wide).collect());
@@ -220,7 +224,7 @@ fn in_dtype(model: &Model, dtype: DType) -> Model {
     Model::new(config, model.head(), params).unwrap()
 }
 
-/// Numbers of -1 and 1 in the shape of `like`.
+/// A tensor of random -1 and 1 with the shape of `like`.
 fn signs(like: &Tensor, seed: u64) -> Tensor {
     let mut state = seed * 2 + 1;
     let mut sign = || {
@@ -235,10 +239,10 @@ fn number(x: &Tensor) -> f64 {
     x.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
 }
 
-/// Each parameter's gradient in a direction of its own, against the slope of the loss in that direction in f64; and the
-/// fused gradients in f32 against those in f64.
+/// Compares the gradient of each parameter in a random direction with the finite difference of the loss in f64, and the
+/// fused f32 gradients with the f64 gradients.
 #[test]
-fn gradients_are_the_slopes_of_the_loss() {
+fn gradients_match_finite_differences() {
     const STEP: f64 = 1e-5;
     for (name, path, _) in checkpoints() {
         let golden = Model::load(&path).unwrap();
@@ -258,7 +262,7 @@ fn gradients_are_the_slopes_of_the_loss() {
                 number(&training_loss(&model))
             };
             let slope = (moved(STEP) - moved(-STEP)) / (2. * STEP);
-            // An expert that no token took has none.
+            // An expert without tokens has no gradient.
             let ours = gradients.get(var).map_or(0., |g| number(&(g * &direction).unwrap().sum_all().unwrap()));
             assert!((ours - slope).abs() < 1e-6 + 1e-5 * slope.abs(), "{name}: {tensor}: {ours}, not {slope}");
             learning += usize::from(slope.abs() > 1e-4);
@@ -308,11 +312,11 @@ fn the_loss_falls_within_50_steps() {
 }
 
 #[test]
-fn blocks_that_run_again_give_the_same_bits_and_the_routers_their_gradient() {
+fn activation_checkpointing_keeps_all_gradients_bit_identical() {
     for (name, path, _) in checkpoints() {
-        let gradients = |again: bool| {
+        let gradients = |checkpointed: bool| {
             let mut model = in_dtype(&Model::load(&path).unwrap(), DType::F32).trainable().unwrap();
-            if again {
+            if checkpointed {
                 model.checkpoint_activations();
             }
             let gradients = training_loss(&model).backward().unwrap();
@@ -324,17 +328,17 @@ fn blocks_that_run_again_give_the_same_bits_and_the_routers_their_gradient() {
             };
             model.params().vars().iter().filter_map(of).collect::<BTreeMap<_, _>>()
         };
-        let (plain, again) = (gradients(false), gradients(true));
-        assert_eq!(plain.keys().collect::<Vec<_>>(), again.keys().collect::<Vec<_>>(), "{name}");
+        let (plain, checkpointed) = (gradients(false), gradients(true));
+        assert_eq!(plain.keys().collect::<Vec<_>>(), checkpointed.keys().collect::<Vec<_>>(), "{name}");
         for (tensor, bits) in plain {
-            assert!(bits == again[&tensor], "{name}: {tensor}");
+            assert!(bits == checkpointed[&tensor], "{name}: {tensor}");
         }
     }
 }
 
-/// A cap far above the logits changes nothing; the losses with a cap go another way, over whole logits.
+/// A soft cap far above the logits has no effect. Losses with a soft cap use another code path, with full logits.
 #[test]
-fn a_soft_cap_far_away_gives_the_losses_without_one() {
+fn losses_with_a_large_soft_cap_match_those_without() {
     let golden = Model::load(&golden().join("gemma2")).unwrap();
     let capped = |cap: Option<f64>| {
         let mut config = golden.config().clone();
@@ -357,7 +361,7 @@ fn a_soft_cap_far_away_gives_the_losses_without_one() {
     for (far, none) in losses(Some(1e3)).into_iter().zip(losses(None)) {
         assert!((far - none).abs() < 1e-3 * none.abs().max(1.), "{far}, not {none}");
     }
-    assert!((losses(Some(2.))[0] - losses(None)[0]).abs() > 0.1, "a cap nearby must show");
+    assert!((losses(Some(2.))[0] - losses(None)[0]).abs() > 0.1, "a small cap must change the loss");
 }
 
 #[test]
@@ -377,9 +381,9 @@ fn a_checkpoint_saved_without_its_head_and_with_buffers_is_read() {
         fs::copy(path.join("config.json"), dir.path().join("config.json")).unwrap();
         let (ours, whole) = (Model::load(dir.path()).unwrap(), Model::load(&path).unwrap());
         let batch = Batch::new(&[vec![3, 17, 42]]).unwrap();
-        assert_eq!(far(&ours.forward(&batch).unwrap(), &whole.forward(&batch).unwrap()), 0., "{name}");
+        assert_eq!(max_difference(&ours.forward(&batch).unwrap(), &whole.forward(&batch).unwrap()), 0., "{name}");
 
-        // What is missing or of another shape is named as the files name it.
+        // The error names tensors as in the files.
         let gone = bare.keys().find(|tensor| tensor.contains("layers.1.") || tensor.contains("h.1.")).unwrap().clone();
         bare.remove(&gone);
         write_safetensors(&dir.path().join("model.safetensors"), &bare).unwrap();

@@ -1,7 +1,7 @@
-//! Every family's golden checkpoint goes to GGUF and comes back as the same model, or is refused by the key that a GGUF
-//! file cannot say.
+//! The golden checkpoint of each family is the same model after conversion to GGUF and back, or is rejected with the key
+//! that GGUF cannot express.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use llm_kernels::BlockFormat;
 use llm_model::gguf::{GgufFile, Metadata, TensorType};
 use llm_model::{Batch, Head, Model, ModelConfig, ModelType, RopeScaling};
 
-fn far(a: &Tensor, b: &Tensor) -> f32 {
+fn max_difference(a: &Tensor, b: &Tensor) -> f32 {
     (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(D::Minus1).unwrap().to_scalar().unwrap()
 }
 
@@ -19,46 +19,46 @@ fn logits(model: &Model) -> Tensor {
     model.forward(&Batch::new(&[(0..40).map(|i| i * 7 % vocab).collect()]).unwrap()).unwrap()
 }
 
-/// Written and read again; the two must say the same.
-fn there_and_back(model: &Model) -> Result<Model, String> {
+/// Writes and reads a GGUF file; checks that the logits are equal.
+fn round_trip(model: &Model) -> Result<Model, String> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     model.save_gguf(&path, Some(TensorType::F32), Metadata::new()).map_err(|e| e.to_string())?;
     let back = Model::from_gguf(&GgufFile::open(&path).unwrap()).unwrap();
-    assert!(far(&logits(&back), &logits(model)) < 1e-4, "{:?}", model.config());
+    assert!(max_difference(&logits(&back), &logits(model)) < 1e-4, "{:?}", model.config());
     Ok(back)
 }
 
 #[test]
-fn every_family_comes_back_or_is_refused_by_name() {
+fn every_golden_checkpoint_survives_the_round_trip_or_is_rejected() {
     let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "families"].iter().collect();
-    let mut came_back = Vec::new();
+    let mut converted = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if !path.join("config.json").exists() {
             continue;
         }
         let model = Model::open(&path).unwrap();
-        match there_and_back(&model) {
+        match round_trip(&model) {
             Ok(back) => {
                 assert_eq!(back.params().mapped().len() + back.params().tensors().len(), {
                     let params = model.params();
                     params.mapped().len() + params.tensors().len()
                 });
-                came_back.push(model.config().model_type.name());
+                converted.push(model.config().model_type.name());
             }
-            Err(message) => assert!(message.contains("cannot say"), "{}: {message}", path.display()),
+            Err(message) => assert!(message.contains("cannot express"), "{}: {message}", path.display()),
         }
     }
-    // The others have settings that are awkward on purpose; the next test has those of the published models.
-    came_back.sort();
-    assert_eq!(came_back, ["gpt2", "gpt_neox", "llama"]);
+    // The other checkpoints have unusual settings; the next test uses the settings of published models.
+    converted.sort();
+    assert_eq!(converted, ["gpt2", "gpt_neox", "llama"]);
 }
 
 #[test]
-fn the_shapes_that_llama_cpp_knows_come_back() {
+fn every_family_with_published_settings_survives_the_round_trip() {
     let small = |model_type: ModelType| {
-        // What a family is, as its own `config.json` says it.
+        // The settings of the family, as in its `config.json`.
         let json = serde_json::json!({
             "model_type": model_type.name(), "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48,
             "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
@@ -75,15 +75,15 @@ fn the_shapes_that_llama_cpp_knows_come_back() {
     for model_type in llm_model::families::FAMILIES {
         let config = ModelConfig { initializer_range: 0.2, ..small(model_type) };
         let model = Model::init(config, Head::LanguageModel, 3).unwrap().frozen().unwrap();
-        let back = there_and_back(&model).unwrap();
-        // Mistral is llama.cpp's Llama.
+        let back = round_trip(&model).unwrap();
+        // llama.cpp reads Mistral as Llama.
         let read = if model_type == ModelType::Mistral { ModelType::Llama } else { model_type };
         assert_eq!(back.config().model_type, read);
     }
 }
 
 #[test]
-fn the_scaling_of_llama_3_is_known_by_its_divisors() {
+fn llama_3_scaling_is_recovered_from_its_divisors() {
     let scaled = |original: usize, high_freq_factor: f64| {
         let rope_scaling = RopeScaling::Llama3 {
             factor: 32.,
@@ -96,26 +96,26 @@ fn the_scaling_of_llama_3_is_known_by_its_divisors() {
     };
     for original in [8192, 64] {
         let model = scaled(original, 4.);
-        assert_eq!(there_and_back(&model).unwrap().config().rope_scaling, model.config().rope_scaling);
+        assert_eq!(round_trip(&model).unwrap().config().rope_scaling, model.config().rope_scaling);
     }
-    let refused = there_and_back(&scaled(8192, 5.)).unwrap_err();
-    assert!(refused.contains("rope_scaling"), "{refused}");
+    let message = round_trip(&scaled(8192, 5.)).unwrap_err();
+    assert!(message.contains("rope_scaling"), "{message}");
 }
 
 #[test]
-fn what_llama_cpp_has_not_is_refused_by_name() {
+fn settings_that_gguf_cannot_express_are_rejected_by_key() {
     let model_type = ModelType::Mistral;
     let config = ModelConfig { model_type, sliding_window: Some(4), ..ModelConfig::default() };
     let model = Model::init(config, Head::LanguageModel, 3).unwrap();
-    let message = there_and_back(&model).unwrap_err();
+    let message = round_trip(&model).unwrap_err();
     assert!(message.contains("\"sliding_window\" is 4") && message.contains("llama"), "{message}");
     let reward = model.with_head(Head::Sequence, 1).unwrap();
     let kind = Some(TensorType::Quantized(BlockFormat::Q8_0));
     assert!(reward.save_gguf(&PathBuf::from("/no/m.gguf"), kind, Metadata::new()).is_err());
 }
 
-/// A file of these keys and tensors in f32, which all begin where the data does.
-fn hand_made(path: &std::path::Path, keys: &[(&str, u64)], tensors: &[(&str, &[u64])], data: usize) {
+/// Writes a file with these keys and f32 tensors, all at offset 0.
+fn write_raw(path: &std::path::Path, keys: &[(&str, u64)], tensors: &[(&str, &[u64])], data: usize) {
     let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
     let mut bytes = b"GGUF\x03\0\0\0".to_vec();
     bytes.extend((tensors.len() as u64).to_le_bytes());
@@ -137,10 +137,10 @@ fn hand_made(path: &std::path::Path, keys: &[(&str, u64)], tensors: &[(&str, &[u
 }
 
 #[test]
-fn sizes_without_numbers_behind_them_are_refused_before_anything_is_listed() {
+fn oversized_headers_are_rejected_before_allocation() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("hostile.gguf");
-    let usual = [
+    let path = dir.path().join("invalid.gguf");
+    let valid = [
         ("embedding_length", 8),
         ("block_count", 1),
         ("feed_forward_length", 4),
@@ -148,21 +148,21 @@ fn sizes_without_numbers_behind_them_are_refused_before_anything_is_listed() {
         ("attention.head_count", 2),
     ];
     let embedding: (&str, &[u64]) = ("token_embd.weight", &[8, 8]);
-    let refused = |keys: &[(&str, u64)], tensor: (&str, &[u64]), said: &str| {
-        let mut all: Vec<(&str, u64)> = usual.to_vec();
+    let assert_rejected = |keys: &[(&str, u64)], tensor: (&str, &[u64]), expected: &str| {
+        let mut all: Vec<(&str, u64)> = valid.to_vec();
         all.retain(|(key, _)| keys.iter().all(|(other, _)| key != other));
         all.extend(keys);
-        hand_made(&path, &all, &[embedding, tensor], 256);
+        write_raw(&path, &all, &[embedding, tensor], 256);
         let message = Model::open(&path).unwrap_err().to_string();
-        assert!(message.contains("hostile.gguf") && message.contains(said), "{message}");
+        assert!(message.contains("invalid.gguf") && message.contains(expected), "{message}");
     };
     let none: (&str, &[u64]) = ("blk.0.ffn_gate_exps.weight", &[1 << 40, 0, 1]);
-    refused(&[("expert_count", 1 << 17), ("expert_used_count", 1)], none, "num_experts");
-    refused(&[("expert_count", 1 << 50), ("expert_used_count", 1)], none, "num_experts");
-    refused(&[("expert_count", 1 << 17), ("expert_used_count", 1)], ("a", &[u64::MAX, 0, 1]), "num_experts");
+    assert_rejected(&[("expert_count", 1 << 17), ("expert_used_count", 1)], none, "num_experts");
+    assert_rejected(&[("expert_count", 1 << 50), ("expert_used_count", 1)], none, "num_experts");
+    assert_rejected(&[("expert_count", 1 << 17), ("expert_used_count", 1)], ("a", &[u64::MAX, 0, 1]), "num_experts");
     let wide = [("attention.head_count", 1 << 40), ("attention.key_length", 1 << 40)];
-    refused(&wide, ("a", &[1, 0]), "head_dim");
-    refused(&[("embedding_length", 1 << 50)], ("a", &[1, 0]), "hidden_size");
-    refused(&[("rope.dimension_count", 1 << 50)], ("a", &[1, 0]), "partial_rotary_factor");
-    refused(&[], ("rope_freqs.weight", &[0]), "rope_freqs.weight");
+    assert_rejected(&wide, ("a", &[1, 0]), "head_dim");
+    assert_rejected(&[("embedding_length", 1 << 50)], ("a", &[1, 0]), "hidden_size");
+    assert_rejected(&[("rope.dimension_count", 1 << 50)], ("a", &[1, 0]), "partial_rotary_factor");
+    assert_rejected(&[], ("rope_freqs.weight", &[0]), "rope_freqs.weight");
 }

@@ -1,6 +1,6 @@
-//! Checkpoints that transformers wrote, against what transformers says of them (`golden/make.py`).
+//! Compares the outputs of checkpoints written by transformers with the outputs of transformers (`golden/make.py`).
 
-#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,14 +21,14 @@ fn rows(ids: &Tensor) -> Vec<Vec<u32>> {
 
 fn assert_near(what: &str, ours: &Tensor, theirs: &Tensor) {
     assert_eq!(ours.dims(), theirs.dims(), "{what}");
-    let far = (ours - theirs).unwrap().abs().unwrap().flatten_all().unwrap().max(D::Minus1).unwrap();
-    let size = theirs.abs().unwrap().flatten_all().unwrap().max(D::Minus1).unwrap().to_scalar::<f32>().unwrap();
-    let far = far.to_scalar::<f32>().unwrap();
-    assert!(far <= TOLERANCE * size.max(1.), "{what}: {far} apart, {size} large");
+    let difference = (ours - theirs).unwrap().abs().unwrap().flatten_all().unwrap().max(D::Minus1).unwrap();
+    let max = theirs.abs().unwrap().flatten_all().unwrap().max(D::Minus1).unwrap().to_scalar::<f32>().unwrap();
+    let difference = difference.to_scalar::<f32>().unwrap();
+    assert!(difference <= TOLERANCE * max.max(1.), "{what}: difference {difference}, maximum {max}");
 }
 
-/// What transformers gives out for a batch: every token's logits, or the last token's score.
-fn as_transformers(model: &Model, batch: &Batch) -> Tensor {
+/// The output as transformers returns it: the logits of every token, or the score of the last token.
+fn transformers_output(model: &Model, batch: &Batch) -> Tensor {
     let all = model.forward(batch).unwrap();
     let last = all.dim(1).unwrap() - 1;
     if model.head() == Head::Sequence { all.i((.., last)).unwrap() } else { all }
@@ -41,22 +41,23 @@ fn check(name: &str, head: Head) {
     let ids = rows(&expected["input_ids"]);
     let batch = Batch::new(&ids).unwrap();
 
-    assert_near("logits", &as_transformers(&model, &batch), &expected["logits"]);
+    assert_near("logits", &transformers_output(&model, &batch), &expected["logits"]);
     for (layer, weights) in model.attentions(&batch).unwrap().iter().enumerate() {
         assert_near(&format!("attention of layer {layer}"), weights, &expected[&format!("attention.{layer}")]);
     }
 
     let padded = rows(&expected["padded_ids"]);
     let batch_padded = Batch::new(&padded).unwrap().with_padding(&[0, 3]).unwrap();
-    let (ours, theirs) = (as_transformers(&model, &batch_padded), &expected["padded_logits"]);
+    let (ours, theirs) = (transformers_output(&model, &batch_padded), &expected["padded_logits"]);
     for (row, padding) in [(0, 0), (1, 3)] {
-        // What stands at padding is nobody's business.
-        let seen = |x: &Tensor| if head == Head::Sequence { x.i(row).unwrap() } else { x.i((row, padding..)).unwrap() };
-        assert_near("padded logits", &seen(&ours), &seen(theirs));
+        // Ignore the outputs at padding.
+        let valid =
+            |x: &Tensor| if head == Head::Sequence { x.i(row).unwrap() } else { x.i((row, padding..)).unwrap() };
+        assert_near("padded logits", &valid(&ours), &valid(theirs));
     }
 
     let model = model.trainable().unwrap();
-    let logits = as_transformers(&model, &batch);
+    let logits = transformers_output(&model, &batch);
     let loss = match head {
         Head::Sequence => logits.mean_all().unwrap(),
         Head::Token => logits.sqr().unwrap().mean_all().unwrap(),
@@ -75,26 +76,26 @@ fn check(name: &str, head: Head) {
 }
 
 #[test]
-fn a_tied_head() {
+fn a_tied_model_matches_transformers() {
     check("tied", Head::LanguageModel);
 }
 
 #[test]
-fn an_untied_head_in_shards_with_wide_heads() {
+fn an_untied_sharded_model_matches_transformers() {
     check("untied", Head::LanguageModel);
 }
 
 #[test]
-fn weights_in_bf16() {
+fn bf16_weights_match_transformers() {
     check("bf16", Head::LanguageModel);
 }
 
 #[test]
-fn a_reward_model() {
+fn a_reward_model_matches_transformers() {
     check("reward", Head::Sequence);
 }
 
 #[test]
-fn a_value_model() {
+fn a_value_model_matches_transformers() {
     check("value", Head::Token);
 }

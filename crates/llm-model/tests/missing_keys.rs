@@ -1,7 +1,7 @@
-//! What a `config.json` leaves unsaid is what transformers takes (`golden/make_defaults.py`), or is refused: a wrong default
-//! would change results in silence.
+//! A key missing in `config.json` has the default of transformers (`golden/make_defaults.py`) or is an error: a wrong default
+//! would change results silently.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,38 +11,38 @@ use llm_model::{Error, ModelConfig};
 use serde_json::{Map, Value};
 
 struct Case {
-    /// What a file says.
-    said: Map<String, Value>,
-    /// What transformers makes of it, every key spelled out.
-    meant: Map<String, Value>,
+    /// The keys of a file.
+    given: Map<String, Value>,
+    /// All keys with the values that transformers resolves from `given`.
+    resolved: Map<String, Value>,
 }
 
 fn cases() -> Vec<Case> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/defaults.json");
     let all: Vec<Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let part = |case: &Value, key: &str| case[key].as_object().unwrap().clone();
-    all.iter().map(|case| Case { said: part(case, "said"), meant: part(case, "meant") }).collect()
+    all.iter().map(|case| Case { given: part(case, "said"), resolved: part(case, "meant") }).collect()
 }
 
-/// Ids of tokens are never a family's: a text would end at a token that the tokenizer means otherwise.
+/// Token ids have no defaults here: a wrong end-of-sequence token would end texts at the wrong place.
 fn read(map: &Map<String, Value>) -> Result<ModelConfig, Error> {
     let config = from_json(&Value::Object(map.clone()), "config.json")?.config;
     Ok(ModelConfig { bos_token_id: None, eos_token_id: None, pad_token_id: None, ..config })
 }
 
 #[test]
-fn every_key_that_is_left_out_means_what_transformers_takes() {
+fn each_missing_key_has_the_default_of_transformers() {
     let mut left_out = BTreeSet::new();
-    for Case { said, meant } in cases() {
-        let family = said["model_type"].as_str().unwrap();
-        let expected = read(&meant).unwrap();
-        for key in meant.keys().filter(|&key| !said.contains_key(key)) {
-            let mut map = meant.clone();
+    for Case { given, resolved } in cases() {
+        let family = given["model_type"].as_str().unwrap();
+        let expected = read(&resolved).unwrap();
+        for key in resolved.keys().filter(|&key| !given.contains_key(key)) {
+            let mut map = resolved.clone();
             map.remove(key);
-            // What was said in the words of older files stands in those of newer ones too.
-            map.extend(said.clone());
+            // `given` may use old keys that `resolved` contains under new names.
+            map.extend(given.clone());
             match read(&map) {
-                Ok(config) => assert_eq!(config, expected, "{said:?} without \"{key}\""),
+                Ok(config) => assert_eq!(config, expected, "{given:?} without \"{key}\""),
                 Err(error) => assert!(error.to_string().contains(&format!("\"{key}\" is missing")), "{key}: {error}"),
             }
             left_out.insert((family.to_owned(), key.clone()));
@@ -53,9 +53,9 @@ fn every_key_that_is_left_out_means_what_transformers_takes() {
     }
 }
 
-/// All at once: what one key says may hang on another that is missing too.
+/// All keys at once: a default can depend on another missing key.
 #[test]
-fn a_file_that_says_nothing_but_sizes_is_what_transformers_takes() {
+fn a_file_with_only_sizes_has_the_defaults_of_transformers() {
     const SIZES: [&str; 15] = [
         "vocab_size",
         "hidden_size",
@@ -73,39 +73,39 @@ fn a_file_that_says_nothing_but_sizes_is_what_transformers_takes() {
         "n_positions",
         "model_type",
     ];
-    for Case { said, meant } in cases() {
-        let mut map = meant.clone();
+    for Case { given, resolved } in cases() {
+        let mut map = resolved.clone();
         map.retain(|key, _| SIZES.contains(&key.as_str()));
-        map.extend(said.clone());
-        assert_eq!(read(&map).unwrap(), read(&meant).unwrap(), "{said:?}");
+        map.extend(given.clone());
+        assert_eq!(read(&map).unwrap(), read(&resolved).unwrap(), "{given:?}");
     }
 }
 
-/// What we do not look at changes nothing in evaluation.
+/// The keys we ignore do not change inference.
 #[test]
-fn no_key_of_transformers_is_overlooked() {
-    const ASIDE: [&str; 14] = [
+fn every_key_of_transformers_is_read_or_known_to_be_irrelevant() {
+    const IRRELEVANT: [&str; 14] = [
         "attention_dropout",
         "hidden_dropout",
         "classifier_dropout",
         "attn_pdrop",
         "embd_pdrop",
         "resid_pdrop",
-        "pretraining_tp",          // how an older transformers split products
-        "output_router_logits",    // whether the loss is computed, not what it is
-        "reorder_and_upcast_attn", // f32 within half precision
-        "summary_type",            // of a class with two heads
+        "pretraining_tp",          // how old versions of transformers split matmuls
+        "output_router_logits",    // whether the loss is returned
+        "reorder_and_upcast_attn", // f32 attention in half precision
+        "summary_type",            // for a class with two heads
         "summary_use_proj",
         "summary_activation",
         "summary_proj_to_labels",
         "summary_first_dropout",
     ];
-    // Said by `layer_types` and by `rope_parameters` too.
-    const TWICE: [&str; 5] =
+    // Redundant with `layer_types` and `rope_parameters`.
+    const REDUNDANT: [&str; 5] =
         ["_sliding_window_pattern", "sliding_window_pattern", "rope_theta", "rotary_pct", "partial_rotary_factor"];
-    for Case { said, meant } in cases() {
-        let extra = from_json(&Value::Object(meant), "config.json").unwrap().extra;
-        let known = |key: &&String| ASIDE.contains(&key.as_str()) || TWICE.contains(&key.as_str());
-        assert_eq!(extra.keys().find(|key| !known(key)), None, "{said:?}");
+    for Case { given, resolved } in cases() {
+        let extra = from_json(&Value::Object(resolved), "config.json").unwrap().extra;
+        let known = |key: &&String| IRRELEVANT.contains(&key.as_str()) || REDUNDANT.contains(&key.as_str());
+        assert_eq!(extra.keys().find(|key| !known(key)), None, "{given:?}");
     }
 }

@@ -1,7 +1,7 @@
-//! Ten thousand damaged or hostile files for each loader: an error or a model, and never a panic, a hang, or memory out
-//! of proportion to the file.
+//! Ten thousand mutated files for each loader: the result is a model or an error, never a panic, a hang or memory out of
+//! proportion to the size of the file.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 #[path = "../../llm-tokenizer/tests/mutate/mod.rs"]
 mod mutate;
@@ -12,9 +12,9 @@ use llm_kernels::BlockFormat;
 use llm_model::gguf::{GgufFile, Metadata, TensorType, Value};
 use llm_model::{Batch, Head, LoraConfig, Model, ModelConfig};
 
-/// Memory is counted for the whole process: one test.
+/// One test, because memory is measured for the whole process.
 #[test]
-fn a_damaged_model_is_an_error_and_costs_nothing() {
+fn a_mutated_model_file_gives_an_error_or_a_model() {
     let config = ModelConfig {
         vocab_size: 64,
         hidden_size: 32,
@@ -29,7 +29,7 @@ fn a_damaged_model_is_an_error_and_costs_nothing() {
     let dir = mutate::folder();
     let dir = dir.path();
     model.save(dir).unwrap();
-    // What was taken for a model is one, or says why not.
+    // A loaded model can run or returns an error.
     let used = |model: Model| drop(Batch::new(&[vec![1, 2, 3]]).and_then(|batch| model.forward(&batch)));
 
     let header = |bytes: &[u8]| 8 + usize::from_le_bytes(*bytes.first_chunk().unwrap());
@@ -58,11 +58,11 @@ fn a_damaged_model_is_an_error_and_costs_nothing() {
     for (name, kind) in [("f16.gguf", TensorType::F16), ("q8_0.gguf", TensorType::Quantized(BlockFormat::Q8_0))] {
         let path = dir.join(name);
         model.save_gguf(&path, Some(kind), tokenizer.clone()).unwrap();
-        // Behind the names of the tensors are numbers, all of which are as good as others.
+        // Only mutate the header: any tensor data is valid.
         let last = fs::read(&path).unwrap().windows(18).rposition(|w| w == b"output_norm.weight").unwrap();
         mutate::check(&path, last + 64, || Model::from_gguf(&GgufFile::open(&path)?), used);
     }
-    // Keys that llama has not.
+    // Keys that Llama does not have.
     for family in ["mixtral", "gemma3_text", "phi3", "gpt2"] {
         let golden: std::path::PathBuf =
             [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "families", family].iter().collect();

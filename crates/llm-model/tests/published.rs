@@ -1,7 +1,7 @@
-//! Published checkpoints' `config.json`, as they stand on the hub, and the number of parameters that the hub counts in
-//! their files: a wrong shape or a misread key shows.
+//! The `config.json` of published checkpoints and their parameter counts on the hub. A wrong shape or default changes the
+//! count.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use llm_model::families::from_json;
 use llm_model::{Head, LayerType, ParamCount, RopeScaling};
@@ -187,7 +187,7 @@ fn published_configurations_have_their_published_sizes() {
 }
 
 #[test]
-fn what_older_files_leave_unsaid_is_what_transformers_takes() {
+fn missing_keys_of_old_files_have_the_defaults_of_transformers() {
     let config = |name: &str| {
         let all = published();
         let (name, _, json) = all.iter().find(|(known, ..)| known.ends_with(name)).unwrap();
@@ -208,7 +208,7 @@ fn what_older_files_leave_unsaid_is_what_transformers_takes() {
 }
 
 #[test]
-fn the_first_phi_3_files_call_longrope_su_and_say_its_first_length_beside_it() {
+fn early_phi_3_files_with_rope_type_su_are_read() {
     let all = published();
     let (name, _, json) = all.iter().find(|(known, ..)| known.contains("Phi-3")).unwrap();
     let mut json = json.clone();
@@ -223,9 +223,9 @@ fn the_first_phi_3_files_call_longrope_su_and_say_its_first_length_beside_it() {
     assert_eq!(original_max_position_embeddings, 4096);
 }
 
-/// Values that a family's files may hold and that this decoder does not follow, with what the error names.
+/// Values that are valid in transformers and that this decoder does not support; the error names the key.
 #[test]
-fn what_would_change_the_result_is_refused_by_name() {
+fn unsupported_values_are_rejected_by_key() {
     let longrope = json!({"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]});
     let local = json!({"sliding_attention": {"rope_type": "linear", "factor": 2.0}});
     let factors = vec![1.0; 48];

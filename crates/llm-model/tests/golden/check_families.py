@@ -1,11 +1,11 @@
-"""Lets transformers load what we saved: not one tensor or key may be different, and the logits must be the same.
+"""Loads the checkpoints that `tests/families.rs` saved with transformers: tensors, keys and logits must be equal.
 
     cargo test -p llm-model --test families      # saves into target/tmp/families
     python check_families.py TARGET/tmp/families
 
-NAME is a checkpoint that was read and saved again; NAME-fresh is the same model as one that was never read, whose
-`config.json` is our own words: there the logits tell that transformers understands them. NAME-reward and NAME-value have a
-score for the text and for each token, where transformers has such a class.
+NAME was loaded and saved with its original `config.json`. NAME-fresh is the same model with a `config.json` that we generated;
+there only the logits are compared. NAME-reward and NAME-value have a sequence and a token classification head, if transformers
+has such a class.
 """
 
 import pathlib

@@ -1,10 +1,10 @@
-"""Lets llama.cpp run what `llm-infer convert` writes: its greedy continuation must be ours, token by token.
+"""Runs the output of `llm-infer convert` in llama.cpp: the greedy continuation must equal ours, token by token.
 
-    python check_gguf.py MODEL LLM-INFER     # a folder of a trained model, and our program (target/release/llm-infer)
+    python check_gguf.py MODEL LLM-INFER     # folder of a trained model, and our program (target/release/llm-infer)
 
 Needs llama-cpp-python. The model is converted to f16 and q8_0 in a temporary folder; each of three prompts is continued by
-64 tokens at temperature 0. llama.cpp rounds activations to the weights' format, so where the two best tokens are closer than
-`TIE` in its logits, either may follow.
+64 tokens at temperature 0. llama.cpp rounds activations to the format of the weights, so both tokens are accepted if their
+logits differ by less than `TIE`.
 """
 
 import pathlib
@@ -43,6 +43,6 @@ with tempfile.TemporaryDirectory() as folder:
             else:
                 i = len(ours)
             bad += i < len(ours)
-            turned = "" if margin is None else f", the largest margin against ours {margin:.3f}"
-            print(f"{kind}, {prompt!r}: {i} of {len(ours)} tokens the same or tied{turned}")
+            last_margin = "" if margin is None else f", margin of the last difference {margin:.3f}"
+            print(f"{kind}, {prompt!r}: {i} of {len(ours)} tokens equal or tied{last_margin}")
 sys.exit(bad > 0)

@@ -1,10 +1,10 @@
-"""Loads the adapters that `tests/lora` trained and saved in peft, and compares the logits.
+"""Loads the adapters that `tests/lora` trained and saved with peft, and compares the logits.
 
     pip install torch transformers peft
     cargo test -p llm-model --test lora
     python check_lora.py TARGET/tmp/lora
 
-Exits with 1 if a tensor is missing or left over, or the logits differ by more than 1e-4.
+Exits with 1 if a tensor is missing or unexpected, or if the logits differ by more than 1e-4.
 """
 
 import pathlib

@@ -1,14 +1,14 @@
-"""Compares what rounding costs a model in our GGUF files with what it costs when llama.cpp rounds.
+"""Compares the perplexity of models quantised by us with models quantised by llama.cpp.
 
-    python check_perplexity.py MODEL LLM-INFER TEXT...  # a folder of a trained model, our program, texts in UTF-8
+    python check_perplexity.py MODEL LLM-INFER TEXT...  # folder of a trained model, our program, UTF-8 texts
 
-Needs gguf and llama-cpp-python. MODEL is converted to f16, which llama.cpp's quantizer rounds further, and to every format by
-us. llama.cpp reads all of these files and gives the perplexity of the first `WINDOWS` windows of `LENGTH` tokens of each text,
-the same tokens for all. Its quantizer does it twice: with each tensor in the format that ours has it in, and with the mix of
-formats that it chooses by itself (Q4_K_S). Exits with 1 if our q4_k is further than `MOST` from either.
+Needs gguf and llama-cpp-python. We convert MODEL to f16 and to every quantised format; the quantizer of llama.cpp quantises the
+f16 file twice: with the same format for each tensor as ours, and with its default mix (Q4_K_S). llama.cpp computes the perplexity
+of all files on the first `WINDOWS` windows of `LENGTH` tokens of each text. Exits with 1 if the relative difference of our q4_k
+to one of them is more than `MOST`.
 
-Rows of the model's matrices must be multiples of 256, or the K formats fall back to others. A model that has learned little
-does not feel rounding.
+The row lengths of the matrices must be multiples of 256, or the K formats fall back to others. Use a well-trained model:
+rounding has little effect on an untrained one.
 """
 
 import ctypes

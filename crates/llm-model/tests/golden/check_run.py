@@ -1,9 +1,9 @@
 """Loads every stage of a lifecycle run in transformers and compares its logits with `llm-infer logits`.
 
     pip install torch transformers
-    python check_run.py RUN            # from the root of the repository; builds llm-infer if need be
+    python check_run.py RUN            # from the root of the repository; builds llm-infer if needed
 
-Exits with 1 if a checkpoint does not load without complaint or its logits differ by more than 1e-4.
+Exits with 1 if a checkpoint loads with warnings or errors, or if its logits differ by more than 1e-4.
 """
 
 import pathlib

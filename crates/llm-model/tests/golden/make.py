@@ -1,11 +1,11 @@
-"""Makes the golden checkpoints: tiny Llamas with random weights, and what transformers says of them.
+"""Writes the golden checkpoints: tiny Llamas with random weights, and the outputs of transformers.
 
     pip install torch transformers
-    python make.py            # writes tied/ untied/ bf16/ reward/ value/ beside this file
+    python make.py            # writes tied/ untied/ bf16/ reward/ value/ next to this file
 
-Each folder is a checkpoint as transformers saves it, and `expected.safetensors` with the input ids, the logits, every
-layer's attention weights, the logits of the same rows padded on the left, and the gradient of a mean cross-entropy (or of
-the mean score) for every parameter.
+Each folder has a checkpoint saved by transformers, and `expected.safetensors` with the input ids, the logits, the attention
+weights of every layer, the logits of the same rows with left padding, and the gradient of the mean cross-entropy (or of the
+mean score) for every parameter.
 """
 
 import pathlib
@@ -36,7 +36,7 @@ SHAPE = dict(
 )
 CASES = {
     "tied": (LlamaForCausalLM, dict(tie_word_embeddings=True), torch.float32, "5GB"),
-    # Sharded, with heads that are wider than hidden_size / num_attention_heads, and another base of the rotation.
+    # Sharded, with head_dim larger than hidden_size / num_attention_heads, and another rope_theta.
     "untied": (LlamaForCausalLM, dict(tie_word_embeddings=False, head_dim=6, rope_theta=500.0), torch.float32, "8KB"),
     "bf16": (LlamaForCausalLM, dict(tie_word_embeddings=True), torch.bfloat16, "5GB"),
     "reward": (LlamaForSequenceClassification, dict(num_labels=1), torch.float32, "5GB"),
@@ -48,7 +48,7 @@ def make(name, cls, options, dtype, shard):
     torch.manual_seed(len(name))
     model = cls(LlamaConfig(**SHAPE, **options)).eval()
     for parameter in model.parameters():
-        if parameter.dim() == 1:  # norms of exactly one would hide a wrong one
+        if parameter.dim() == 1:  # norms of exactly one would hide errors
             torch.nn.init.normal_(parameter, 1.0, 0.2)
     model = model.to(dtype)
     folder = HERE / name
@@ -61,7 +61,7 @@ def make(name, cls, options, dtype, shard):
     expected = {"input_ids": ids.to(torch.int64), "logits": logits}
     expected |= {f"attention.{i}": a for i, a in enumerate(out.attentions)}
 
-    # The second row, cut to its last six tokens, beside the first: three tokens of padding on the left.
+    # The first row, and the last six tokens of the second row with three tokens of left padding.
     padded = torch.cat([ids[:1], torch.cat([torch.full((1, 3), 2), ids[1:, 3:]], 1)])
     mask = (torch.arange(9)[None] >= torch.tensor([[0], [3]])).long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)

@@ -1,10 +1,10 @@
-"""Asks transformers what a `config.json` means where it leaves keys unsaid, and writes `defaults.json` beside this file.
+"""Writes `defaults.json` next to this file: the defaults of transformers for missing keys of a `config.json`.
 
     pip install torch transformers
     python make_defaults.py
 
-Each case is what a file says (`said`) and the configuration that transformers makes of it (`meant`, every key spelled out).
-`tests/unsaid.rs` leaves out one key after the other and checks that our reading stays the same.
+Each case has the keys of a file (`said`) and the full configuration that transformers resolves from them (`meant`).
+`tests/missing_keys.rs` removes one key at a time and checks that we read the same configuration.
 """
 
 import json
@@ -34,7 +34,7 @@ CASES += [
     ("gpt_neox", dict(rotary_pct=0.5, rotary_emb_base=5000)),
     ("gpt_neox", dict(rope_theta=5000)),
 ]
-# What no model of these families is computed by.
+# Keys that do not affect the computation.
 ASIDE = ("transformers_version", "_name_or_path", "id2label", "label2id", "dtype", "architectures", "problem_type", "return_dict",
          "output_attentions", "output_hidden_states", "chunk_size_feed_forward", "is_encoder_decoder", "use_cache")
 

@@ -1,17 +1,17 @@
-"""Makes the golden checkpoints of the families: tiny models with random weights, and what transformers says of them.
+"""Writes the golden checkpoints of the families: tiny models with random weights, and the outputs of transformers.
 
     pip install torch transformers
-    python make_families.py [NAME...]     # writes families/NAME/ beside this file
+    python make_families.py [NAME...]     # writes families/NAME/ next to this file
 
-Each folder is a checkpoint as transformers saves it, and `expected.safetensors`:
+Each folder has a checkpoint saved by transformers, and `expected.safetensors`:
 
-* `padded_ids` (2, 12), the second row with three tokens of padding on the left, and `padded_logits`;
-* `long_ids` (1, 200) and `long_logits`; where a text that grows token by token turns by other frequencies (dynamic),
-  `cached_logits` as well: 150 tokens at once, then one at a time;
-* of a mixture of experts, `aux_loss` of both rows of `padded_ids` as `load_balancing_loss_func` gives it.
+* `padded_ids` (2, 12), the second row with three tokens of left padding, and `padded_logits`;
+* `long_ids` (1, 200) and `long_logits`; with dynamic rotary scaling, where decoding token by token uses other frequencies,
+  also `cached_logits`: 150 tokens at once, then one at a time;
+* for a mixture of experts, `aux_loss` of both rows of `padded_ids` from `load_balancing_loss_func`.
 
-The settings are awkward on purpose: an odd vocabulary, fewer key than query heads, heads of another size than
-hidden / heads, biases, windows shorter than the text, rotary scaling, tied and untied heads.
+The settings are unusual on purpose: an odd vocabulary size, grouped-query attention, head_dim not equal to hidden / heads,
+biases, windows shorter than the sequence, rotary scaling, tied and untied output layers.
 """
 
 import pathlib
@@ -42,7 +42,7 @@ GPT2 = dict(
     bos_token_id=0, eos_token_id=1, pad_token_id=2, attn_implementation="eager",
 )
 NEOX = {k: v for k, v in SHAPE.items() if k != "num_key_value_heads"}
-# A window for every layer but the last, which sees all: the reverse of what the family does by itself.
+# Other layer types than the default of the family.
 SOME = ["sliding_attention", "full_attention", "sliding_attention"]
 
 CASES = {
@@ -101,9 +101,9 @@ def build(name):
     torch.manual_seed(sum(map(ord, name)))
     model = model(config(**(shape | options))).eval()
     if hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation("eager")  # the grouped one wants rows of a multiple of 16 bytes
+        model.set_experts_implementation("eager")  # "grouped" needs row sizes in multiples of 16 bytes
     for parameter in model.parameters():
-        if parameter.dim() == 1:  # norms of exactly one and biases of zero would hide a wrong one
+        if parameter.dim() == 1:  # norms of exactly one and biases of zero would hide errors
             parameter.data += 0.2 * torch.randn_like(parameter)
     return model
 
@@ -129,7 +129,7 @@ def make(name):
     long = torch.randint(3, vocab, (1, 200))
     expected |= {"long_ids": long, "long_logits": model(input_ids=long).logits}
     if name == "llama_dynamic":
-        model = type(model).from_pretrained(folder, attn_implementation="eager").eval()  # frequencies are a state
+        model = type(model).from_pretrained(folder, attn_implementation="eager").eval()  # the frequencies are stateful
         out = model(input_ids=long[:, :150], use_cache=True)
         logits = [out.logits]
         for i in range(150, 200):

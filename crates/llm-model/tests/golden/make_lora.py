@@ -1,11 +1,11 @@
-"""Makes the golden adapters: LoRA, rsLoRA, DoRA, and LoRA with rows of tokens, on the tiny Llama in tied/, by peft, and what
-peft says of them.
+"""Writes the golden adapters of the tiny Llama in tied/: LoRA, rsLoRA, DoRA, and LoRA with trainable token rows, and the outputs
+of peft.
 
     pip install torch transformers peft
-    python make_lora.py       # writes lora/plain/ lora/rslora/ lora/dora/ lora/tokens/ beside this file
+    python make_lora.py       # writes lora/plain/ lora/rslora/ lora/dora/ lora/tokens/ next to this file
 
-Each folder is an adapter as peft saves it, and `expected.safetensors` with the input ids, the logits, a mean cross-entropy and
-its gradient for every tensor of the adapter, under the names of `adapter_model.safetensors`.
+Each folder has an adapter saved by peft, and `expected.safetensors` with the input ids, the logits, the mean cross-entropy and
+its gradient for every tensor of the adapter, with the names of `adapter_model.safetensors`.
 """
 
 import pathlib
@@ -31,7 +31,7 @@ def make(name, options):
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **options)).eval()
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for parameter_name, parameter in trained.items():
-        if "magnitude" in parameter_name:  # exactly the norms would hide a wrong one
+        if "magnitude" in parameter_name:  # magnitudes equal to the norms would hide errors
             parameter.data *= 1 + 0.3 * torch.randn_like(parameter)
         else:
             torch.nn.init.normal_(parameter, 0.0, 0.3)

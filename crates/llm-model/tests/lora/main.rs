@@ -1,6 +1,6 @@
-//! Adapters that peft wrote, against what peft says of them (`golden/make_lora.py`), and how adapters train here.
+//! Compares adapters written by PEFT with the outputs of PEFT (`golden/make_lora.py`), and tests the training of adapters.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 mod refusals;
 mod tokens;
@@ -21,7 +21,7 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-fn far(ours: &Tensor, theirs: &Tensor) -> f32 {
+fn max_difference(ours: &Tensor, theirs: &Tensor) -> f32 {
     assert_eq!(ours.dims(), theirs.dims());
     (ours - theirs).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
 }
@@ -34,7 +34,7 @@ fn bits(x: &Tensor) -> Vec<u32> {
     x.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
 }
 
-/// The tiny Llama with the adapters of the golden folders.
+/// The tiny Llama with all golden adapters.
 fn with_adapters() -> Model {
     let mut model = Model::load(&golden("tied")).unwrap();
     for case in CASES {
@@ -56,12 +56,12 @@ fn loss(model: &Model, ids: &[Vec<u32>]) -> Tensor {
     model.cross_entropy(&hidden.i((.., ..t - 1)).unwrap().flatten(0, 1).unwrap(), &labels).unwrap()
 }
 
-fn every_map() -> Vec<String> {
+fn all_linear_layers() -> Vec<String> {
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(str::to_owned).to_vec()
 }
 
 fn kinds() -> [LoraConfig; 4] {
-    let plain = LoraConfig { r: 4, lora_alpha: 6., target_modules: every_map(), ..LoraConfig::default() };
+    let plain = LoraConfig { r: 4, lora_alpha: 6., target_modules: all_linear_layers(), ..LoraConfig::default() };
     let tokens = Some(TokenIndices::Embedding(vec![29, 8, 7]));
     [
         plain.clone(),
@@ -91,7 +91,7 @@ fn text() -> Vec<Vec<u32>> {
     TEXT.map(|row| row.to_vec()).to_vec()
 }
 
-/// AdamW on the text; gives the first and the last loss.
+/// Trains with AdamW on the text; returns the loss without adapter and after training.
 fn train(model: &Model, ids: &[Vec<u32>], steps: u64) -> [f64; 2] {
     let vars = model.params().vars();
     let zeros = |var: &Var| Tensor::zeros((2, var.elem_count()), DType::F32, var.device()).unwrap();
@@ -117,13 +117,13 @@ fn train(model: &Model, ids: &[Vec<u32>], steps: u64) -> [f64; 2] {
 }
 
 #[test]
-fn adapters_of_peft_give_its_logits_losses_and_gradients() {
+fn logits_losses_and_gradients_match_peft() {
     let mut model = with_adapters();
     for case in CASES {
         let (ids, expected) = expected(case);
         let batch = Batch::new(&ids).unwrap();
         model.use_adapter(Some(case)).unwrap();
-        let gap = far(&model.forward(&batch).unwrap(), &expected["logits"]);
+        let gap = max_difference(&model.forward(&batch).unwrap(), &expected["logits"]);
         assert!(gap <= 1e-4, "{case}: {gap}");
 
         let training = model.trainable().unwrap();
@@ -132,12 +132,12 @@ fn adapters_of_peft_give_its_logits_losses_and_gradients() {
         let grads = loss.backward().unwrap();
         for (name, var) in training.params().vars() {
             let theirs = &expected[&format!("grad.base_model.model.{name}")];
-            let gap = far(grads.get(var).unwrap(), theirs);
+            let gap = max_difference(grads.get(var).unwrap(), theirs);
             assert!(gap <= 1e-5, "{case}, {name}: {gap}");
         }
         let adapted = expected.keys().filter(|name| name.starts_with("grad.")).count();
-        assert_eq!(training.params().vars().len(), adapted, "{case}: the adapter alone trains");
-        // A norm's gradient comes with that of what it norms, and costs nothing.
+        assert_eq!(training.params().vars().len(), adapted, "{case}: only the adapter is trainable");
+        // The gradient of a norm is computed together with that of its input.
         for (name, tensor) in training.params().tensors().iter().filter(|(_, tensor)| tensor.rank() == 2) {
             assert!(grads.get(tensor).is_none(), "{case}: the frozen {name} has a gradient");
         }
@@ -145,7 +145,7 @@ fn adapters_of_peft_give_its_logits_losses_and_gradients() {
 }
 
 #[test]
-fn adapters_are_switched_over_the_same_weights() {
+fn switching_adapters_changes_and_restores_the_outputs() {
     let mut model = with_adapters();
     let base = Model::load(&golden("tied")).unwrap();
     let batch = Batch::new(&text()).unwrap();
@@ -165,13 +165,13 @@ fn adapters_are_switched_over_the_same_weights() {
 }
 
 #[test]
-fn a_merged_model_gives_the_same_and_unmerging_restores_the_bits() {
+fn merging_keeps_the_outputs_and_unmerging_restores_the_bits() {
     let mut model = with_adapters();
     let batch = Batch::new(&text()).unwrap();
     for case in CASES {
         model.use_adapter(Some(case)).unwrap();
         let (before, merged) = (model.forward(&batch).unwrap(), model.merged().unwrap());
-        let gap = far(&merged.forward(&batch).unwrap(), &before);
+        let gap = max_difference(&merged.forward(&batch).unwrap(), &before);
         assert!(gap <= 1e-5, "{case}: {gap}");
         let dir = tempfile::tempdir().unwrap();
         merged.save(dir.path()).unwrap();
@@ -192,12 +192,12 @@ fn a_merged_model_gives_the_same_and_unmerging_restores_the_bits() {
 }
 
 #[test]
-fn a_fresh_adapter_changes_nothing_and_hangs_on_its_seed() {
+fn a_new_adapter_does_not_change_the_model_and_depends_on_the_seed() {
     let base = small();
     let batch = Batch::new(&text()).unwrap();
     for config in kinds() {
         let [one, same, other] = [1, 1, 2].map(|seed| base.with_lora(&config, seed).unwrap());
-        let gap = far(&one.forward(&batch).unwrap(), &base.forward(&batch).unwrap());
+        let gap = max_difference(&one.forward(&batch).unwrap(), &base.forward(&batch).unwrap());
         assert!(gap <= 1e-6, "{config:?}: {gap}");
         let a = |model: &Model| bits(&model.params().vars()["model.layers.1.self_attn.o_proj.lora_A.weight"]);
         assert!(a(&one) == a(&same) && a(&one) != a(&other));
@@ -208,7 +208,7 @@ fn a_fresh_adapter_changes_nothing_and_hangs_on_its_seed() {
     }
 }
 
-/// The same model in f64 with an adapter away from its beginning.
+/// The same model in f64, with an adapter moved away from its initial values.
 fn in_f64(config: &LoraConfig) -> Model {
     let base = small();
     let wide = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.to_dtype(DType::F64).unwrap());
@@ -223,29 +223,29 @@ fn in_f64(config: &LoraConfig) -> Model {
 }
 
 #[test]
-fn gradients_are_finite_differences_in_f64() {
+fn gradients_match_finite_differences_in_f64() {
     for config in kinds() {
         let model = in_f64(&config);
         let grads = loss(&model, &text()).backward().unwrap();
         let mut compared = 0;
         for (name, var) in model.params().vars() {
-            // What A and B do to the length of DoRA's rows counts as constant; peft's gradients are their oracle.
+            // DoRA treats the row norms as constants, so A and B have no finite-difference check; PEFT is their oracle.
             if config.use_dora && !name.ends_with("magnitude_vector") {
                 continue;
             }
             let numbers = var.flatten_all().unwrap().to_vec1::<f64>().unwrap();
             let gradient = grads.get(var).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
-            for place in [0, numbers.len() / 2, numbers.len() - 1] {
+            for i in [0, numbers.len() / 2, numbers.len() - 1] {
                 let at = |step: f64| {
                     let mut moved = numbers.clone();
-                    moved[place] += step;
+                    moved[i] += step;
                     var.set(&Tensor::from_vec(moved, var.shape(), var.device()).unwrap()).unwrap();
                     number(&loss(&model, &text()))
                 };
                 let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
                 at(0.);
-                let gap = (slope - gradient[place]).abs();
-                assert!(gap <= 1e-8 + 1e-6 * slope.abs(), "{name}[{place}]: {} and {slope}", gradient[place]);
+                let gap = (slope - gradient[i]).abs();
+                assert!(gap <= 1e-8 + 1e-6 * slope.abs(), "{name}[{i}]: {} and {slope}", gradient[i]);
                 compared += 1;
             }
         }
@@ -254,7 +254,7 @@ fn gradients_are_finite_differences_in_f64() {
 }
 
 #[test]
-fn checkpointed_activations_change_no_bit_of_an_adapters_gradients() {
+fn activation_checkpointing_keeps_the_gradients_bit_identical() {
     for config in kinds() {
         let gradients = |checkpointed: bool| {
             let mut model = small().with_lora(&config, 1).unwrap();
@@ -273,7 +273,7 @@ fn checkpointed_activations_change_no_bit_of_an_adapters_gradients() {
 }
 
 #[test]
-fn over_a_quantised_base_the_loss_falls_and_the_base_stays() {
+fn training_on_a_quantised_base_lowers_the_loss_and_keeps_the_base() {
     let formats =
         [WeightFormat::Bf16, WeightFormat::Quantized(BlockFormat::Q8_0), WeightFormat::Quantized(BlockFormat::Q4_0)];
     let batch = Batch::new(&text()).unwrap();
@@ -296,19 +296,22 @@ fn over_a_quantised_base_the_loss_falls_and_the_base_stays() {
             let (vars, weight) = (model.params().vars(), format!("{name}.weight"));
             let change =
                 vars[&format!("{name}.lora_B.weight")].matmul(&vars[&format!("{name}.lora_A.weight")]).unwrap();
-            let held = match base.params().quantized().get(&weight) {
+            let dense = match base.params().quantized().get(&weight) {
                 Some(blocks) => blocks.dequantize().unwrap(),
                 None => base.params().tensors()[&weight].to_dtype(DType::F32).unwrap(),
             };
-            let gap = far(&model.merged().unwrap().params().tensors()[&weight], &(held + change * scale).unwrap());
+            let gap = max_difference(
+                &model.merged().unwrap().params().tensors()[&weight],
+                &(dense + change * scale).unwrap(),
+            );
             assert!(gap <= 1e-6, "{format:?} {config:?}: {gap}");
         }
     }
 }
 
-/// What is saved stays in cargo's temporary folder, where `golden/check_lora.py` lets peft load it.
+/// The saved adapters stay in cargo's temporary folder, where `golden/check_lora.py` loads them with PEFT.
 #[test]
-fn a_trained_adapter_is_read_as_it_was_saved() {
+fn a_saved_adapter_is_loaded_bit_for_bit() {
     for (case, config) in CASES.into_iter().zip(kinds()) {
         let base = Model::load(&golden("tied")).unwrap();
         let model = base.with_lora(&config, 9).unwrap();
@@ -325,7 +328,7 @@ fn a_trained_adapter_is_read_as_it_was_saved() {
         let mut read = base.clone();
         read.load_adapter("trained", &dir).unwrap();
         read.use_adapter(Some("trained")).unwrap();
-        assert!(far(&read.forward(&Batch::new(&ids).unwrap()).unwrap(), &logits) <= 1e-6, "{case}");
+        assert!(max_difference(&read.forward(&Batch::new(&ids).unwrap()).unwrap(), &logits) <= 1e-6, "{case}");
         let (ours, again) = (model.params().vars(), read.trainable().unwrap());
         assert_eq!(ours.len(), again.params().vars().len());
         for (name, var) in ours {

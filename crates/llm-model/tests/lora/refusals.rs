@@ -1,4 +1,4 @@
-//! Adapters that are refused, by the name of what is wrong with them.
+//! Invalid adapters are rejected with the name of the problem.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::golden;
 
 #[test]
-fn what_would_compute_something_else_is_refused_by_name() {
+fn unsupported_settings_are_rejected_by_key() {
     let source = golden("lora/plain");
     let dir = tempfile::tempdir().unwrap();
     let read = || Model::load(&golden("tied")).unwrap().load_adapter("x", dir.path()).unwrap_err().to_string();
@@ -49,7 +49,7 @@ fn what_would_compute_something_else_is_refused_by_name() {
         );
     }
     let mut dropped = config.clone();
-    dropped["lora_dropout"] = json!(0.1); // at work in PEFT's training only
+    dropped["lora_dropout"] = json!(0.1); // applies to training only
     fs::write(dir.path().join("adapter_config.json"), dropped.to_string()).unwrap();
     Model::load(&golden("tied")).unwrap().load_adapter("x", dir.path()).unwrap();
     let mut bad = config.clone();
@@ -72,15 +72,17 @@ fn tensors_that_are_missing_extra_or_misshapen_are_listed() {
     write_safetensors(&dir.path().join("adapter_model.safetensors"), &tensors).unwrap();
     let mut model = Model::load(&golden("tied")).unwrap();
     let message = model.load_adapter("x", dir.path()).unwrap_err().to_string();
-    for (name, what) in
-        [(gone, "missing"), (part("k_proj.lora_A.weight"), "no adapted part"), (part("v_proj.lora_B.weight"), "shape")]
-    {
+    for (name, what) in [
+        (gone, "missing"),
+        (part("k_proj.lora_A.weight"), "not part of an adapted module"),
+        (part("v_proj.lora_B.weight"), "shape"),
+    ] {
         assert!(message.contains(&name) && message.contains(what), "{message}");
     }
 }
 
 #[test]
-fn matrices_that_files_hold_joined_or_transposed_are_refused() {
+fn fused_or_transposed_matrices_are_rejected() {
     for (family, target, known) in [
         ("gpt2", "c_attn", "none"),
         ("phi3", "qkv_proj", "down_proj, o_proj"),
@@ -93,7 +95,7 @@ fn matrices_that_files_hold_joined_or_transposed_are_refused() {
         let message = model.with_lora(&config, 1).unwrap_err().to_string();
         assert!(message.contains(target) && message.contains(known), "{family}: {message}");
     }
-    // A projection that is not fused is adapted under the family's own name.
+    // A projection that is not fused is adapted under the name of the family.
     let config = LoraConfig { target_modules: vec!["dense".to_owned()], ..LoraConfig::default() };
     let model = Model::load(&golden("families/gpt_neox")).unwrap().with_lora(&config, 1).unwrap();
     let dir = tempfile::tempdir().unwrap();
