@@ -1,4 +1,4 @@
-//! The adapters of a model: made, read, chosen, written, and merged into its weights.
+//! The adapters of a model: create, load, activate, save and merge.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,65 +8,65 @@ use crate::lora::{Adapter, Lora, LoraConfig};
 use crate::token_rows::{EMBEDDING, OUTPUT};
 use crate::{Error, Model, Result, peft};
 
-/// What [`Model::with_lora`] calls its adapter, as PEFT does.
+/// The adapter name that [`Model::with_lora`] uses, as in PEFT.
 const DEFAULT: &str = "default";
 
 /// The adapters of a model, by name.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Adapters {
     known: BTreeMap<String, Adapter>,
-    /// The one in use: the parameters hold it too.
+    /// The active adapter; the parameters contain it too.
     active: Option<String>,
-    /// What this model was before its adapter was merged.
+    /// The model before its adapter was merged.
     unmerged: Option<Arc<Model>>,
 }
 
 impl Adapters {
-    /// The same, where the numbers of the one in use are these.
-    pub fn now_with(&self, adapter: Option<&Adapter>) -> Self {
-        let mut now = Self { unmerged: None, ..self.clone() };
-        if let (Some(name), Some(adapter)) = (&now.active, adapter) {
-            now.known.insert(name.clone(), adapter.clone());
+    /// The same adapters, with `adapter` as the new state of the active one.
+    pub fn with_active(&self, adapter: Option<&Adapter>) -> Self {
+        let mut adapters = Self { unmerged: None, ..self.clone() };
+        if let (Some(name), Some(adapter)) = (&adapters.active, adapter) {
+            adapters.known.insert(name.clone(), adapter.clone());
         }
-        now
+        adapters
     }
 }
 
 impl Model {
-    /// This model, frozen, with a fresh adapter that trains; the same seed gives the same bytes. The weights are shared with this
-    /// model, and may be in bf16 or in blocks ([`Self::frozen_as`]): QLoRA.
+    /// This model, frozen, with a new trainable adapter; the same seed gives the same bytes. The weights are shared with
+    /// this model; they may be bf16 or quantised ([`Self::frozen_as`]), which is QLoRA.
     pub fn with_lora(&self, config: &LoraConfig, seed: u64) -> Result<Self> {
         let targets = config.targets(self.config(), self.head(), "adapter configuration")?;
         let tokens = config.token_targets(self.config(), "adapter configuration")?;
-        let adapter = Adapter::fresh(config, (&targets, &tokens), self.params(), seed)?;
+        let adapter = Adapter::init(config, (&targets, &tokens), self.params(), seed)?;
         let mut model = self.clone();
         model.adapters.known.insert(DEFAULT.to_owned(), adapter);
         model.use_adapter(Some(DEFAULT))?;
         model.trainable()
     }
 
-    /// Reads an adapter that PEFT, or [`Self::save_adapter`], wrote into `dir`. It is not yet used.
+    /// Loads an adapter that PEFT or [`Self::save_adapter`] wrote to `dir`. It is not activated.
     pub fn load_adapter(&mut self, name: &str, dir: &Path) -> Result<()> {
         let adapter = peft::load(dir, self.config(), self.head())?;
         if self.active_adapter() == Some(name) {
             return Err(Error::Input(format!(
-                "the adapter \"{name}\" is in use; choose another before you replace it"
+                "adapter \"{name}\" is active; activate another one before replacing it"
             )));
         }
         self.adapters.known.insert(name.to_owned(), adapter);
         Ok(())
     }
 
-    /// Uses the adapter of that name from now on, or none. No weight is read or copied that does not train.
+    /// Activates the adapter of that name, or none. Frozen weights are not copied.
     pub fn use_adapter(&mut self, name: Option<&str>) -> Result<()> {
         if self.adapters.unmerged.is_some() {
-            return Err(Error::Input("an adapter is merged into this model; unmerge it before".to_owned()));
+            return Err(Error::Input("an adapter is merged into this model; unmerge it first".to_owned()));
         }
         let adapter = match name {
             None => None,
             Some(name) => Some(self.adapters.known.get(name).ok_or_else(|| {
                 let known: Vec<&str> = self.adapters().collect();
-                Error::Input(format!("there is no adapter \"{name}\"; loaded are {known:?}"))
+                Error::Input(format!("there is no adapter \"{name}\"; loaded adapters: {known:?}"))
             })?),
         };
         let params = self.params().with_adapter(adapter.map(Adapter::frozen).transpose()?)?;
@@ -76,24 +76,24 @@ impl Model {
         Ok(())
     }
 
-    /// The names of the adapters that were made or read.
+    /// The names of all created and loaded adapters.
     pub fn adapters(&self) -> impl Iterator<Item = &str> {
         self.adapters.known.keys().map(String::as_str)
     }
 
-    /// The name of the adapter in use.
+    /// The name of the active adapter.
     pub fn active_adapter(&self) -> Option<&str> {
         self.adapters.active.as_deref()
     }
 
-    /// Writes `adapter_config.json` and `adapter_model.safetensors` of the adapter in use into `dir`, which is made if need be;
-    /// `base` is what PEFT loads this model by: a folder or a name.
+    /// Saves the active adapter to `dir` as `adapter_config.json` and `adapter_model.safetensors`; `dir` is created if
+    /// needed. `base` is the folder or name from which PEFT loads the base model.
     pub fn save_adapter(&self, dir: &Path, base: &str) -> Result<()> {
         peft::save(self.adapter()?, dir, base, self.config(), self.head())
     }
 
-    /// A frozen model whose weights are those that the adapter in use makes of this one's: [`Self::save`] takes it, and it is
-    /// as fast as without an adapter. Adapted matrices are in f32.
+    /// A frozen model with the active adapter merged into the weights. It can be saved with [`Self::save`] and runs as fast
+    /// as a model without adapter. Merged matrices are f32.
     pub fn merged(&self) -> Result<Self> {
         let adapter = self.adapter()?;
         let mut params = self.params().with_adapter(None)?;
@@ -115,14 +115,14 @@ impl Model {
         Ok(merged)
     }
 
-    /// The model that [`Self::merged`] was called on, with its bits: they are kept beside the merged ones.
+    /// The model before [`Self::merged`], bit for bit; the merged model keeps a reference to it.
     pub fn unmerged(&self) -> Result<Self> {
         let unmerged = self.adapters.unmerged.as_deref();
         unmerged.cloned().ok_or_else(|| Error::Input("no adapter is merged into this model".to_owned()))
     }
 
     fn adapter(&self) -> Result<&Adapter> {
-        let none = "no adapter is in use; load one and choose it by `use_adapter`";
+        let none = "no adapter is active; load one and activate it with `use_adapter`";
         self.params().adapter().ok_or_else(|| Error::Input(none.to_owned()))
     }
 }

@@ -1,4 +1,4 @@
-//! The Hugging Face folder of a model: `config.json`, `generation_config.json`, `model.safetensors`.
+//! Model folders of Hugging Face: `config.json`, `generation_config.json`, `model.safetensors`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::matrix::Matrix;
 use crate::safetensors_file::SafetensorsFile;
 use crate::{Error, Head, Model, Params, Result};
 
-/// Writes `bytes` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
+/// Writes `bytes` to `path` atomically: a reader or a crash sees the old or the new file, never a partial one.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     llm_files::write_atomic(path, |out| out.write_all(bytes)).map_err(Error::io(path))
 }
@@ -26,13 +26,13 @@ pub fn write_safetensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Res
     write_atomic(path, &bytes)
 }
 
-/// No configuration is longer; read, one takes a hundred times the memory of its text.
-const LONGEST_JSON: u64 = 16 << 20;
+/// Maximum size of a JSON file, in bytes. Parsed JSON can take a hundred times the memory of its text.
+const MAX_JSON_BYTES: u64 = 16 << 20;
 
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let bytes = std::fs::metadata(path).map_err(Error::io(path))?.len();
-    if bytes > LONGEST_JSON {
-        let message = format!("the file has {bytes} bytes; a configuration has at most {LONGEST_JSON}");
+    if bytes > MAX_JSON_BYTES {
+        let message = format!("the file has {bytes} bytes; the maximum is {MAX_JSON_BYTES}");
         return Err(Error::config(path.display().to_string(), message));
     }
     parse_json(path)
@@ -52,13 +52,13 @@ pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
     if let Some(name) = model.params().quantized().keys().next() {
         let dir = dir.display();
         return Err(Error::Input(format!(
-            "{dir}: \"{name}\" is held in blocks, which a Hugging Face folder has not; save the model in f32 or bf16"
+            "{dir}: \"{name}\" is quantised, which a Hugging Face folder does not support; save the model in f32 or bf16"
         )));
     }
     if model.params().adapter().is_some() {
         let dir = dir.display();
         return Err(Error::Input(format!(
-            "{dir}: an adapter hangs on this model; save it by itself, or merge it before"
+            "{dir}: an adapter is active; save it with `save_adapter` or merge it first"
         )));
     }
     let mut tensors = model.params().tensors().clone();
@@ -82,23 +82,22 @@ pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a `config.json`, or that of a folder, says of its model; no weights are read.
+/// Reads a `config.json`, given its path or its folder. No weights are read.
 pub fn read_config(path: &Path) -> Result<ParsedConfig> {
     if path.join("adapter_config.json").exists() && !path.join("config.json").exists() {
-        let message =
-            "an adapter and no model; merge it into its model by `llm-infer merge`, and give the folder of that";
+        let message = "this folder is an adapter, not a model; merge it into its base model with `llm-infer merge` and use the result";
         return Err(Error::config(path.display().to_string(), message));
     }
     let path = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
     families::from_json(&read_json(&path)?, &path.display().to_string())
 }
 
-/// The model of a folder, all of it in memory, in f32.
+/// Loads the model of a folder into memory, in f32.
 pub(crate) fn load(dir: &Path) -> Result<Model> {
     read(dir, |file, name| file.tensor(name).map(Matrix::from))
 }
 
-/// The model of a folder, its matrices in the mapped file.
+/// Opens the model of a folder with memory-mapped matrices.
 pub(crate) fn open(dir: &Path) -> Result<Model> {
     read(dir, SafetensorsFile::matrix)
 }
@@ -129,13 +128,13 @@ pub(crate) fn random(path: &Path, seed: u64) -> Result<Model> {
     Model::new(config, head, params)
 }
 
-/// The index of a model in several files; it is as long as the names of the tensors are.
+/// The index of a sharded model. It can be longer than [`MAX_JSON_BYTES`], as it lists all tensors.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// `model.safetensors`, or the shards that `model.safetensors.index.json` names, each with the tensors that it says.
+/// `model.safetensors`, or the shards listed in `model.safetensors.index.json`. The tensors of each shard must match it.
 fn weight_files(dir: &Path) -> Result<Vec<SafetensorsFile>> {
     let index = dir.join("model.safetensors.index.json");
     if !index.exists() {
@@ -146,7 +145,7 @@ fn weight_files(dir: &Path) -> Result<Vec<SafetensorsFile>> {
     let mut shards: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (tensor, shard) in &weight_map {
         if shard.contains(['/', '\\']) || shard == ".." {
-            return Err(Error::config(origin, format!("\"{shard}\" is not a file of this folder")));
+            return Err(Error::config(origin, format!("\"{shard}\" is not a file name in this folder")));
         }
         shards.entry(shard).or_default().insert(tensor);
     }
@@ -154,11 +153,11 @@ fn weight_files(dir: &Path) -> Result<Vec<SafetensorsFile>> {
     for (shard, expected) in shards {
         let file = SafetensorsFile::open(&dir.join(shard))?;
         let found: BTreeSet<&str> = file.names().collect();
-        let lacking = expected.difference(&found).map(|name| format!("{shard} lacks the tensor \"{name}\""));
-        problems.extend(lacking);
-        let more = found.difference(&expected);
+        let missing = expected.difference(&found);
+        problems.extend(missing.map(|name| format!("{shard} lacks the tensor \"{name}\"")));
+        let extra = found.difference(&expected);
         problems
-            .extend(more.map(|name| format!("{shard} has a tensor \"{name}\" that the index does not place there")));
+            .extend(extra.map(|name| format!("{shard} has a tensor \"{name}\" that the index does not list for it")));
         files.push(file);
     }
     if problems.is_empty() { Ok(files) } else { Err(Error::Tensors { origin, problems }) }

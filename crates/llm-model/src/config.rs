@@ -1,93 +1,93 @@
-//! What a decoder is made of, in the names of Hugging Face's `config.json`.
+//! The configuration of a decoder. Field names follow the `config.json` of Hugging Face.
 
 use serde::{Deserialize, Serialize};
 
 use crate::families::ModelType;
 use crate::{Error, Result, RopeScaling};
 
-/// The shape of a decoder. Defaults are those of a small model of the Llama shape.
+/// The architecture and sizes of a decoder. The default is a small Llama.
 ///
-/// What differs between families is data here; a family's file in [`crate::families`] says which of it the family has,
-/// and what it cannot say in its `config.json` is refused.
+/// The differences between families are fields here. The family's module in [`crate::families`] maps them to its
+/// `config.json`; a value that the family cannot express is an error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own in the families' files")]
+#[allow(clippy::struct_excessive_bools, reason = "each is a separate key of config.json")]
 pub struct ModelConfig {
-    /// The family whose names the files use.
+    /// The model family; it decides the keys of `config.json` and the tensor names.
     pub model_type: ModelType,
-    /// Number of token ids.
+    /// Number of token ids (rows of the embedding).
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width inside the feed-forward network.
+    /// Hidden width of the MLP.
     pub intermediate_size: usize,
-    /// Number of blocks.
+    /// Number of layers (transformer blocks).
     pub num_hidden_layers: usize,
-    /// Query heads of each block.
+    /// Query heads per layer.
     pub num_attention_heads: usize,
-    /// Key and value heads of each block; divides the query heads.
+    /// Key/value heads per layer; must divide the number of query heads.
     pub num_key_value_heads: usize,
-    /// Numbers in each head; even, for rotary positions. 0: `hidden_size / num_attention_heads`.
+    /// Size of each head; even with rotary embeddings. 0: `hidden_size / num_attention_heads`.
     pub head_dim: usize,
-    /// The longest text that the model is meant for, in tokens.
+    /// Maximum context length, in tokens.
     pub max_position_embeddings: usize,
-    /// What a norm does.
+    /// The kind of the norms.
     pub norm: NormKind,
-    /// Where the norms of a block stand.
+    /// The position of the norms in a block.
     pub norm_placement: NormPlacement,
-    /// Added to the mean square (or the variance) in each norm.
+    /// Epsilon of the norms, added to the mean square (or the variance).
     pub rms_norm_eps: f64,
-    /// A norm of queries and keys before they turn.
+    /// Norm of queries and keys before the rotary embedding, if any.
     pub qk_norm: Option<QkNorm>,
-    /// Whether attention and feed-forward read the same input and are added at once (GPT-NeoX).
+    /// Whether attention and MLP have the same input and are added in parallel (GPT-NeoX).
     pub parallel_residual: bool,
-    /// Which projections of the attention have a bias.
+    /// The attention projections that have a bias.
     pub attention_bias: AttentionBias,
-    /// Whether the matrices of the feed-forward network have biases.
+    /// Whether the MLP projections have biases.
     pub mlp_bias: bool,
-    /// Whether the feed-forward network is `down(act(gate(x)) · up(x))`, or `down(act(up(x)))`.
+    /// True: the MLP is `down(act(gate(x)) · up(x))`; false: `down(act(up(x)))`.
     pub gated_mlp: bool,
-    /// The activation of the feed-forward network.
+    /// Activation function of the MLP.
     pub hidden_act: Activation,
-    /// Whether positions are learned vectors that are added to the embedding, instead of rotations (GPT-2).
+    /// Whether the model has learned position embeddings instead of rotary ones (GPT-2).
     pub learned_positions: bool,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// The share of each head that turns.
+    /// Fraction of each head that is rotated, in (0, 1].
     pub partial_rotary_factor: f64,
-    /// Base of the rotary frequencies, unscaled, of layers that look through a window (Gemma 3); none: the same.
+    /// Base of the unscaled rotary frequencies of sliding-window layers (Gemma 3); none: `rope_theta` for all layers.
     pub rope_local_theta: Option<f64>,
-    /// Layers without rotary positions (`SmolLM3`), from 0.
+    /// Layers without rotary embeddings (`SmolLM3`), counted from 0.
     pub layers_without_rope: Vec<usize>,
-    /// How many tokens back, itself among them, a token of a sliding layer sees.
+    /// Window of sliding-window attention: number of keys per query, the query's own token included.
     pub sliding_window: Option<usize>,
-    /// What each layer sees; empty: all the same, through the window if there is one.
+    /// Attention type of each layer; empty: all layers use `sliding_window` if it is set, else full attention.
     pub layer_types: Vec<LayerType>,
-    /// Scores are divided by the root of this instead of `head_dim`'s (Gemma).
+    /// Attention scores are divided by the square root of this instead of `head_dim` (Gemma).
     pub query_pre_attn_scalar: Option<f64>,
-    /// Attention scores are held within this by a tanh (Gemma 2).
+    /// Soft cap of the attention scores: `cap · tanh(score / cap)` (Gemma 2).
     pub attn_logit_softcapping: Option<f64>,
-    /// Logits are held within this by a tanh (Gemma 2).
+    /// Soft cap of the logits: `cap · tanh(logit / cap)` (Gemma 2).
     pub final_logit_softcapping: Option<f64>,
     /// Whether embeddings are multiplied by `sqrt(hidden_size)` (Gemma).
     pub scale_embeddings: bool,
-    /// Whether the output layer is the embedding itself.
+    /// Whether the output layer shares the weight of the embedding.
     pub tie_word_embeddings: bool,
-    /// Standard deviation of the initial weights.
+    /// Standard deviation of the weights at initialisation.
     pub initializer_range: f64,
-    /// Begins a text.
+    /// Beginning-of-sequence token.
     pub bos_token_id: Option<u32>,
-    /// Ends a text or a turn; generation stops there.
+    /// End-of-sequence token; generation stops at it.
     pub eos_token_id: Option<u32>,
-    /// Fills up short rows of a batch.
+    /// Padding token.
     pub pad_token_id: Option<u32>,
-    /// How the rotary frequencies are stretched to longer texts.
+    /// Scaling of the rotary frequencies for contexts longer than in pretraining.
     pub rope_scaling: RopeScaling,
-    /// Feed-forward networks of which each token takes a few, instead of one.
+    /// Mixture of experts instead of one MLP per layer, if any.
     pub experts: Option<ExpertsConfig>,
 }
 
-/// What a norm does.
+/// The kind of a norm.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormKind {
@@ -100,30 +100,30 @@ pub enum NormKind {
     Layer,
 }
 
-/// Where the norms of a block stand.
+/// The position of the norms in a block.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormPlacement {
-    /// Before attention and before the feed-forward network.
+    /// Before attention and before the MLP.
     #[default]
     Pre,
-    /// Behind each, before it is added (`OLMo` 2).
+    /// After attention and after the MLP, before the residual addition (`OLMo` 2).
     Post,
-    /// Both (Gemma).
+    /// Before and after each (Gemma).
     Sandwich,
 }
 
-/// A norm of queries and keys.
+/// The norm of queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QkNorm {
-    /// Of each head by itself (Qwen3, Gemma 3).
+    /// Over each head separately (Qwen3, Gemma 3).
     Head,
-    /// Of all heads together (`OLMo` 2).
+    /// Over all heads together (`OLMo` 2).
     Whole,
 }
 
-/// Which projections of the attention have a bias.
+/// The attention projections that have a bias.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AttentionBias {
@@ -132,21 +132,21 @@ pub enum AttentionBias {
     None,
     /// Queries, keys and values (Qwen2).
     Qkv,
-    /// These and the output.
+    /// Queries, keys, values and output.
     All,
 }
 
-/// What a layer's tokens see.
+/// The attention type of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerType {
-    /// Everything before them.
+    /// Causal attention over the whole context.
     FullAttention,
-    /// The last `sliding_window` tokens.
+    /// Causal attention over the last `sliding_window` tokens.
     SlidingAttention,
 }
 
-/// The activation of a feed-forward network.
+/// The activation function of an MLP.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
@@ -155,7 +155,7 @@ pub enum Activation {
     Silu,
     /// `x · Φ(x)`.
     Gelu,
-    /// Its approximation by a tanh.
+    /// The tanh approximation of GELU.
     GeluPytorchTanh,
 }
 
@@ -169,23 +169,23 @@ impl Activation {
     }
 }
 
-/// A mixture of experts (Shazeer et al. 2017, arXiv 1701.06538): each token takes the networks that a router chooses.
+/// A mixture of experts (Shazeer et al. 2017, arXiv 1701.06538): a router selects a few experts (MLPs) for each token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExpertsConfig {
-    /// Networks of a layer.
+    /// Experts per layer.
     pub num_experts: usize,
-    /// Networks that each token takes.
+    /// Experts selected for each token (top-k).
     pub num_experts_per_tok: usize,
-    /// Width inside each of them.
+    /// Hidden width of each expert.
     pub moe_intermediate_size: usize,
-    /// Whether the shares of the chosen ones are scaled to sum to one.
+    /// Whether the router probabilities of the selected experts are normalised to sum to one.
     pub norm_topk_prob: bool,
     /// Coefficient of the load-balancing loss (Fedus et al. 2021, arXiv 2101.03961).
     pub router_aux_loss_coef: f64,
     /// Coefficient of the router's z-loss (Zoph et al. 2022, arXiv 2202.08906).
     pub router_z_loss_coef: f64,
-    /// Layers with one network of `intermediate_size` all the same, from 0.
+    /// Layers with one dense MLP of `intermediate_size` instead of experts, counted from 0.
     pub dense_layers: Vec<usize>,
 }
 
@@ -246,29 +246,29 @@ impl Default for ModelConfig {
     }
 }
 
-/// No model is as large; a bound on what a file can ask for, and on what is computed from it.
-pub(crate) const MOST_LAYERS: usize = 1 << 16;
-const MOST_EXPERTS: usize = 1 << 18; // of all layers
-const WIDEST: usize = 1 << 20;
-const MOST_IDS: usize = u32::MAX as usize; // tokens and positions
+/// Upper limits for sizes read from files: they bound memory and prevent overflow.
+pub(crate) const MAX_LAYERS: usize = 1 << 16;
+const MAX_EXPERTS: usize = 1 << 18; // over all layers
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_IDS: usize = u32::MAX as usize; // tokens and positions
 
 impl ModelConfig {
-    /// The window of `layer`, if it looks through one.
+    /// The attention window of `layer`; none with full attention.
     pub fn window_of(&self, layer: usize) -> Option<usize> {
         self.sliding_window.filter(|_| self.layer_types.get(layer) != Some(&LayerType::FullAttention))
     }
 
-    /// The experts of `layer`, if it has them.
+    /// The experts of `layer`; none for a dense layer.
     pub fn experts_of(&self, layer: usize) -> Option<&ExpertsConfig> {
         self.experts.as_ref().filter(|experts| !experts.dense_layers.contains(&layer))
     }
 
-    /// How many numbers of each head turn.
+    /// The rotary dimension: the number of elements of each head that are rotated.
     pub fn rotary_dim(&self) -> usize {
         (self.head_dim as f64 * self.partial_rotary_factor) as usize
     }
 
-    /// Fills in `head_dim` and checks that the numbers fit together; `origin` is named in the error.
+    /// Fills in `head_dim` and checks that the values are consistent; errors name `origin`.
     pub fn validated(mut self, origin: &str) -> Result<Self> {
         let wrong = |message: String| Err(Error::config(origin, message));
         let positive = [
@@ -300,8 +300,11 @@ impl ModelConfig {
             }
             self.head_dim = width / heads;
         }
-        if heads.checked_mul(self.head_dim).is_none_or(|width| width > WIDEST) {
-            return wrong(format!("{heads} heads of \"head_dim\" {} are wider than any model is", self.head_dim));
+        if heads.checked_mul(self.head_dim).is_none_or(|width| width > MAX_WIDTH) {
+            return wrong(format!(
+                "{heads} heads of \"head_dim\" {} are wider than the maximum of {MAX_WIDTH}",
+                self.head_dim
+            ));
         }
         self.check_numbers(origin)?;
         self.check_layers(origin)?;
@@ -309,37 +312,39 @@ impl ModelConfig {
             return wrong("\"parallel_residual\" needs \"norm_placement\" \"pre\"".to_owned());
         }
         if let Some(experts) = &self.experts {
-            let (all, taken) = (experts.num_experts, experts.num_experts_per_tok);
-            if taken == 0 || taken > all {
+            let (all, selected) = (experts.num_experts, experts.num_experts_per_tok);
+            if selected == 0 || selected > all {
                 return wrong(format!(
-                    "\"num_experts_per_tok\" is {taken}; it must be from 1 to \"num_experts\" {all}"
+                    "\"num_experts_per_tok\" is {selected}; it must be from 1 to \"num_experts\" {all}"
                 ));
             }
             if experts.moe_intermediate_size == 0 {
                 return wrong("\"moe_intermediate_size\" is 0; it must be at least 1".to_owned());
             }
             if !self.gated_mlp || self.mlp_bias {
-                return wrong("\"experts\" are gated and have no biases".to_owned());
+                return wrong("\"experts\" need \"gated_mlp\" true and \"mlp_bias\" false".to_owned());
             }
         }
         Ok(self)
     }
 
-    /// Refuses sizes that no model has.
+    /// Rejects sizes above the supported maximum.
     fn check_sizes(&self, origin: &str) -> Result<()> {
         let experts = self.experts.as_ref();
         let all_experts = experts.map_or(0, |experts| experts.num_experts.saturating_mul(self.num_hidden_layers));
         let sizes = [
-            ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
-            ("hidden_size", self.hidden_size, WIDEST),
-            ("intermediate_size", self.intermediate_size, WIDEST),
-            ("moe_intermediate_size", experts.map_or(0, |experts| experts.moe_intermediate_size), WIDEST),
-            ("num_experts of all layers", all_experts, MOST_EXPERTS),
-            ("vocab_size", self.vocab_size, MOST_IDS),
-            ("max_position_embeddings", self.max_position_embeddings, MOST_IDS),
+            ("num_hidden_layers", self.num_hidden_layers, MAX_LAYERS),
+            ("hidden_size", self.hidden_size, MAX_WIDTH),
+            ("intermediate_size", self.intermediate_size, MAX_WIDTH),
+            ("moe_intermediate_size", experts.map_or(0, |experts| experts.moe_intermediate_size), MAX_WIDTH),
+            ("num_experts of all layers", all_experts, MAX_EXPERTS), // num_experts · num_hidden_layers
+            ("vocab_size", self.vocab_size, MAX_IDS),
+            ("max_position_embeddings", self.max_position_embeddings, MAX_IDS),
         ];
-        match sizes.iter().find(|(_, value, most)| value > most) {
-            Some((key, value, _)) => Err(Error::config(origin, format!("\"{key}\" is {value}, which no model has"))),
+        match sizes.iter().find(|(_, value, max)| value > max) {
+            Some((key, value, max)) => {
+                Err(Error::config(origin, format!("\"{key}\" is {value}; it must be at most {max}")))
+            }
             None => Ok(()),
         }
     }
@@ -347,12 +352,13 @@ impl ModelConfig {
     fn check_numbers(&self, origin: &str) -> Result<()> {
         let wrong = |message: String| Err(Error::config(origin, message));
         let (dim, rotary) = (self.head_dim, self.rotary_dim());
-        let turns = !self.learned_positions;
-        if rotary > dim || turns && (!rotary.is_multiple_of(2) || rotary == 0) {
+        let uses_rope = !self.learned_positions;
+        if rotary > dim || uses_rope && (!rotary.is_multiple_of(2) || rotary == 0) {
             return match rotary == dim {
-                true => wrong(format!("\"head_dim\" is {dim}; rotary positions need an even number")),
+                true => wrong(format!("\"head_dim\" is {dim}; rotary embeddings need an even number")),
                 false => wrong(format!(
-                    "\"partial_rotary_factor\" lets {rotary} of \"head_dim\" {dim} numbers turn; these must be even"
+                    "\"partial_rotary_factor\" gives rotary dimension {rotary}; it must be even and from 2 to \
+                     \"head_dim\" {dim}"
                 )),
             };
         }
@@ -371,25 +377,25 @@ impl ModelConfig {
         }
         for (key, id) in [("bos", self.bos_token_id), ("eos", self.eos_token_id), ("pad", self.pad_token_id)] {
             if id.is_some_and(|id| id as usize >= self.vocab_size) {
-                return wrong(format!("\"{key}_token_id\" lies outside \"vocab_size\" {}", self.vocab_size));
+                return wrong(format!("\"{key}_token_id\" must be less than \"vocab_size\" {}", self.vocab_size));
             }
         }
         self.rope_scaling.check(self.rotary_dim(), origin)
     }
 
-    /// Checks what is said layer by layer, and says it in the shortest way.
+    /// Checks the settings of individual layers and normalises them: uniform layers have no `layer_types`.
     fn check_layers(&mut self, origin: &str) -> Result<()> {
         let layers = self.num_hidden_layers;
         if !self.layer_types.is_empty() && self.layer_types.len() != layers {
             let message = format!("\"layer_types\" has {} entries for {layers} layers", self.layer_types.len());
             return Err(Error::config(origin, message));
         }
-        let slides = self.layer_types.contains(&LayerType::SlidingAttention);
-        if slides && self.sliding_window.is_none() {
+        let has_sliding = self.layer_types.contains(&LayerType::SlidingAttention);
+        if has_sliding && self.sliding_window.is_none() {
             let message = "\"layer_types\" has sliding layers, but \"sliding_window\" is missing";
             return Err(Error::config(origin, message));
         }
-        if !self.layer_types.is_empty() && !slides {
+        if !self.layer_types.is_empty() && !has_sliding {
             self.sliding_window = None;
         }
         if !self.layer_types.contains(&LayerType::FullAttention) || self.sliding_window.is_none() {
@@ -398,7 +404,10 @@ impl ModelConfig {
         let dense = self.experts.as_ref().map(|experts| &experts.dense_layers);
         for (key, list) in [("layers_without_rope", Some(&self.layers_without_rope)), ("dense_layers", dense)] {
             if let Some(layer) = list.into_iter().flatten().find(|&&layer| layer >= layers) {
-                return Err(Error::config(origin, format!("\"{key}\" names layer {layer} of {layers}, from 0")));
+                return Err(Error::config(
+                    origin,
+                    format!("\"{key}\" names layer {layer} of {layers} (counted from 0)"),
+                ));
             }
         }
         Ok(())
@@ -410,7 +419,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn contradictions_are_named() {
+    fn inconsistent_settings_are_rejected_by_key() {
         let message = |config: ModelConfig| config.validated("config.json").unwrap_err().to_string();
         let config = ModelConfig::default();
         assert!(message(ModelConfig { num_key_value_heads: 4, ..config.clone() }).contains("num_key_value_heads"));
@@ -431,13 +440,13 @@ mod tests {
         assert!(
             experts(ExpertsConfig { num_experts: 1 << 60, ..ExpertsConfig::default() }).contains("num_experts of all")
         );
-        assert!(message(ModelConfig { hidden_size: 1 << 40, ..config.clone() }).contains("no model has"));
+        assert!(message(ModelConfig { hidden_size: 1 << 40, ..config.clone() }).contains("at most 1048576"));
         assert!(message(ModelConfig { head_dim: 1 << 63, ..config.clone() }).contains("\"head_dim\""));
         assert!(experts(ExpertsConfig { dense_layers: vec![7], ..ExpertsConfig::default() }).contains("dense_layers"));
     }
 
     #[test]
-    fn layers_that_are_all_alike_are_said_in_the_shortest_way() {
+    fn uniform_layer_types_are_normalised_to_empty() {
         use LayerType::{FullAttention, SlidingAttention};
         let of = |layer_types: Vec<LayerType>| {
             let config = ModelConfig { sliding_window: Some(8), layer_types, ..ModelConfig::default() };

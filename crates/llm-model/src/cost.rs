@@ -1,7 +1,7 @@
-//! What a model costs: bytes to serve and to train it, and floating-point operations for each token.
+//! Cost of a model: memory for inference and training, and FLOPs per token.
 //!
-//! Plain arithmetic on a [`ModelConfig`]: nothing is allocated, so that a model far larger than the machine is counted at
-//! once. Bytes are those of this workspace's decoder, kernels and optimizer.
+//! Computed from the [`ModelConfig`] alone without allocating tensors, so models larger than the machine work too. The
+//! memory figures are those of this workspace's decoder, kernels and optimizer.
 //!
 //! ```
 //! use llm_model::{Head, WeightFormat, cost, presets::preset};
@@ -20,37 +20,37 @@ pub use activations::{TrainingMemory, TrainingShape};
 
 use crate::{Head, ModelConfig, WeightFormat};
 
-/// Bytes of a frozen model whose matrices are held in `format`; norms, biases and routers are f32 always.
+/// Bytes of the weights with matrices in `format`; norms, biases and routers are always f32.
 pub fn weight_bytes(config: &ModelConfig, head: Head, format: WeightFormat) -> u64 {
     config.tensor_shapes(head).iter().map(|(name, shape)| format.bytes_of(name, shape)).sum()
 }
 
-/// Bytes of a [`crate::KvCache`] for `rows` rows of `context` tokens: `2 · layers · rows · context · g · d` in f32.
+/// Bytes of a [`crate::KvCache`] for `rows` rows of `context` tokens: `2 · layers · rows · context · g · d` f32 values.
 ///
-/// Layers that look through a window hold all tokens too.
+/// Sliding-window layers cache the whole context too.
 pub fn kv_cache_bytes(config: &ModelConfig, rows: u64, context: u64) -> u64 {
     let width = (config.num_key_value_heads * config.head_dim) as u64;
     2 * config.num_hidden_layers as u64 * rows * context * width * 4
 }
 
-/// Floating-point operations of a forward pass for each token, in the mean over a text.
+/// FLOPs of a forward pass per token, averaged over a sequence.
 ///
-/// A product of a vector and a matrix of n numbers is 2n operations (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
-/// Norms, activations, rotations and the softmax, under a hundredth of a model of a billion parameters, do not count
-/// (Hoffmann et al. 2022, arXiv 2203.15556, appendix F, counts the softmax). The embedding is a look-up.
+/// A vector times a matrix of n elements is 2n FLOPs (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Norms,
+/// activations, rotary embeddings and the softmax are ignored: they are under 1 % for a model of a billion parameters
+/// (Hoffmann et al. 2022, arXiv 2203.15556, appendix F, counts the softmax). The embedding is a lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Flops {
-    /// The matrices of the blocks; of experts, those that a token takes.
+    /// The matrices of the blocks; for experts only the selected ones.
     pub matrices: f64,
-    /// Queries times keys and weights times values, `4 · h · d · keys` for each layer; a token looks at the keys before
-    /// it, or at those of its window. Kaplan and Hoffmann count all keys of the text, about twice as many.
+    /// `Q·Kᵀ` and `P·V`: `4 · h · d · keys` per layer, with the mean number of unmasked keys. Kaplan and Hoffmann count
+    /// all keys of the sequence, about twice as many.
     pub attention: f64,
     /// The output layer.
     pub head: f64,
 }
 
 impl Flops {
-    /// Of one token in a text of `seq_len` tokens.
+    /// FLOPs per token for sequences of `seq_len` tokens.
     pub fn of(config: &ModelConfig, head: Head, seq_len: u64) -> Self {
         let outputs = if head == Head::LanguageModel { config.vocab_size } else { 1 };
         let mut matrices = 0.;
@@ -75,19 +75,19 @@ impl Flops {
         }
     }
 
-    /// All of them.
+    /// FLOPs of the forward pass per token.
     pub fn forward(&self) -> f64 {
         self.matrices + self.attention + self.head
     }
 
-    /// Of a training step: the backward is two products for each of the forward's (Kaplan et al. 2020), and with
-    /// `checkpointed` activations the blocks run forward once more.
+    /// FLOPs of a training step per token: the backward has two matmuls for each one of the forward (Kaplan et al. 2020);
+    /// with activation checkpointing (`checkpointed`) the blocks run forward twice.
     pub fn training(&self, checkpointed: bool) -> f64 {
         3. * self.forward() + if checkpointed { self.matrices + self.attention } else { 0. }
     }
 }
 
-/// How many keys a token sees, itself among them, in the mean over a text of `t` tokens.
+/// Mean number of unmasked keys per query, its own token included, in a sequence of `t` tokens.
 fn mean_keys(t: u64, window: Option<usize>) -> f64 {
     let w = window.map_or(t, |window| t.min(window as u64)) as f64;
     if t == 0 { 0. } else { (w * (w + 1.) / 2. + (t as f64 - w) * w) / t as f64 }
@@ -106,8 +106,8 @@ mod tests {
     }
 
     #[test]
-    fn weights_take_the_bytes_of_the_tensors_that_are_held() {
-        // 192 numbers in a row are six blocks of 32 and no block of 256; 512 are two. Experts add a router.
+    fn weight_bytes_match_the_allocated_tensors() {
+        // A row of 192 elements is a multiple of 32, not of 256; 512 is a multiple of both. Experts add a router.
         let experts = Some(crate::ExpertsConfig::default());
         let experts = ModelConfig { model_type: crate::ModelType::Mixtral, experts, intermediate_size: 512, ..small() };
         let formats = [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_K, BlockFormat::Q6_K];
@@ -116,23 +116,23 @@ mod tests {
             for config in [small(), ModelConfig { tie_word_embeddings: false, ..small() }, experts.clone()] {
                 let model = Model::init(config, Head::LanguageModel, 1).unwrap().frozen_as(format).unwrap();
                 let dense = model.params().tensors().values().map(|t| t.elem_count() * t.dtype().size_in_bytes());
-                let blocks = model.params().quantized().values().map(|w| w.blocks().len());
-                let held = dense.chain(blocks).sum::<usize>() as u64;
-                assert_eq!(weight_bytes(model.config(), Head::LanguageModel, format), held, "{format:?}");
+                let quantized = model.params().quantized().values().map(|w| w.blocks().len());
+                let allocated = dense.chain(quantized).sum::<usize>() as u64;
+                assert_eq!(weight_bytes(model.config(), Head::LanguageModel, format), allocated, "{format:?}");
             }
         }
     }
 
     #[test]
-    fn the_cache_takes_the_bytes_of_its_tensors() {
+    fn kv_cache_bytes_match_the_allocated_cache() {
         let config = small();
         let cache = KvCache::new(&config, 3, 40).unwrap();
         assert_eq!(kv_cache_bytes(&config, 3, 40), cache.bytes() as u64);
     }
 
-    /// Kaplan's `2N + 2 · layers · keys · width` with the N of all but embeddings, for GPT-3 and 2048 keys.
+    /// Kaplan's formula `2N + 2 · layers · keys · width` with N non-embedding parameters, for GPT-3 and 2048 keys.
     #[test]
-    fn operations_are_those_of_the_formula() {
+    fn flops_match_the_formula_of_kaplan() {
         let gpt3 = preset("gpt-3-175b").unwrap();
         let flops = Flops::of(&gpt3, Head::LanguageModel, 2048);
         assert_eq!(flops.matrices, 2. * 12. * 96. * 12288f64.powi(2));
@@ -140,22 +140,22 @@ mod tests {
         assert_eq!(flops.head, 2. * 50257. * 12288.);
         assert_eq!(flops.training(false), 3. * flops.forward());
         assert_eq!(flops.training(true), 4. * flops.forward() - flops.head);
-        // The paper's table D.1: 3.14e23 operations for 300 billion tokens, of 6N alone.
+        // GPT-3 paper, table D.1: 3.14e23 FLOPs for 300 billion tokens, counted as 6N per token.
         assert!((flops.training(false) * 300e9 / 3.14e23 - 1.).abs() < 0.04);
     }
 
     #[test]
-    fn experts_that_are_not_taken_do_not_compute() {
+    fn only_selected_experts_count() {
         let mixtral = preset("mixtral-8x7b").unwrap();
         let two = 2. * 32. * (2. * 3. * 4096. * 14336. + 8. * 4096. + 4096. * 2. * (4096. + 1024.));
         assert_eq!(Flops::of(&mixtral, Head::LanguageModel, 1).matrices, two);
     }
 
     #[test]
-    fn keys_are_counted_as_they_are_seen() {
+    fn mean_keys_match_a_direct_count() {
         for (t, window) in [(1, None), (7, None), (7, Some(3)), (7, Some(7)), (7, Some(20))] {
-            let seen = (0..t).map(|i| (i + 1).min(window.unwrap_or(t as usize) as u64)).sum::<u64>();
-            assert_eq!(mean_keys(t, window), seen as f64 / t as f64, "{t} {window:?}");
+            let keys = (0..t).map(|i| (i + 1).min(window.unwrap_or(t as usize) as u64)).sum::<u64>();
+            assert_eq!(mean_keys(t, window), keys as f64 / t as f64, "{t} {window:?}");
         }
     }
 }

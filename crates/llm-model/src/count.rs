@@ -1,34 +1,34 @@
-//! How many parameters a model has, and where.
+//! Parameter counts.
 
 use serde::Serialize;
 
 use crate::{Head, ModelConfig};
 
-/// Parameters by part. Each is counted once; a tied output layer is the embedding and adds nothing.
+/// Number of parameters by part. Each parameter is counted once: a tied output layer counts as embedding only.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct ParamCount {
-    /// The token embedding, and learned positions.
+    /// Token embedding and learned position embedding.
     pub embedding: usize,
-    /// The four projections of every attention, with their biases and the norms of queries and keys.
+    /// Attention projections with biases, and the norms of queries and keys.
     pub attention: usize,
-    /// The feed-forward networks of layers without experts.
+    /// MLPs of dense layers.
     pub mlp: usize,
-    /// The routers of layers with experts.
+    /// Routers.
     pub routers: usize,
     /// All experts of all layers.
     pub experts: usize,
-    /// Those of the experts that one token takes.
+    /// The experts that are active for one token.
     pub active_experts: usize,
     /// All other norms.
     pub norms: usize,
-    /// An output layer or score head of its own.
+    /// Untied output layer or score head.
     pub head: usize,
-    /// Those of the embedding that serve as output layer too.
+    /// The part of the embedding that is also the output layer.
     pub tied: usize,
 }
 
 impl ParamCount {
-    /// Counts the tensors of `config` with `head`; nothing is allocated but their names.
+    /// Counts the parameters of a model with `config` and `head`, without allocating tensors.
     pub fn of(config: &ModelConfig, head: Head) -> Self {
         let mut count = Self::default();
         for (name, shape) in config.tensor_shapes(head) {
@@ -57,7 +57,7 @@ impl ParamCount {
         self.embedding + self.attention + self.mlp + self.routers + self.experts + self.norms + self.head
     }
 
-    /// The parameters that one token meets: all but the experts that it does not take.
+    /// Active parameters per token: all except the experts that are not selected.
     pub fn active(&self) -> usize {
         self.total() - self.experts + self.active_experts
     }

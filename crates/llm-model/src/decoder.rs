@@ -1,6 +1,6 @@
-//! The decoder: embedding, blocks of attention and feed-forward, norm.
+//! The decoder: embedding, blocks of attention and MLP, final norm.
 //!
-//! Letters: b batch, t tokens, h query heads, g key/value heads, d head size, e experts.
+//! b: batch, t: sequence, s: cached and new tokens, h: query heads, g: key/value heads, d: head size, e: experts.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::experts::Experts;
 use crate::linear::Linear;
 use crate::matrix::Matrix;
 use crate::norm::Norm;
-use crate::rotary::{RotaryEmbedding, Rotations};
+use crate::rotary::{RotaryEmbedding, RotaryTables};
 use crate::token_rows::{EMBEDDING, TokenRows};
 use crate::{Batch, Error, KvCache, ModelConfig, Params, Result};
 
@@ -30,15 +30,15 @@ pub(crate) struct Decoder {
     rotary: RotaryEmbedding,
     sliding_window: Option<usize>,
     max_position_embeddings: usize,
-    /// Gradients of the blocks, if these keep nothing but their input and run again in the backward.
+    /// With activation checkpointing: collects the gradients of the blocks, which are recomputed in the backward.
     pub recomputed: Option<RecomputedGradients>,
 }
 
-/// What the decoder gives.
-pub(crate) struct Decoded {
-    /// The normed hidden states `(b, t, hidden)`.
+/// The output of the decoder.
+pub(crate) struct DecoderOutput {
+    /// Hidden states after the final norm, `(b, t, hidden)`.
     pub hidden: Tensor,
-    /// The router's logits `(b·t, e)` of each layer with experts.
+    /// Router logits `(b·t, e)` of each layer with experts.
     pub router_logits: Vec<Tensor>,
 }
 
@@ -60,44 +60,45 @@ impl Decoder {
         })
     }
 
-    /// Reads a batch; with `look`, every block's attention weights `(b, h, t, s)` are pushed to it.
+    /// Runs the decoder on a batch. With `output_attentions`, the attention weights `(b, h, t, s)` of each block are
+    /// appended to it.
     pub fn forward(
         &self,
         batch: &Batch,
         mut cache: Option<&mut KvCache>,
-        mut look: Option<&mut Vec<Tensor>>,
-    ) -> Result<Decoded> {
+        mut output_attentions: Option<&mut Vec<Tensor>>,
+    ) -> Result<DecoderOutput> {
         let (_, t) = batch.input_ids.dims2()?;
         let mut x = self.embed(batch)?; // (b, t, hidden)
         let past_len = cache.as_deref().map_or(0, KvCache::len);
-        let sight = Sight {
-            rotations: self.rotary.at(&batch.positions),
-            windowed: self
+        let context = ForwardContext {
+            rotary: self.rotary.tables(&batch.positions),
+            sliding_mask: self
                 .sliding_window
-                .map(|window| windowed(&batch.visible, batch.positions.len(), t, past_len, window)),
-            visible: batch.visible.clone(),
+                .map(|window| sliding_window_mask(&batch.mask, batch.positions.len(), t, past_len, window)),
+            mask: batch.mask.clone(),
         };
         let mut router_logits = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
-            let routed;
-            if let (Some(gradients), None, None) = (&self.recomputed, &cache, &look) {
-                (x, routed) = layer.recomputed(&x, &sight, gradients)?;
+            let logits;
+            if let (Some(gradients), None, None) = (&self.recomputed, &cache, &output_attentions) {
+                (x, logits) = layer.checkpointed(&x, &context, gradients)?;
             } else {
-                let past = cache.as_deref().map(|cache| (cache, i));
-                (x, routed) = layer.forward(&x, &sight, past, look.as_deref_mut())?;
+                let cache = cache.as_deref().map(|cache| (cache, i));
+                (x, logits) = layer.forward(&x, &context, cache, output_attentions.as_deref_mut())?;
             }
-            router_logits.extend(routed);
+            router_logits.extend(logits);
         }
         if let Some(cache) = &mut cache {
             cache.advance(t);
         }
-        Ok(Decoded { hidden: self.norm.apply(&x)?, router_logits })
+        Ok(DecoderOutput { hidden: self.norm.apply(&x)?, router_logits })
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor> {
         let (b, t) = batch.input_ids.dims2()?;
         let ids = batch.input_ids.flatten_all()?;
-        let mut x = self.embed_tokens.rows(&ids)?; // (b·t, hidden)
+        let mut x = self.embed_tokens.gather_rows(&ids)?; // (b·t, hidden)
         if let Some(rows) = &self.embed_rows {
             x = rows.embed(&ids, x)?;
         }
@@ -105,33 +106,35 @@ impl Decoder {
             x = (x * scale)?;
         }
         if let Some(positions) = &self.embed_positions {
-            let room = self.max_position_embeddings;
-            if let Some(far) = batch.positions.iter().find(|&&position| position as usize >= room) {
-                return Err(Error::Input(format!("position {far} lies behind the {room} that the model has learnt")));
+            let max = self.max_position_embeddings;
+            if let Some(position) = batch.positions.iter().find(|&&position| position as usize >= max) {
+                return Err(Error::Input(format!(
+                    "position {position} is outside the {max} learned positions of the model; shorten the input"
+                )));
             }
             let ids = Tensor::from_slice(&batch.positions, batch.positions.len(), x.device())?;
-            x = (x + positions.rows(&ids)?)?;
+            x = (x + positions.gather_rows(&ids)?)?;
         }
         Ok(x.reshape((b, t, ()))?)
     }
 }
 
-/// What the tokens of a batch see and how they turn.
+/// Inputs of a forward pass that all blocks share.
 #[derive(Debug, Clone)]
-struct Sight {
-    rotations: Rotations,
-    visible: AttentionMask,
-    windowed: Option<AttentionMask>,
+struct ForwardContext {
+    rotary: RotaryTables,
+    mask: AttentionMask,
+    sliding_mask: Option<AttentionMask>,
 }
 
-/// `visible` cut to the last `window` keys of each of `tokens` queries, in rows of `t` behind `past` keys.
-fn windowed(visible: &AttentionMask, tokens: usize, t: usize, past: usize, window: usize) -> AttentionMask {
-    let first = |token: usize| {
-        let begin = visible.window_starts.as_ref().map_or(0, |first| first[token]);
-        begin.max((past + token % t + 1).saturating_sub(window) as u32)
+/// `mask` restricted to the last `window` keys of each of `tokens` queries; rows have `t` queries after `past` cached keys.
+fn sliding_window_mask(mask: &AttentionMask, tokens: usize, t: usize, past: usize, window: usize) -> AttentionMask {
+    let start = |token: usize| {
+        let start = mask.window_starts.as_ref().map_or(0, |starts| starts[token]);
+        start.max((past + token % t + 1).saturating_sub(window) as u32)
     };
-    let window_starts = (0..tokens).map(first).collect::<Arc<[u32]>>();
-    AttentionMask { window_starts: Some(window_starts), masked_keys: visible.masked_keys.clone() }
+    let window_starts = (0..tokens).map(start).collect::<Arc<[u32]>>();
+    AttentionMask { window_starts: Some(window_starts), masked_keys: mask.masked_keys.clone() }
 }
 
 #[derive(Debug, Clone)]
@@ -143,26 +146,27 @@ struct Block {
     feed_forward: FeedForward,
     mlp_out: Option<Norm>,
     parallel_residual: bool,
-    turn: Turn,
+    rope: RopeKind,
     sliding: bool,
     experts: usize,
 }
 
-/// How queries and keys turn with their position.
+/// The rotary embedding of a block.
 #[derive(Debug, Clone, Copy)]
-enum Turn {
-    Not,
-    Globally,
-    Locally,
+enum RopeKind {
+    None,
+    Global,
+    /// With `rope_local_theta`.
+    Local,
 }
 
 #[derive(Debug, Clone)]
 enum FeedForward {
-    One(Mlp),
-    Many(Experts),
+    Dense(Mlp),
+    Experts(Experts),
 }
 
-fn normed(norm: Option<&Norm>, x: &Tensor) -> Result<Tensor> {
+fn apply_norm(norm: Option<&Norm>, x: &Tensor) -> Result<Tensor> {
     norm.map_or_else(|| Ok(x.clone()), |norm| norm.apply(x))
 }
 
@@ -172,10 +176,10 @@ impl Block {
         let names = config.norm_placement.names();
         let norm = |name: Option<&str>| name.map(|name| Norm::new(config, params, &full(name))).transpose();
         let sliding = config.window_of(layer).is_some();
-        let turn = match config.rope_local_theta {
-            _ if config.learned_positions || config.layers_without_rope.contains(&layer) => Turn::Not,
-            Some(_) if sliding => Turn::Locally,
-            _ => Turn::Globally,
+        let rope = match config.rope_local_theta {
+            _ if config.learned_positions || config.layers_without_rope.contains(&layer) => RopeKind::None,
+            Some(_) if sliding => RopeKind::Local,
+            _ => RopeKind::Global,
         };
         let experts = config.experts_of(layer);
         Ok(Self {
@@ -184,94 +188,95 @@ impl Block {
             attention_out: norm(names.attention_out)?,
             mlp_in: norm(names.mlp_in)?,
             feed_forward: match experts {
-                Some(experts) => FeedForward::Many(Experts::new(config, experts, params, &full("mlp"))?),
-                None => FeedForward::One(Mlp::new(config, params, &full("mlp"))?),
+                Some(experts) => FeedForward::Experts(Experts::new(config, experts, params, &full("mlp"))?),
+                None => FeedForward::Dense(Mlp::new(config, params, &full("mlp"))?),
             },
             mlp_out: norm(names.mlp_out)?,
             parallel_residual: config.parallel_residual,
-            turn,
+            rope,
             sliding,
             experts: experts.map_or(0, |experts| experts.num_experts),
         })
     }
 
-    /// The next hidden states, and the router's logits if there is a router.
+    /// The output `(b, t, hidden)`, and the router logits `(b·t, e)` of a layer with experts.
     fn forward(
         &self,
         x: &Tensor,
-        sight: &Sight,
-        past: Option<(&KvCache, usize)>,
-        look: Option<&mut Vec<Tensor>>,
+        context: &ForwardContext,
+        cache: Option<(&KvCache, usize)>,
+        output_attentions: Option<&mut Vec<Tensor>>,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        let visible = if self.sliding { sight.windowed.as_ref() } else { None }.unwrap_or(&sight.visible);
-        let rotation = match self.turn {
-            Turn::Not => None,
-            Turn::Globally => Some(&sight.rotations.global),
-            Turn::Locally => sight.rotations.local.as_ref(),
+        let mask = if self.sliding { context.sliding_mask.as_ref() } else { None }.unwrap_or(&context.mask);
+        let rotary = match self.rope {
+            RopeKind::None => None,
+            RopeKind::Global => Some(&context.rotary.global),
+            RopeKind::Local => context.rotary.local.as_ref(),
         };
-        let attended = self.attend(x, rotation, visible, past, look)?;
+        let attended = self.forward_attention(x, rotary, mask, cache, output_attentions)?;
         match &self.feed_forward {
-            FeedForward::One(mlp) => Ok((self.feed(mlp, x, &attended)?, None)),
-            FeedForward::Many(experts) => {
-                let (y, logits) = experts.forward(&self.fed(x, &attended)?)?;
-                Ok(((attended + normed(self.mlp_out.as_ref(), &y)?)?, Some(logits)))
+            FeedForward::Dense(mlp) => Ok((self.forward_mlp(mlp, x, &attended)?, None)),
+            FeedForward::Experts(experts) => {
+                let (y, logits) = experts.forward(&self.mlp_input(x, &attended)?)?;
+                Ok(((attended + apply_norm(self.mlp_out.as_ref(), &y)?)?, Some(logits)))
             }
         }
     }
 
-    /// The residual stream with what attention adds to it: in one operation, if nothing stands between its parts.
-    fn attend(
+    /// The attention sub-layer: `x` plus the attention output, `(b, t, hidden)`; fused where the block allows it.
+    fn forward_attention(
         &self,
         x: &Tensor,
-        rotation: Option<&RotaryTable>,
-        visible: &AttentionMask,
-        past: Option<(&KvCache, usize)>,
-        look: Option<&mut Vec<Tensor>>,
+        rotary: Option<&RotaryTable>,
+        mask: &AttentionMask,
+        cache: Option<(&KvCache, usize)>,
+        output_attentions: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
         let attention = &self.attention;
-        if let (Some(norm), None, None, None) = (&self.attention_in, &self.attention_out, past, &look)
-            && let (Some((norm, eps)), Some(weights)) = (norm.rms()?, attention.alone())
+        if let (Some(norm), None, None, None) = (&self.attention_in, &self.attention_out, cache, &output_attentions)
+            && let (Some((norm, eps)), Some(weights)) = (norm.rms()?, attention.plain_weights())
         {
-            let (d, scores) = (attention.d, attention.scores);
-            return Ok(attention_block(x, (&norm, eps), weights, d, rotation, scores, visible)?);
+            let (d, params) = (attention.d, attention.params);
+            return Ok(attention_block(x, (&norm, eps), weights, d, rotary, params, mask)?);
         }
-        let y = normed(self.attention_in.as_ref(), x)?;
-        let y = attention.forward(&y, rotation, visible, past, look)?;
+        let y = apply_norm(self.attention_in.as_ref(), x)?;
+        let y = attention.forward(&y, rotary, mask, cache, output_attentions)?;
         match &self.attention_out {
             Some(norm) => Ok((x + norm.apply(&attention.o_proj.apply(&y.flatten_from(2)?)?)?)?),
-            None => attention.o_proj.apply_and_add(&y, x),
+            None => attention.o_proj.apply_residual(&y, x),
         }
     }
 
-    /// The residual stream with what the feed-forward network adds to it, in the same way.
-    fn feed(&self, mlp: &Mlp, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+    /// The MLP sub-layer: `attended` plus the MLP output, `(b, t, hidden)`; fused where the block allows it.
+    fn forward_mlp(&self, mlp: &Mlp, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
         if let (Some(norm), None, false) = (&self.mlp_in, &self.mlp_out, self.parallel_residual)
-            && let (Some((norm, eps)), Some((weights, precision))) = (norm.rms()?, mlp.alone())
+            && let (Some((norm, eps)), Some((weights, precision))) = (norm.rms()?, mlp.plain_weights())
         {
             return Ok(mlp_block(attended, Some((&norm, eps)), weights, mlp.activation, precision)?);
         }
-        let y = self.fed(x, attended)?;
+        let y = self.mlp_input(x, attended)?;
         match &self.mlp_out {
             Some(norm) => Ok((attended + norm.apply(&mlp.forward(&y)?)?)?),
-            None => mlp.down_proj.apply_and_add(&mlp.inner(&y)?, attended),
+            None => mlp.down_proj.apply_residual(&mlp.inner(&y)?, attended),
         }
     }
 
-    /// What the feed-forward network reads.
-    fn fed(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
-        normed(self.mlp_in.as_ref(), if self.parallel_residual { x } else { attended })
+    /// The input of the MLP or the experts.
+    fn mlp_input(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        apply_norm(self.mlp_in.as_ref(), if self.parallel_residual { x } else { attended })
     }
 
-    /// The same, keeping `x` alone for the backward. The router's logits travel as further columns of the one result.
-    fn recomputed(
+    /// [`Self::forward`] with activation checkpointing: only `x` is saved for the backward. The router logits are
+    /// concatenated to the output, because `recompute` supports one output.
+    fn checkpointed(
         &self,
         x: &Tensor,
-        sight: &Sight,
+        context: &ForwardContext,
         gradients: &RecomputedGradients,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        let (block, sight) = (self.clone(), sight.clone());
+        let (block, context) = (self.clone(), context.clone());
         let run = move |x: &Tensor| {
-            let (y, logits) = block.forward(x, &sight, None, None).map_err(candle_core::Error::wrap)?;
+            let (y, logits) = block.forward(x, &context, None, None).map_err(candle_core::Error::wrap)?;
             match logits {
                 Some(logits) => {
                     let (b, t, _) = y.dims3()?;
@@ -289,20 +294,21 @@ impl Block {
         Ok((y.narrow(D::Minus1, 0, width)?.contiguous()?, Some(logits)))
     }
 
-    /// The tensors that may train.
+    /// The tensors that may be trainable.
     fn tensors(&self) -> Vec<Tensor> {
         let norms = [&self.attention_in, &self.attention_out, &self.mlp_in, &self.mlp_out];
         let mut tensors: Vec<Tensor> = norms.into_iter().flatten().flat_map(Norm::tensors).cloned().collect();
         tensors.extend(self.attention.tensors().cloned());
         match &self.feed_forward {
-            FeedForward::One(mlp) => tensors.extend(mlp.tensors().cloned()),
-            FeedForward::Many(experts) => tensors.extend(experts.tensors().cloned()),
+            FeedForward::Dense(mlp) => tensors.extend(mlp.tensors().cloned()),
+            FeedForward::Experts(experts) => tensors.extend(experts.tensors().cloned()),
         }
         tensors
     }
 }
 
-/// Self-attention: each token asks (q) what earlier tokens offer (k) and takes a mixture of what they hold (v).
+/// Multi-head self-attention, `softmax(q · kᵀ · scale + mask) · v` (Vaswani et al. 2017, arXiv 1706.03762), with grouped
+/// key/value heads (Ainslie et al. 2023, arXiv 2305.13245).
 #[derive(Debug, Clone)]
 struct Attention {
     q_proj: Linear, // (h·d, hidden)
@@ -310,7 +316,7 @@ struct Attention {
     v_proj: Linear, // (g·d, hidden)
     o_proj: Linear, // (hidden, h·d)
     qk_norm: Option<(QkNorm, Norm, Norm)>,
-    scores: AttentionParams,
+    params: AttentionParams,
     h: usize,
     g: usize,
     d: usize,
@@ -322,8 +328,8 @@ impl Attention {
         let norm = |part: &str| Norm::new(config, params, &format!("{name}.{part}"));
         let scale = config.query_pre_attn_scalar.unwrap_or(config.head_dim as f64).powf(-0.5);
         let q_proj = linear("q_proj")?;
-        // Queries that were made of rounded numbers are rounded like them.
-        let precision = q_proj.weight.rounding();
+        // Attention has the precision of the projections.
+        let precision = q_proj.weight.activation_precision();
         Ok(Self {
             q_proj,
             k_proj: linear("k_proj")?,
@@ -333,53 +339,53 @@ impl Attention {
                 Some(kind) => Some((kind, norm("q_norm")?, norm("k_norm")?)),
                 None => None,
             },
-            scores: AttentionParams { scale, soft_cap: config.attn_logit_softcapping, precision },
+            params: AttentionParams { scale, soft_cap: config.attn_logit_softcapping, precision },
             h: config.num_attention_heads,
             g: config.num_key_value_heads,
             d: config.head_dim,
         })
     }
 
-    /// The mixture `(b, t, h, d)` that each head makes, before the output map.
+    /// The attention output `(b, t, h, d)` before `o_proj`.
     fn forward(
         &self,
         x: &Tensor,
-        rotation: Option<&RotaryTable>,
-        visible: &AttentionMask,
-        past: Option<(&KvCache, usize)>,
-        look: Option<&mut Vec<Tensor>>,
+        rotary: Option<&RotaryTable>,
+        mask: &AttentionMask,
+        cache: Option<(&KvCache, usize)>,
+        output_attentions: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
-        let turned = |projection: &Linear, heads: usize, norm: Option<(QkNorm, &Norm)>| -> Result<Tensor> {
+        let project = |projection: &Linear, heads: usize, norm: Option<(QkNorm, &Norm)>| -> Result<Tensor> {
             let y = match norm {
                 None => projection.apply_to_heads(x, heads, self.d)?,
                 Some((QkNorm::Head, norm)) => norm.apply(&projection.apply_to_heads(x, heads, self.d)?)?,
                 Some((QkNorm::Whole, norm)) => norm.apply(&projection.apply(x)?)?.reshape((b, t, heads, self.d))?,
             };
-            Ok(match rotation {
-                Some(rotation) => rope(&y, rotation)?,
+            Ok(match rotary {
+                Some(rotary) => rope(&y, rotary)?,
                 None => y,
             })
         };
         let norms = self.qk_norm.as_ref();
-        let queries = || turned(&self.q_proj, self.h, norms.map(|(kind, norm, _)| (*kind, norm)));
-        let keys = || turned(&self.k_proj, self.g, norms.map(|(kind, _, norm)| (*kind, norm)));
+        let queries = || project(&self.q_proj, self.h, norms.map(|(kind, norm, _)| (*kind, norm)));
+        let keys = || project(&self.k_proj, self.g, norms.map(|(kind, _, norm)| (*kind, norm)));
         let ((q, k), v) = join(b * t, || join(b * t, queries, keys), || self.v_proj.apply_to_heads(x, self.g, self.d));
-        let (q, k, v) = (q?, k?, v?);
-        let (k, v) = match past {
+        let (q, k, v) = (q?, k?, v?); // (b, t, h, d), (b, t, g, d), (b, t, g, d)
+        let (k, v) = match cache {
             Some((cache, layer)) => cache.append(layer, &k, &v)?, // (b, s, g, d)
             None => (k, v),
         };
-        if let Some(look) = look {
-            look.push(attention_weights(&q, &k, self.scores, visible)?);
+        if let Some(attentions) = output_attentions {
+            attentions.push(attention_weights(&q, &k, self.params, mask)?);
         }
-        Ok(attention(&q, &k, &v, self.scores, visible)?)
+        Ok(attention(&q, &k, &v, self.params, mask)?)
     }
 
-    /// The weights, if they are tensors and nothing else belongs to it.
-    fn alone(&self) -> Option<AttentionWeights<'_>> {
+    /// The weights, if they are dense and there are no biases, norms or adapters.
+    fn plain_weights(&self) -> Option<AttentionWeights<'_>> {
         let linears = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
-        let [q, k, v, o] = linears.map(|linear| linear.alone().map(|(weight, _)| weight));
+        let [q, k, v, o] = linears.map(|linear| linear.plain_weight().map(|(weight, _)| weight));
         if self.qk_norm.is_some() { None } else { Some(AttentionWeights { q: q?, k: k?, v: v?, o: o? }) }
     }
 
@@ -390,7 +396,7 @@ impl Attention {
     }
 }
 
-/// The feed-forward network: `down(act(gate(x)) · up(x))`, or `down(act(up(x)))` without a gate.
+/// The MLP: `down(act(gate(x)) · up(x))`, or `down(act(up(x)))` without a gate.
 #[derive(Debug, Clone)]
 pub(crate) struct Mlp {
     gate_proj: Option<Linear>, // (intermediate, hidden)
@@ -411,13 +417,13 @@ impl Mlp {
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match self.alone() {
+        match self.plain_weights() {
             Some((weights, precision)) => Ok(mlp_block(x, None, weights, self.activation, precision)?),
             None => self.down_proj.apply(&self.inner(x)?),
         }
     }
 
-    /// What stands before the last map: `(…, intermediate)`.
+    /// The input of `down_proj`, `(…, intermediate)`.
     fn inner(&self, x: &Tensor) -> Result<Tensor> {
         let Some(gate) = &self.gate_proj else {
             return Ok(activate(&self.up_proj.apply(x)?, self.activation)?);
@@ -427,10 +433,10 @@ impl Mlp {
         Ok(gated_activation(&gate?, &up?, self.activation)?)
     }
 
-    /// The weights and their precision, if there is a gate, they are tensors and nothing else belongs to it.
-    fn alone(&self) -> Option<(MlpWeights<'_>, Precision)> {
-        let (gate, precision) = self.gate_proj.as_ref()?.alone()?;
-        let (up, down) = (self.up_proj.alone()?.0, self.down_proj.alone()?.0);
+    /// The weights and their precision, if there is a gate, they are dense, and there are no biases or adapters.
+    fn plain_weights(&self) -> Option<(MlpWeights<'_>, Precision)> {
+        let (gate, precision) = self.gate_proj.as_ref()?.plain_weight()?;
+        let (up, down) = (self.up_proj.plain_weight()?.0, self.down_proj.plain_weight()?.0);
         Some((MlpWeights { gate, up, down }, precision))
     }
 

@@ -1,8 +1,8 @@
-//! What can go wrong with a model or its files.
+//! Errors of models and model files.
 
 use std::path::PathBuf;
 
-/// An error of this crate; its text names the file, the key and the fix.
+/// An error of this crate. The message names the file, the key and the fix.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A tensor operation failed.
@@ -13,23 +13,23 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A JSON file does not parse.
+    /// A file is not valid JSON.
     #[error("{}: not valid JSON: {source}", path.display())]
     Json {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The position and the cause.
         source: serde_json::Error,
     },
-    /// A configuration is contradictory, incomplete or of a kind that is not supported.
+    /// A configuration is inconsistent, incomplete or not supported.
     #[error("{origin}: {message}")]
     Config {
-        /// The file, or where else the configuration came from.
+        /// The file or other source of the configuration.
         origin: String,
-        /// The key, what is wrong with it, and the fix.
+        /// The key, the problem and the fix.
         message: String,
     },
     /// A safetensors file is damaged.
@@ -37,23 +37,23 @@ pub enum Error {
     Safetensors {
         /// The file.
         path: PathBuf,
-        /// What the parser said.
+        /// The error of the parser.
         message: String,
     },
-    /// A GGUF file is damaged, or of a kind that is not supported.
-    #[error("{}: not a GGUF file that can be read: {message}", path.display())]
+    /// A GGUF file is damaged or not supported.
+    #[error("{}: cannot read this GGUF file: {message}", path.display())]
     Gguf {
         /// The file.
         path: PathBuf,
-        /// The key or tensor, and what is wrong with it.
+        /// The key or tensor, and the problem.
         message: String,
     },
-    /// The tensors of a checkpoint are not those that its configuration asks for.
+    /// The tensors of a checkpoint do not match its configuration.
     #[error("{origin}: {}", problems.join("; "))]
     Tensors {
-        /// The file, or where else the tensors came from.
+        /// The file or other source of the tensors.
         origin: String,
-        /// One entry for each missing, extra or misshapen tensor.
+        /// One entry for each tensor that is missing, unexpected or has the wrong shape.
         problems: Vec<String>,
     },
     /// The input does not fit the model.

@@ -1,8 +1,9 @@
-//! A transformer: its configuration, decoder, heads and files.
+//! Transformer models: configuration, decoder, heads and files.
 //!
-//! One decoder serves every family: what differs between families is data in [`ModelConfig`]. A [`Model`] is a decoder
-//! with a [`Head`]: the next token (`…ForCausalLM`), one score for a text (`…ForSequenceClassification`, the reward
-//! model) or one value for each token (`…ForTokenClassification`, the critic). Folders are Hugging Face's.
+//! One decoder implements every model family; the differences between families are data in [`ModelConfig`]. A [`Model`]
+//! is a decoder with a [`Head`]: next-token logits (`…ForCausalLM`), one score for a sequence
+//! (`…ForSequenceClassification`, the reward model) or one value for each token (`…ForTokenClassification`, the critic).
+//! Model folders have the layout of Hugging Face.
 //!
 //! ```
 //! use llm_model::{Batch, Head, Model, ModelConfig};
@@ -19,8 +20,8 @@
 //! # Ok::<(), llm_model::Error>(())
 //! ```
 //!
-//! This crate knows nothing of text, tokenizers or training. Where to look next: `llm-infer` generates with a model,
-//! `llm-train` teaches it.
+//! This crate does not know about text, tokenizers or training. See also: `llm-infer` generates text with a model,
+//! `llm-train` trains it.
 
 mod adapters;
 mod batch;
@@ -62,5 +63,5 @@ pub use rotary::RopeScaling;
 pub use safetensors_file::read_safetensors;
 pub use token_rows::TokenIndices;
 
-/// What every fallible function of this crate returns.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,4 +1,4 @@
-//! A linear map with what hangs on it.
+//! Linear layers with optional bias and LoRA adapter.
 
 use candle_core::Tensor;
 use llm_kernels::Precision;
@@ -7,7 +7,7 @@ use crate::lora::Lora;
 use crate::matrix::Matrix;
 use crate::{Params, Result};
 
-/// `x · wᵀ + b`, where an adapter may stand beside the `wᵀ`.
+/// A linear layer: `x · wᵀ + b`, plus the LoRA adapter if there is one.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
     pub weight: Matrix,       // (out, in)
@@ -16,7 +16,7 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// The map `{name}.weight`, with `{name}.bias` if the model has one, and with what the adapter in use has for it.
+    /// The layer with `{name}.weight`, `{name}.bias` if the model has one, and the active adapter's part for it.
     pub fn new(params: &Params, name: &str) -> Result<Self> {
         let bias = format!("{name}.bias");
         let bias = if params.tensors().contains_key(&bias) { Some(params.get(&bias)?) } else { None };
@@ -25,16 +25,16 @@ impl Linear {
         Ok(Self { weight, bias, lora })
     }
 
-    /// The weight and its precision, if it is a tensor and stands alone.
-    pub fn alone(&self) -> Option<(&Tensor, Precision)> {
+    /// The weight and its precision, if it is dense and the layer has neither bias nor adapter.
+    pub fn plain_weight(&self) -> Option<(&Tensor, Precision)> {
         match &self.weight {
-            Matrix::Dense(weight, precision) if self.is_bare() => Some((weight, *precision)),
+            Matrix::Dense(weight, precision) if self.is_plain() => Some((weight, *precision)),
             _ => None,
         }
     }
 
-    /// Whether the weight is all there is.
-    fn is_bare(&self) -> bool {
+    /// Whether there is neither bias nor adapter.
+    fn is_plain(&self) -> bool {
         self.bias.is_none() && self.lora.is_none()
     }
 
@@ -52,26 +52,26 @@ impl Linear {
 
     /// `(b, t, in)` to heads `(b, t, h, d)`.
     pub fn apply_to_heads(&self, x: &Tensor, h: usize, d: usize) -> Result<Tensor> {
-        if self.is_bare() {
+        if self.is_plain() {
             return self.weight.apply_to_heads(x, h, d);
         }
         let (b, t, _) = x.dims3()?;
         Ok(self.apply(x)?.reshape((b, t, h, d))?)
     }
 
-    /// `residual + x · wᵀ + b`; `x` is `(b, t, in)`, or in heads.
-    pub fn apply_and_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    /// `residual + x · wᵀ + b`; `x` is `(b, t, in)` or `(b, t, h, d)` with `h · d = in`.
+    pub fn apply_residual(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         if self.lora.is_some() {
-            return Ok((residual + self.apply(&self.weight.as_rows(x)?)?.reshape(residual.shape())?)?);
+            return Ok((residual + self.apply(&self.weight.flatten_input(x)?)?.reshape(residual.shape())?)?);
         }
-        let y = self.weight.apply_and_add(x, residual)?;
+        let y = self.weight.apply_residual(x, residual)?;
         Ok(match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,
             None => y,
         })
     }
 
-    /// The tensors that may train.
+    /// The tensors that may be trainable.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let weight = match &self.weight {
             Matrix::Dense(weight, _) => Some(weight),

@@ -1,4 +1,4 @@
-//! A matrix in whichever form it is held, and its products.
+//! A weight matrix in any format, and its matmuls.
 
 use candle_core::{DType, Tensor};
 use llm_kernels::{
@@ -8,7 +8,8 @@ use llm_kernels::{
 
 use crate::Result;
 
-/// A matrix of a model: a tensor, blocks, or numbers that are read where they lie in a file.
+/// A weight matrix `(out, in)`: a dense tensor with the compute precision of its matmuls, block-quantised, or
+/// memory-mapped. A dense weight can also be a vector.
 #[derive(Debug, Clone)]
 pub(crate) enum Matrix {
     Dense(Tensor, Precision),
@@ -23,7 +24,7 @@ impl From<Tensor> for Matrix {
 }
 
 impl Matrix {
-    /// `x · wᵀ`.
+    /// `x · wᵀ`: `(…, in)` to `(…, out)`.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Dense(w, precision) => linear_with_precision(x, w, *precision)?,
@@ -32,7 +33,7 @@ impl Matrix {
         })
     }
 
-    /// `x · wᵀ` in heads: `(b, t, in)` to `(b, t, h, d)`.
+    /// `x · wᵀ` reshaped to heads: `(b, t, in)` to `(b, t, h, d)`.
     pub fn apply_to_heads(&self, x: &Tensor, h: usize, d: usize) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         Ok(match self {
@@ -41,20 +42,20 @@ impl Matrix {
         })
     }
 
-    /// `residual + x · wᵀ`; `x` may be in heads.
-    pub fn apply_and_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    /// `residual + x · wᵀ`; `x` is `(b, t, in)` or `(b, t, h, d)` with `h · d = in`.
+    pub fn apply_residual(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Dense(w, precision) => linear_residual(x, w, residual, *precision)?,
             Self::Quantized(_) | Self::Mapped(_) => {
-                (residual + self.apply(&self.as_rows(x)?)?.reshape(residual.shape())?)?
+                (residual + self.apply(&self.flatten_input(x)?)?.reshape(residual.shape())?)?
             }
         })
     }
 
-    /// Rows `ids` `(n,)` in f32 or f64: `(n, in)`.
-    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+    /// Gathers the rows `ids` `(n,)`: `(n, in)` in f32 or f64.
+    pub fn gather_rows(&self, ids: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            // Weights may be in bf16, what flows between them is not.
+            // Weights can be bf16; activations are not.
             Self::Dense(w, _) if w.dtype() == DType::BF16 => w.index_select(ids, 0)?.to_dtype(DType::F32)?,
             Self::Dense(w, _) => w.index_select(ids, 0)?,
             Self::Quantized(w) => w.gather_rows(&ids.to_vec1::<u32>()?)?,
@@ -62,13 +63,13 @@ impl Matrix {
         })
     }
 
-    /// `x`, which may be in heads, as rows of what this matrix takes: `(n, in)`.
-    pub fn as_rows(&self, x: &Tensor) -> Result<Tensor> {
+    /// Flattens `x`, which can have separate heads, to `(n, in)`.
+    pub fn flatten_input(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.reshape(((), self.dims()[1]))?)
     }
 
-    /// What activations are rounded to in a product of many rows with it.
-    pub fn rounding(&self) -> Precision {
+    /// The precision of activations in a matmul with many rows.
+    pub fn activation_precision(&self) -> Precision {
         match self {
             Self::Dense(w, _) if w.dtype() == DType::BF16 => Precision::for_bf16_weights(),
             Self::Dense(_, precision) => *precision,
@@ -77,7 +78,7 @@ impl Matrix {
         }
     }
 
-    /// What it is rounded to as it is multiplied.
+    /// The compute precision of a dense weight; f32 for the other formats.
     pub fn precision(&self) -> Precision {
         match self {
             Self::Dense(_, precision) => *precision,
@@ -85,7 +86,7 @@ impl Matrix {
         }
     }
 
-    /// Its shape; a tensor may be a vector too.
+    /// The shape.
     pub fn dims(&self) -> Vec<usize> {
         match self {
             Self::Dense(w, _) => w.dims().to_vec(),
@@ -94,7 +95,7 @@ impl Matrix {
         }
     }
 
-    /// The whole matrix, in f32 or f64.
+    /// The matrix as a dense tensor in f32 or f64.
     pub fn dense(&self) -> Result<Tensor> {
         Ok(match self {
             Self::Dense(w, _) if w.dtype() == DType::BF16 => w.to_dtype(DType::F32)?,

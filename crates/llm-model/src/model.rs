@@ -1,4 +1,4 @@
-//! A decoder with a head, its parameters and its folder.
+//! Models: a decoder with a head, its parameters and its files.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -19,14 +19,14 @@ use crate::params::WeightFormat;
 use crate::token_rows::{OUTPUT, TokenRows};
 use crate::{Batch, Error, KvCache, ModelConfig, ParamCount, Params, Result, Routing, checkpoint, families};
 
-/// What a model says about each token of a text.
+/// The output layer of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
-    /// Logits over the next token (`…ForCausalLM`).
+    /// Logits of the next token (`…ForCausalLM`).
     LanguageModel,
-    /// One score, of which the last token's counts (`…ForSequenceClassification` with one label): a reward model.
+    /// One score per sequence, read at its last token (`…ForSequenceClassification` with one label): a reward model.
     Sequence,
-    /// One number for each token (`…ForTokenClassification` with one label): the value network of PPO.
+    /// One value per token (`…ForTokenClassification` with one label): the value model (critic) of PPO.
     Token,
 }
 
@@ -40,19 +40,19 @@ pub struct Model {
     output: Linear, // (vocab, hidden) or (1, hidden)
     output_rows: Option<TokenRows>,
     pub(crate) adapters: Adapters,
-    /// The keys of the `config.json` that this model was read from, as they stood there.
+    /// The recognised keys of the `config.json` that this model was read from, with their original values.
     raw_config: Map<String, Value>,
-    /// Keys of `config.json` beyond the decoder's own, kept as they are and saved again (reward statistics, say).
+    /// Other keys of `config.json`, which are saved unchanged (for example reward statistics).
     pub extra: Map<String, Value>,
 }
 
 impl Model {
-    /// A model of these parameters, which must be exactly those that `config` and `head` ask for.
+    /// A model with these parameters. An error if their names or shapes do not match `config` and `head`.
     pub fn new(config: ModelConfig, head: Head, params: Params) -> Result<Self> {
         let config = config.validated("model configuration")?;
         params.check(&config, head, "parameters")?;
         let decoder = Decoder::new(&config, &params)?;
-        families::to_json(&config, head)?; // whatever can be made can be saved
+        families::to_json(&config, head)?; // every model can be saved
         let output = match head {
             Head::LanguageModel if config.tie_word_embeddings => {
                 Linear { weight: decoder.embed_tokens.clone(), bias: None, lora: None }
@@ -69,65 +69,65 @@ impl Model {
         Ok(Self { config, head, params, decoder, output, output_rows, adapters, raw_config, extra })
     }
 
-    /// A trainable model with fresh weights; the same seed gives the same bytes.
+    /// A trainable model with random weights; the same seed gives the same bytes.
     pub fn init(config: ModelConfig, head: Head, seed: u64) -> Result<Self> {
         let config = config.validated("model configuration")?;
         let params = Params::init(&config, head, seed)?;
         Self::new(config, head, params.trainable()?)
     }
 
-    /// The frozen model of a Hugging Face folder, in f32.
+    /// Loads the frozen model of a Hugging Face folder into memory, in f32.
     pub fn load(dir: &Path) -> Result<Self> {
         checkpoint::load(dir)
     }
 
-    /// The frozen model of a Hugging Face folder or a `.gguf` file, its matrices in the file's own precision: read where
-    /// they lie in the mapped file, page by page when they are first used, and never copied.
+    /// Opens the frozen model of a Hugging Face folder or a `.gguf` file with memory-mapped matrices in the precision of the
+    /// file. Pages are read on first use; matrices are not copied.
     pub fn open(path: &Path) -> Result<Self> {
         if is_gguf(path) { Self::from_gguf(&GgufFile::open(path)?) } else { checkpoint::open(path) }
     }
 
-    /// A frozen model of the shape that a `config.json` describes, with random weights: for measuring, not for use.
+    /// A frozen model with random weights and the configuration of a `config.json`, for benchmarks.
     pub fn random(config: &Path, seed: u64) -> Result<Self> {
         checkpoint::random(config, seed)
     }
 
-    /// Writes `config.json`, `generation_config.json` and `model.safetensors` into `dir`, which is made if need be.
+    /// Saves `config.json`, `generation_config.json` and `model.safetensors` to `dir`, which is created if needed.
     pub fn save(&self, dir: &Path) -> Result<()> {
         checkpoint::save(self, dir)
     }
 
-    /// A copy whose weights can be trained without touching this one's; those of the adapter alone, if one is in use.
+    /// A trainable copy; training does not change this model. With an active adapter only the adapter is trainable.
     pub fn trainable(&self) -> Result<Self> {
         self.with_params(self.params.trainable()?)
     }
 
-    /// A copy of the weights as they are now, which no training changes and for which no gradient is computed.
+    /// A frozen snapshot: later training of this model does not change it, and it has no gradients.
     pub fn frozen(&self) -> Result<Self> {
         self.with_params(self.params.frozen()?)
     }
 
-    /// The same weights, not copied, for which no gradient is computed: for looking at a model between two steps of its
-    /// training, which changes the weights of this one too.
+    /// The same weights without gradients, not copied: for evaluation during training. Training steps change them too.
     pub fn detached(&self) -> Result<Self> {
         self.with_params(self.params.detached())
     }
 
-    /// A frozen copy whose matrices are held in `format`: less memory, and faster decoding, which waits for memory.
+    /// A frozen copy with matrices in `format`. Smaller formats use less memory and decode faster, as decoding is limited by
+    /// memory bandwidth.
     ///
-    /// A copy in blocks generates but is not saved by [`Self::save`]: a Hugging Face folder has no such weights.
+    /// A quantised copy cannot be saved with [`Self::save`]: Hugging Face folders do not support these formats.
     pub fn frozen_as(&self, format: WeightFormat) -> Result<Self> {
         self.with_params(self.params.with_matrices_in(format)?)
     }
 
-    /// The same model, with the same variables, whose products are made in `precision`: bf16 is mixed precision
-    /// (Micikevicius et al. 2018, arXiv 1710.03740), where weights, sums and all else stay in f32.
+    /// The same model and variables with matmuls in `precision`. Bf16 is mixed precision (Micikevicius et al. 2018, arXiv
+    /// 1710.03740): weights, accumulation and all other operations stay in f32.
     pub fn in_precision(&self, precision: Precision) -> Result<Self> {
         self.with_params(self.params.in_precision(precision))
     }
 
     pub(crate) fn with_params(&self, params: Params) -> Result<Self> {
-        let adapters = self.adapters.now_with(params.adapter());
+        let adapters = self.adapters.with_active(params.adapter());
         let mut model = Self::new(self.config.clone(), self.head, params)?;
         model.adapters = adapters;
         model.raw_config.clone_from(&self.raw_config);
@@ -135,39 +135,40 @@ impl Model {
         Ok(model)
     }
 
-    /// This model as a `config.json` describes it, whose keys are saved again as they stood.
+    /// Sets the `config.json` keys to save again.
     pub(crate) fn with_raw_config(mut self, raw_config: Map<String, Value>, extra: Map<String, Value>) -> Self {
         (self.raw_config, self.extra) = (raw_config, extra);
         self
     }
 
-    /// A trainable model with the same decoder and another head; a score head that is not there is made from `seed`.
+    /// A trainable model with the same decoder and another head; a missing score head is initialised from `seed`.
     pub fn with_head(&self, head: Head, seed: u64) -> Result<Self> {
         if self.params.adapter().is_some() {
-            return Err(Error::Input("an adapter hangs on this model; merge it before you change the head".to_owned()));
+            return Err(Error::Input("an adapter is active; merge it before changing the head".to_owned()));
         }
         let params = self.params.for_head(&self.config, head, seed)?;
         Self::new(self.config.clone(), head, params.trainable()?)
     }
 
-    /// Makes every block keep nothing but its input for the backward and run again there: a third more computation
-    /// for the activations of one block instead of all. Gradients keep their bits; [`Self::take_recomputed_gradients`] has them.
+    /// Enables activation checkpointing (Chen et al. 2016, arXiv 1604.06174): each block saves only its input and is
+    /// recomputed in the backward. This takes about a third more compute, and memory for the activations of one block
+    /// instead of all. Gradients are bit-identical; [`Self::take_recomputed_gradients`] returns those of the blocks.
     pub fn checkpoint_activations(&mut self) {
         self.decoder.recomputed = Some(RecomputedGradients::default());
     }
 
-    /// The gradients of the blocks' parameters since the last call, by tensor id, after
-    /// [`Self::checkpoint_activations`]: they do not stand in what `backward` returns.
+    /// With [`Self::checkpoint_activations`]: the gradients of the parameters of the blocks since the last call, by tensor
+    /// id. The result of `backward` does not contain them.
     pub fn take_recomputed_gradients(&self) -> HashMap<TensorId, Tensor> {
         self.decoder.recomputed.as_ref().map(RecomputedGradients::take).unwrap_or_default()
     }
 
-    /// The shape.
+    /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// Changes the token ids that the configuration names (a fine-tuned model ends its turn with another token).
+    /// Sets the end-of-sequence token of the configuration (a chat model ends its turn with another token).
     pub fn set_eos_token_id(&mut self, id: Option<u32>) {
         self.config.eos_token_id = id;
     }
@@ -177,37 +178,37 @@ impl Model {
         self.head
     }
 
-    /// The parameters by name.
+    /// The parameters.
     pub fn params(&self) -> &Params {
         &self.params
     }
 
-    /// Parameters by part.
+    /// The number of parameters by part.
     pub fn count(&self) -> ParamCount {
         ParamCount::of(&self.config, self.head)
     }
 
-    /// The hidden states behind the last norm, `(b, t, hidden)`; with a cache the batch continues what it holds.
+    /// The hidden states after the final norm, `(b, t, hidden)`. With a cache, the batch continues the cached tokens.
     pub fn hidden(&self, batch: &Batch, cache: Option<&mut KvCache>) -> Result<Tensor> {
         self.check_ids(batch)?;
         Ok(self.decoder.forward(batch, cache, None)?.hidden)
     }
 
-    /// The hidden states `(b, t, hidden)`, and what the routers did if the model has experts: [`Routing::loss`] belongs
-    /// to the loss of a training step.
+    /// The hidden states `(b, t, hidden)`, and the router losses of a model with experts: add [`Routing::loss`] to the
+    /// training loss.
     pub fn hidden_and_routing(&self, batch: &Batch) -> Result<(Tensor, Option<Routing>)> {
         self.check_ids(batch)?;
-        let decoded = self.decoder.forward(batch, None, None)?;
+        let output = self.decoder.forward(batch, None, None)?;
         let routing = match &self.config.experts {
-            Some(experts) if !decoded.router_logits.is_empty() => {
-                Some(Routing::of(experts, &decoded.router_logits, batch.padding.as_deref())?)
+            Some(experts) if !output.router_logits.is_empty() => {
+                Some(Routing::of(experts, &output.router_logits, batch.padding.as_deref())?)
             }
             _ => None,
         };
-        Ok((decoded.hidden, routing))
+        Ok((output.hidden, routing))
     }
 
-    /// The head's output for hidden states `(…, hidden)`: `(…, vocab)` or `(…, 1)`.
+    /// The output of the head for hidden states `(…, hidden)`: `(…, vocab)` or `(…, 1)`.
     pub fn output(&self, hidden: &Tensor) -> Result<Tensor> {
         let mut y = self.output.apply(hidden)?;
         if let Some(rows) = &self.output_rows {
@@ -219,40 +220,44 @@ impl Model {
         }
     }
 
-    /// The head's output for every token of the batch: `(b, t, vocab)` or `(b, t, 1)`.
+    /// The output of the head for every token of the batch: `(b, t, vocab)` or `(b, t, 1)`.
     pub fn forward(&self, batch: &Batch) -> Result<Tensor> {
         self.output(&self.hidden(batch, None)?)
     }
 
-    /// The mean cross-entropy in nats of the next tokens `labels` behind the hidden states `(n, hidden)`: a scalar.
+    /// Mean cross-entropy in nats for hidden states `(n, hidden)` and next tokens `labels` `(n,)`: a scalar. Labels of -100
+    /// are ignored.
     ///
-    /// Labels of -100 do not count. The logits are never held whole ([`llm_kernels::linear_cross_entropy`]) but where a
-    /// soft cap stands behind them.
+    /// The full logits are not materialised ([`llm_kernels::linear_cross_entropy`]), except with a soft cap.
     pub fn cross_entropy(&self, hidden: &Tensor, labels: &[i64]) -> Result<Tensor> {
         if self.head != Head::LanguageModel {
-            return Err(Error::Input("this model scores texts and has no next token; use a causal one".to_owned()));
+            return Err(Error::Input(
+                "this model has a score head; cross-entropy needs a causal language model".to_owned(),
+            ));
         }
         if self.config.final_logit_softcapping.is_some() {
-            return Ok((cross_entropy(&self.output(hidden)?, labels)?.sum_all()? / counted(labels))?);
+            return Ok((cross_entropy(&self.output(hidden)?, labels)?.sum_all()? / label_count(labels))?);
         }
         let options =
             CrossEntropyOptions { precision: self.output.weight.precision(), ..CrossEntropyOptions::default() };
         Ok(linear_cross_entropy(hidden, &self.output_weight()?, labels, options)?)
     }
 
-    /// The output layer's matrix as the files have it.
+    /// The matrix of the output layer, without adapter rows.
     pub(crate) fn output_matrix(&self) -> &Matrix {
         &self.output.weight
     }
 
-    /// The whole output layer, `(vocab, hidden)`, with the rows of the adapter in use.
+    /// The matrix of the output layer, `(vocab, hidden)`, with the rows of the active adapter.
     fn output_weight(&self) -> Result<Tensor> {
         let weight = self.output.weight.dense()?;
-        self.output_rows.as_ref().map_or(Ok(weight.clone()), |rows| rows.within(&weight))
+        self.output_rows.as_ref().map_or(Ok(weight.clone()), |rows| rows.insert_into(&weight))
     }
 
-    /// `alpha · T² · KL(teacher/T ‖ this/T) + (1 - alpha) · cross-entropy` of the next tokens `labels` behind the hidden
-    /// states `(n, hidden)`; `teacher` is a model of the same vocabulary with its own hidden states of the same tokens.
+    /// Distillation loss `alpha · T² · KL(teacher/T ‖ student/T) + (1 - alpha) · cross-entropy` (Hinton et al. 2015, arXiv
+    /// 1503.02531) for hidden states `(n, hidden)` and next tokens `labels` `(n,)`; this model is the student.
+    ///
+    /// `teacher` is a model with the same vocabulary and its hidden states for the same tokens.
     pub fn distillation(
         &self,
         hidden: &Tensor,
@@ -262,17 +267,18 @@ impl Model {
         temperature: f64,
     ) -> Result<DistillationLoss> {
         if [self, teacher.0].iter().any(|model| model.config.final_logit_softcapping.is_some()) {
-            let theirs = teacher.0.output(teacher.1)?.detach();
-            return distillation_of_logits(&self.output(hidden)?, &theirs, labels, alpha, temperature);
+            let teacher_logits = teacher.0.output(teacher.1)?.detach();
+            return distillation_of_logits(&self.output(hidden)?, &teacher_logits, labels, alpha, temperature);
         }
-        let (ours, theirs) = (self.output_weight()?, teacher.0.output_weight()?);
-        let student = HeadInputs { hidden_states: hidden, weight: &ours, precision: self.output.weight.precision() };
+        let (student_weight, teacher_weight) = (self.output_weight()?, teacher.0.output_weight()?);
+        let student =
+            HeadInputs { hidden_states: hidden, weight: &student_weight, precision: self.output.weight.precision() };
         let precision = teacher.0.output.weight.precision();
-        let teacher = HeadInputs { hidden_states: teacher.1, weight: &theirs, precision };
+        let teacher = HeadInputs { hidden_states: teacher.1, weight: &teacher_weight, precision };
         Ok(linear_distillation(student, teacher, labels, alpha, temperature)?)
     }
 
-    /// The attention weights of every layer, `(b, h, t, t)` each: how much each token looks at each earlier one.
+    /// The attention weights of every layer, each `(b, h, t, t)`: query by key, each row sums to one.
     pub fn attentions(&self, batch: &Batch) -> Result<Vec<Tensor>> {
         self.check_ids(batch)?;
         let mut weights = Vec::new();
@@ -281,17 +287,17 @@ impl Model {
     }
 
     fn check_ids(&self, batch: &Batch) -> Result<()> {
-        let top = batch.input_ids.flatten_all()?.max(0)?.to_scalar::<u32>()?;
-        if top as usize >= self.config.vocab_size {
+        let max = batch.input_ids.flatten_all()?.max(0)?.to_scalar::<u32>()?;
+        if max as usize >= self.config.vocab_size {
             let vocab = self.config.vocab_size;
             return Err(Error::Input(format!(
-                "token id {top} is outside the model's vocabulary of {vocab}; is this the model's own tokenizer?"
+                "token id {max} is outside the vocabulary of {vocab}; use the tokenizer of this model"
             )));
         }
         Ok(())
     }
 
-    /// The `config.json` of this model: as it was read, as long as that says what the model is.
+    /// The `config.json` of this model: the original one if it still describes the model, else a new one.
     pub(crate) fn config_json(&self) -> Result<Value> {
         let read = families::from_json(&Value::Object(self.raw_config.clone()), "config.json");
         let mut json = match read {
@@ -316,12 +322,12 @@ impl Model {
     }
 }
 
-/// How many labels count, at least one.
-fn counted(labels: &[i64]) -> f64 {
+/// The number of labels that are not ignored, at least 1.
+fn label_count(labels: &[i64]) -> f64 {
     labels.iter().filter(|&&label| label != IGNORE_INDEX).count().max(1) as f64
 }
 
-/// [`llm_kernels::linear_distillation`] where logits `(n, vocab)` must stand whole, as something stands behind them.
+/// [`llm_kernels::linear_distillation`] on full logits `(n, vocab)`, for models with a soft cap.
 fn distillation_of_logits(
     student: &Tensor,
     teacher: &Tensor,
@@ -331,8 +337,8 @@ fn distillation_of_logits(
 ) -> Result<DistillationLoss> {
     let keep: Vec<f32> = labels.iter().map(|&label| f32::from(label != IGNORE_INDEX)).collect();
     let keep = Tensor::from_vec(keep, labels.len(), student.device())?.to_dtype(student.dtype())?;
-    let kl = ((kl_divergence(student, teacher, temperature)? * keep)?.sum_all()? / counted(labels))?;
-    let cross_entropy = (cross_entropy(student, labels)?.sum_all()? / counted(labels))?;
+    let kl = ((kl_divergence(student, teacher, temperature)? * keep)?.sum_all()? / label_count(labels))?;
+    let cross_entropy = (cross_entropy(student, labels)?.sum_all()? / label_count(labels))?;
     let number = |x: &Tensor| x.to_dtype(DType::F64)?.to_scalar::<f64>();
     let (kl_number, cross_entropy_number) = (number(&kl)?, number(&cross_entropy)?);
     let loss = ((kl * (alpha * temperature * temperature))? + (cross_entropy * (1. - alpha))?)?;

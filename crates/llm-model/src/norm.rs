@@ -9,7 +9,7 @@ use crate::{ModelConfig, Params, Result};
 #[derive(Debug, Clone)]
 pub(crate) struct Norm {
     weight: Tensor,       // (n,)
-    bias: Option<Tensor>, // (n,), of a layer norm
+    bias: Option<Tensor>, // (n,), for layer norm
     plus_one: bool,
     eps: f64,
 }
@@ -32,7 +32,7 @@ impl Norm {
         })
     }
 
-    /// What rows are multiplied with, and epsilon, if it is an RMS norm.
+    /// The scale `(n,)` and epsilon, if it is an RMS norm.
     pub fn rms(&self) -> Result<Option<(Tensor, f64)>> {
         if self.bias.is_some() { Ok(None) } else { Ok(Some((self.scale()?, self.eps))) }
     }
@@ -41,7 +41,7 @@ impl Norm {
         if self.plus_one { Ok((&self.weight + 1.)?) } else { Ok(self.weight.clone()) }
     }
 
-    /// The tensors that may train.
+    /// The tensors that may be trainable.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         std::iter::once(&self.weight).chain(&self.bias)
     }

@@ -12,32 +12,34 @@ use crate::lora::Adapter;
 use crate::matrix::Matrix;
 use crate::{Error, Head, ModelConfig, NormKind, Result};
 
-/// Tensors by the decoder's name ([`ModelConfig::tensor_shapes`]). Trainable ones are variables that gradients flow to; frozen ones cost nothing.
+/// Tensors by the decoder's name ([`ModelConfig::tensor_shapes`]). Trainable tensors are candle variables; frozen tensors
+/// have no gradient.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
     tensors: BTreeMap<String, Tensor>,
     vars: BTreeMap<String, Var>,
     quantized: BTreeMap<String, QuantizedWeight>,
     mapped: BTreeMap<String, MappedWeight>,
-    /// What the matrices are rounded to as they are multiplied.
+    /// Compute precision of the matmuls with dense weights.
     precision: Precision,
-    /// What hangs on the matrices; then these are frozen, and it may train.
+    /// The active LoRA adapter. With an adapter the base weights are frozen and only the adapter can be trainable.
     adapter: Option<Adapter>,
 }
 
-/// How the matrices of a frozen model are held; norms and biases are f32 always.
+/// The dtype of the matrices of a frozen model in memory. Norms and biases are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightFormat {
-    /// 4 bytes for each number.
+    /// 4 bytes per element.
     F32,
-    /// 2 bytes.
+    /// 2 bytes per element.
     Bf16,
-    /// ggml's blocks. Rows that a block does not divide fall back to `Q8_0`, and to f32 if 32 does not divide them.
+    /// Block-quantised as in ggml. Matrices with a row length that is not a multiple of the block size fall back to
+    /// `Q8_0`, and to f32 if the row length is not a multiple of 32.
     Quantized(BlockFormat),
 }
 
 impl WeightFormat {
-    /// Bytes of the tensor `name` of `shape` in a model that is held in this format ([`crate::Model::frozen_as`]).
+    /// Bytes of the tensor `name` of `shape` in a model with weights in this format ([`crate::Model::frozen_as`]).
     pub(crate) fn bytes_of(self, name: &str, shape: &[usize]) -> u64 {
         let numbers = shape.iter().product::<usize>() as u64;
         let row = shape.last().copied().unwrap_or(0);
@@ -53,12 +55,12 @@ impl WeightFormat {
     }
 }
 
-/// The format itself if its blocks divide rows of `row` numbers, or the one to fall back to.
+/// `format` if rows of `row` elements are a multiple of its block size, else `Q8_0` if that fits, else none.
 pub(crate) fn blocks_for(format: BlockFormat, row: usize) -> Option<BlockFormat> {
     [format, BlockFormat::Q8_0].into_iter().find(|format| row.is_multiple_of(format.elements()))
 }
 
-/// A router is small, and one that rounds sends tokens elsewhere.
+/// Routers stay in f32: they are small, and rounding would change the selected experts.
 fn is_router(name: &str) -> bool {
     name.ends_with("mlp.gate.weight")
 }
@@ -69,9 +71,9 @@ impl Params {
         Self { tensors, ..Self::default() }
     }
 
-    /// Fresh parameters for `config` and `head`: norms that scale by one, no biases, matrices normal with `initializer_range` (those that
-    /// write into the residual stream smaller by `sqrt(2 · layers)`, as in GPT-2), the score head normal with
-    /// `1 / sqrt(hidden_size + 1)` (Stiennon et al. 2020), its bias zero. Each tensor has its own stream of `seed`.
+    /// Random parameters for `config` and `head`: norm scales one, biases zero, matrices normal with standard deviation
+    /// `initializer_range` (divided by `sqrt(2 · layers)` for `o_proj` and `down_proj`, as in GPT-2), the score head
+    /// normal with `1 / sqrt(hidden_size + 1)` (Stiennon et al. 2020). Each tensor has its own random stream of `seed`.
     pub fn init(config: &ModelConfig, head: Head, seed: u64) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, shape) in config.tensor_shapes(head) {
@@ -81,17 +83,16 @@ impl Params {
         Ok(Self::new(tensors))
     }
 
-    /// The same numbers as variables of their own: training them leaves the originals as they are. Where an adapter hangs on the
-    /// matrices, it alone is trained.
+    /// A trainable copy; training does not change the original. With an active adapter only the adapter is trainable.
     pub fn trainable(&self) -> Result<Self> {
         let (mut copy, mut vars) = (self.clone(), BTreeMap::new());
         if copy.adapter.is_none() {
-            for (name, stored) in std::mem::take(&mut copy.mapped) {
-                copy.tensors.insert(name, stored.to_tensor()?);
+            for (name, mapped) in std::mem::take(&mut copy.mapped) {
+                copy.tensors.insert(name, mapped.to_tensor()?);
             }
         }
-        let training = copy.adapter.as_mut().map_or(&mut copy.tensors, |adapter| &mut adapter.tensors);
-        for (name, tensor) in training {
+        let trainable = copy.adapter.as_mut().map_or(&mut copy.tensors, |adapter| &mut adapter.tensors);
+        for (name, tensor) in trainable {
             let var = Var::from_tensor(&tensor.detach().copy()?)?;
             tensor.clone_from(var.as_tensor());
             vars.insert(name.clone(), var);
@@ -100,51 +101,50 @@ impl Params {
         Ok(copy)
     }
 
-    /// The same numbers, at this moment, that no training changes. What does not train now is shared.
+    /// A frozen snapshot: trainable tensors are copied, frozen ones are shared.
     pub fn frozen(&self) -> Result<Self> {
         let tensors = frozen(&self.tensors)?;
         let adapter = self.adapter.as_ref().map(Adapter::frozen).transpose()?;
         Ok(Self { tensors, vars: BTreeMap::new(), adapter, ..self.clone() })
     }
 
-    /// The same tensors, for which no gradient is computed. Nothing is copied: they follow the training of the originals.
+    /// The same tensors without gradients. Nothing is copied: training the originals changes these too.
     pub(crate) fn detached(&self) -> Self {
         let tensors = detached(&self.tensors);
         Self { tensors, vars: BTreeMap::new(), adapter: self.adapter.as_ref().map(Adapter::detached), ..self.clone() }
     }
 
-    /// The same numbers, frozen, with this adapter instead of the one that hangs on them.
+    /// The same weights, frozen, with `adapter` as the active adapter.
     pub(crate) fn with_adapter(&self, adapter: Option<Adapter>) -> Result<Self> {
         Ok(Self { adapter, ..Self { adapter: None, ..self.clone() }.frozen()? })
     }
 
-    /// The adapter in use.
+    /// The active adapter.
     pub(crate) fn adapter(&self) -> Option<&Adapter> {
         self.adapter.as_ref()
     }
 
-    /// Puts a tensor in the place of a matrix.
+    /// Replaces a weight by a dense tensor.
     pub(crate) fn replace(&mut self, name: String, tensor: Tensor) {
         self.quantized.remove(&name);
         self.mapped.remove(&name);
         self.tensors.insert(name, tensor);
     }
 
-    /// The same numbers, frozen, with matrices rounded to `format`, one after the other; those that are in it already
-    /// stay where they are.
+    /// A frozen copy with the matrices converted to `format`, one at a time. Matrices already in `format` are shared.
     pub(crate) fn with_matrices_in(&self, format: WeightFormat) -> Result<Self> {
         let adapter = self.adapter.as_ref().map(Adapter::frozen).transpose()?;
         let mut rounded = Self { precision: self.precision, adapter, ..Self::default() };
         for name in self.tensors.keys().chain(self.quantized.keys()).chain(self.mapped.keys()) {
             let matrix = self.matrix(name)?;
-            let other = match (&matrix, format) {
+            let to_convert = match (&matrix, format) {
                 (Matrix::Mapped(w), WeightFormat::F32) if w.dtype() == DType::F32 => None,
                 (Matrix::Mapped(w), WeightFormat::Bf16) if w.dtype() == DType::BF16 => None,
                 (Matrix::Quantized(w), WeightFormat::Quantized(format)) if w.format() == format => None,
                 _ if is_router(name) => None,
                 _ => Some(matrix.dense()?.detach()),
             };
-            let Some(tensor) = other else {
+            let Some(tensor) = to_convert else {
                 rounded.insert(name, matrix);
                 continue;
             };
@@ -173,7 +173,7 @@ impl Params {
         }
     }
 
-    /// Keeps what `head` needs of these parameters and makes what it lacks (a score head) from `seed`.
+    /// Parameters for another head: the decoder is kept; a missing score head is initialised from `seed`.
     pub fn for_head(&self, config: &ModelConfig, head: Head, seed: u64) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, shape) in config.tensor_shapes(head) {
@@ -181,7 +181,7 @@ impl Params {
                 Some(matrix) => matrix.dense()?.detach(),
                 None if name.starts_with("score.") => init_tensor(config, &name, &shape, seed)?,
                 None => {
-                    let problems = vec![format!("tensor \"{name}\" is missing and cannot be made up")];
+                    let problems = vec![format!("tensor \"{name}\" is missing; only a score head can be initialised")];
                     return Err(Error::Tensors { origin: "parameters".to_owned(), problems });
                 }
             };
@@ -190,12 +190,12 @@ impl Params {
         Ok(Self::new(tensors))
     }
 
-    /// The same tensors and variables, whose matrices are rounded to `precision` as they are multiplied.
+    /// The same parameters with matmuls in `precision` (mixed precision).
     pub(crate) fn in_precision(&self, precision: Precision) -> Self {
         Self { precision, ..self.clone() }
     }
 
-    /// The tensor of that name.
+    /// The dense tensor `name`; an error if it is missing, quantised or memory-mapped.
     pub fn get(&self, name: &str) -> Result<Tensor> {
         self.tensors.get(name).cloned().ok_or_else(|| Error::Tensors {
             origin: "parameters".to_owned(),
@@ -203,13 +203,13 @@ impl Params {
         })
     }
 
-    /// The matrix of that name.
+    /// The weight `name` in any format.
     pub(crate) fn matrix(&self, name: &str) -> Result<Matrix> {
-        if let Some(blocks) = self.quantized.get(name) {
-            return Ok(Matrix::Quantized(blocks.clone()));
+        if let Some(quantized) = self.quantized.get(name) {
+            return Ok(Matrix::Quantized(quantized.clone()));
         }
         match self.mapped.get(name) {
-            Some(stored) => Ok(Matrix::Mapped(stored.clone())),
+            Some(mapped) => Ok(Matrix::Mapped(mapped.clone())),
             None => {
                 let precision = if is_router(name) { Precision::F32 } else { self.precision };
                 Ok(Matrix::Dense(self.get(name)?, precision))
@@ -217,27 +217,27 @@ impl Params {
         }
     }
 
-    /// The matrices that are held in blocks, by name; they are not among [`Self::tensors`].
+    /// The quantised matrices by name; they are not in [`Self::tensors`].
     pub fn quantized(&self) -> &BTreeMap<String, QuantizedWeight> {
         &self.quantized
     }
 
-    /// The matrices that are read where they lie in a file, by name; they are not among [`Self::tensors`].
+    /// The memory-mapped matrices by name; they are not in [`Self::tensors`].
     pub fn mapped(&self) -> &BTreeMap<String, MappedWeight> {
         &self.mapped
     }
 
-    /// All tensors, by name.
+    /// The dense tensors by name.
     pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
         &self.tensors
     }
 
-    /// The trainable ones, by name; empty for a frozen model.
+    /// The trainable variables by name; empty for a frozen model.
     pub fn vars(&self) -> &BTreeMap<String, Var> {
         &self.vars
     }
 
-    /// Checks that these are exactly the tensors that `config` and `head` ask for; the error lists every difference.
+    /// Checks that the names and shapes match `config` and `head`; the error lists every difference.
     pub fn check(&self, config: &ModelConfig, head: Head, origin: &str) -> Result<()> {
         let expected: BTreeMap<String, Vec<usize>> = config.tensor_shapes(head).into_iter().collect();
         let mut problems = Vec::new();
@@ -245,25 +245,25 @@ impl Params {
             match self.matrix(name).ok().map(|matrix| matrix.dims()) {
                 None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
                 Some(found) if found != *shape => {
-                    problems.push(format!("tensor \"{name}\" has shape {found:?}, config.json says {shape:?}"));
+                    problems.push(format!("tensor \"{name}\" has shape {found:?}; config.json says {shape:?}"));
                 }
                 Some(_) => {}
             }
         }
         let names = self.tensors.keys().chain(self.quantized.keys()).chain(self.mapped.keys());
         let extra = names.filter(|name| !expected.contains_key(*name));
-        problems.extend(extra.map(|name| format!("tensor \"{name}\" belongs to no part of this model")));
+        problems.extend(extra.map(|name| format!("tensor \"{name}\" is not part of this model")));
         if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { origin: origin.to_owned(), problems }) }
     }
 }
 
-/// Tensors that no training changes: copies of those that train.
+/// A frozen snapshot: variables are copied, other tensors are shared.
 pub(crate) fn frozen(tensors: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
     let frozen = |tensor: &Tensor| if tensor.is_variable() { tensor.copy() } else { Ok(tensor.clone()) };
     tensors.iter().map(|(name, tensor)| Ok((name.clone(), frozen(tensor)?.detach()))).collect()
 }
 
-/// The same tensors, without the history that gradients flow back through.
+/// The same tensors, detached from the autograd graph.
 pub(crate) fn detached(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect()
 }
@@ -295,7 +295,7 @@ fn init_tensor(config: &ModelConfig, name: &str, shape: &[usize], seed: u64) -> 
     Ok(Tensor::from_vec(data, shape, &device)?)
 }
 
-/// The random stream of a tensor: its own by FNV-1a of the name, whatever else the model holds.
+/// The random stream of a tensor. It is selected by the FNV-1a hash of the name, so it does not depend on other tensors.
 pub(crate) fn stream(seed: u64, name: &str) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(

@@ -1,4 +1,4 @@
-//! PEFT's files of an adapter: `adapter_config.json` and `adapter_model.safetensors`.
+//! Adapter files in the format of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,11 +15,11 @@ use crate::{Error, Head, ModelConfig, Result};
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 
-/// What PEFT puts before transformers' names.
+/// The prefix that PEFT adds to the names of transformers.
 const PREFIX: &str = "base_model.model.";
 
-/// Keys that say nothing of what the adapter computes once its tensors are there.
-const OF_THE_FILE: [&str; 8] = [
+/// Keys that do not change the result of a loaded adapter.
+const IGNORED_KEYS: [&str; 8] = [
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
@@ -30,7 +30,7 @@ const OF_THE_FILE: [&str; 8] = [
     "revision",
 ];
 
-/// Reads the adapter in `dir` for a model; what is missing, extra, misshapen or would compute something else is an error.
+/// Reads the adapter in `dir` for a model. Missing, unexpected or misshapen tensors and unsupported settings are errors.
 pub(crate) fn load(dir: &Path, model: &ModelConfig, head: Head) -> Result<Adapter> {
     let path = dir.join(CONFIG);
     if !dir.is_dir() {
@@ -50,14 +50,15 @@ pub(crate) fn load(dir: &Path, model: &ModelConfig, head: Head) -> Result<Adapte
         };
         if tensor.dims() != shape {
             let found = tensor.dims();
-            problems.push(format!("tensor \"{name}\" has shape {found:?}, {CONFIG} and the model say {shape:?}"));
+            problems.push(format!("tensor \"{name}\" has shape {found:?}; {CONFIG} and the model say {shape:?}"));
         } else if !matches!(tensor.dtype(), DType::F32 | DType::F64) {
-            problems.push(format!("tensor \"{name}\" is {:?}, not floating-point numbers", tensor.dtype()));
+            problems.push(format!("tensor \"{name}\" is {:?}; expected a floating-point dtype", tensor.dtype()));
         } else {
             tensors.insert(ours, tensor.to_dtype(DType::F32)?);
         }
     }
-    problems.extend(found.keys().map(|name| format!("tensor \"{name}\" belongs to no adapted part of this model")));
+    problems
+        .extend(found.keys().map(|name| format!("tensor \"{name}\" is not part of an adapted module of this model")));
     if problems.is_empty() {
         Ok(Adapter { config, tensors })
     } else {
@@ -67,14 +68,14 @@ pub(crate) fn load(dir: &Path, model: &ModelConfig, head: Head) -> Result<Adapte
 
 /// A tensor of an adapter.
 struct Part {
-    /// Its name in [`Adapter::tensors`].
+    /// The name in [`Adapter::tensors`].
     ours: String,
-    /// Its name in PEFT's file, without [`PREFIX`].
+    /// The name in PEFT's file, without [`PREFIX`].
     theirs: String,
     shape: Vec<usize>,
 }
 
-/// The tensors of an adapter of this configuration for a model.
+/// The tensors of an adapter with this configuration for a model.
 fn parts(config: &LoraConfig, model: &ModelConfig, head: Head, origin: &str) -> Result<Vec<Part>> {
     let mut parts = Vec::new();
     for target in config.targets(model, head, origin)? {
@@ -92,7 +93,7 @@ fn parts(config: &LoraConfig, model: &ModelConfig, head: Head, origin: &str) -> 
     Ok(parts)
 }
 
-/// Writes the adapter of a model, which PEFT finds by the name `base`.
+/// Writes an adapter; `base` is the folder or name of the base model for PEFT.
 pub(crate) fn save(adapter: &Adapter, dir: &Path, base: &str, model: &ModelConfig, head: Head) -> Result<()> {
     let config = &adapter.config;
     let parts = parts(config, model, head, "adapter configuration")?;
@@ -123,14 +124,14 @@ fn config_json(config: &LoraConfig, base: &str) -> Value {
     })
 }
 
-/// Reads an `adapter_config.json`; `origin` is named in errors.
+/// Reads an `adapter_config.json`; errors name `origin`.
 fn read_config(json: &Value, origin: &str) -> Result<LoraConfig> {
     let Some(map) = json.as_object() else {
-        return Err(Error::config(origin, "the file does not hold a JSON object"));
+        return Err(Error::config(origin, "the file is not a JSON object"));
     };
     let wrong = |key: &str, supported: &str| {
         let value = map.get(key).unwrap_or(&Value::Null);
-        Err(Error::config(origin, format!("\"{key}\" is {value}; supported is {supported}")))
+        Err(Error::config(origin, format!("\"{key}\" is {value}; it must be {supported}")))
     };
     let mut ours = Map::new();
     for (key, value) in map {
@@ -139,10 +140,12 @@ fn read_config(json: &Value, origin: &str) -> Result<LoraConfig> {
                 let ours_too = json!({key: value});
                 if serde_json::from_value::<LoraConfig>(ours_too).is_err() {
                     let supported = match key.as_str() {
-                        "r" => "a whole number",
+                        "r" => "an integer",
                         "lora_alpha" => "a number",
                         "target_modules" => "a list of names",
-                        "trainable_token_indices" => "null, a list of token ids, or one for each of the named modules",
+                        "trainable_token_indices" => {
+                            "null, a list of token ids, or an object of such lists by module name"
+                        }
                         _ => "true or false",
                     };
                     return wrong(key, supported);
@@ -154,20 +157,20 @@ fn read_config(json: &Value, origin: &str) -> Result<LoraConfig> {
             ("task_type", Value::String(task)) if task == "CAUSAL_LM" => {}
             ("task_type", Value::Null) => {}
             ("task_type", _) => return wrong(key, "\"CAUSAL_LM\""),
-            // Dropout is at work in training only, and what is read here is frozen.
+            // Dropout applies to training only, and a loaded adapter is frozen.
             ("lora_dropout", value) if value.as_f64().is_some_and(|share| (0. ..1.).contains(&share)) => {}
-            ("lora_dropout", _) => return wrong(key, "a number from 0 to less than 1"),
+            ("lora_dropout", _) => return wrong(key, "at least 0 and less than 1"),
             ("bias", Value::String(bias)) if bias == "none" => {}
             ("bias", _) => return wrong(key, "\"none\""),
-            // These change the weights under the adapter.
+            // The other initialisations change the base weights.
             ("init_lora_weights", Value::String(kind)) if kind != "gaussian" => {
-                return wrong(key, "true, false or \"gaussian\", which leave the base's weights as they are");
+                return wrong(key, "true, false or \"gaussian\" (the others change the base weights)");
             }
-            (key, _) if OF_THE_FILE.contains(&key) => {}
+            (key, _) if IGNORED_KEYS.contains(&key) => {}
             (_, Value::Null | Value::Bool(false)) => {}
             (_, Value::Array(items)) if items.is_empty() => {}
             (_, Value::Object(items)) if items.is_empty() => {}
-            (key, _) => return wrong(key, "none: leave the key out"),
+            (key, _) => return wrong(key, "absent (this key is not supported)"),
         }
     }
     for key in ["peft_type", "r", "lora_alpha", "target_modules"] {

@@ -1,10 +1,10 @@
-//! The shapes of models that people talk about, for counting and planning without their files.
+//! Configurations of well-known models, to count parameters and memory without their files.
 
 use crate::{
     Activation, AttentionBias, ExpertsConfig, LayerType, ModelConfig, ModelType, NormKind, NormPlacement, QkNorm,
 };
 
-/// The names that [`preset`] knows, from small to large within each family.
+/// The names accepted by [`preset`], from small to large within each family.
 pub const PRESETS: [&str; 22] = [
     "gpt2",
     "gpt2-xl",
@@ -30,9 +30,9 @@ pub const PRESETS: [&str; 22] = [
     "gemma-2-27b",
 ];
 
-/// The shape of the model of that name; none if the name is not among [`PRESETS`].
+/// The configuration of the model `name`; none if it is not in [`PRESETS`].
 ///
-/// What does not touch sizes, such as rotary bases and scaling, is left at its default.
+/// Settings that do not affect sizes, such as the rotary base and scaling, have their defaults.
 pub fn preset(name: &str) -> Option<ModelConfig> {
     // [layers, hidden, heads, key/value heads, feed-forward], vocabulary, positions
     Some(match name {
@@ -86,7 +86,7 @@ pub fn preset(name: &str) -> Option<ModelConfig> {
     })
 }
 
-/// A Llama of these sizes, with an output layer of its own.
+/// A Llama with these sizes and an untied output layer.
 fn shape(model_type: ModelType, sizes: [usize; 5], vocab_size: usize, positions: usize) -> ModelConfig {
     let [layers, hidden, heads, groups, inner] = sizes;
     ModelConfig {
@@ -141,10 +141,10 @@ fn gemma2(head_dim: usize, query_scalar: f64, config: ModelConfig) -> ModelConfi
     }
 }
 
-fn experts([all, taken, inner]: [usize; 3], config: ModelConfig) -> ModelConfig {
+fn experts([all, selected, inner]: [usize; 3], config: ModelConfig) -> ModelConfig {
     let experts = ExpertsConfig {
         num_experts: all,
-        num_experts_per_tok: taken,
+        num_experts_per_tok: selected,
         moe_intermediate_size: inner,
         ..ExpertsConfig::default()
     };
@@ -160,7 +160,7 @@ mod tests {
         ParamCount::of(&preset(name).unwrap().validated(name).unwrap(), Head::LanguageModel)
     }
 
-    /// The sizes that the checkpoints' pages state (the sum over their safetensors).
+    /// Parameter counts from the model pages (sum over the safetensors files).
     #[test]
     fn every_preset_has_its_published_size() {
         let published = [
@@ -197,7 +197,7 @@ mod tests {
     /// GPT-3's paper says 175.0 billion; Mixtral's 12.9 (arXiv 2401.04088) and 39 billion active (its announcement),
     /// Qwen3's 3.3 and 22 (arXiv 2505.09388).
     #[test]
-    fn what_the_papers_round_is_what_is_counted() {
+    fn counts_match_the_rounded_numbers_of_the_papers() {
         let near = |count: usize, billions: f64, step: f64| {
             let counted = count as f64 / 1e9;
             assert!((counted - billions).abs() <= step, "{counted} is not {billions}");
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn every_preset_is_a_model_of_its_family() {
+    fn every_preset_can_be_written_as_config_json() {
         for name in PRESETS {
             let config = preset(name).unwrap().validated(name).unwrap();
             crate::families::to_json(&config, Head::LanguageModel).unwrap();
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_add_up_by_hand() {
+    fn parts_match_closed_form_counts() {
         let (gpt2, mixtral) = (count("gpt2"), count("mixtral-8x7b"));
         let h = 768;
         assert_eq!((gpt2.embedding, gpt2.tied, gpt2.head), ((50257 + 1024) * h, 50257 * h, 0));

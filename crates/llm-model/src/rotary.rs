@@ -1,85 +1,85 @@
-//! Rotary frequencies, stretched to texts that are longer than those of the training.
+//! Rotary position embeddings (`RoPE`, Su et al. 2021, arXiv 2104.09864) with scaling to longer contexts.
 
 use llm_kernels::{RotaryFrequencies, RotaryTable};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, ModelConfig, Result};
 
-/// How the rotary frequencies are stretched; the keys of transformers' `rope_parameters`.
+/// Scaling of the rotary frequencies, with the keys of `rope_parameters` in transformers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "rope_type", rename_all = "lowercase", deny_unknown_fields)]
 pub enum RopeScaling {
-    /// Not at all.
+    /// No scaling.
     #[default]
     Default,
-    /// Every position divided by `factor` (Chen et al. 2023, arXiv 2306.15595).
+    /// Position interpolation: positions are divided by `factor` (Chen et al. 2023, arXiv 2306.15595).
     Linear {
-        /// How many times longer texts become.
+        /// Factor of context extension.
         factor: f64,
     },
-    /// A base that grows with the text once that is longer than `max_position_embeddings` (dynamic NTK).
+    /// Dynamic NTK: the base grows with the sequence length beyond `max_position_embeddings`.
     Dynamic {
-        /// How fast it grows.
+        /// Growth factor of the base.
         factor: f64,
     },
-    /// Slow frequencies divided by `factor`, fast ones kept, a smooth change between (Llama 3.1).
+    /// Llama 3.1: low frequencies are divided by `factor`, high frequencies are kept, with a smooth transition.
     Llama3 {
-        /// How many times longer texts become.
+        /// Factor of context extension.
         factor: f64,
-        /// Waves longer than `original_max_position_embeddings` by this are slow.
+        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are low frequencies.
         low_freq_factor: f64,
-        /// Waves shorter than `original_max_position_embeddings` by this are fast.
+        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are high frequencies.
         high_freq_factor: f64,
-        /// The longest text of the first training.
+        /// Context length of pretraining.
         original_max_position_embeddings: usize,
     },
-    /// The same with a straight ramp, and longer queries and keys (Peng et al. 2023, arXiv 2309.00071).
+    /// `YaRN`: a linear ramp between low and high frequencies, and scaled attention (Peng et al. 2023, arXiv 2309.00071).
     Yarn {
-        /// How many times longer texts become.
+        /// Factor of context extension.
         factor: f64,
-        /// The longest text of the first training; none: `max_position_embeddings`.
+        /// Context length of pretraining; none: `max_position_embeddings`.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         original_max_position_embeddings: Option<usize>,
-        /// Queries and keys are made longer by this; none: from `factor`.
+        /// Factor of queries and keys; none: computed from `factor`.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         attention_factor: Option<f64>,
-        /// Turns within the first training's texts from which on a frequency is kept.
+        /// Frequencies with more rotations than this over the pretraining context are kept; none: 32.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         beta_fast: Option<f64>,
-        /// Turns up to which a frequency is divided by `factor`.
+        /// Frequencies with fewer rotations than this are divided by `factor`; none: 1.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         beta_slow: Option<f64>,
-        /// With `mscale_all_dim`, another way to `attention_factor`.
+        /// With `mscale_all_dim`, determines `attention_factor`.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         mscale: Option<f64>,
-        /// With `mscale`, another way to `attention_factor`.
+        /// With `mscale`, determines `attention_factor`.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         mscale_all_dim: Option<f64>,
-        /// Whether the ends of the ramp are whole numbers; none: they are.
+        /// Whether the bounds of the ramp are rounded to integers; none: true.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         truncate: Option<bool>,
     },
-    /// A divisor for each frequency, one set for texts up to the first training's and one for longer (Ding et al. 2024,
-    /// arXiv 2402.13753; Phi-3, whose first files call it "su").
+    /// `LongRoPE`: a divisor for each frequency, with one set for sequences up to the pretraining context and one for longer
+    /// ones (Ding et al. 2024, arXiv 2402.13753). Early Phi-3 files call it "su".
     #[serde(alias = "su")]
     LongRope {
-        /// Divisors for short texts, `rotary_dim / 2`.
+        /// Divisors for short sequences, `rotary_dim / 2` values.
         short_factor: Vec<f64>,
-        /// Divisors for long texts, `rotary_dim / 2`.
+        /// Divisors for long sequences, `rotary_dim / 2` values.
         long_factor: Vec<f64>,
-        /// The longest text of the first training.
+        /// Context length of pretraining.
         original_max_position_embeddings: usize,
-        /// How many times longer texts become; none: by `max_position_embeddings`.
+        /// Factor of context extension; none: computed from `max_position_embeddings`.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         factor: Option<f64>,
-        /// Queries and keys are made longer by this; none: from the factor.
+        /// Factor of queries and keys; none: computed from the extension factor.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         attention_factor: Option<f64>,
     },
 }
 
 impl RopeScaling {
-    /// Refuses numbers that cannot be meant.
+    /// Checks lengths and ranges; errors name `origin`.
     pub(crate) fn check(&self, rotary_dim: usize, origin: &str) -> Result<()> {
         let mut positive = Vec::new();
         match self {
@@ -100,7 +100,7 @@ impl RopeScaling {
                 let (short, long) = (short_factor.len(), long_factor.len());
                 if short != rotary_dim / 2 || long != rotary_dim / 2 {
                     let message = format!(
-                        "\"short_factor\" and \"long_factor\" have {short} and {long} entries, not {}",
+                        "\"short_factor\" and \"long_factor\" have {short} and {long} entries; each must have {}",
                         rotary_dim / 2
                     );
                     return Err(Error::config(origin, message));
@@ -111,29 +111,29 @@ impl RopeScaling {
         }
         match positive.into_iter().find(|(_, value)| !(value.is_finite() && *value > 0.)) {
             Some((key, value)) => {
-                Err(Error::config(origin, format!("\"{key}\" of the rotary positions is {value}; it must be positive")))
+                Err(Error::config(origin, format!("\"{key}\" of the rotary embedding is {value}; it must be positive")))
             }
             None => Ok(()),
         }
     }
 }
 
-/// The rotations of a decoder's layers.
+/// The rotary embedding of a decoder.
 #[derive(Debug, Clone)]
 pub(crate) struct RotaryEmbedding {
     theta: f64,
     dim: usize,
     max_position_embeddings: usize,
     scaling: RopeScaling,
-    /// For texts of usual length.
+    /// Frequencies for sequences within the pretraining context.
     rotary: RotaryFrequencies,
-    /// For layers that look through a window, if they turn by another base.
+    /// Frequencies of sliding-window layers, if `rope_local_theta` is set.
     local: Option<RotaryFrequencies>,
 }
 
-/// The rotations of one batch.
+/// The rotary tables of a batch.
 #[derive(Debug, Clone)]
-pub(crate) struct Rotations {
+pub(crate) struct RotaryTables {
     pub global: RotaryTable,
     pub local: Option<RotaryTable>,
 }
@@ -153,7 +153,7 @@ impl RotaryEmbedding {
         embedding
     }
 
-    /// By what scaling divides each frequency for texts of usual length.
+    /// The divisor that the scaling applies to each frequency, for sequences within the pretraining context.
     pub fn frequency_divisors(config: &ModelConfig) -> Vec<f32> {
         let plain = RotaryFrequencies::new(config.rotary_dim(), config.rope_theta);
         let scaled = Self::new(config).rotary;
@@ -161,8 +161,8 @@ impl RotaryEmbedding {
         both.map(|(plain, scaled)| (plain / scaled) as f32).collect()
     }
 
-    /// The rotations at these positions.
-    pub fn at(&self, positions: &[u32]) -> Rotations {
+    /// The rotary tables for these positions.
+    pub fn tables(&self, positions: &[u32]) -> RotaryTables {
         let length = positions.iter().max().map_or(0, |&last| last as usize + 1);
         let limit = match self.scaling {
             RopeScaling::Dynamic { .. } => self.max_position_embeddings,
@@ -171,10 +171,10 @@ impl RotaryEmbedding {
         };
         let global =
             if length > limit { self.for_length(length).table(positions) } else { self.rotary.table(positions) };
-        Rotations { global, local: self.local.as_ref().map(|local| local.table(positions)) }
+        RotaryTables { global, local: self.local.as_ref().map(|local| local.table(positions)) }
     }
 
-    /// The frequencies for a text of `length` tokens.
+    /// The frequencies for a sequence of `length` tokens.
     fn for_length(&self, length: usize) -> RotaryFrequencies {
         let plain = RotaryFrequencies::new(self.dim, self.theta);
         let frequencies = plain.inverse_frequencies();
@@ -184,16 +184,16 @@ impl RotaryEmbedding {
                 RotaryFrequencies::from_inverse_frequencies(frequencies.iter().map(|f| f / factor).collect(), 1.)
             }
             RopeScaling::Dynamic { factor } => {
-                let usual = self.max_position_embeddings as f64;
-                let growth = factor * (length as f64).max(usual) / usual - (factor - 1.);
+                let max = self.max_position_embeddings as f64;
+                let growth = factor * (length as f64).max(max) / max - (factor - 1.);
                 let dim = self.dim as f64;
                 RotaryFrequencies::new(self.dim, self.theta * growth.powf(dim / (dim - 2.)))
             }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
                 let scaled = frequencies.iter().map(|&frequency| {
-                    // How often the wave turns within a text of the first training.
-                    let turns = *original_max_position_embeddings as f64 * frequency / std::f64::consts::TAU;
-                    let kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0., 1.);
+                    // Number of rotations over the pretraining context.
+                    let rotations = *original_max_position_embeddings as f64 * frequency / std::f64::consts::TAU;
+                    let kept = ((rotations - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0., 1.);
                     kept * frequency + (1. - kept) * frequency / factor
                 });
                 RotaryFrequencies::from_inverse_frequencies(scaled.collect(), 1.)
@@ -208,10 +208,10 @@ impl RotaryEmbedding {
             } => {
                 let original = *original_max_position_embeddings as f64;
                 let factor = factor.unwrap_or(self.max_position_embeddings as f64 / original);
-                let usual = if factor <= 1. { 1. } else { (1. + factor.ln() / original.ln()).sqrt() };
+                let default = if factor <= 1. { 1. } else { (1. + factor.ln() / original.ln()).sqrt() };
                 let divisors = if length > *original_max_position_embeddings { long_factor } else { short_factor };
                 let scaled = frequencies.iter().zip(divisors).map(|(frequency, divisor)| frequency / divisor);
-                RotaryFrequencies::from_inverse_frequencies(scaled.collect(), attention_factor.unwrap_or(usual))
+                RotaryFrequencies::from_inverse_frequencies(scaled.collect(), attention_factor.unwrap_or(default))
             }
         }
     }
@@ -231,8 +231,9 @@ impl RotaryEmbedding {
             return RotaryFrequencies::new(self.dim, self.theta);
         };
         let (original, dim) = (original.unwrap_or(self.max_position_embeddings) as f64, self.dim as f64);
-        // The pair that turns so often within a text of the first training.
-        let pair = |turns: f64| dim * (original / (turns * std::f64::consts::TAU)).ln() / (2. * self.theta.ln());
+        // The frequency index with this number of rotations over the pretraining context.
+        let pair =
+            |rotations: f64| dim * (original / (rotations * std::f64::consts::TAU)).ln() / (2. * self.theta.ln());
         let (mut low, mut high) = (pair(beta_fast.unwrap_or(32.)), pair(beta_slow.unwrap_or(1.)));
         if truncate.unwrap_or(true) {
             (low, high) = (low.floor(), high.ceil());
@@ -245,10 +246,10 @@ impl RotaryEmbedding {
             let divided = ((i as f64 - low) / (high - low)).clamp(0., 1.);
             divided * frequency / factor + (1. - divided) * frequency
         });
-        let stretch = |by: f64| if *factor <= 1. { 1. } else { 0.1 * by * factor.ln() + 1. };
+        let scale = |by: f64| if *factor <= 1. { 1. } else { 0.1 * by * factor.ln() + 1. };
         let both = mscale.filter(|&m| m != 0.).zip(mscale_all_dim.filter(|&m| m != 0.));
-        let usual = both.map_or(stretch(1.), |(mscale, all)| stretch(mscale) / stretch(all));
-        RotaryFrequencies::from_inverse_frequencies(scaled.collect(), attention_factor.unwrap_or(usual))
+        let default = both.map_or(scale(1.), |(mscale, all)| scale(mscale) / scale(all));
+        RotaryFrequencies::from_inverse_frequencies(scaled.collect(), attention_factor.unwrap_or(default))
     }
 }
 
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fastest_wave_is_kept_and_the_slowest_divided() {
+    fn the_highest_frequency_is_kept_and_the_lowest_divided() {
         let plain = frequencies(RopeScaling::Default, 0);
         let llama3 = RopeScaling::Llama3 {
             factor: 4.,
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn dynamic_frequencies_change_once_the_text_is_longer_than_usual() {
+    fn dynamic_scaling_starts_beyond_the_maximum_position() {
         let dynamic = RopeScaling::Dynamic { factor: 2. };
         assert_eq!(frequencies(dynamic.clone(), 100), frequencies(RopeScaling::Default, 0));
         assert!(frequencies(dynamic.clone(), 200)[3] < frequencies(dynamic, 100)[3]);

@@ -1,7 +1,7 @@
-//! A mapped safetensors file: a JSON header of names, types, shapes and places, then the numbers.
+//! Memory-mapped safetensors files: a JSON header with names, dtypes, shapes and offsets, then the data.
 //!
-//! Nothing in the header is believed before it was checked: the `safetensors` crate proves that the parts are as long as
-//! shape and type say, lie within the file one behind the other, and cover it; here names must differ.
+//! The header is validated before use: the `safetensors` crate checks that the data ranges match shape and dtype, do not
+//! overlap and cover the file; this module also rejects duplicate names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,7 +16,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Vi
 use crate::matrix::Matrix;
 use crate::{Error, Result};
 
-/// A mapped file whose header has been checked.
+/// A memory-mapped file with a validated header.
 #[derive(Debug)]
 pub(crate) struct SafetensorsFile {
     path: PathBuf,
@@ -28,17 +28,17 @@ pub(crate) struct SafetensorsFile {
 struct Entry {
     dtype: DType,
     shape: Vec<usize>,
-    place: Range<usize>,
+    range: Range<usize>,
 }
 
-/// Reads every tensor of a safetensors file; half precisions become f32.
+/// Reads all tensors of a safetensors file; bf16 and f16 are converted to f32.
 pub fn read_safetensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let file = SafetensorsFile::open(path)?;
     file.names().map(|name| Ok((name.to_owned(), file.tensor(name)?))).collect()
 }
 
 impl SafetensorsFile {
-    /// Maps a file and checks its header.
+    /// Maps a file and validates its header.
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = Bytes::open(path).map_err(Error::io(path))?;
         let broken = |message: String| Error::Safetensors { path: path.into(), message };
@@ -49,28 +49,28 @@ impl SafetensorsFile {
         for (name, info) in metadata.tensors() {
             let dtype = supported(info.dtype).ok_or_else(|| {
                 broken(format!(
-                    "tensor \"{name}\" is in {:?}; supported are F64, F32, F16, BF16, I64, U32, U8",
+                    "tensor \"{name}\" has dtype {:?}; supported: F64, F32, F16, BF16, I64, U32, U8",
                     info.dtype
                 ))
             })?;
-            let place = start + info.data_offsets.0..start + info.data_offsets.1;
-            entries.insert(name, Entry { dtype, shape: info.shape.clone(), place });
+            let range = start + info.data_offsets.0..start + info.data_offsets.1;
+            entries.insert(name, Entry { dtype, shape: info.shape.clone(), range });
         }
         Ok(Self { path: path.into(), bytes, entries })
     }
 
-    /// The names of its tensors.
+    /// The tensor names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
     fn entry(&self, name: &str) -> Result<(&Entry, Bytes)> {
-        let found = self.entries.get(name).and_then(|entry| Some((entry, self.bytes.slice(entry.place.clone())?)));
+        let found = self.entries.get(name).and_then(|entry| Some((entry, self.bytes.slice(entry.range.clone())?)));
         let message = || format!("tensor \"{name}\" is missing");
         found.ok_or_else(|| Error::Safetensors { path: self.path.clone(), message: message() })
     }
 
-    /// A tensor in memory; half precisions become f32.
+    /// A tensor, copied to memory; bf16 and f16 are converted to f32.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let (entry, bytes) = self.entry(name)?;
         let tensor = Tensor::from_raw_buffer(&bytes, entry.dtype, &entry.shape, &Device::Cpu)?;
@@ -78,7 +78,7 @@ impl SafetensorsFile {
         Ok(if half { tensor.to_dtype(DType::F32)? } else { tensor })
     }
 
-    /// A weight: a matrix where it lies, anything else in memory.
+    /// A weight: matrices stay memory-mapped, other tensors are copied.
     pub fn matrix(&self, name: &str) -> Result<Matrix> {
         let (entry, bytes) = self.entry(name)?;
         match (entry.shape.as_slice(), entry.dtype) {
@@ -103,7 +103,7 @@ fn supported(dtype: Dtype) -> Option<DType> {
     })
 }
 
-/// A JSON object no key of which comes twice: of two tensors of one name, readers would take one or the other.
+/// A JSON object without duplicate keys: with a duplicate tensor name, readers could disagree on the tensor.
 struct DistinctNames;
 
 impl<'de> Deserialize<'de> for DistinctNames {
@@ -123,7 +123,7 @@ impl<'de> Visitor<'de> for DistinctNames {
         let mut names = BTreeSet::new();
         while let Some((name, IgnoredAny)) = map.next_entry::<String, IgnoredAny>()? {
             if let Some(name) = names.replace(name) {
-                return Err(A::Error::custom(format!("tensor \"{name}\" comes twice")));
+                return Err(A::Error::custom(format!("duplicate tensor \"{name}\"")));
             }
         }
         Ok(self)
@@ -134,7 +134,7 @@ impl<'de> Visitor<'de> for DistinctNames {
 mod tests {
     use super::*;
 
-    /// A file of this header and `data` bytes of zeros.
+    /// A file with this header and `data` zero bytes.
     fn open(header: &str, data: usize) -> Result<SafetensorsFile> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_says_more_than_the_file_holds_is_refused() {
+    fn an_inconsistent_header_is_rejected() {
         let one = |dtype: &str, shape: &str, from: u64, to: u64| {
             format!(r#""a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{from},{to}]}}"#)
         };

@@ -1,9 +1,9 @@
-//! The decoder's own names of its tensors, and their shapes. Llama's names serve, and those that other families add.
+//! Names and shapes of the decoder's tensors. The names are Llama's, with additions for other families.
 
 use crate::config::{AttentionBias, NormKind, NormPlacement, QkNorm};
 use crate::{Error, Head, ModelConfig, Result};
 
-/// The names of a block's norms.
+/// The names of the norms of a block.
 pub(crate) struct BlockNorms {
     pub attention_in: Option<&'static str>,
     pub attention_out: Option<&'static str>,
@@ -27,7 +27,7 @@ impl NormPlacement {
     }
 }
 
-/// Names and shapes in the order in which they are asked for.
+/// Names and shapes in the order of the forward pass.
 struct Shapes(Vec<(String, Vec<usize>)>);
 
 impl Shapes {
@@ -51,12 +51,12 @@ impl Shapes {
 }
 
 impl ModelConfig {
-    /// Refuses a shape of more parts than there are tensors, before any memory is taken for their names.
+    /// Rejects a configuration with more layers or experts than the file has tensors, before names are allocated.
     pub(crate) fn check_count(&self, tensors: usize, origin: &str) -> Result<()> {
         let with_experts = |layer: &usize| self.experts_of(*layer).is_some();
         let (layers, experts) =
             (self.num_hidden_layers, self.experts.as_ref().map_or(0, |experts| experts.num_experts));
-        // Each layer has more tensors than one, and each expert too.
+        // Each layer and each expert has more than one tensor.
         let few = |what: &str, count: usize| {
             let problem = format!("{tensors} tensors are too few for {what} {count}");
             Err(Error::Tensors { origin: origin.to_owned(), problems: vec![problem] })
@@ -70,7 +70,7 @@ impl ModelConfig {
 
     /// The name and shape of every tensor of a model with this decoder and `head`, in the order of the forward pass.
     ///
-    /// These are the decoder's own names; a family's files may use others.
+    /// These are the decoder's names; the files of a family may use other names.
     pub fn tensor_shapes(&self, head: Head) -> Vec<(String, Vec<usize>)> {
         let width = self.hidden_size;
         let mut shapes = Shapes(Vec::new());

@@ -1,6 +1,7 @@
-//! Rows of the embedding, and of the output layer, that an adapter trains for single tokens: PEFT's
-//! `trainable_token_indices`. A base model has never seen the tokens of a chat template, and low-rank changes of its other
-//! matrices cannot tell tokens apart whose rows are alike.
+//! Trainable rows of the embedding and the output layer for single tokens: PEFT's `trainable_token_indices`.
+//!
+//! A base model was not trained on the special tokens of a chat template. Their embedding rows are nearly equal, and LoRA
+//! on the other matrices cannot make them different.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,18 +13,18 @@ use crate::lora::Adapter;
 use crate::matrix::Matrix;
 use crate::{Error, Head, Model, ModelConfig, Params, Result, families};
 
-/// The tokens whose rows an adapter trains, as PEFT writes them.
+/// The tokens with trainable rows, in the format of PEFT.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum TokenIndices {
-    /// Rows of the embedding, and of the output layer where the two are tied.
+    /// Rows of the embedding, which is also the output layer in a tied model.
     Embedding(Vec<u32>),
     /// Rows of each of the named modules (`embed_tokens`, `lm_head`).
     Modules(BTreeMap<String, Vec<u32>>),
 }
 
 impl TokenIndices {
-    /// These rows of the embedding and of the output layer of a model of this shape.
+    /// The rows `ids` of the embedding and of the output layer of a model with this configuration.
     pub fn of_both(config: &ModelConfig, ids: Vec<u32>) -> Self {
         if config.tie_word_embeddings {
             return Self::Embedding(ids);
@@ -35,7 +36,7 @@ impl TokenIndices {
         Self::Modules([EMBEDDING, OUTPUT].map(|name| (last(name), ids.clone())).into())
     }
 
-    /// The rows of each matrix, checked; `origin` is named in errors.
+    /// The trainable rows of each matrix, validated; errors name `origin`.
     pub(crate) fn targets(&self, config: &ModelConfig, origin: &str) -> Result<Vec<TokenTarget>> {
         let wrong = |message: String| Err(Error::config(origin, format!("\"trainable_token_indices\" {message}")));
         let target = |name: &str, ids: &[u32]| TokenTarget {
@@ -54,7 +55,7 @@ impl TokenIndices {
                     };
                     let Some(name) = [EMBEDDING, OUTPUT].into_iter().find(names) else {
                         return wrong(format!(
-                            "names \"{module}\", which is neither the embedding nor the output layer"
+                            "names \"{module}\"; only the embedding and the output layer can have trainable rows"
                         ));
                     };
                     targets.push(target(name, ids));
@@ -64,17 +65,20 @@ impl TokenIndices {
         if config.tie_word_embeddings && targets.iter().any(|target| target.name == OUTPUT) {
             if targets.len() < 2 || targets[0].ids != targets[1].ids {
                 return wrong(
-                    "differ between the embedding and the output layer, which are tied in this model".to_owned(),
+                    "must be equal for the embedding and the output layer, because this model ties them".to_owned(),
                 );
             }
             targets.retain(|target| target.name == EMBEDDING);
         }
         for ids in targets.iter().map(|target| &target.ids) {
             if ids.iter().collect::<BTreeSet<_>>().len() != ids.len() {
-                return wrong(format!("has a token twice: {ids:?}"));
+                return wrong(format!("contains a duplicate token: {ids:?}"));
             }
             if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab_size) {
-                return wrong(format!("has the token {id}, the model's \"vocab_size\" is {}", config.vocab_size));
+                return wrong(format!(
+                    "contains token {id}; it must be less than \"vocab_size\" {}",
+                    config.vocab_size
+                ));
             }
         }
         targets.retain(|target| !target.ids.is_empty());
@@ -82,41 +86,41 @@ impl TokenIndices {
     }
 }
 
-/// The decoder's names of the two matrices with a row for each token.
+/// The decoder's names of the two matrices that have one row per token.
 pub(crate) const EMBEDDING: &str = "model.embed_tokens";
 pub(crate) const OUTPUT: &str = "lm_head";
 
-/// What follows the name of a matrix in the name of its trained rows, here and in PEFT.
-const PART: &str = "token_adapter.trainable_tokens_delta";
+/// Suffix of the tensor with the trained rows, here and in PEFT.
+const SUFFIX: &str = "token_adapter.trainable_tokens_delta";
 
-/// The rows of one matrix that train.
+/// The trainable rows of one matrix.
 pub(crate) struct TokenTarget {
     /// The decoder's name of the matrix.
     pub name: String,
-    /// transformers' name.
+    /// The name in transformers.
     pub module: String,
-    /// The tokens.
+    /// The token ids.
     pub ids: Vec<u32>,
 }
 
 impl TokenTarget {
-    /// The name of the tensor of rows `(ids, hidden)` behind the decoder's name, or transformers'.
+    /// The name of the tensor of rows `(ids, hidden)` of a matrix, given the decoder's or transformers' name of the matrix.
     pub fn tensor(module: &str) -> String {
-        format!("{module}.{PART}")
+        format!("{module}.{SUFFIX}")
     }
 }
 
-/// The rows of an adapter for one matrix.
+/// The trained rows of an adapter for one matrix.
 #[derive(Debug, Clone)]
 pub(crate) struct TokenRows {
     ids: Vec<u32>,
-    rows: Tensor,     // (k, hidden): what takes the place of the matrix's own
-    original: Tensor, // (k, hidden)
+    rows: Tensor,     // (k, hidden): the trained rows
+    original: Tensor, // (k, hidden): the rows of the base matrix
     one_hot: Tensor,  // (vocab, k)
 }
 
 impl TokenRows {
-    /// What the adapter in use has for the matrix `name` (without `.weight`), if anything.
+    /// The rows that the active adapter has for the matrix `name` (without `.weight`), if any.
     pub fn new(config: &ModelConfig, params: &Params, name: &str) -> Result<Option<Self>> {
         let Some(adapter) = params.adapter() else { return Ok(None) };
         let targets = adapter.config.token_targets(config, "adapter configuration")?;
@@ -135,7 +139,7 @@ impl TokenRows {
         Ok(Some(Self { ids: target.ids, rows: rows.clone(), original, one_hot }))
     }
 
-    /// The embeddings `(n, hidden)` of the tokens `ids` `(n,)`, of which `x` are those of the matrix.
+    /// Replaces the embeddings of adapted tokens: `x` `(n, hidden)` are the base embeddings of `ids` `(n,)`.
     pub fn embed(&self, ids: &Tensor, x: Tensor) -> Result<Tensor> {
         let n = x.dim(0)?;
         let slot = |id: &u32| self.ids.iter().position(|own| own == id);
@@ -143,32 +147,32 @@ impl TokenRows {
         if !ids.iter().any(|id| slot(id).is_some()) {
             return Ok(x);
         }
-        let places = ids.iter().enumerate().map(|(i, id)| slot(id).map_or(i, |slot| n + slot) as u32);
-        let places = Tensor::from_vec(places.collect::<Vec<_>>(), n, x.device())?;
-        Ok(Tensor::cat(&[&x, &self.rows.to_dtype(x.dtype())?], 0)?.index_select(&places, 0)?)
+        let indices = ids.iter().enumerate().map(|(i, id)| slot(id).map_or(i, |slot| n + slot) as u32);
+        let indices = Tensor::from_vec(indices.collect::<Vec<_>>(), n, x.device())?;
+        Ok(Tensor::cat(&[&x, &self.rows.to_dtype(x.dtype())?], 0)?.index_select(&indices, 0)?)
     }
 
-    /// The logits `(…, vocab)` of hidden states `(…, hidden)`, of which `y` are those of the matrix.
+    /// Corrects the logits of adapted tokens: `y` `(…, vocab)` are the base logits of `hidden` `(…, hidden)`.
     pub fn logits(&self, hidden: &Tensor, y: &Tensor) -> Result<Tensor> {
         let change = linear_with_precision(hidden, &(&self.rows - &self.original)?, Precision::F32)?; // (…, k)
         Ok(linear_residual(&change, &self.one_hot, y, Precision::F32)?)
     }
 
-    /// The matrix `(vocab, hidden)` with these rows, to which alone gradients flow.
-    pub fn within(&self, weight: &Tensor) -> Result<Tensor> {
-        let op = Within { weight: weight.detach(), ids: self.ids.clone() };
+    /// The matrix `(vocab, hidden)` with the trained rows inserted; only the rows get a gradient.
+    pub fn insert_into(&self, weight: &Tensor) -> Result<Tensor> {
+        let op = ReplaceRows { weight: weight.detach(), ids: self.ids.clone() };
         Ok(self.rows.to_dtype(weight.dtype())?.contiguous()?.apply_op1(op)?)
     }
 }
 
-/// A matrix some of whose rows are the argument. candle's own `index_add` would compute a gradient of the whole frozen matrix.
-struct Within {
+/// Replaces rows of a frozen matrix by the argument. candle's `index_add` would compute a gradient for the whole matrix.
+struct ReplaceRows {
     weight: Tensor, // (vocab, hidden)
     ids: Vec<u32>,
 }
 
-impl Within {
-    fn filled<T: WithDType>(&self, rows: &[T]) -> candle_core::Result<Vec<T>> {
+impl ReplaceRows {
+    fn replace<T: WithDType>(&self, rows: &[T]) -> candle_core::Result<Vec<T>> {
         let hidden = self.weight.dim(1)?;
         let mut all = self.weight.flatten_all()?.to_vec1::<T>()?;
         for (row, &id) in rows.chunks_exact(hidden).zip(&self.ids) {
@@ -178,19 +182,19 @@ impl Within {
     }
 }
 
-impl CustomOp1 for Within {
+impl CustomOp1 for ReplaceRows {
     fn name(&self) -> &'static str {
-        "rows-within"
+        "replace-rows"
     }
 
     fn cpu_fwd(&self, rows: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("rows-within: the rows must be contiguous");
+            candle_core::bail!("replace-rows: the rows must be contiguous");
         };
         let filled = match rows {
-            CpuStorage::F32(rows) => CpuStorage::F32(self.filled(&rows[start..end])?),
-            CpuStorage::F64(rows) => CpuStorage::F64(self.filled(&rows[start..end])?),
-            _ => candle_core::bail!("rows-within: f32 or f64 was expected"),
+            CpuStorage::F32(rows) => CpuStorage::F32(self.replace(&rows[start..end])?),
+            CpuStorage::F64(rows) => CpuStorage::F64(self.replace(&rows[start..end])?),
+            _ => candle_core::bail!("replace-rows: expected f32 or f64"),
         };
         Ok((filled, self.weight.shape().clone()))
     }
@@ -203,42 +207,42 @@ impl CustomOp1 for Within {
 
 /// The rows `ids` of a matrix, `(ids, hidden)`.
 fn rows_of(matrix: &Matrix, ids: &[u32]) -> Result<Tensor> {
-    Ok(matrix.rows(&Tensor::from_slice(ids, ids.len(), &candle_core::Device::Cpu)?)?.detach())
+    Ok(matrix.gather_rows(&Tensor::from_slice(ids, ids.len(), &candle_core::Device::Cpu)?)?.detach())
 }
 
 impl Adapter {
-    /// Rows as the matrices have them, by name: a fresh adapter changes nothing.
-    pub(crate) fn fresh_rows(
+    /// The initial trainable rows by name: copies of the base rows, so a new adapter does not change the model.
+    pub(crate) fn init_rows(
         targets: &[TokenTarget],
         params: &Params,
         dtype: DType,
     ) -> Result<BTreeMap<String, Tensor>> {
-        let fresh = |target: &TokenTarget| {
+        let init = |target: &TokenTarget| {
             let matrix = params.matrix(&format!("{}.weight", target.name))?;
             Ok((TokenTarget::tensor(&target.name), rows_of(&matrix, &target.ids)?.to_dtype(dtype)?))
         };
-        targets.iter().map(fresh).collect()
+        targets.iter().map(init).collect()
     }
 
-    /// The matrix `name` with the rows that this adapter has for it, bit for bit; none: it has none.
+    /// The matrix `name` with the trained rows of this adapter, bit for bit; none if the adapter has no rows for it.
     pub(crate) fn merged_rows(&self, config: &ModelConfig, params: &Params, name: &str) -> Result<Option<Tensor>> {
         let targets = self.config.token_targets(config, "adapter configuration")?;
         let Some(target) = targets.iter().find(|target| target.name == name) else { return Ok(None) };
         let weight = params.matrix(&format!("{name}.weight"))?.dense()?.detach();
         let rows = self.tensors[&TokenTarget::tensor(name)].detach().to_dtype(weight.dtype())?.contiguous()?;
-        let weight = rows.apply_op1(Within { weight, ids: target.ids.clone() })?;
+        let weight = rows.apply_op1(ReplaceRows { weight, ids: target.ids.clone() })?;
         Ok(Some(weight))
     }
 }
 
 impl Model {
-    /// Those of `tokens` that this model was never trained on, as far as its output layer shows it.
+    /// The subset of `tokens` that the model was probably never trained on, judged by the rows of its output layer.
     ///
-    /// The row of a token that is never a target moves with all such rows, away from the hidden states and nowhere else, so that
-    /// they end up alike: a token is named if its row has a cosine above 0.95 with that of another token of `among` (all special
-    /// tokens, say), or is zero. Rows of trained tokens differ; fresh random ones do, too, and serve as they are.
+    /// Rows of tokens that are never a target all get the same gradient direction, so they become nearly equal. A token is
+    /// returned if its row is zero or has a cosine similarity above 0.95 with the row of another token of `tokens` or
+    /// `among` (for example all special tokens). Rows of trained tokens and freshly initialised rows differ.
     pub fn untrained_tokens(&self, tokens: &[u32], among: &[u32]) -> Result<Vec<u32>> {
-        const ALIKE: f32 = 0.95;
+        const MIN_COSINE: f32 = 0.95;
         if self.head() != Head::LanguageModel || tokens.is_empty() {
             return Ok(Vec::new());
         }
@@ -251,8 +255,8 @@ impl Model {
         let norms: Vec<f32> = rows.iter().map(|row| dot(row, row).sqrt()).collect();
         let untrained = |&token: &u32| {
             let Ok(at) = all.binary_search(&token) else { return false };
-            let alike = |i: usize| i != at && dot(&rows[i], &rows[at]) > ALIKE * norms[i] * norms[at];
-            norms[at] == 0. || (0..all.len()).any(alike)
+            let similar = |i: usize| i != at && dot(&rows[i], &rows[at]) > MIN_COSINE * norms[i] * norms[at];
+            norms[at] == 0. || (0..all.len()).any(similar)
         };
         Ok(tokens.iter().copied().filter(untrained).collect())
     }

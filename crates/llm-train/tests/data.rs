@@ -156,7 +156,12 @@ fn an_adapter_as_a_model_is_told_how_it_becomes_one() {
     let (data, ranked) = (desk.write("a.jsonl", answers(8).join("\n")), desk.write("r.jsonl", pairs(8).join("\n")));
     for refused in [desk.finetune(&data, None), desk.distill(&data, None), desk.reward(&ranked, None)] {
         let message = refused.unwrap_err().to_string();
-        assert!(message.contains("this folder is an adapter, not a model; merge it into its base model with `llm-infer merge`"), "{message}");
+        assert!(
+            message.contains(
+                "this folder is an adapter, not a model; merge it into its base model with `llm-infer merge`"
+            ),
+            "{message}"
+        );
     }
 }
 

@@ -1,7 +1,7 @@
-//! Memory of a training step: what the graph of this decoder keeps for its backward, counted operation by operation.
+//! Memory of a training step: the tensors that the autograd graph of this decoder saves for the backward.
 //!
-//! candle keeps every tensor that an operation read, and each fused operation what its backward needs beside it. The
-//! order here is that of `decoder.rs` and `experts.rs`; what is added there is added here. Letters: n tokens.
+//! candle saves the inputs of every operation; a fused operation saves the tensors that its backward needs. The order is
+//! that of `decoder.rs` and `experts.rs`; changes there need changes here. n: tokens.
 
 use llm_kernels::Precision;
 use serde::Serialize;
@@ -9,20 +9,20 @@ use serde::Serialize;
 use crate::config::{AttentionBias, ExpertsConfig, NormKind};
 use crate::{Head, ModelConfig, ParamCount};
 
-/// A training step.
+/// The settings of a training step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TrainingShape {
-    /// Rows of a micro-batch.
+    /// Rows per micro-batch.
     pub batch_size: u64,
-    /// Tokens of a row.
+    /// Tokens per row.
     pub seq_len: u64,
-    /// Whether blocks run again in the backward ([`crate::Model::checkpoint_activations`]).
+    /// Whether activations are checkpointed ([`crate::Model::checkpoint_activations`]).
     pub checkpointed: bool,
-    /// What the products are made in.
+    /// Compute precision of the matmuls.
     pub precision: Precision,
 }
 
-/// Bytes of a training step in f32 with AdamW, where they are most: in the backward.
+/// Peak memory of a training step in f32 with AdamW, in bytes. The peak is in the backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct TrainingMemory {
     /// The weights.
@@ -31,81 +31,81 @@ pub struct TrainingMemory {
     pub gradients: u64,
     /// AdamW's two moments.
     pub moments: u64,
-    /// What the forward leaves for the backward, the output layer's gradients among it.
+    /// Tensors saved for the backward, including the gradients of the output layer.
     pub activations: u64,
-    /// About what the largest step of the backward holds for itself.
+    /// Temporary memory of the largest step of the backward (estimated).
     pub working: u64,
 }
 
 impl TrainingMemory {
-    /// Of a model all of whose parameters train; a language model by [`crate::Model::cross_entropy`].
+    /// For full training of a model; a language model with the loss [`crate::Model::cross_entropy`].
     pub fn of(config: &ModelConfig, head: Head, shape: &TrainingShape) -> Self {
         let weights = ParamCount::of(config, head).total() as u64 * 4;
-        let kept = Kept { config, head, n: shape.batch_size * shape.seq_len, precision: shape.precision };
-        let (activations, running) = kept.by_the_forward(shape.checkpointed);
-        let working = kept.at_work_at_the_ends().max(running + kept.at_work_in_a_block());
+        let saved = SavedTensors { config, head, n: shape.batch_size * shape.seq_len, precision: shape.precision };
+        let (activations, recomputed) = saved.after_forward(shape.checkpointed);
+        let working = saved.ends_workspace().max(recomputed + saved.block_workspace());
         Self { weights, gradients: weights, moments: 2 * weights, activations, working }
     }
 
-    /// All of it.
+    /// The sum of all parts.
     pub fn total(&self) -> u64 {
         self.weights + self.gradients + self.moments + self.activations + self.working
     }
 }
 
-struct Kept<'a> {
+struct SavedTensors<'a> {
     config: &'a ModelConfig,
     head: Head,
     n: u64,
     precision: Precision,
 }
 
-/// Results of a linear map of `out` numbers: a bias is added in a step of its own.
+/// Outputs of a linear layer with `out` features: adding a bias is a separate operation with a separate output.
 fn linear(out: u64, bias: bool) -> u64 {
     if bias { 2 * out } else { out }
 }
 
-impl Kept<'_> {
+impl SavedTensors<'_> {
     fn width(&self) -> u64 {
         self.config.hidden_size as u64
     }
 
-    /// Numbers of all queries, and of all keys, of a token.
+    /// Elements of all query heads and of all key heads of a token.
     fn heads(&self) -> (u64, u64) {
         let d = self.config.head_dim;
         ((self.config.num_attention_heads * d) as u64, (self.config.num_key_value_heads * d) as u64)
     }
 
-    /// Bytes that the forward leaves, and bytes of the block that runs again.
-    fn by_the_forward(&self, checkpointed: bool) -> (u64, u64) {
+    /// Bytes saved by the forward, and bytes of the block that is recomputed in the backward.
+    fn after_forward(&self, checkpointed: bool) -> (u64, u64) {
         let layers = 0..self.config.num_hidden_layers;
         let ends = self.embedding() + self.shared(checkpointed) + self.head() + self.routing();
         if !checkpointed {
             return (ends + layers.map(|layer| self.block(layer)).sum::<u64>(), 0);
         }
-        // A block's result, and with a router its logits beside it, once in one and once apart.
+        // The output of each block; with a router also its logits, once concatenated and once split.
         let results = layers.clone().map(|layer| match self.config.experts_of(layer) {
             None => self.width(),
             Some(experts) => 2 * (self.width() + experts.num_experts as u64),
         });
-        let running = layers.map(|layer| self.block(layer)).max().unwrap_or(0) + 4 * self.n * self.width();
-        (ends + 4 * self.n * results.sum::<u64>(), running)
+        let recomputed = layers.map(|layer| self.block(layer)).max().unwrap_or(0) + 4 * self.n * self.width();
+        (ends + 4 * self.n * results.sum::<u64>(), recomputed)
     }
 
-    /// The rows of the embedding, scaled, with positions added; the final norm.
+    /// The embeddings, scaled, with positions added; the final norm.
     fn embedding(&self) -> u64 {
-        let mut numbers = 2 * self.width();
+        let mut elements = 2 * self.width();
         if self.config.scale_embeddings {
-            numbers += self.width();
+            elements += self.width();
         }
         if self.config.learned_positions {
-            numbers += 2 * self.width() + 1;
+            elements += 2 * self.width() + 1;
         }
-        4 * self.n * numbers
+        4 * self.n * elements
     }
 
-    /// What all blocks share: cosines and sines, and the first key that each token sees. A block that runs again holds
-    /// them even if it does not turn.
+    /// Shared by all blocks: the rotary tables and the first key of each query's window. A checkpointed block keeps the
+    /// tables even without rotary embeddings.
     fn shared(&self, checkpointed: bool) -> u64 {
         let mut tables = 0;
         if checkpointed || !self.config.learned_positions {
@@ -114,17 +114,18 @@ impl Kept<'_> {
         4 * self.n * (tables * self.config.rotary_dim() as u64 + u64::from(self.config.sliding_window.is_some()))
     }
 
-    /// The output layer: both its gradients are made with the loss; with a soft cap all logits stand, four times.
+    /// The output layer: the fused loss computes both gradients in the forward; with a soft cap the logits are saved four
+    /// times.
     fn head(&self) -> u64 {
         let vocab = self.config.vocab_size as u64;
         match self.config.final_logit_softcapping {
-            _ if self.head != Head::LanguageModel => 0, // a number for each token at most
+            _ if self.head != Head::LanguageModel => 0, // at most one element per token
             Some(_) => 4 * self.n * 4 * vocab,
             None => 4 * (self.n + vocab) * self.width() + 8 * self.n,
         }
     }
 
-    /// The losses of the routers, over the logits of all layers.
+    /// The router losses over the logits of all layers.
     fn routing(&self) -> u64 {
         let layers = (0..self.config.num_hidden_layers).filter_map(|layer| self.config.experts_of(layer));
         4 * self.n * layers.map(|experts| 6 * experts.num_experts as u64 + 7).sum::<u64>()
@@ -137,19 +138,19 @@ impl Kept<'_> {
         let norms = norms.map(|name| u64::from(name.is_some()));
         let [attention_in, attention_out, mlp_in, mlp_out] = norms;
 
-        let mut bytes = if self.is_half(attention_in, attention_out) && self.is_plain_attention() {
-            self.attention_half()
+        let mut bytes = if self.is_fused(attention_in, attention_out) && self.is_plain_attention() {
+            self.fused_attention()
         } else {
             4 * self.n * (attention_in * width + self.attention(layer) + 2 * attention_out * width)
         };
         bytes += match config.experts_of(layer) {
-            None if !config.parallel_residual && self.is_half(mlp_in, mlp_out) && self.is_plain_network() => {
+            None if !config.parallel_residual && self.is_fused(mlp_in, mlp_out) && self.is_plain_mlp() => {
                 let inner = config.intermediate_size as u64;
-                self.n * (self.number() + 4) * width + self.network(inner) + 4 * width
+                self.n * (self.matmul_bytes() + 4) * width + self.fused_mlp(inner) + 4 * width
             }
             None => {
                 let result = linear(width, config.mlp_bias) + (mlp_in + 2 * mlp_out) * width;
-                self.network_alone(config.intermediate_size as u64, mlp_out) + 4 * self.n * result
+                self.mlp(config.intermediate_size as u64, mlp_out) + 4 * self.n * result
             }
             Some(experts) => self.experts(experts) + 4 * self.n * (mlp_in + mlp_out + 1) * width,
         };
@@ -159,8 +160,8 @@ impl Kept<'_> {
         bytes
     }
 
-    /// Whether a norm before a part, and none behind it, lets the part be half of a block in one operation.
-    fn is_half(&self, norm_in: u64, norm_out: u64) -> bool {
+    /// Whether a sub-layer is one fused operation: an RMS norm before it and none after it.
+    fn is_fused(&self, norm_in: u64, norm_out: u64) -> bool {
         norm_in > norm_out && self.config.norm != NormKind::Layer
     }
 
@@ -168,87 +169,89 @@ impl Kept<'_> {
         self.config.attention_bias == AttentionBias::None && self.config.qk_norm.is_none()
     }
 
-    fn is_plain_network(&self) -> bool {
+    fn is_plain_mlp(&self) -> bool {
         self.config.gated_mlp && !self.config.mlp_bias
     }
 
-    /// Bytes of a number that is only multiplied again.
-    fn number(&self) -> u64 {
+    /// Bytes per element of a tensor that the backward uses in matmuls only.
+    fn matmul_bytes(&self) -> u64 {
         if self.precision == Precision::F32 { 4 } else { 2 }
     }
 
-    /// Attention from norm to residual stream in one operation, with its parameters side by side.
-    fn attention_half(&self) -> u64 {
+    /// The fused attention block from norm to residual addition, with concatenated weights.
+    fn fused_attention(&self) -> u64 {
         let (width, (q, kv)) = (self.width(), self.heads());
-        let kept = self.number() * (width + q + 2 * kv) + 4 * (q + self.config.num_attention_heads as u64);
-        self.n * (kept + 4 * width) + 4 * (1 + q + 2 * kv) * width
+        let saved = self.matmul_bytes() * (width + q + 2 * kv) + 4 * (q + self.config.num_attention_heads as u64);
+        self.n * (saved + 4 * width) + 4 * (1 + q + 2 * kv) * width
     }
 
-    /// Numbers of a token that attention keeps step by step, between its norms.
+    /// Elements per token saved by unfused attention, without the norms around it.
     fn attention(&self, layer: usize) -> u64 {
         let (config, (q, kv)) = (self.config, self.heads());
         let bias = config.attention_bias != AttentionBias::None;
-        let turns = !config.learned_positions && !config.layers_without_rope.contains(&layer);
-        let mut numbers = linear(q, bias) + 2 * linear(kv, bias);
-        numbers += u64::from(config.qk_norm.is_some()) * (q + kv) + u64::from(turns) * (q + kv);
-        numbers += q + config.num_attention_heads as u64; // the mixture, the logarithms of the softmaxes' sums
-        numbers + linear(self.width(), config.attention_bias == AttentionBias::All)
+        let rope = !config.learned_positions && !config.layers_without_rope.contains(&layer);
+        let mut elements = linear(q, bias) + 2 * linear(kv, bias);
+        elements += u64::from(config.qk_norm.is_some()) * (q + kv) + u64::from(rope) * (q + kv);
+        elements += q + config.num_attention_heads as u64; // attention output and logsumexp
+        elements + linear(self.width(), config.attention_bias == AttentionBias::All)
     }
 
-    /// A gated network in one operation: the branches and their product; its parameters side by side.
-    fn network(&self, inner: u64) -> u64 {
-        3 * self.n * self.number() * inner + 4 * 2 * inner * self.width()
+    /// The fused gated MLP: gate, up and their product, with concatenated weights.
+    fn fused_mlp(&self, inner: u64) -> u64 {
+        3 * self.n * self.matmul_bytes() * inner + 4 * 2 * inner * self.width()
     }
 
-    /// A network that is no half of a block, but for its result; without a norm behind it the last map adds to the stream.
-    fn network_alone(&self, inner: u64, mlp_out: u64) -> u64 {
-        match mlp_out > 0 && self.is_plain_network() {
-            true => self.n * self.number() * self.width() + self.network(inner),
-            false => self.steps_of_a_network(inner),
+    /// An MLP outside a fused block, without its output. Without an output norm, `down_proj` adds to the residual stream.
+    fn mlp(&self, inner: u64, mlp_out: u64) -> u64 {
+        match mlp_out > 0 && self.is_plain_mlp() {
+            true => self.n * self.matmul_bytes() * self.width() + self.fused_mlp(inner),
+            false => self.unfused_mlp(inner),
         }
     }
 
-    /// A network before its last map, step by step.
-    fn steps_of_a_network(&self, inner: u64) -> u64 {
+    /// An unfused MLP before `down_proj`.
+    fn unfused_mlp(&self, inner: u64) -> u64 {
         let (gated, bias) = (self.config.gated_mlp, self.config.mlp_bias);
         4 * self.n * (linear(inner, bias) * (1 + u64::from(gated)) + inner)
     }
 
-    /// The router, the tokens sorted by expert, the experts, and their results put back, weighed and summed.
+    /// The router, the tokens sorted by expert, the experts, and their outputs in token order, weighted and summed.
     fn experts(&self, experts: &ExpertsConfig) -> u64 {
         let (e, k) = (experts.num_experts as u64, experts.num_experts_per_tok as u64);
         let inner = experts.moe_intermediate_size as u64;
-        let shares = if experts.norm_topk_prob { 3 * k + 1 } else { 2 * k };
-        let router = e + (3 * e + 2) + shares;
+        let weights = if experts.norm_topk_prob { 3 * k + 1 } else { 2 * k };
+        let router = e + (3 * e + 2) + weights;
         let pairs = k * (5 * self.width() + 2);
-        let network = match self.is_plain_network() {
-            true => k * self.n * self.number() * (3 * inner + self.width()) + e * 4 * 2 * inner * self.width(),
-            false => k * self.steps_of_a_network(inner),
+        let mlps = match self.is_plain_mlp() {
+            true => k * self.n * self.matmul_bytes() * (3 * inner + self.width()) + e * 4 * 2 * inner * self.width(),
+            false => k * self.unfused_mlp(inner),
         };
-        network + 4 * self.n * (router + pairs + self.width())
+        mlps + 4 * self.n * (router + pairs + self.width())
     }
 
-    /// The largest step of a block's backward. candle makes a gradient, zeros to add it to, and their sum.
-    fn at_work_in_a_block(&self) -> u64 {
+    /// Temporary memory of the largest step in the backward of a block. candle allocates a gradient, zeros and their sum.
+    fn block_workspace(&self) -> u64 {
         let (n, width, (q, kv)) = (self.n, self.width(), self.heads());
         let inner = self.config.intermediate_size as u64;
-        let taken = self.config.experts.as_ref().map_or(0, |experts| experts.num_experts_per_tok as u64);
+        let selected = self.config.experts.as_ref().map_or(0, |experts| experts.num_experts_per_tok as u64);
         let names = self.config.norm_placement.names();
         let [attention_out, mlp_out] = [names.attention_out, names.mlp_out].map(|name| u64::from(name.is_some()));
-        let feed_forward = match self.is_half(1, mlp_out) && self.is_plain_network() {
-            true => n * (2 * self.number() * inner + 12 * width) + 4 * 3 * inner * width,
+        let mlp = match self.is_fused(1, mlp_out) && self.is_plain_mlp() {
+            true => n * (2 * self.matmul_bytes() * inner + 12 * width) + 4 * 3 * inner * width,
             false => 4 * (3 * n * (inner + width) + 2 * inner * width),
         };
-        let attention = match self.is_half(1, attention_out) && self.is_plain_attention() {
-            true => n * (self.number() * (q + 2 * kv) + 4 * (q.max(width) + 2 * width)) + 4 * (2 * q + 2 * kv) * width,
+        let attention = match self.is_fused(1, attention_out) && self.is_plain_attention() {
+            true => {
+                n * (self.matmul_bytes() * (q + 2 * kv) + 4 * (q.max(width) + 2 * width)) + 4 * (2 * q + 2 * kv) * width
+            }
             false => 4 * n * (4 * q + 4 * kv + width),
         };
-        feed_forward.max(attention).max(16 * n * taken * width)
+        mlp.max(attention).max(16 * n * selected * width)
     }
 
-    /// That of the embedding and the output layer: the embedding's gradient is copied as rows are added to it; that of a
-    /// soft cap holds all that it was made of until the next step is done.
-    fn at_work_at_the_ends(&self) -> u64 {
+    /// Temporary memory of the backward of the embedding and the output layer. The gradient of the embedding is copied
+    /// when rows are added to it; the backward of a soft cap keeps its inputs until the next step is done.
+    fn ends_workspace(&self) -> u64 {
         let vocab = self.config.vocab_size as u64;
         let capped = self.config.final_logit_softcapping.is_some() && self.head == Head::LanguageModel;
         let logits = if capped { 9 * self.n * vocab } else { 0 };

@@ -1,4 +1,5 @@
-//! Gemma 2: `model_type = "gemma2"`. Soft caps, alternating windows, scaled embeddings, norms on both sides.
+//! Gemma 2: `model_type = "gemma2"`. Soft caps, alternating sliding windows, scaled embeddings, norms before and after each
+//! sub-layer.
 
 use serde_json::{Value, json};
 
@@ -13,7 +14,7 @@ pub(super) const FAMILY: Family = Family::new(
     write,
 );
 
-/// What transformers takes where no window is named.
+/// Default window of transformers.
 const WINDOW: usize = 4096;
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
@@ -24,7 +25,7 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
     })
 }
 
-/// What Gemma 2 and 3 share: all layers but every `pattern`-th look through a window.
+/// The keys that Gemma 2 and 3 share. Every `pattern`-th layer has full attention, the others have sliding windows.
 pub(super) fn read_with_pattern(keys: &Keys, pattern: usize) -> Result<ModelConfig> {
     keys.only("use_bidirectional_attention", &json!(false))?;
     let defaults = Defaults { tie_word_embeddings: true, ..Defaults::default() };
@@ -34,7 +35,7 @@ pub(super) fn read_with_pattern(keys: &Keys, pattern: usize) -> Result<ModelConf
         true => LayerType::FullAttention,
         false => LayerType::SlidingAttention,
     };
-    // Early files said "hidden_act" too, and not what the models were trained with; the other key holds.
+    // Early files also have "hidden_act" with a wrong value; "hidden_activation" is correct.
     Ok(ModelConfig {
         hidden_act: keys.activation("hidden_activation", Activation::GeluPytorchTanh)?,
         head_dim: keys.count("head_dim")?.unwrap_or(256),
@@ -59,7 +60,7 @@ pub(super) fn write(config: &ModelConfig) -> Value {
     }
     json["hidden_activation"] = json!(config.hidden_act);
     json["attention_bias"] = json!(config.attention_bias != AttentionBias::None);
-    // transformers makes the mask of windowed layers even where "layer_types" names none.
+    // transformers builds the sliding-window mask even if "layer_types" has no sliding layer.
     json["sliding_window"] = json!(config.sliding_window.unwrap_or(WINDOW));
     json["layer_types"] = layer_types_json(config);
     let scalar = config.query_pre_attn_scalar.unwrap_or(config.head_dim as f64);

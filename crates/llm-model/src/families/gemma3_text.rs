@@ -1,5 +1,5 @@
-//! Gemma 3's text model: `model_type = "gemma3_text"`. As Gemma 2, with norms of queries and keys, and another base of the
-//! rotation where a layer looks through a window.
+//! Gemma 3 (text): `model_type = "gemma3_text"`. Gemma 2 with norms of queries and keys, and a separate rotary base for
+//! sliding-window layers.
 
 use serde_json::{Value, json};
 
@@ -22,23 +22,25 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
     let mut config = gemma2::read_with_pattern(keys, pattern)?;
     config.qk_norm = Some(QkNorm::Head);
     let (global, local) = (keys.float("rope_theta")?, keys.float("rope_local_base_freq")?);
-    let longest = config.max_position_embeddings;
+    let max_positions = config.max_position_embeddings;
     let parameters = keys.get("rope_parameters");
     let map = |kind: &str| parameters.and_then(|map| map.get(kind)).filter(|map| !map.is_null());
     let (mut scaling, mut theta) = (RopeScaling::Default, None);
     if let Some(map) = map("full_attention") {
-        (scaling, theta) = own(keys, map, longest)?;
+        (scaling, theta) = rope_of_type(keys, map, max_positions)?;
     }
     if let Some(map) = keys.get("rope_scaling") {
-        let (scaled, own_theta, _) = keys.rope_map("rope_scaling", map, longest)?;
-        (scaling, theta) = (scaled, own_theta.or(theta));
+        let (scaled, inner_theta, _) = keys.rope_map("rope_scaling", map, max_positions)?;
+        (scaling, theta) = (scaled, inner_theta.or(theta));
     }
     (config.rope_scaling, config.rope_theta) = (scaling, theta.or(global).unwrap_or(GLOBAL_THETA));
     let mut local_theta = None;
     if let Some(map) = map("sliding_attention") {
-        let (scaling, theta) = own(keys, map, longest)?;
+        let (scaling, theta) = rope_of_type(keys, map, max_positions)?;
         if scaling != RopeScaling::Default {
-            return keys.wrong(format!("\"rope_parameters\" of \"sliding_attention\" is {map}; it must be unscaled"));
+            return keys.wrong(format!(
+                "\"rope_parameters\" of \"sliding_attention\" is {map}; scaling is not supported there"
+            ));
         }
         local_theta = theta;
     }
@@ -46,10 +48,11 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
     Ok(config)
 }
 
-fn own(keys: &Keys, map: &Value, longest: usize) -> Result<(RopeScaling, Option<f64>)> {
-    match keys.rope_map("rope_parameters", map, longest)? {
+/// Scaling and base in the `rope_parameters` of one attention type.
+fn rope_of_type(keys: &Keys, map: &Value, max_positions: usize) -> Result<(RopeScaling, Option<f64>)> {
+    match keys.rope_map("rope_parameters", map, max_positions)? {
         (scaling, theta, None | Some(1.)) => Ok((scaling, theta)),
-        (_, _, Some(part)) => keys.wrong(format!("\"partial_rotary_factor\" is {part}; this decoder supports 1.0")),
+        (_, _, Some(part)) => keys.wrong(format!("\"partial_rotary_factor\" is {part}; this family supports 1.0 only")),
     }
 }
 

@@ -1,5 +1,5 @@
-//! GPT-2: `model_type = "gpt2"`. Learned positions, layer norms, biases everywhere; matrices are stored `(in, out)` and
-//! queries, keys and values in one.
+//! GPT-2: `model_type = "gpt2"`. Learned positions, layer norm, biases in all layers. The files store matrices as
+//! `(in, out)` and fuse queries, keys and values.
 
 use serde_json::{Value, json};
 
@@ -72,7 +72,7 @@ fn tensor_map(config: &ModelConfig, name: &str) -> TensorMap {
     let Some((layer, rest)) = rest.split_once('.') else { return rename(name) };
     let Some((part, kind)) = rest.rsplit_once('.') else { return rename(name) };
     let width = config.hidden_size;
-    let third = |i: usize| Some(Rows { groups: 1, start: i * width, len: width, of: 3 * width });
+    let third = |i: usize| Some(Rows { groups: 1, start: i * width, len: width, group_len: 3 * width });
     let (part, rows, matrix) = match part {
         "input_layernorm" => ("ln_1", None, false),
         "post_attention_layernorm" => ("ln_2", None, false),

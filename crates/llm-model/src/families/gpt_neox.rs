@@ -1,5 +1,5 @@
-//! GPT-NeoX and Pythia: `model_type = "gpt_neox"`. Attention and feed-forward side by side, a part of each head turns, layer
-//! norms and biases; queries, keys and values are one matrix, head by head.
+//! GPT-NeoX and Pythia: `model_type = "gpt_neox"`. Parallel residual, partial rotary embedding, layer norm, biases. The
+//! files fuse queries, keys and values, interleaved by head.
 
 use serde_json::{Value, json};
 
@@ -62,7 +62,7 @@ fn write(config: &ModelConfig) -> Value {
         "rope_parameters": rope,
     });
     if config.rope_scaling != RopeScaling::Default {
-        json["rope_scaling"] = json["rope_parameters"].clone(); // the older spelling, for older readers
+        json["rope_scaling"] = json["rope_parameters"].clone(); // the old key, for old readers
     }
     json
 }
@@ -78,7 +78,7 @@ fn tensor_map(config: &ModelConfig, name: &str) -> TensorMap {
     }
     let Some(rest) = name.strip_prefix("model.layers.") else { return rename(name) };
     let d = config.head_dim;
-    let third = |i: usize| Some(Rows { groups: config.num_attention_heads, start: i * d, len: d, of: 3 * d });
+    let third = |i: usize| Some(Rows { groups: config.num_attention_heads, start: i * d, len: d, group_len: 3 * d });
     let rows = match rest.split('.').nth(2) {
         Some("q_proj") => third(0),
         Some("k_proj") => third(1),

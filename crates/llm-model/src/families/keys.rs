@@ -1,4 +1,4 @@
-//! Reading a `config.json`: each key that is looked at is remembered, each value that cannot be followed refused.
+//! Reading a `config.json`: records the keys that were read and rejects unsupported values.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -13,26 +13,26 @@ use crate::{Error, ModelConfig, Result, RopeScaling};
 pub(crate) struct Keys<'a> {
     map: &'a Map<String, Value>,
     origin: &'a str,
-    seen: RefCell<BTreeSet<String>>,
+    read_keys: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Keys<'a> {
     pub fn new(map: &'a Map<String, Value>, origin: &'a str) -> Self {
-        Self { map, origin, seen: RefCell::default() }
+        Self { map, origin, read_keys: RefCell::default() }
     }
 
-    /// Whether a reader looked at `key`.
+    /// Whether `key` was read.
     pub fn knows(&self, key: &str) -> bool {
-        self.seen.borrow().contains(key)
+        self.read_keys.borrow().contains(key)
     }
 
     /// The value of a key; null counts as defaults.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
-        self.seen.borrow_mut().insert(key.to_owned());
+        self.read_keys.borrow_mut().insert(key.to_owned());
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    /// An error about this file.
+    /// An error for this file.
     pub fn wrong<T>(&self, message: impl Into<String>) -> Result<T> {
         Err(Error::config(self.origin, message))
     }
@@ -41,7 +41,7 @@ impl<'a> Keys<'a> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match serde_json::from_value(value.clone()) {
             Ok(value) => Ok(Some(value)),
-            Err(_) => self.wrong(format!("\"{key}\" is {value}; {expected} was expected")),
+            Err(_) => self.wrong(format!("\"{key}\" is {value}; expected {expected}")),
         }
     }
 
@@ -52,12 +52,12 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A count that null leaves out; where the key is defaults, `default`.
+    /// A count; none for null, `default` for an absent key.
     pub fn count_or(&self, key: &str, default: usize) -> Result<Option<usize>> {
         Ok(self.count(key)?.or((!self.map.contains_key(key)).then_some(default)))
     }
 
-    /// A number that null leaves out; where the key is defaults, `default`.
+    /// A number; none for null, `default` for an absent key.
     pub fn float_or(&self, key: &str, default: f64) -> Result<Option<f64>> {
         Ok(self.float(key)?.or((!self.map.contains_key(key)).then_some(default)))
     }
@@ -70,38 +70,38 @@ impl<'a> Keys<'a> {
         self.read(key, "a number")
     }
 
-    pub fn flag(&self, key: &str, defaults: bool) -> Result<bool> {
-        Ok(self.read(key, "true or false")?.unwrap_or(defaults))
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        Ok(self.read(key, "true or false")?.unwrap_or(default))
     }
 
     pub fn counts(&self, key: &str) -> Result<Option<Vec<usize>>> {
         self.read(key, "a list of numbers")
     }
 
-    /// Refuses any value of `key` but `supported`.
+    /// Rejects any value of `key` except `supported`.
     pub fn only(&self, key: &str, supported: &Value) -> Result<()> {
-        let alike =
+        let equal =
             |value: &Value| value == supported || value.as_f64().zip(supported.as_f64()).is_some_and(|(a, b)| a == b);
-        match self.get(key).filter(|value| !alike(value)) {
-            Some(value) => self.wrong(format!("\"{key}\" is {value}; this decoder supports {supported}")),
+        match self.get(key).filter(|value| !equal(value)) {
+            Some(value) => self.wrong(format!("\"{key}\" is {value}; this decoder supports {supported} only")),
             None => Ok(()),
         }
     }
 
-    /// A token id; of a list (several ends of a turn) the first.
+    /// A token id; the first one of a list (several end-of-turn tokens).
     fn token(&self, key: &str) -> Result<Option<u32>> {
         let first = self.get(key).map(|value| value.get(0).unwrap_or(value));
         match first {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match value.as_u64().and_then(|v| u32::try_from(v).ok()) {
                 Some(id) => Ok(Some(id)),
-                None => self.wrong(format!("\"{key}\" is {value}; a token id was expected")),
+                None => self.wrong(format!("\"{key}\" is {value}; expected a token id")),
             },
         }
     }
 
-    pub fn activation(&self, key: &str, defaults: Activation) -> Result<Activation> {
-        let Some(value) = self.get(key) else { return Ok(defaults) };
+    pub fn activation(&self, key: &str, default: Activation) -> Result<Activation> {
+        let Some(value) = self.get(key) else { return Ok(default) };
         Ok(match value.as_str() {
             Some("silu" | "swish") => Activation::Silu,
             Some("gelu") => Activation::Gelu,
@@ -113,7 +113,7 @@ impl<'a> Keys<'a> {
         })
     }
 
-    /// `layer_types`, or what `default` says of each layer; empty without a window.
+    /// `layer_types`; if the key is absent, `default(layer)` for each layer, or empty without a window.
     pub fn layer_types(
         &self,
         layers: usize,
@@ -128,8 +128,7 @@ impl<'a> Keys<'a> {
         })
     }
 
-    /// The rotary positions as `rope_scaling` or `rope_parameters` give them, in `config`; their base may stand beside them
-    /// as `theta_key`.
+    /// Reads `rope_scaling` or `rope_parameters` into `config`. The rotary base may be inside or in the key `theta_key`.
     pub fn rope(&self, config: &mut ModelConfig, theta_key: &str, default_theta: f64) -> Result<()> {
         let (key, map) = match (self.get("rope_scaling"), self.get("rope_parameters")) {
             (Some(scaling), _) => ("rope_scaling", scaling),
@@ -137,16 +136,16 @@ impl<'a> Keys<'a> {
             (None, None) => ("rope_parameters", &json!({})),
         };
         let theta = self.float(theta_key)?;
-        let (scaling, own_theta, own_part) = self.rope_map(key, map, config.max_position_embeddings)?;
+        let (scaling, inner_theta, inner_factor) = self.rope_map(key, map, config.max_position_embeddings)?;
         config.rope_scaling = scaling;
-        config.rope_theta = own_theta.or(theta).unwrap_or(default_theta);
-        if let Some(part) = own_part {
-            config.partial_rotary_factor = part;
+        config.rope_theta = inner_theta.or(theta).unwrap_or(default_theta);
+        if let Some(factor) = inner_factor {
+            config.partial_rotary_factor = factor;
         }
         Ok(())
     }
 
-    /// The scaling, the base and the share of the head that turns, as one map of rotary parameters says.
+    /// Scaling, `rope_theta` and `partial_rotary_factor` from one map of rotary parameters.
     pub fn rope_map(
         &self,
         key: &str,
@@ -154,7 +153,7 @@ impl<'a> Keys<'a> {
         max_position_embeddings: usize,
     ) -> Result<(RopeScaling, Option<f64>, Option<f64>)> {
         let Some(map) = value.as_object() else {
-            return self.wrong(format!("\"{key}\" is {value}; an object was expected"));
+            return self.wrong(format!("\"{key}\" is {value}; expected an object"));
         };
         let keys = Keys::new(map, self.origin);
         let numbers = (keys.float("rope_theta")?, keys.float("partial_rotary_factor")?);
@@ -175,7 +174,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// What nearly all families call by the same names.
+    /// The keys that nearly all families have in common.
     pub fn base(&self, defaults: &Defaults) -> Result<ModelConfig> {
         let heads = self.required("num_attention_heads")?;
         let groups = match defaults.grouped {
@@ -198,17 +197,19 @@ impl<'a> Keys<'a> {
             ..self.shared(defaults.tie_word_embeddings)?
         };
         self.rope(&mut config, "rope_theta", defaults.rope_theta)?;
-        if !defaults.partial_rotation {
+        if !defaults.partial_rotary {
             self.only("partial_rotary_factor", &json!(1.0))?;
             if config.partial_rotary_factor != 1. {
-                let part = config.partial_rotary_factor;
-                return self.wrong(format!("\"partial_rotary_factor\" is {part}; this family's heads turn whole"));
+                let factor = config.partial_rotary_factor;
+                return self.wrong(format!(
+                    "\"partial_rotary_factor\" is {factor}; this family supports 1.0 only (no partial rotary embedding)"
+                ));
             }
         }
         Ok(config)
     }
 
-    /// What all families call by the same names; the rest is [`ModelConfig`]'s default.
+    /// The keys that all families have in common; other fields have the defaults of [`ModelConfig`].
     pub fn shared(&self, tied: bool) -> Result<ModelConfig> {
         let default = ModelConfig::default();
         Ok(ModelConfig {
@@ -222,15 +223,15 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// What transformers takes where a key is defaults.
+/// The defaults of transformers for absent keys.
 pub(crate) struct Defaults {
     pub tie_word_embeddings: bool,
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
-    /// Whether `num_key_value_heads` must be said; otherwise defaults means as many as query heads.
+    /// Whether `num_key_value_heads` is required; otherwise its default is the number of query heads.
     pub grouped: bool,
-    /// Whether a part of each head may turn.
-    pub partial_rotation: bool,
+    /// Whether the family supports partial rotary embeddings.
+    pub partial_rotary: bool,
     pub max_position_embeddings: Option<usize>,
 }
 
@@ -241,13 +242,13 @@ impl Default for Defaults {
             rms_norm_eps: 1e-6,
             rope_theta: 10_000.,
             grouped: true,
-            partial_rotation: false,
+            partial_rotary: false,
             max_position_embeddings: None,
         }
     }
 }
 
-/// Writes what [`Keys::base`] reads, in the order of a Llama's file.
+/// The keys that [`Keys::base`] reads, in the order of a Llama `config.json`.
 pub(crate) fn base_json(config: &ModelConfig) -> Value {
     let mut json = json!({
         "vocab_size": config.vocab_size,
@@ -264,12 +265,12 @@ pub(crate) fn base_json(config: &ModelConfig) -> Value {
         "rope_parameters": rope_json(config),
     });
     if config.rope_scaling != RopeScaling::Default {
-        json["rope_scaling"] = rope_json(config); // the older spelling, for older readers
+        json["rope_scaling"] = rope_json(config); // the old key, for old readers
     }
     json
 }
 
-/// The map of rotary parameters.
+/// The value of `rope_parameters`.
 pub(crate) fn rope_json(config: &ModelConfig) -> Value {
     let mut map = Map::from_iter([("rope_theta".to_owned(), json!(config.rope_theta))]);
     if let Ok(Value::Object(scaling)) = serde_json::to_value(&config.rope_scaling) {
@@ -281,7 +282,7 @@ pub(crate) fn rope_json(config: &ModelConfig) -> Value {
     Value::Object(map)
 }
 
-/// The type of each layer as `layer_types` has it.
+/// The value of `layer_types`.
 pub(crate) fn layer_types_json(config: &ModelConfig) -> Value {
     let kind = |layer| match config.window_of(layer) {
         Some(_) => LayerType::SlidingAttention,

@@ -1,4 +1,4 @@
-//! Llama 1 to 3: `model_type = "llama"`. Its tensor names are the decoder's own.
+//! Llama 1 to 3: `model_type = "llama"`. The decoder uses its tensor names.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Mistral: `model_type = "mistral"`. Every layer looks through the same window, if there is one.
+//! Mistral: `model_type = "mistral"`. All layers have the same sliding window, if any.
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ pub(super) const FAMILY: Family = Family::new(
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
     if let Some(types) = keys.get("layer_types") {
-        return keys.wrong(format!("\"layer_types\" is {types}; the layers of a \"mistral\" are all alike"));
+        return keys.wrong(format!("\"layer_types\" is {types}; a \"mistral\" does not support this key"));
     }
     Ok(ModelConfig {
         hidden_act: keys.activation("hidden_act", Activation::Silu)?,

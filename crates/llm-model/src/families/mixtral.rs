@@ -1,4 +1,4 @@
-//! Mixtral: `model_type = "mixtral"`. A Mistral whose every layer has experts.
+//! Mixtral: `model_type = "mixtral"`. Mistral with a mixture of experts in every layer.
 
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
-//! One file for each family of models: how its `config.json` and tensor names map to the one decoder, both ways.
+//! One module per model family: it maps the family's `config.json` and tensor names to the decoder and back.
 //!
-//! A family says what it reads and writes (`Family`); this file finds it by `model_type` and checks that what it writes
-//! is read back as the same model, so that no setting is lost in a file that cannot say it.
+//! Each module defines a `Family`. This module selects it by `model_type`. When it writes a `config.json`, it checks that
+//! reading it gives the same configuration, so no setting is lost silently.
 
 mod gemma2;
 mod gemma3_text;
@@ -22,15 +22,16 @@ mod tensor_map;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::config::MAX_LAYERS;
 use crate::{Error, Head, ModelConfig, Result};
 use keys::Keys;
 use tensor_map::{TensorMap, identity, rename};
 pub(crate) use tensor_map::{from_files, to_files};
 
-/// The families, by transformers' `model_type`.
+/// The supported families, by `model_type` of transformers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the variants are the families' names")]
+#[allow(missing_docs, reason = "each variant is the name of a family")]
 pub enum ModelType {
     #[default]
     Llama,
@@ -49,7 +50,7 @@ pub enum ModelType {
     GptNeox,
 }
 
-/// Every family.
+/// All families.
 pub const FAMILIES: [ModelType; 13] = [
     ModelType::Llama,
     ModelType::Mistral,
@@ -85,30 +86,30 @@ impl ModelType {
         }
     }
 
-    /// The name in `config.json`.
+    /// The `model_type` in `config.json`.
     pub fn name(self) -> String {
         json!(self).as_str().unwrap_or_default().to_owned()
     }
 }
 
-/// What a family's file says.
+/// How a family is read and written.
 struct Family {
-    /// transformers' class with a language model's head, with one for a sequence and with one for each token.
+    /// The classes in transformers: causal LM, sequence classification, token classification.
     classes: [Option<&'static str>; 3],
-    /// The decoder that a `config.json` describes.
+    /// Reads the keys of a `config.json`.
     read: fn(&Keys) -> Result<ModelConfig>,
-    /// The keys of a decoder, without those that [`to_json`] writes for every family.
+    /// The family-specific keys of a `config.json`; [`to_json`] adds the keys that all families share.
     write: fn(&ModelConfig) -> Value,
-    /// What the files' tensors begin with, but for those of heads.
+    /// The prefix of the decoder's tensors in the files.
     prefix: &'static str,
-    /// What the files call the head that has a number for each token.
+    /// The name of the token classification head in the files.
     token_head: &'static str,
-    /// Where a tensor of the decoder, or of another head, stands in the files.
+    /// Maps the decoder's name of a tensor to its location in the files.
     tensor_map: fn(&ModelConfig, &str) -> TensorMap,
 }
 
 impl Family {
-    /// A family whose files hold the decoder's own names behind `model.`, as most do.
+    /// A family that uses the decoder's tensor names (those of Llama), as most do.
     const fn new(
         classes: [Option<&'static str>; 3],
         read: fn(&Keys) -> Result<ModelConfig>,
@@ -118,7 +119,7 @@ impl Family {
     }
 }
 
-/// The classes that transformers makes of a family's name.
+/// The classes of a family with all three heads.
 const fn classes(lm: &'static str, sequence: &'static str, token: &'static str) -> [Option<&'static str>; 3] {
     [Some(lm), Some(sequence), Some(token)]
 }
@@ -140,42 +141,42 @@ impl Family {
     }
 }
 
-/// The module of transformers that holds the decoder's matrix `{name}.weight`, and whether it holds it alone and as it is: not
-/// transposed, not joined with others.
+/// The module in transformers of the decoder's matrix `{name}.weight`, and whether it stores the matrix plainly: neither
+/// transposed nor fused with others.
 pub(crate) fn module_of(config: &ModelConfig, head: Head, name: &str) -> (String, bool) {
     let map = config.model_type.family().map_tensor(config, head, &format!("{name}.weight"));
     let module = map.name.strip_suffix(".weight").unwrap_or(&map.name).to_owned();
     (module, !map.transposed && map.rows.is_none())
 }
 
-/// What a `config.json` says.
+/// A parsed `config.json`.
 #[derive(Debug, Clone)]
 pub struct ParsedConfig {
-    /// The decoder.
+    /// The configuration of the decoder.
     pub config: ModelConfig,
     /// The head.
     pub head: Head,
-    /// The keys that say so, as they stand in the file.
+    /// The recognised keys with their original values.
     pub raw_config: Map<String, Value>,
-    /// The keys that are none of the decoder's.
+    /// The unrecognised keys.
     pub extra: Map<String, Value>,
 }
 
-/// Keys that every family shares and that say nothing of the decoder.
-const OF_THE_FILE: [&str; 7] =
+/// Keys of all families that do not describe the decoder.
+const FILE_KEYS: [&str; 7] =
     ["architectures", "model_type", "torch_dtype", "dtype", "id2label", "label2id", "num_labels"];
 
-/// Reads a `config.json` of any family; `origin` is named in errors.
+/// Reads a `config.json` of any family; errors name `origin`.
 ///
-/// A key or value that would change the result and is not supported is an error that names it.
+/// An unsupported key or value that would change the result is an error that names it.
 pub fn from_json(json: &Value, origin: &str) -> Result<ParsedConfig> {
     let Some(map) = json.as_object() else {
-        return Err(Error::config(origin, "the file does not hold a JSON object"));
+        return Err(Error::config(origin, "the file is not a JSON object"));
     };
     let name = map.get("model_type").unwrap_or(&Value::Null);
     let Ok(model_type) = serde_json::from_value::<ModelType>(name.clone()) else {
         let known = FAMILIES.map(ModelType::name).join(", ");
-        return Err(Error::config(origin, format!("\"model_type\" is {name}; supported are {known}")));
+        return Err(Error::config(origin, format!("\"model_type\" is {name}; supported: {known}")));
     };
     let family = model_type.family();
     let heads = [Head::LanguageModel, Head::Sequence, Head::Token];
@@ -185,36 +186,36 @@ pub fn from_json(json: &Value, origin: &str) -> Result<ParsedConfig> {
             Some(head) => head,
             None => {
                 let known: Vec<&str> = family.classes.into_iter().flatten().collect();
-                let message = format!("\"architectures\" is [\"{name}\"]; supported are {}", known.join(", "));
+                let message = format!("\"architectures\" is [\"{name}\"]; supported: {}", known.join(", "));
                 return Err(Error::config(origin, message));
             }
         },
     };
     for key in ["num_hidden_layers", "n_layer"] {
-        // Before anything is listed for each layer.
-        if let Some(count) = map.get(key).and_then(Value::as_u64).filter(|count| *count > 1 << 16) {
-            return Err(Error::config(origin, format!("\"{key}\" is {count}, which no model has")));
+        // Checked before anything is allocated per layer.
+        if let Some(count) = map.get(key).and_then(Value::as_u64).filter(|count| *count > MAX_LAYERS as u64) {
+            return Err(Error::config(origin, format!("\"{key}\" is {count}; it must be at most {MAX_LAYERS}")));
         }
     }
     let keys = Keys::new(map, origin);
     if let Some(value) = keys.get("quantization_config") {
-        return keys.wrong(format!("\"quantization_config\" is {value}; weights in f32, f16 and bf16 are read"));
+        return keys.wrong(format!("\"quantization_config\" is {value}; only f32, f16 and bf16 weights are supported"));
     }
     let config = ModelConfig { model_type, ..(family.read)(&keys)? }.validated(origin)?;
-    let own = |key: &str| keys.knows(key) || OF_THE_FILE.contains(&key);
-    let (raw_config, extra) = map.clone().into_iter().partition(|(key, _)| own(key));
+    let recognised = |key: &str| keys.knows(key) || FILE_KEYS.contains(&key);
+    let (raw_config, extra) = map.clone().into_iter().partition(|(key, _)| recognised(key));
     Ok(ParsedConfig { config, head, raw_config, extra })
 }
 
-/// The `config.json` of a decoder with `head`, as the decoder's family writes it.
+/// The `config.json` of a decoder with `head`, in the format of its family.
 ///
-/// What the family's files cannot say is an error that names it.
+/// A setting that the family cannot express is an error that names it.
 pub fn to_json(config: &ModelConfig, head: Head) -> Result<Value> {
     let family = config.model_type.family();
     let name = config.model_type.name();
     let origin = "model configuration";
     let Some(class) = family.class(head) else {
-        return Err(Error::config(origin, format!("transformers has no {name} with this head ({head:?})")));
+        return Err(Error::config(origin, format!("transformers has no class for {name} with head {head:?}")));
     };
     let mut json = json!({"architectures": [class], "model_type": name});
     let shared = json!({
@@ -236,15 +237,13 @@ pub fn to_json(config: &ModelConfig, head: Head) -> Result<Value> {
     match difference(config, &read) {
         Some((key, ours, theirs)) => Err(Error::config(
             origin,
-            format!(
-                "\"{key}\" is {ours}, which a \"{name}\" cannot have (it has {theirs}); choose another \"model_type\""
-            ),
+            format!("\"{key}\" is {ours}; a \"{name}\" supports {theirs} only; choose another \"model_type\""),
         )),
         None => Ok(json),
     }
 }
 
-/// The first key in which two configurations differ, with both values.
+/// The first key with different values in two configurations, and both values.
 fn difference(ours: &ModelConfig, theirs: &ModelConfig) -> Option<(String, Value, Value)> {
     let (ours, theirs) = (json!(ours), json!(theirs));
     let key = ours.as_object()?.keys().find(|key| ours[key.as_str()] != theirs[key.as_str()])?;
@@ -260,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn a_written_config_is_read_back_equal() {
         let config = ModelConfig { eos_token_id: Some(5), pad_token_id: Some(1), ..ModelConfig::default() };
         let config = config.validated("test").unwrap();
         for head in [Head::LanguageModel, Head::Sequence, Head::Token] {
@@ -271,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_change_the_result_is_refused_by_name() {
+    fn unsupported_values_are_rejected_by_key() {
         for (key, value) in [
             ("model_type", json!("bert")),
             ("architectures", json!(["LlamaForQuestionAnswering"])),
@@ -298,14 +297,14 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_others_are_kept() {
+    fn unrecognised_keys_are_kept() {
         let mut json = llama();
         json["reward_mean"] = json!(0.25);
         assert_eq!(from_json(&json, "config.json").unwrap().extra["reward_mean"], json!(0.25));
     }
 
     #[test]
-    fn both_spellings_of_rotary_positions_are_read() {
+    fn rope_scaling_and_rope_parameters_are_both_read() {
         let theta = |change: Value| {
             let mut json = llama();
             let map = json.as_object_mut().unwrap();
@@ -316,15 +315,15 @@ mod tests {
             (config.rope_theta, config.rope_scaling)
         };
         let linear = crate::RopeScaling::Linear { factor: 2. };
-        let older = json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}});
-        let newer = json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}});
-        assert_eq!(theta(older), (5e5, linear.clone()));
-        assert_eq!(theta(newer), (5e5, linear));
+        let old = json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}});
+        let new = json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}});
+        assert_eq!(theta(old), (5e5, linear.clone()));
+        assert_eq!(theta(new), (5e5, linear));
         assert_eq!(theta(json!({})), (1e4, crate::RopeScaling::Default));
     }
 
     #[test]
-    fn what_a_familys_files_cannot_say_is_refused() {
+    fn a_setting_the_family_cannot_express_is_rejected() {
         let experts = Some(crate::ExpertsConfig::default());
         let config = ModelConfig { experts, ..ModelConfig::default() }.validated("test").unwrap();
         let message = to_json(&config, Head::LanguageModel).unwrap_err().to_string();

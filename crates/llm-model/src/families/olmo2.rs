@@ -1,4 +1,4 @@
-//! `OLMo` 2: `model_type = "olmo2"`. Norms stand behind attention and feed-forward, and over all queries and keys.
+//! `OLMo` 2: `model_type = "olmo2"`. Norms after attention and MLP, and over all query heads and all key heads together.
 
 use serde_json::{Value, json};
 

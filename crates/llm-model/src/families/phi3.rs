@@ -1,4 +1,4 @@
-//! Phi-3: `model_type = "phi3"`. Queries, keys and values are one matrix, and so are gate and up.
+//! Phi-3: `model_type = "phi3"`. The files fuse queries, keys and values, and gate and up.
 
 use serde_json::{Value, json};
 
@@ -18,28 +18,28 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
-    let defaults = Defaults { grouped: false, partial_rotation: true, rms_norm_eps: 1e-5, ..Defaults::default() };
+    let defaults = Defaults { grouped: false, partial_rotary: true, rms_norm_eps: 1e-5, ..Defaults::default() };
     let mut config = keys.base(&defaults)?;
     let scaling = keys.get("rope_scaling").or_else(|| keys.get("rope_parameters"));
-    let inside = |key: &str| scaling.and_then(|map| map.get(key)).is_some_and(|value| !value.is_null());
-    if let (Some(part), false) = (keys.float("partial_rotary_factor")?, inside("partial_rotary_factor")) {
+    let in_scaling = |key: &str| scaling.and_then(|map| map.get(key)).is_some_and(|value| !value.is_null());
+    if let (Some(part), false) = (keys.float("partial_rotary_factor")?, in_scaling("partial_rotary_factor")) {
         config.partial_rotary_factor = part;
     }
-    let trained = keys.count("original_max_position_embeddings")?.unwrap_or(4096);
+    let outer = keys.count("original_max_position_embeddings")?.unwrap_or(4096);
     match &mut config.rope_scaling {
         RopeScaling::Default => {}
         RopeScaling::LongRope { original_max_position_embeddings: original, .. } => {
-            if inside("original_max_position_embeddings") && *original != trained {
+            if in_scaling("original_max_position_embeddings") && *original != outer {
                 return keys.wrong(format!(
-                    "\"original_max_position_embeddings\" is {trained} (4096 where it is missing), but {original} within the \
-                     rotary positions; say the same in both places"
+                    "\"original_max_position_embeddings\" is {outer} (default 4096), but {original} in the rotary \
+                     parameters; both must be equal"
                 ));
             }
-            *original = trained;
+            *original = outer;
         }
         other => {
             let kind = json!(other)["rope_type"].clone();
-            return keys.wrong(format!("\"rope_scaling\" is of type {kind}; a \"phi3\" has \"longrope\" or none"));
+            return keys.wrong(format!("\"rope_scaling\" has type {kind}; a \"phi3\" supports \"longrope\" only"));
         }
     }
     Ok(ModelConfig {
@@ -62,7 +62,7 @@ fn write(config: &ModelConfig) -> Value {
 fn tensor_map(config: &ModelConfig, name: &str) -> TensorMap {
     let (q, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
     let inner = config.intermediate_size;
-    for (part, whole, start, len, of) in [
+    for (part, fused, start, len, group_len) in [
         ("q_proj", "qkv_proj", 0, q, q + 2 * kv),
         ("k_proj", "qkv_proj", q, kv, q + 2 * kv),
         ("v_proj", "qkv_proj", q + kv, kv, q + 2 * kv),
@@ -70,8 +70,8 @@ fn tensor_map(config: &ModelConfig, name: &str) -> TensorMap {
         ("up_proj", "gate_up_proj", inner, inner, 2 * inner),
     ] {
         if name.ends_with(&format!("{part}.weight")) {
-            let rows = Some(Rows { groups: 1, start, len, of });
-            return TensorMap { rows, ..rename(name.replace(part, whole)) };
+            let rows = Some(Rows { groups: 1, start, len, group_len });
+            return TensorMap { rows, ..rename(name.replace(part, fused)) };
         }
     }
     rename(name)

@@ -17,11 +17,11 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
     Ok(ModelConfig { attention_bias: AttentionBias::Qkv, ..read_windowed(keys)? })
 }
 
-/// What Qwen2 and Qwen3 share: layers from `max_window_layers` on may look through a window.
+/// The keys that Qwen2 and Qwen3 share. Layers from `max_window_layers` on can have a sliding window.
 pub(super) fn read_windowed(keys: &Keys) -> Result<ModelConfig> {
     let config = keys.base(&Defaults::default())?;
-    let slides = keys.flag("use_sliding_window", false)?;
-    let sliding_window = keys.count_or("sliding_window", 4096)?.filter(|_| slides);
+    let use_window = keys.flag("use_sliding_window", false)?;
+    let sliding_window = keys.count_or("sliding_window", 4096)?.filter(|_| use_window);
     let full = keys.count("max_window_layers")?.unwrap_or(28);
     let default = |layer| if layer >= full { LayerType::SlidingAttention } else { LayerType::FullAttention };
     Ok(ModelConfig {

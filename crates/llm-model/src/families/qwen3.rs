@@ -1,4 +1,4 @@
-//! Qwen3: `model_type = "qwen3"`. Queries and keys have a norm for each head.
+//! Qwen3: `model_type = "qwen3"`. Queries and keys are normed per head.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Qwen3 with experts: `model_type = "qwen3_moe"`. Some layers may have one feed-forward network all the same.
+//! Qwen3 with a mixture of experts: `model_type = "qwen3_moe"`. Single layers can be dense.
 
 use std::collections::BTreeSet;
 
@@ -21,8 +21,8 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
     if step == 0 {
         return keys.wrong("\"decoder_sparse_step\" is 0; it must be at least 1");
     }
-    let named: BTreeSet<usize> = keys.counts("mlp_only_layers")?.unwrap_or_default().into_iter().collect();
-    let dense = |layer: &usize| named.contains(layer) || !(layer + 1).is_multiple_of(step);
+    let mlp_only: BTreeSet<usize> = keys.counts("mlp_only_layers")?.unwrap_or_default().into_iter().collect();
+    let dense = |layer: &usize| mlp_only.contains(layer) || !(layer + 1).is_multiple_of(step);
     let experts = ExpertsConfig {
         num_experts: match keys.count("num_experts")? {
             Some(experts) => experts,
@@ -35,12 +35,12 @@ fn read(keys: &Keys) -> Result<ModelConfig> {
         router_z_loss_coef: keys.float("router_z_loss_coef")?.unwrap_or(0.),
         dense_layers: (0..config.num_hidden_layers).filter(dense).collect(),
     };
-    let slides = keys.flag("use_sliding_window", false)?;
+    let use_window = keys.flag("use_sliding_window", false)?;
     Ok(ModelConfig {
         hidden_act: keys.activation("hidden_act", Activation::Silu)?,
         qk_norm: Some(QkNorm::Head),
         attention_bias: if keys.flag("attention_bias", false)? { AttentionBias::All } else { AttentionBias::None },
-        sliding_window: keys.count_or("sliding_window", 4096)?.filter(|_| slides),
+        sliding_window: keys.count_or("sliding_window", 4096)?.filter(|_| use_window),
         experts: Some(experts),
         ..config
     })

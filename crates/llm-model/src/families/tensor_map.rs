@@ -1,5 +1,5 @@
-//! Where the decoder's tensors stand in the files of a family: under another name, transposed, or as rows of a larger
-//! tensor. Both ways, with every tensor of the files accounted for.
+//! Maps the decoder's tensors to the tensors of a family's files and back: renamed, transposed, or fused as rows of a
+//! larger tensor. Every tensor of the files must be used.
 
 use std::collections::BTreeMap;
 
@@ -8,60 +8,60 @@ use candle_core::Tensor;
 use crate::matrix::Matrix;
 use crate::{Error, Head, ModelConfig, Params, Result};
 
-/// Where a tensor stands in the files.
+/// The location of a decoder tensor in the files.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TensorMap {
-    /// The name there.
+    /// The name of the tensor in the files.
     pub name: String,
-    /// Whether the matrix there is `(in, out)` (GPT-2).
+    /// Whether the files store the matrix as `(in, out)` (GPT-2).
     pub transposed: bool,
-    /// Which rows of the tensor there these are; none: all.
+    /// The rows of the file's tensor; none: all rows.
     pub rows: Option<Rows>,
 }
 
-/// Rows `start..start + len` of each of `groups` groups of `of` rows.
+/// Rows `start..start + len` of each of `groups` groups of `group_len` rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Rows {
     pub groups: usize,
     pub start: usize,
     pub len: usize,
-    pub of: usize,
+    pub group_len: usize,
 }
 
-/// The whole of the tensor of that name.
+/// The tensor `name`, unchanged.
 pub(crate) fn rename(name: impl Into<String>) -> TensorMap {
     TensorMap { name: name.into(), transposed: false, rows: None }
 }
 
-/// The decoder's names are the family's.
+/// The files use the decoder's names.
 pub(crate) fn identity(_: &ModelConfig, name: &str) -> TensorMap {
     rename(name)
 }
 
-/// Buffers that some writers store beside the weights: masks and frequencies, which follow from the configuration.
+/// Buffers that some writers store with the weights: masks and rotary frequencies. They follow from the configuration.
 const BUFFERS: [&str; 5] =
     [".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"];
 
-/// What the files must hold: the shape of each tensor there.
+/// The expected shape of each tensor in the files.
 fn file_shapes(config: &ModelConfig, head: Head) -> BTreeMap<String, Vec<usize>> {
     let family = config.model_type.family();
-    let of_file = |(name, mut shape): (String, Vec<usize>)| {
+    let in_file = |(name, mut shape): (String, Vec<usize>)| {
         let map = family.map_tensor(config, head, &name);
         if let Some(rows) = map.rows {
-            shape[0] = rows.groups * rows.of;
+            shape[0] = rows.groups * rows.group_len;
         }
         if map.transposed {
             shape.reverse();
         }
         (map.name, shape)
     };
-    config.tensor_shapes(head).into_iter().map(of_file).collect()
+    config.tensor_shapes(head).into_iter().map(in_file).collect()
 }
 
-/// The decoder's tensors out of those of a family's files; the error lists every tensor that is missing, extra or of
-/// another shape than `config` says.
+/// The decoder's parameters from the tensors of a family's files. The error lists every tensor that is missing,
+/// unexpected or does not have the shape that `config` requires.
 ///
-/// A matrix that is read where it lies stays there, but where it is transposed or one of several in turns.
+/// Memory-mapped matrices stay mapped, except transposed ones and interleaved parts of a fused matrix.
 pub(crate) fn from_files(
     mut tensors: BTreeMap<String, Matrix>,
     config: &ModelConfig,
@@ -72,7 +72,7 @@ pub(crate) fn from_files(
     tensors.retain(|name, _| !BUFFERS.iter().any(|buffer| name.ends_with(buffer)));
     let expected = file_shapes(config, head);
     if !tensors.keys().any(|name| name.starts_with(family.prefix)) {
-        // Saved without its head: the decoder's own names stand there bare.
+        // Saved without head: the names have no prefix.
         let full = |name: String| format!("{}{name}", family.prefix);
         let full = |name: String| if expected.contains_key(&full(name.clone())) { full(name) } else { name };
         tensors = tensors.into_iter().map(|(name, tensor)| (full(name), tensor)).collect();
@@ -85,13 +85,13 @@ pub(crate) fn from_files(
         match tensors.get(name).map(Matrix::dims) {
             None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
             Some(found) if found != *shape => {
-                problems.push(format!("tensor \"{name}\" has shape {found:?}, config.json says {shape:?}"));
+                problems.push(format!("tensor \"{name}\" has shape {found:?}; config.json says {shape:?}"));
             }
             Some(_) => {}
         }
     }
     let extra = tensors.keys().filter(|name| !expected.contains_key(*name));
-    problems.extend(extra.map(|name| format!("tensor \"{name}\" belongs to no part of this model")));
+    problems.extend(extra.map(|name| format!("tensor \"{name}\" is not part of this model")));
     if !problems.is_empty() {
         return Err(Error::Tensors { origin: origin.to_owned(), problems });
     }
@@ -108,7 +108,7 @@ pub(crate) fn from_files(
                     Matrix::Mapped(w.slice_rows(rows.start..rows.start + rows.len)?)
                 }
                 _ => {
-                    let grouped = matrix.dense()?.reshape((rows.groups, rows.of, ()))?;
+                    let grouped = matrix.dense()?.reshape((rows.groups, rows.group_len, ()))?;
                     Matrix::from(grouped.narrow(1, rows.start, rows.len)?.contiguous()?.reshape(shape)?)
                 }
             };
@@ -118,7 +118,7 @@ pub(crate) fn from_files(
     Ok(ours)
 }
 
-/// The tensors of a family's files out of the decoder's.
+/// The tensors of a family's files from the decoder's tensors.
 pub(crate) fn to_files(
     tensors: &BTreeMap<String, Tensor>,
     config: &ModelConfig,
@@ -145,7 +145,7 @@ pub(crate) fn to_files(
             Some(rows) => {
                 let all = Tensor::cat(&slices, 1)?;
                 let mut shape = first.dims().to_vec();
-                shape[0] = rows.groups * rows.of;
+                shape[0] = rows.groups * rows.group_len;
                 all.reshape(shape)?
             }
             None => slices.swap_remove(0),

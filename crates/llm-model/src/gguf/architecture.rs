@@ -1,35 +1,35 @@
-//! What the families are called in GGUF files: one entry of the table for each.
+//! The GGUF architectures: a table with the names of keys and tensors per model family.
 
 use serde_json::{Value as Json, json};
 
 use crate::config::{Activation, AttentionBias, LayerType, NormKind, NormPlacement, QkNorm};
 use crate::{ExpertsConfig, Head, ModelConfig, ModelType};
 
-/// A family: what all its models have, and where a file says the rest.
+/// A GGUF architecture: its fixed settings, and the keys and tensor names of the file.
 pub(crate) struct Architecture {
-    /// `general.architecture`, and what its keys begin with.
+    /// The value of `general.architecture`, and the prefix of its keys.
     pub name: &'static str,
-    /// The families that are written so; a file is read as the first.
+    /// The families written with this architecture; a file is read as the first one.
     pub model_types: &'static [ModelType],
-    /// Whether its blocks have experts; one name may stand for both.
+    /// Whether the model has experts; one name can be used with and without experts.
     pub experts: bool,
-    /// Whether a head's rows of queries and keys stand in turns, one of the first half and one of the second: llama.cpp
-    /// rotates neighbours in such a family, where transformers rotates halves.
+    /// Whether the rows of each query and key head are interleaved. llama.cpp rotates pairs `(2i, 2i + 1)` in such an
+    /// architecture; transformers rotates pairs `(i, i + d/2)`.
     pub interleaved: bool,
-    /// What all its models have.
+    /// The fixed settings of the architecture.
     base: fn() -> ModelConfig,
-    /// What follows from what a file says.
+    /// Sets the fields that follow from the keys of a file.
     pub complete: fn(&mut ModelConfig),
-    /// Keys beyond those that every family has.
+    /// Keys in addition to those of all architectures.
     extra_keys: &'static [Key],
-    /// Parts of a block that have another name than elsewhere; parts of one name are one tensor, row by row.
+    /// Tensors of a block with another name than in [`PARTS`]. Tensors with the same name are fused, row by row.
     renames: &'static [(&'static str, &'static str)],
 }
 
-/// A key of a file, behind the name of the architecture and a dot, and where [`ModelConfig`] has it.
+/// A key of a file, without the prefix `{architecture}.`, and the JSON pointer of its field in [`ModelConfig`].
 pub(crate) type Key = (&'static str, &'static str);
 
-/// Keys without which a file is refused.
+/// Required keys.
 pub(crate) const REQUIRED: [Key; 5] = [
     ("embedding_length", "/hidden_size"),
     ("block_count", "/num_hidden_layers"),
@@ -38,7 +38,7 @@ pub(crate) const REQUIRED: [Key; 5] = [
     ("attention.head_count", "/num_attention_heads"),
 ];
 
-/// Keys that every family may have.
+/// Optional keys of all architectures.
 const OPTIONAL: [Key; 5] = [
     ("attention.head_count_kv", "/num_key_value_heads"),
     ("attention.key_length", "/head_dim"),
@@ -61,7 +61,7 @@ const TENSORS: [(&str, &str); 4] = [
     ("lm_head", "output"),
 ];
 
-/// Parts of a block; `*` is the number of an expert.
+/// Tensors of a block; `*` is the index of an expert.
 const PARTS: [(&str, &str); 17] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
@@ -98,7 +98,7 @@ const LLAMA: Architecture = Architecture {
     renames: &[],
 };
 
-/// Every family that a GGUF file is read or written for.
+/// All supported architectures.
 pub(crate) const ALL: [&Architecture; 12] = [
     &LLAMA,
     &Architecture {
@@ -109,7 +109,7 @@ pub(crate) const ALL: [&Architecture; 12] = [
             experts: Some(ExpertsConfig::default()),
             ..ModelConfig::default()
         },
-        // Its experts are as wide as the key for one network says.
+        // "feed_forward_length" is the width of each expert.
         complete: |config| {
             if let Some(experts) = &mut config.experts {
                 experts.moe_intermediate_size = config.intermediate_size;
@@ -154,7 +154,7 @@ pub(crate) const ALL: [&Architecture; 12] = [
         name: "smollm3",
         model_types: &[ModelType::SmolLm3],
         base: || ModelConfig { model_type: ModelType::SmolLm3, ..ModelConfig::default() },
-        // Every fourth layer has no rotary positions.
+        // Every fourth layer has no rotary embedding.
         complete: |config| config.layers_without_rope = (3..config.num_hidden_layers).step_by(4).collect(),
         ..LLAMA
     },
@@ -184,7 +184,7 @@ pub(crate) const ALL: [&Architecture; 12] = [
         name: "gemma2",
         model_types: &[ModelType::Gemma2],
         interleaved: false,
-        // What llama.cpp takes where a file has no such key; the first files had none.
+        // Defaults of llama.cpp: early files do not have these keys.
         base: || ModelConfig {
             model_type: ModelType::Gemma2,
             sliding_window: Some(4096),
@@ -267,8 +267,8 @@ fn gemma() -> ModelConfig {
     }
 }
 
-/// One layer in `pattern` sees everything, the others look through the window. Scores are divided by the root of the head
-/// size but in the family's 27B, which has as many layers as `layers_of_27b`: no key says so, and llama.cpp counts layers too.
+/// Every `pattern`-th layer has full attention, the others have sliding windows. Scores are divided by `sqrt(head_dim)`,
+/// except in the 27B model, which has no key for this: like llama.cpp, we recognise it by its number of layers.
 fn alternating(config: &mut ModelConfig, pattern: usize, layers_of_27b: usize) {
     let kind = |layer: usize| match (layer + 1).is_multiple_of(pattern) {
         true => LayerType::FullAttention,
@@ -280,50 +280,50 @@ fn alternating(config: &mut ModelConfig, pattern: usize, layers_of_27b: usize) {
     config.query_pre_attn_scalar = Some(scalar as f64);
 }
 
-/// A tensor of a file, and the decoder's of which it is made, row by row.
+/// A tensor of a file, and the decoder tensors that it contains, concatenated by row.
 pub(crate) struct GgufTensor {
     pub name: String,
-    /// The rows' first, as everywhere but in GGUF.
+    /// Row-major shape; GGUF stores the dimensions in reverse order.
     pub shape: Vec<usize>,
     pub parts: Vec<(String, Vec<usize>)>,
 }
 
 impl Architecture {
-    /// [`ModelConfig`] before a file has said anything, as JSON.
+    /// The fixed settings as JSON.
     pub fn base(&self) -> Json {
         json!((self.base)())
     }
 
-    /// Every key that a file may have, but for those of rotary positions.
+    /// All keys of a file except those of rotary embeddings.
     pub fn keys(&self) -> impl Iterator<Item = Key> {
         REQUIRED.into_iter().chain(OPTIONAL).chain(self.extra_keys.iter().copied())
     }
 
-    /// The tensors of a file, in order; none of them where a part has no name there, which is returned then.
+    /// The tensors of a file, in order. The error is the name of a decoder tensor that has no GGUF name.
     pub fn layout(&self, config: &ModelConfig) -> Result<Vec<GgufTensor>, String> {
         let mut layout: Vec<GgufTensor> = Vec::new();
         for (name, shape) in config.tensor_shapes(Head::LanguageModel) {
             let Some(theirs) = self.rename(&name) else { return Err(name) };
-            // The parts of one tensor stand near one another.
-            match layout.iter_mut().rev().take(8).find(|whole| whole.name == theirs) {
-                Some(whole) => whole.parts.push((name, shape)),
+            // Fused tensors are close to each other.
+            match layout.iter_mut().rev().take(8).find(|tensor| tensor.name == theirs) {
+                Some(tensor) => tensor.parts.push((name, shape)),
                 None => layout.push(GgufTensor { name: theirs, shape: Vec::new(), parts: vec![(name, shape)] }),
             }
         }
-        for whole in &mut layout {
-            let of_experts = whole.name.contains("_exps.");
-            let (first, count) = (&whole.parts[0].1, whole.parts.len());
-            whole.shape = if of_experts {
+        for tensor in &mut layout {
+            let of_experts = tensor.name.contains("_exps.");
+            let (first, count) = (&tensor.parts[0].1, tensor.parts.len());
+            tensor.shape = if of_experts {
                 [&[count], &first[..]].concat()
             } else {
-                let rows = whole.parts.iter().map(|(_, shape)| shape[0]).sum();
+                let rows = tensor.parts.iter().map(|(_, shape)| shape[0]).sum();
                 [&[rows], &first[1..]].concat()
             };
         }
         Ok(layout)
     }
 
-    /// A tensor's name in a file.
+    /// The GGUF name of a decoder tensor.
     fn rename(&self, name: &str) -> Option<String> {
         let (stem, suffix) = name.rsplit_once('.')?;
         if let Some((_, theirs)) = TENSORS.iter().find(|(ours, _)| *ours == stem) {

@@ -1,8 +1,8 @@
-//! The container: metadata by key, then names, shapes, types and infos of tensors, then their bytes.
+//! The GGUF container: metadata, then names, shapes, types and offsets of the tensors, then their data.
 //!
-//! candle has a reader too, which is not used: a `general.alignment` of 0 makes it divide by zero, each byte of an array
-//! takes 32 in memory, and of two tensors of one name the last wins. This one checks every length against what is left
-//! of the file before it takes memory, and leaves the tensors where they lie.
+//! The reader of candle is not used: `general.alignment` 0 makes it divide by zero, an array takes 32 bytes of memory per
+//! byte of the file, and duplicate tensor names are accepted. This reader checks every length against the rest of the
+//! file before it allocates memory, and does not copy tensor data.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,50 +11,50 @@ use llm_kernels::{BlockFormat, Bytes};
 
 use crate::{Error, Result};
 
-/// What a file begins with.
+/// The first bytes of a file.
 pub(super) const MAGIC: &[u8; 4] = b"GGUF";
-/// Of the tensors' infos, where a file does not say otherwise.
+/// Default alignment of the tensor data, in bytes.
 pub(super) const ALIGNMENT: u64 = 32;
 
-/// What a key holds. Integers of any width are one kind here, and so are floats.
+/// The value of a key. Integers of all widths have one variant, and so have floats.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// A whole number of 0 or more; written in 32 bits where they suffice.
+    /// A non-negative integer; written as u32 if it fits, else as u64.
     Unsigned(u64),
-    /// A whole number below 0.
+    /// A negative integer.
     Signed(i64),
-    /// A number; written in 32 bits.
+    /// A float; written as f32.
     Float(f64),
-    /// Yes or no.
+    /// A boolean.
     Bool(bool),
-    /// A text.
+    /// A string.
     Text(String),
-    /// Integers; written in 32 bits.
+    /// An array of integers; written as i32.
     Integers(Vec<i64>),
-    /// Numbers, in 32 bits.
+    /// An array of floats; written as f32.
     Floats(Vec<f32>),
-    /// Texts.
+    /// An array of strings.
     Texts(Vec<String>),
 }
 
-/// Keys with their values.
+/// The metadata of a file: values by key.
 pub type Metadata = BTreeMap<String, Value>;
 
-/// How the numbers of a tensor are written.
+/// The storage type of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TensorType {
-    /// 4 bytes for each number.
+    /// 4 bytes per element.
     F32,
-    /// 2 bytes, IEEE's.
+    /// 2 bytes per element, IEEE half precision.
     F16,
-    /// 2 bytes, the upper half of an f32.
+    /// 2 bytes per element, bfloat16.
     Bf16,
-    /// ggml's blocks.
+    /// Block-quantised as in ggml.
     Quantized(BlockFormat),
 }
 
 impl TensorType {
-    /// Every type with its number in a file, and the number of a file that is mostly in it (`general.file_type`).
+    /// All types with `ggml_type` and the `general.file_type` of a file that mostly has this type.
     const ALL: [(Self, u32, u32); 7] = [
         (Self::F32, 0, 0),
         (Self::F16, 1, 1),
@@ -65,30 +65,28 @@ impl TensorType {
         (Self::Quantized(BlockFormat::Q6_K), 14, 18),
     ];
 
-    /// Its number in a file.
+    /// The `ggml_type` number.
     pub(super) fn number(self) -> u32 {
         Self::ALL.iter().find(|(kind, ..)| *kind == self).map_or(0, |(_, number, _)| *number)
     }
 
-    /// The number of a file whose matrices are mostly of this type.
+    /// The `general.file_type` of a file whose matrices are mostly of this type.
     pub(crate) fn file_type(self) -> u32 {
         Self::ALL.iter().find(|(kind, ..)| *kind == self).map_or(0, |(.., number)| *number)
     }
 
-    /// Bytes of a row of `numbers`; none where blocks do not divide it.
-    pub(crate) fn row_bytes(self, numbers: usize) -> Option<usize> {
+    /// Bytes of a row of `len` elements; none if `len` is not a multiple of the block size.
+    pub(crate) fn row_bytes(self, len: usize) -> Option<usize> {
         match self {
-            Self::F32 => numbers.checked_mul(4),
-            Self::F16 | Self::Bf16 => numbers.checked_mul(2),
-            Self::Quantized(f) if numbers.is_multiple_of(f.elements()) => {
-                (numbers / f.elements()).checked_mul(f.bytes())
-            }
+            Self::F32 => len.checked_mul(4),
+            Self::F16 | Self::Bf16 => len.checked_mul(2),
+            Self::Quantized(f) if len.is_multiple_of(f.elements()) => (len / f.elements()).checked_mul(f.bytes()),
             Self::Quantized(_) => None,
         }
     }
 }
 
-/// A tensor of a file; its shape is the rows' first, as everywhere but in GGUF.
+/// A tensor of a file, with row-major shape (GGUF stores the dimensions in reverse order).
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub kind: TensorType,
@@ -96,7 +94,7 @@ pub(crate) struct Entry {
     pub bytes: Bytes,
 }
 
-/// A mapped GGUF file whose header has been checked.
+/// A memory-mapped GGUF file with a validated header.
 #[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
@@ -105,29 +103,29 @@ pub struct GgufFile {
 }
 
 impl GgufFile {
-    /// Maps a file and checks its header.
+    /// Maps a file and validates its header.
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = Bytes::open(path).map_err(Error::io(path))?;
         Reader { bytes: &bytes, at: 0 }.file(path).map_err(|message| Error::Gguf { path: path.into(), message })
     }
 
-    /// What its keys hold.
+    /// The metadata.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
-    /// Where it lies.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// An error that names this file.
+    /// An error for this file.
     pub(crate) fn broken(&self, message: impl Into<String>) -> Error {
         Error::Gguf { path: self.path.clone(), message: message.into() }
     }
 }
 
-/// Reads from the front and never beyond the end.
+/// A bounds-checked reader.
 struct Reader<'a> {
     bytes: &'a Bytes,
     at: usize,
@@ -141,11 +139,11 @@ type TensorInfo = (TensorType, Vec<usize>, u64);
 impl Reader<'_> {
     fn file(mut self, path: &Path) -> Read<GgufFile> {
         if self.take(4)? != MAGIC {
-            return Err("it does not begin with \"GGUF\"".to_owned());
+            return Err("it does not start with \"GGUF\"".to_owned());
         }
         let version = self.u32()?;
         if !(2..=3).contains(&version) {
-            return Err(format!("version {version} is not supported; 2 and 3 (little-endian) are"));
+            return Err(format!("version {version} is not supported; supported: 2 and 3 (little-endian)"));
         }
         let (tensors, keys) = (self.u64()?, self.u64()?);
         let mut metadata = Metadata::new();
@@ -154,19 +152,21 @@ impl Reader<'_> {
             let kind = self.u32()?;
             let value = self.value(kind).map_err(|message| format!("\"{key}\": {message}"))?;
             if metadata.insert(key.clone(), value).is_some() {
-                return Err(format!("the key \"{key}\" comes twice"));
+                return Err(format!("duplicate key \"{key}\""));
             }
         }
         let mut infos = Vec::new();
         for _ in 0..tensors {
             let name = self.text()?;
-            let place = self.tensor_info().map_err(|message| format!("tensor \"{name}\": {message}"))?;
-            infos.push((name, place));
+            let info = self.tensor_info().map_err(|message| format!("tensor \"{name}\": {message}"))?;
+            infos.push((name, info));
         }
         let alignment = match metadata.get("general.alignment") {
             None => ALIGNMENT,
             Some(Value::Unsigned(n)) if n.is_power_of_two() && *n <= 1 << 16 => *n,
-            Some(other) => return Err(format!("\"general.alignment\" is {other:?}; a power of two was expected")),
+            Some(other) => {
+                return Err(format!("\"general.alignment\" is {other:?}; expected a power of two up to 65536"));
+            }
         };
         let start = (self.at as u64).next_multiple_of(alignment);
         let tensors = locate_tensors(self.bytes, start, alignment, infos)?;
@@ -177,7 +177,7 @@ impl Reader<'_> {
         let left = self.bytes.len() - self.at;
         let part = self.bytes.get(self.at..).and_then(|rest| rest.get(..count));
         self.at += count.min(left);
-        part.ok_or_else(|| format!("{count} bytes were expected where {left} are left"))
+        part.ok_or_else(|| format!("unexpected end of file: {count} bytes needed, {left} left"))
     }
 
     fn number<const N: usize>(&mut self) -> Read<[u8; N]> {
@@ -196,18 +196,18 @@ impl Reader<'_> {
 
     fn text(&mut self) -> Read<String> {
         let length = usize::try_from(self.u64()?).map_err(|e| e.to_string())?;
-        // Copied before it is judged: who writes to a mapped file must not change a text behind that.
+        // Copy before the check: another process could change the mapped file after it.
         let bytes = self.take(length)?.to_vec();
-        String::from_utf8(bytes).map_err(|e| format!("a text is not UTF-8: {e}"))
+        String::from_utf8(bytes).map_err(|e| format!("a string is not UTF-8: {e}"))
     }
 
-    /// A value of the kind that the file numbers `kind`.
+    /// A value of the GGUF type `kind`.
     fn value(&mut self, kind: u32) -> Read<Value> {
         Ok(match kind {
             6 => Value::Float(from_f32(f32::from_le_bytes(self.number()?))),
             7 => match self.number::<1>()? {
                 [bit @ (0 | 1)] => Value::Bool(bit == 1),
-                [byte] => return Err(format!("{byte} is neither true nor false")),
+                [byte] => return Err(format!("{byte} is not a boolean")),
             },
             8 => Value::Text(self.text()?),
             9 => self.array()?,
@@ -231,23 +231,23 @@ impl Reader<'_> {
             7 => i64::from(self.number::<1>()?[0] != 0),
             11 => i64::from_le_bytes(self.number()?),
             10 => i64::try_from(self.u64()?).map_err(|e| e.to_string())?,
-            _ => return Err(format!("values of kind {kind} are not known")),
+            _ => return Err(format!("unknown value type {kind}")),
         })
     }
 
     fn array(&mut self) -> Read<Value> {
         let (kind, count) = (self.u32()?, self.u64()?);
-        // At least so many bytes for each; checked before any memory is taken.
-        let least = match kind {
+        // Minimum bytes per element, to check the length before memory is allocated.
+        let element_bytes = match kind {
             0 | 1 | 7 => 1,
             2 | 3 => 2,
             4..=6 => 4,
             8 | 10..=12 => 8,
-            _ => return Err(format!("arrays of kind {kind} are not known")),
+            _ => return Err(format!("unknown array type {kind}")),
         };
         let left = self.bytes.len() - self.at;
-        let count = usize::try_from(count).ok().filter(|count| *count <= left / least);
-        let count = count.ok_or_else(|| format!("an array is longer than the {left} bytes that are left"))?;
+        let count = usize::try_from(count).ok().filter(|count| *count <= left / element_bytes);
+        let count = count.ok_or_else(|| format!("an array is longer than the remaining {left} bytes"))?;
         Ok(match kind {
             6 => Value::Floats(self.list(count, |file| file.number().map(f32::from_le_bytes))?),
             8 => Value::Texts(self.list(count, Self::text)?),
@@ -256,7 +256,7 @@ impl Reader<'_> {
         })
     }
 
-    /// `count` entries, for which there is room in the file.
+    /// `count` elements; the caller has checked `count` against the size of the file.
     fn list<T>(&mut self, count: usize, mut read: impl FnMut(&mut Self) -> Read<T>) -> Read<Vec<T>> {
         let mut all = Vec::with_capacity(count);
         for _ in 0..count {
@@ -268,53 +268,53 @@ impl Reader<'_> {
     fn tensor_info(&mut self) -> Read<TensorInfo> {
         let rank = self.u32()?;
         if !(1..=4).contains(&rank) {
-            return Err(format!("it has {rank} dimensions; 1 to 4 were expected"));
+            return Err(format!("it has {rank} dimensions; expected 1 to 4"));
         }
         let sizes: Read<Vec<u64>> = (0..rank).map(|_| self.u64()).collect();
         let shape: Vec<usize> = sizes?.into_iter().rev().map(|n| n as usize).collect();
         let number = self.u32()?;
         let Some((kind, ..)) = TensorType::ALL.into_iter().find(|(_, n, _)| *n == number) else {
-            return Err(format!("type {number} is not supported; F32, F16, BF16, Q8_0, Q4_0, Q4_K and Q6_K are"));
+            return Err(format!("type {number} is not supported; supported: F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q6_K"));
         };
         Ok((kind, shape, self.u64()?))
     }
 }
 
-/// The tensors at their infos, which must not overlap.
+/// Slices the tensor data of each info. Tensors must be aligned, inside the file and must not overlap.
 fn locate_tensors(
     bytes: &Bytes,
     start: u64,
     alignment: u64,
     infos: Vec<(String, TensorInfo)>,
 ) -> Read<BTreeMap<String, Entry>> {
-    let (mut tensors, mut taken) = (BTreeMap::new(), Vec::new());
+    let (mut tensors, mut ranges) = (BTreeMap::new(), Vec::new());
     for (name, (kind, shape, offset)) in infos {
         let row = shape.last().and_then(|row| kind.row_bytes(*row));
         let size = shape.iter().rev().skip(1).try_fold(row.unwrap_or(0), |size, n| size.checked_mul(*n));
         let (Some(_), Some(size)) = (row, size) else {
-            return Err(format!("tensor \"{name}\": no {kind:?} has the shape {shape:?}"));
+            return Err(format!("tensor \"{name}\": shape {shape:?} is not valid for type {kind:?}"));
         };
         if !offset.is_multiple_of(alignment) {
-            return Err(format!("tensor \"{name}\": its place {offset} is no multiple of {alignment}"));
+            return Err(format!("tensor \"{name}\": offset {offset} is not a multiple of the alignment {alignment}"));
         }
         let from = start.checked_add(offset).and_then(|from| usize::try_from(from).ok());
         let part = from.and_then(|from| bytes.slice(from..from.checked_add(size)?));
         let (Some(from), Some(part)) = (from, part) else {
-            return Err(format!("tensor \"{name}\": its {size} bytes reach beyond the end of the file"));
+            return Err(format!("tensor \"{name}\": its {size} bytes extend past the end of the file"));
         };
-        taken.push((from, from + size, name.clone()));
+        ranges.push((from, from + size, name.clone()));
         if tensors.insert(name.clone(), Entry { kind, shape, bytes: part }).is_some() {
-            return Err(format!("the tensor \"{name}\" comes twice"));
+            return Err(format!("duplicate tensor \"{name}\""));
         }
     }
-    taken.sort_unstable();
-    match taken.windows(2).find(|pair| pair[0].1 > pair[1].0) {
-        Some(pair) => Err(format!("the tensors \"{}\" and \"{}\" overlap", pair[0].2, pair[1].2)),
+    ranges.sort_unstable();
+    match ranges.windows(2).find(|pair| pair[0].1 > pair[1].0) {
+        Some(pair) => Err(format!("tensors \"{}\" and \"{}\" overlap", pair[0].2, pair[1].2)),
         None => Ok(tensors),
     }
 }
 
-/// The number that a person wrote: 1e-5 in 32 bits is 9.99999975e-6 in 64, and its shortest text is 1e-5.
+/// The f64 with the same shortest decimal text: the f32 1e-5 becomes 1e-5, not 9.99999975e-6.
 fn from_f32(x: f32) -> f64 {
     x.to_string().parse().unwrap_or_else(|_| f64::from(x))
 }

@@ -1,28 +1,28 @@
-//! What the keys of a file say of the decoder, and the keys that say it.
+//! Conversion between the metadata of a GGUF file and the decoder configuration.
 
 use serde_json::{Value as Json, json};
 
 use super::architecture::{Architecture, REQUIRED};
 use super::file::{Metadata, Value};
-use crate::config::MOST_LAYERS;
+use crate::config::MAX_LAYERS;
 use crate::rotary::RotaryEmbedding;
 use crate::{ModelConfig, RopeScaling};
 
-/// Token ids that are the model's in `config.json` and the tokenizer's in GGUF.
+/// Token ids: GGUF stores them with the tokenizer, `config.json` with the model.
 const TOKENS: [(&str, &str); 3] = [
     ("tokenizer.ggml.bos_token_id", "bos_token_id"),
     ("tokenizer.ggml.eos_token_id", "eos_token_id"),
     ("tokenizer.ggml.padding_token_id", "pad_token_id"),
 ];
 
-/// Keys of rotary positions, behind the name of the architecture and a dot.
+/// Keys of rotary embeddings, without the prefix `{architecture}.`.
 const ROTARY: [&str; 4] =
     ["rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"];
 
-/// The tensor that says by what each rotary frequency is divided.
+/// The tensor with the divisor of each rotary frequency.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// What a file's keys say of the decoder; what is wrong with them otherwise.
+/// The decoder configuration from the metadata of a file; the error is a message that names the key.
 pub(super) fn read(
     metadata: &Metadata,
     architecture: &Architecture,
@@ -32,18 +32,18 @@ pub(super) fn read(
     let full = |key: &str| format!("{}.{key}", architecture.name);
     let get = |key: &str| metadata.get(&full(key));
     json["num_key_value_heads"] = Json::Null;
-    for (key, place) in architecture.keys() {
+    for (key, pointer) in architecture.keys() {
         let value = match get(key) {
             Some(Value::Unsigned(n)) => json!(n),
             Some(Value::Float(x)) if x.is_finite() => json!(x),
             Some(Value::Bool(yes)) => json!(yes),
-            Some(other) => return Err(format!("\"{}\" is {other:?}; a number was expected", full(key))),
-            None if REQUIRED.contains(&(key, place)) => return Err(format!("\"{}\" is missing", full(key))),
+            Some(other) => return Err(format!("\"{}\" is {other:?}; expected a number", full(key))),
+            None if REQUIRED.contains(&(key, pointer)) => return Err(format!("\"{}\" is missing", full(key))),
             None => continue,
         };
-        let Some(slot) = json.pointer_mut(place) else { return Err(format!("\"{}\" has no place", full(key))) };
+        let Some(slot) = json.pointer_mut(pointer) else { return Err(format!("\"{}\" is not supported", full(key))) };
         if key == "attention.value_length" && *slot != value {
-            return Err(format!("\"{}\" is {value}, but queries and keys have {slot}", full(key)));
+            return Err(format!("\"{}\" is {value}; it must equal the size of queries and keys, {slot}", full(key)));
         }
         *slot = value;
     }
@@ -59,7 +59,7 @@ pub(super) fn read(
         (Some(Value::Text(kind)), Some(Value::Float(factor)), Some(Value::Unsigned(original))) if kind == "yarn" => {
             json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original})
         }
-        (kind, ..) => return Err(format!("\"{}\" is {kind:?}; none, linear and yarn are supported", full(ROTARY[1]))),
+        (kind, ..) => return Err(format!("\"{}\" is {kind:?}; supported: none, linear, yarn", full(ROTARY[1]))),
     };
     for (theirs, ours) in TOKENS {
         if let Some(Value::Unsigned(id)) = metadata.get(theirs) {
@@ -70,7 +70,7 @@ pub(super) fn read(
     let known = |key: &str| architecture.keys().any(|(name, _)| name == key) || ROTARY.contains(&key);
     let own = |key: &&String| key.strip_prefix(&full("")).is_some_and(|key| !known(key));
     if let Some(key) = metadata.keys().find(own) {
-        return Err(format!("\"{key}\" is {:?}; a model with this key is not supported", metadata[key]));
+        return Err(format!("\"{key}\" is {:?}; models with this key are not supported", metadata[key]));
     }
     let mut config: ModelConfig = serde_json::from_value(json).map_err(|e| e.to_string())?;
     if config.head_dim == 0 {
@@ -78,20 +78,21 @@ pub(super) fn read(
     }
     match get(ROTARY[0]) {
         None => {}
-        Some(Value::Unsigned(turning)) if config.head_dim > 0 => {
-            config.partial_rotary_factor = *turning as f64 / config.head_dim as f64;
+        Some(Value::Unsigned(rotary_dim)) if config.head_dim > 0 => {
+            config.partial_rotary_factor = *rotary_dim as f64 / config.head_dim as f64;
         }
-        Some(other) => return Err(format!("\"{}\" is {other:?}; a number was expected", full(ROTARY[0]))),
+        Some(other) => return Err(format!("\"{}\" is {other:?}; expected a number", full(ROTARY[0]))),
     }
-    // Before anything is listed for each layer.
-    if config.num_hidden_layers > MOST_LAYERS {
-        return Err(format!("\"{}\" is {}, which no model has", full("block_count"), config.num_hidden_layers));
+    // Checked before anything is allocated per layer.
+    if config.num_hidden_layers > MAX_LAYERS {
+        let (key, layers) = (full("block_count"), config.num_hidden_layers);
+        return Err(format!("\"{key}\" is {layers}; it must be at most {MAX_LAYERS}"));
     }
     (architecture.complete)(&mut config);
     Ok(config)
 }
 
-/// The keys of a file.
+/// The metadata of a decoder configuration.
 pub(super) fn to_metadata(architecture: &Architecture, config: &ModelConfig) -> Metadata {
     let json = json!(config);
     let value = |value: &Json| match value {
@@ -103,10 +104,10 @@ pub(super) fn to_metadata(architecture: &Architecture, config: &ModelConfig) -> 
     metadata.insert("general.architecture".to_owned(), Value::Text(architecture.name.to_owned()));
     metadata.insert("general.quantization_version".to_owned(), Value::Unsigned(2));
     let full = |key: &str| format!("{}.{key}", architecture.name);
-    for (key, place) in architecture.keys() {
-        // Learned positions do not turn.
-        let turns = !config.learned_positions || !key.starts_with("rope.");
-        let value = json.pointer(place).and_then(value).filter(|_| turns);
+    for (key, pointer) in architecture.keys() {
+        // Models with learned positions have no rotary keys.
+        let applies = !config.learned_positions || !key.starts_with("rope.");
+        let value = json.pointer(pointer).and_then(value).filter(|_| applies);
         metadata.extend(value.map(|value| (full(key), value)));
     }
     if !config.learned_positions {
@@ -126,24 +127,24 @@ pub(super) fn to_metadata(architecture: &Architecture, config: &ModelConfig) -> 
     metadata
 }
 
-/// The decoder with the scaling of Llama 3 that divides its frequencies so; none where no setting that was published does.
+/// Recovers Llama 3's `rope_scaling` from `rope_freqs.weight`: the configuration with that scaling, or none.
 ///
-/// A file has the divisors alone. Every Llama 3 has a `low_freq_factor` of 1 and a `high_freq_factor` of 4.
+/// A file has only the divisors. All published Llama 3 models have `low_freq_factor` 1 and `high_freq_factor` 4.
 pub(super) fn recover_llama3_scaling(config: &ModelConfig, divisors: &[f32]) -> Option<ModelConfig> {
     let factor = divisors.iter().copied().fold(1., f32::max);
-    let tries = (4..18).map(|power| RopeScaling::Llama3 {
+    let candidates = (4..18).map(|power| RopeScaling::Llama3 {
         factor: factor.into(),
         low_freq_factor: 1.,
         high_freq_factor: 4.,
         original_max_position_embeddings: 1 << power,
     });
-    let near = |config: &ModelConfig| {
+    let matches = |config: &ModelConfig| {
         let ours = RotaryEmbedding::frequency_divisors(config);
         ours.len() == divisors.len() && ours.iter().zip(divisors).all(|(a, b)| (a / b - 1.).abs() < 1e-4)
     };
-    // The first training of all of them had texts of 8192 tokens.
-    let tries = tries.clone().skip(9).take(1).chain(tries);
-    tries.map(|rope_scaling| ModelConfig { rope_scaling, ..config.clone() }).find(near)
+    // Try 8192 first: all published models have it.
+    let candidates = candidates.clone().skip(9).take(1).chain(candidates);
+    candidates.map(|rope_scaling| ModelConfig { rope_scaling, ..config.clone() }).find(matches)
 }
 
 #[cfg(test)]
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gemma_2_file_that_leaves_out_caps_and_window_has_those_of_llama_cpp() {
+    fn gemma_2_has_the_default_caps_and_window_of_llama_cpp() {
         let (architecture, mut metadata) = gemma(&small(ModelType::Gemma2, 2));
         for key in ["attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"] {
             assert!(metadata.remove(&format!("gemma2.{key}")).is_some(), "{key}");
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_of_the_gemmas_of_27b_are_divided_as_llama_cpp_divides_them() {
+    fn the_query_scale_of_gemma_27b_matches_llama_cpp() {
         for (model_type, layers) in [(ModelType::Gemma2, 46), (ModelType::Gemma3Text, 62)] {
             for (layers, scalar) in [(layers, 12.), (layers - 1, 6.)] {
                 let (architecture, metadata) = gemma(&small(model_type, layers));

@@ -1,9 +1,9 @@
-//! GGUF, llama.cpp's file of a model: one file with the shape, the tokenizer and the weights, these also in blocks.
+//! GGUF, the model format of llama.cpp: one file with configuration, tokenizer and weights, which can be quantised.
 //!
-//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, version 3, little-endian. `file.rs` reads
-//! the container and `write.rs` writes it; they know no model. `architecture.rs` is the table of what each family's keys
-//! and tensors are called there; `model.rs` goes from one to the other by that table, with `keys.rs` for the shape and
-//! `weights.rs` for the numbers.
+//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, version 3, little-endian. `file.rs` reads the
+//! container and `write.rs` writes it; neither depends on models. `architecture.rs` is the table of the GGUF names of keys
+//! and tensors per family. `model.rs` converts models with that table; `keys.rs` converts the configuration and
+//! `weights.rs` the tensor data.
 
 mod architecture;
 mod file;
@@ -16,7 +16,7 @@ pub use file::{GgufFile, Metadata, TensorType, Value};
 
 use std::path::Path;
 
-/// Whether a path is that of a GGUF file, by its name.
+/// Whether a path has the extension `.gguf`.
 pub fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "gguf")
 }

@@ -1,4 +1,4 @@
-//! A model from a GGUF file, and a GGUF file of a model.
+//! Reading a model from a GGUF file, and writing one.
 
 use std::path::Path;
 
@@ -14,9 +14,9 @@ use crate::rotary::RotaryEmbedding;
 use crate::{Error, Head, Model, ModelConfig, NormKind, Params, Result, RopeScaling};
 
 impl Model {
-    /// The frozen language model of a GGUF file, its matrices read where they lie in it.
+    /// Opens the frozen language model of a GGUF file with memory-mapped matrices.
     ///
-    /// Every tensor and every key of the architecture is accounted for: one that is missing, or not known, is an error.
+    /// A missing or unknown tensor or key of the architecture is an error.
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
         let architecture = architecture_of(file)?;
         let tied = !file.tensors.contains_key("output.weight");
@@ -25,31 +25,33 @@ impl Model {
         let rows = file.tensors.get("token_embd.weight").and_then(|entry| entry.shape.first().copied());
         let vocab_size = rows.ok_or_else(|| file.broken("tensor \"token_embd.weight\" is missing"))?;
         let key = format!("{}.vocab_size", architecture.name);
-        if let Some(said) = file.metadata().get(&key).filter(|said| **said != Value::Unsigned(vocab_size as u64)) {
-            return Err(file.broken(format!("\"{key}\" is {said:?}, \"token_embd.weight\" has {vocab_size} rows")));
+        if let Some(value) = file.metadata().get(&key).filter(|value| **value != Value::Unsigned(vocab_size as u64)) {
+            return Err(file.broken(format!("\"{key}\" is {value:?}, but \"token_embd.weight\" has {vocab_size} rows")));
         }
         let mut config = ModelConfig { vocab_size, ..config }.validated(&origin)?;
         if let Some(entry) = file.tensors.get(ROPE_FACTORS) {
             let found = entry.shape == [config.rotary_dim() / 2];
             let divisors = if found { matrix(entry, None)?.dense()?.flatten_all()?.to_vec1()? } else { Vec::new() };
             let known = recover_llama3_scaling(&config, &divisors).filter(|_| found);
-            config = known.ok_or_else(|| file.broken(format!("tensor \"{ROPE_FACTORS}\" is not that of a Llama 3")))?;
+            config = known.ok_or_else(|| {
+                file.broken(format!("tensor \"{ROPE_FACTORS}\" does not match the rope scaling of Llama 3"))
+            })?;
         }
-        // Experts are parts of one tensor, so that their number is bound by its size.
-        let of_tensor = |entry: &Entry| if entry.shape.len() == 3 { entry.shape[0].min(entry.bytes.len()) } else { 1 };
-        config.check_count(file.tensors.values().map(of_tensor).sum(), &origin)?;
+        // Experts are stored in one tensor, so its size limits their number.
+        let matrices = |entry: &Entry| if entry.shape.len() == 3 { entry.shape[0].min(entry.bytes.len()) } else { 1 };
+        config.check_count(file.tensors.values().map(matrices).sum(), &origin)?;
         let layout = architecture.layout(&config).map_err(|name| no_gguf_name(architecture, &name))?;
         check(&layout, file, &origin)?;
         let mut params = Params::default();
-        for whole in layout {
-            let entry = &file.tensors[&whole.name];
-            let rows: usize = whole.parts.iter().map(|(_, shape)| rows_of(shape)).sum();
+        for tensor in layout {
+            let entry = &file.tensors[&tensor.name];
+            let rows: usize = tensor.parts.iter().map(|(_, shape)| rows_of(shape)).sum();
             let (row, mut start) = (entry.bytes.len() / rows.max(1), 0);
-            for (name, shape) in whole.parts {
+            for (name, shape) in tensor.parts {
                 let end = start + rows_of(&shape) * row;
                 let part = entry.bytes.slice(start..end);
-                let bytes = part.ok_or_else(|| file.broken(format!("tensor \"{}\" is cut short", whole.name)))?;
-                let broken = |e: Error| file.broken(format!("tensor \"{}\": {e}", whole.name));
+                let bytes = part.ok_or_else(|| file.broken(format!("tensor \"{}\" is truncated", tensor.name)))?;
+                let broken = |e: Error| file.broken(format!("tensor \"{}\": {e}", tensor.name));
                 let part = Entry { kind: entry.kind, bytes, shape };
                 let heads = interleaved_heads(architecture, &name, &config);
                 let mut matrix = matrix(&part, heads).map_err(broken)?;
@@ -63,29 +65,29 @@ impl Model {
         Self::new(config, Head::LanguageModel, params)
     }
 
-    /// Writes the GGUF file of a language model, with the keys of its tokenizer; `path` must not be there yet.
+    /// Writes a language model as a GGUF file, with the metadata of its tokenizer; `path` must not exist.
     ///
-    /// Matrices are written in `kind`, or as they are held where it is none; norms, biases and routers in f32. As llama.cpp
-    /// does, the output layer is in `Q6_K` where the rest has 4 bits; rows that blocks do not divide are in `Q8_0`, or in
-    /// f32. What a GGUF file cannot say of a model is an error that names it.
+    /// Matrices are written as `kind`, or in their current format if it is none; norms, biases and routers as f32. As in
+    /// llama.cpp, the output layer is `Q6_K` if the other matrices have 4 bits. Matrices with a row length that is not a
+    /// multiple of the block size are `Q8_0` or f32. A setting that GGUF cannot express is an error that names it.
     pub fn save_gguf(&self, path: &Path, kind: Option<TensorType>, tokenizer: Metadata) -> Result<()> {
         if self.head() != Head::LanguageModel {
-            return Err(Error::Input("a GGUF file is written of a language model; this model scores texts".to_owned()));
+            return Err(Error::Input("GGUF supports language models only; this model has a score head".to_owned()));
         }
         let config = self.config();
-        let alike =
+        let matches =
             |a: &&&Architecture| a.model_types.contains(&config.model_type) && a.experts == config.experts.is_some();
-        let Some(architecture) = architecture::ALL.iter().find(alike) else {
+        let Some(architecture) = architecture::ALL.iter().find(matches) else {
             let name = config.model_type.name();
             return Err(Error::Input(format!(
-                "\"model_type\" \"{name}\" is not written as GGUF; {}",
+                "\"model_type\" \"{name}\" cannot be written as GGUF; {}",
                 supported_architectures()
             )));
         };
         let mut metadata = tokenizer;
         metadata.extend(keys::to_metadata(architecture, config));
         self.check_keys(&metadata, architecture)?;
-        let (mut tensors, mut held) = (Vec::new(), TensorType::F32);
+        let (mut tensors, mut main_type) = (Vec::new(), TensorType::F32);
         if let RopeScaling::Llama3 { .. } = config.rope_scaling {
             let divisors = RotaryEmbedding::frequency_divisors(config);
             let shape = vec![divisors.len()];
@@ -101,7 +103,7 @@ impl Model {
             let wanted = if small { TensorType::F32 } else { kind.unwrap_or(type_of(&first)) };
             let tensor_kind = choose_type(wanted, &shape, output);
             if name.contains(".ffn_up") {
-                held = tensor_kind;
+                main_type = tensor_kind;
             }
             let bytes = Box::new(move || {
                 let mut all = Vec::new();
@@ -123,15 +125,15 @@ impl Model {
             });
             tensors.push(PendingTensor { name, kind: tensor_kind, shape, bytes });
         }
-        metadata.insert("general.file_type".to_owned(), Value::Unsigned(kind.unwrap_or(held).file_type().into()));
+        metadata.insert("general.file_type".to_owned(), Value::Unsigned(kind.unwrap_or(main_type).file_type().into()));
         write(path, &metadata, tensors)
     }
 
-    /// Refuses a model that would not be read back from its keys.
+    /// Checks that reading the metadata gives the same configuration.
     fn check_keys(&self, metadata: &Metadata, architecture: &Architecture) -> Result<()> {
         let ours = self.config();
         let read = keys::read(metadata, architecture, ours.tie_word_embeddings).map_err(Error::Input)?;
-        // Alike in all that counts when a model runs.
+        // Ignore fields that do not affect inference.
         let mut theirs = ModelConfig { model_type: ours.model_type, ..read.validated("GGUF")? };
         theirs.initializer_range = ours.initializer_range;
         if let RopeScaling::Llama3 { .. } = ours.rope_scaling {
@@ -144,10 +146,10 @@ impl Model {
         }
         let (ours, theirs) = (json!(ours), json!(theirs));
         let mut keys = ours.as_object().into_iter().flat_map(|map| map.keys());
-        match keys.find(|key| !alike(&ours[key.as_str()], &theirs[key.as_str()])) {
+        match keys.find(|key| !equal_in_f32(&ours[key.as_str()], &theirs[key.as_str()])) {
             None => Ok(()),
             Some(key) => Err(Error::Input(format!(
-                "\"{key}\" is {}, which a GGUF file of a \"{}\" cannot say (it would be read as {})",
+                "\"{key}\" is {}; a GGUF file of a \"{}\" cannot express this (it would be read as {})",
                 ours[key], architecture.name, theirs[key]
             ))),
         }
@@ -161,7 +163,7 @@ fn no_gguf_name(architecture: &Architecture, name: &str) -> Error {
 fn supported_architectures() -> String {
     let mut names: Vec<&str> = architecture::ALL.iter().map(|a| a.name).collect();
     names.dedup();
-    format!("supported are {}", names.join(", "))
+    format!("supported: {}", names.join(", "))
 }
 
 fn architecture_of(file: &GgufFile) -> Result<&'static Architecture> {
@@ -176,35 +178,35 @@ fn architecture_of(file: &GgufFile) -> Result<&'static Architecture> {
     })
 }
 
-/// Rows in a tensor of this shape; of a vector each number is one.
+/// The number of rows of a tensor; each element of a vector is a row.
 fn rows_of(shape: &[usize]) -> usize {
     shape.first().copied().unwrap_or(0)
 }
 
-/// Checks that a file has exactly the tensors of a model; the error lists every difference.
+/// Checks that the tensors of a file match the model; the error lists every difference.
 fn check(layout: &[GgufTensor], file: &GgufFile, origin: &str) -> Result<()> {
     let mut problems = Vec::new();
     for GgufTensor { name, shape, .. } in layout {
         match file.tensors.get(name).map(|entry| &entry.shape) {
             None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
             Some(found) if found != shape => {
-                problems.push(format!("tensor \"{name}\" has shape {found:?}, the file's keys say {shape:?}"));
+                problems.push(format!("tensor \"{name}\" has shape {found:?}; the keys of the file say {shape:?}"));
             }
             Some(_) => {}
         }
     }
-    let expected: std::collections::BTreeSet<&str> = layout.iter().map(|whole| whole.name.as_str()).collect();
+    let expected: std::collections::BTreeSet<&str> = layout.iter().map(|tensor| tensor.name.as_str()).collect();
     let extra = file.tensors.keys().filter(|name| !expected.contains(name.as_str()) && *name != ROPE_FACTORS);
-    problems.extend(extra.map(|name| format!("tensor \"{name}\" belongs to no part of this model")));
+    problems.extend(extra.map(|name| format!("tensor \"{name}\" is not part of this model")));
     if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { origin: origin.to_owned(), problems }) }
 }
 
-/// Whether a weight counts from 0 here and from 1 in GGUF: a norm of Gemma.
+/// Whether GGUF stores `1 + w` for this weight `w`: the norms of Gemma.
 fn has_unit_offset(config: &ModelConfig, name: &str) -> bool {
     config.norm == NormKind::RmsPlusOne && name.ends_with("norm.weight")
 }
 
-/// The heads in which the rows of this tensor stand in turns.
+/// The number of heads with interleaved rows in this tensor; none if its rows are not interleaved.
 fn interleaved_heads(architecture: &Architecture, name: &str, config: &ModelConfig) -> Option<usize> {
     match name {
         _ if !architecture.interleaved => None,
@@ -214,8 +216,8 @@ fn interleaved_heads(architecture: &Architecture, name: &str, config: &ModelConf
     }
 }
 
-/// Equal, where numbers count in the 32 bits that a file has for them.
-fn alike(a: &Json, b: &Json) -> bool {
+/// Equality of JSON values, with numbers compared as f32, the precision of GGUF.
+fn equal_in_f32(a: &Json, b: &Json) -> bool {
     match (a.as_f64(), b.as_f64()) {
         (Some(a), Some(b)) => a as f32 == b as f32,
         _ => a == b,

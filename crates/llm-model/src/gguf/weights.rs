@@ -1,4 +1,4 @@
-//! The numbers of a tensor: from a file's bytes to a matrix, and to the bytes of any type.
+//! Tensor data: from the bytes of a file to a matrix, and from a matrix to the bytes of any type.
 
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
@@ -9,19 +9,21 @@ use crate::matrix::Matrix;
 use crate::params::blocks_for;
 use crate::{Error, Result};
 
-/// The matrix of a tensor, or the vector; of `heads` the rows stand in turns.
+/// The matrix (or vector) of a tensor. With `heads`, the rows of each head are interleaved and get de-interleaved.
 pub(super) fn matrix(entry: &Entry, heads: Option<usize>) -> Result<Matrix> {
     let (rows, cols) = match *entry.shape.as_slice() {
         [count] if heads.is_some() => (count, 1),
         [cols] => (1, cols),
         [rows, cols] => (rows, cols),
-        _ => return Err(Error::Input(format!("the shape {:?} is not that of a matrix", entry.shape))),
+        _ => return Err(Error::Input(format!("shape {:?} is not a matrix", entry.shape))),
     };
     let bytes = match heads {
         Some(heads) if heads > 0 && rows.is_multiple_of(2 * heads) => {
             deinterleave_rows(&entry.bytes, rows, heads).into()
         }
-        Some(heads) => return Err(Error::Input(format!("{rows} rows are not {heads} heads of an even size"))),
+        Some(heads) => {
+            return Err(Error::Input(format!("{rows} rows cannot be split into {heads} heads of even size")));
+        }
         None => entry.bytes.clone(),
     };
     let matrix = match entry.kind {
@@ -33,7 +35,7 @@ pub(super) fn matrix(entry: &Entry, heads: Option<usize>) -> Result<Matrix> {
     Ok(if entry.shape.len() == 1 { Matrix::from(matrix.dense()?.flatten_all()?) } else { matrix })
 }
 
-/// How a matrix is held.
+/// The storage type of a matrix.
 pub(super) fn type_of(matrix: &Matrix) -> TensorType {
     let dtype = match matrix {
         Matrix::Quantized(w) => return TensorType::Quantized(w.format()),
@@ -47,21 +49,21 @@ pub(super) fn type_of(matrix: &Matrix) -> TensorType {
     }
 }
 
-/// What a tensor of this shape is written in where matrices are asked for in `kind`.
+/// The type for a tensor of this shape, if `kind` is requested for matrices.
 pub(super) fn choose_type(kind: TensorType, shape: &[usize], output: bool) -> TensorType {
     let (row, matrix) = (shape.last().copied().unwrap_or(0), shape.len() > 1);
     match kind {
         _ if !matrix => TensorType::F32,
         TensorType::Quantized(format) => {
-            let coarse = matches!(format, BlockFormat::Q4_0 | BlockFormat::Q4_K);
-            let format = if output && coarse { BlockFormat::Q6_K } else { format };
+            let four_bits = matches!(format, BlockFormat::Q4_0 | BlockFormat::Q4_K);
+            let format = if output && four_bits { BlockFormat::Q6_K } else { format };
             blocks_for(format, row).map_or(TensorType::F32, TensorType::Quantized)
         }
         other => other,
     }
 }
 
-/// The bytes of a tensor in `kind`.
+/// The data of a matrix as type `kind`.
 pub(super) fn encode(matrix: &Matrix, kind: TensorType, name: &str) -> Result<Bytes> {
     match (matrix, kind) {
         (Matrix::Quantized(w), TensorType::Quantized(format)) if w.format() == format => return Ok(w.blocks().clone()),
@@ -80,7 +82,7 @@ pub(super) fn encode(matrix: &Matrix, kind: TensorType, name: &str) -> Result<By
         TensorType::F16 => {
             let numbers = numbers(&tensor)?;
             if let Some(x) = numbers.iter().find(|x| x.is_finite() && x.abs() > f16::MAX.to_f32()) {
-                let message = format!("tensor \"{name}\" holds {x}, which f16 cannot; write bf16 or f32 instead");
+                let message = format!("tensor \"{name}\" contains {x}, which overflows f16; use bf16 or f32 instead");
                 return Err(Error::Input(message));
             }
             numbers.into_iter().flat_map(|x| f16::from_f32(x).to_le_bytes()).collect::<Vec<u8>>().into()
@@ -88,7 +90,7 @@ pub(super) fn encode(matrix: &Matrix, kind: TensorType, name: &str) -> Result<By
     })
 }
 
-/// The rows of each head in turns: first, half + first, second, half + second, …
+/// Interleaves the rows of each head: 0, d/2, 1, d/2 + 1, …
 pub(super) fn interleave_rows(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     let half = rows / heads / 2;
     permute_rows(bytes, rows, |row| {
@@ -97,7 +99,7 @@ pub(super) fn interleave_rows(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8
     })
 }
 
-/// The rows of each head in halves, from rows in turns.
+/// The inverse of [`interleave_rows`].
 fn deinterleave_rows(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     let half = rows / heads / 2;
     permute_rows(bytes, rows, |row| {
@@ -106,7 +108,7 @@ fn deinterleave_rows(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     })
 }
 
-/// Row `i` of the result is row `from(i)`.
+/// Permutes rows: row `i` of the result is row `from(i)`.
 fn permute_rows(bytes: &[u8], rows: usize, from: impl Fn(usize) -> usize) -> Vec<u8> {
     let row = bytes.len() / rows.max(1);
     (0..rows).flat_map(|i| &bytes[from(i) * row..][..row]).copied().collect()
@@ -117,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_in_turns_come_back_in_halves() {
+    fn deinterleaving_inverts_interleaving() {
         let rows: Vec<u8> = (0..12).collect();
         // Two heads of six rows.
         assert_eq!(interleave_rows(&rows, 12, 2), [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);

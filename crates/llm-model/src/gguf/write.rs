@@ -1,4 +1,4 @@
-//! Writing a file: the header, then one tensor after the other.
+//! Writing a GGUF file: the header, then the tensors.
 
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -8,7 +8,7 @@ use llm_kernels::Bytes;
 use super::file::{ALIGNMENT, MAGIC, Metadata, TensorType, Value};
 use crate::{Error, Result};
 
-/// A tensor to be written: its bytes are made when their turn comes.
+/// A tensor to write; its data is computed when it is written.
 pub(crate) struct PendingTensor<'a> {
     pub name: String,
     pub kind: TensorType,
@@ -16,7 +16,7 @@ pub(crate) struct PendingTensor<'a> {
     pub bytes: Box<dyn FnOnce() -> Result<Bytes> + 'a>,
 }
 
-/// Writes a file, one tensor after the other, under another name first; `path` must not be there yet.
+/// Writes a file under a temporary name, one tensor at a time, then renames it; `path` must not exist.
 pub(crate) fn write(path: &Path, metadata: &Metadata, tensors: Vec<PendingTensor>) -> Result<()> {
     let file = llm_files::temp_file(path).map_err(Error::io(path))?;
     let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
@@ -58,7 +58,10 @@ fn header(metadata: &Metadata, tensors: &[PendingTensor]) -> Result<Vec<u8>> {
         out.extend(tensor.kind.number().to_le_bytes());
         out.extend(offset.to_le_bytes());
         let size = size(tensor.kind, &tensor.shape).ok_or_else(|| {
-            Error::Input(format!("\"{}\": no {:?} has the shape {:?}", tensor.name, tensor.kind, tensor.shape))
+            Error::Input(format!(
+                "\"{}\": shape {:?} is not valid for type {:?}",
+                tensor.name, tensor.shape, tensor.kind
+            ))
         })?;
         offset += (size as u64).next_multiple_of(ALIGNMENT);
     }
