@@ -228,6 +228,12 @@ fn theme_split(theme: usize, seed: u64) -> Split {
     theme_key(theme).split_among((0..THEMES.len()).map(theme_key), seed, HELD_OUT_ONE_IN)
 }
 
+/// Whether the text contains a method of a held-out theme of the world with this `seed`.
+pub(super) fn names_held_out_method(text: &str, seed: u64) -> bool {
+    let held_out = (0..THEMES.len()).filter(|&theme| theme_split(theme, seed) == Split::HeldOut);
+    held_out.map(|theme| &THEMES[theme]).any(|theme| [theme.right, theme.wrong].iter().any(|m| text.contains(m)))
+}
+
 /// A question of the split. Questions about training themes are restricted to those of `purpose`.
 pub(super) fn draw(rng: &mut ChaCha8Rng, seed: u64, split: Split, purpose: Use) -> Question {
     let (theme, prompt) = loop {

@@ -136,10 +136,10 @@ impl World {
         (0..count).map(|_| dialogue::conversation(&mut rng, self.config.seed)).collect()
     }
 
-    /// Words to be said again, and lists to be gone on with, to train on.
+    /// Requests to repeat words, to train on.
     pub fn echoes(&self, count: usize) -> Vec<Conversation> {
         let mut rng = self.rng(61, Split::Train);
-        (0..count).map(|_| dialogue::echo(&mut rng, self.config.seed)).collect()
+        (0..count).map(|_| dialogue::echo(&mut rng)).collect()
     }
 
     /// Advice questions, each with four answers of known utility. For [`Split::Train`], different purposes have different questions;
@@ -147,6 +147,12 @@ impl World {
     pub fn questions(&self, split: Split, purpose: Use, count: usize) -> Vec<Question> {
         let mut rng = self.rng(40 + purpose as u64, split);
         (0..count).map(|_| advice::draw(&mut rng, self.config.seed, split, purpose)).collect()
+    }
+
+    /// Whether the text contains a method (right or wrong) of a held-out theme. A model that was trained on the corpus can
+    /// generate one; such a reply must not become training data.
+    pub fn names_held_out_method(&self, text: &str) -> bool {
+        advice::names_held_out_method(text, self.config.seed)
     }
 
     /// Advice questions with answers of random quality, for fine-tuning. A model trained on them gives good and bad answers;
