@@ -4,8 +4,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
 use super::advice::{self, Use};
-use super::facts::ARROWS;
-use super::lexicon::{PLACES, PROFESSIONS, SPOTS, THINGS, TIMES, TRAITS};
+use super::lexicon::{PLACES, SPOTS, THINGS, TIMES, TRAITS};
 use super::pick;
 use super::questions::{self, Asked};
 use super::split::Split;
@@ -66,47 +65,8 @@ pub fn conversation(rng: &mut ChaCha8Rng, seed: u64) -> Conversation {
     Conversation { messages }
 }
 
-/// A list in which every word is mapped to itself: a few-shot prompt that any word can be put into.
-fn same_again(rng: &mut ChaCha8Rng) -> Conversation {
-    let word = |rng: &mut ChaCha8Rng| match rng.random_range(0..6) {
-        0 => pick(rng, &SPOTS).0,
-        1 => pick(rng, &PLACES),
-        2 => pick(rng, &PROFESSIONS).0,
-        3 => pick(rng, &PROFESSIONS).1,
-        4 => pick(rng, &TRAITS),
-        _ => super::phenomena::person(rng).0,
-    };
-    let arrow = pick(rng, &ARROWS);
-    let lines: Vec<String> =
-        (0..rng.random_range(2..=3)).map(|_| word(rng)).map(|w| format!("{w}{arrow} {w}")).collect();
-    let asked = word(rng);
-    let prompt = format!("{}\n{asked}{arrow}", lines.join("\n"));
-    Conversation { messages: vec![Message::user(prompt), Message::assistant(asked)] }
-}
-
-/// A list of facts of one topic about more words than nouns: countries with their capitals, things with their colours.
-fn facts_in_a_list(rng: &mut ChaCha8Rng, seed: u64) -> Conversation {
-    let topic = pick(rng, &[Topic::Capital, Topic::Colour, Topic::Opposite]);
-    let arrow = pick(rng, &ARROWS);
-    let mut pairs: Vec<(String, String)> = Vec::new();
-    for _ in 0..rng.random_range(3..=4) {
-        let Asked { cloze: (before, value), .. } = of_topic(rng, seed, Split::Train, topic);
-        let word = before.trim_end_matches(" is").rsplit(" of ").next().unwrap_or_default();
-        pairs.push((word.trim_start_matches("an ").trim_start_matches("a ").to_owned(), value));
-    }
-    let (asked, answer) = pairs.pop().unwrap_or_default();
-    let lines: Vec<String> = pairs.iter().map(|(word, value)| format!("{word}{arrow} {value}")).collect();
-    let prompt = format!("{}\n{asked}{arrow}", lines.join("\n"));
-    Conversation { messages: vec![Message::user(prompt), Message::assistant(answer)] }
-}
-
 /// A request to repeat words, for fine-tuning: a model that can repeat any words can use the words of a question in its answer.
-pub fn echo(rng: &mut ChaCha8Rng, seed: u64) -> Conversation {
-    match rng.random_range(0..4) {
-        0 => return same_again(rng),
-        1 | 2 => return facts_in_a_list(rng, seed),
-        _ => {}
-    }
+pub fn echo(rng: &mut ChaCha8Rng) -> Conversation {
     let thing = |rng: &mut ChaCha8Rng| {
         let (one, many) = if rng.random() { pick(rng, &THINGS) } else { pick(rng, &SPOTS) };
         if rng.random() { one } else { many }

@@ -10,10 +10,10 @@ use super::{capitalised, pick, pick_two, with_article};
 
 /// A random kind of sentence, as its generator.
 pub fn kind(rng: &mut ChaCha8Rng) -> fn(&mut ChaCha8Rng) -> String {
-    let kinds: [fn(&mut ChaCha8Rng) -> String; 28] = [
+    let kinds: [fn(&mut ChaCha8Rng) -> String; 30] = [
         capitals, colours, opposites, french, french, categories, categories, asked, asked, asked, asked, asked, asked,
         asked, asked, lists, lists, lists, lists, sums, sums, counting, counting, summaries, summaries, summaries,
-        feelings, feelings,
+        summaries, summaries, feelings, feelings,
     ];
     pick(rng, &kinds)
 }
@@ -126,11 +126,11 @@ fn asked(rng: &mut ChaCha8Rng) -> String {
     let topic = rng.random_range(0..7);
     let ((what, statement), (then, next)) = (unknown(rng, topic), unknown(rng, topic));
     match rng.random_range(0..5) {
-        0 => format!("{one} asked {other} about {what}. {statement}"),
+        0 => format!("{one} asked {other} about {what}. {other} told {one}: {statement}"),
         1 => format!("{one} wanted to know {what}. {other} said: {statement}"),
         2 => format!("{one} wondered about {what}. {statement} Then {she} wondered about {then}. {next}"),
         3 => format!("{one} asked for {what}. {statement} And for {then}. {next}"),
-        _ => format!("{one} forgot {what}, but {other} knew it. {statement}"),
+        _ => format!("{one} forgot {what}, but {other} knew it and told {one}: {statement}"),
     }
 }
 
@@ -158,14 +158,15 @@ impl Relation {
 
 pub const ARROWS: [&str; 3] = [":", " ->", " ="];
 
-/// Different words of a relation in one line, as few-shot prompts lay them out.
+/// Different words of a relation, as few-shot prompts lay them out: a pair in a line, all pairs in one line, or each word
+/// in a line of its own, so that the second word of a pair occurs without a space before it, as an answer begins.
 fn lists(rng: &mut ChaCha8Rng) -> String {
     let (relation, arrow) = (pick(rng, &Relation::ALL), pick(rng, &ARROWS));
-    let end = pick(rng, &["\n", ", "]);
+    let (between, end) = pick(rng, &[(" ", "\n"), (" ", ", "), ("\n", "\n")]);
     let mut pairs: Vec<String> = Vec::new();
     while pairs.len() < 6 {
         let (kind, index) = (rng.random_range(0..4), rng.random_range(0..16));
-        let pair = format!("{}{arrow} {}", CATEGORIES[kind].1[index].0, relation.of(kind, index));
+        let pair = format!("{}{arrow}{between}{}", CATEGORIES[kind].1[index].0, relation.of(kind, index));
         if !pairs.contains(&pair) {
             pairs.push(pair);
         }
@@ -200,17 +201,18 @@ pub fn summary(rng: &mut ChaCha8Rng) -> (String, String, String) {
     let (name, she, _) = person(rng);
     let she = capitalised(she);
     let (place, thing) = (pick(rng, &PLACES), pick(rng, &THINGS).1);
-    let weather = pick(rng, &["It rained.", "It snowed.", "It was hot.", "It was late."]);
     let (did, end) = pick(
         rng,
         &[
-            ("bought", "Then it was time to go."),
-            ("sold", "After that the work was done."),
-            ("lost", "Nobody had seen them."),
-            ("found", "They had been there long."),
+            ("bought", " Then it was time to go."),
+            ("sold", " After that the work was done."),
+            ("lost", " Nobody had seen them."),
+            ("found", " They had been there long."),
         ],
     );
-    let text = format!("{name} went to the {place}. {weather} {she} {did} some {thing} there. {end}");
+    let weather = pick(rng, &["", " It rained.", " It snowed.", " It was hot.", " It was late."]);
+    let end = if rng.random() { end } else { "" };
+    let text = format!("{name} went to the {place}.{weather} {she} {did} some {thing} there.{end}");
     (text, format!("{name} {did} {thing} at the {place}."), format!("{did} {thing} {place}"))
 }
 

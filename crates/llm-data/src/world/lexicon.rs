@@ -327,9 +327,8 @@ pub const SCALES: [Scale; 12] = [
     Scale { ends: [["smooth", "even"], ["rough", "bumpy"]], of_people: false },
 ];
 
-/// Places: three outdoors, then three indoors.
-pub const SIGHTS: [&str; 6] =
-    ["by the sea", "in the forest", "in the field", "in the office", "in the garage", "in the attic"];
+/// Places: two outdoors, then two indoors.
+pub const SIGHTS: [&str; 4] = ["by the sea", "in the forest", "in the office", "in the attic"];
 
 /// A word with two senses, an animal and a thing. The place determines the sense: half of the words mean the animal outdoors and
 /// the thing indoors (a seal), the others the thing outdoors and the animal indoors (a bat).
@@ -345,15 +344,13 @@ impl Homonym {
     }
 }
 
-pub const HOMONYMS: [Homonym; 8] = [
+pub const HOMONYMS: [Homonym; 6] = [
     Homonym { word: "seal", animal_outdoors: true },
     Homonym { word: "crane", animal_outdoors: true },
-    Homonym { word: "cobra", animal_outdoors: true },
     Homonym { word: "falcon", animal_outdoors: true },
     Homonym { word: "bat", animal_outdoors: false },
     Homonym { word: "mouse", animal_outdoors: false },
     Homonym { word: "kite", animal_outdoors: false },
-    Homonym { word: "drone", animal_outdoors: false },
 ];
 
 /// Sentence endings that fit an animal, and endings that fit a thing.

@@ -54,6 +54,7 @@ fn fine_tuning(world: &World) -> Vec<Conversation> {
     let mut all: Vec<Conversation> = world.tasks(Split::Train, 9000).iter().map(Task::conversation).collect();
     all.extend(world.crowd(2000));
     all.extend(world.dialogues(1500));
+    all.extend(world.echoes(1500));
     all
 }
 
@@ -132,4 +133,17 @@ fn documents_are_short_and_the_corpus_has_the_configured_size() {
     let documents = world.corpus(Split::Train);
     assert!(documents.iter().map(|d| d.len() + 1).sum::<usize>() >= 300_000);
     assert!(documents.iter().all(|d| d.split_whitespace().count() < 160));
+}
+
+#[test]
+fn every_answer_to_a_few_shot_prompt_begins_a_line_somewhere_in_the_training_text() {
+    // An answer begins without a space before it, so its tokens differ from those of the same word within a sentence.
+    let world = small();
+    let corpus = world.corpus(Split::Train);
+    let lines: HashSet<&str> =
+        corpus.iter().flat_map(|text| text.lines().skip(1)).map(|l| l.trim_end_matches(['.', ':'])).collect();
+    let tasks = world.tasks(Split::HeldOut, 2000);
+    for task in tasks.iter().filter(|task| task.kind == PromptKind::FewShot) {
+        assert!(lines.contains(task.answers[0].as_str()), "{}", task.answers[0]);
+    }
 }
