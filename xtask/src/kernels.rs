@@ -54,11 +54,11 @@ fn table() -> Result<()> {
             .fold(None, |best: Option<f64>, rate| Some(best.map_or(rate, |best| best.max(rate))))
     });
     println!("memory bandwidth (read): {:.1} GB/s", read / 1e9);
-    if let [Some(full), Some(half)] = peaks {
+    if let [Some(f32_rate), Some(bf16_rate)] = peaks {
         println!(
             "peak matmul rate (operands in the L1 cache): f32 {:.0}, bf16 {:.0} GFLOP/s\n",
-            full / 1e9,
-            half / 1e9
+            f32_rate / 1e9,
+            bf16_rate / 1e9
         );
     }
     println!("| kernel | ms | rate | share of the peak |\n|---|---|---|---|");
@@ -100,16 +100,17 @@ fn matmuls(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result<()> 
         let time = seconds(|| llm_kernels::linear_with_precision(&x, &w, precision).map(drop))?;
         show(&format!("linear {k} to {m}, {name}"), Work::Flops(flops(TOKENS, k, m), precision), time);
         let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&w)?);
-        let both = seconds(|| llm_kernels::linear_with_precision(&x, &w, precision)?.backward().map(drop))?;
-        show(&format!("its backward, {name}"), Work::Flops(2. * flops(TOKENS, k, m), precision), both - time);
+        let total = seconds(|| llm_kernels::linear_with_precision(&x, &w, precision)?.backward().map(drop))?;
+        show(&format!("its backward, {name}"), Work::Flops(2. * flops(TOKENS, k, m), precision), total - time);
     }
     let (q, k, v) = (random(&[8, 512, 6, 64])?, random(&[8, 512, 6, 64])?, random(&[8, 512, 6, 64])?);
     let scores = AttentionParams { precision, ..AttentionParams::for_head_dim(64) };
     let time = seconds(|| llm_kernels::attention(&q, &k, &v, scores, &AttentionMask::default()).map(drop))?;
     show(&format!("attention 8 x 512, 6 heads of 64, {name}"), Work::Flops(4. * 64. * PAIRS, precision), time);
     let q = Var::from_tensor(&q)?;
-    let both = seconds(|| llm_kernels::attention(&q, &k, &v, scores, &AttentionMask::default())?.backward().map(drop))?;
-    show(&format!("its backward, {name}"), Work::Flops(10. * 64. * PAIRS, precision), both - time);
+    let total =
+        seconds(|| llm_kernels::attention(&q, &k, &v, scores, &AttentionMask::default())?.backward().map(drop))?;
+    show(&format!("its backward, {name}"), Work::Flops(10. * 64. * PAIRS, precision), total - time);
     let (x, w) = (Var::from_tensor(&random(&[TOKENS, HIDDEN])?)?, Var::from_tensor(&random(&[VOCAB, HIDDEN])?)?);
     let labels: Vec<i64> = (0..TOKENS as i64).collect();
     let options = CrossEntropyOptions { precision, ..CrossEntropyOptions::default() };
@@ -140,9 +141,9 @@ fn fused_blocks(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result
     show(&format!("fused attention block, forward and backward, {name}"), Work::Flops(work, precision), time);
     let (gate, up, down) = (var(&[INNER, HIDDEN])?, var(&[INNER, HIDDEN])?, var(&[HIDDEN, INNER])?);
     let weights = MlpWeights { gate: &gate, up: &up, down: &down };
-    let network = || llm_kernels::mlp_block(&x, Some((&norm, 1e-5)), weights, Activation::Silu, precision)?.backward();
+    let mlp = || llm_kernels::mlp_block(&x, Some((&norm, 1e-5)), weights, Activation::Silu, precision)?.backward();
     let work = 3. * 3. * flops(TOKENS, HIDDEN, INNER);
-    let time = seconds(|| network().map(drop))?;
+    let time = seconds(|| mlp().map(drop))?;
     show(&format!("fused MLP block, forward and backward, {name}"), Work::Flops(work, precision), time);
     Ok(())
 }
@@ -184,8 +185,8 @@ fn decoding(show: &impl Fn(&str, Work, f64)) -> Result<()> {
     let (x, w) = (random(&[1, 576])?, random(&[49152, 576])?);
     let bytes = |each: f64| Work::Bytes(each * 49152. * 576.);
     show("one row, f32 weight", bytes(4.), seconds(|| llm_kernels::linear(&x, &w).map(drop))?);
-    let half = w.to_dtype(DType::BF16)?;
-    show("one row, bf16 weight", bytes(2.), seconds(|| llm_kernels::linear(&x, &half).map(drop))?);
+    let bf16 = w.to_dtype(DType::BF16)?;
+    show("one row, bf16 weight", bytes(2.), seconds(|| llm_kernels::linear(&x, &bf16).map(drop))?);
     for (name, format) in [("q8_0", BlockFormat::Q8_0), ("q4_0", BlockFormat::Q4_0)] {
         let blocks = QuantizedWeight::quantize(&w, format)?;
         let each = format.bytes() as f64 / format.elements() as f64;
