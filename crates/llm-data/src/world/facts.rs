@@ -158,8 +158,8 @@ impl Relation {
 
 pub const ARROWS: [&str; 3] = [":", " ->", " ="];
 
-/// Different words of a relation, as few-shot prompts lay them out: a pair in a line, all pairs in one line, or each word
-/// in a line of its own, so that the second word of a pair occurs without a space before it, as an answer begins.
+/// Pairs of words of one relation in the layouts of few-shot prompts: one pair per line, all pairs in one line, or one word per
+/// line. In the last layout the second word of a pair has no space before it, like the beginning of an answer.
 fn lists(rng: &mut ChaCha8Rng) -> String {
     let (relation, arrow) = (pick(rng, &Relation::ALL), pick(rng, &ARROWS));
     let (between, end) = pick(rng, &[(" ", "\n"), (" ", ", "), ("\n", "\n")]);

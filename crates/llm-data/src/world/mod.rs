@@ -136,7 +136,7 @@ impl World {
         (0..count).map(|_| dialogue::conversation(&mut rng, self.config.seed)).collect()
     }
 
-    /// Requests to repeat words, to train on.
+    /// Requests to repeat words, for fine-tuning.
     pub fn echoes(&self, count: usize) -> Vec<Conversation> {
         let mut rng = self.rng(61, Split::Train);
         (0..count).map(|_| dialogue::echo(&mut rng)).collect()
