@@ -1,44 +1,44 @@
-//! What stands between the two layers of a feed-forward network: an activation, and its product with a second branch
-//! (SwiGLU and `GeGLU`: Shazeer 2020, arXiv 2002.05202; GELU: Hendrycks and Gimpel 2016, arXiv 1606.08415).
+//! Activations of an MLP, also multiplied by a second branch (SwiGLU and `GeGLU`: Shazeer 2020, arXiv 2002.05202;
+//! GELU: Hendrycks and Gimpel 2016, arXiv 1606.08415).
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::rms_norm::cpu;
+use crate::rms_norm::cpu_slice;
 use crate::simd::{contiguous, exp, tanh, zeros};
 
 const CHUNK: usize = 16384;
 const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
 
-/// The non-linearity of a feed-forward network.
+/// The activation of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `x · sigmoid(x)`.
     Silu,
-    /// `x · Φ(x)` with the normal distribution Φ.
+    /// `x · Φ(x)`, Φ being the normal distribution function.
     Gelu,
-    /// `x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`: what GPT-2 and Gemma were trained with.
+    /// `x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`: used by GPT-2 and Gemma.
     GeluTanh,
 }
 
 /// `activation(x)`, element by element.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
-    if crate::is_fused(x) { x.contiguous()?.apply_op1(Plain(activation)) } else { naive(x, activation) }
+    if crate::is_fused(x) { x.contiguous()?.apply_op1(Plain(activation)) } else { reference(x, activation) }
 }
 
-/// `activation(gate) · up`, element by element; both have the same shape, and so has the result.
+/// `activation(gate) · up`, element by element. Both have the same shape, as does the result.
 pub fn gated_activation(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
     if gate.dims() != up.dims() {
-        bail!("gated: gate is {:?}, up is {:?}; they must be alike", gate.dims(), up.dims());
+        bail!("gated_activation: gate is {:?}, up is {:?}; their shapes must be equal", gate.dims(), up.dims());
     }
     if crate::is_fused(gate) && crate::is_fused(up) {
         gate.contiguous()?.apply_op2(&up.contiguous()?, Gated(activation))
     } else {
-        naive(gate, activation)? * up
+        reference(gate, activation)? * up
     }
 }
 
-fn naive(x: &Tensor, activation: Activation) -> Result<Tensor> {
+fn reference(x: &Tensor, activation: Activation) -> Result<Tensor> {
     match activation {
         Activation::Silu => x.silu(),
         Activation::Gelu => (x * 0.5)? * ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.)?,
@@ -50,7 +50,7 @@ fn naive(x: &Tensor, activation: Activation) -> Result<Tensor> {
     }
 }
 
-/// An activation at one `x`: `value = from · share`, and the slope there.
+/// An activation at one `x`: `value = from · share`, and its derivative `slope`.
 struct Curve {
     from: f32,
     value: f32,
@@ -58,14 +58,14 @@ struct Curve {
     slope: f32,
 }
 
-/// `x`, but no lower than `-end`, where the share is 0 in f32 or nearly so: 0 times -inf would be NaN. NaN stays.
+/// `x`, limited to at least `-end`, where the share is (nearly) 0 in f32: 0 times -inf would be NaN. NaN stays NaN.
 #[inline(always)]
 fn from(x: f32, end: f32) -> f32 {
     if x < -end { -end } else { x }
 }
 
-/// `x`, but no further from 0 than `end`, where the curve is straight in f32: what is squared in a slope must not overflow. NaN
-/// stays.
+/// `x`, limited to `-end..end`, beyond which the function is linear in f32: the squares in a derivative must not
+/// overflow. NaN stays NaN.
 #[inline(always)]
 fn within(x: f32, end: f32) -> f32 {
     let x = from(x, end);
@@ -80,7 +80,7 @@ fn silu(x: f32) -> Curve {
     Curve { from, value: from / (1. + e), share, slope: share + within(x, END) * share * (1. - share) }
 }
 
-// The slope is Φ(x) + x · φ(x).
+// The derivative is Φ(x) + x · φ(x).
 #[inline(always)]
 fn gelu(x: f32) -> Curve {
     const END: f32 = 14.;
@@ -88,7 +88,7 @@ fn gelu(x: f32) -> Curve {
     Curve { from, value: from * share, share, slope: share + x * 0.398_942_3 * exp(-0.5 * x * x) }
 }
 
-/// Φ(x) to an absolute error under 3e-7: Abramowitz and Stegun 7.1.26 for the error function.
+/// Φ(x) with an absolute error under 3e-7: Abramowitz and Stegun 7.1.26 for the error function.
 #[inline(always)]
 fn normal_cdf(x: f32) -> f32 {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
@@ -116,7 +116,7 @@ struct Gated(Activation);
 
 impl CustomOp2 for Gated {
     fn name(&self) -> &'static str {
-        "gated"
+        "gated_activation"
     }
 
     fn cpu_fwd(&self, gs: &CpuStorage, gl: &Layout, us: &CpuStorage, ul: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -133,11 +133,11 @@ impl CustomOp2 for Gated {
         let dy = dy.contiguous()?;
         let ((gs, gl), (us, ul), (ds, dl)) =
             (gate.storage_and_layout(), up.storage_and_layout(), dy.storage_and_layout());
-        let (gates, ups) = (cpu(&gs, gl)?, cpu(&us, ul)?);
+        let (gates, ups) = (cpu_slice(&gs, gl)?, cpu_slice(&us, ul)?);
         let (mut dg, mut du) = (zeros(gates.len()), zeros(ups.len()));
         let branches = gates.par_chunks(CHUNK).zip(ups.par_chunks(CHUNK));
         let chunks = dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK)).zip(branches);
-        chunks.zip(cpu(&ds, dl)?.par_chunks(CHUNK)).for_each(|(((dg, du), (gate, up)), dy)| {
+        chunks.zip(cpu_slice(&ds, dl)?.par_chunks(CHUNK)).for_each(|(((dg, du), (gate, up)), dy)| {
             dg.copy_from_slice(gate);
             du.copy_from_slice(up);
             gated_backward(self.0, dg, du, dy);
@@ -164,7 +164,7 @@ impl CustomOp1 for Plain {
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let dy = dy.contiguous()?;
         let ((xs, xl), (ds, dl)) = (x.storage_and_layout(), dy.storage_and_layout());
-        let (data, d) = (cpu(&xs, xl)?, cpu(&ds, dl)?);
+        let (data, d) = (cpu_slice(&xs, xl)?, cpu_slice(&ds, dl)?);
         let mut dx = zeros(data.len());
         dx.par_chunks_mut(CHUNK)
             .zip(data.par_chunks(CHUNK))
@@ -174,7 +174,7 @@ impl CustomOp1 for Plain {
     }
 }
 
-// Each loop is compiled for each vector unit and each activation: `curve` is inlined into it.
+// Each loop is compiled for each instruction set and each activation: `curve` is inlined.
 
 #[pulp::with_simd(gated_forward = crate::unit::arch())]
 #[inline(always)]
@@ -199,7 +199,7 @@ fn gates(gate: &[f32], up: &[f32], y: &mut [f32], curve: impl Fn(f32) -> Curve) 
     }
 }
 
-/// `gate` and `up` become their gradients.
+/// Replaces `gate` and `up` by their gradients.
 #[pulp::with_simd(gated_backward = crate::unit::arch())]
 #[inline(always)]
 pub(crate) fn gated_backward_simd<'a, S: pulp::Simd>(
@@ -267,41 +267,41 @@ fn gradients(x: &[f32], dy: &[f32], dx: &mut [f32], curve: impl Fn(f32) -> Curve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_same_gradients, assert_same_gradients_within, random};
+    use crate::testing::{assert_matches_reference, assert_matches_reference_within, random};
 
     const ALL: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
 
     #[test]
-    fn fused_gates_equal_the_naive_ones_in_f64() -> Result<()> {
+    fn fused_gated_activations_equal_the_f64_reference() -> Result<()> {
         for activation in ALL {
             for (shape, scale) in
                 [([1, 1], 1.), ([3, 17], 1.), ([40, 512], 1.), ([3, 5], 60.), ([3, 5], 1e-4), ([0, 4], 1.)]
             {
                 let (gate, up) = (random(&shape, 1, scale)?, random(&shape, 2, 1.)?);
-                assert_same_gradients(&[&gate, &up], 1e-5, |t| gated_activation(&t[0], &t[1], activation))?;
+                assert_matches_reference(&[&gate, &up], 1e-5, |t| gated_activation(&t[0], &t[1], activation))?;
             }
             let (gate, up) = (random(&[5, 7], 1, 1.)?, random(&[7, 5], 2, 1.)?);
-            assert_same_gradients(&[&gate, &up], 1e-5, |t| gated_activation(&t[0].t()?, &t[1], activation))?;
+            assert_matches_reference(&[&gate, &up], 1e-5, |t| gated_activation(&t[0].t()?, &t[1], activation))?;
         }
         Ok(())
     }
 
     #[test]
-    fn fused_activations_equal_the_naive_ones_in_f64() -> Result<()> {
+    fn fused_activations_equal_the_f64_reference() -> Result<()> {
         for activation in ALL {
             for (shape, scale) in [([1, 1], 1.), ([3, 17], 4.), ([40, 512], 8.), ([3, 5], 60.), ([0, 4], 1.)] {
-                // The approximation of the error function is absolute: 3e-7 of x.
+                // The approximation of the error function has an absolute error: 3e-7 of x.
                 let x = random(&shape, 1, scale)?;
-                assert_same_gradients_within(&[&x], 2e-6, 2e-6, |t| activate(&t[0], activation))?;
+                assert_matches_reference_within(&[&x], 2e-6, 2e-6, |t| activate(&t[0], activation))?;
             }
             let x = random(&[5, 7], 1, 1.)?;
-            assert_same_gradients(&[&x], 1e-5, |t| activate(&t[0].t()?, activation))?;
+            assert_matches_reference(&[&x], 1e-5, |t| activate(&t[0].t()?, activation))?;
         }
         Ok(())
     }
 
     #[test]
-    fn values_and_slopes_are_right_however_large_the_number_is() -> Result<()> {
+    fn values_and_derivatives_are_correct_for_large_inputs() -> Result<()> {
         let device = candle_core::Device::Cpu;
         let numbers = [20f32, 90., 1e4, 1e20, 3e38, f32::INFINITY];
         for activation in ALL {
@@ -312,13 +312,13 @@ mod tests {
                 let y = y.to_vec1::<f32>()?[0];
                 let (value, straight) = if x > 0. { (x, 1.) } else { (0., 0.) };
                 assert!(y == value || (y - value).abs() < 1e-6, "{activation:?}({x}) is {y}");
-                assert!((slope - straight).abs() < 1e-6, "{activation:?} at {x} has the slope {slope}");
+                assert!((slope - straight).abs() < 1e-6, "{activation:?} at {x} has the derivative {slope}");
                 let (gate, up) = (candle_core::Var::new(&[x], &device)?, candle_core::Var::new(&[2f32], &device)?);
                 let grads = gated_activation(&gate, &up, activation)?.backward()?;
-                let [of_gate, of_up] = [&gate, &up].map(|var| grads.get(var).unwrap().to_vec1::<f32>().unwrap()[0]);
+                let [d_gate, d_up] = [&gate, &up].map(|var| grads.get(var).unwrap().to_vec1::<f32>().unwrap()[0]);
                 assert!(
-                    (of_gate - 2. * slope).abs() < 1e-6 && (of_up == y || (of_up - y).abs() < 1e-6),
-                    "{of_gate} {of_up}"
+                    (d_gate - 2. * slope).abs() < 1e-6 && (d_up == y || (d_up - y).abs() < 1e-6),
+                    "{d_gate} {d_up}"
                 );
             }
             let var = candle_core::Var::new(&[f32::NAN], &device)?;
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_that_differ_are_an_error() -> Result<()> {
+    fn mismatched_shapes_are_an_error() -> Result<()> {
         let (gate, up) = (random(&[2, 3], 1, 1.)?, random(&[3, 2], 1, 1.)?);
         assert!(gated_activation(&gate, &up, Activation::Silu).is_err());
         Ok(())

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 const CHUNK: usize = 32768;
 
-/// The numbers of one step of [`adamw_step`], already corrected for the step count by the caller.
+/// The hyperparameters of one [`adamw_step`].
 #[derive(Debug, Clone, Copy)]
 pub struct AdamWStep {
     /// Learning rate of this step.
@@ -16,26 +16,26 @@ pub struct AdamWStep {
     pub beta1: f64,
     /// Decay of the second moment, in `0..1`.
     pub beta2: f64,
-    /// Added to the root of the *bias-corrected* second moment, as PyTorch does; positive.
+    /// Added to the root of the *bias-corrected* second moment, as in PyTorch; positive.
     pub eps: f64,
-    /// Decoupled decay: the weight is first multiplied by `1 - learning_rate * weight_decay`.
+    /// Decoupled weight decay: the weight is first multiplied by `1 - learning_rate * weight_decay`.
     pub weight_decay: f64,
-    /// The step's number from 1, for the correction of the moments' bias.
+    /// The number of the step, from 1, for the bias correction.
     pub step: u64,
-    /// The gradient is multiplied by this before anything else (clipping, averaging over micro-batches).
+    /// The gradient is first multiplied by this (clipping, averaging over micro-batches).
     pub gradient_scale: f64,
 }
 
 /// Updates `weight` and `moments` in place. `moments` is `(2, n)`: first and second moment of the `n` weights.
 ///
-/// All three are f32, contiguous and on the same device; none is a view of another's memory.
+/// All three are f32, contiguous and on the same device. It is an error if two of them share memory.
 pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamWStep) -> Result<()> {
     if moments.dims() != [2, weight.elem_count()] || grad.dims() != weight.dims() {
         bail!("adamw_step: weight {:?}, gradient {:?}, moments {:?}", weight.dims(), grad.dims(), moments.dims());
     }
     let AdamWStep { beta1, beta2, eps, step: number, .. } = *step;
     let decays = [beta1, beta2].iter().all(|beta| (0. ..1.).contains(beta));
-    // The second moment of a small gradient is 0 in f32: nothing but a positive eps keeps its step finite.
+    // The second moment of a small gradient is 0 in f32: only a positive eps keeps its step finite.
     if !decays || eps <= 0. || eps.is_nan() || number == 0 {
         bail!(
             "adamw_step: beta1 {beta1}, beta2 {beta2}, eps {eps}, step {number}; the betas must be in 0..1, eps positive, \
@@ -43,19 +43,20 @@ pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamW
         );
     }
     let grad = grad.contiguous()?;
-    // Each of the three is locked below, and one that is locked for writing already is waited for without end.
+    // Each of the three is locked below; locking the same storage twice would wait forever.
     let [w, g, m] = [weight, &grad, moments].map(memory);
     if w == g || w == m || g == m {
-        bail!("adamw_step: weight, gradient and moments are views of the same memory; each needs its own");
+        bail!("adamw_step: weight, gradient and moments must not share the same memory");
     }
     if crate::is_fused(weight) {
-        return weight.inplace_op2(&grad, &OnWeight { moments, step });
+        return weight.inplace_op2(&grad, &WithWeight { moments, step });
     }
     let (m, v) = (moments.get(0)?, moments.get(1)?);
     let g = (grad.flatten_all()?.to_dtype(DType::F32)? * step.gradient_scale)?;
     let m = ((m * step.beta1)? + (&g * (1. - step.beta1))?)?;
     let v = ((v * step.beta2)? + (g.sqr()? * (1. - step.beta2))?)?;
-    let denominator = ((&v / bias(step.beta2, step.step))?.sqrt()? + f64::from(crate::rms_norm::epsilon(step.eps)))?;
+    let denominator =
+        ((&v / bias(step.beta2, step.step))?.sqrt()? + f64::from(crate::rms_norm::f32_epsilon(step.eps)))?;
     let update = ((&m / bias(step.beta1, step.step))? / denominator)?.reshape(weight.dims())?;
     let decayed = (weight * (1. - step.learning_rate * step.weight_decay))?;
     let new = (decayed - (update * step.learning_rate)?.to_dtype(weight.dtype())?)?;
@@ -63,25 +64,25 @@ pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamW
     moments.slice_set(&Tensor::stack(&[m, v], 0)?, 0, 0)
 }
 
-/// `Σ x²` of all elements, as the global gradient norm needs it; summed in f64.
+/// `Σ x²` of all elements, summed in f64; for the global gradient norm.
 pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
     let x = x.contiguous()?;
     if !crate::is_fused(&x) {
         return x.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
     }
     let (storage, layout) = x.storage_and_layout();
-    let data = crate::rms_norm::cpu(&storage, layout)?;
-    let parts: Vec<f64> = data.par_chunks(CHUNK).map(chunk_square_sum).collect();
+    let data = crate::rms_norm::cpu_slice(&storage, layout)?;
+    let parts: Vec<f64> = data.par_chunks(CHUNK).map(chunk_sum_of_squares).collect();
     Ok(parts.iter().sum())
 }
 
-#[pulp::with_simd(chunk_square_sum = crate::unit::arch())]
+#[pulp::with_simd(chunk_sum_of_squares = crate::unit::arch())]
 #[inline(always)]
-fn chunk_square_sum_simd<S: pulp::Simd>(_simd: S, x: &[f32]) -> f64 {
+fn chunk_sum_of_squares_simd<S: pulp::Simd>(_simd: S, x: &[f32]) -> f64 {
     x.chunks(1024).map(|x| f64::from(crate::simd::sum2(x, x, |a, b| a * b))).sum()
 }
 
-/// Where a tensor's storage lies: views of one storage share it.
+/// The address of a tensor's storage: views of one storage share it.
 fn memory(x: &Tensor) -> usize {
     std::ptr::from_ref(&*x.storage_and_layout().0).addr()
 }
@@ -97,71 +98,71 @@ fn f32s_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut 
     }
 }
 
-/// The step with the weight's memory in hand. candle lends an operation one tensor to change, so it takes the moments' memory
-/// by a second operation within.
-struct OnWeight<'a> {
+/// The step with access to the weight's memory. candle gives an operation mutable access to one tensor, so it takes
+/// the moments' memory with a second, nested operation.
+struct WithWeight<'a> {
     moments: &'a Tensor,
     step: &'a AdamWStep,
 }
 
-impl InplaceOp2 for OnWeight<'_> {
+impl InplaceOp2 for WithWeight<'_> {
     fn name(&self) -> &'static str {
         "adamw"
     }
 
     fn cpu_fwd(&self, ws: &mut CpuStorage, wl: &Layout, gs: &CpuStorage, gl: &Layout) -> Result<()> {
         let weight = RefCell::new(f32s_mut(ws, wl)?);
-        self.moments.inplace_op1(&OnMoments { weight, grad: crate::simd::contiguous(gs, gl)?, step: self.step })
+        self.moments.inplace_op1(&WithMoments { weight, grad: crate::simd::contiguous(gs, gl)?, step: self.step })
     }
 }
 
-/// The step with the memory of all three tensors in hand.
-struct OnMoments<'a> {
+/// The step with access to the memory of all three tensors.
+struct WithMoments<'a> {
     weight: RefCell<&'a mut [f32]>,
     grad: &'a [f32],
     step: &'a AdamWStep,
 }
 
-impl InplaceOp1 for OnMoments<'_> {
+impl InplaceOp1 for WithMoments<'_> {
     fn name(&self) -> &'static str {
         "adamw"
     }
 
     fn cpu_fwd(&self, ms: &mut CpuStorage, ml: &Layout) -> Result<()> {
         let (m, v) = f32s_mut(ms, ml)?.split_at_mut(self.grad.len());
-        let numbers = Numbers::of(self.step);
+        let constants = StepConstants::of(self.step);
         self.weight
             .borrow_mut()
             .par_chunks_mut(CHUNK)
             .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
             .zip(self.grad.par_chunks(CHUNK))
-            .for_each(|((w, (m, v)), grad)| update(w, m, v, grad, &numbers));
+            .for_each(|((w, (m, v)), grad)| update(w, m, v, grad, &constants));
         Ok(())
     }
 }
 
-/// What the loop multiplies with.
-struct Numbers {
+/// The constants of the inner loop.
+struct StepConstants {
     scale: f32,
     betas: [f32; 2],
-    /// One less each of them, in f32 of f64: 1 - 0.999 in f32 would be off by 5e-5 of it.
-    others: [f32; 2],
+    /// One minus each beta, computed in f64: `1 - 0.999` in f32 has a relative error of 5e-5.
+    one_minus_betas: [f32; 2],
     decay: f32,
-    rate: f32,
-    root: f32,
+    step_size: f32,
+    v_correction: f32,
     eps: f32,
 }
 
-impl Numbers {
+impl StepConstants {
     fn of(step: &AdamWStep) -> Self {
         Self {
             scale: step.gradient_scale as f32,
             betas: [step.beta1 as f32, step.beta2 as f32],
-            others: [(1. - step.beta1) as f32, (1. - step.beta2) as f32],
+            one_minus_betas: [(1. - step.beta1) as f32, (1. - step.beta2) as f32],
             decay: (1. - step.learning_rate * step.weight_decay) as f32,
-            rate: (step.learning_rate / bias(step.beta1, step.step)) as f32,
-            root: (1. / bias(step.beta2, step.step)).sqrt() as f32,
-            eps: crate::rms_norm::epsilon(step.eps),
+            step_size: (step.learning_rate / bias(step.beta1, step.step)) as f32,
+            v_correction: (1. / bias(step.beta2, step.step)).sqrt() as f32,
+            eps: crate::rms_norm::f32_epsilon(step.eps),
         }
     }
 }
@@ -174,14 +175,15 @@ fn update_simd<'a, S: pulp::Simd>(
     m: &'a mut [f32],
     v: &'a mut [f32],
     grad: &'a [f32],
-    numbers: &'a Numbers,
+    constants: &'a StepConstants,
 ) {
-    let &Numbers { scale, betas: [b1, b2], others: [c1, c2], decay, rate, root, eps } = numbers;
+    let &StepConstants { scale, betas: [b1, b2], one_minus_betas: [c1, c2], decay, step_size, v_correction, eps } =
+        constants;
     for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(grad) {
         let g = g * scale;
         *m = *m * b1 + g * c1;
         *v = *v * b2 + g * g * c2;
-        *w = *w * decay - rate * *m / (v.sqrt() * root + eps);
+        *w = *w * decay - step_size * *m / (v.sqrt() * v_correction + eps);
     }
 }
 
@@ -191,7 +193,7 @@ mod tests {
     use crate::testing::random;
     use candle_core::{Device, Var};
 
-    /// Three steps of the paper's Algorithm 2 on one weight, in f64, written out.
+    /// The steps of Algorithm 2 of the paper on one weight, in f64.
     fn by_hand(mut w: f64, grads: &[f64], lr: f64, b1: f64, b2: f64, eps: f64, decay: f64) -> f64 {
         let (mut m, mut v) = (0., 0.);
         for (i, g) in grads.iter().enumerate() {
@@ -234,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn square_sum_adds_every_element() -> Result<()> {
+    fn sum_of_squares_adds_every_element() -> Result<()> {
         let x = Tensor::ones((1001, 100), DType::F32, &Device::Cpu)?;
         assert_eq!(sum_of_squares(&x)?, 100_100.);
         assert_eq!(sum_of_squares(&x.to_dtype(DType::F64)?)?, 100_100.);
@@ -252,7 +254,7 @@ mod tests {
     };
 
     #[test]
-    fn the_share_of_a_new_gradient_is_exact() -> Result<()> {
+    fn moments_after_one_step_are_exact() -> Result<()> {
         let (weight, moments) = (random(&[1], 1, 1.)?, Tensor::zeros((2, 1), DType::F32, &Device::Cpu)?);
         adamw_step(&weight, &Tensor::ones(1, DType::F32, &Device::Cpu)?, &moments, &STEP)?;
         for (moment, share) in moments.flatten_all()?.to_vec1::<f32>()?.into_iter().zip([0.1, 0.001]) {
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tiny_epsilon_is_not_zero_and_numbers_that_divide_by_zero_are_errors() -> Result<()> {
+    fn a_tiny_epsilon_is_not_zero_and_invalid_hyperparameters_are_errors() -> Result<()> {
         for dtype in [DType::F32, DType::F64] {
             let run = |step: AdamWStep| -> Result<f64> {
                 let weight = Tensor::ones(3, dtype, &Device::Cpu)?;
@@ -284,9 +286,9 @@ mod tests {
         Ok(())
     }
 
-    /// On a thread of its own: on the old way this waited for ever.
+    /// On its own thread, because a regression would wait forever.
     #[test]
-    fn views_of_one_memory_are_an_error() {
+    fn tensors_that_share_memory_are_an_error() {
         let (done, wait) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let run = |weight: &Tensor, grad: &Tensor, moments: &Tensor| {
@@ -299,13 +301,13 @@ mod tests {
                 [run(&first, &own, &rest), run(&own, &first, &rest), run(&first, &all.get(1).unwrap(), &moments)];
             done.send((errors, run(&first, &own, &moments))).unwrap();
         });
-        let (errors, fine) = wait.recv_timeout(std::time::Duration::from_mins(1)).expect("it hangs");
+        let (errors, fine) = wait.recv_timeout(std::time::Duration::from_mins(1)).expect("adamw_step hangs");
         assert!(errors.iter().flatten().filter(|error| error.contains("the same memory")).count() == 3, "{errors:?}");
         assert_eq!(fine, None);
     }
 
     #[test]
-    fn moments_of_another_size_are_an_error() -> Result<()> {
+    fn moments_of_the_wrong_size_are_an_error() -> Result<()> {
         let (w, g, m) = (random(&[3], 1, 1.)?, random(&[3], 1, 1.)?, random(&[2, 4], 1, 1.)?);
         assert!(adamw_step(&w, &g, &m, &STEP).is_err());
         Ok(())

@@ -1,8 +1,8 @@
-//! Causal grouped-query attention without a `(t, t)` matrix per head in memory (Vaswani et al. 2017, arXiv
-//! 1706.03762; grouped heads: Ainslie et al. 2023, arXiv 2305.13245).
+//! Causal grouped-query attention without a `(t, s)` matrix per head in memory (Vaswani et al. 2017, arXiv 1706.03762;
+//! grouped heads: Ainslie et al. 2023, arXiv 2305.13245).
 //!
-//! Letters: b batch, t queries, s keys, h query heads, g key/value heads, d head size. Queries are the *last* `t` of
-//! the `s` positions, so that the same call serves a whole sequence (`t == s`) and a step with a cache (`t < s`).
+//! Letters: b batch, t queries, s keys, h query heads, g key/value heads, d head size. The queries are the *last* `t`
+//! of the `s` positions. So the same call serves a whole sequence (`t == s`) and a step with a KV cache (`t < s`).
 
 mod decode;
 mod flash;
@@ -15,95 +15,90 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-pub(crate) use flash::{Core, Heads, HeadsMut};
+pub(crate) use flash::{FlashAttention, Heads, HeadsMut};
 pub use reference::attention_weights;
 
 use crate::matmul::Precision;
-use crate::uninit::{Places, written};
+use crate::uninit::{DisjointWriter, uninit_vec};
 
-/// Which keys a query may look at, besides being causal.
+/// The keys that a query attends to, in addition to the causal mask.
 #[derive(Debug, Clone, Default)]
 pub struct AttentionMask {
-    /// For each query `(b, t)` in order, the first key that it sees; `None`: all from the start.
+    /// For each query `(b, t)` in row-major order, the first key it attends to; `None`: all keys from the first on.
     ///
-    /// Left padding, packed documents and sliding windows are all of this kind. A query whose first key lies behind
-    /// its own position sees nothing, and its result is zero.
+    /// This covers left padding, packed documents and sliding windows. A query whose window starts after its own
+    /// position attends to no key; its result is zero.
     pub window_starts: Option<Arc<[u32]>>,
-    /// For each sequence of the batch, a half-open range of keys that no query sees, within the `s` keys; `(0, 0)`: nothing is
-    /// hidden.
+    /// For each sequence of the batch, a half-open range of keys within the `s` keys that no query attends to;
+    /// `(0, 0)`: none.
     ///
-    /// It is for evaluation (what does a prediction depend on?): where it is set, attention takes the composed path, which holds
-    /// all weights `(b, h, t, s)` in memory. A query all of whose keys are hidden has the result zero.
+    /// For evaluation, to measure which tokens a prediction depends on. If set, attention runs the reference
+    /// implementation, which holds all weights `(b, h, t, s)` in memory. The result of a query with no key left is
+    /// zero.
     pub masked_keys: Option<Arc<[(u32, u32)]>>,
 }
 
 impl AttentionMask {
-    /// Each query `(b, t)` in order sees the keys from its own first one on.
+    /// The mask in which each query `(b, t)`, in row-major order, attends to the keys from its own window start on.
     pub fn from_window_starts(window_starts: impl Into<Arc<[u32]>>) -> Self {
         Self { window_starts: Some(window_starts.into()), masked_keys: None }
     }
 
-    /// The half-open range of keys that query `i` of sequence `b` sees, with `t` queries and `s` keys.
+    /// The half-open range of keys that query `i` of sequence `b` attends to, with `t` queries and `s` keys.
     fn range(&self, b: usize, i: usize, t: usize, s: usize) -> (usize, usize) {
         let end = s - t + i + 1;
         let start = self.window_starts.as_ref().map_or(0, |first| first[b * t + i] as usize);
         (start.min(end), end)
     }
 
-    /// Whether key `j` is hidden from every query of sequence `b`.
-    fn hides(&self, b: usize, j: usize) -> bool {
+    /// True if key `j` is masked for all queries of sequence `b`.
+    fn is_masked(&self, b: usize, j: usize) -> bool {
         let hidden = self.masked_keys.as_ref().map_or((0, 0), |hidden| hidden[b]);
         (hidden.0 as usize..hidden.1 as usize).contains(&j)
     }
 }
 
-/// What is made of the product of a query and a key before the softmax.
+/// Parameters of the attention scores `q · kᵀ`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionParams {
-    /// It is multiplied by this, `1 / sqrt(d)` as a rule.
+    /// The scores are multiplied by this, usually `1 / sqrt(d)`.
     pub scale: f64,
-    /// Then it is held between `-cap` and `cap`: `cap · tanh(score / cap)` (Gemma 2, arXiv 2408.00118).
+    /// The scaled scores are then limited to `-cap..cap`: `cap · tanh(score / cap)` (Gemma 2, arXiv 2408.00118).
     pub soft_cap: Option<f64>,
-    /// What queries, keys, values and weights are rounded to as they are multiplied; beside a single query nothing is.
+    /// The precision of the matmuls. A single query (decoding) always runs in f32.
     pub precision: Precision,
 }
 
 impl AttentionParams {
-    /// `1 / sqrt(head_dim)`, no cap, in f32.
+    /// Scale `1 / sqrt(head_dim)`, no soft cap, f32.
     pub fn for_head_dim(head_dim: usize) -> Self {
         Self { scale: (head_dim as f64).powf(-0.5), soft_cap: None, precision: Precision::F32 }
     }
 
-    /// The cap, or 0.
+    /// The soft cap, or 0 if there is none.
     fn soft_cap(&self) -> f32 {
         self.soft_cap.map_or(0., |cap| cap as f32)
     }
 }
 
-/// `softmax(q · kᵀ · scale) · v` over the visible keys.
-///
-/// What a query does not see has no part in its result, whatever it is: a key or value may be infinite or NaN there.
+/// `softmax(q · kᵀ · scale) · v` over the keys that the mask allows.
 ///
 /// `q` is `(b, t, h, d)`, `k` and `v` are `(b, s, g, d)` with `h` a multiple of `g`; the result is `(b, t, h, d)`.
-pub fn attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    scores: AttentionParams,
-    visible: &AttentionMask,
-) -> Result<Tensor> {
-    let shape = Dims::of(q, k, v, visible)?;
+/// Masked keys and values never affect a result, even if they are infinite or NaN. It is an error if the shapes do not
+/// match or the mask has the wrong size.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, params: AttentionParams, mask: &AttentionMask) -> Result<Tensor> {
+    let dims = Dims::of(q, k, v, mask)?;
     let rows = |x: &Tensor| if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() };
-    if visible.masked_keys.is_none() && crate::is_fused(q) && crate::is_fused(k) && crate::is_fused(v) {
-        let core = Core { shape, scores, visible: visible.clone() };
-        let op = Attention { core, log_sums: OnceLock::new() };
+    if mask.masked_keys.is_none() && crate::is_fused(q) && crate::is_fused(k) && crate::is_fused(v) {
+        let flash = FlashAttention { dims, params, mask: mask.clone() };
+        let op = Attention { flash, lse: OnceLock::new() };
         rows(q)?.apply_op3(&rows(k)?, &rows(v)?, op)
     } else {
-        reference::attention(q, k, v, scores, visible)
+        reference::attention(q, k, v, params, mask)
     }
 }
 
-/// The sizes of an attention.
+/// The sizes of an attention call.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Dims {
     pub b: usize,
@@ -115,25 +110,25 @@ pub(crate) struct Dims {
 }
 
 impl Dims {
-    fn of(q: &Tensor, k: &Tensor, v: &Tensor, visible: &AttentionMask) -> Result<Self> {
+    fn of(q: &Tensor, k: &Tensor, v: &Tensor, mask: &AttentionMask) -> Result<Self> {
         let ((b, t, h, d), (bk, s, g, dk)) = (q.dims4()?, k.dims4()?);
         let fits = bk == b && dk == d && k.dims() == v.dims() && t <= s;
         if !fits {
-            bail!("attention: q {:?}, k {:?} and v {:?} do not fit together", q.dims(), k.dims(), v.dims());
+            bail!("attention: q {:?}, k {:?} and v {:?} have mismatched shapes", q.dims(), k.dims(), v.dims());
         }
-        Self { b, t, s, h, g, d }.checked(visible)
+        Self { b, t, s, h, g, d }.checked(mask)
     }
 
-    /// The sizes, if heads can share keys and values, and there is a first key for each query.
-    pub fn checked(self, visible: &AttentionMask) -> Result<Self> {
+    /// Checks that query heads can share the key/value heads and that the mask has the right size.
+    pub fn checked(self, mask: &AttentionMask) -> Result<Self> {
         let Self { b, t, s, h, g, .. } = self;
         if g == 0 || h % g != 0 {
-            bail!("attention: {h} heads cannot share {g} heads of keys and values");
+            bail!("attention: {h} query heads cannot share {g} key/value heads");
         }
-        if visible.window_starts.as_ref().is_some_and(|first| first.len() != b * t) {
+        if mask.window_starts.as_ref().is_some_and(|first| first.len() != b * t) {
             bail!("attention: window_starts must have one entry for each of the {b} x {t} queries");
         }
-        if let Some(hidden) = &visible.masked_keys
+        if let Some(hidden) = &mask.masked_keys
             && (hidden.len() != b || hidden.iter().any(|&(start, end)| start > end || end as usize > s))
         {
             bail!(
@@ -145,22 +140,22 @@ impl Dims {
 }
 
 struct Attention {
-    core: Core,
-    /// The logarithm of each softmax's denominator `(b, h, t)`, from which the backward makes the weights again.
-    log_sums: OnceLock<Vec<f32>>,
+    flash: FlashAttention,
+    /// The log-sum-exp of the scores of each query `(b, h, t)`, from which the backward recomputes the weights.
+    lse: OnceLock<Vec<f32>>,
 }
 
 fn f32s(storage: &CpuStorage) -> Result<&[f32]> {
     match storage {
         CpuStorage::F32(data) => Ok(data),
-        _ => bail!("attention: the fused path is for f32"),
+        _ => bail!("attention: the fused path needs f32"),
     }
 }
 
 fn heads<'a>(storage: &'a Storage, layout: &Layout, d: usize) -> Result<Heads<'a>> {
     match storage {
         Storage::Cpu(storage) => Ok(Heads::of(f32s(storage)?, layout, d)),
-        _ => bail!("attention: a gradient left the CPU's memory"),
+        _ => bail!("attention: a tensor is not in CPU memory"),
     }
 }
 
@@ -178,9 +173,9 @@ impl CustomOp3 for Attention {
         vs: &CpuStorage,
         vl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let Dims { b, t, s, h, g, d } = self.core.shape;
+        let Dims { b, t, s, h, g, d } = self.flash.dims;
         if b * t * h * d == 0 {
-            return self.keep(vec![0.; b * h * t], Vec::new());
+            return self.save(vec![0.; b * h * t], Vec::new());
         }
         let q = Heads::of(f32s(qs)?, ql, d);
         let k = Heads::of(f32s(ks)?, kl, d);
@@ -188,20 +183,20 @@ impl CustomOp3 for Attention {
         if t == 1 {
             // One task per sequence, key/value head and span of keys.
             let spans = s.div_ceil(decode::SPAN);
-            let task = |i| self.core.single([q, k, v], i / spans / g, i / spans % g, i % spans);
+            let task = |i| self.flash.decode_span([q, k, v], i / spans / g, i / spans % g, i % spans);
             let parts: Vec<_> = (0..b * g * spans).into_par_iter().map(task).collect();
-            let (out, log_sums): (Vec<_>, Vec<_>) = parts.chunks(spans).map(decode::merged).unzip();
-            return self.keep(log_sums.concat(), out.concat());
+            let (out, lse): (Vec<_>, Vec<_>) = parts.chunks(spans).map(decode::merge_spans).unzip();
+            return self.save(lse.concat(), out.concat());
         }
-        let mut log_sums = Vec::new();
+        let mut lse = Vec::new();
         let run = |out: &mut [MaybeUninit<f32>]| {
-            let out = HeadsMut::new(Places::new(out), [t * h * d, h * d, d], 0, d);
-            log_sums = self.core.forward([q, k, v], out);
+            let out = HeadsMut::new(DisjointWriter::new(out), [t * h * d, h * d, d], 0, d);
+            lse = self.flash.forward([q, k, v], out);
         };
         // SAFETY: `forward` writes every row.
         #[allow(unsafe_code)]
-        let out = unsafe { written(b * t * h * d, run) };
-        self.keep(log_sums, out)
+        let out = unsafe { uninit_vec(b * t * h * d, run) };
+        self.save(lse, out)
     }
 
     fn bwd(
@@ -212,29 +207,29 @@ impl CustomOp3 for Attention {
         out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Dims { b, t, s, h, g, d } = self.core.shape;
+        let Dims { b, t, s, h, g, d } = self.flash.dims;
         if b * t * h * d == 0 {
             return Ok((Some(q.zeros_like()?), Some(k.zeros_like()?), Some(v.zeros_like()?)));
         }
         let grad = grad.contiguous()?;
         let ((qs, ql), (ks, kl), (vs, vl)) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
         let ((os, ol), (gs, gl)) = (out.storage_and_layout(), grad.storage_and_layout());
-        let Some(log_sums) = self.log_sums.get() else { bail!("attention: its backward came before its forward") };
+        let Some(lse) = self.lse.get() else { bail!("attention: backward ran before forward") };
         let inputs = [heads(&qs, ql, d)?, heads(&ks, kl, d)?, heads(&vs, vl, d)?];
         let (out, grad) = (heads(&os, ol, d)?, heads(&gs, gl, d)?);
-        let of_queries = [t * h * d, h * d, d];
-        let of_keys = [s * g * d, g * d, d];
+        let q_stride = [t * h * d, h * d, d];
+        let kv_stride = [s * g * d, g * d, d];
         let (mut dk, mut dv) = (Vec::new(), Vec::new());
-        // SAFETY: `backward` writes every row of the three.
+        // SAFETY: `backward` writes every row of the three gradients.
         #[allow(unsafe_code)]
         let dq = unsafe {
-            written(b * t * h * d, |dq| {
-                dk = written(b * s * g * d, |dk| {
-                    dv = written(b * s * g * d, |dv| {
-                        let dq = HeadsMut::new(Places::new(dq), of_queries, 0, d);
-                        let dk = HeadsMut::new(Places::new(dk), of_keys, 0, d);
-                        let dv = HeadsMut::new(Places::new(dv), of_keys, 0, d);
-                        self.core.backward(inputs, out, grad, log_sums, [dq, dk, dv], None);
+            uninit_vec(b * t * h * d, |dq| {
+                dk = uninit_vec(b * s * g * d, |dk| {
+                    dv = uninit_vec(b * s * g * d, |dv| {
+                        let dq = HeadsMut::new(DisjointWriter::new(dq), q_stride, 0, d);
+                        let dk = HeadsMut::new(DisjointWriter::new(dk), kv_stride, 0, d);
+                        let dv = HeadsMut::new(DisjointWriter::new(dv), kv_stride, 0, d);
+                        self.flash.backward(inputs, out, grad, lse, [dq, dk, dv], None);
                     });
                 });
             })
@@ -245,12 +240,12 @@ impl CustomOp3 for Attention {
 }
 
 impl Attention {
-    /// Keeps what the backward needs and gives the result.
-    fn keep(&self, log_sums: Vec<f32>, out: Vec<f32>) -> Result<(CpuStorage, Shape)> {
-        if self.log_sums.set(log_sums).is_err() {
-            bail!("attention: an operation is used once");
+    /// Saves the tensor for the backward and returns the result.
+    fn save(&self, lse: Vec<f32>, out: Vec<f32>) -> Result<(CpuStorage, Shape)> {
+        if self.lse.set(lse).is_err() {
+            bail!("attention: an operation runs only once");
         }
-        let Dims { b, t, h, d, .. } = self.core.shape;
+        let Dims { b, t, h, d, .. } = self.flash.dims;
         Ok((CpuStorage::F32(out), Shape::from((b, t, h, d))))
     }
 }
@@ -258,21 +253,21 @@ impl Attention {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_same_gradients_within, random};
+    use crate::testing::{assert_matches_reference_within, random};
     use proptest::prelude::*;
 
     type Sizes = (usize, usize, usize, usize, usize, usize);
 
-    fn check((b, t, s, g, heads, d): Sizes, visible: &AttentionMask, scale: f64) -> Result<()> {
+    fn check((b, t, s, g, heads, d): Sizes, mask: &AttentionMask, scale: f64) -> Result<()> {
         let q = random(&[b, t, g * heads, d], 1, scale)?;
         let (k, v) = (random(&[b, s, g, d], 2, scale)?, random(&[b, s, g, d], 3, 1.)?);
         for soft_cap in [None, Some(1.5)] {
-            let scores = AttentionParams { soft_cap, ..AttentionParams::for_head_dim(d) };
-            // A query that sees one key has no gradient: there the difference of two equal sums of f32 is left.
-            let run = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], scores, visible);
-            // A weight is off by the rounding of its score, which grows with `q · k`.
+            let params = AttentionParams { soft_cap, ..AttentionParams::for_head_dim(d) };
+            // The gradient of a query with one key is exactly 0; in f32 the difference of two equal sums remains.
+            let run = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], params, mask);
+            // The rounding error of a weight grows with its score `q · k`.
             let tolerance = 3e-5 + 3e-7 * scale * scale;
-            assert_same_gradients_within(&[&q, &k, &v], tolerance, 1e-6 * scale, run)?;
+            assert_matches_reference_within(&[&q, &k, &v], tolerance, 1e-6 * scale, run)?;
         }
         Ok(())
     }
@@ -280,7 +275,7 @@ mod tests {
     const PLAIN: AttentionParams = AttentionParams { scale: 1., soft_cap: None, precision: Precision::F32 };
 
     #[test]
-    fn fused_attention_equals_the_naive_one_in_f64() -> Result<()> {
+    fn fused_attention_equals_the_f64_reference() -> Result<()> {
         let all = AttentionMask::default();
         for (b, t, s, g, heads, d) in [
             (1, 1, 1, 1, 1, 1),
@@ -292,7 +287,7 @@ mod tests {
             (1, 4, 19, 3, 1, 16),
             (1, 70, 300, 1, 2, 8),
         ]
-        // several blocks of queries and of keys
+        // Several blocks of queries and of keys.
         {
             check((b, t, s, g, heads, d), &all, 1.)?;
             check((b, t, s, g, heads, d), &all, 20.)?;
@@ -302,53 +297,53 @@ mod tests {
     }
 
     #[test]
-    fn in_bf16_it_is_the_naive_one_to_the_rounding_of_the_factors() -> Result<()> {
+    fn bf16_attention_equals_the_f64_reference_up_to_rounding() -> Result<()> {
         let (q, k, v) =
             (random(&[2, 70, 4, 24], 1, 1.)?, random(&[2, 300, 2, 24], 2, 1.)?, random(&[2, 300, 2, 24], 3, 1.)?);
-        let scores = AttentionParams { precision: Precision::Bf16, ..AttentionParams::for_head_dim(24) };
-        assert_same_gradients_within(&[&q, &k, &v], 1. / 64., 0., |x| {
-            attention(&x[0], &x[1], &x[2], scores, &AttentionMask::default())
+        let params = AttentionParams { precision: Precision::Bf16, ..AttentionParams::for_head_dim(24) };
+        assert_matches_reference_within(&[&q, &k, &v], 1. / 64., 0., |x| {
+            attention(&x[0], &x[1], &x[2], params, &AttentionMask::default())
         })
     }
 
     #[test]
-    fn a_query_that_sees_nothing_gives_zero_and_no_gradient() -> Result<()> {
+    fn a_query_without_keys_gives_zero_and_no_gradient() -> Result<()> {
         check((1, 1, 2, 2, 1, 4), &AttentionMask::from_window_starts([2]), 1.)?;
-        check((2, 1, 600, 1, 2, 8), &AttentionMask::from_window_starts([300, 600]), 1.)?; // the second of three spans
-        // Two positions of left padding: the padding's own rows see nothing.
-        let visible = AttentionMask::from_window_starts([2; 5]);
-        check((1, 5, 5, 1, 2, 4), &visible, 1.)?;
+        check((2, 1, 600, 1, 2, 8), &AttentionMask::from_window_starts([300, 600]), 1.)?; // some spans have no key
+        // Two positions of left padding: the queries of the padding attend to no key.
+        let mask = AttentionMask::from_window_starts([2; 5]);
+        check((1, 5, 5, 1, 2, 4), &mask, 1.)?;
         let x = random(&[1, 5, 2, 4], 1, 1.)?;
-        let out = attention(&x, &x, &x, PLAIN, &visible)?;
+        let out = attention(&x, &x, &x, PLAIN, &mask)?;
         assert_eq!(out.narrow(1, 0, 2)?.abs()?.sum_all()?.to_scalar::<f32>()?, 0.);
         Ok(())
     }
 
     #[test]
-    fn hidden_keys_are_those_that_attention_would_not_have() -> Result<()> {
+    fn masked_keys_have_the_effect_of_absent_keys() -> Result<()> {
         let (q, k, v) = (random(&[2, 7, 4, 6], 1, 1.)?, random(&[2, 9, 2, 6], 2, 1.)?, random(&[2, 9, 2, 6], 3, 1.)?);
         let flat = |x: Tensor| x.flatten_all()?.to_vec1::<f32>();
-        // Two more keys than queries, so that even the first query keeps one; the second sequence hides nothing.
-        let visible = AttentionMask { window_starts: None, masked_keys: Some([(1, 4), (0, 0)].into()) };
-        let ours = attention(&q, &k, &v, PLAIN, &visible)?;
+        // There are two more keys than queries, so the first query keeps one key. The second sequence masks none.
+        let mask = AttentionMask { window_starts: None, masked_keys: Some([(1, 4), (0, 0)].into()) };
+        let ours = attention(&q, &k, &v, PLAIN, &mask)?;
         let plain = attention(&q, &k, &v, PLAIN, &AttentionMask::default())?;
         for (ours, plain) in flat(ours.get(1)?)?.into_iter().zip(flat(plain.get(1)?)?) {
             assert!((ours - plain).abs() < 1e-6);
         }
-        // The last query of the first sequence, over the keys that are left.
+        // The last query of the first sequence, with the remaining keys only.
         let kept = |x: &Tensor| Tensor::cat(&[x.narrow(1, 0, 1)?, x.narrow(1, 4, 5)?], 1)?.narrow(0, 0, 1);
         let last = q.narrow(0, 0, 1)?.narrow(1, 6, 1)?;
-        let alone = attention(&last, &kept(&k)?, &kept(&v)?, PLAIN, &AttentionMask::default())?;
-        for (ours, alone) in flat(ours.narrow(0, 0, 1)?.narrow(1, 6, 1)?)?.into_iter().zip(flat(alone)?) {
-            assert!((ours - alone).abs() < 1e-6);
+        let expected = attention(&last, &kept(&k)?, &kept(&v)?, PLAIN, &AttentionMask::default())?;
+        for (ours, expected) in flat(ours.narrow(0, 0, 1)?.narrow(1, 6, 1)?)?.into_iter().zip(flat(expected)?) {
+            assert!((ours - expected).abs() < 1e-6);
         }
-        // All that the first two queries see is hidden: nothing comes out.
+        // All keys of the first two queries are masked: the result is zero.
         let all = AttentionMask { window_starts: None, masked_keys: Some([(0, 4), (0, 0)].into()) };
         let none = attention(&q, &k, &v, PLAIN, &all)?.narrow(0, 0, 1)?.narrow(1, 0, 2)?;
         assert!(flat(none)?.iter().all(|&x| x == 0.));
         for wrong in [vec![(0, 0)], vec![(3, 2), (0, 0)], vec![(0, 0), (0, 10)]] {
-            let visible = AttentionMask { window_starts: None, masked_keys: Some(wrong.into()) };
-            assert!(attention(&q, &k, &v, PLAIN, &visible).is_err());
+            let mask = AttentionMask { window_starts: None, masked_keys: Some(wrong.into()) };
+            assert!(attention(&q, &k, &v, PLAIN, &mask).is_err());
         }
         Ok(())
     }
@@ -366,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_sum_to_one_and_look_only_back() -> Result<()> {
+    fn weights_sum_to_one_and_are_causal() -> Result<()> {
         let x = random(&[1, 4, 2, 4], 1, 1.)?;
         let weights = attention_weights(&x, &x, PLAIN, &AttentionMask::default())?;
         for row in weights.sum(3)?.flatten_all()?.to_vec1::<f32>()? {
@@ -377,10 +372,10 @@ mod tests {
     }
 
     #[test]
-    fn tensors_that_do_not_fit_are_errors() -> Result<()> {
+    fn mismatched_shapes_are_errors() -> Result<()> {
         let all = AttentionMask::default();
         let (q, k) = (random(&[1, 2, 3, 4], 1, 1.)?, random(&[1, 2, 2, 4], 1, 1.)?);
-        assert!(attention(&q, &k, &k, PLAIN, &all).is_err()); // 3 heads over 2
+        assert!(attention(&q, &k, &k, PLAIN, &all).is_err()); // 3 query heads, 2 key/value heads
         assert!(attention(&q, &q, &q, PLAIN, &AttentionMask::from_window_starts([0; 3])).is_err());
         Ok(())
     }
@@ -388,7 +383,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
-        fn any_shape_and_any_first_key_agree_with_the_naive_path(
+        fn any_shape_and_any_window_equal_the_reference(
             b in 1usize..3, t in 1usize..20, past in 0usize..9, g in 1usize..3, heads in 1usize..3, d in 1usize..20,
             seed in any::<u32>(),
         ) {

@@ -1,5 +1,5 @@
-//! The products of decoding on AVX2, through pulp's safe names of the instructions. The loops that they stand for are in
-//! `quant.rs` and `matmul.rs`; tests compare both.
+//! The dot products of decoding with AVX2 intrinsics, through pulp's safe wrappers. The equivalent portable loops are
+//! in `quant/blocks.rs` and `matmul/few_rows.rs`; tests compare both.
 
 use std::arch::x86_64::{__m128i, __m256, __m256i};
 
@@ -7,26 +7,26 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use pulp::x86::V3;
 
-use crate::quant::{Activations, BlockFormat, bytes, half, scale_and_min};
+use crate::quant::{BlockFormat, QuantizedActivations, f16_to_f32, read_bytes, scale_and_min};
 
-/// The product of each row of blocks with the activations.
-pub struct Dots<'a> {
+/// The dot product of each row of blocks with the activations.
+pub struct QuantizedDots<'a> {
     pub simd: V3,
     pub format: BlockFormat,
     pub blocks: &'a [u8],
     pub row_bytes: usize,
-    pub x: &'a Activations,
+    pub x: &'a QuantizedActivations,
     pub y: &'a mut [f32],
 }
 
-impl pulp::NullaryFnOnce for Dots<'_> {
+impl pulp::NullaryFnOnce for QuantizedDots<'_> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
         let Self { simd, format, blocks, row_bytes, x, y } = self;
         for (row, y) in blocks.chunks_exact(row_bytes).zip(y) {
-            let mut sum = Sum { simd, lanes: simd.avx._mm256_setzero_ps(), rest: 0. };
+            let mut sum = Accumulator { simd, lanes: simd.avx._mm256_setzero_ps(), rest: 0. };
             match format {
                 BlockFormat::Q8_0 => {
                     for (i, block) in row.as_chunks().0.iter().enumerate() {
@@ -54,14 +54,14 @@ impl pulp::NullaryFnOnce for Dots<'_> {
     }
 }
 
-/// A sum in eight lanes, and what is known without them.
-struct Sum {
+/// A sum of eight lanes and a scalar.
+struct Accumulator {
     simd: V3,
     lanes: __m256,
     rest: f32,
 }
 
-impl Sum {
+impl Accumulator {
     /// Adds `scale · Σ integers`.
     #[inline(always)]
     fn add(&mut self, scale: f32, integers: __m256i) {
@@ -69,7 +69,7 @@ impl Sum {
         self.lanes = fma._mm256_fmadd_ps(avx._mm256_set1_ps(scale), avx._mm256_cvtepi32_ps(integers), self.lanes);
     }
 
-    /// The products of 32 unsigned with 32 signed bytes, neighbours added: 8 sums of four.
+    /// Multiplies 32 unsigned with 32 signed bytes and adds neighbours: 8 sums of four products.
     #[inline(always)]
     fn unsigned_dot(&self, w: __m256i, x: __m256i) -> __m256i {
         let avx2 = self.simd.avx2;
@@ -77,15 +77,15 @@ impl Sum {
     }
 
     #[inline(always)]
-    fn q8_0(&mut self, block: &[u8; 34], x: &Activations, i: usize) {
+    fn q8_0(&mut self, block: &[u8; 34], x: &QuantizedActivations, i: usize) {
         let avx2 = self.simd.avx2;
-        let (w, integers): (__m256i, __m256i) = (pulp::cast(bytes::<32>(block, 2)), pulp::cast(x.integers[i]));
-        // |w| · (x with the sign of w): the instruction wants one side unsigned.
+        let (w, integers): (__m256i, __m256i) = (pulp::cast(read_bytes::<32>(block, 2)), pulp::cast(x.integers[i]));
+        // |w| · (x with the sign of w): the first operand of the instruction is unsigned.
         let product = self.unsigned_dot(avx2._mm256_sign_epi8(w, w), avx2._mm256_sign_epi8(integers, w));
-        self.add(half(block, 0) * x.scales[i], product);
+        self.add(f16_to_f32(block, 0) * x.scales[i], product);
     }
 
-    /// The low or the high half of each byte.
+    /// The low or the high nibble of each byte.
     #[inline(always)]
     fn nibbles(&self, bytes: __m256i, high: bool) -> __m256i {
         let (avx, avx2) = (self.simd.avx, self.simd.avx2);
@@ -94,21 +94,21 @@ impl Sum {
     }
 
     #[inline(always)]
-    fn q4_0(&mut self, block: &[u8; 18], x: &Activations, i: usize) {
-        let bytes: __m128i = pulp::cast(bytes::<16>(block, 2));
-        // Both copies of the 16 bytes; the upper one is shifted, so that its low nibbles are the second half's.
+    fn q4_0(&mut self, block: &[u8; 18], x: &QuantizedActivations, i: usize) {
+        let bytes: __m128i = pulp::cast(read_bytes::<16>(block, 2));
+        // Two copies of the 16 bytes; the upper one is shifted, so that its low nibbles are the last 16 weights.
         let shifted = self.simd.sse2._mm_srli_epi16::<4>(bytes);
         let both = self.nibbles(self.simd.avx._mm256_set_m128i(shifted, bytes), false);
-        let scale = half(block, 0) * x.scales[i];
+        let scale = f16_to_f32(block, 0) * x.scales[i];
         self.add(scale, self.unsigned_dot(both, pulp::cast(x.integers[i])));
         self.rest -= 8. * scale * x.sums[i];
     }
 
     #[inline(always)]
-    fn q4_k(&mut self, block: &[u8; 144], x: &Activations, i: usize) {
-        let (d, low) = (half(block, 0), half(block, 2));
+    fn q4_k(&mut self, block: &[u8; 144], x: &QuantizedActivations, i: usize) {
+        let (d, low) = (f16_to_f32(block, 0), f16_to_f32(block, 2));
         for part in 0..4 {
-            let bytes: __m256i = pulp::cast(bytes::<32>(block, 16 + 32 * part));
+            let bytes: __m256i = pulp::cast(read_bytes::<32>(block, 16 + 32 * part));
             for high in 0..2 {
                 let (j, at) = (2 * part + high, 8 * i + 2 * part + high);
                 let (scale, min) = scale_and_min(&block[4..16], j);
@@ -120,14 +120,14 @@ impl Sum {
     }
 
     #[inline(always)]
-    fn q6_k(&mut self, block: &[u8; 210], x: &Activations, i: usize) {
+    fn q6_k(&mut self, block: &[u8; 210], x: &QuantizedActivations, i: usize) {
         let (avx, avx2) = (self.simd.avx, self.simd.avx2);
-        let d = half(block, 208);
+        let d = f16_to_f32(block, 208);
         for part in 0..8 {
             let (side, quarter) = (part / 4, part % 4);
-            let low = self.nibbles(pulp::cast(bytes::<32>(block, 64 * side + 32 * (quarter % 2))), quarter >= 2);
-            let high: __m256i = pulp::cast(bytes::<32>(block, 128 + 32 * side));
-            // Two bits of each byte, moved to where 16 and 32 stand.
+            let low = self.nibbles(pulp::cast(read_bytes::<32>(block, 64 * side + 32 * (quarter % 2))), quarter >= 2);
+            let high: __m256i = pulp::cast(read_bytes::<32>(block, 128 + 32 * side));
+            // Two bits of each byte, moved to bits 4 and 5.
             let high = match quarter {
                 0 => avx2._mm256_slli_epi16::<4>(high),
                 1 => avx2._mm256_slli_epi16::<2>(high),
@@ -138,7 +138,7 @@ impl Sum {
             let w = avx2._mm256_sub_epi8(avx2._mm256_or_si256(low, high), avx._mm256_set1_epi8(32));
             let integers: __m256i = pulp::cast(x.integers[8 * i + part]);
             let pairs = avx2._mm256_maddubs_epi16(avx2._mm256_sign_epi8(w, w), avx2._mm256_sign_epi8(integers, w));
-            // Each 16 numbers have a scale of their own, which is multiplied in as the pairs are added.
+            // Each group of 16 weights has a scale, which is multiplied in when pairs are added.
             let scale = |j: usize| i16::from(block[192 + 2 * part + j] as i8);
             let (first, second) = (self.simd.sse2._mm_set1_epi16(scale(0)), self.simd.sse2._mm_set1_epi16(scale(1)));
             let product = avx2._mm256_madd_epi16(pairs, avx._mm256_set_m128i(second, first));
@@ -149,19 +149,19 @@ impl Sum {
     #[inline(always)]
     fn total(self) -> f32 {
         let mut lanes: [f32; 8] = pulp::cast(self.lanes);
-        crate::simd::halved(&mut lanes) + self.rest
+        crate::simd::sum_lanes(&mut lanes) + self.rest
     }
 }
 
-/// The product of each row of a bf16 weight with one row of activations.
-pub struct HalfDots<'a> {
+/// The dot product of each row of a bf16 weight with one row of activations.
+pub struct Bf16Dots<'a> {
     pub simd: V3,
     pub x: &'a [f32],
     pub w: &'a [bf16],
     pub y: &'a mut [f32],
 }
 
-impl pulp::NullaryFnOnce for HalfDots<'_> {
+impl pulp::NullaryFnOnce for Bf16Dots<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -186,7 +186,7 @@ impl pulp::NullaryFnOnce for HalfDots<'_> {
             for (x, w) in x_rest.iter().zip(w_rest) {
                 rest += x * f32::from_bits(u32::from(*w) << 16);
             }
-            *y = crate::simd::halved(&mut sums) + rest;
+            *y = crate::simd::sum_lanes(&mut sums) + rest;
         }
     }
 }

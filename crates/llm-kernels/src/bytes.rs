@@ -1,4 +1,4 @@
-//! Bytes of a file or of memory, shared without a copy.
+//! Shared read-only bytes of a memory-mapped file or of a vector.
 
 use std::fs::File;
 use std::io;
@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-/// A part of a mapped file, or of memory; a clone is the same bytes.
+/// A range of a memory-mapped file or of a vector. Cloning does not copy.
 ///
-/// A mapped part takes no memory of its own: the system reads a page when it is first used and may drop it again. It
-/// keeps its file open and readable even when the file is replaced by rename, as every writer of this workspace does.
-/// The file itself must not be changed: see [`Bytes::open`].
+/// A mapped range does not allocate: the system reads a page on first use and may drop it again. It keeps the file
+/// open and readable even if the file is replaced by a rename, which is how every writer in this workspace replaces
+/// files. The file itself must not be modified: see [`Bytes::open`].
 #[derive(Clone)]
 pub struct Bytes {
     source: Arc<Source>,
@@ -25,27 +25,28 @@ enum Source {
 }
 
 impl Bytes {
-    /// The whole of a regular file, mapped read-only.
+    /// Maps a regular file read-only.
     ///
-    /// Nobody may write to the file or truncate it while a part of it is in use, neither this process nor another one: replace it
-    /// by rename. Who writes changes numbers that were read already; who truncates ends this process by a signal (SIGBUS) at its
-    /// next read. That is the price of every memory map, and the system offers no lock against it. What must stay as it was
-    /// checked is to be copied. It opens the file itself, so that no handle is left by which the file could be changed.
+    /// Nobody may write to the file or truncate it while a range of it is in use, neither this process nor another
+    /// one; replace it by a rename instead. A write changes data that was already checked; a truncation ends this
+    /// process with SIGBUS at the next read. All memory maps have this restriction, and the system offers no lock
+    /// against it. Copy data that must stay as it was checked. This function opens the file itself, so that no handle
+    /// remains through which the file could be changed.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        // SAFETY: the map is only read, as bytes or as numbers for which every pattern is valid, within its size, which was
-        // fixed when it was made; it lives as long as the last part of it (`source`). The handle is read-only and ends here, and
-        // nothing in this workspace writes to a file in place; others are bound by what the documentation asks of them.
+        // SAFETY: the map is only read, as bytes or as numbers for which every bit pattern is valid, within its size,
+        // which is fixed. It lives as long as its last range (`source`). The handle is read-only and is closed here,
+        // and no code in this workspace writes to a file in place; the documentation forbids it to others.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file)? };
         let range = 0..map.len();
         Ok(Self { source: Arc::new(Source::Mapped(map)), range })
     }
 
-    /// A part of these bytes; none where it reaches beyond them.
+    /// A sub-range of these bytes; `None` if it is out of bounds.
     pub fn slice(&self, part: Range<usize>) -> Option<Self> {
         self.get(part.clone())?;
         let start = self.range.start;
@@ -82,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_read_where_it_lies_and_never_reaches_beyond() {
+    fn slices_share_memory_and_stay_in_bounds() {
         let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
         std::fs::write(&path, [1, 2, 3, 4, 5]).unwrap();
         let mapped = Bytes::open(&path).unwrap();
@@ -99,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_replaced_is_still_read() {
+    fn a_replaced_file_is_still_readable() {
         let dir = tempfile::tempdir().unwrap();
         let (path, new) = (dir.path().join("a"), dir.path().join("b"));
         std::fs::write(&path, "old").unwrap();
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_empty_and_what_is_no_file_is_an_error() {
+    fn an_empty_file_is_empty_and_a_directory_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         std::fs::write(&path, "").unwrap();

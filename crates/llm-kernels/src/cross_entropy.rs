@@ -1,31 +1,32 @@
-//! Cross-entropy of each token: `-log softmax(logits)[label]`, without keeping the probabilities for the backward.
+//! Cross-entropy of each token: `-log softmax(logits)[label]`, without saving the probabilities for the backward.
 
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::rms_norm::cpu;
-use crate::simd::{contiguous, exp, max, sum_beside_top};
+use crate::rms_norm::cpu_slice;
+use crate::simd::{contiguous, exp, max, sum_exp_minus_one};
 
-/// The label of a position that has no target; its loss and its gradient are zero.
+/// The label of a position without a target: its loss and gradient are zero. The value is that of PyTorch's
+/// `ignore_index`.
 pub const IGNORE_INDEX: i64 = -100;
 
 /// The cross-entropy of each row of `logits` `(n, vocab)` with its label, in nats: `(n,)`.
 ///
-/// The negative of it is the log-probability of the label, so this is also what policies are scored with. A label
-/// outside the vocabulary that is not [`IGNORE_INDEX`] is an error.
+/// Its negative is the log-probability of the label. A label outside the vocabulary that is not [`IGNORE_INDEX`] is an
+/// error.
 pub fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
     let (n, vocab) = logits.dims2()?;
     check_labels(labels, n, vocab)?;
     if crate::is_fused(logits) {
         logits.contiguous()?.apply_op1(CrossEntropy { labels: labels.into() })
     } else {
-        naive(logits, labels)
+        reference(logits, labels)
     }
 }
 
-/// One label for each of `n` rows, each within the vocabulary or [`IGNORE_INDEX`].
+/// Checks that there is one label per row, each within the vocabulary or [`IGNORE_INDEX`].
 pub(crate) fn check_labels(labels: &[i64], n: usize, vocab: usize) -> Result<()> {
     if labels.len() != n {
         bail!("cross_entropy: {n} rows, {} labels", labels.len());
@@ -36,15 +37,15 @@ pub(crate) fn check_labels(labels: &[i64], n: usize, vocab: usize) -> Result<()>
     }
 }
 
-fn naive(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
-    let top = logits.detach().max_keepdim(D::Minus1)?;
-    let shifted = logits.broadcast_sub(&top)?;
+fn reference(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
+    let row_max = logits.detach().max_keepdim(D::Minus1)?;
+    let shifted = logits.broadcast_sub(&row_max)?;
     let logsumexp = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
     let index: Vec<u32> = labels.iter().map(|&l| if l == IGNORE_INDEX { 0 } else { l as u32 }).collect();
     let index = Tensor::from_vec(index, (labels.len(), 1), logits.device())?;
-    let keep: Vec<f32> = labels.iter().map(|&l| f32::from(l != IGNORE_INDEX)).collect();
-    let keep = Tensor::from_vec(keep, labels.len(), logits.device())?.to_dtype(logits.dtype())?;
-    (logsumexp - shifted.gather(&index, 1)?)?.squeeze(1)? * keep
+    let mask: Vec<f32> = labels.iter().map(|&l| f32::from(l != IGNORE_INDEX)).collect();
+    let mask = Tensor::from_vec(mask, labels.len(), logits.device())?.to_dtype(logits.dtype())?;
+    (logsumexp - shifted.gather(&index, 1)?)?.squeeze(1)? * mask
 }
 
 struct CrossEntropy {
@@ -73,7 +74,7 @@ impl CustomOp1 for CrossEntropy {
     fn bwd(&self, logits: &Tensor, _loss: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
         let ((ls, ll), (gs, gl)) = (logits.storage_and_layout(), grad.storage_and_layout());
-        let (data, grad) = (cpu(&ls, ll)?, cpu(&gs, gl)?);
+        let (data, grad) = (cpu_slice(&ls, ll)?, cpu_slice(&gs, gl)?);
         let (n, vocab) = logits.dims2()?;
         let mut d = vec![0f32; n * vocab];
         if vocab > 0 {
@@ -89,58 +90,58 @@ impl CustomOp1 for CrossEntropy {
     }
 }
 
-/// `log Σ exp(x)` of a row in two parts: its largest number, and `log Σ exp(x - top)`. Added up they would lose what is small
-/// beside the largest number, and that is all that the loss of a confident token is made of.
+/// The logsumexp of a row in two parts: its maximum, and `log Σ exp(x - max)`. Their sum in f32 would lose the small
+/// second part, which is the whole loss of a confident token.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct TopAndLogSum {
-    pub top: f32,
+pub(crate) struct LogSumExp {
+    pub row_max: f32,
     pub log_sum: f32,
 }
 
-impl TopAndLogSum {
+impl LogSumExp {
     /// `log Σ exp(x) - logit`.
     pub fn minus(self, logit: f32) -> f64 {
-        f64::from(self.log_sum) + (f64::from(self.top) - f64::from(logit))
+        f64::from(self.log_sum) + (f64::from(self.row_max) - f64::from(logit))
     }
 }
 
 #[pulp::with_simd(log_sum_exp = crate::unit::arch())]
 #[inline(always)]
-pub(crate) fn log_sum_exp_simd<S: pulp::Simd>(_simd: S, row: &[f32]) -> TopAndLogSum {
-    let top = max(row);
-    TopAndLogSum { top, log_sum: sum_beside_top(row, |x| exp(x - top)).ln_1p() }
+pub(crate) fn log_sum_exp_simd<S: pulp::Simd>(_simd: S, row: &[f32]) -> LogSumExp {
+    let row_max = max(row);
+    LogSumExp { row_max, log_sum: sum_exp_minus_one(row, |x| exp(x - row_max)).ln_1p() }
 }
 
 #[pulp::with_simd(scaled_softmax = crate::unit::arch())]
 #[inline(always)]
 fn scaled_softmax_simd<'a, S: pulp::Simd>(_simd: S, row: &'a [f32], scale: f32, out: &'a mut [f32]) {
-    let top = max(row);
+    let row_max = max(row);
     for (out, x) in out.iter_mut().zip(row) {
-        *out = exp(x - top);
+        *out = exp(x - row_max);
     }
-    let factor = scale / (1. + sum_beside_top(out, |e| e));
+    let factor = scale / (1. + sum_exp_minus_one(out, |e| e));
     out.iter_mut().for_each(|x| *x *= factor);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_same_gradients, random};
+    use crate::testing::{assert_matches_reference, random};
 
     #[test]
-    fn fused_cross_entropy_equals_the_naive_one_in_f64() -> Result<()> {
+    fn fused_cross_entropy_equals_the_f64_reference() -> Result<()> {
         for (n, vocab, scale) in [(1, 1, 1.), (3, 7, 1.), (40, 300, 1.), (4, 33, 80.), (4, 33, 1e-4)] {
             let logits = random(&[n, vocab], 1, scale)?;
             let labels: Vec<i64> =
                 (0..n).map(|i| if i % 3 == 2 { IGNORE_INDEX } else { (i * 7 % vocab) as i64 }).collect();
-            assert_same_gradients(&[&logits], 1e-5, |t| cross_entropy(&t[0], &labels))?;
+            assert_matches_reference(&[&logits], 1e-5, |t| cross_entropy(&t[0], &labels))?;
         }
         let logits = random(&[7, 5], 1, 1.)?;
-        assert_same_gradients(&[&logits], 1e-5, |t| cross_entropy(&t[0].t()?, &[0, 1, 6, IGNORE_INDEX, 3]))
+        assert_matches_reference(&[&logits], 1e-5, |t| cross_entropy(&t[0].t()?, &[0, 1, 6, IGNORE_INDEX, 3]))
     }
 
     #[test]
-    fn even_logits_cost_the_logarithm_of_the_vocabulary() -> Result<()> {
+    fn the_loss_of_equal_logits_is_the_logarithm_of_the_vocabulary() -> Result<()> {
         let logits = Tensor::zeros((1, 50), candle_core::DType::F32, &candle_core::Device::Cpu)?;
         assert!((cross_entropy(&logits, &[7])?.to_vec1::<f32>()?[0] - 50f32.ln()).abs() < 1e-6);
         Ok(())
@@ -159,14 +160,14 @@ mod tests {
                 assert!((loss / exact - 1.).abs() < 1e-3, "{dtype:?} {gap} {offset}: {loss} is not {exact}");
             }
         }
-        // Two words that share the top, and one that is just below it.
+        // Two tokens with the same maximal logit, and one just below it.
         let logits = Tensor::new(&[[7f32, 7., 7. - 1e-6]], &candle_core::Device::Cpu)?;
         assert!((cross_entropy(&logits, &[0])?.to_vec1::<f32>()?[0] - 3f32.ln()).abs() < 1e-6);
         Ok(())
     }
 
     #[test]
-    fn what_is_no_distribution_stays_visible() -> Result<()> {
+    fn non_finite_logits_give_a_non_finite_loss() -> Result<()> {
         let loss = |row: &[f32], label| -> Result<f32> {
             let row = Tensor::from_slice(row, (1, row.len()), &candle_core::Device::Cpu)?;
             Ok(cross_entropy(&row, &[label])?.to_vec1::<f32>()?[0])
@@ -175,9 +176,9 @@ mod tests {
             assert!(!loss(&[1., broken], 0)?.is_finite() && !loss(&[1., broken], 1)?.is_finite());
             assert!(!loss(&[broken, broken], 0)?.is_finite());
         }
-        let gone = f32::NEG_INFINITY;
-        assert!(loss(&[gone, gone], 0)?.is_nan());
-        assert!(loss(&[1., gone], 0)? < 1e-30 && loss(&[1., gone], 1)? == f32::INFINITY);
+        let minus_inf = f32::NEG_INFINITY;
+        assert!(loss(&[minus_inf, minus_inf], 0)?.is_nan());
+        assert!(loss(&[1., minus_inf], 0)? < 1e-30 && loss(&[1., minus_inf], 1)? == f32::INFINITY);
         Ok(())
     }
 

@@ -1,38 +1,42 @@
-//! The Kullback-Leibler divergence from a student's distribution to its teacher's, token by token.
+//! The Kullback-Leibler divergence of a student from its teacher, per token.
 
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::rms_norm::cpu;
-use crate::simd::{contiguous, exp, max, sum_beside_top, sum2};
+use crate::rms_norm::cpu_slice;
+use crate::simd::{contiguous, exp, max, sum_exp_minus_one, sum2};
 
-/// `KL(teacher || student)` of each row, in nats, with both sets of logits divided by `temperature`: `(n,)`.
+/// `KL(teacher ‖ student)` of each row, in nats, with the logits of both divided by `temperature`: `(n,)`.
 ///
-/// `student` and `teacher` are logits `(n, vocab)`. The teacher is a constant: no gradient flows to it. Hinton et al.
-/// 2015 (arXiv 1503.02531) multiply the result by `temperature²`, which keeps the gradient's size; the caller does.
+/// `student` and `teacher` are logits `(n, vocab)`; the teacher gets no gradient. The caller multiplies the result by
+/// `temperature²` to keep the gradient's scale (Hinton et al. 2015, arXiv 1503.02531).
 ///
-/// A logit of -inf is a probability of 0, as masked vocabularies have it: where the teacher has one the term is 0, and where the
-/// student alone has one the divergence is +inf. The result does not depend on a constant that is added to all logits of a row.
+/// A logit of -inf is a probability of 0, as in a masked vocabulary: if the teacher has it, the term is 0; if only the
+/// student has it, the divergence is +inf. Adding a constant to all logits of a row does not change the result.
 pub fn kl_divergence(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
     if student.dims2()? != teacher.dims2()? {
-        bail!("kl_divergence: student is {:?}, teacher is {:?}; they must be alike", student.dims(), teacher.dims());
+        bail!(
+            "kl_divergence: student is {:?}, teacher is {:?}; their shapes must be equal",
+            student.dims(),
+            teacher.dims()
+        );
     }
     if crate::is_fused(student) && crate::is_fused(teacher) {
         let (storage, layout) = teacher.storage_and_layout();
         let teacher: Arc<[f32]> = if layout.is_contiguous() {
-            cpu(&storage, layout)?.into()
+            cpu_slice(&storage, layout)?.into()
         } else {
             teacher.flatten_all()?.to_vec1::<f32>()?.into()
         };
         student.contiguous()?.apply_op1(Kl { teacher, inverse_temperature: (1. / temperature) as f32 })
     } else {
-        naive(student, &teacher.detach(), temperature)
+        reference(student, &teacher.detach(), temperature)
     }
 }
 
-fn naive(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
+fn reference(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
     let dtype = student.dtype();
     let log_softmax = |x: &Tensor| -> Result<Tensor> {
         let x = x.to_dtype(DType::F64)?;
@@ -40,7 +44,7 @@ fn naive(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor>
         x.broadcast_sub(&x.exp()?.sum_keepdim(D::Minus1)?.log()?)
     };
     let (student, teacher) = (log_softmax(student)?, log_softmax(teacher)?);
-    // A probability that is 0 in f64 but not in truth still meets a student's -inf.
+    // A probability that underflows to 0 in f64 still counts if the student's is 0.
     let terms = (teacher.exp()?.maximum(f64::MIN_POSITIVE)? * (&teacher - student)?)?;
     let terms = teacher.eq(f64::NEG_INFINITY)?.where_cond(&terms.zeros_like()?, &terms)?;
     terms.sum(D::Minus1)?.to_dtype(dtype)
@@ -71,7 +75,7 @@ impl CustomOp1 for Kl {
     fn bwd(&self, student: &Tensor, _kl: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
         let ((ss, sl), (gs, gl)) = (student.storage_and_layout(), grad.storage_and_layout());
-        let (data, grad) = (cpu(&ss, sl)?, cpu(&gs, gl)?);
+        let (data, grad) = (cpu_slice(&ss, sl)?, cpu_slice(&gs, gl)?);
         let (n, vocab) = student.dims2()?;
         let mut d = vec![0f32; n * vocab];
         if vocab > 0 {
@@ -84,26 +88,26 @@ impl CustomOp1 for Kl {
     }
 }
 
-/// `log softmax(x / T)` of a row, number by number: it depends on differences of logits alone.
+/// `log softmax(x / T)` of a row, element by element; depends only on differences of logits.
 #[derive(Clone, Copy)]
 pub(crate) struct LogSoftmax {
-    top: f32,
+    row_max: f32,
     inverse_temperature: f32,
-    /// `log Σ exp((x - top) / T)`.
+    /// `log Σ exp((x - row_max) / T)`.
     log_sum: f32,
 }
 
 impl LogSoftmax {
     #[inline(always)]
     pub fn of(row: &[f32], inverse_temperature: f32) -> Self {
-        let top = max(row);
-        let log_sum = sum_beside_top(row, |x| exp((x - top) * inverse_temperature)).ln_1p();
-        Self { top, inverse_temperature, log_sum }
+        let row_max = max(row);
+        let log_sum = sum_exp_minus_one(row, |x| exp((x - row_max) * inverse_temperature)).ln_1p();
+        Self { row_max, inverse_temperature, log_sum }
     }
 
     #[inline(always)]
     pub fn at(self, x: f32) -> f32 {
-        (x - self.top) * self.inverse_temperature - self.log_sum
+        (x - self.row_max) * self.inverse_temperature - self.log_sum
     }
 }
 
@@ -118,7 +122,7 @@ pub(crate) fn forward_simd<'a, S: pulp::Simd>(
     let ours = LogSoftmax::of(student, inverse_temperature);
     let theirs = LogSoftmax::of(teacher, inverse_temperature);
     if theirs.log_sum.is_nan() {
-        return f32::NAN; // not a distribution, all of whose terms may be passed over below
+        return f32::NAN; // not a distribution; the terms below would skip it
     }
     sum2(teacher, student, |t, s| {
         let (log_p, log_q) = (theirs.at(t), ours.at(s));
@@ -147,24 +151,24 @@ fn backward_simd<'a, S: pulp::Simd>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_same_gradients, random};
+    use crate::testing::{assert_matches_reference, random};
 
     #[test]
-    fn fused_kl_equals_the_naive_one_in_f64() -> Result<()> {
+    fn fused_kl_equals_the_f64_reference() -> Result<()> {
         for (n, vocab, temperature) in [(1, 1, 1.), (3, 7, 2.), (20, 129, 1.), (5, 40, 4.)] {
             let (student, teacher) = (random(&[n, vocab], 1, 3.)?, random(&[n, vocab], 2, 3.)?);
-            assert_same_gradients(&[&student], 2e-5, |t| {
+            assert_matches_reference(&[&student], 2e-5, |t| {
                 kl_divergence(&t[0], &teacher.to_dtype(t[0].dtype())?, temperature)
             })?;
         }
         Ok(())
     }
 
-    /// Value and gradient of one row, in f64, from the definition.
+    /// Value and gradient of one row in f64, from the definition.
     fn by_hand(student: &[f32], teacher: &[f32], temperature: f64) -> (f64, Vec<f64>) {
         let log_softmax = |row: &[f32]| -> Vec<f64> {
-            let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let gaps: Vec<f64> = row.iter().map(|&x| (f64::from(x) - f64::from(top)) / temperature).collect();
+            let row_max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let gaps: Vec<f64> = row.iter().map(|&x| (f64::from(x) - f64::from(row_max)) / temperature).collect();
             let log_sum = gaps.iter().map(|x| x.exp()).sum::<f64>().ln();
             gaps.iter().map(|x| x - log_sum).collect()
         };
@@ -174,7 +178,7 @@ mod tests {
         (kl, pairs().map(|(t, s)| (s.exp() - t.exp()) / temperature).collect())
     }
 
-    /// Checks both paths against [`by_hand`].
+    /// Compares both implementations with [`by_hand`].
     fn check(student: &[f32], teacher: &[f32], temperature: f64, tolerance: f64) -> Result<()> {
         let (expected, slopes) = by_hand(student, teacher, temperature);
         let near = |a: f64, b: f64, scale: f64| a == b || (a - b).abs() <= tolerance * scale;
@@ -195,17 +199,22 @@ mod tests {
     }
 
     #[test]
-    fn a_constant_beside_all_logits_changes_nothing() -> Result<()> {
+    fn adding_a_constant_to_all_logits_changes_nothing() -> Result<()> {
         let numbers = |seed, scale| random(&[1000], seed, scale)?.to_vec1::<f32>();
         let teacher = numbers(1, 4.)?;
-        // A student far from the teacher, and one whose divergence is small.
+        // A student far from the teacher, and one with a small divergence.
         let far = numbers(2, 4.)?;
         let close: Vec<f32> = teacher.iter().zip(numbers(3, 0.1)?).map(|(t, noise)| t + noise).collect();
         for (student, tolerance) in [(&far, 1e-5), (&close, 1e-3)] {
-            for (of_student, of_teacher) in [(0., 0.), (1e3, 1e3), (1e4, 1e4), (-1e4, 1e4), (0., -1e4)] {
-                let moved = |row: &[f32], by: f32| row.iter().map(|x| x + by).collect::<Vec<_>>();
+            for (student_offset, teacher_offset) in [(0., 0.), (1e3, 1e3), (1e4, 1e4), (-1e4, 1e4), (0., -1e4)] {
+                let shifted = |row: &[f32], by: f32| row.iter().map(|x| x + by).collect::<Vec<_>>();
                 for temperature in [1., 2.] {
-                    check(&moved(student, of_student), &moved(&teacher, of_teacher), temperature, tolerance)?;
+                    check(
+                        &shifted(student, student_offset),
+                        &shifted(&teacher, teacher_offset),
+                        temperature,
+                        tolerance,
+                    )?;
                 }
             }
         }
@@ -214,33 +223,33 @@ mod tests {
 
     #[test]
     fn a_logit_of_minus_infinity_is_a_probability_of_zero() -> Result<()> {
-        let gone = f32::NEG_INFINITY;
-        check(&[1., 2., 0.5], &[0., gone, 1.], 1., 1e-5)?;
-        check(&[1., gone, 0.5], &[0., gone, 1.], 2., 1e-5)?;
-        check(&[0., gone, gone], &[7., gone, gone], 1., 1e-5)?;
+        let minus_inf = f32::NEG_INFINITY;
+        check(&[1., 2., 0.5], &[0., minus_inf, 1.], 1., 1e-5)?;
+        check(&[1., minus_inf, 0.5], &[0., minus_inf, 1.], 2., 1e-5)?;
+        check(&[0., minus_inf, minus_inf], &[7., minus_inf, minus_inf], 1., 1e-5)?;
         let kl = |student: &[f32], teacher: &[f32]| -> Result<f32> {
             let row = |x: &[f32]| Tensor::from_slice(x, (1, x.len()), &candle_core::Device::Cpu);
             let values = [DType::F32, DType::F64].map(|dtype| -> Result<f32> {
                 let kl = kl_divergence(&row(student)?.to_dtype(dtype)?, &row(teacher)?.to_dtype(dtype)?, 1.)?;
                 Ok(kl.to_dtype(DType::F32)?.to_vec1::<f32>()?[0])
             });
-            let [fused, naive] = values;
-            let (fused, naive) = (fused?, naive?);
-            assert!(fused == naive || fused.is_nan() && naive.is_nan(), "{fused} and {naive}");
+            let [fused, reference] = values;
+            let (fused, reference) = (fused?, reference?);
+            assert!(fused == reference || fused.is_nan() && reference.is_nan(), "{fused} and {reference}");
             Ok(fused)
         };
-        assert_eq!(kl(&[1., gone], &[1., 2.])?, f32::INFINITY);
-        assert_eq!(kl(&[1., gone], &[1000., 0.])?, f32::INFINITY, "however small the probability is");
-        // What is no distribution stays visible.
+        assert_eq!(kl(&[1., minus_inf], &[1., 2.])?, f32::INFINITY);
+        assert_eq!(kl(&[1., minus_inf], &[1000., 0.])?, f32::INFINITY, "even for a tiny probability");
+        // Infinite and NaN inputs give NaN.
         for broken in [f32::NAN, f32::INFINITY] {
             assert!(kl(&[1., broken], &[1., 2.])?.is_nan() && kl(&[1., 2.], &[1., broken])?.is_nan());
         }
-        assert!(kl(&[gone, gone], &[1., 2.])?.is_nan() && kl(&[1., 2.], &[gone, gone])?.is_nan());
+        assert!(kl(&[minus_inf, minus_inf], &[1., 2.])?.is_nan() && kl(&[1., 2.], &[minus_inf, minus_inf])?.is_nan());
         Ok(())
     }
 
     #[test]
-    fn golden_values_of_the_specification() -> Result<()> {
+    fn golden_values() -> Result<()> {
         let device = candle_core::Device::Cpu;
         let (teacher, student) = (Tensor::new(&[[2f32, 1., 0.]], &device)?, Tensor::new(&[[0f32, 1., 0.]], &device)?);
         let kl = |s: &Tensor, t: &Tensor, temperature| -> Result<f32> {

@@ -3,25 +3,26 @@
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::rms_norm::{cpu, epsilon, rows_per_task};
+use crate::rms_norm::{cpu_slice, f32_epsilon, rows_per_task};
 use crate::simd::{contiguous, sum2, zeros};
 
-/// Shifts and scales each row of `x` `(…, n)` to a mean of 0 and a variance of 1, then by `weight` and `bias` `(n,)`.
+/// Normalises each row of `x` `(…, n)` to mean 0 and variance 1, then multiplies by `weight` and adds `bias`, both
+/// `(n,)`.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     if x.dim(D::Minus1)? != weight.dims1()? || weight.dims() != bias.dims() {
         let (x, w, b) = (x.dims(), weight.dims(), bias.dims());
         bail!("layer_norm: x is {x:?}, its last dimension must be that of the weight {w:?} and of the bias {b:?}");
     }
     if crate::is_fused(x) && crate::is_fused(weight) && crate::is_fused(bias) {
-        let op = LayerNorm { eps: epsilon(eps) };
+        let op = LayerNorm { eps: f32_epsilon(eps) };
         x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
     } else {
-        naive(x, weight, bias, eps)
+        reference(x, weight, bias, eps)
     }
 }
 
-fn naive(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    // Half precision loses the small terms of the mean; f32 and f64 stay as they are.
+fn reference(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    // Half precision loses the small terms of the mean, so it is computed in f32.
     let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let y = x.to_dtype(wide)?;
     let y = y.broadcast_sub(&y.mean_keepdim(D::Minus1)?)?;
@@ -64,7 +65,7 @@ impl CustomOp3 for LayerNorm {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
         let ((xs, xl), (ws, wl), (ds, dl)) = (x.storage_and_layout(), w.storage_and_layout(), dy.storage_and_layout());
-        let (x_data, w_data, dy_data) = (cpu(&xs, xl)?, cpu(&ws, wl)?, cpu(&ds, dl)?);
+        let (x_data, w_data, dy_data) = (cpu_slice(&xs, xl)?, cpu_slice(&ws, wl)?, cpu_slice(&ds, dl)?);
         let n = w_data.len();
         let size = rows_per_task(n) * n.max(1);
         let mut dx = zeros(x_data.len());
@@ -85,7 +86,7 @@ impl CustomOp3 for LayerNorm {
     }
 }
 
-/// The mean of a row and one over its standard deviation.
+/// The mean of a row and the inverse of its standard deviation.
 #[inline(always)]
 fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     let n = x.len() as f32;
@@ -137,24 +138,26 @@ fn backward_simd<'a, S: pulp::Simd>(
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{assert_same_gradients, assert_same_gradients_within, random};
+    use crate::testing::{assert_matches_reference, assert_matches_reference_within, random};
 
     #[test]
-    fn fused_layer_norm_equals_the_naive_one_in_f64() -> candle_core::Result<()> {
+    fn fused_layer_norm_equals_the_f64_reference() -> candle_core::Result<()> {
         for (rows, n, scale) in [(1, 2, 1.), (3, 7, 1.), (130, 192, 1.), (5, 33, 1e-3), (5, 64, 1e4), (0, 8, 1.)] {
             let (x, w) = (random(&[rows, n], 1, scale)?, random(&[n], 2, 1.)?);
             let b = random(&[n], 3, 1.)?;
-            // A row of two numbers is 1 and -1 whatever they are: its gradient is what cancellation leaves.
-            assert_same_gradients_within(&[&x, &w, &b], 2e-5, 1e-7, |t| super::layer_norm(&t[0], &t[1], &t[2], 1e-5))?;
+            // A row of two values is always 1 and -1, so its gradient is only rounding error.
+            assert_matches_reference_within(&[&x, &w, &b], 2e-5, 1e-7, |t| {
+                super::layer_norm(&t[0], &t[1], &t[2], 1e-5)
+            })?;
         }
-        // A transposed view goes through the same path; a mean far from 0 leaves the variance alone.
+        // A transposed view; a mean far from 0 does not change the variance.
         let (x, w, b) = (random(&[9, 6], 3, 1.)?, random(&[9], 4, 1.)?, random(&[9], 5, 1.)?);
         let x = (x + 20.)?;
-        assert_same_gradients(&[&x, &w, &b], 1e-4, |t| super::layer_norm(&t[0].t()?, &t[1], &t[2], 1e-5))
+        assert_matches_reference(&[&x, &w, &b], 1e-4, |t| super::layer_norm(&t[0].t()?, &t[1], &t[2], 1e-5))
     }
 
     #[test]
-    fn a_weight_or_bias_of_another_size_is_an_error() -> candle_core::Result<()> {
+    fn a_weight_or_bias_of_the_wrong_size_is_an_error() -> candle_core::Result<()> {
         let (x, four, five) = (random(&[2, 4], 1, 1.)?, random(&[4], 1, 1.)?, random(&[5], 1, 1.)?);
         assert!(super::layer_norm(&x, &five, &five, 1e-5).is_err());
         assert!(super::layer_norm(&x, &four, &five, 1e-5).is_err());

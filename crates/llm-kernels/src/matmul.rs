@@ -1,10 +1,10 @@
-//! Products of matrices on plain slices, behind checked bounds: sums in f32 of numbers in f32 or rounded to bf16.
+//! Matrix multiplication on plain slices with checked bounds. Factors are f32 or rounded to bf16; sums are f32.
 //!
-//! On AVX-512 with bf16 they are made by [`packed`], elsewhere by the `gemm` crate ([`general`]); [`few_rows`] is the
-//! product of decoding.
+//! CPUs with AVX-512 and bf16 instructions run [`packed`], other machines the `gemm` crate ([`fallback`]).
+//! [`few_rows`] is the matmul of decoding.
 //!
-//! candle's own product reads the machine's core count from the system on every call and clears its result first; a
-//! model of a few million parameters spends more time there than in the product.
+//! candle's own matmul reads the number of cores from the system on every call and zeroes its output first. A model of
+//! a few million parameters spends more time there than in the matmul.
 
 mod epilogue;
 mod fallback;
@@ -18,11 +18,11 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
-pub use epilogue::{Rounded, mapped_product};
-pub use few_rows::{FEW_ROWS, few_rows, rows_of_a_part};
-pub use packed_b::Right;
+pub use epilogue::{GemmElement, matmul_epilogue};
+pub use few_rows::{FEW_ROWS, matmul_few_rows, rows_per_thread};
+pub use packed_b::PackedB;
 
-/// A view of `rows x cols` numbers in memory.
+/// A strided view of a `rows x cols` matrix.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a, T = f32> {
     data: &'a [T],
@@ -33,35 +33,35 @@ pub struct Matrix<'a, T = f32> {
 }
 
 impl<'a, T: Copy> Matrix<'a, T> {
-    /// `rows` rows of `cols` numbers, one behind the other.
+    /// `rows` contiguous rows of `cols` elements.
     #[inline]
     pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
         Self::with_stride(data, rows, cols, cols)
     }
 
-    /// `rows` rows of `cols` numbers that begin `row_stride` apart.
+    /// `rows` rows of `cols` elements, with `row_stride` elements from one row to the next.
     #[inline]
     pub fn with_stride(data: &'a [T], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(fits(rows, cols, row_stride, data.len()), "a matrix reaches beyond its memory");
+        assert!(fits(rows, cols, row_stride, data.len()), "a matrix is out of bounds");
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
-    /// Rows.
+    /// Number of rows.
     #[inline]
     pub fn rows(self) -> usize {
         self.rows
     }
 
-    /// Columns.
+    /// Number of columns.
     #[inline]
     pub fn cols(self) -> usize {
         self.cols
     }
 
-    /// Row `i` of a view that is not transposed.
+    /// Row `i`. Panics if the view is transposed.
     #[inline]
     pub fn row(self, i: usize) -> &'a [T] {
-        assert_eq!(self.col_stride, 1, "a transposed view has no rows that lie together");
+        assert_eq!(self.col_stride, 1, "a transposed view has no contiguous rows");
         &self.data[i * self.row_stride..][..self.cols]
     }
 
@@ -71,45 +71,46 @@ impl<'a, T: Copy> Matrix<'a, T> {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
-    /// At most `rows` rows from `start` on.
+    /// The rows from `start` on, at most `rows` of them.
     #[inline]
     fn rows_from(self, start: usize, rows: usize) -> Self {
         let data = self.data.get(start.saturating_mul(self.row_stride)..).unwrap_or_default();
         Self { data, rows: rows.min(self.rows.saturating_sub(start)), ..self }
     }
 
-    /// At most `cols` columns from `start` on.
+    /// The columns from `start` on, at most `cols` of them.
     #[inline]
     fn cols_from(self, start: usize, cols: usize) -> Self {
         self.t().rows_from(start, cols).t()
     }
 }
 
-/// Whether `rows` rows of `cols` numbers that begin `stride` apart lie within `len` numbers; a size that overflows does not.
+/// True if `rows` rows of `cols` elements with the given stride fit in `len` elements. A size that overflows does not
+/// fit.
 fn fits(rows: usize, cols: usize, stride: usize, len: usize) -> bool {
     let last = || (rows - 1).checked_mul(stride)?.checked_add(cols);
     rows == 0 || cols == 0 || last().is_some_and(|needed| needed <= len)
 }
 
-/// A number of a weight as it lies in memory.
+/// An element type of a weight in memory.
 pub trait Element: Copy + Default + Send + Sync {
-    /// The number in f32.
+    /// Converts to f32.
     fn widen(self) -> f32;
 
-    /// The bits of the nearest number in bf16, the even one of two.
-    fn halve(self) -> u16;
+    /// The bits of the nearest bf16 value; ties go to even.
+    fn to_bf16_bits(self) -> u16;
 
-    /// The product of each row of `w` with each row of `x`, both of `k` numbers: `(rows of w, rows of x)`.
+    /// Dot products of each row of `w` with each row of `x`, rows of length `k`: `(rows of w, rows of x)`.
     fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]);
 
-    /// Whether every number is finite, and stays so where it is rounded to bf16.
-    fn stay_finite(rows: Matrix<Self>) -> bool;
+    /// True if every element is finite and stays finite when it is rounded to bf16.
+    fn all_finite_as_bf16(rows: Matrix<Self>) -> bool;
 
-    /// The numbers themselves, if they are f32.
-    fn f32s(data: &[Self]) -> Option<&[f32]>;
+    /// The same slice, if the elements are f32.
+    fn as_f32(data: &[Self]) -> Option<&[f32]>;
 
-    /// The bits of the numbers, if they are bf16.
-    fn halves(_: &[Self]) -> Option<&[u16]> {
+    /// The bits of the elements, if they are bf16.
+    fn as_bf16_bits(_: &[Self]) -> Option<&[u16]> {
         None
     }
 }
@@ -121,7 +122,7 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn halve(self) -> u16 {
+    fn to_bf16_bits(self) -> u16 {
         let bits = self.to_bits();
         let nearest = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
         if self.is_nan() { 0x7fc0 } else { nearest }
@@ -131,11 +132,11 @@ impl Element for f32 {
         few_rows::dots_f32(x, w, k, out);
     }
 
-    fn stay_finite(rows: Matrix<Self>) -> bool {
+    fn all_finite_as_bf16(rows: Matrix<Self>) -> bool {
         finite::f32s(rows)
     }
 
-    fn f32s(data: &[Self]) -> Option<&[f32]> {
+    fn as_f32(data: &[Self]) -> Option<&[f32]> {
         Some(data)
     }
 }
@@ -147,27 +148,27 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    fn halve(self) -> u16 {
+    fn to_bf16_bits(self) -> u16 {
         self.to_bits()
     }
 
     fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
         if let Some(simd) = crate::unit::avx2().filter(|_| x.len() == k) {
-            return simd.vectorize(crate::avx2::HalfDots { simd, x, w, y: out });
+            return simd.vectorize(crate::avx2::Bf16Dots { simd, x, w, y: out });
         }
         few_rows::dots_bf16(x, w, k, out);
     }
 
-    fn stay_finite(rows: Matrix<Self>) -> bool {
+    fn all_finite_as_bf16(rows: Matrix<Self>) -> bool {
         finite::bf16s(rows)
     }
 
-    fn f32s(_: &[Self]) -> Option<&[f32]> {
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
         None
     }
 
-    fn halves(data: &[Self]) -> Option<&[u16]> {
+    fn as_bf16_bits(data: &[Self]) -> Option<&[u16]> {
         Some(data.reinterpret_cast())
     }
 }
@@ -179,50 +180,51 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn halve(self) -> u16 {
-        self.to_f32().halve()
+    fn to_bf16_bits(self) -> u16 {
+        self.to_f32().to_bf16_bits()
     }
 
     fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]) {
         few_rows::dots_f16(x, w, k, out);
     }
 
-    fn stay_finite(rows: Matrix<Self>) -> bool {
+    fn all_finite_as_bf16(rows: Matrix<Self>) -> bool {
         (0..rows.rows).all(|i| rows.row(i).iter().all(|x| x.is_finite()))
     }
 
-    fn f32s(_: &[Self]) -> Option<&[f32]> {
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
         None
     }
 }
 
-/// Over how many threads a product is spread.
+/// The threads a matmul runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Threads {
-    /// The one that asks: inside a loop that is parallel itself.
+    /// The calling thread only; for use inside a parallel loop.
     One,
-    /// All of rayon's pool.
+    /// All threads of rayon's pool.
     All,
 }
 
-/// What the numbers of a product are rounded to before they are multiplied; sums are f32 always.
+/// The type to which the factors of a matmul are rounded. Sums are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// f32: not at all.
+    /// f32: no rounding.
     #[default]
     F32,
-    /// bf16, with eight bits of mantissa: twice as fast where the machine has instructions for it.
+    /// bf16, with 8 bits of precision: twice as fast on CPUs with bf16 instructions.
     Bf16,
 }
 
 impl Precision {
-    /// What activations are rounded to beside numbers of bf16 or fewer bits: where nothing is won by rounding, nothing is rounded.
+    /// The precision of activations that are multiplied with weights of 16 bits or less: bf16 if the CPU has bf16
+    /// instructions, else f32, because rounding would not be faster.
     pub fn for_bf16_weights() -> Self {
         if Self::Bf16.is_fast() { Self::Bf16 } else { Self::F32 }
     }
 
-    /// Whether this machine has instructions for it.
+    /// True if this machine has instructions for it.
     pub fn is_fast(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self == Self::F32 || packed::is_available();
@@ -231,8 +233,8 @@ impl Precision {
     }
 }
 
-/// The FLOP/s of all threads' own multiplications on numbers in the first-level cache, by which products are judged; none
-/// where the machine has no instructions that this crate names itself.
+/// The measured peak of all threads in FLOP/s: multiply-adds on data in the L1 cache. Benchmarks report matmul rates
+/// as a share of it. `None` on machines that run the `gemm` crate.
 pub fn peak_flops(precision: Precision) -> Option<f64> {
     #[cfg(target_arch = "x86_64")]
     if packed::is_available() {
@@ -246,102 +248,104 @@ pub fn peak_flops(precision: Precision) -> Option<f64> {
     None
 }
 
-/// How a product is made.
+/// Options of a matmul.
 #[derive(Debug, Clone, Copy)]
-pub struct How {
+pub struct GemmOptions {
     pub precision: Precision,
     pub threads: Threads,
 }
 
-impl How {
-    /// In f32 on the thread that asks.
+impl GemmOptions {
+    /// f32 on the calling thread.
     #[cfg(test)]
-    pub const ONE: Self = Self { precision: Precision::F32, threads: Threads::One };
+    pub const SINGLE_THREAD: Self = Self { precision: Precision::F32, threads: Threads::One };
 
     /// On all threads.
-    pub const fn all(precision: Precision) -> Self {
+    pub const fn all_threads(precision: Precision) -> Self {
         Self { precision, threads: Threads::All }
     }
 }
 
-/// `a · b`, row by row.
-pub fn product<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>, how: How) -> Vec<f32> {
-    assert!(fits(a.rows, b.cols, b.cols, isize::MAX as usize), "a product is larger than memory");
+/// `a · b`, row-major.
+pub fn matmul<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>, options: GemmOptions) -> Vec<f32> {
+    assert!(fits(a.rows, b.cols, b.cols, isize::MAX as usize), "the result of a matmul exceeds the address space");
     let len = a.rows * b.cols;
     let mut out: Vec<f32> = Vec::with_capacity(len);
     if a.cols == 0 {
         out.resize(len, 0.);
         return out;
     }
-    // SAFETY: `with_capacity` gave room for `len` numbers, rows of `b.cols` one behind the other; `run` reads none of
-    // them, as nothing is added, and writes each of them, as `a.cols` is not 0. If it panics, the length is still 0.
+    // SAFETY: `with_capacity` reserved `len` elements, that is contiguous rows of `b.cols`. `run` reads none of them
+    // (`accumulate` is false) and writes all of them (`a.cols` is not 0). If it panics, the length is still 0.
     #[allow(unsafe_code)]
     unsafe {
-        run(a, b, Out { data: out.as_mut_ptr(), stride: b.cols, add: false, scale: 1. }, how);
+        run(a, b, OutputView { data: out.as_mut_ptr(), stride: b.cols, accumulate: false, scale: 1. }, options);
         out.set_len(len);
     }
     out
 }
 
-/// `out = a · b · scale`, or `out += a · b · scale`; `out` holds rows of `b.cols` numbers that begin `stride` apart.
+/// `out = a · b · scale`, or `out += a · b · scale` if `add`. `out` has rows of `b.cols` elements, `stride` elements
+/// apart.
 #[inline]
-pub fn product_into<A: Element, B: Element>(
+pub fn matmul_into<A: Element, B: Element>(
     a: Matrix<A>,
     b: Matrix<B>,
     out: &mut [f32],
     stride: usize,
     add: bool,
     scale: f32,
-    how: How,
+    options: GemmOptions,
 ) {
     if a.rows == 0 || b.cols == 0 {
         return;
     }
-    assert!(stride >= b.cols && fits(a.rows, b.cols, stride, out.len()), "a product needs more room");
+    assert!(stride >= b.cols && fits(a.rows, b.cols, stride, out.len()), "the output of a matmul is too small");
     if a.cols == 0 {
         if !add {
             out.chunks_mut(stride).take(a.rows).for_each(|row| row[..b.cols].fill(0.));
         }
         return;
     }
-    // SAFETY: the assertion above says that every row of the result lies within `out` and none within another; nobody else
-    // borrows `out` until `run` returns, and its numbers may be read.
+    // SAFETY: the assertion above ensures that every row of the result is inside `out` and that rows do not overlap.
+    // `out` is borrowed exclusively until `run` returns, and its elements are initialised.
     #[allow(unsafe_code)]
     unsafe {
-        run(a, b, Out { data: out.as_mut_ptr(), stride, add, scale }, how);
+        run(a, b, OutputView { data: out.as_mut_ptr(), stride, accumulate: add, scale }, options);
     }
 }
 
-/// Where a product is written.
+/// The output of a matmul.
 #[derive(Debug, Clone, Copy)]
-struct Out {
-    /// Valid for writes of every row of the result, and for reads too if `add`; nobody else uses it meanwhile.
+struct OutputView {
+    /// Valid for writes of every row of the result, and for reads too if `accumulate`; not used by anyone else during
+    /// the matmul.
     data: *mut f32,
-    /// How far apart rows begin.
+    /// Elements from one row to the next.
     stride: usize,
-    /// Whether the product is added to what is there.
-    add: bool,
-    /// What the product is multiplied with first.
+    /// Adds the result to the output instead of overwriting it.
+    accumulate: bool,
+    /// The result is multiplied by this first.
     scale: f32,
 }
 
 /// # Safety
-/// `out` is what [`Out`] says, for `a.rows` rows of `b.cols` numbers.
+/// `out` is valid as described at [`OutputView`] for `a.rows` rows of `b.cols` elements.
 #[allow(unsafe_code)]
-unsafe fn run<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>, out: Out, how: How) {
-    assert_eq!(a.cols, b.rows, "the inner sizes of a product differ");
+unsafe fn run<A: Element, B: Element>(a: Matrix<A>, b: Matrix<B>, out: OutputView, options: GemmOptions) {
+    assert_eq!(a.cols, b.rows, "the inner dimensions of a matmul differ");
     #[cfg(target_arch = "x86_64")]
     if packed::is_available() {
-        // SAFETY: the instructions are there, as was just asked; the caller answers for `out`.
+        // SAFETY: the instructions are available, checked above. The caller guarantees `out`.
         return unsafe {
-            match how.precision {
-                Precision::F32 => packed::product::<false, A, B>(a, b, out, how.threads),
-                Precision::Bf16 => packed::product::<true, A, B>(a, b, out, how.threads),
+            match options.precision {
+                Precision::F32 => packed::matmul::<false, A, B>(a, b, out, options.threads),
+                Precision::Bf16 => packed::matmul::<true, A, B>(a, b, out, options.threads),
             }
         };
     }
-    // SAFETY: the caller answers for `out`.
-    unsafe { fallback::product(a, b, out, how) }
+    // SAFETY: the caller guarantees `out`.
+    unsafe { fallback::matmul(a, b, out, options) }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! A gated feed-forward network in one operation: `down(activation(gate(x)) · up(x))`, with the norm before it and the
-//! residual stream around it if it is half of a block.
+//! Fused gated MLP: `down(activation(gate(x)) · up(x))` as one operation, optionally with the RMSNorm before it and
+//! the residual connection around it.
 //!
-//! The two branches are what a network keeps most of for its backward. Here they are kept once, in the precision of the
-//! products, and candle clears and adds no gradient but those of `x` and of the weights.
+//! The two branches are the largest saved tensors of an MLP. Here they are saved once, in the precision of the
+//! matmuls, and candle zeroes and accumulates only the gradients of `x` and of the weights.
 
 use std::sync::OnceLock;
 
@@ -11,29 +11,30 @@ use half::bf16;
 use rayon::prelude::*;
 
 use crate::activation::{Activation, gated_activation, gated_backward, gated_forward};
-use crate::linear::{added, linear_residual, linear_with_precision};
-use crate::matmul::{FEW_ROWS, How, Matrix, Precision, Rounded, mapped_product, product, product_into};
-use crate::rms_norm::{epsilon, gradients, normed, rms_norm};
+use crate::linear::{linear_residual, linear_with_precision, matmul_residual};
+use crate::matmul::{FEW_ROWS, GemmElement, GemmOptions, Matrix, Precision, matmul, matmul_epilogue, matmul_into};
+use crate::rms_norm::{f32_epsilon, rms_norm, rms_norm_backward, rms_norm_rows};
 use crate::simd::zeros;
-use crate::slice_op::{OnSlices, Operation};
-use crate::uninit::written;
+use crate::slice_op::{SliceCustomOp, SliceOp};
+use crate::uninit::uninit_vec;
 
-/// The weights of a gated feed-forward network.
+/// The weights of a gated MLP.
 #[derive(Debug, Clone, Copy)]
 pub struct MlpWeights<'a> {
-    /// Of the branch that is activated, `(inner, hidden)`.
+    /// The gate projection, `(inner, hidden)`; the activation is applied to it.
     pub gate: &'a Tensor,
-    /// Of the branch that it multiplies, `(inner, hidden)`.
+    /// The up projection, `(inner, hidden)`.
     pub up: &'a Tensor,
-    /// Of the result, `(hidden, inner)`.
+    /// The down projection, `(hidden, inner)`.
     pub down: &'a Tensor,
 }
 
-/// `x + down(activation(gate(y)) · up(y))` with `y = rms_norm(x)`, the second half of a Llama block, or without a norm
-/// `down(activation(gate(x)) · up(x))` alone.
+/// `x + down(activation(gate(y)) · up(y))` with `y = rms_norm(x)`, the MLP block of a Llama layer; without a norm only
+/// `down(activation(gate(x)) · up(x))`.
 ///
-/// `x` is `(…, hidden)`, and so is the result; `norm` is the weight of the norm `(hidden,)` and its epsilon. It equals
-/// [`rms_norm`], [`linear_with_precision`], [`gated_activation`] and [`linear_residual`] one after the other, which is what runs where nothing trains.
+/// `x` and the result are `(…, hidden)`; `norm` is the weight of the norm `(hidden,)` and its epsilon. The result
+/// equals [`rms_norm`], [`linear_with_precision`], [`gated_activation`] and [`linear_residual`] in sequence. That
+/// sequence runs if no input needs a gradient and for a few rows.
 pub fn mlp_block(
     x: &Tensor,
     norm: Option<(&Tensor, f64)>,
@@ -49,7 +50,7 @@ pub fn mlp_block(
         && norm.is_none_or(|(weight, _)| weight.dims() == [hidden]);
     if !fits {
         bail!(
-            "mlp_block: x is {:?}, gate {:?}, up {:?}, down {:?}; they do not fit",
+            "mlp_block: x is {:?}, gate {:?}, up {:?}, down {:?}; these shapes do not match",
             x.dims(),
             gate.dims(),
             up.dims(),
@@ -72,46 +73,46 @@ pub fn mlp_block(
             linear_with_precision(&y, down, precision)
         };
     }
-    let eps = norm.map(|(_, eps)| epsilon(eps));
+    let eps = norm.map(|(_, eps)| f32_epsilon(eps));
     let norm = norm.map(|(weight, _)| weight.unsqueeze(0)).transpose()?;
     let params: Vec<&Tensor> = norm.iter().chain([gate, up]).collect();
-    let params = Tensor::cat(&params, 0)?; // (1 + 2 inner, hidden), or without the 1
+    let params = Tensor::cat(&params, 0)?; // (1 + 2 inner, hidden), or (2 inner, hidden) without a norm
     let (x, down) = (x.contiguous()?, down.contiguous()?);
-    let wants = [&x, &params, &down].map(Tensor::track_op);
+    let needs_grad = [&x, &params, &down].map(Tensor::track_op);
     match precision {
         Precision::F32 => x.apply_op3(
             &params,
             &down,
-            Operation(MlpBlock::<f32> { inner, eps, activation, wants, kept: OnceLock::new() }),
+            SliceCustomOp(MlpBlock::<f32> { inner, eps, activation, needs_grad, saved: OnceLock::new() }),
         ),
         Precision::Bf16 => x.apply_op3(
             &params,
             &down,
-            Operation(MlpBlock::<bf16> { inner, eps, activation, wants, kept: OnceLock::new() }),
+            SliceCustomOp(MlpBlock::<bf16> { inner, eps, activation, needs_grad, saved: OnceLock::new() }),
         ),
     }
 }
 
 struct MlpBlock<T> {
     inner: usize,
-    /// Of the norm, if there is one.
+    /// The epsilon of the norm, if there is a norm.
     eps: Option<f32>,
     activation: Activation,
-    /// Whether the gradients of `x`, of the parameters and of `down` are asked for.
-    wants: [bool; 3],
-    kept: OnceLock<Kept<T>>,
+    /// Whether `x`, the parameters and `down` need a gradient.
+    needs_grad: [bool; 3],
+    saved: OnceLock<SavedTensors<T>>,
 }
 
-/// What the backward needs of n tokens.
-struct Kept<T> {
+/// Tensors saved for the backward of n tokens.
+struct SavedTensors<T> {
     normed: Vec<T>, // (n, hidden)
-    inner: Vec<T>,  // (n, 3 inner): the branches' product, and the branches
+    inner: Vec<T>,  // (n, 3 inner): gated activations, gate branch, up branch
 }
 
-impl<T: Rounded> MlpBlock<T> {
-    const HOW: How = How::all(T::PRECISION);
+impl<T: GemmElement> MlpBlock<T> {
+    const GEMM_OPTIONS: GemmOptions = GemmOptions::all_threads(T::PRECISION);
 
-    /// Sizes, and the parameters of the norm and of the branches.
+    /// The number of tokens, the hidden size, and the weights of the norm and of the branches.
     fn parts<'a>(&self, x: &[f32], params: &'a [f32]) -> (usize, usize, &'a [f32], &'a [f32]) {
         let rows = 2 * self.inner + usize::from(self.eps.is_some());
         let hidden = params.len() / rows;
@@ -119,75 +120,83 @@ impl<T: Rounded> MlpBlock<T> {
         (x.len() / hidden, hidden, norm, branches)
     }
 
-    /// The product of the branches `(n, inner)`, of what is kept.
-    fn gated<'a>(&self, kept: &'a [T], n: usize) -> Matrix<'a, T> {
-        Matrix::with_stride(kept, n, self.inner, 3 * self.inner)
+    /// The gated activations `(n, inner)`, a part of the saved tensor.
+    fn gated<'a>(&self, saved: &'a [T], n: usize) -> Matrix<'a, T> {
+        Matrix::with_stride(saved, n, self.inner, 3 * self.inner)
     }
 }
 
-impl<T: Rounded> OnSlices for MlpBlock<T> {
+impl<T: GemmElement> SliceOp for MlpBlock<T> {
     const NAME: &'static str = "mlp_block";
 
     fn forward(&self, [x, params, down]: [&[f32]; 3]) -> Result<Vec<f32>> {
         let (n, hidden, norm, weight) = self.parts(x, params);
-        let normed: Vec<T> = self.eps.map_or_else(|| rounded(x), |eps| normed(x, norm, eps));
+        let normed: Vec<T> = self.eps.map_or_else(|| round_rows(x), |eps| rms_norm_rows(x, norm, eps));
         let weight = Matrix::new(weight, 2 * self.inner, hidden);
         let inner =
-            mapped_product(Matrix::new(&normed, n, hidden), weight.t(), [3 * self.inner; 2], |_, branches, to| {
-                let (gated, kept) = to.split_at_mut(self.inner);
-                kept.copy_from_slice(branches);
+            matmul_epilogue(Matrix::new(&normed, n, hidden), weight.t(), [3 * self.inner; 2], |_, branches, to| {
+                let (gated, saved) = to.split_at_mut(self.inner);
+                saved.copy_from_slice(branches);
                 let (gate, up) = branches.split_at(self.inner);
                 gated_forward(self.activation, gate, up, gated);
             });
         let down = Matrix::new(down, hidden, self.inner);
-        let y = added(self.eps.map(|_| x), self.gated(&inner, n), down.t(), Self::HOW);
-        match self.kept.set(Kept { normed, inner }) {
+        let y = matmul_residual(self.eps.map(|_| x), self.gated(&inner, n), down.t(), Self::GEMM_OPTIONS);
+        match self.saved.set(SavedTensors { normed, inner }) {
             Ok(()) => Ok(y),
-            Err(_) => bail!("mlp_block: an operation is used once"),
+            Err(_) => bail!("mlp_block: an operation runs only once"),
         }
     }
 
     /// The gradients of `x`, of the parameters, and of `down`.
     fn backward(&self, [x, params, down]: [&[f32]; 3], dy: &[f32]) -> Result<[Option<Vec<f32>>; 3]> {
-        let Some(Kept { normed, inner }) = self.kept.get() else {
-            bail!("mlp_block: its backward came before its forward");
+        let Some(SavedTensors { normed, inner }) = self.saved.get() else {
+            bail!("mlp_block: backward ran before forward");
         };
         let (n, hidden, norm, weight) = self.parts(x, params);
         let dy_rows = Matrix::new(dy, n, hidden);
-        let [wants_x, wants_params, wants_down] = self.wants;
-        let d_down = wants_down.then(|| product(dy_rows.t(), self.gated(inner, n), Self::HOW));
-        if !wants_x && !wants_params {
+        let [needs_dx, needs_d_params, needs_d_down] = self.needs_grad;
+        let d_down = needs_d_down.then(|| matmul(dy_rows.t(), self.gated(inner, n), Self::GEMM_OPTIONS));
+        if !needs_dx && !needs_d_params {
             return Ok([None, None, d_down]);
         }
         let down = Matrix::new(down, hidden, self.inner);
-        let d_branches: Vec<T> = mapped_product(dy_rows, down, [2 * self.inner; 2], |token, d_gated, to| {
-            T::widen_all(&inner[(3 * token + 1) * self.inner..][..to.len()], to);
+        let d_branches: Vec<T> = matmul_epilogue(dy_rows, down, [2 * self.inner; 2], |token, d_gated, to| {
+            T::widen_slice(&inner[(3 * token + 1) * self.inner..][..to.len()], to);
             let (gate, up) = to.split_at_mut(self.inner);
             gated_backward(self.activation, gate, up, d_gated);
         });
         let d_branches = Matrix::new(&d_branches, n, 2 * self.inner);
-        let mut d_params = zeros(if wants_params { params.len() } else { norm.len() });
+        let mut d_params = zeros(if needs_d_params { params.len() } else { norm.len() });
         let (d_norm, d_weight) = d_params.split_at_mut(norm.len());
-        if wants_params {
-            product_into(d_branches.t(), Matrix::new(normed, n, hidden), d_weight, hidden, false, 1., Self::HOW);
+        if needs_d_params {
+            matmul_into(
+                d_branches.t(),
+                Matrix::new(normed, n, hidden),
+                d_weight,
+                hidden,
+                false,
+                1.,
+                Self::GEMM_OPTIONS,
+            );
         }
-        let mut dx = product(d_branches, Matrix::new(weight, 2 * self.inner, hidden), Self::HOW);
+        let mut dx = matmul(d_branches, Matrix::new(weight, 2 * self.inner, hidden), Self::GEMM_OPTIONS);
         if let Some(eps) = self.eps {
-            let (of_x, of_norm) = gradients(x, norm, &dx, eps, Some(dy));
-            d_norm.copy_from_slice(&of_norm);
-            dx = of_x;
+            let (d_x, d_norm_weight) = rms_norm_backward(x, norm, &dx, eps, Some(dy));
+            d_norm.copy_from_slice(&d_norm_weight);
+            dx = d_x;
         }
-        Ok([wants_x.then_some(dx), wants_params.then_some(d_params), d_down])
+        Ok([needs_dx.then_some(dx), needs_d_params.then_some(d_params), d_down])
     }
 }
 
-fn rounded<T: Rounded>(numbers: &[f32]) -> Vec<T> {
+fn round_rows<T: GemmElement>(values: &[f32]) -> Vec<T> {
     const CHUNK: usize = 1 << 14;
-    let task = |(to, from): (&mut [_], _)| T::round(from, to);
-    // SAFETY: there are as many numbers as places, and `round` writes each of them.
+    let task = |(to, from): (&mut [_], _)| T::round_slice(from, to);
+    // SAFETY: both slices have the same length, and `round_slice` writes every element.
     #[allow(unsafe_code)]
     unsafe {
-        written(numbers.len(), |to| to.par_chunks_mut(CHUNK).zip(numbers.par_chunks(CHUNK)).for_each(task))
+        uninit_vec(values.len(), |to| to.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(task))
     }
 }
 
@@ -196,10 +205,10 @@ mod tests {
     use candle_core::Var;
 
     use super::*;
-    use crate::testing::{assert_same_gradients, random};
+    use crate::testing::{assert_matches_reference, random};
 
     #[test]
-    fn it_equals_its_steps_in_f64() -> Result<()> {
+    fn the_fused_block_equals_the_f64_reference() -> Result<()> {
         for (shape, inner) in [(vec![1, 7], 5), (vec![33, 20], 40), (vec![2, 9, 12], 17), (vec![0, 4], 3)] {
             let hidden = *shape.last().unwrap();
             let (x, norm) = (random(&shape, 1, 1.)?, random(&[hidden], 2, 1.)?);
@@ -211,8 +220,8 @@ mod tests {
                         let (norm, weights) = (t.get(4), MlpWeights { gate: &t[1], up: &t[2], down: &t[3] });
                         mlp_block(&t[0], norm.map(|norm| (norm, 1e-5)), weights, activation, precision)
                     };
-                    assert_same_gradients(&[&x, &gate, &up, &down], tolerance, run)?;
-                    assert_same_gradients(&[&x, &gate, &up, &down, &norm], tolerance, run)?;
+                    assert_matches_reference(&[&x, &gate, &up, &down], tolerance, run)?;
+                    assert_matches_reference(&[&x, &gate, &up, &down, &norm], tolerance, run)?;
                 }
             }
         }
@@ -220,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_train_has_no_gradient() -> Result<()> {
+    fn frozen_inputs_get_no_gradient() -> Result<()> {
         let (x, w, down) = (random(&[6, 4], 1, 1.)?, random(&[3, 4], 2, 1.)?, random(&[4, 3], 3, 1.)?);
         let vars = [&x, &w, &down].map(Var::from_tensor);
         let [x_var, w_var, down_var] = vars;

@@ -1,4 +1,5 @@
-//! Tests: what is infinite or NaN stays visible in every product, however its weight is written and however many rows it has.
+//! Tests: infinite and NaN values show in every result that depends on them, for every weight format and number of
+//! rows.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
@@ -18,12 +19,12 @@ fn flat(x: &Tensor) -> Vec<f32> {
     x.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-type Product = Box<dyn Fn(&Tensor) -> Result<Tensor>>;
+type Matmul = Box<dyn Fn(&Tensor) -> Result<Tensor>>;
 
-/// The product with one weight `(OUT, IN)`, in each way that there is.
-fn products() -> Result<Vec<(String, Product)>> {
+/// The matmul with one weight `(OUT, IN)`, in each weight format.
+fn matmuls() -> Result<Vec<(String, Matmul)>> {
     let w = random(&[OUT, IN], 1, 1.)?;
-    let mut all: Vec<(String, Product)> = Vec::new();
+    let mut all: Vec<(String, Matmul)> = Vec::new();
     for format in FORMATS {
         let w = QuantizedWeight::quantize(&w, format)?;
         all.push((format!("{format:?}"), Box::new(move |x| linear_quantized(x, &w))));
@@ -35,7 +36,7 @@ fn products() -> Result<Vec<(String, Product)>> {
             _ => flat(&w).iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
         };
         let w = MappedWeight::new(Bytes::from(bytes), (OUT, IN), dtype)?;
-        all.push((format!("stored {dtype:?}"), Box::new(move |x| linear_mapped(x, &w))));
+        all.push((format!("mapped {dtype:?}"), Box::new(move |x| linear_mapped(x, &w))));
     }
     for precision in [Precision::F32, Precision::Bf16] {
         let w = w.clone();
@@ -47,17 +48,17 @@ fn products() -> Result<Vec<(String, Product)>> {
 }
 
 #[test]
-fn an_activation_that_is_not_finite_shows_in_its_row_and_in_no_other() -> Result<()> {
-    for (name, product) in products()? {
+fn a_non_finite_activation_affects_only_its_row() -> Result<()> {
+    for (name, matmul) in matmuls()? {
         for n in ROWS {
             let numbers = flat(&random(&[n * IN], 2, 3.)?);
             let tensor = |numbers: &[f32]| Tensor::from_slice(numbers, (n, IN), &Device::Cpu);
-            let plain = flat(&product(&tensor(&numbers)?)?);
+            let plain = flat(&matmul(&tensor(&numbers)?)?);
             assert!(plain.iter().all(|x| x.is_finite()));
             for (by, row, col) in BROKEN.into_iter().flat_map(|by| [(by, 0, 0), (by, n - 1, 37), (by, n / 2, IN - 1)]) {
                 let mut numbers = numbers.clone();
                 numbers[row * IN + col] = by;
-                for (at, y) in flat(&product(&tensor(&numbers)?)?).into_iter().enumerate() {
+                for (at, y) in flat(&matmul(&tensor(&numbers)?)?).into_iter().enumerate() {
                     let what = format!("{name}: {by} at {row}, {col} of {n} rows");
                     match at / OUT == row {
                         true => assert!(!y.is_finite(), "{what} becomes {y}"),
@@ -70,7 +71,7 @@ fn an_activation_that_is_not_finite_shows_in_its_row_and_in_no_other() -> Result
     Ok(())
 }
 
-/// Where the f16 scales (and minima) of a block are.
+/// The byte offsets of the f16 scales (and minima) of a block.
 fn scales(format: BlockFormat) -> &'static [usize] {
     match format {
         BlockFormat::Q8_0 | BlockFormat::Q4_0 => &[0],
@@ -80,7 +81,7 @@ fn scales(format: BlockFormat) -> &'static [usize] {
 }
 
 #[test]
-fn a_block_scale_that_is_not_finite_shows_wherever_its_block_is_read() -> Result<()> {
+fn a_non_finite_block_scale_affects_every_result_of_its_block() -> Result<()> {
     let bits = [0x7c00u16, 0xfc00, 0x7e00, 0x7c01, 0xffff];
     for format in FORMATS {
         let blocks = QuantizedWeight::quantize(&random(&[OUT, IN], 1, 1.)?, format)?.blocks().to_vec();
@@ -118,7 +119,7 @@ fn a_block_scale_that_is_not_finite_shows_wherever_its_block_is_read() -> Result
 }
 
 #[test]
-fn a_number_of_a_weight_that_is_not_finite_shows_in_its_column() -> Result<()> {
+fn a_non_finite_weight_affects_its_column() -> Result<()> {
     for by in BROKEN {
         let mut numbers = flat(&random(&[OUT * IN], 1, 1.)?);
         numbers[4 * IN + 100] = by;

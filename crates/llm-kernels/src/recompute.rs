@@ -1,12 +1,13 @@
-//! Activation checkpointing: a block keeps its input alone and runs again in its backward (Chen et al. 2016, arXiv
-//! 1604.06174). A third more computation, and the memory of one block's activations instead of all blocks'.
+//! Activation checkpointing: a block saves only its input and runs again in the backward (Chen et al. 2016, arXiv
+//! 1604.06174). This costs a third more computation and needs the memory of one block's activations instead of all
+//! blocks'.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Storage, Tensor, TensorId, Var, bail};
 
-/// Gradients of the parameters inside of recomputed blocks: they do not stand in what `backward` returns.
+/// Gradients of the parameters inside checkpointed blocks; candle's `backward` does not return them.
 #[derive(Debug, Clone, Default)]
 pub struct RecomputedGradients(Arc<Mutex<HashMap<TensorId, Tensor>>>);
 
@@ -16,7 +17,7 @@ impl RecomputedGradients {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A parameter that several blocks or passes share has the sum of their gradients.
+    /// Adds up the gradients of a parameter that several blocks or passes share.
     fn add(&self, id: TensorId, gradient: Tensor) -> Result<()> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let sum = match all.remove(&id) {
@@ -28,10 +29,11 @@ impl RecomputedGradients {
     }
 }
 
-/// `f(x)`, of which only `x` is kept; `f` runs again in the backward, with the same bits as without this.
+/// `f(x)`, saving only `x`; `f` runs again in the backward. Result and gradients have the same bits as without
+/// checkpointing.
 ///
-/// The gradients of `params`, which `f` uses besides `x`, go to `gradients`. Where nothing trains before `x` there is no
-/// backward to run `f` again in: then it runs as if by itself. `f` must give the same result each time.
+/// The gradients of `params`, the parameters that `f` uses, go to `gradients`. If `x` needs no gradient, `f` runs as
+/// an ordinary function and candle returns the gradients of its parameters. `f` must be deterministic.
 pub fn recompute(
     x: &Tensor,
     params: Vec<Tensor>,
@@ -41,7 +43,7 @@ pub fn recompute(
     if !x.track_op() {
         return f(x);
     }
-    let value = f(&x.detach())?.detach().contiguous()?; // what led to the value is dropped here
+    let value = f(&x.detach())?.detach().contiguous()?; // drops the graph of the value
     x.apply_op1(Recompute { value: Mutex::new(Some(value)), params, gradients: gradients.clone(), f: Box::new(f) })
 }
 
@@ -61,16 +63,16 @@ impl CustomOp1 for Recompute {
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let Some(value) = self.value.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            bail!("recompute: an operation is used once");
+            bail!("recompute: an operation runs only once");
         };
         let (storage, layout) = value.storage_and_layout();
         let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-            bail!("recompute: the block's result left the CPU's memory");
+            bail!("recompute: the result of the block is not in CPU memory");
         };
         let copy = match storage {
             CpuStorage::F32(data) => CpuStorage::F32(data[start..end].to_vec()),
             CpuStorage::F64(data) => CpuStorage::F64(data[start..end].to_vec()),
-            _ => bail!("recompute: a block gives f32 or f64"),
+            _ => bail!("recompute: the result of a block must be f32 or f64"),
         };
         Ok((copy, layout.shape().clone()))
     }
@@ -88,7 +90,7 @@ impl CustomOp1 for Recompute {
     }
 }
 
-/// A scalar whose gradient with respect to its argument is given: the way into a backward that begins in the middle.
+/// A scalar whose gradient with respect to its argument is given: starts a backward in the middle of a graph.
 struct Seed {
     gradient: Tensor,
 }
@@ -101,7 +103,7 @@ impl CustomOp1 for Seed {
     fn cpu_fwd(&self, storage: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let zero = Tensor::zeros((), candle_core::backend::BackendStorage::dtype(storage), &Device::Cpu)?;
         let (zero, _) = zero.storage_and_layout();
-        let Storage::Cpu(zero) = &*zero else { bail!("recompute: a zero left the CPU's memory") };
+        let Storage::Cpu(zero) = &*zero else { bail!("recompute: the result is not in CPU memory") };
         Ok((zero.clone(), Shape::from(())))
     }
 
@@ -120,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recomputed_block_gives_the_same_bits() -> Result<()> {
+    fn a_checkpointed_block_gives_the_same_bits() -> Result<()> {
         let (x, w) = (Var::from_tensor(&random(&[9, 6], 1, 1.)?)?, Var::from_tensor(&random(&[6, 6], 2, 1.)?)?);
         let norm = Var::from_tensor(&random(&[6], 3, 1.)?)?;
         let run = |gradients: Option<&RecomputedGradients>| -> Result<[Tensor; 4]> {
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_weight_of_two_blocks_has_the_sum_of_their_gradients() -> Result<()> {
+    fn gradients_of_a_shared_weight_are_added() -> Result<()> {
         let (x, w) = (Var::from_tensor(&random(&[4, 3], 1, 1.)?)?, Var::from_tensor(&random(&[3, 3], 2, 1.)?)?);
         let block = |gradients: &RecomputedGradients, x: &Tensor| {
             let weight = w.as_tensor().clone();
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_trains_before_the_block_its_own_weights_still_do() -> Result<()> {
+    fn the_weights_of_the_first_block_get_gradients() -> Result<()> {
         let (x, w) = (random(&[4, 3], 1, 1.)?, Var::from_tensor(&random(&[2, 3], 2, 1.)?)?);
         let weight = w.as_tensor().clone();
         let y =

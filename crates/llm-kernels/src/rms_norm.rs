@@ -5,24 +5,24 @@ use std::mem::MaybeUninit;
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::matmul::Rounded;
+use crate::matmul::GemmElement;
 use crate::simd::{contiguous, sum2};
-use crate::uninit::written;
+use crate::uninit::uninit_vec;
 
-/// Scales each row of `x` `(…, n)` to a root mean square of one and then by `weight` `(n,)`.
+/// Normalises each row of `x` `(…, n)` to a root mean square of one and multiplies it by `weight` `(n,)`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     if x.dim(D::Minus1)? != weight.dims1()? {
         bail!("rms_norm: x is {:?}, its last dimension must be that of the weight {:?}", x.dims(), weight.dims());
     }
     if crate::is_fused(x) && crate::is_fused(weight) {
-        x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: epsilon(eps) })
+        x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: f32_epsilon(eps) })
     } else {
-        naive(x, weight, eps)
+        reference(x, weight, eps)
     }
 }
 
-fn naive(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    // Half precision loses the small terms of the mean; f32 and f64 stay as they are.
+fn reference(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    // Half precision loses the small terms of the mean, so it is computed in f32.
     let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let y = x.to_dtype(wide)?;
     let rms = (y.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
@@ -39,7 +39,7 @@ impl CustomOp2 for RmsNorm {
     }
 
     fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, ws: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = normed(contiguous(xs, xl)?, contiguous(ws, wl)?, self.eps);
+        let y = rms_norm_rows(contiguous(xs, xl)?, contiguous(ws, wl)?, self.eps);
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
 
@@ -48,33 +48,40 @@ impl CustomOp2 for RmsNorm {
         let (xs, xl) = x.storage_and_layout();
         let (ws, wl) = w.storage_and_layout();
         let (ds, dl) = dy.storage_and_layout();
-        let (dx, dw) = gradients(cpu(&xs, xl)?, cpu(&ws, wl)?, cpu(&ds, dl)?, self.eps, None);
+        let (dx, dw) = rms_norm_backward(cpu_slice(&xs, xl)?, cpu_slice(&ws, wl)?, cpu_slice(&ds, dl)?, self.eps, None);
         let dx = Tensor::from_vec(dx, x.shape(), x.device())?;
         Ok((Some(dx), Some(Tensor::from_vec(dw, w.shape(), w.device())?)))
     }
 }
 
-/// [`rms_norm`] of rows on plain slices, rounded.
-pub(crate) fn normed<T: Rounded>(x: &[f32], w: &[f32], eps: f32) -> Vec<T> {
+/// [`rms_norm`] of rows on plain slices, rounded to `T`.
+pub(crate) fn rms_norm_rows<T: GemmElement>(x: &[f32], w: &[f32], eps: f32) -> Vec<T> {
     let n = w.len();
     assert!(x.len().is_multiple_of(n), "rows are as long as the weight");
     let task = |(y, x): (&mut [MaybeUninit<T>], &[f32])| {
         let mut row = vec![0f32; n];
         for (y, x) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
             forward(x, w, eps, &mut row);
-            T::round(&row, y);
+            T::round_slice(&row, y);
         }
     };
     let len = rows_per_task(n) * n.max(1);
-    // SAFETY: `x` is made of whole rows of `n` numbers, as was asserted; there are as many in the result, and each is written.
+    // SAFETY: `x` consists of whole rows of `n` elements, as asserted; the output has the same number, and each row is
+    // written.
     #[allow(unsafe_code)]
     unsafe {
-        written(x.len(), |y| y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(task))
+        uninit_vec(x.len(), |y| y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(task))
     }
 }
 
-/// The gradients of the rows, to which `residual` is added, and of the weight.
-pub(crate) fn gradients(x: &[f32], w: &[f32], dy: &[f32], eps: f32, residual: Option<&[f32]>) -> (Vec<f32>, Vec<f32>) {
+/// The gradients of the rows, plus `residual`, and of the weight.
+pub(crate) fn rms_norm_backward(
+    x: &[f32],
+    w: &[f32],
+    dy: &[f32],
+    eps: f32,
+    residual: Option<&[f32]>,
+) -> (Vec<f32>, Vec<f32>) {
     let n = w.len();
     assert!(
         x.len().is_multiple_of(n) && dy.len() == x.len(),
@@ -83,11 +90,11 @@ pub(crate) fn gradients(x: &[f32], w: &[f32], dy: &[f32], eps: f32, residual: Op
     assert!(residual.is_none_or(|residual| residual.len() == x.len()), "each row has a residual");
     let len = rows_per_task(n) * n.max(1);
     let mut dw = vec![0f32; n];
-    // SAFETY: `x` and `dy` are made of the same number of whole rows of `n` numbers, as was asserted; there are as many in the
-    // result, and each is written.
+    // SAFETY: `x` and `dy` consist of the same number of whole rows of `n` elements, as asserted; the output has the
+    // same number, and each row is written.
     #[allow(unsafe_code)]
     let dx = unsafe {
-        written(x.len(), |dx| {
+        uninit_vec(x.len(), |dx| {
             let tasks = dx.par_chunks_mut(len).zip(x.par_chunks(len)).zip(dy.par_chunks(len)).enumerate();
             let parts = tasks.map(|(task, ((dx, x), dy))| {
                 let (mut dw, mut row) = (vec![0f32; n], vec![0f32; n]);
@@ -107,20 +114,21 @@ pub(crate) fn gradients(x: &[f32], w: &[f32], dy: &[f32], eps: f32, residual: Op
     (dx, dw)
 }
 
-/// The elements behind a contiguous f32 CPU tensor whose lock is held.
-pub(crate) fn cpu<'a>(storage: &'a candle_core::Storage, layout: &Layout) -> Result<&'a [f32]> {
+/// The elements of a contiguous f32 CPU tensor whose storage is locked. Errors: another device, dtype or layout.
+pub(crate) fn cpu_slice<'a>(storage: &'a candle_core::Storage, layout: &Layout) -> Result<&'a [f32]> {
     match storage {
         candle_core::Storage::Cpu(storage) => contiguous(storage, layout),
-        _ => bail!("a fused kernel got a tensor that is not in the CPU's memory"),
+        _ => bail!("fused kernels need tensors in CPU memory"),
     }
 }
 
-/// `eps` in f32, which has no number for it below 1e-45: a positive one stays positive, so that a row of zeros stays zero.
-pub(crate) fn epsilon(eps: f64) -> f32 {
+/// `eps` in f32, whose smallest positive number is 1e-45. A positive `eps` stays positive, so that a row of zeros
+/// stays zero.
+pub(crate) fn f32_epsilon(eps: f64) -> f32 {
     if eps > 0. { (eps as f32).max(f32::MIN_POSITIVE) } else { eps as f32 }
 }
 
-/// Rows of `n` numbers that one task takes: enough to outweigh the cost of handing it out.
+/// Rows of `n` elements per task: enough to outweigh the cost of scheduling it.
 pub(crate) fn rows_per_task(n: usize) -> usize {
     (16384 / n.max(1)).max(1)
 }
@@ -163,23 +171,23 @@ fn backward_simd<'a, S: pulp::Simd>(
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{assert_same_gradients, random};
+    use crate::testing::{assert_matches_reference, random};
 
     #[test]
-    fn fused_rms_norm_equals_the_naive_one_in_f64() -> candle_core::Result<()> {
+    fn fused_rms_norm_equals_the_f64_reference() -> candle_core::Result<()> {
         for (rows, n, scale) in [(1, 2, 1.), (3, 7, 1.), (130, 192, 1.), (5, 33, 1e-4), (5, 64, 1e4), (0, 8, 1.)] {
             let x = random(&[rows, n], 1, scale)?;
             let w = random(&[n], 2, 1.)?;
-            assert_same_gradients(&[&x, &w], 1e-5, |t| super::rms_norm(&t[0], &t[1], 1e-5))?;
+            assert_matches_reference(&[&x, &w], 1e-5, |t| super::rms_norm(&t[0], &t[1], 1e-5))?;
         }
-        // A transposed view goes through the same path.
+        // A transposed view.
         let x = random(&[9, 6], 3, 1.)?;
         let w = random(&[9], 4, 1.)?;
-        assert_same_gradients(&[&x, &w], 1e-5, |t| super::rms_norm(&t[0].t()?, &t[1], 1e-5))
+        assert_matches_reference(&[&x, &w], 1e-5, |t| super::rms_norm(&t[0].t()?, &t[1], 1e-5))
     }
 
     #[test]
-    fn a_positive_epsilon_below_the_numbers_of_f32_is_not_zero() -> candle_core::Result<()> {
+    fn an_epsilon_too_small_for_f32_is_not_zero() -> candle_core::Result<()> {
         let (x, w) = (random(&[4, 6], 1, 1.)?.affine(0., 0.)?, random(&[6], 2, 1.)?);
         for eps in [1e-60, 1e-44, 1e-5] {
             assert_eq!(super::rms_norm(&x, &w, eps)?.flatten_all()?.to_vec1::<f32>()?, [0.; 24]);
@@ -190,18 +198,18 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "each has a gradient")]
-    fn a_row_without_a_gradient_is_never_left_unwritten() {
-        super::gradients(&[1.; 6], &[1.; 3], &[1.; 3], 1e-5, None);
+    fn a_missing_gradient_panics() {
+        super::rms_norm_backward(&[1.; 6], &[1.; 3], &[1.; 3], 1e-5, None);
     }
 
     #[test]
     #[should_panic(expected = "as long as the weight")]
-    fn a_part_of_a_row_is_never_left_unwritten() {
-        super::normed::<f32>(&[1.; 7], &[1.; 3], 1e-5);
+    fn a_partial_row_panics() {
+        super::rms_norm_rows::<f32>(&[1.; 7], &[1.; 3], 1e-5);
     }
 
     #[test]
-    fn a_weight_of_another_size_is_an_error() -> candle_core::Result<()> {
+    fn a_weight_of_the_wrong_size_is_an_error() -> candle_core::Result<()> {
         assert!(super::rms_norm(&random(&[2, 4], 1, 1.)?, &random(&[5], 1, 1.)?, 1e-5).is_err());
         Ok(())
     }

@@ -1,25 +1,25 @@
-//! The scalar pieces that the fused loops are made of, and how those loops read candle's memory.
+//! Scalar functions that the vectorised loops inline, and access to candle's memory as slices.
 //!
-//! They are plain `for` loops: an iterator's `sum` or `fold` is a function of its own, which is not compiled for the vector
-//! unit of the function that calls it.
+//! They are plain `for` loops: an iterator's `sum` or `fold` is a separate function, which is not compiled with the
+//! SIMD features of its caller.
 
 use candle_core::{CpuStorage, Layout, Result, bail};
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-/// Added to a number and taken away again, it leaves the nearest whole one: 1.5 · 2^23. In between that stands in the lowest bits:
-/// a conversion to an integer is no vector code, as it looks at each number.
-pub const WHOLE: f32 = 12_582_912.;
+/// Rounding constant, 1.5 · 2^23: `x + ROUND_MAGIC - ROUND_MAGIC` is the nearest integer of `x`, and the lowest bits
+/// of `x + ROUND_MAGIC` are that integer. `as i32` does not vectorise, because it checks the range of each value.
+pub const ROUND_MAGIC: f32 = 12_582_912.;
 
-/// `e^x` for f32 with a relative error under 2e-7, without a call, so that a loop over it becomes vector code.
+/// `e^x` for f32 with a relative error under 2e-7. It calls no function, so a loop over it vectorises.
 ///
-/// Cephes' scheme: `e^x = 2^n · e^r` with `|r| <= ln2 / 2` and a polynomial for `e^r`. Below -87.3 it gives a value
-/// under 1.3e-38 instead of a denormal, above 88.3 it saturates near `f32::MAX`.
+/// The method is that of Cephes: `e^x = 2^n · e^r` with `|r| <= ln2 / 2` and a polynomial for `e^r`. Below -87.3 the
+/// result is less than 1.3e-38 instead of a denormal; above 88.3 it saturates near `f32::MAX`.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.3, 88.3);
-    let shifted = x.mul_add(std::f32::consts::LOG2_E, WHOLE);
-    let n = shifted - WHOLE;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND_MAGIC);
+    let n = shifted - ROUND_MAGIC;
     let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
     let p = 1.987_569_2e-4f32;
     let p = p.mul_add(r, 1.398_2e-3);
@@ -28,11 +28,11 @@ pub fn exp(x: f32) -> f32 {
     let p = p.mul_add(r, 1.666_666_5e-1);
     let p = p.mul_add(r, 5.0e-1);
     let e = p.mul_add(r * r, r) + 1.0;
-    // The lowest bits become an exponent.
+    // The lowest bits of `shifted` are `n`; they become the exponent.
     e * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()))
 }
 
-/// The largest value of a row; `-inf` for an empty one. Lanes keep the loop free of a serial dependency.
+/// The largest value of a row, `-inf` if it is empty. Sixteen lanes avoid a serial dependency.
 #[inline(always)]
 pub fn max(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 16];
@@ -42,16 +42,16 @@ pub fn max(row: &[f32]) -> f32 {
             *lane = if x > *lane { x } else { *lane };
         }
     }
-    let mut top = f32::NEG_INFINITY;
+    let mut largest = f32::NEG_INFINITY;
     for part in [&lanes[..], rest] {
         for &x in part {
-            top = if x > top { x } else { top };
+            largest = if x > largest { x } else { largest };
         }
     }
-    top
+    largest
 }
 
-/// `Σ f(a, b)` over two rows of the same length, summed in 16 lanes: vector code, and the same bits every time.
+/// `Σ f(a, b)` over two rows of equal length. The sum has 16 lanes, so it vectorises and always gives the same bits.
 #[inline(always)]
 pub fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0f32; 16];
@@ -66,13 +66,14 @@ pub fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     for (&a, &b) in a_rest.iter().zip(b_rest) {
         rest += f(a, b);
     }
-    halved(&mut lanes) + rest
+    sum_lanes(&mut lanes) + rest
 }
 
-/// `Σ exp(x - top)` of numbers that were mapped so, less the 1 of one number that is `top` itself: to its logarithm
-/// [`f32::ln_1p`] leads. What is small beside 1 is summed apart, so that a sum of `1 + 1e-9` keeps the 1e-9.
+/// `Σ exp(x - max) - 1`, where the 1 is the term of the maximum itself; pass it to [`f32::ln_1p`] for the logarithm.
+/// Terms equal to 1 are summed separately, so that a sum of `1 + 1e-9` keeps the 1e-9. `exp_of` maps an
+/// element to its exponential.
 #[inline(always)]
-pub fn sum_beside_top(exps: &[f32], exp_of: impl Fn(f32) -> f32) -> f32 {
+pub fn sum_exp_minus_one(exps: &[f32], exp_of: impl Fn(f32) -> f32) -> f32 {
     let (mut ones, mut lanes) = ([0f32; 16], [0f32; 16]);
     let (chunks, rest) = exps.as_chunks::<16>();
     for chunk in chunks {
@@ -87,12 +88,12 @@ pub fn sum_beside_top(exps: &[f32], exp_of: impl Fn(f32) -> f32) -> f32 {
         ones[i] += if e == 1. { 1. } else { 0. };
         lanes[i] += if e == 1. { 0. } else { e };
     }
-    halved(&mut ones) - 1. + halved(&mut lanes)
+    sum_lanes(&mut ones) - 1. + sum_lanes(&mut lanes)
 }
 
-/// The sum of some lanes, a power of two of them, in halves: short chains of additions.
+/// The sum of a power of two of lanes, added pairwise.
 #[inline(always)]
-pub fn halved(lanes: &mut [f32]) -> f32 {
+pub fn sum_lanes(lanes: &mut [f32]) -> f32 {
     let mut width = lanes.len() / 2;
     while width > 0 {
         for i in 0..width {
@@ -103,43 +104,43 @@ pub fn halved(lanes: &mut [f32]) -> f32 {
     lanes[0]
 }
 
-/// The hyperbolic tangent, to an absolute error under 1e-6, as vector code.
+/// The hyperbolic tangent with an absolute error under 1e-6; vectorises.
 #[inline(always)]
 pub fn tanh(x: f32) -> f32 {
     1. - 2. / (exp(2. * x) + 1.)
 }
 
-/// Whether no number is infinite or NaN.
-pub fn all_finite(numbers: &[f32]) -> bool {
-    numbers.par_chunks(1 << 16).all(finite)
+/// True if no value is infinite or NaN.
+pub fn all_finite(values: &[f32]) -> bool {
+    values.par_chunks(1 << 16).all(finite)
 }
 
 #[pulp::with_simd(finite = crate::unit::arch())]
 #[inline(always)]
-fn finite_simd<S: pulp::Simd>(_simd: S, numbers: &[f32]) -> bool {
-    sum2(numbers, numbers, |a, _| a * 0.) == 0.
+fn finite_simd<S: pulp::Simd>(_simd: S, values: &[f32]) -> bool {
+    sum2(values, values, |a, _| a * 0.) == 0.
 }
 
-/// `n` zeros. A large result is cleared by all threads, not by the one that asks.
+/// `n` zeros. All threads together clear a large vector.
 pub fn zeros(n: usize) -> Vec<f32> {
     const LARGE: usize = 1 << 16;
     if n < LARGE { vec![0.; n] } else { rayon::iter::repeat_n(0., n).with_min_len(LARGE / 2).collect() }
 }
 
-/// Numbers in half precision as f32, in `wide`.
-pub fn widened<T: Send + Sync>(numbers: &[T], wide: &mut Vec<f32>)
+/// Converts half-precision values to f32, into `wide`.
+pub fn widen_to_f32<T: Send + Sync>(values: &[T], wide: &mut Vec<f32>)
 where
     [T]: HalfFloatSliceExt,
 {
     const CHUNK: usize = 1 << 14;
-    wide.resize(numbers.len(), 0.);
-    wide.par_chunks_mut(CHUNK).zip(numbers.par_chunks(CHUNK)).for_each(|(wide, w)| w.convert_to_f32_slice(wide));
+    wide.resize(values.len(), 0.);
+    wide.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(wide, w)| w.convert_to_f32_slice(wide));
 }
 
-/// The elements of a contiguous f32 tensor.
+/// The elements of a contiguous f32 tensor. Errors: another dtype, or strides.
 pub fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let CpuStorage::F32(data) = storage else { bail!("a fused kernel got a tensor that is not f32") };
-    let Some((start, end)) = layout.contiguous_offsets() else { bail!("a fused kernel got a tensor with strides") };
+    let CpuStorage::F32(data) = storage else { bail!("fused kernels need f32 tensors") };
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("fused kernels need contiguous tensors") };
     Ok(&data[start..end])
 }
 
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn max_and_sum_see_the_tail_of_a_row() {
+    fn max_and_sum_include_the_tail_of_a_row() {
         let row: Vec<f32> = (0..37).map(|i| if i == 36 { 100. } else { i as f32 }).collect();
         assert_eq!(max(&row), 100.);
         assert_eq!(sum2(&row, &row, |a, _| a), (0..36).sum::<i32>() as f32 + 100.);

@@ -1,24 +1,24 @@
-//! What candle asks of an operation on three tensors in f32, for operations that work on plain slices.
+//! Adapter from operations on plain f32 slices to candle's `CustomOp3`.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
-use crate::rms_norm::cpu;
+use crate::rms_norm::cpu_slice;
 use crate::simd::contiguous;
 
-/// An operation whose result has the shape of its first tensor.
-pub(crate) trait OnSlices: Send + Sync {
+/// A differentiable operation on three tensors; the result has the shape of the first one.
+pub(crate) trait SliceOp: Send + Sync {
     const NAME: &'static str;
 
-    /// The result.
+    /// Computes the result.
     fn forward(&self, tensors: [&[f32]; 3]) -> Result<Vec<f32>>;
 
-    /// The gradients of the tensors that want one, from that of the result.
+    /// Computes the gradients of the tensors that need one, from the gradient `dy` of the result.
     fn backward(&self, tensors: [&[f32]; 3], dy: &[f32]) -> Result<[Option<Vec<f32>>; 3]>;
 }
 
-pub(crate) struct Operation<T>(pub T);
+pub(crate) struct SliceCustomOp<T>(pub T);
 
-impl<T: OnSlices> CustomOp3 for Operation<T> {
+impl<T: SliceOp> CustomOp3 for SliceCustomOp<T> {
     fn name(&self) -> &'static str {
         T::NAME
     }
@@ -47,7 +47,8 @@ impl<T: OnSlices> CustomOp3 for Operation<T> {
         let dy = dy.contiguous()?;
         let ((s1, l1), (s2, l2)) = (t1.storage_and_layout(), t2.storage_and_layout());
         let ((s3, l3), (ds, dl)) = (t3.storage_and_layout(), dy.storage_and_layout());
-        let [d1, d2, d3] = self.0.backward([cpu(&s1, l1)?, cpu(&s2, l2)?, cpu(&s3, l3)?], cpu(&ds, dl)?)?;
+        let [d1, d2, d3] =
+            self.0.backward([cpu_slice(&s1, l1)?, cpu_slice(&s2, l2)?, cpu_slice(&s3, l3)?], cpu_slice(&ds, dl)?)?;
         let tensor = |data: Option<Vec<f32>>, like: &Tensor| {
             data.map(|data| Tensor::from_vec(data, like.shape(), like.device())).transpose()
         };

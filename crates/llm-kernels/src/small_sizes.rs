@@ -1,5 +1,5 @@
-//! A test: sizes of 0, 1 and 2 in every dimension of every function give a result of the right shape, with its gradients, or an
-//! error; no panic, no waiting.
+//! A test of sizes 0, 1 and 2 in every dimension of every function: the result has the right shape and gradients, or
+//! it is an error; nothing panics or hangs.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::{
     rms_norm, rope, sum_of_squares,
 };
 
-/// All choices of `N` sizes.
+/// All combinations of `N` sizes.
 fn sizes<const N: usize>(of: [usize; 3]) -> impl Iterator<Item = [usize; N]> {
     (0..3usize.pow(N as u32)).map(move |i| std::array::from_fn(|at| of[i / 3usize.pow(at as u32) % 3]))
 }
@@ -29,7 +29,7 @@ fn check(name: &str, shapes: &[&[usize]], expected: &[usize], run: impl Fn(&[Ten
         let what = format!("{name} {dtype:?} {shapes:?}");
         let all = catch_unwind(AssertUnwindSafe(|| -> Result<()> {
             let vars = shapes.iter().enumerate().map(|(i, shape)| {
-                // candle makes no variable of a random tensor without elements, but of any other.
+                // candle cannot make a random variable without elements, so it is made from a tensor.
                 Var::from_tensor(&random(shape, i as u64 + 1, 1.)?.to_dtype(dtype)?)
             });
             let vars = vars.collect::<Result<Vec<_>>>()?;
@@ -48,7 +48,7 @@ fn check(name: &str, shapes: &[&[usize]], expected: &[usize], run: impl Fn(&[Ten
         match all {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                // An error is fine where something is empty, and nowhere else.
+                // An error is allowed only if a shape is empty.
                 assert!(shapes.iter().any(|shape| shape.contains(&0)), "{what}: {error}");
             }
             Err(panic) => panic!("{what} panics: {:?}", panic.downcast_ref::<String>()),
@@ -56,7 +56,7 @@ fn check(name: &str, shapes: &[&[usize]], expected: &[usize], run: impl Fn(&[Ten
     }
 }
 
-/// Runs what gives no tensor.
+/// Runs a function that returns no tensor.
 fn check_plain(what: &str, empty: bool, run: impl FnOnce() -> Result<()>) {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => {}
@@ -113,7 +113,7 @@ fn losses() {
     }
 }
 
-fn products() {
+fn linears() {
     for [n, k, m] in sizes(SMALL).chain(sizes([0, 1, 5]).filter(|&[n, _, _]| n == 5)) {
         for precision in [Precision::F32, Precision::Bf16] {
             check("linear", &[&[n, k], &[m, k]], &[n, m], |t| linear(&t[0], &t[1]));
@@ -165,22 +165,22 @@ fn products() {
 fn attentions() {
     for [b, t, s, h, g, d] in sizes(SMALL) {
         let (soft_cap, shape) = (Some(2.), [b, t, h, d]);
-        for scores in [
+        for params in [
             AttentionParams::for_head_dim(d),
             AttentionParams { soft_cap, precision: Precision::Bf16, ..AttentionParams::for_head_dim(d) },
         ] {
-            // What no one may ask for: an error even where nothing is empty.
+            // Invalid arguments are errors even if no shape is empty.
             if t > s || g == 0 || h % g != 0 {
                 let x = |s: usize, h: usize| Tensor::zeros((b, s, h, d), DType::F32, &Device::Cpu).unwrap();
-                assert!(attention(&x(t, h), &x(s, g), &x(s, g), scores, &AttentionMask::default()).is_err());
+                assert!(attention(&x(t, h), &x(s, g), &x(s, g), params, &AttentionMask::default()).is_err());
                 continue;
             }
             let shapes: [&[usize]; 3] = [&shape, &[b, s, g, d], &[b, s, g, d]];
             let hidden = AttentionMask { window_starts: None, masked_keys: Some(vec![(0, s as u32); b].into()) };
-            for visible in [AttentionMask::default(), AttentionMask::from_window_starts(vec![1; b * t]), hidden] {
-                check("attention", &shapes, &shape, |x| attention(&x[0], &x[1], &x[2], scores, &visible));
+            for mask in [AttentionMask::default(), AttentionMask::from_window_starts(vec![1; b * t]), hidden] {
+                check("attention", &shapes, &shape, |x| attention(&x[0], &x[1], &x[2], params, &mask));
                 check("attention_weights", &shapes[..2], &[b, h, t, s], |x| {
-                    attention_weights(&x[0], &x[1], scores, &visible)
+                    attention_weights(&x[0], &x[1], params, &mask)
                 });
             }
         }
@@ -188,8 +188,9 @@ fn attentions() {
     for [b, h, d] in sizes(SMALL) {
         for (t, rotary) in [0, 1, 2, 5].into_iter().flat_map(|t| [0, 1, 2].map(|rotary| (t, rotary))) {
             let positions: Vec<u32> = (0..b * t).map(|i| i as u32).collect();
-            for turning in [RotaryFrequencies::new(rotary, 1e4), RotaryFrequencies::new(rotary, 1e4).interleaved()] {
-                let rotation = turning.table(&positions);
+            for frequencies in [RotaryFrequencies::new(rotary, 1e4), RotaryFrequencies::new(rotary, 1e4).interleaved()]
+            {
+                let rotation = frequencies.table(&positions);
                 if rotary / 2 * 2 <= d {
                     check("rope", &[&[b, t, h, d]], &[b, t, h, d], |x| rope(&x[0], &rotation));
                 }
@@ -202,14 +203,14 @@ fn attentions() {
                     let shapes: [&[usize]; 6] = [&[b, t, hidden], &[hidden], &q, &k, &k, &o];
                     check("attention_block", &shapes, &[b, t, hidden], |x| {
                         let weights = AttentionWeights { q: &x[2], k: &x[3], v: &x[4], o: &x[5] };
-                        let scores = AttentionParams { precision, ..AttentionParams::for_head_dim(d) };
+                        let params = AttentionParams { precision, ..AttentionParams::for_head_dim(d) };
                         attention_block(
                             &x[0],
                             (&x[1], 1e-5),
                             weights,
                             d,
                             Some(&rotation),
-                            scores,
+                            params,
                             &AttentionMask::default(),
                         )
                     });
@@ -222,7 +223,7 @@ fn attentions() {
 #[test]
 fn small_sizes_give_a_result_or_an_error() {
     let (done, wait) = std::sync::mpsc::channel();
-    let parts = [elementwise_and_norms, losses, products, attentions];
+    let parts = [elementwise_and_norms, losses, linears, attentions];
     let threads = parts.map(|part| {
         let done = done.clone();
         std::thread::spawn(move || {
@@ -232,7 +233,7 @@ fn small_sizes_give_a_result_or_an_error() {
         })
     });
     for _ in &threads {
-        wait.recv_timeout(Duration::from_mins(5)).expect("a function does not come back");
+        wait.recv_timeout(Duration::from_mins(5)).expect("a function hangs");
     }
     for thread in threads {
         if let Err(panic) = thread.join().unwrap() {

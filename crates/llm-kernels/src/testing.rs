@@ -1,8 +1,8 @@
-//! What every kernel's test does: run it fused in f32 and naive in f64, and compare results and gradients.
+//! Test helpers: run an operation fused in f32 and as the reference in f64, and compare results and gradients.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-/// Numbers in `[-scale, scale]` that are the same for the same seed.
+/// Pseudo-random values in `[-scale, scale]`, the same for the same seed.
 pub fn random(shape: &[usize], seed: u64, scale: f64) -> Result<Tensor> {
     let n: usize = shape.iter().product();
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -17,19 +17,19 @@ pub fn random(shape: &[usize], seed: u64, scale: f64) -> Result<Tensor> {
     Tensor::from_vec(data, shape, &Device::Cpu)
 }
 
-/// Checks value and gradient of `f` in f32 (the fused path) against f64 (the naive one).
+/// Compares value and gradients of `f` in f32 (fused path) with f64 (reference).
 ///
-/// The loss is the sum of the result times fixed random numbers; `tolerance` is relative to the largest entry.
-pub fn assert_same_gradients(
+/// The loss is the sum of the result times fixed random weights; `tolerance` is relative to the largest entry.
+pub fn assert_matches_reference(
     inputs: &[&Tensor],
     tolerance: f64,
     f: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) -> Result<()> {
-    assert_same_gradients_within(inputs, tolerance, 0., f)
+    assert_matches_reference_within(inputs, tolerance, 0., f)
 }
 
-/// The same where terms cancel: besides, each entry may be off by `absolute`.
-pub fn assert_same_gradients_within(
+/// [`assert_matches_reference`] for results with cancellation: each entry may also be off by `absolute`.
+pub fn assert_matches_reference_within(
     inputs: &[&Tensor],
     tolerance: f64,
     absolute: f64,
@@ -49,13 +49,14 @@ pub fn assert_same_gradients_within(
         Ok(all)
     };
     if inputs.iter().any(|x| x.elem_count() == 0) {
-        // candle's own reductions refuse empty tensors, so there is no oracle: the fused path must just stay empty.
+        // candle's reductions fail on empty tensors, so there is no reference: the fused result must only be empty
+        // too.
         return run(DType::F32).map(|all| assert_eq!(all[0].elem_count(), 0));
     }
-    for (i, (fused, naive)) in run(DType::F32)?.iter().zip(run(DType::F64)?).enumerate() {
-        assert_eq!(fused.dims(), naive.dims(), "shape of output {i} (0: value, then gradients)");
-        let scale = naive.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?.max(1e-30);
-        let difference = (fused - &naive)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+    for (i, (fused, reference)) in run(DType::F32)?.iter().zip(run(DType::F64)?).enumerate() {
+        assert_eq!(fused.dims(), reference.dims(), "shape of output {i} (0: value, then gradients)");
+        let scale = reference.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?.max(1e-30);
+        let difference = (fused - &reference)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
         assert!(
             difference <= tolerance * scale + absolute,
             "output {i} (0: value, then gradients): off by {difference:e} at scale {scale:e}"

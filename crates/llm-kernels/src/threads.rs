@@ -1,4 +1,4 @@
-//! How many threads a process computes with: one pool for everything.
+//! The number of threads of a process: one pool for all computation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -6,20 +6,21 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Result, bail};
 
-/// Gives every parallel loop of this process `threads` threads and runs `program` on one of them, so that a small loop
-/// begins without waking anybody. Call it first in `main`, before anything is computed.
+/// Sets the number of threads of every parallel loop in this process and runs `program` on one of them, so that a
+/// small loop starts without waking a thread. Call it first in `main`, before any computation.
 ///
-/// Our loops and the matrix products share rayon's pool. candle's element-wise loops have a second pool whose threads
-/// wait by spinning, which starves the first one; they are made serial, as what is large goes through this crate.
-/// candle takes that from the environment, which may be changed only while the process has a single thread: where
-/// that cannot be told (outside Linux) candle keeps its own pool. The same number of threads gives the same bits.
+/// The loops of this crate and the matmuls share rayon's pool. candle's element-wise loops have a second pool whose
+/// threads spin while they wait and so slow down the first one; this function makes them serial, because large tensors
+/// go through this crate. candle reads that setting from the environment, which may be changed only while the process
+/// has a single thread. Where that is unknown (outside Linux), candle keeps its own pool. The same number of threads
+/// always gives the same bits.
 pub fn with_threads<T: Send>(threads: usize, program: impl FnOnce() -> T + Send) -> Result<T> {
     if threads == 0 {
         bail!("the number of threads is 0; it must be at least 1");
     }
     if is_single_threaded() {
         for (name, value) in [("CANDLE_NUM_THREADS", 1), ("RAYON_NUM_THREADS", threads)] {
-            // SAFETY: no other thread runs that could read the environment at the same time.
+            // SAFETY: the process has no other thread that could read the environment at the same time.
             #[allow(unsafe_code)]
             unsafe {
                 std::env::set_var(name, value.to_string());
@@ -31,41 +32,41 @@ pub fn with_threads<T: Send>(threads: usize, program: impl FnOnce() -> T + Send)
     let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     let now = rayon::current_num_threads();
     if built.is_err() && now != threads {
-        bail!("{now} threads are at work already; set their number before the first computation");
+        bail!("{now} threads are already running; set their number before the first computation");
     }
     Ok(rayon::scope(|_| program()))
 }
 
-/// Runs `program` while the other threads of the pool look for work without sleeping, so that its loops begin at once:
-/// a token of decoding is some two hundred of them, each shorter than waking a thread takes.
+/// Runs `program` while the other threads of the pool spin instead of sleeping, so that its parallel loops start at
+/// once: decoding a token takes about two hundred loops, each shorter than the time to wake a thread.
 ///
-/// Call it from one thread only, the one that decodes. A waiting thread lies on top of whatever it had begun: if that holds a
-/// lock over a parallel loop, and `program` asks for the lock, neither goes on. So never hold a lock over a call of this crate
-/// while another thread may be in `spin_workers`.
+/// Call it from one thread only, the one that decodes. A spinning worker runs nested in the rayon job it was in
+/// before. If that job holds a lock across a parallel loop and `program` takes the same lock, both wait forever. So
+/// never hold a lock across a call of this crate while another thread may be in `spin_workers`.
 ///
-/// Outside the pool, or while another thread does the same, it only runs `program`. It waits for nobody's end: a thread that
-/// is at something else stays there.
+/// Outside the pool, or while another thread is in this function, it only runs `program`. It does not wait for workers
+/// that are busy with other jobs; they do not spin.
 pub fn spin_workers<T>(program: impl FnOnce() -> T) -> T {
-    static TAKEN: AtomicBool = AtomicBool::new(false);
+    static ACTIVE: AtomicBool = AtomicBool::new(false);
     let Some(here) = rayon::current_thread_index() else { return program() };
-    if TAKEN.swap(true, SeqCst) {
+    if ACTIVE.swap(true, SeqCst) {
         return program();
     }
-    scopeguard::defer! { TAKEN.store(false, SeqCst) }
-    let watch = Arc::new(Watch::default());
-    scopeguard::defer! { watch.over.store(true, SeqCst) }
-    let theirs = Arc::clone(&watch);
+    scopeguard::defer! { ACTIVE.store(false, SeqCst) }
+    let spinners = Arc::new(Spinners::default());
+    scopeguard::defer! { spinners.done.store(true, SeqCst) }
+    let shared = Arc::clone(&spinners);
     rayon::spawn_broadcast(move |thread| {
         if thread.index() != here {
-            theirs.stand();
+            shared.spin();
         }
     });
-    watch.close(rayon::current_num_threads() - 1);
+    spinners.close(rayon::current_num_threads() - 1);
     program()
 }
 
-/// Runs both programs, next to each other if `rows` rows are so few that a product with a weight is a loop of microseconds,
-/// as in decoding; larger loops keep all threads busy one after the other.
+/// Runs both functions. They run in parallel if `rows` is so small that a matmul with a weight takes microseconds, as
+/// in decoding; larger loops use all threads anyway, one after the other.
 pub fn join<A: Send, B: Send>(
     rows: usize,
     first: impl FnOnce() -> A + Send,
@@ -74,62 +75,62 @@ pub fn join<A: Send, B: Send>(
     if rows <= crate::matmul::FEW_ROWS { rayon::join(first, second) } else { (first(), second()) }
 }
 
-/// Threads that look for work. They stand on top of whatever they had begun, so nobody may join once the program runs: it
-/// could wait for a loop of the program that lies below on the same thread.
+/// The workers that spin. Each one runs nested in the rayon job it was in, so none may join after `program` starts: it
+/// could then wait for a loop of `program` on its own stack (deadlock).
 #[derive(Default)]
-struct Watch {
-    standing: AtomicUsize,
-    over: AtomicBool,
+struct Spinners {
+    spinning: AtomicUsize,
+    done: AtomicBool,
 }
 
-impl Watch {
-    /// Added to `standing` once nobody may join.
+impl Spinners {
+    /// Added to `spinning` when no more workers may join.
     const CLOSED: usize = 1 << (usize::BITS - 1);
-    /// Looks for work, each of some hundred nanoseconds, before the core is offered to others.
-    const ROUNDS: usize = 1000;
-    /// What is waited for threads that sleep or work on something else.
-    const PATIENCE: Duration = Duration::from_micros(200);
+    /// Attempts to find work, about 100 ns each, before the worker yields its core.
+    const SPIN_ROUNDS: usize = 1000;
+    /// The longest wait for workers that sleep or run other jobs.
+    const MAX_WAIT: Duration = Duration::from_micros(200);
 
     fn close(&self, others: usize) {
         let begin = Instant::now();
-        while self.standing.load(SeqCst) < others && begin.elapsed() < Self::PATIENCE {
+        while self.spinning.load(SeqCst) < others && begin.elapsed() < Self::MAX_WAIT {
             std::hint::spin_loop();
         }
-        self.standing.fetch_add(Self::CLOSED, SeqCst);
+        self.spinning.fetch_add(Self::CLOSED, SeqCst);
     }
 
-    fn stand(&self) {
-        if self.standing.fetch_add(1, SeqCst) >= Self::CLOSED {
+    fn spin(&self) {
+        if self.spinning.fetch_add(1, SeqCst) >= Self::CLOSED {
             return;
         }
         let mut idle = 0;
-        while !self.over.load(SeqCst) {
+        while !self.done.load(SeqCst) {
             if rayon::yield_now() == Some(rayon::Yield::Executed) {
                 idle = 0;
             } else {
                 idle += 1;
                 std::hint::spin_loop();
             }
-            if idle > Self::ROUNDS {
+            if idle > Self::SPIN_ROUNDS {
                 std::thread::yield_now(); // there may be fewer cores than threads
             }
         }
     }
 }
 
-/// mimalloc gives memory back to the system a second after it was freed, and a step that takes longer gets all of it anew,
-/// cleared page by page. A minute spares that.
+/// mimalloc returns memory to the system one second after it was freed. A training step that takes longer would get
+/// all its memory anew, zeroed page by page. A delay of one minute avoids that.
 #[cfg(feature = "mimalloc")]
 fn keep_freed_memory() {
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15; // mi_option_purge_delay, in milliseconds
-    // SAFETY: it stores a number, while no other thread runs that could read it.
+    // SAFETY: it stores a number while no other thread runs that could read it.
     #[allow(unsafe_code)]
     unsafe {
         libmimalloc_sys::mi_option_set(PURGE_DELAY, 60_000);
     }
 }
 
-/// One thread for each physical core, or for each logical one where the system does not tell them apart.
+/// One thread per physical core, or per logical core where the system does not report physical ones.
 pub fn default_threads() -> usize {
     let physical = candle_core::utils::get_num_threads();
     std::thread::available_parallelism().map_or(physical, |available| physical.min(available.get()))
@@ -145,9 +146,9 @@ mod tests {
 
     use super::spin_workers;
 
-    /// Loops within loops, which several threads keep spin_workers at the same time.
+    /// Nested loops, with several threads in `spin_workers` at the same time.
     #[test]
-    fn programs_end_however_they_keep_threads_awake() {
+    fn nested_spin_workers_terminate() {
         let sum = || (0..100u64).into_par_iter().map(|i| (0..i).into_par_iter().sum::<u64>()).sum::<u64>();
         let expected = 161_700;
         assert_eq!(spin_workers(sum), expected); // outside the pool
@@ -162,22 +163,22 @@ mod tests {
             }
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-        // A thread of the pool that waits for what the other one keeps spin_workers.
+        // A thread of the pool waits for a result that the other one computes in `spin_workers`.
         let (done, wait) = std::sync::mpsc::channel();
         pool.install(move || {
             rayon::spawn(move || done.send(spin_workers(sum)).unwrap());
             assert_eq!(wait.recv().unwrap(), expected);
         });
-        let caught = pool.install(|| std::panic::catch_unwind(|| spin_workers(|| panic!("the program's own"))));
+        let caught = pool.install(|| std::panic::catch_unwind(|| spin_workers(|| panic!("a panic of the program"))));
         assert!(caught.is_err() && pool.install(|| spin_workers(sum)) == expected);
     }
 
     #[test]
-    fn the_number_of_threads_is_set_once() {
+    fn the_number_of_threads_can_be_set_once() {
         assert!(super::with_threads(0, || ()).unwrap_err().to_string().contains("at least 1"));
         let now = rayon::current_num_threads();
         assert!(super::with_threads(now, || rayon::current_thread_index().is_some()).unwrap());
-        assert!(super::with_threads(now + 1, || ()).unwrap_err().to_string().contains("at work already"));
+        assert!(super::with_threads(now + 1, || ()).unwrap_err().to_string().contains("already running"));
         assert!(super::default_threads() >= 1);
     }
 }

@@ -1,61 +1,61 @@
-//! Results that are written once, by tasks next to each other, into memory that nobody cleared before.
+//! Uninitialised output that parallel tasks fill through disjoint writers.
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use crate::matmul::Rounded;
+use crate::matmul::GemmElement;
 
-/// `n` numbers, which `write` writes.
+/// A vector of `n` elements, initialised by `write`.
 ///
 /// # Safety
-/// `write` writes every number, unless it panics.
+/// `write` writes every element, unless it panics.
 #[allow(unsafe_code)]
-pub unsafe fn written<T>(n: usize, write: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
-    let mut numbers = Vec::with_capacity(n);
-    write(&mut numbers.spare_capacity_mut()[..n]);
-    // SAFETY: there is room for `n` numbers, and the caller says that all of them were written.
-    unsafe { numbers.set_len(n) };
-    numbers
+pub unsafe fn uninit_vec<T>(n: usize, write: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+    let mut values = Vec::with_capacity(n);
+    write(&mut values.spare_capacity_mut()[..n]);
+    // SAFETY: the capacity is at least `n`, and the caller guarantees that all elements were written.
+    unsafe { values.set_len(n) };
+    values
 }
 
-/// Memory that tasks write at the same time, each at places of its own.
-pub struct Places<'a, T> {
+/// A slice that several tasks write at the same time, each at its own indices.
+pub struct DisjointWriter<'a, T> {
     data: *mut MaybeUninit<T>,
     len: usize,
     borrowed: PhantomData<&'a mut [T]>,
 }
 
-impl<T> Clone for Places<'_, T> {
+impl<T> Clone for DisjointWriter<'_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for Places<'_, T> {}
+impl<T> Copy for DisjointWriter<'_, T> {}
 
-// SAFETY: numbers are written through `write` alone, whose callers take care that no two of them write the same.
+// SAFETY: elements are written only through `write`, whose callers guarantee that no two tasks write the same one.
 #[allow(unsafe_code)]
-unsafe impl<T: Send> Send for Places<'_, T> {}
+unsafe impl<T: Send> Send for DisjointWriter<'_, T> {}
 // SAFETY: as above.
 #[allow(unsafe_code)]
-unsafe impl<T: Send> Sync for Places<'_, T> {}
+unsafe impl<T: Send> Sync for DisjointWriter<'_, T> {}
 
-impl<'a, T: Rounded> Places<'a, T> {
+impl<'a, T: GemmElement> DisjointWriter<'a, T> {
     pub fn new(data: &'a mut [MaybeUninit<T>]) -> Self {
         Self { data: data.as_mut_ptr(), len: data.len(), borrowed: PhantomData }
     }
 
-    /// Writes numbers, rounded, from place `start` on.
+    /// Rounds `values` to `T` and writes them from index `start` on.
     ///
     /// # Safety
-    /// Nobody writes one of these places at the same time.
+    /// No other task writes one of these elements at the same time.
     #[inline]
     #[allow(unsafe_code)]
-    pub unsafe fn write(self, start: usize, numbers: &[f32]) {
-        assert!(numbers.len() <= self.len && start <= self.len - numbers.len(), "numbers reach beyond their memory");
-        // SAFETY: the places lie within the slice that is borrowed, as was just asserted, and the caller says that nobody else
-        // writes them; nothing is read.
-        let to = unsafe { std::slice::from_raw_parts_mut(self.data.add(start), numbers.len()) };
-        T::round(numbers, to);
+    pub unsafe fn write(self, start: usize, values: &[f32]) {
+        assert!(values.len() <= self.len && start <= self.len - values.len(), "values are out of bounds");
+        // SAFETY: the elements are inside the borrowed slice, as asserted above, and the caller guarantees that no
+        // other task writes them. Nothing is read.
+        let to = unsafe { std::slice::from_raw_parts_mut(self.data.add(start), values.len()) };
+        T::round_slice(values, to);
     }
 }

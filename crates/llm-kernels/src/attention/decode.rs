@@ -1,79 +1,74 @@
 //! Attention of a single query, as in decoding: each key and value is read once for all query heads that share it.
+//! Spans of keys run in parallel and are merged (Flash-Decoding).
 
 use pulp::Simd;
 
 use super::AttentionParams;
-use super::flash::weigh;
+use super::flash::online_softmax_update;
 use crate::matmul::Matrix;
 
-/// Keys that one task reads.
+/// Keys per task.
 pub const SPAN: usize = 256;
 
-/// The results `(heads, d)` of some query heads, and the logarithm of each softmax's denominator `(heads,)`, which is `-inf`
-/// where nothing was seen.
-pub type Mixed = (Vec<f32>, Vec<f32>);
+/// The results `(heads, d)` of some query heads over some keys, and the log-sum-exp of the scores `(heads,)`, which is
+/// `-inf` if there was no key.
+pub type PartialAttention = (Vec<f32>, Vec<f32>);
 
-/// The results of the query heads `q` `(d,)` that share the keys and values `(n, d)`.
-pub fn single(q: &[&[f32]], k: Matrix, v: Matrix, scores: &AttentionParams) -> Mixed {
+/// Attention of the query heads `q`, each `(d,)`, that share the keys and values `(n, d)`.
+pub fn decode(q: &[&[f32]], k: Matrix, v: Matrix, params: &AttentionParams) -> PartialAttention {
     let (heads, n, d) = (q.len(), k.rows(), q.first().map_or(0, |q| q.len()));
     let mut out = vec![0f32; heads * d];
-    let mut log_sums = vec![f32::NEG_INFINITY; heads];
+    let mut lse = vec![f32::NEG_INFINITY; heads];
     if n == 0 {
-        return (out, log_sums);
+        return (out, lse);
     }
     let mut weights = vec![0f32; heads * n];
-    products(q, k, scores.scale as f32, &mut weights);
+    attention_scores(q, k, params.scale as f32, &mut weights);
     let mut factors = Vec::with_capacity(heads);
-    for (row, log_sum) in weights.chunks_exact_mut(n).zip(&mut log_sums) {
-        let mut softmax = (f32::NEG_INFINITY, 0f32); // largest score, sum
-        weigh(row, 0..n, scores.soft_cap(), &mut softmax);
+    for (row, lse_i) in weights.chunks_exact_mut(n).zip(&mut lse) {
+        let mut softmax = (f32::NEG_INFINITY, 0f32); // running maximum and sum
+        online_softmax_update(row, 0..n, params.soft_cap(), &mut softmax);
         factors.push(1. / softmax.1);
-        *log_sum = softmax.0 + softmax.1.ln();
+        *lse_i = softmax.0 + softmax.1.ln();
     }
-    mixtures(&weights, v, &factors, &mut out);
-    (out, log_sums)
+    weights_times_v(&weights, v, &factors, &mut out);
+    (out, lse)
 }
 
-/// The results over all spans of keys, from those over each: a mean, weighted by the denominators.
-pub fn merged(spans: &[Mixed]) -> Mixed {
-    let [(first, log_sums), rest @ ..] = spans else { return Mixed::default() };
-    let (mut out, mut log_sums) = (first.clone(), log_sums.clone());
-    let d = out.len().checked_div(log_sums.len()).unwrap_or_default().max(1);
-    for (part, part_log_sums) in rest {
+/// Merges the results of all spans: their mean, weighted by the softmax denominators.
+pub fn merge_spans(spans: &[PartialAttention]) -> PartialAttention {
+    let [(first, lse), rest @ ..] = spans else { return PartialAttention::default() };
+    let (mut out, mut lse) = (first.clone(), lse.clone());
+    let d = out.len().checked_div(lse.len()).unwrap_or_default().max(1);
+    for (part, part_lse) in rest {
         let rows = out.chunks_exact_mut(d).zip(part.chunks_exact(d));
-        for (((out, part), log_sum), &part_log_sum) in rows.zip(&mut log_sums).zip(part_log_sums) {
-            if part_log_sum == f32::NEG_INFINITY {
+        for (((out, part), lse_i), &part_lse_i) in rows.zip(&mut lse).zip(part_lse) {
+            if part_lse_i == f32::NEG_INFINITY {
                 continue;
             }
-            let top = log_sum.max(part_log_sum);
-            let (ours, theirs) = ((*log_sum - top).exp(), (part_log_sum - top).exp());
+            let row_max = lse_i.max(part_lse_i);
+            let (old, new) = ((*lse_i - row_max).exp(), (part_lse_i - row_max).exp());
             for (out, part) in out.iter_mut().zip(part) {
-                *out = (*out * ours + part * theirs) / (ours + theirs);
+                *out = (*out * old + part * new) / (old + new);
             }
-            *log_sum = top + (ours + theirs).ln();
+            *lse_i = row_max + (old + new).ln();
         }
     }
-    (out, log_sums)
+    (out, lse)
 }
 
 /// `q · k · scale` of each query head with each row of `k`: `(heads, n)`.
-fn products(q: &[&[f32]], k: Matrix, scale: f32, out: &mut [f32]) {
+fn attention_scores(q: &[&[f32]], k: Matrix, scale: f32, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if let pulp::Arch::V4(simd) = crate::unit::arch() {
-        return simd.vectorize(Products { simd, q, k, scale, out });
+        return simd.vectorize(ScoresAvx512 { simd, q, k, scale, out });
     }
-    portable_products(q, k, scale, out);
+    portable_scores(q, k, scale, out);
 }
 
-#[pulp::with_simd(portable_products = crate::unit::arch())]
+#[pulp::with_simd(portable_scores = crate::unit::arch())]
 #[inline(always)]
-fn portable_products_simd<'a, S: pulp::Simd>(
-    simd: S,
-    q: &'a [&'a [f32]],
-    k: Matrix<'a>,
-    scale: f32,
-    out: &'a mut [f32],
-) {
+fn portable_scores_simd<'a, S: pulp::Simd>(simd: S, q: &'a [&'a [f32]], k: Matrix<'a>, scale: f32, out: &'a mut [f32]) {
     let n = k.rows();
     for j in 0..n {
         for (q, out) in q.iter().zip(out.chunks_exact_mut(n)) {
@@ -83,7 +78,7 @@ fn portable_products_simd<'a, S: pulp::Simd>(
     }
 }
 
-/// A product of two rows in lanes, and what does not fill them.
+/// The dot product of two rows: a vector of partial sums, and the sum of the elements that do not fill a vector.
 #[inline(always)]
 fn dot<S: pulp::Simd>(simd: S, q: &[f32], key: &[f32]) -> (S::f32s, f32) {
     let ((q, q_rest), (key, key_rest)) = (S::as_simd_f32s(q), S::as_simd_f32s(key));
@@ -103,9 +98,9 @@ fn dot<S: pulp::Simd>(simd: S, q: &[f32], key: &[f32]) -> (S::f32s, f32) {
     (simd.add_f32s(sums[0], sums[1]), rest)
 }
 
-/// The products on AVX-512: the lanes of 16 of them are summed at once.
+/// [`attention_scores`] on AVX-512: sums the lanes of 16 dot products at once.
 #[cfg(target_arch = "x86_64")]
-struct Products<'a> {
+struct ScoresAvx512<'a> {
     simd: pulp::x86::V4,
     q: &'a [&'a [f32]],
     k: Matrix<'a>,
@@ -114,7 +109,7 @@ struct Products<'a> {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl pulp::NullaryFnOnce for Products<'_> {
+impl pulp::NullaryFnOnce for ScoresAvx512<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -137,7 +132,7 @@ impl pulp::NullaryFnOnce for Products<'_> {
     }
 }
 
-/// The sum of the lanes of each of 16 vectors: neighbours are added within four lanes, then four lanes with four others.
+/// The horizontal sums of 16 vectors: adds neighbours within 128-bit lanes, then the 128-bit lanes.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn lane_sums(simd: pulp::x86::V4, vectors: &[pulp::f32x16; 16]) -> pulp::f32x16 {
@@ -154,39 +149,46 @@ fn lane_sums(simd: pulp::x86::V4, vectors: &[pulp::f32x16; 16]) -> pulp::f32x16 
         let (low, high) = (avx._mm512_unpacklo_pd(a, b), avx._mm512_unpackhi_pd(a, b));
         fours[i] = avx._mm512_add_ps(pulp::cast(low), pulp::cast(high));
     }
-    let halves = |a: __m512, b: __m512| {
+    let add_lanes = |a: __m512, b: __m512| {
         avx._mm512_add_ps(avx._mm512_shuffle_f32x4::<0x88>(a, b), avx._mm512_shuffle_f32x4::<0xdd>(a, b))
     };
-    pulp::cast(halves(halves(fours[0], fours[1]), halves(fours[2], fours[3])))
+    pulp::cast(add_lanes(add_lanes(fours[0], fours[1]), add_lanes(fours[2], fours[3])))
 }
 
-/// `factor · Σ weights[j] · v[j]` over the rows of `v` `(n, d)` for each row of `weights` `(heads, n)`: `out` `(heads, d)`.
-#[pulp::with_simd(mixtures = crate::unit::arch())]
+/// `factor · Σ_j weights[j] · v[j]` over the rows of `v` `(n, d)`, for each row of `weights` `(heads, n)`: `out`
+/// `(heads, d)`.
+#[pulp::with_simd(weights_times_v = crate::unit::arch())]
 #[inline(always)]
-fn mixtures_simd<'a, S: pulp::Simd>(
+fn weights_times_v_simd<'a, S: pulp::Simd>(
     simd: S,
     mut weights: &'a [f32],
     v: Matrix<'a>,
     mut factors: &'a [f32],
     mut out: &'a mut [f32],
 ) {
-    // Each row of `v` is read once for as many heads as there are registers for.
+    // Each row of `v` is read once for up to four heads, as many as fit in registers.
     while !factors.is_empty() {
         let heads = factors.len().min(4);
         let (now, later) = out.split_at_mut(heads * v.cols());
         match heads {
-            1 => mixture::<S, 1>(simd, weights, v, factors, now),
-            2 => mixture::<S, 2>(simd, weights, v, factors, now),
-            3 => mixture::<S, 3>(simd, weights, v, factors, now),
-            _ => mixture::<S, 4>(simd, weights, v, factors, now),
+            1 => weights_times_v_heads::<S, 1>(simd, weights, v, factors, now),
+            2 => weights_times_v_heads::<S, 2>(simd, weights, v, factors, now),
+            3 => weights_times_v_heads::<S, 3>(simd, weights, v, factors, now),
+            _ => weights_times_v_heads::<S, 4>(simd, weights, v, factors, now),
         }
         (weights, factors, out) = (&weights[heads * v.rows()..], &factors[heads..], later);
     }
 }
 
-/// [`mixtures`] of `H` heads.
+/// [`weights_times_v`] of `H` heads.
 #[inline(always)]
-fn mixture<S: pulp::Simd, const H: usize>(simd: S, weights: &[f32], v: Matrix, factors: &[f32], out: &mut [f32]) {
+fn weights_times_v_heads<S: pulp::Simd, const H: usize>(
+    simd: S,
+    weights: &[f32],
+    v: Matrix,
+    factors: &[f32],
+    out: &mut [f32],
+) {
     const WIDE: usize = 4;
     let (n, d) = (v.rows(), v.cols());
     let lanes = S::F32_LANES;
@@ -240,17 +242,17 @@ mod tests {
     use crate::testing::random;
 
     #[test]
-    fn the_portable_products_are_those_of_this_machine() {
+    fn portable_scores_equal_those_of_this_machine() {
         for (heads, n, d) in [(1, 1, 1), (3, 40, 64), (2, 33, 21), (5, 16, 16)] {
             let numbers = |n, seed| random(&[n], seed, 1.).unwrap().to_vec1::<f32>().unwrap();
             let (q, k) = (numbers(heads * d, 1), numbers(n * d, 2));
             let q: Vec<&[f32]> = q.chunks(d).collect();
-            let (mut ours, mut portable) = (vec![0f32; heads * n], vec![0f32; heads * n]);
-            products(&q, Matrix::new(&k, n, d), 0.5, &mut ours);
-            portable_products(&q, Matrix::new(&k, n, d), 0.5, &mut portable);
-            for (at, (ours, portable)) in ours.into_iter().zip(portable).enumerate() {
+            let (mut dispatched, mut portable) = (vec![0f32; heads * n], vec![0f32; heads * n]);
+            attention_scores(&q, Matrix::new(&k, n, d), 0.5, &mut dispatched);
+            portable_scores(&q, Matrix::new(&k, n, d), 0.5, &mut portable);
+            for (at, (dispatched, portable)) in dispatched.into_iter().zip(portable).enumerate() {
                 let exact: f64 = (0..d).map(|c| f64::from(q[at / n][c]) * f64::from(k[at % n * d + c]) * 0.5).sum();
-                assert!((f64::from(ours) - exact).abs() < 1e-5, "{heads} {n} {d}: {ours} is not {exact}");
+                assert!((f64::from(dispatched) - exact).abs() < 1e-5, "{heads} {n} {d}: {dispatched} is not {exact}");
                 assert!((f64::from(portable) - exact).abs() < 1e-5, "{heads} {n} {d}: {portable} is not {exact}");
             }
         }

@@ -1,4 +1,5 @@
-//! Products whose rows are given on while they are in the cache, to become numbers that are rounded once.
+//! Matmul with a fused per-row epilogue: each row of the result is passed on while it is in the cache, and the output
+//! of the epilogue is rounded once.
 
 use std::mem::MaybeUninit;
 
@@ -7,112 +8,117 @@ use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
 use super::packed;
-use super::{Element, How, Matrix, Precision, Threads, fits, product};
-use crate::uninit::{Places, written};
+use super::{Element, GemmOptions, Matrix, Precision, Threads, fits, matmul};
+use crate::uninit::{DisjointWriter, uninit_vec};
 
-/// What a product in f32 or in bf16 is given by the operations of this crate: f32, or halves that are rounded once.
-pub trait Rounded: Element {
-    /// The precision in which nothing is rounded again.
+/// An element type that matmuls compute in: f32 or bf16. Fused operations save tensors for the backward in it.
+pub trait GemmElement: Element {
+    /// The matmul precision that does not round the elements again.
     const PRECISION: Precision;
 
-    /// Writes the nearest numbers.
-    fn round(numbers: &[f32], to: &mut [MaybeUninit<Self>]);
+    /// Writes the nearest values.
+    fn round_slice(values: &[f32], to: &mut [MaybeUninit<Self>]);
 
-    /// The numbers in f32.
-    fn widen_all(numbers: &[Self], to: &mut [f32]);
+    /// Converts to f32.
+    fn widen_slice(values: &[Self], to: &mut [f32]);
 }
 
-impl Rounded for f32 {
+impl GemmElement for f32 {
     const PRECISION: Precision = Precision::F32;
 
-    fn round(numbers: &[f32], to: &mut [MaybeUninit<Self>]) {
-        to.write_copy_of_slice(numbers);
+    fn round_slice(values: &[f32], to: &mut [MaybeUninit<Self>]) {
+        to.write_copy_of_slice(values);
     }
 
-    fn widen_all(numbers: &[Self], to: &mut [f32]) {
-        to.copy_from_slice(numbers);
+    fn widen_slice(values: &[Self], to: &mut [f32]) {
+        to.copy_from_slice(values);
     }
 }
 
-impl Rounded for bf16 {
+impl GemmElement for bf16 {
     const PRECISION: Precision = Precision::Bf16;
 
-    fn round(numbers: &[f32], to: &mut [MaybeUninit<Self>]) {
-        halve_all(numbers, to);
+    fn round_slice(values: &[f32], to: &mut [MaybeUninit<Self>]) {
+        round_to_bf16(values, to);
     }
 
-    fn widen_all(numbers: &[Self], to: &mut [f32]) {
-        widen_halves(numbers, to);
-    }
-}
-
-#[pulp::with_simd(halve_all = crate::unit::arch())]
-#[inline(always)]
-fn halve_all_simd<'a, S: pulp::Simd>(_simd: S, numbers: &'a [f32], to: &'a mut [MaybeUninit<bf16>]) {
-    assert_eq!(numbers.len(), to.len(), "as many numbers as places");
-    for (to, x) in to.iter_mut().zip(numbers) {
-        to.write(bf16::from_bits(x.halve()));
+    fn widen_slice(values: &[Self], to: &mut [f32]) {
+        widen_bf16(values, to);
     }
 }
 
-#[pulp::with_simd(widen_halves = crate::unit::arch())]
+#[pulp::with_simd(round_to_bf16 = crate::unit::arch())]
 #[inline(always)]
-fn widen_halves_simd<'a, S: pulp::Simd>(_simd: S, numbers: &'a [bf16], to: &'a mut [f32]) {
-    assert_eq!(numbers.len(), to.len(), "as many numbers as places");
-    for (to, x) in to.iter_mut().zip(numbers) {
+fn round_to_bf16_simd<'a, S: pulp::Simd>(_simd: S, values: &'a [f32], to: &'a mut [MaybeUninit<bf16>]) {
+    assert_eq!(values.len(), to.len(), "slices have the same length");
+    for (to, x) in to.iter_mut().zip(values) {
+        to.write(bf16::from_bits(x.to_bf16_bits()));
+    }
+}
+
+#[pulp::with_simd(widen_bf16 = crate::unit::arch())]
+#[inline(always)]
+fn widen_bf16_simd<'a, S: pulp::Simd>(_simd: S, values: &'a [bf16], to: &'a mut [f32]) {
+    assert_eq!(values.len(), to.len(), "slices have the same length");
+    for (to, x) in to.iter_mut().zip(values) {
         *to = x.widen();
     }
 }
 
-/// Rows of a product that are mapped at a time where the path has no blocks of its own.
-const MAPPED: usize = 64;
+/// Rows per task if the `gemm` crate computes the matmul.
+const ROWS_PER_TASK: usize = 64;
 
-/// `width` numbers for each row of `a · b`, rounded: `map` is given a row's number and the row, and makes them. The product
-/// itself never stands in memory whole.
+/// Matmul with an epilogue: `epilogue(row index, row of a · b, output row)` writes `width` elements for each row of
+/// `a · b`, which are rounded to `T`. The result of the matmul itself is never in memory as a whole.
 ///
-/// `piece` of them stay together: the first pieces of all rows come first, then the second ones, `(width / piece, rows, piece)`.
-pub fn mapped_product<A: Element, B: Element, T: Rounded>(
+/// The output has the layout `(width / piece, rows, piece)`: the first `piece` elements of all rows, then the next
+/// ones.
+pub fn matmul_epilogue<A: Element, B: Element, T: GemmElement>(
     a: Matrix<A>,
     b: Matrix<B>,
     [width, piece]: [usize; 2],
-    map: impl Fn(usize, &[f32], &mut [f32]) + Sync,
+    epilogue: impl Fn(usize, &[f32], &mut [f32]) + Sync,
 ) -> Vec<T> {
-    assert!(width.is_multiple_of(piece.max(1)), "a row is made of whole pieces");
-    assert_eq!(a.cols, b.rows, "the inner sizes of a product differ");
-    assert!(a.cols > 0 && b.cols > 0 && fits(a.rows, width, width, isize::MAX as usize), "a product of nothing");
-    let make = |places: Places<T>, first: usize, rows: &[f32]| {
-        let mut made = vec![0f32; width];
+    assert!(width.is_multiple_of(piece.max(1)), "a row consists of whole pieces");
+    assert_eq!(a.cols, b.rows, "the inner dimensions of a matmul differ");
+    assert!(
+        a.cols > 0 && b.cols > 0 && fits(a.rows, width, width, isize::MAX as usize),
+        "an empty or too large matmul"
+    );
+    let apply = |writer: DisjointWriter<T>, first: usize, rows: &[f32]| {
+        let mut out_row = vec![0f32; width];
         for (i, row) in rows.chunks_exact(b.cols).enumerate() {
-            map(first + i, row, &mut made);
-            for (place, piece) in made.chunks_exact(piece.max(1)).enumerate() {
-                // SAFETY: each row of the product is given to one task, which alone writes the pieces made of it.
+            epilogue(first + i, row, &mut out_row);
+            for (index, piece) in out_row.chunks_exact(piece.max(1)).enumerate() {
+                // SAFETY: each row of the matmul belongs to one task, and only this task writes the output of that
+                // row.
                 #[allow(unsafe_code)]
                 unsafe {
-                    places.write((place * a.rows + first + i) * piece.len(), piece);
+                    writer.write((index * a.rows + first + i) * piece.len(), piece);
                 }
             }
         }
     };
-    let by_rows = |places: Places<T>| {
+    let run = |writer: DisjointWriter<T>| {
         #[cfg(target_arch = "x86_64")]
         if packed::is_available() {
-            // SAFETY: the instructions are there, as was just asked.
+            // SAFETY: the instructions are available, checked above.
             #[allow(unsafe_code)]
             return unsafe {
                 match T::PRECISION {
-                    Precision::F32 => packed::product_by_rows::<false, A, B>(a, b, |i, rows| make(places, i, rows)),
-                    Precision::Bf16 => packed::product_by_rows::<true, A, B>(a, b, |i, rows| make(places, i, rows)),
+                    Precision::F32 => packed::matmul_row_blocks::<false, A, B>(a, b, |i, rows| apply(writer, i, rows)),
+                    Precision::Bf16 => packed::matmul_row_blocks::<true, A, B>(a, b, |i, rows| apply(writer, i, rows)),
                 }
             };
         }
-        let how = How { precision: T::PRECISION, threads: Threads::One };
-        (0..a.rows.div_ceil(MAPPED)).into_par_iter().with_max_len(1).for_each(|i| {
-            make(places, i * MAPPED, &product(a.rows_from(i * MAPPED, MAPPED), b, how));
+        let options = GemmOptions { precision: T::PRECISION, threads: Threads::One };
+        (0..a.rows.div_ceil(ROWS_PER_TASK)).into_par_iter().with_max_len(1).for_each(|i| {
+            apply(writer, i * ROWS_PER_TASK, &matmul(a.rows_from(i * ROWS_PER_TASK, ROWS_PER_TASK), b, options));
         });
     };
-    // SAFETY: both paths give every row of the product to `make`, which writes all numbers of the row.
+    // SAFETY: both paths pass every row of the matmul to `apply`, which writes all output elements of the row.
     #[allow(unsafe_code)]
     unsafe {
-        written(a.rows * width, |to| by_rows(Places::new(to)))
+        uninit_vec(a.rows * width, |to| run(DisjointWriter::new(to)))
     }
 }

@@ -1,25 +1,26 @@
-//! The products of decoding: a few rows with a whole weight, bound by how fast the weight is read.
+//! The matmul of decoding: a few rows of activations with a whole weight, bound by memory bandwidth.
 
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::Element;
-use crate::simd::halved;
+use crate::simd::sum_lanes;
 
-/// The most rows of `x` for which [`few_rows`] beats the general product: the weight is read once for all of them.
+/// The largest number of rows of `x` for which [`matmul_few_rows`] is faster than the general matmul. The weight is
+/// read once for all rows.
 pub const FEW_ROWS: usize = 4;
 
-/// The rows of a weight of `m` that one task takes: as many as make one task for each thread, as threads stand ready
-/// in decoding ([`crate::spin_workers`]).
-pub fn rows_of_a_part(m: usize) -> usize {
+/// Rows of a weight with `m` rows per task: one task per thread, because worker threads spin during decoding
+/// ([`crate::spin_workers`]).
+pub fn rows_per_thread(m: usize) -> usize {
     m.div_ceil(rayon::current_num_threads()).max(16)
 }
 
-/// `x · wᵀ` for at most [`FEW_ROWS`] rows `x` `(n, k)`, bound by how fast `w` `(m, k)` is read: `(n, m)`.
-pub fn few_rows<W: Element>(x: &[f32], w: &[W], k: usize) -> Vec<f32> {
+/// `x · wᵀ` for `x` `(n, k)` with at most [`FEW_ROWS`] rows and `w` `(m, k)`: `(n, m)`.
+pub fn matmul_few_rows<W: Element>(x: &[f32], w: &[W], k: usize) -> Vec<f32> {
     let (n, m) = (x.len() / k, w.len() / k);
     let mut columns = vec![0f32; n * m]; // (m, n): each task owns whole columns of the result
-    let rows = rows_of_a_part(m);
+    let rows = rows_per_thread(m);
     columns.par_chunks_mut((rows * n).max(1)).zip(w.par_chunks(rows * k)).for_each(|(out, w)| W::dots(x, w, k, out));
     if n == 1 {
         return columns;
@@ -55,7 +56,7 @@ fn dots<W: Element>(x: &[f32], w: &[W], k: usize, out: &mut [f32]) {
     }
 }
 
-/// 32 lanes: four vectors of AVX2 hide the latency of an addition.
+/// 32 accumulators: four AVX2 vectors hide the latency of an addition.
 #[inline(always)]
 fn dot<W: Element>(x: &[f32], w: &[W]) -> f32 {
     const LANES: usize = 32;
@@ -70,5 +71,5 @@ fn dot<W: Element>(x: &[f32], w: &[W]) -> f32 {
     for (x, w) in x_rest.iter().zip(w_rest) {
         rest += x * w.widen();
     }
-    halved(&mut lanes) + rest
+    sum_lanes(&mut lanes) + rest
 }

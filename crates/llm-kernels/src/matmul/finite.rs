@@ -1,17 +1,17 @@
-//! Whether numbers stay finite in a product that rounds them to bf16: they do if they are finite, and not so large that they
+//! Checks that elements stay finite when a matmul rounds them to bf16: they are finite, and not so large that they
 //! round to infinity.
 
 use half::bf16;
 
 use super::Matrix;
 
-/// The bits of the least magnitude that rounds to infinity.
-const END: u32 = 0x7f7f_8000;
+/// The bits of the smallest magnitude that rounds to infinity.
+const FIRST_OVERFLOW: u32 = 0x7f7f_8000;
 
 #[pulp::with_simd(f32s = crate::unit::arch())]
 #[inline(always)]
 pub(super) fn f32s_simd<S: pulp::Simd>(_simd: S, rows: Matrix<'_>) -> bool {
-    let (mut largest, mut of_rests) = ([0u32; 16], 0);
+    let (mut largest, mut rest_max) = ([0u32; 16], 0);
     for i in 0..rows.rows {
         let (chunks, rest) = rows.row(i).as_chunks::<16>();
         for chunk in chunks {
@@ -20,16 +20,16 @@ pub(super) fn f32s_simd<S: pulp::Simd>(_simd: S, rows: Matrix<'_>) -> bool {
             }
         }
         for x in rest {
-            of_rests = x.abs().to_bits().max(of_rests);
+            rest_max = x.abs().to_bits().max(rest_max);
         }
     }
-    of_rests < END && largest.iter().all(|&bits| bits < END)
+    rest_max < FIRST_OVERFLOW && largest.iter().all(|&bits| bits < FIRST_OVERFLOW)
 }
 
 #[pulp::with_simd(bf16s = crate::unit::arch())]
 #[inline(always)]
 pub(super) fn bf16s_simd<S: pulp::Simd>(_simd: S, rows: Matrix<'_, bf16>) -> bool {
-    let (mut largest, mut of_rests) = ([0u16; 32], 0);
+    let (mut largest, mut rest_max) = ([0u16; 32], 0);
     for i in 0..rows.rows {
         let (chunks, rest) = rows.row(i).as_chunks::<32>();
         for chunk in chunks {
@@ -38,10 +38,10 @@ pub(super) fn bf16s_simd<S: pulp::Simd>(_simd: S, rows: Matrix<'_, bf16>) -> boo
             }
         }
         for x in rest {
-            of_rests = of_rests.max(x.to_bits() & 0x7fff);
+            rest_max = rest_max.max(x.to_bits() & 0x7fff);
         }
     }
-    u32::from(of_rests) << 16 < END && largest.iter().all(|&bits| u32::from(bits) << 16 < END)
+    u32::from(rest_max) << 16 < FIRST_OVERFLOW && largest.iter().all(|&bits| u32::from(bits) << 16 < FIRST_OVERFLOW)
 }
 
 #[cfg(test)]
@@ -50,14 +50,14 @@ mod tests {
 
     use super::super::{Element, Matrix};
 
-    /// One number among others, at each place of rows that fill lanes and of rows that do not.
+    /// Puts `number` at each position of rows that do and do not fill whole vectors.
     fn check<T: Element>(convert: impl Fn(f32) -> T, number: f32, stays: bool) {
         for (rows, cols) in [(1, 1), (3, 40), (2, 32), (2, 70)] {
             for at in 0..rows * cols {
-                let mut numbers = vec![convert(-1.5); rows * cols];
-                numbers[at] = convert(number);
+                let mut values = vec![convert(-1.5); rows * cols];
+                values[at] = convert(number);
                 assert_eq!(
-                    T::stay_finite(Matrix::new(&numbers, rows, cols)),
+                    T::all_finite_as_bf16(Matrix::new(&values, rows, cols)),
                     stays,
                     "{number} at {at} of {rows} x {cols}"
                 );
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn every_number_of_every_row_is_looked_at() {
+    fn every_element_of_every_row_is_checked() {
         for broken in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             check(|x| x, broken, false);
             check(bf16::from_f32, broken, false);
@@ -78,7 +78,7 @@ mod tests {
             assert_eq!(bf16::from_f32(number).is_finite(), stays);
         }
         check(bf16::from_f32, largest, true);
-        // What lies between rows is not a part of them.
-        assert!(f32::stay_finite(Matrix::with_stride(&[1., f32::NAN, 1.], 2, 1, 2)));
+        // Elements between rows are not part of the matrix.
+        assert!(f32::all_finite_as_bf16(Matrix::with_stride(&[1., f32::NAN, 1.], 2, 1, 2)));
     }
 }

@@ -1,30 +1,30 @@
-//! Right sides that several products share.
+//! B matrices that several matmuls share.
 
-use super::{Element, How, Matrix, Precision, Threads, product_into};
+use super::{Element, GemmOptions, Matrix, Precision, Threads, matmul_into};
 #[cfg(target_arch = "x86_64")]
-use super::{Out, fits, packed};
+use super::{OutputView, fits, packed};
 
-/// The right side of several products on one thread: packed once, where the machine's path packs.
-pub struct Right<'a, T> {
+/// The B matrix of several matmuls on one thread, packed once if the CPU runs the packed GEMM.
+pub struct PackedB<'a, T> {
     matrix: Matrix<'a, T>,
     precision: Precision,
-    /// Empty where the path packs nothing.
+    /// Empty if the CPU runs the `gemm` crate.
     panels: Vec<u32>,
 }
 
-impl<'a, T: Element> Right<'a, T> {
-    /// What a part's first column must be a multiple of; its first row must be even.
-    pub const STEP: usize = 32;
+impl<'a, T: Element> PackedB<'a, T> {
+    /// The first column of a part must be a multiple of this; its first row must be even.
+    pub const ALIGN: usize = 32;
 
     pub fn new(matrix: Matrix<'a, T>, precision: Precision) -> Self {
         #[cfg(target_arch = "x86_64")]
         if packed::is_available() {
-            // SAFETY: the instructions are there, as was just asked.
+            // SAFETY: the instructions are available, checked above.
             #[allow(unsafe_code)]
             let panels = unsafe {
                 match precision {
-                    Precision::F32 => packed::panels::<false, T>(matrix),
-                    Precision::Bf16 => packed::panels::<true, T>(matrix),
+                    Precision::F32 => packed::pack_b_panels::<false, T>(matrix),
+                    Precision::Bf16 => packed::pack_b_panels::<true, T>(matrix),
                 }
             };
             return Self { matrix, precision, panels };
@@ -32,9 +32,9 @@ impl<'a, T: Element> Right<'a, T> {
         Self { matrix, precision, panels: Vec::new() }
     }
 
-    /// `out = a · b · scale`, or `out += a · b · scale`, where `b` is the part with the rows from `row` on, as many as `a` has
-    /// columns, and the columns `cols`; `out` holds rows that begin `stride` apart.
-    pub fn product_into<A: Element>(
+    /// `out = a · b · scale`, or `out += a · b · scale` if `add`. `b` is the part of the matrix with the `a.cols` rows
+    /// from `row` on and the `cols` columns from `col` on. `out` has rows `stride` elements apart.
+    pub fn matmul_into<A: Element>(
         &self,
         a: Matrix<A>,
         [row, col]: [usize; 2],
@@ -43,28 +43,28 @@ impl<'a, T: Element> Right<'a, T> {
         add: bool,
         scale: f32,
     ) {
-        assert!(row.is_multiple_of(2) && col.is_multiple_of(Self::STEP), "a part begins within a panel");
-        assert!(col + cols <= self.matrix.cols && row + a.cols <= self.matrix.rows, "a part reaches beyond its matrix");
+        assert!(row.is_multiple_of(2) && col.is_multiple_of(Self::ALIGN), "a part must start at a panel");
+        assert!(col + cols <= self.matrix.cols && row + a.cols <= self.matrix.rows, "a part is out of bounds");
         #[cfg(target_arch = "x86_64")]
         if packed::is_available() && a.rows * a.cols * cols > 0 {
-            assert!(stride >= cols && fits(a.rows, cols, stride, out.len()), "a product needs more room");
+            assert!(stride >= cols && fits(a.rows, cols, stride, out.len()), "the output of a matmul is too small");
             let (panels, depth) = (&self.panels, self.matrix.rows);
-            let out = Out { data: out.as_mut_ptr(), stride, add, scale };
-            // SAFETY: the instructions are there; the last assertion says that every row of the result lies within `out`, which
-            // nobody else borrows.
+            let out = OutputView { data: out.as_mut_ptr(), stride, accumulate: add, scale };
+            // SAFETY: the instructions are available. The last assertion ensures that every row of the result is
+            // inside `out`, which is borrowed exclusively.
             #[allow(unsafe_code)]
             return unsafe {
                 match self.precision {
                     Precision::F32 => {
-                        packed::product_of_panels::<false, A>(a, panels, depth, [row, col], cols, out);
+                        packed::matmul_packed::<false, A>(a, panels, depth, [row, col], cols, out);
                     }
                     Precision::Bf16 => {
-                        packed::product_of_panels::<true, A>(a, panels, depth, [row, col], cols, out);
+                        packed::matmul_packed::<true, A>(a, panels, depth, [row, col], cols, out);
                     }
                 }
             };
         }
         let part = self.matrix.rows_from(row, a.cols).cols_from(col, cols);
-        product_into(a, part, out, stride, add, scale, How { precision: self.precision, threads: Threads::One });
+        matmul_into(a, part, out, stride, add, scale, GemmOptions { precision: self.precision, threads: Threads::One });
     }
 }
