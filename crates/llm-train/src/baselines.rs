@@ -1,41 +1,40 @@
-//! Predictors that lack the ability that a test is named after: what they score, the test does not measure.
+//! Simple baselines: predictors without the ability that a test measures. A model must score above them.
 //!
-//! - [`NgramModel`]: counts of 1 to 5 words of the training text, for minimal pairs. It knows no word that is further back.
-//! - [`NearestNeighbour`]: the answer of the training prompt with the most similar words; it understands none of them.
-//! - [`Majority`]: the commonest training answer to a key: the kind of the prompt, or its last word ([`last_word`]),
-//!   which is a few-shot prompt without its examples.
+//! - [`NgramModel`]: counts of 1 to 5 words of the training text, for minimal pairs;
+//! - [`NearestNeighbour`]: the answer of the most similar training prompt (TF-IDF);
+//! - [`Majority`]: the most frequent training answer for a key, such as the kind of the prompt or its last word ([`last_word`]).
 //!
 //! ```
 //! use llm_train::baselines::NgramModel;
 //!
 //! let model = NgramModel::count(["The cats are here.", "The tree is here.", "The tree is tall."]);
 //! assert_eq!(model.choose(2, "The cats", " are", " is").0, 1.);
-//! // It follows the last word before the verb, which is not the subject.
+//! // A bigram follows the noun next to the verb, which is not the subject here.
 //! assert_eq!(model.choose(2, "The cats near the tree", " are", " is").0, 0.);
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// The longest n-gram that is counted, in words.
+/// The longest n-gram, in words.
 pub const MAX_ORDER: usize = 5;
 
-/// The factor of a back-off by one word (Brants et al. 2007, "Large Language Models in Machine Translation").
+/// The factor per word of stupid back-off (Brants et al. 2007, "Large Language Models in Machine Translation").
 const BACK_OFF: f64 = 0.4;
 
-/// How often each sequence of 1 to 5 words occurs in documents. Words and punctuation marks are the tokens.
+/// Counts of all sequences of 1 to 5 tokens in documents. Tokens are words and punctuation marks.
 #[derive(Debug, Default)]
 pub struct NgramModel {
-    /// By the hash of the words, the last word first.
+    /// Counts by hash of the words, last word first.
     counts: HashMap<u64, u32, BuildHasherDefault<Hashed>>,
-    /// Tokens of all documents.
+    /// Number of tokens.
     total: u64,
-    /// Different tokens.
+    /// Number of distinct tokens.
     vocabulary: u64,
 }
 
 impl NgramModel {
-    /// Counts the documents' n-grams of all orders; none crosses from one document into the next.
+    /// Counts the n-grams of all orders within each document.
     pub fn count<D: AsRef<str>>(documents: impl IntoIterator<Item = D>) -> Self {
         let mut model = Self::default();
         for document in documents {
@@ -54,13 +53,12 @@ impl NgramModel {
         model
     }
 
-    /// Which continuation of `prefix` n-grams of up to `order` words (1 to [`MAX_ORDER`]) choose, by two rules: 1 where
-    /// `good` wins, 0 where `bad` wins, 0.5 for a tie.
+    /// The continuation of `prefix` that n-grams of up to `order` words (1 to [`MAX_ORDER`]) prefer, by two rules: 1 for `good`, 0
+    /// for `bad`, 0.5 for a tie.
     ///
-    /// The first rule compares how often the first word in which the continuations differ follows the words before it:
-    /// in the longest context in which the counts are not equal. The second compares the scores of the whole
-    /// continuations by stupid back-off, which is the relative frequency of a word in the longest context in which it
-    /// was seen, times 0.4 for each word that the context was shortened by.
+    /// The first rule compares the counts of the first differing word after its context, in the longest context with different
+    /// counts. The second rule compares the stupid back-off scores of the whole continuations: the relative frequency of each word
+    /// in the longest context with a count, times 0.4 for each word by which the context was shortened.
     pub fn choose(&self, order: usize, prefix: &str, good: &str, bad: &str) -> (f64, f64) {
         let order = order.clamp(1, MAX_ORDER);
         let prefix = word_hashes(prefix);
@@ -74,15 +72,14 @@ impl NgramModel {
         (by_count.find(|&choice| choice != 0.5).unwrap_or(0.5), by_score)
     }
 
-    /// The choices for all (prefix, good, bad) by n-grams of up to `order` words, by the rule of [`Self::choose`] that is
-    /// right more often on them.
+    /// [`Self::choose`] for all (prefix, good, bad), by the rule that is right more often.
     pub fn choices<'a>(&self, order: usize, pairs: impl IntoIterator<Item = (&'a str, &'a str, &'a str)>) -> Vec<f64> {
         let choices = pairs.into_iter().map(|(prefix, good, bad)| self.choose(order, prefix, good, bad));
         let (by_count, by_score): (Vec<f64>, Vec<f64>) = choices.unzip();
         if by_count.iter().sum::<f64>() >= by_score.iter().sum::<f64>() { by_count } else { by_score }
     }
 
-    /// The sum of the logarithms of the stupid back-off scores of the words from `first` on.
+    /// The sum of the log scores (stupid back-off) of the words from index `first` on.
     fn log_score(&self, order: usize, words: &[u64], first: usize) -> f64 {
         let score = |at: usize| {
             let mut factor = 1.;
@@ -93,7 +90,7 @@ impl NgramModel {
                 }
                 factor *= BACK_OFF;
             }
-            // One occurrence is added to each word, so that an unseen one has a score too.
+            // Add-one smoothing: a word without a count has a score too.
             let smoothed = f64::from(self.count_of(&words[at..=at])) + 1.;
             factor * smoothed / (self.total + self.vocabulary + 1) as f64
         };
@@ -106,12 +103,12 @@ impl NgramModel {
     }
 }
 
-/// 1 where the first is greater, 0 where the second is, 0.5 for a tie.
+/// 1 if `good` is greater, 0 if `bad` is greater, 0.5 for a tie.
 fn compare(good: f64, bad: f64) -> f64 {
     if good == bad { 0.5 } else { f64::from(u8::from(good > bad)) }
 }
 
-/// A hasher for keys that are hashes already.
+/// A hasher for keys that are already hashes.
 #[derive(Debug, Default)]
 struct Hashed(u64);
 
@@ -129,10 +126,10 @@ impl Hasher for Hashed {
     }
 }
 
-/// The hash of no words.
+/// The hash of the empty sequence.
 const EMPTY: u64 = 0xcbf2_9ce4_8422_2325;
 
-/// The hash of a sequence with one more word (the finalizer of `SplitMix64`).
+/// The hash of a sequence extended by one word (the finalizer of `SplitMix64`).
 fn extended(key: u64, word: u64) -> u64 {
     let mut mixed = key.rotate_left(23) ^ word.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -164,19 +161,19 @@ fn word_hashes(text: &str) -> Vec<u64> {
     words(text).map(hash).collect()
 }
 
-/// Answers with the answer of the training prompt that has the most similar words.
+/// Answers with the answer of the most similar training prompt.
 ///
-/// The similarity is the cosine of bags of lower-case words, weighted as in scikit-learn's `TfidfVectorizer`: by the
-/// number of occurrences times `ln((1 + n) / (1 + documents with the word)) + 1`.
+/// The similarity is the cosine of TF-IDF vectors of lower-case words, as in scikit-learn's `TfidfVectorizer`: the number of
+/// occurrences times `ln((1 + n) / (1 + documents with the word)) + 1`.
 #[derive(Debug)]
 pub struct NearestNeighbour {
     answers: Vec<String>,
-    /// For each word its weight, and the prompts with it with their normalised weights.
+    /// For each word: its inverse document frequency, and (prompt, normalised weight) of each prompt with the word.
     words: HashMap<String, (f64, Vec<(u32, f64)>)>,
 }
 
 impl NearestNeighbour {
-    /// Learns training prompts with their answers.
+    /// Builds the index from training (prompt, answer) pairs.
     pub fn new<P: AsRef<str>, A: Into<String>>(training: impl IntoIterator<Item = (P, A)>) -> Self {
         let (mut bags, mut answers) = (Vec::new(), Vec::new());
         for (prompt, answer) in training {
@@ -202,13 +199,13 @@ impl NearestNeighbour {
         Self { answers, words }
     }
 
-    /// The answer of the most similar training prompt, of the first one among equals; `None` without training prompts.
+    /// The answer of the most similar training prompt (the first of equally similar ones); `None` without training prompts.
     pub fn answer(&self, prompt: &str) -> Option<&str> {
         let mut similarity = vec![0.; self.answers.len()];
         for (word, count) in bag(prompt) {
             let Some((weight, prompts)) = self.words.get(&word) else { continue };
-            for &(prompt, theirs) in prompts {
-                similarity[prompt as usize] += count * weight * theirs;
+            for &(prompt, prompt_weight) in prompts {
+                similarity[prompt as usize] += count * weight * prompt_weight;
             }
         }
         let best = (0..similarity.len()).rev().max_by(|&a, &b| similarity[a].total_cmp(&similarity[b]))?;
@@ -216,7 +213,7 @@ impl NearestNeighbour {
     }
 }
 
-/// How often each word occurs in a text, in lower case.
+/// The count of each lower-case word of a text.
 fn bag(text: &str) -> BTreeMap<String, f64> {
     let mut bag = BTreeMap::new();
     for word in words(text) {
@@ -225,7 +222,7 @@ fn bag(text: &str) -> BTreeMap<String, f64> {
     bag
 }
 
-/// Answers with the commonest training answer to a key.
+/// Answers with the most frequent training answer for a key.
 #[derive(Debug)]
 pub struct Majority {
     by_key: HashMap<String, String>,
@@ -233,7 +230,7 @@ pub struct Majority {
 }
 
 impl Majority {
-    /// Learns keys with their answers.
+    /// Counts training (key, answer) pairs.
     pub fn new<K: Into<String>, A: Into<String>>(training: impl IntoIterator<Item = (K, A)>) -> Self {
         let mut all: BTreeMap<String, usize> = BTreeMap::new();
         let mut counts: HashMap<String, BTreeMap<String, usize>> = HashMap::new();
@@ -242,21 +239,21 @@ impl Majority {
             *all.entry(answer.clone()).or_insert(0) += 1;
             *counts.entry(key.into()).or_default().entry(answer).or_insert(0) += 1;
         }
-        let commonest = |answers: BTreeMap<String, usize>| {
+        let most_frequent = |answers: BTreeMap<String, usize>| {
             answers.into_iter().rev().max_by_key(|&(_, count)| count).map(|(answer, _)| answer)
         };
-        let by_key = counts.into_iter().filter_map(|(key, answers)| Some((key, commonest(answers)?))).collect();
-        Self { by_key, overall: commonest(all) }
+        let by_key = counts.into_iter().filter_map(|(key, answers)| Some((key, most_frequent(answers)?))).collect();
+        Self { by_key, overall: most_frequent(all) }
     }
 
-    /// The commonest answer to the key, or of all where the key is new; the first in the alphabet among equals. `None`
-    /// without training answers.
+    /// The most frequent answer for the key, or over all keys if the key is unknown; ties go to the alphabetically first answer.
+    /// `None` without training answers.
     pub fn answer(&self, key: &str) -> Option<&str> {
         self.by_key.get(key).or(self.overall.as_ref()).map(String::as_str)
     }
 }
 
-/// The last word of a prompt, without the punctuation after it: what a few-shot prompt asks for.
+/// The last word of a prompt without punctuation: the query of a few-shot prompt.
 ///
 /// ```
 /// assert_eq!(llm_train::baselines::last_word("dog -> chien\ncat ->"), "cat");
@@ -271,14 +268,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_cut_into_words_and_marks() {
+    fn text_is_split_into_words_and_punctuation() {
         let all: Vec<&str> = words("  The cat's 12 -> \"Où?\"\n").collect();
         assert_eq!(all, ["The", "cat", "'", "s", "12", "-", ">", "\"", "Où", "?", "\""]);
         assert_eq!(words("").count(), 0);
     }
 
     #[test]
-    fn counts_are_those_of_the_documents() {
+    fn n_grams_are_counted_within_documents() {
         let model = NgramModel::count(["a b a b c", "b a"]);
         let count = |text: &str| model.count_of(&word_hashes(text));
         let expected = [("a", 3), ("b", 3), ("c", 1), ("a b", 2), ("b a", 2), ("b c", 1), ("a b a b c", 1), ("c b", 0)];
@@ -286,9 +283,9 @@ mod tests {
         assert_eq!((model.total, model.vocabulary), (7, 3));
     }
 
-    /// By hand: b follows a in 2 of 3; "c" is not seen after "a", so 0.4 · (1 + 1) / (7 + 3 + 1).
+    /// "b" follows "a" in 2 of 3 cases; "c" never follows "a", so its score is 0.4 · (1 + 1) / (7 + 3 + 1).
     #[test]
-    fn a_score_backs_off_by_the_published_factor() {
+    fn scores_match_stupid_back_off() {
         let model = NgramModel::count(["a b a b c", "b a"]);
         let score = |order, text: &str| model.log_score(order, &word_hashes(text), 1).exp();
         assert!((score(2, "a b") - 2. / 3.).abs() < 1e-12);
@@ -298,29 +295,29 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_context_whose_counts_differ_decides() {
+    fn the_longest_context_with_different_counts_decides() {
         let texts = ["not happy so sad.", "not happy so sad.", "happy so glad.", "so glad.", "so glad.", "so glad."];
         let model = NgramModel::count(texts);
         assert_eq!(model.choose(4, "He was not happy, he was not happy so", " sad.", " glad.").0, 1.);
         assert_eq!(model.choose(3, "not happy so", " sad.", " glad."), (1., 1.));
-        assert_eq!(model.choose(2, "not happy so", " sad.", " glad."), (0., 0.), "glad is commoner after so");
+        assert_eq!(model.choose(2, "not happy so", " sad.", " glad."), (0., 0.), "glad is more frequent after so");
         assert_eq!(model.choose(5, "tired so", " sad.", " glad."), (0., 0.), "an unseen context is shortened");
         assert_eq!(model.choose(5, "tired so", " blue.", " green."), (0.5, 0.5));
         assert_eq!(model.choose(5, "so", " glad.", " glad."), (0.5, 0.5));
     }
 
     #[test]
-    fn the_rule_that_is_right_more_often_gives_the_scores() {
-        // The first differing word is a tie for the counts; the whole continuations are not.
+    fn choices_use_the_rule_that_is_right_more_often() {
+        // The counts of the first differing word are equal; the scores of the continuations are not.
         let model = NgramModel::count(["x a p", "x b q", "q", "q"]);
         assert_eq!(model.choose(2, "x", " a p", " b p"), (0.5, 1.));
         assert_eq!(model.choices(2, [("x", " a p", " b p"), ("x", " b q", " a q")]), [1., 1.]);
         assert_eq!(model.choices(1, []), Vec::<f64>::new());
     }
 
-    /// Nothing but the third word back decides: orders 1 to 3 are at chance, 4 and 5 are right.
+    /// Only the word three positions back decides: orders 1 to 3 are at chance, 4 and 5 are right.
     #[test]
-    fn an_order_sees_as_many_words_as_it_says() {
+    fn an_order_uses_exactly_that_many_words() {
         let texts: Vec<String> = (0..40).map(|i| format!("{} x y {}", ["a", "b"][i % 2], ["p", "q"][i % 2])).collect();
         let model = NgramModel::count(&texts);
         for order in 1..=MAX_ORDER {
@@ -340,7 +337,7 @@ mod tests {
         assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
     }
 
-    /// By hand, as scikit-learn weighs: "cat" and "dog" occur in one of two prompts, "the" in both.
+    /// TF-IDF weights as in scikit-learn: "cat" and "dog" occur in one of two prompts, "the" in both.
     #[test]
     fn the_most_similar_prompt_answers() {
         let nearest = NearestNeighbour::new([("the cat", "meow"), ("the the the dog", "woof")]);
@@ -352,13 +349,13 @@ mod tests {
         assert!((nearest.words["the"].1[1].1 - 3. / (rare * rare + 9.).sqrt()).abs() < 1e-12);
         assert_eq!(nearest.answer("The cat?"), Some("meow"));
         assert_eq!(nearest.answer("a DOG"), Some("woof"));
-        assert_eq!(nearest.answer("the"), Some("woof"), "it has more of the word");
+        assert_eq!(nearest.answer("the"), Some("woof"), "this prompt has the word more often");
         assert_eq!(nearest.answer("unknown"), Some("meow"), "the first among equals");
         assert_eq!(NearestNeighbour::new(Vec::<(&str, &str)>::new()).answer("the"), None);
     }
 
     #[test]
-    fn the_commonest_answer_is_that_of_the_key() {
+    fn the_majority_answer_depends_on_the_key() {
         let majority = Majority::new([("a", "x"), ("a", "y"), ("a", "y"), ("b", "x"), ("b", "z"), ("c", "x")]);
         assert_eq!(["a", "b", "new"].map(|key| majority.answer(key)), [Some("y"), Some("x"), Some("x")]);
         assert_eq!(Majority::new(Vec::<(&str, &str)>::new()).answer("a"), None);

@@ -1,4 +1,4 @@
-//! What a training step costs: the pre-training step on random tokens, timed.
+//! Measures the cost of a pre-training step on random tokens.
 
 use std::time::Instant;
 
@@ -12,27 +12,27 @@ use crate::recipes::PretrainRecipe;
 use crate::run::rng;
 use crate::{Error, Result, loss};
 
-/// The figures of some training steps.
+/// Measured cost of a training step.
 #[derive(Debug, Clone, Serialize)]
 pub struct TrainingCost {
     /// Trainable parameters.
     pub parameters: usize,
-    /// Tokens of a step.
+    /// Tokens per step.
     pub tokens_per_step: usize,
-    /// Tokens in a second, by the median step.
+    /// Tokens per second of the median step.
     pub tokens_per_second: f64,
     /// Seconds of the median step.
     pub seconds_per_step: f64,
-    /// The most memory that the process held, in bytes; none where the system does not say.
+    /// Peak memory of the process in bytes; `None` if the system does not report it.
     pub peak_memory: Option<u64>,
-    /// The loss of the last step: about the logarithm of the vocabulary, or something is wrong.
+    /// The loss of the last step. For random tokens it is about `ln(vocab_size)`.
     pub loss: f64,
 }
 
-/// Takes `steps` steps (forward, backward, clipping, AdamW) of the recipe's model and batch, after one to warm up.
+/// Times `steps` steps (forward, backward, clipping, AdamW) of the recipe's model and batch, after one warm-up step.
 pub fn bench(recipe: &PretrainRecipe, steps: usize) -> Result<TrainingCost> {
     if steps == 0 {
-        return Err(Error::Input("0 steps cost nothing; time at least one".to_owned()));
+        return Err(Error::Input("--steps is 0; it must be at least 1".to_owned()));
     }
     let mut learner =
         Learner::new(Model::init(recipe.model.clone(), Head::LanguageModel, recipe.seed)?, &recipe.optimizer)?;

@@ -1,10 +1,10 @@
-//! Best-of-n: draw n replies and keep the one that the reward model likes most. It needs no training, so it is what a
-//! trained policy has to beat at the same KL divergence (Stiennon et al. 2020, arXiv 2009.01325; Nakano et al. 2021,
-//! arXiv 2112.09332; Gao et al. 2023, arXiv 2210.10760).
+//! Best-of-n: sample n replies and keep the one with the highest reward model score. It needs no training and is the baseline
+//! for a trained policy at the same KL divergence (Stiennon et al. 2020, arXiv 2009.01325; Nakano et al. 2021, arXiv 2112.09332;
+//! Gao et al. 2023, arXiv 2210.10760).
 
 use crate::{Error, Result};
 
-/// A reply as the reward model sees it and as it truly is.
+/// A sampled reply: its reward model score and its true utility.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScoredReply {
     /// The reward model's score.
@@ -13,9 +13,8 @@ pub struct ScoredReply {
     pub utility: f64,
 }
 
-/// `log n - (n - 1) / n`, in nats for each reply: the KL divergence of best-of-n from the policy that it draws from, where
-/// no two replies are alike (Stiennon et al. 2020, appendix G.3), and an upper bound where some are (Beirami et al. 2024,
-/// arXiv 2401.01879).
+/// `ln n - (n - 1) / n`: the KL divergence in nats per reply of best-of-n from its policy if all replies are distinct (Stiennon
+/// et al. 2020, appendix G.3), and an upper bound otherwise (Beirami et al. 2024, arXiv 2401.01879).
 ///
 /// ```
 /// assert_eq!(llm_train::best_of::kl_bound(1), 0.);
@@ -26,23 +25,22 @@ pub fn kl_bound(n: usize) -> f64 {
     n.ln() - (n - 1.) / n
 }
 
-/// The largest n from 1 to `most` whose [`kl_bound`] is not above `kl`.
+/// The largest n from 1 to `most` with [`kl_bound`]` <= kl`.
 pub fn n_at_kl(kl: f64, most: usize) -> usize {
     (2..=most).take_while(|&n| kl_bound(n) <= kl).last().unwrap_or(1)
 }
 
-/// The expected score and utility of the best of `n` replies by score: means over prompts.
+/// The expected score and utility of the best of `n` replies, as means over prompts.
 ///
-/// `prompts` holds the replies that were drawn to each prompt, at least `n` each. Every choice of n of them is averaged
-/// over, which is the unbiased estimate with the least variance (Nakano et al. 2021): of N replies in rising
-/// order of score the i-th is the best of n with probability `C(i-1, n-1) / C(N, n)`. Of replies with equal scores each is
-/// kept equally often.
+/// `prompts` contains the replies sampled for each prompt, at least `n` each. The estimate averages over all subsets of n replies
+/// (Nakano et al. 2021): of N replies in ascending order of score the i-th is the best of n with probability
+/// `C(i-1, n-1) / C(N, n)`. Replies with equal scores have equal probabilities.
 ///
 /// ```
 /// use llm_train::best_of::{ScoredReply, expected_best};
 ///
-/// let drawn = [(1., 10.), (3., 0.), (2., 6.)].map(|(score, utility)| ScoredReply { score, utility });
-/// let best = expected_best(&[drawn.to_vec()], 2)?; // the pairs keep 3, 2 and 3
+/// let replies = [(1., 10.), (3., 0.), (2., 6.)].map(|(score, utility)| ScoredReply { score, utility });
+/// let best = expected_best(&[replies.to_vec()], 2)?; // best scores of the three pairs: 3, 2, 3
 /// assert!((best.score - 8. / 3.).abs() < 1e-12 && (best.utility - 2.).abs() < 1e-12);
 /// # Ok::<(), llm_train::Error>(())
 /// ```
@@ -50,12 +48,12 @@ pub fn expected_best(prompts: &[Vec<ScoredReply>], n: usize) -> Result<ScoredRep
     let fewest = prompts.iter().map(Vec::len).min().unwrap_or(0);
     if n == 0 || fewest < n {
         return Err(Error::Input(format!(
-            "best of {n}: there are {} prompts with at least {fewest} replies each; draw at least n = 1 replies a prompt",
+            "best of {n}: there are {} prompts with at least {fewest} replies each; n must be from 1 to the number of replies",
             prompts.len()
         )));
     }
     if prompts.iter().flatten().any(|reply| reply.score.is_nan()) {
-        return Err(Error::Input(format!("best of {n}: a score is not a number; the reward model is damaged")));
+        return Err(Error::Input(format!("best of {n}: a score is NaN; the reward model is damaged")));
     }
     let mut mean = ScoredReply { score: 0., utility: 0. };
     for replies in prompts {
@@ -68,10 +66,10 @@ pub fn expected_best(prompts: &[Vec<ScoredReply>], n: usize) -> Result<ScoredRep
 
 fn best_of_one_prompt(replies: &[ScoredReply], n: usize) -> ScoredReply {
     let mut sorted = replies.to_vec();
-    sorted.sort_by(|a, b| b.score.total_cmp(&a.score)); // falling
+    sorted.sort_by(|a, b| b.score.total_cmp(&a.score)); // descending
     let all = sorted.len() as f64;
     let mut best = ScoredReply { score: 0., utility: 0. };
-    let mut chance = n as f64 / all; // of the reply at this rank to be the best of n
+    let mut chance = n as f64 / all; // probability that the reply of this rank is the best of n
     let mut rank = all;
     for equals in sorted.chunk_by(|a, b| a.score == b.score) {
         let mut chance_of_equals = 0.;
@@ -91,11 +89,11 @@ fn best_of_one_prompt(replies: &[ScoredReply], n: usize) -> ScoredReply {
 mod tests {
     use super::*;
 
-    fn judged(replies: &[(f64, f64)]) -> Vec<ScoredReply> {
+    fn scored(replies: &[(f64, f64)]) -> Vec<ScoredReply> {
         replies.iter().map(|&(score, utility)| ScoredReply { score, utility }).collect()
     }
 
-    /// The mean over all ways to choose n replies, each by itself.
+    /// The mean over all subsets of n replies, by enumeration.
     fn by_enumeration(replies: &[ScoredReply], n: usize) -> ScoredReply {
         let (mut sum, mut count) = (ScoredReply { score: 0., utility: 0. }, 0.);
         for subset in 0u32..1 << replies.len() {
@@ -114,11 +112,11 @@ mod tests {
     }
 
     #[test]
-    fn the_estimate_is_the_mean_over_all_choices() {
+    fn the_estimate_is_the_mean_over_all_subsets() {
         let prompts = [
-            judged(&[(0.3, 1.), (-1., 7.), (2., -3.), (0.9, 0.5), (1.1, 2.), (-0.2, 4.)]),
-            judged(&[(1., 1.), (1., 5.), (0., 2.), (1., -3.), (0., 8.), (2., 4.)]),
-            judged(&[(4., 0.); 6]),
+            scored(&[(0.3, 1.), (-1., 7.), (2., -3.), (0.9, 0.5), (1.1, 2.), (-0.2, 4.)]),
+            scored(&[(1., 1.), (1., 5.), (0., 2.), (1., -3.), (0., 8.), (2., 4.)]),
+            scored(&[(4., 0.); 6]),
         ];
         for n in 1..=6 {
             for replies in &prompts {
@@ -131,12 +129,12 @@ mod tests {
             assert!((expected_best(&prompts, n).unwrap().utility - each / 3.).abs() < 1e-12);
         }
         assert!(expected_best(&prompts, 7).is_err() && expected_best(&prompts, 0).is_err());
-        assert!(expected_best(&[], 1).is_err() && expected_best(&[judged(&[(f64::NAN, 0.)])], 1).is_err());
+        assert!(expected_best(&[], 1).is_err() && expected_best(&[scored(&[(f64::NAN, 0.)])], 1).is_err());
     }
 
-    /// Replies are points of [0, 1], a score the point itself: the best of n has the density `n xⁿ⁻¹`.
+    /// For scores uniform in [0, 1] the best of n has the density `n xⁿ⁻¹`.
     #[test]
-    fn the_kl_is_that_of_the_largest_of_n_uniform_numbers() {
+    fn the_kl_bound_is_exact_for_uniform_scores() {
         for n in [1, 2, 4, 16] {
             let steps = 200_000;
             let density = |x: f64| n as f64 * x.powi(n as i32 - 1);
@@ -147,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn n_at_a_kl_does_not_go_beyond_it() {
+    fn n_at_kl_stays_within_the_kl() {
         for (kl, n) in [(0., 1), (0.1, 1), (0.2, 2), (kl_bound(7), 7), (1.5, 11), (1e9, 64), (f64::NAN, 1)] {
             assert_eq!(n_at_kl(kl, 64), n, "{kl}");
         }

@@ -1,26 +1,26 @@
-//! What can go wrong in training.
+//! Errors of training.
 
 use std::path::{Path, PathBuf};
 
-/// An error of this crate; its text names what is wrong and the fix.
+/// An error of this crate. The message says what is wrong and how to fix it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
-    /// The model or its files.
+    /// An error of the model or its files.
     #[error(transparent)]
     Model(#[from] llm_model::Error),
-    /// The tokenizer or its files.
+    /// An error of the tokenizer or its files.
     #[error(transparent)]
     Tokenizer(#[from] llm_tokenizer::Error),
-    /// Data files.
+    /// An error in data files.
     #[error(transparent)]
     Data(#[from] llm_data::Error),
-    /// Generation.
+    /// An error during generation.
     #[error(transparent)]
     Infer(#[from] llm_infer::Error),
-    /// Rankings.
+    /// An error in rankings.
     #[error(transparent)]
     Feedback(#[from] llm_feedback::Error),
     /// A file could not be read or written.
@@ -28,35 +28,35 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A recipe, a folder or an option that cannot serve.
+    /// An invalid recipe, folder or option.
     #[error("{0}")]
     Input(String),
-    /// Somebody asked the run to stop, which it did in good order.
-    #[error("{}: interrupted {done}; go on by: llm-train resume {}", run.display(), shell_word(run))]
+    /// The run was asked to stop. It saved its state before.
+    #[error("{}: interrupted {done}; continue with: llm-train resume {}", run.display(), shell_word(run))]
     Interrupted {
         /// The run to resume.
         run: PathBuf,
-        /// How far it is.
+        /// The progress, such as `after step 7 of 100`.
         done: String,
     },
-    /// The loss, a gradient, a weight or a figure of an evaluation is not a number any more.
-    #[error("{}: training diverged at step {step}: {what}; the last good state is {kept}; lower optimizer.learning_rate", run.display())]
+    /// The loss, a gradient, a weight or an evaluation metric is not finite.
+    #[error("{}: training diverged at step {step}: {what}; last good checkpoint: {kept}; lower optimizer.learning_rate", run.display())]
     Diverged {
         /// The run.
         run: PathBuf,
-        /// The step, from 1.
+        /// The step, counted from 1.
         step: u64,
-        /// What is not finite.
+        /// The value that is not finite.
         what: String,
-        /// The checkpoint to go back to.
+        /// The last good checkpoint.
         kept: String,
     },
 }
 
-/// A path as a shell takes it.
+/// A path, quoted for a shell if needed.
 fn shell_word(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = text.chars().all(|c| c.is_alphanumeric() || "/._-+:@%".contains(c));
@@ -64,8 +64,8 @@ fn shell_word(path: &Path) -> String {
 }
 
 impl Error {
-    /// Whether it is the caller who can mend it: a missing file, a bad number, data of another form. Otherwise the machine is at
-    /// fault (a full disk, no permission), or the computation.
+    /// Whether the caller can fix it: a missing file, an invalid number, data in the wrong format. Other errors come from the
+    /// machine (disk full, no permission) or from the computation.
     pub fn is_callers_fault(&self) -> bool {
         match self {
             Self::Candle(_)
@@ -96,7 +96,7 @@ impl Error {
     }
 }
 
-/// Whether what the system said is about what was asked of it, and not about itself.
+/// Whether an I/O error is caused by the request, and not by the machine.
 fn is_callers(error: &std::io::Error) -> bool {
     use std::io::ErrorKind as Kind;
     matches!(
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_not_the_callers_fault_whichever_crate_met_it() {
+    fn a_full_disk_is_not_the_callers_fault_in_any_crate() {
         for (kind, callers) in [
             (ErrorKind::StorageFull, false),
             (ErrorKind::PermissionDenied, false),
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_that_resumes_can_be_pasted() {
+    fn the_resume_command_is_quoted_for_a_shell() {
         assert_eq!(shell_word(Path::new("runs/a-1")), "runs/a-1");
         assert_eq!(shell_word(Path::new("my run's")), r"'my run'\''s'");
     }

@@ -1,4 +1,4 @@
-//! Conversations as token ids with what is to be learnt, and how they are put into batches.
+//! Conversations as token ids with a loss mask, and batches of similar length.
 
 use std::path::Path;
 
@@ -15,13 +15,13 @@ use crate::{Error, Result};
 /// A conversation in token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Example {
-    /// The ids.
+    /// The token ids.
     pub ids: Vec<u32>,
-    /// For each id, whether the assistant says it.
-    pub learnt: Vec<bool>,
+    /// For each id, whether the loss counts it: the assistant's tokens.
+    pub loss_mask: Vec<bool>,
 }
 
-/// The messages as the chat template wants them.
+/// The messages in the form of the chat template.
 pub(crate) fn chat_messages(messages: &[llm_data::Message]) -> Vec<ChatMessage> {
     let role = |role| match role {
         llm_data::Role::System => "system",
@@ -31,22 +31,21 @@ pub(crate) fn chat_messages(messages: &[llm_data::Message]) -> Vec<ChatMessage> 
     messages.iter().map(|m| ChatMessage::new(role(m.role), &m.content)).collect()
 }
 
-/// Reads conversations; those of more than `max_length` tokens are left out, as cutting them would drop their end.
+/// Reads and encodes conversations. Those of more than `max_length` tokens are left out, not truncated.
 pub fn read_examples(path: &Path, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<Example>> {
     let conversations = read_items(path, read)?;
     encode_all(path, &conversations, max_length, |conversation| encode(tokenizer, conversation, max_length))
 }
 
-/// The conversations to learn from and those to test on, as [`read_examples`] reads them: two files, or one that is split
-/// by prompt, a twentieth of the prompts for testing.
-pub(crate) fn train_and_held_out(
-    (data, held_out): (&Path, Option<&Path>),
+/// Training and validation conversations: two files, or one file of which 5 % of the prompts are for validation.
+pub(crate) fn train_and_validation(
+    (data, validation): (&Path, Option<&Path>),
     seed: u64,
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<(Vec<Example>, Vec<Example>)> {
-    let source = Source { data, held_out, held_out_share: 0.05, seed, max_length };
-    splits::train_and_held_out(&source, read, |conversation| encode(tokenizer, conversation, max_length))
+    let source = Source { data, validation, validation_share: 0.05, seed, max_length };
+    splits::train_and_validation(&source, read, |conversation| encode(tokenizer, conversation, max_length))
 }
 
 fn read(path: &Path) -> Result<(Vec<Conversation>, Warnings)> {
@@ -55,38 +54,39 @@ fn read(path: &Path) -> Result<(Vec<Conversation>, Warnings)> {
 }
 
 fn encode(tokenizer: &Tokenizer, conversation: &Conversation, max_length: usize) -> Result<Option<Example>> {
-    let (ids, learnt) = tokenizer.encode_conversation(&chat_messages(&conversation.messages))?;
-    Ok((ids.len() <= max_length).then_some(Example { ids, learnt }))
+    let (ids, loss_mask) = tokenizer.encode_conversation(&chat_messages(&conversation.messages))?;
+    Ok((ids.len() <= max_length).then_some(Example { ids, loss_mask }))
 }
 
-/// The examples as a batch, the flat places whose next token is to be learnt, and those tokens.
-pub(crate) fn answer_places(examples: &[&Example], pad: u32) -> Result<(Batch, Vec<u32>, Vec<i64>)> {
+/// The examples as a right-padded batch `(b, t)`, the flat positions (`row * t + column`) that predict a trained token, and the
+/// ids of those tokens (the labels).
+pub(crate) fn answer_positions(examples: &[&Example], pad: u32) -> Result<(Batch, Vec<u32>, Vec<i64>)> {
     let rows: Vec<Vec<u32>> = examples.iter().map(|e| e.ids.clone()).collect();
     let batch = Batch::right_padded(&rows, pad)?;
     let width = batch.input_ids.dim(1)?;
-    let (mut places, mut labels) = (Vec::new(), Vec::new());
+    let (mut positions, mut labels) = (Vec::new(), Vec::new());
     for (row, example) in examples.iter().enumerate() {
-        for t in (1..example.ids.len()).filter(|&t| example.learnt[t]) {
-            places.push((row * width + t - 1) as u32);
+        for t in (1..example.ids.len()).filter(|&t| example.loss_mask[t]) {
+            positions.push((row * width + t - 1) as u32);
             labels.push(i64::from(example.ids[t]));
         }
     }
-    Ok((batch, places, labels))
+    Ok((batch, positions, labels))
 }
 
-/// The hidden states at the positions whose next token is to be learnt, `(n, hidden)`, and those tokens.
+/// The hidden states that predict the trained tokens, `(n, hidden)`, and the ids of those tokens.
 pub fn answer_states(model: &Model, examples: &[&Example], pad: u32) -> Result<(Tensor, Vec<i64>)> {
-    let (batch, places, labels) = answer_places(examples, pad)?;
-    Ok((pick_rows(&model.hidden(&batch, None)?, places)?, labels))
+    let (batch, positions, labels) = answer_positions(examples, pad)?;
+    Ok((gather_rows(&model.hidden(&batch, None)?, positions)?, labels))
 }
 
-/// The rows `places` of `hidden` `(b, t, hidden)` laid end to end: `(n, hidden)`.
-pub(crate) fn pick_rows(hidden: &Tensor, places: Vec<u32>) -> Result<Tensor> {
-    let n = places.len();
-    Ok(hidden.flatten(0, 1)?.index_select(&Tensor::from_vec(places, n, &Device::Cpu)?, 0)?)
+/// The rows of `hidden` `(b, t, hidden)` at these flat positions: `(n, hidden)`.
+pub(crate) fn gather_rows(hidden: &Tensor, positions: Vec<u32>) -> Result<Tensor> {
+    let n = positions.len();
+    Ok(hidden.flatten(0, 1)?.index_select(&Tensor::from_vec(positions, n, &Device::Cpu)?, 0)?)
 }
 
-/// The mean cross-entropy of each learnt token, over all examples.
+/// The mean cross-entropy over the trained tokens of all examples, in nats.
 pub fn answer_loss(model: &Model, examples: &[Example], batch_size: usize, pad: u32) -> Result<f64> {
     let (mut sum, mut count) = (0., 0);
     for chunk in examples.chunks(batch_size) {
@@ -97,17 +97,17 @@ pub fn answer_loss(model: &Model, examples: &[Example], batch_size: usize, pad: 
     Ok(sum / count.max(1) as f64)
 }
 
-/// At most `most` of the items (0: all), evenly spread over them.
-pub(crate) fn spread<T>(items: Vec<T>, most: usize) -> Vec<T> {
+/// At most `most` items (0: all), evenly spaced.
+pub(crate) fn take_evenly<T>(items: Vec<T>, most: usize) -> Vec<T> {
     let all = items.len();
     if most == 0 || all <= most {
         return items;
     }
-    let taken = |i: usize| i * most / all != (i + 1) * most / all;
-    items.into_iter().enumerate().filter(|&(i, _)| taken(i)).map(|(_, item)| item).collect()
+    let is_taken = |i: usize| i * most / all != (i + 1) * most / all;
+    items.into_iter().enumerate().filter(|&(i, _)| is_taken(i)).map(|(_, item)| item).collect()
 }
 
-/// Batches of items of similar length: the batch of a step hangs on the seed and the step alone.
+/// Shuffled batches of items of similar length. A batch depends on seed and batch number only.
 #[derive(Debug)]
 pub struct LengthBatches {
     lengths: Vec<usize>,
@@ -117,7 +117,7 @@ pub struct LengthBatches {
 }
 
 impl LengthBatches {
-    /// Batches of `batch_size` of the items of these lengths (at least one item).
+    /// Batches of `batch_size` items with these lengths; it is an error if there are no items.
     pub fn new(lengths: Vec<usize>, batch_size: usize, seed: u64) -> Result<Self> {
         if lengths.is_empty() || batch_size == 0 {
             return Err(Error::Input(format!(
@@ -128,12 +128,12 @@ impl LengthBatches {
         Ok(Self { lengths, batch_size, seed, epoch: None })
     }
 
-    /// Batches in one pass over the items; the last one may be smaller.
+    /// Batches per pass over the items. The last one may be smaller.
     pub fn per_epoch(&self) -> u64 {
         self.lengths.len().div_ceil(self.batch_size) as u64
     }
 
-    /// The items of batch `n`, counted through all epochs.
+    /// The items of batch `n`, counted over all epochs.
     pub fn batch(&mut self, n: u64) -> Vec<usize> {
         let (epoch, at) = (n / self.per_epoch(), (n % self.per_epoch()) as usize);
         if self.epoch.as_ref().is_none_or(|(current, _)| *current != epoch) {
@@ -142,7 +142,7 @@ impl LengthBatches {
         self.epoch.as_ref().map(|(_, batches)| batches[at].clone()).unwrap_or_default()
     }
 
-    /// Items in random order, sorted by length within groups of sixteen batches, the batches in random order.
+    /// Shuffles items, sorts them by length within groups of sixteen batches, and shuffles the batches.
     fn shuffled(&self, epoch: u64) -> Vec<Vec<usize>> {
         let mut rng = rng(self.seed, 1, epoch);
         let mut items: Vec<usize> = (0..self.lengths.len()).collect();
@@ -161,9 +161,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_spread_over_the_whole() {
+    fn items_are_taken_evenly() {
         for (all, most) in [(10, 3), (7, 7), (100, 33), (5, 9), (5, 0)] {
-            let part = spread((0..all).collect(), most);
+            let part = take_evenly((0..all).collect(), most);
             assert_eq!(part.len(), if most == 0 { all } else { most.min(all) });
             let gaps: Vec<usize> = part.windows(2).map(|w| w[1] - w[0]).collect();
             assert!(gaps.iter().all(|&gap| gap >= 1 && gap <= all.div_ceil(most.max(1))), "{part:?}");
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_holds_each_item_once_and_batches_hang_on_the_step_alone() {
+    fn an_epoch_has_each_item_once_and_a_batch_depends_on_its_number_only() {
         let lengths: Vec<usize> = (0..103).map(|i| i * 37 % 50 + 1).collect();
         let mut batches = LengthBatches::new(lengths.clone(), 8, 5).unwrap();
         let first: Vec<Vec<usize>> = (0..batches.per_epoch()).map(|n| batches.batch(n)).collect();

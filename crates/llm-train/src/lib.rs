@@ -1,16 +1,15 @@
-//! Every way in which a model learns, and the recipes that chain them.
+//! Training of language models: losses, optimizer, recipes and evaluation.
 //!
-//! - [`loss`]: cross-entropy, KL divergence, mean squared error, and the losses of ranked answers;
-//! - [`optim`]: AdamW, learning rates over time, a [`optim::Learner`];
-//! - [`rl`], [`rollout`]: the formulas of PPO and the replies that they are applied to;
-//! - [`best_of`]: best-of-n sampling, what PPO is measured against;
-//! - [`recipes`]: pre-training, fine-tuning, reward model, PPO, distillation, and a whole life;
-//! - [`fitting`]: whether model, tokenizer and data belong together;
-//! - [`run`]: what a run leaves on disk, and how it goes on after an interruption;
-//! - [`eval`]: what a model can do, in figures; [`stats`]: their intervals; [`baselines`]: what predictors without
-//!   the ability score;
+//! - [`loss`]: cross-entropy, KL divergence, mean squared error, ranking losses;
+//! - [`optim`]: AdamW, learning rate schedules, [`optim::Learner`];
+//! - [`rl`]: the formulas of PPO; [`rollout`]: sampled replies with their log-probabilities and values;
+//! - [`best_of`]: best-of-n sampling, the baseline of PPO;
+//! - [`recipes`]: pre-training, fine-tuning, reward model, PPO, distillation, and the pipeline of all of them;
+//! - [`compat`]: checks that model, tokenizer and data match;
+//! - [`run`]: the folder of a run, checkpoints and resuming;
+//! - [`eval`]: metrics of a model; [`stats`]: confidence intervals; [`baselines`]: simple predictors to compare with;
 //! - [`plot`]: curves as SVG;
-//! - [`mod@bench`]: what a training step costs; [`params`]: what it would.
+//! - [`mod@bench`]: measured cost of a training step; [`params`]: estimated cost of a model.
 //!
 //! ```
 //! use llm_data::{prepare, world::{Split, World, WorldConfig}};
@@ -21,11 +20,11 @@
 //!
 //! let dir = std::env::temp_dir().join(format!("llm-train-doc-example-{}", std::process::id()));
 //! let world = World::new(WorldConfig { corpus_bytes: 20_000, ..WorldConfig::default() });
-//! let (train, held_out) = (world.corpus(Split::Train), world.corpus(Split::HeldOut));
+//! let (train, validation) = (world.corpus(Split::Train), world.corpus(Split::HeldOut));
 //! let config = TrainConfig { vocab_size: 400, ..TrainConfig::default() };
 //! let tokenizer = train_bpe(&config, train.iter().map(String::as_str))?;
 //! tokenizer.save(&dir.join("tokenizer"))?;
-//! prepare(&tokenizer, &[("train", &train), ("held_out", &held_out)], &dir.join("shards"), &mut |_| ())?;
+//! prepare(&tokenizer, &[("train", &train), ("held_out", &validation)], &dir.join("shards"), &mut |_| ())?;
 //!
 //! let model = ModelConfig {
 //!     hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 1,
@@ -39,17 +38,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Where to look next: `llm-infer` talks with what comes out; `docs/guide.md` walks through the commands.
+//! Where to look next: `llm-infer` runs the trained models; `docs/guide.md` shows all commands.
 
 pub mod baselines;
 pub mod bench;
 pub mod best_of;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod compat;
 mod error;
 pub mod eval;
 pub mod examples;
-pub mod fitting;
 mod limits;
 pub mod loss;
 pub mod optim;
@@ -67,5 +66,5 @@ pub mod stats;
 pub use error::Error;
 pub use recipe::{Recipe, read as read_recipe};
 
-/// What every fallible function of this crate returns.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,5 +1,5 @@
-//! The numbers that a recipe may hold. Each is checked when the recipe is read, and again before a run makes anything; an error
-//! names the key, its value, and what is allowed.
+//! Allowed ranges of all numbers in recipes, checked when a recipe is read and before a run starts. An error names the key, its
+//! value and the allowed range.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -11,14 +11,14 @@ use crate::recipes::{DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, 
 use crate::rl::MissingEos;
 use crate::{Error, Recipe, Result};
 
-/// What can be counted: rows, steps, tokens.
+/// Counts: rows, steps, tokens.
 const COUNT: RangeInclusive<u64> = 1..=1_000_000_000;
-/// The same where 0 says "none", "never" or "all".
+/// Counts where 0 means none, never or all.
 const COUNT_OR_NONE: RangeInclusive<u64> = 0..=1_000_000_000;
-/// Seeds: what an integer of TOML can be.
+/// Seeds: non-negative TOML integers.
 const SEED: RangeInclusive<u64> = 0..=i64::MAX as u64;
 
-/// What a number that is not counted may be; infinities and NaN are never allowed.
+/// The allowed range of a real number. Infinities and NaN are never allowed.
 #[derive(Clone, Copy)]
 enum Real {
     Any,
@@ -30,7 +30,7 @@ enum Real {
 }
 
 impl Real {
-    fn holds(self, x: f64) -> bool {
+    fn allows(self, x: f64) -> bool {
         x.is_finite()
             && match self {
                 Self::Any => true,
@@ -56,7 +56,7 @@ impl Display for Real {
     }
 }
 
-/// Checks keys of one table of a recipe; `table` is empty or ends with a dot.
+/// Checks the keys of one table of a recipe. `table` is empty or ends with a dot.
 struct Keys<'a> {
     table: &'a str,
 }
@@ -75,12 +75,12 @@ impl Keys<'_> {
     }
 
     fn real(&self, key: &str, value: f64, range: Real) -> Result<&Self> {
-        if range.holds(value) { Ok(self) } else { Err(self.wrong(key, value, range)) }
+        if range.allows(value) { Ok(self) } else { Err(self.wrong(key, value, range)) }
     }
 }
 
 impl OptimizerConfig {
-    /// Checks every number; `table` (empty, or with a dot at its end) comes before the key in an error.
+    /// Checks every number. Errors put `table` (empty, or ending with a dot) before the key.
     pub(crate) fn check(&self, table: &str) -> Result<()> {
         Keys { table }
             .real("learning_rate", self.learning_rate, Real::Positive)?
@@ -147,7 +147,7 @@ impl Recipe for RewardRecipe {
             .whole("batch_size", self.batch_size, COUNT)?
             .whole("max_length", self.max_length, 2..=*COUNT.end())?
             .real("center_rewards_coefficient", self.center_rewards_coefficient, Real::NotNegative)?
-            .real("held_out_share", self.held_out_share, Real::Within(1.))?
+            .real("validation_share", self.validation_share, Real::Within(1.))?
             .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
             .whole("save_every", self.save_every, COUNT_OR_NONE)?;
@@ -241,10 +241,10 @@ impl Recipe for LifecycleRecipe {
         self.ppo.check(&format!("{table}ppo."))?;
         self.distill.check(&format!("{table}distill."))?;
         if self.finetune.lora.is_some() {
-            let message = "finetune.lora: the stages after fine-tuning need a whole model; take the table out";
+            let message = "finetune.lora: the stages after fine-tuning need full weights; remove the table";
             return Err(Error::Input(format!("{table}{message}")));
         }
-        // Every stage has as many positions as the first model.
+        // All models have the context length of the pre-trained model.
         let positions = self.pretrain.model.max_position_embeddings as u64;
         Keys { table: &format!("{table}ppo.") }.whole("max_new_tokens", self.ppo.max_new_tokens, 1..=positions - 1)?;
         Keys { table: &format!("{table}distill.") }.whole("seq_len", self.distill.seq_len, 1..=positions)?;
@@ -253,7 +253,7 @@ impl Recipe for LifecycleRecipe {
 
     fn may_change(key: &str, run: &std::path::Path) -> bool {
         let Some((table, key)) = key.split_once('.') else { return false };
-        let stage = LIFE_STAGES.iter().find(|(name, _)| *name == table).map(|(_, folder)| run.join(folder));
+        let stage = PIPELINE_STAGES.iter().find(|(name, _)| *name == table).map(|(_, folder)| run.join(folder));
         stage.is_some_and(|stage| match (crate::run::has_begun(&stage), crate::run::is_finished(&stage)) {
             (false, _) => true,
             (true, finished) => !finished && crate::recipe::CHANGEABLE.contains(&key),
@@ -261,11 +261,11 @@ impl Recipe for LifecycleRecipe {
     }
 }
 
-/// The tables of a life's recipe that are stages, and their folders.
-const LIFE_STAGES: [(&str, &str); 5] =
+/// The stages of the pipeline: table in the recipe, folder.
+const PIPELINE_STAGES: [(&str, &str); 5] =
     [("pretrain", "base"), ("finetune", "instruct"), ("reward", "reward"), ("ppo", "aligned"), ("distill", "student")];
 
-/// Checks the shape of a model that is to be made; `table` is its name in the recipe.
+/// Checks the configuration of a new model; `table` is its name in the recipe.
 fn check_model(config: &ModelConfig, table: &str) -> Result<()> {
     let keys = Keys { table: &format!("{table}.") };
     keys.real("initializer_range", config.initializer_range, Real::Positive)?;
@@ -293,7 +293,7 @@ mod tests {
 
     use super::*;
 
-    /// Every number of a recipe by its dotted key.
+    /// All numbers of a recipe by dotted key.
     fn numbers(table: &Table, prefix: &str, all: &mut Vec<(String, Value)>) {
         for (key, value) in table {
             let key = format!("{prefix}{key}");
@@ -305,8 +305,8 @@ mod tests {
         }
     }
 
-    /// Each number of `recipe` by itself is made bad in several ways: at least one must be refused by an error that names the
-    /// key, and no bad value of a floating-point key may pass.
+    /// Replaces each number of `recipe` by several bad values. All bad values of a real number, and two of an integer, must give
+    /// an error that names the key.
     fn every_number_is_checked<R: Recipe>(recipe: &R) {
         let mut all = Vec::new();
         numbers(&Table::try_from(recipe).unwrap(), "", &mut all);
@@ -316,7 +316,7 @@ mod tests {
                 Value::Float(_) => &["nan", "inf", "-inf", "-1e300"],
                 _ => &["-1", "0", "9000000000000000000", "18446744073709551615"],
             };
-            let refused = |text: &&&str| {
+            let is_refused = |text: &&&str| {
                 let sets = [(key.clone(), (**text).to_owned())];
                 match crate::recipe::override_recipe::<R>(recipe, &sets) {
                     Ok(_) => false,
@@ -327,9 +327,9 @@ mod tests {
                     }
                 }
             };
-            let count = bad.iter().filter(refused).count();
-            let wanted = if matches!(value, Value::Float(_)) { bad.len() } else { 2 };
-            assert!(count >= wanted, "{key}: only {count} of {bad:?} are refused");
+            let count = bad.iter().filter(is_refused).count();
+            let expected = if matches!(value, Value::Float(_)) { bad.len() } else { 2 };
+            assert!(count >= expected, "{key}: only {count} of {bad:?} are refused");
         }
     }
 
@@ -347,11 +347,11 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_value_is_refused_with_its_key_and_what_is_allowed() {
+    fn an_invalid_value_gives_an_error_with_key_and_range() {
         fn message<R: Recipe + Default + Serialize>(key: &str, value: &str) -> String {
             let sets = [(key.to_owned(), value.to_owned())];
             let read = crate::recipe::override_recipe::<R>(&R::default(), &sets);
-            read.err().unwrap_or_else(|| panic!("{key}={value} passes")).to_string()
+            read.err().unwrap_or_else(|| panic!("{key}={value} is accepted")).to_string()
         }
         for (key, value) in [
             ("steps", "0"),
@@ -378,7 +378,7 @@ mod tests {
             assert!(message::<PpoRecipe>(key, value).starts_with(&format!("{key} is {value}; it must be ")));
         }
         assert!(message::<DistillRecipe>("alpha", "2").contains("from 0 to 1"));
-        assert!(message::<RewardRecipe>("held_out_share", "-3").contains("above 0 and below 1"));
+        assert!(message::<RewardRecipe>("validation_share", "-3").contains("above 0 and below 1"));
         let seed = message::<RewardRecipe>("seed", "18446744073709551615");
         assert!(seed.contains("9223372036854775807"), "{seed}");
         for (key, value) in [

@@ -1,11 +1,11 @@
-//! What learning makes small: cross-entropy, KL divergence, mean squared error, and the losses of ranked answers.
+//! Losses: cross-entropy, KL divergence, mean squared error, and the losses for ranked answers.
 
 use candle_core::{DType, Device, Tensor};
 use llm_kernels::IGNORE_INDEX;
 
 use crate::{Error, Result};
 
-/// The mean cross-entropy of `logits` `(n, vocab)` with `labels`, in nats, over the labels that are not -100: a scalar.
+/// The mean cross-entropy of `logits` `(n, vocab)` and `labels` in nats, a scalar. Labels of -100 are ignored.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -20,51 +20,50 @@ pub fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
     Ok((llm_kernels::cross_entropy(logits, labels)?.sum_all()? / counted as f64)?)
 }
 
-/// The mean over rows of `T² · KL(softmax(teacher / T) ‖ softmax(student / T))` in nats: a scalar (Hinton et al. 2015,
-/// arXiv 1503.02531). `student` and `teacher` are logits `(n, vocab)`; `T²` keeps the gradient's scale.
+/// The mean over rows of `T² · KL(softmax(teacher / T) ‖ softmax(student / T))` in nats, a scalar (Hinton et al. 2015,
+/// arXiv 1503.02531). `student` and `teacher` are logits `(n, vocab)`. The factor `T²` keeps the scale of the gradient.
 pub fn distillation(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
     let kl = llm_kernels::kl_divergence(student, teacher, temperature)?;
     Ok((kl.mean_all()? * (temperature * temperature))?)
 }
 
-/// The mean of the squared differences: a scalar.
+/// The mean squared error, a scalar.
 pub fn mse(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
     Ok((prediction - target)?.sqr()?.mean_all()?)
 }
 
-/// `-log σ(x)` of each element, without overflow.
+/// `-log σ(x)` of each element, computed without overflow.
 pub fn neg_log_sigmoid(x: &Tensor) -> Result<Tensor> {
     // max(-x, 0) + log(1 + exp(-|x|))
     Ok((x.neg()?.relu()? + (x.abs()?.neg()?.exp()? + 1.)?.log()?)?)
 }
 
-/// The Bradley-Terry loss `-log σ(chosen - rejected - margin)` averaged over pairs: a scalar. Scores are `(n,)`.
+/// The Bradley-Terry loss: the mean over pairs of `-log σ(chosen - rejected - margin)`, a scalar. Scores are `(n,)` (Bradley and
+/// Terry 1952).
 pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor, margin: f64) -> Result<Tensor> {
     Ok(neg_log_sigmoid(&((chosen - rejected)? - margin)?)?.mean_all()?)
 }
 
-/// The K-way loss of InstructGPT (Ouyang et al. 2022, arXiv 2203.02155): the mean over prompts of the mean over all
-/// pairs of a prompt's answers of `-log σ(better - worse - margin)`, plus `centering · (better + worse)²`.
+/// The K-way ranking loss of InstructGPT (Ouyang et al. 2022, arXiv 2203.02155, equation 1), a scalar.
 ///
-/// `scores` `(n,)` holds the answers of all prompts one after the other; `pairs[prompt]` are indices (better, worse),
-/// `margins[prompt]` is the margin of these (0 where the data has none).
+/// For each pair of answers to a prompt the loss is `-log σ(better - worse - margin) + centering · (better + worse)²`. It is
+/// averaged over the pairs of each prompt, then over prompts. `scores` `(n,)` are the scores of the answers to all prompts;
+/// `pairs[prompt]` are index pairs (better, worse) into `scores`; `margins[prompt]` is the margin of that prompt (0: none).
 pub fn k_way(scores: &Tensor, pairs: &[Vec<(usize, usize)>], margins: &[f64], centering: f64) -> Result<Tensor> {
     if pairs.len() != margins.len() {
         return Err(Error::Input(format!("{} margins for {} prompts", margins.len(), pairs.len())));
     }
     let (mut better, mut worse, mut weight, mut margin) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (prompt, &of_prompt) in pairs.iter().zip(margins) {
+    for (prompt, &prompt_margin) in pairs.iter().zip(margins) {
         for &(b, w) in prompt {
             better.push(b as u32);
             worse.push(w as u32);
             weight.push(1. / (prompt.len() * pairs.len()) as f64);
-            margin.push(of_prompt);
+            margin.push(prompt_margin);
         }
     }
     if better.is_empty() {
-        return Err(Error::Input(
-            "no answers are ranked above others; a ranking needs at least two answers".to_owned(),
-        ));
+        return Err(Error::Input("no answer is ranked above another; a ranking needs at least two answers".to_owned()));
     }
     let pick = |index: Vec<u32>| -> Result<Tensor> {
         let n = index.len();
@@ -72,14 +71,15 @@ pub fn k_way(scores: &Tensor, pairs: &[Vec<(usize, usize)>], margins: &[f64], ce
     };
     let (better, worse) = (pick(better)?, pick(worse)?);
     let n = weight.len();
-    let of_scores = |values: Vec<f64>| Tensor::from_vec(values, n, &Device::Cpu)?.to_dtype(scores.dtype());
-    let (weight, margin) = (of_scores(weight)?, of_scores(margin)?);
+    let like_scores = |values: Vec<f64>| Tensor::from_vec(values, n, &Device::Cpu)?.to_dtype(scores.dtype());
+    let (weight, margin) = (like_scores(weight)?, like_scores(margin)?);
     let ranking = neg_log_sigmoid(&((&better - &worse)? - margin)?)?;
     let off_center = ((better + worse)?.sqr()? * centering)?;
     Ok(((ranking + off_center)? * weight)?.sum_all()?)
 }
 
-/// The Plackett-Luce loss of one ranking: `scores` `(k,)`, best first; the negative log-probability of that order.
+/// The Plackett-Luce loss of one ranking, a scalar: the negative log-probability of the order of `scores` `(k,)`, best first
+/// (Plackett 1975).
 pub fn plackett_luce(scores: &Tensor) -> Result<Tensor> {
     let k = scores.dim(0)?;
     let mut loss = Tensor::zeros((), scores.dtype(), scores.device())?;
@@ -89,13 +89,13 @@ pub fn plackett_luce(scores: &Tensor) -> Result<Tensor> {
     Ok(loss)
 }
 
-/// The cross-entropy of choosing `best` among `scores` `(k,)`: a scalar.
+/// The cross-entropy of choosing answer `best` by the softmax of `scores` `(k,)`, a scalar.
 pub fn best_of_n(scores: &Tensor, best: usize) -> Result<Tensor> {
     let logits = scores.unsqueeze(0)?;
     Ok(llm_kernels::cross_entropy(&logits, &[best as i64])?.squeeze(0)?)
 }
 
-/// The value of a scalar tensor.
+/// The value of a scalar tensor as f64.
 pub(crate) fn scalar(x: &Tensor) -> Result<f64> {
     Ok(x.to_dtype(DType::F64)?.to_scalar::<f64>()?)
 }
@@ -120,7 +120,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn ranked_losses_have_their_golden_values() {
+    fn ranking_losses_have_golden_values() {
         let all = |k: usize| vec![(0..k).flat_map(|i| (i + 1..k).map(move |j| (i, j))).collect::<Vec<_>>()];
         assert_near(&bradley_terry(&tensor(&[3.]), &tensor(&[3.]), 0.).unwrap(), 2f64.ln());
         let scores = tensor(&[2., 1., 0., -1.]);
@@ -136,7 +136,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_constant_added_to_all_scores_changes_nothing_but_with_centering() {
+    fn only_centering_depends_on_a_constant_added_to_all_scores() {
         let pairs = vec![vec![(0, 1), (0, 2), (1, 2)], vec![(4, 3)]];
         let scores = tensor(&[0.3, -0.2, 0.9, 0.1, 0.5]);
         let shifted = (&scores + 10.).unwrap();
@@ -148,8 +148,8 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_margin_is_taken_from_the_difference_of_the_pairs_of_its_prompt() {
-        // log(1 + exp(-(2 - 0.5))) and log(1 + exp(-(1 - 0))), by hand.
+    fn a_margin_applies_to_the_pairs_of_its_prompt() {
+        // log(1 + exp(-(2 - 0.5))) and log(1 + exp(-(1 - 0))).
         let (with, without) = (0.2014133, 0.3132617);
         let (scores, pairs) = (tensor(&[1.5, -0.5, 1., 0.]), vec![vec![(0, 1)], vec![(2, 3)]]);
         assert_near(&k_way(&scores, &pairs, &[0.5, 0.], 0.).unwrap(), f64::midpoint(with, without));
@@ -158,13 +158,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_sure_and_right_pair_costs_nothing_and_a_sure_and_wrong_one_its_distance() {
+    fn neg_log_sigmoid_is_linear_for_large_negative_inputs() {
         assert_near(&neg_log_sigmoid(&tensor(&[800.])).unwrap().squeeze(0).unwrap(), 0.);
         assert_near(&neg_log_sigmoid(&tensor(&[-800.])).unwrap().squeeze(0).unwrap(), 800.);
     }
 
     #[test]
-    fn distillation_has_its_golden_values() {
+    fn distillation_has_golden_values() {
         let (teacher, student) = (rows(&[[2., 1., 0.]]), rows(&[[0., 1., 0.]]));
         for (temperature, expected) in [(1., 0.474321), (2., 0.482350), (4., 0.469541)] {
             assert_near(&distillation(&student, &teacher, temperature).unwrap(), expected);
@@ -175,7 +175,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn mse_and_cross_entropy_have_their_closed_forms() {
+    fn mse_and_cross_entropy_match_closed_forms() {
         assert_near(&mse(&tensor(&[1., 2., 5.]), &tensor(&[1., 0., 2.])).unwrap(), 13. / 3.);
         let logits = rows(&[[0., 1., 2.], [5., 5., 5.], [9., 0., 0.]]);
         let first = (1. + 1f64.exp() + 2f64.exp()).ln() - 1.;
@@ -184,9 +184,9 @@ pub(crate) mod tests {
 
     type Loss<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
 
-    /// G11: every loss against central finite differences in f64.
+    /// Compares the gradient of every loss with central finite differences in f64.
     #[test]
-    fn gradients_are_those_of_finite_differences() {
+    fn gradients_match_finite_differences() {
         let target = tensor(&[0.2, -0.4, 0.1, 0.9]);
         let teacher = target.reshape((2, 2)).unwrap();
         let losses: Vec<(&str, Loss)> = vec![
@@ -207,7 +207,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Checks the gradient of `loss` at a point against central finite differences in f64.
+    /// Compares the gradient of `loss` at a point with central finite differences in f64.
     pub(crate) fn assert_gradient(name: &str, at: &[f64], loss: impl Fn(&Tensor) -> Result<Tensor>) {
         let var = Var::new(at, &Device::Cpu).unwrap();
         let grads = loss(&var).unwrap().backward().unwrap();

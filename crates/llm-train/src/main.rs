@@ -1,4 +1,4 @@
-//! The program `llm-train`: every way in which a model learns. `llm_train::cli` holds its commands.
+//! The program `llm-train`. Its commands are in `llm_train::cli`.
 
 use std::process::ExitCode;
 

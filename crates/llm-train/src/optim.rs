@@ -1,4 +1,4 @@
-//! AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), the learning rate over time, and a model that learns by them.
+//! AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), learning rate schedules, and [`Learner`]: a model with its optimizer.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,32 +11,31 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Error, Result};
 
-/// How weights follow their gradients.
+/// Settings of the optimizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
-    /// The highest learning rate.
+    /// The peak learning rate.
     pub learning_rate: f64,
-    /// How the learning rate falls after the warm-up.
+    /// The decay of the learning rate after the warm-up.
     pub schedule: Schedule,
-    /// Steps in which the learning rate rises from 0.
+    /// Steps of linear warm-up.
     pub warmup_steps: u64,
-    /// The share of `learning_rate` at which a cosine schedule ends.
+    /// Final learning rate of the cosine schedule, as a share of `learning_rate`.
     pub min_learning_rate_ratio: f64,
-    /// Decay of the mean of the gradients.
+    /// Decay of the first moment.
     pub beta1: f64,
-    /// Decay of the mean of their squares.
+    /// Decay of the second moment.
     pub beta2: f64,
-    /// Added to the root of the bias-corrected mean square.
+    /// Added to the root of the bias-corrected second moment.
     pub eps: f64,
-    /// Decoupled decay, of matrices only: norms and biases are left alone.
+    /// Decoupled weight decay. It applies to matrices only, not to norms and biases.
     pub weight_decay: f64,
-    /// Gradients are scaled down to this norm over all weights; 0: never.
+    /// Gradients are clipped to this global norm; 0: no clipping.
     pub max_grad_norm: f64,
-    /// What the factors of the model's products are rounded to, forward and backward. In bf16 a machine with instructions
-    /// for it is about twice as fast; weights, moments and sums stay in f32.
-    /// `auto` in a recipe means `bf16` where the machine has such instructions, and for `f32` elsewhere; the run records
-    /// which.
+    /// Compute dtype of the matmuls, forward and backward. bf16 is about twice as fast on a CPU with bf16 instructions;
+    /// weights, moments and sums stay in f32. In a recipe `auto` means bf16 on such a CPU and f32 on others; the run records
+    /// the choice.
     #[serde(deserialize_with = "precision")]
     pub precision: Precision,
 }
@@ -60,27 +59,27 @@ impl Default for OptimizerConfig {
 
 /// Reads a precision, or `auto`.
 fn precision<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Precision, D::Error> {
-    let asked = String::deserialize(deserializer)?;
-    match asked.as_str() {
+    let text = String::deserialize(deserializer)?;
+    match text.as_str() {
         "auto" => Ok(Precision::for_bf16_weights()),
-        _ => Precision::deserialize(asked.into_deserializer()),
+        _ => Precision::deserialize(text.into_deserializer()),
     }
 }
 
-/// How the learning rate falls after the warm-up.
+/// The decay of the learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
-    /// Half a cosine, down to `min_learning_rate_ratio`.
+    /// A half cosine down to `min_learning_rate_ratio`.
     Cosine,
-    /// A straight line to 0.
+    /// Linear to 0.
     Linear,
-    /// It does not.
+    /// No decay.
     Constant,
 }
 
 impl OptimizerConfig {
-    /// The learning rate of step `step` (from 0) of `steps`.
+    /// The learning rate of step `step` (counted from 0) of `steps`.
     pub fn learning_rate_at(&self, step: u64, steps: u64) -> f64 {
         if step < self.warmup_steps {
             return self.learning_rate * (step + 1) as f64 / self.warmup_steps as f64;
@@ -98,7 +97,7 @@ impl OptimizerConfig {
     }
 }
 
-/// A trainable model with its optimizer and the gradients gathered since the last step.
+/// A trainable model with its optimizer state and its accumulated gradients.
 #[derive(Debug)]
 pub struct Learner {
     /// The model; its weights change with each step.
@@ -106,13 +105,13 @@ pub struct Learner {
     config: OptimizerConfig,
     moments: BTreeMap<String, Tensor>, // (2, n) each
     gradients: BTreeMap<String, Tensor>,
-    /// Steps that each parameter has taken, as in PyTorch: one without a gradient, such as an expert that no token chose, takes
-    /// none, and the bias of its moments is corrected for those that it took.
+    /// Step count of each parameter for the bias correction, as in PyTorch: a parameter without a gradient (an expert without
+    /// tokens) does not count the step.
     steps: BTreeMap<String, u64>,
 }
 
 impl Learner {
-    /// A learner with fresh moments; `model` must be trainable.
+    /// A learner with zero moments; it is an error if `model` is frozen.
     pub fn new(model: Model, config: &OptimizerConfig) -> Result<Self> {
         let mut moments = BTreeMap::new();
         for (name, var) in model.params().vars() {
@@ -126,7 +125,7 @@ impl Learner {
         Ok(Self { model, config: config.clone(), moments, gradients: BTreeMap::new(), steps })
     }
 
-    /// Adds the gradient of `loss` (a scalar) to those gathered so far.
+    /// Adds the gradients of `loss` (a scalar) to the accumulated gradients.
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
         let mut grads = loss.backward()?;
         let mut recomputed = self.model.take_recomputed_gradients();
@@ -141,13 +140,13 @@ impl Learner {
         Ok(())
     }
 
-    /// The gradients gathered since the last step, by name.
+    /// The gradients accumulated since the last step, by parameter name.
     pub fn gradients(&self) -> &BTreeMap<String, Tensor> {
         &self.gradients
     }
 
-    /// Clips the gathered gradients, takes one AdamW step with this learning rate and forgets them. Returns the norm
-    /// before clipping; if it is not finite the weights stay as they are.
+    /// Clips the accumulated gradients, takes one AdamW step and clears the gradients. Returns the global norm before clipping;
+    /// if it is not finite the weights do not change.
     pub fn step(&mut self, learning_rate: f64) -> Result<f64> {
         let mut square = 0.;
         for grad in self.gradients.values() {
@@ -179,19 +178,19 @@ impl Learner {
         Ok(norm)
     }
 
-    /// The first weight or moment that is not finite, or so large that its square is not.
+    /// Describes the first weight or moment that is not finite, or whose square is not finite.
     pub fn not_finite(&self) -> Result<Option<String>> {
         let weights = self.model.params().vars().iter().map(|(name, var)| (name, "weight", var.as_tensor()));
         let moments = self.moments.iter().map(|(name, moments)| (name, "moments of", moments));
         for (name, what, tensor) in weights.chain(moments) {
             if !sum_of_squares(tensor)?.is_finite() {
-                return Ok(Some(format!("the {what} {name} is not finite, or too large to compute with")));
+                return Ok(Some(format!("the {what} {name} is not finite, or too large")));
             }
         }
         Ok(None)
     }
 
-    /// Writes the moments and the step counts, these in the order of the parameters' names.
+    /// Writes moments and step counts to a safetensors file.
     pub fn save_optimizer(&self, path: &Path) -> Result<()> {
         let mut tensors = self.moments.clone();
         let steps: Vec<i64> = self.steps.values().map(|&n| i64::try_from(n).unwrap_or(i64::MAX)).collect();
@@ -199,7 +198,7 @@ impl Learner {
         Ok(write_safetensors(path, &tensors)?)
     }
 
-    /// Reads what [`Self::save_optimizer`] wrote.
+    /// Reads a file of [`Self::save_optimizer`].
     pub fn load_optimizer(&mut self, path: &Path) -> Result<()> {
         let mut tensors = read_safetensors(path)?;
         let broken = |what: &str| Error::Input(format!("{}: {what}; remove this checkpoint", path.display()));
@@ -228,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_learning_rate_rises_then_falls_to_where_it_should() {
+    fn the_learning_rate_warms_up_and_decays() {
         let config = OptimizerConfig { learning_rate: 1., warmup_steps: 10, ..OptimizerConfig::default() };
         assert!((config.learning_rate_at(0, 110) - 0.1).abs() < 1e-12);
         assert!((config.learning_rate_at(9, 110) - 1.).abs() < 1e-12);
@@ -242,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn an_automatic_precision_is_that_of_the_machine() {
+    fn automatic_precision_depends_on_the_cpu() {
         let read = |text: &str| toml::from_str::<OptimizerConfig>(text).map(|config| config.precision);
         assert_eq!(read("precision = \"auto\"").unwrap(), Precision::for_bf16_weights());
         assert_eq!(read("precision = \"bf16\"").unwrap(), Precision::Bf16);
@@ -265,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn decay_reaches_matrices_and_leaves_norms_alone() {
+    fn weight_decay_applies_to_matrices_only() {
         let mut learner = learner(0.5);
         let zeros: BTreeMap<String, Tensor> =
             learner.model.params().vars().iter().map(|(n, v)| (n.clone(), v.zeros_like().unwrap())).collect();
@@ -281,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gradient_that_is_not_finite_changes_nothing() {
+    fn a_gradient_that_is_not_finite_does_not_change_weights() {
         let mut learner = learner(0.);
         let before = learner.model.frozen().unwrap();
         let loss = (learner.model.forward(&Batch::new(&[vec![1, 2]]).unwrap()).unwrap().sum_all().unwrap() * f64::NAN)
@@ -295,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn checkpointed_activations_change_no_bit() {
+    fn activation_checkpointing_gives_equal_weights() {
         let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let train = |checkpointed: bool| {
             let mut learner = learner(0.1);
@@ -318,8 +317,8 @@ mod tests {
         assert_eq!(train(false), train(true));
     }
 
-    /// AdamW by PyTorch's rule (`torch.optim.AdamW`, one count for each parameter), for one number.
-    fn by_hand(w: f64, gradients: &[f64], learning_rate: f64, config: &OptimizerConfig) -> f64 {
+    /// AdamW of `torch.optim.AdamW` (one step count per parameter) for one number.
+    fn reference_adamw(w: f64, gradients: &[f64], learning_rate: f64, config: &OptimizerConfig) -> f64 {
         let (mut w, mut m, mut v) = (w, 0., 0.);
         for (n, g) in gradients.iter().enumerate() {
             let n = n as i32 + 1;
@@ -333,48 +332,48 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_without_a_gradient_takes_no_step_and_counts_none() {
+    fn a_parameter_without_a_gradient_does_not_count_the_step() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("optimizer.safetensors");
         let mut learner = learner(0.1);
         learner.config.max_grad_norm = 0.;
-        let (awake, asleep) = ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight");
+        let (dense, sparse) = ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight");
         let first = |learner: &Learner, name: &str| {
             let weight = learner.model.params().tensors()[name].flatten_all().unwrap();
             f64::from(weight.get(0).unwrap().to_scalar::<f32>().unwrap())
         };
-        let before = [first(&learner, awake), first(&learner, asleep)];
+        let before = [first(&learner, dense), first(&learner, sparse)];
         let give = |learner: &mut Learner, name: &str, g: f64| {
             let gradient = (learner.model.params().tensors()[name].ones_like().unwrap() * g).unwrap();
             learner.gradients.insert(name.to_owned(), gradient);
         };
-        let expert = [None, None, Some(0.5), None, Some(-2.)];
-        for (step, g) in expert.into_iter().enumerate() {
-            give(&mut learner, awake, 1. + step as f64);
+        let sparse_gradients = [None, None, Some(0.5), None, Some(-2.)];
+        for (step, g) in sparse_gradients.into_iter().enumerate() {
+            give(&mut learner, dense, 1. + step as f64);
             if let Some(g) = g {
-                give(&mut learner, asleep, g);
+                give(&mut learner, sparse, g);
             }
             learner.step(0.01).unwrap();
-            // Counts survive a checkpoint.
+            // Step counts are saved and loaded.
             learner.save_optimizer(&path).unwrap();
             learner.steps.values_mut().for_each(|count| *count = 77);
             learner.load_optimizer(&path).unwrap();
         }
         let expected = [
-            by_hand(before[0], &[1., 2., 3., 4., 5.], 0.01, &learner.config),
-            by_hand(before[1], &[0.5, -2.], 0.01, &learner.config),
+            reference_adamw(before[0], &[1., 2., 3., 4., 5.], 0.01, &learner.config),
+            reference_adamw(before[1], &[0.5, -2.], 0.01, &learner.config),
         ];
-        for (expected, name) in expected.into_iter().zip([awake, asleep]) {
+        for (expected, name) in expected.into_iter().zip([dense, sparse]) {
             let found = first(&learner, name);
-            assert!((found - expected).abs() < 2e-6, "{name}: {found}, by hand {expected}");
+            assert!((found - expected).abs() < 2e-6, "{name}: {found}, expected {expected}");
         }
-        // A first step is one of the whole learning rate, whenever it comes.
-        let late = by_hand(before[1], &[0.5], 0.01, &learner.config);
+        // The first step of a parameter has the full learning rate, whenever it happens.
+        let late = reference_adamw(before[1], &[0.5], 0.01, &learner.config);
         assert!((before[1] - late - 0.01 * (1. + 0.1 * before[1])).abs() < 1e-6);
     }
 
     #[test]
-    fn a_saved_optimizer_goes_on_as_if_nothing_had_happened() {
+    fn a_loaded_optimizer_continues_with_equal_weights() {
         let dir = tempfile::tempdir().unwrap();
         let (mut one, batch) = (learner(0.1), Batch::new(&[vec![1, 2, 3]]).unwrap());
         let train = |learner: &mut Learner| {

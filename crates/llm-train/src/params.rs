@@ -1,4 +1,4 @@
-//! What a model would cost, without making it: `llm-train params`. The arithmetic is [`llm_model::cost`]'s.
+//! Estimated cost of a model from its configuration, for `llm-train params`. The formulas are in [`llm_model::cost`].
 
 use std::fmt;
 use std::path::Path;
@@ -11,22 +11,22 @@ use serde::Serialize;
 
 use crate::{Error, Result};
 
-/// How a model is to be used.
+/// The workload to estimate the cost for.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Usage {
-    /// Rows that are served, or trained on, at a time.
+    /// Sequences per batch, in inference and in training.
     pub batch_size: u64,
-    /// Tokens of a row of training; none: 2048, or as many as the model is meant for if these are fewer.
+    /// Training sequence length in tokens; `None`: 2048, or the model's context length if that is shorter.
     pub seq_len: Option<u64>,
-    /// Tokens of a row that is served; empty: those of a row of training and the longest text.
+    /// Context lengths for the KV cache in tokens; empty: the training sequence length and the model's context length.
     pub contexts: Vec<u64>,
-    /// Floating-point operations in a second.
+    /// Sustained speed of the machine in FLOP/s.
     pub flops: Option<f64>,
-    /// Tokens to train on.
+    /// Number of training tokens.
     pub tokens: Option<f64>,
 }
 
-/// Everything that `llm-train params` tells; its text is a page of tables. Bytes, and operations for each token.
+/// The report of `llm-train params`, as tables (`Display`) or JSON. Memory is in bytes; FLOPs are per token.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     model: String,
@@ -44,14 +44,14 @@ pub struct Report {
     time: Option<Time>,
 }
 
-/// The cache of a batch of rows of some length.
+/// The KV cache of a batch at one context length.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Context {
     tokens: u64,
     kv_cache: u64,
 }
 
-/// Weights of one format, and with them the cache of each context.
+/// Inference memory: weights in one format, and weights plus KV cache for each context length.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Serving {
     dtype: &'static str,
@@ -59,7 +59,7 @@ struct Serving {
     with_cache: Vec<u64>,
 }
 
-/// A way to train.
+/// Training memory and FLOPs of one configuration.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Training {
     precision: &'static str,
@@ -69,7 +69,7 @@ struct Training {
     flops_per_token: f64,
 }
 
-/// What a machine of so many operations in a second does with it, if it sustains them.
+/// Speed and training time on a machine with this sustained speed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Time {
     flops_per_second: f64,
@@ -89,7 +89,7 @@ const FORMATS: [(&str, WeightFormat); 6] = [
     ("q4_0", WeightFormat::Quantized(BlockFormat::Q4_0)),
 ];
 
-/// The configuration and head of a `config.json`, of a folder with one, or of a known model.
+/// The configuration and head from a `config.json`, a folder with one, or a preset.
 fn find(model: &str) -> Result<(ModelConfig, Head)> {
     if let Some(config) = preset(model) {
         return Ok((config.validated(model)?, Head::LanguageModel));
@@ -97,14 +97,14 @@ fn find(model: &str) -> Result<(ModelConfig, Head)> {
     let path = Path::new(model);
     if !path.exists() {
         let known = PRESETS.join(", ");
-        return Err(Error::Input(format!("{model}: no such file or folder, and no known model; known are {known}")));
+        return Err(Error::Input(format!("{model}: no such file, folder or known model; known models: {known}")));
     }
     let described = read_config(path)?;
     Ok((described.config, described.head))
 }
 
 impl Report {
-    /// Of a `config.json`, of a folder with one, or of one of [`PRESETS`].
+    /// The report for a `config.json`, a folder with one, or one of [`PRESETS`].
     pub fn of(model: &str, usage: &Usage) -> Result<Self> {
         let (config, head) = find(model)?;
         let longest = config.max_position_embeddings as u64;
@@ -124,9 +124,9 @@ impl Report {
             Serving { dtype, weights, with_cache: contexts.iter().map(|context| weights + context.kv_cache).collect() }
         });
         let flops = Flops::of(&config, head, seq_len);
-        let ways = [("f32", Precision::F32), ("bf16", Precision::Bf16)];
-        let ways = ways.into_iter().flat_map(|way| [(way, false), (way, true)]);
-        let training = ways.map(|((name, precision), checkpointed)| {
+        let dtypes = [("f32", Precision::F32), ("bf16", Precision::Bf16)];
+        let configurations = dtypes.into_iter().flat_map(|dtype| [(dtype, false), (dtype, true)]);
+        let training = configurations.map(|((name, precision), checkpointed)| {
             let memory =
                 TrainingMemory::of(&config, head, &TrainingShape { batch_size, seq_len, checkpointed, precision });
             Training {
@@ -155,7 +155,7 @@ impl Report {
         })
     }
 
-    /// The report for other programs to read.
+    /// The report as JSON.
     pub fn json(&self) -> Result<String> {
         let json = serde_json::to_string_pretty(self).map_err(|e| Error::Input(format!("{}: {e}", self.model)))?;
         Ok(format!("{json}\n"))
@@ -176,7 +176,7 @@ impl Time {
     }
 }
 
-/// Refuses lengths that the model has no positions for, and numbers that no machine has.
+/// Returns an error if a length exceeds the learned positions, or a number is out of range.
 fn check(config: &ModelConfig, batch_size: u64, mut lengths: impl Iterator<Item = u64>, usage: &Usage) -> Result<()> {
     let room = config.max_position_embeddings as u64;
     let limit = 1 << 32;
@@ -187,9 +187,9 @@ fn check(config: &ModelConfig, batch_size: u64, mut lengths: impl Iterator<Item 
     }
     match lengths.find(|&t| (config.learned_positions && t > room) || t.saturating_mul(batch_size) > limit) {
         Some(t) if t.saturating_mul(batch_size) > limit => {
-            Err(Error::Input(format!("{batch_size} rows of {t} tokens are more than {limit} tokens at a time")))
+            Err(Error::Input(format!("{batch_size} sequences of {t} tokens: more than {limit} tokens per batch")))
         }
-        Some(t) => Err(Error::Input(format!("rows of {t} tokens: the model has learnt {room} positions"))),
+        Some(t) => Err(Error::Input(format!("sequences of {t} tokens: the model has {room} positions"))),
         None => Ok(()),
     }
 }
@@ -199,7 +199,7 @@ impl fmt::Display for Report {
         let (count, batch, seq_len) = (&self.parameters, self.batch_size, self.seq_len);
         writeln!(f, "{} ({}): {} parameters", self.model, self.model_type, grouped(self.total))?;
         if self.active < self.total {
-            writeln!(f, "of which a token meets {} ({})", grouped(self.active), percent(self.active, self.total))?;
+            writeln!(f, "active per token: {} ({})", grouped(self.active), percent(self.active, self.total))?;
         }
         let parts = [
             ("embeddings", count.embedding),
@@ -207,17 +207,17 @@ impl fmt::Display for Report {
             ("feed-forward", count.mlp),
             ("routers", count.routers),
             ("experts", count.experts),
-            ("  active of them", count.active_experts),
+            ("  active per token", count.active_experts),
             ("norms", count.norms),
             ("head", count.head),
-            ("  tied: the embedding's", count.tied),
+            ("  tied to the embedding", count.tied),
         ];
         writeln!(f)?;
         for (name, number) in parts.into_iter().filter(|(_, number)| *number > 0) {
             writeln!(f, "{name:<24}{:>20}{:>9}", grouped(number), percent(number, self.total))?;
         }
 
-        writeln!(f, "\nTo serve, with a cache in f32 for {} of so many tokens:", rows(batch))?;
+        writeln!(f, "\nInference memory with an f32 KV cache, {}, by context length:", sequences(batch))?;
         write!(f, "{:<8}{:>12}", "dtype", "weights")?;
         for context in &self.contexts {
             write!(f, "{:>12}", format!("+ {}", context.tokens))?;
@@ -235,26 +235,26 @@ impl fmt::Display for Report {
             write!(f, "{:>12}", bytes(context.kv_cache))?;
         }
 
-        writeln!(f, "\n\nTo train with AdamW, {} of {seq_len} tokens at a time:", rows(batch))?;
+        writeln!(f, "\n\nTraining memory with AdamW, {} of {seq_len} tokens:", sequences(batch))?;
         writeln!(
             f,
             "{:<20}{:>11}{:>11}{:>11}{:>13}{:>11}{:>11}",
-            "products in", "weights", "gradients", "moments", "activations", "working", "all"
+            "compute dtype", "weights", "gradients", "moments", "activations", "working", "total"
         )?;
         for training in &self.training {
             let TrainingMemory { weights, gradients, moments, activations, working } = training.memory;
-            let way = if training.activation_checkpointing { ", checkpointed" } else { "" };
-            let [weights, gradients, moments, activations, working, all] =
+            let suffix = if training.activation_checkpointing { ", checkpointed" } else { "" };
+            let [weights, gradients, moments, activations, working, total] =
                 [weights, gradients, moments, activations, working, training.total].map(bytes);
             writeln!(
                 f,
-                "{:<20}{weights:>11}{gradients:>11}{moments:>11}{activations:>13}{working:>11}{all:>11}",
-                format!("{}{way}", training.precision)
+                "{:<20}{weights:>11}{gradients:>11}{moments:>11}{activations:>13}{working:>11}{total:>11}",
+                format!("{}{suffix}", training.precision)
             )?;
         }
 
         let Flops { matrices, attention, head } = self.forward;
-        writeln!(f, "\nOperations for each token of a text of {seq_len}:")?;
+        writeln!(f, "\nFLOPs per token at sequence length {seq_len}:")?;
         let training = |checkpointed| self.forward.training(checkpointed);
         for (name, number) in [
             ("matrices", matrices),
@@ -274,25 +274,25 @@ impl Time {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         writeln!(f, "\nAt {} sustained:", scaled(self.flops_per_second, "FLOP/s"))?;
         for (name, per_second) in
-            [("reading", self.forward_tokens_per_second), ("training", self.training_tokens_per_second)]
+            [("prefill", self.forward_tokens_per_second), ("training", self.training_tokens_per_second)]
         {
-            writeln!(f, "{name:<24}{:>12}", format!("{} tokens/s", figures(per_second)))?;
+            writeln!(f, "{name:<24}{:>12}", format!("{} tokens/s", decimal(per_second)))?;
         }
         if let (Some(tokens), Some(plain), Some(checkpointed)) =
             (self.tokens, self.training_seconds, self.training_seconds_checkpointed)
         {
             let (plain, checkpointed) = (duration(plain), duration(checkpointed));
-            writeln!(f, "Training on {} tokens takes {plain}, checkpointed {checkpointed}.", figures(tokens))?;
+            writeln!(f, "Training on {} tokens takes {plain}, checkpointed {checkpointed}.", decimal(tokens))?;
         }
         Ok(())
     }
 }
 
-fn rows(count: u64) -> String {
-    if count == 1 { "1 row".to_owned() } else { format!("{count} rows") }
+fn sequences(count: u64) -> String {
+    if count == 1 { "1 sequence".to_owned() } else { format!("{count} sequences") }
 }
 
-/// Digits in groups of three.
+/// The number with a comma between groups of three digits.
 fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -305,8 +305,8 @@ fn grouped(number: usize) -> String {
     text
 }
 
-/// A count that need not be whole.
-fn figures(number: f64) -> String {
+/// A number with two decimals if it is below 100.
+fn decimal(number: f64) -> String {
     if number < 100. { format!("{number:.2}") } else { grouped(number.round() as usize) }
 }
 
@@ -318,7 +318,7 @@ fn bytes(number: u64) -> String {
     scaled(number as f64, "B")
 }
 
-/// Three or four digits and a decimal prefix: 1 GB is 10⁹ bytes.
+/// Three significant digits with an SI prefix: 1 GB is 10⁹ bytes.
 fn scaled(number: f64, unit: &str) -> String {
     let (mut number, mut prefixes) = (number, ["", "k", "M", "G", "T", "P", "E", "Z", "Y"].into_iter());
     let mut prefix = prefixes.next().unwrap_or_default();
@@ -358,33 +358,33 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_written_for_people() {
+    fn numbers_are_formatted() {
         assert_eq!([0, 7, 1000, 134_515_008].map(grouped), ["0", "7", "1,000", "134,515,008"]);
-        let written = [0., 512., 999.6, 8.16e9, 16.06e9, 349.2e9, 1.05e12, 3.14e23].map(|x| scaled(x, "B"));
-        assert_eq!(written, ["0.00 B", "512 B", "1.00 kB", "8.16 GB", "16.1 GB", "349 GB", "1.05 TB", "314 ZB"]);
-        assert_eq!([0.123, 99., 2826.4].map(figures), ["0.12", "99.00", "2,826"]);
+        let formatted = [0., 512., 999.6, 8.16e9, 16.06e9, 349.2e9, 1.05e12, 3.14e23].map(|x| scaled(x, "B"));
+        assert_eq!(formatted, ["0.00 B", "512 B", "1.00 kB", "8.16 GB", "16.1 GB", "349 GB", "1.05 TB", "314 ZB"]);
+        assert_eq!([0.123, 99., 2826.4].map(decimal), ["0.12", "99.00", "2,826"]);
         let durations = [5., 600., 9000., 3e5, 1e9].map(duration);
         assert_eq!(durations, ["5.0 seconds", "10.0 minutes", "2.5 hours", "3.5 days", "31.7 years"]);
     }
 
     #[test]
-    fn time_is_operations_over_speed() {
+    fn training_time_is_flops_divided_by_speed() {
         let usage = Usage { flops: Some(1e15), tokens: Some(300e9), seq_len: Some(2048), ..usage() };
         let report = report("gpt-3-175b", &usage);
         let time = report.time.as_ref().unwrap();
         let days = time.training_seconds.unwrap() / 86400.;
-        // 3640 petaflop/s-days in the paper's table D.1 (arXiv 2005.14165), which counts no attention.
+        // 3640 petaflop/s-days without attention: table D.1 of arXiv 2005.14165.
         assert!((days / 3640. - 1.).abs() < 0.04, "{days}");
         let per_second = time.training_tokens_per_second;
         assert!((per_second * time.training_seconds.unwrap() / 300e9 - 1.).abs() < 1e-12);
     }
 
     #[test]
-    fn the_page_and_the_json_tell_the_same() {
+    fn tables_and_json_agree() {
         let report = report("qwen3-30b-a3b", &Usage { contexts: vec![4096], flops: Some(1e12), ..usage() });
-        let page = report.to_string();
-        for part in ["30,532,122,624", "2048", "+ 4096", "q4_k", "checkpointed", "tokens/s", "active of them"] {
-            assert!(page.contains(part), "{part}:\n{page}");
+        let text = report.to_string();
+        for part in ["30,532,122,624", "2048", "+ 4096", "q4_k", "checkpointed", "tokens/s", "active per token"] {
+            assert!(text.contains(part), "{part}:\n{text}");
         }
         let json: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
         assert_eq!(json["total"], 30_532_122_624u64);
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_counted_by_its_config() {
+    fn a_folder_is_read_by_its_config() {
         let dir = tempfile::tempdir().unwrap();
         let config = ModelConfig::default().validated("test").unwrap();
         let path = dir.path().join("config.json");
@@ -409,12 +409,12 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn invalid_input_is_an_error() {
         let message = |model: &str, usage: &Usage| Report::of(model, usage).unwrap_err().to_string();
         assert!(message("llama-9", &usage()).contains("llama-3-8b"));
         assert!(message("gpt2", &Usage { seq_len: Some(1025), ..usage() }).contains("1024 positions"));
         assert!(message("gpt2", &Usage { contexts: vec![2000], ..usage() }).contains("1024 positions"));
         assert!(message("gpt2", &Usage { flops: Some(0.), ..usage() }).contains("--flops"));
-        assert!(message("llama-3-8b", &Usage { batch_size: u64::MAX, ..usage() }).contains("tokens at a time"));
+        assert!(message("llama-3-8b", &Usage { batch_size: u64::MAX, ..usage() }).contains("tokens per batch"));
     }
 }

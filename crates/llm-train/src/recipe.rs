@@ -1,7 +1,7 @@
-//! Recipes: TOML files that hold every number of a run.
+//! Recipes: TOML files with all settings of a run.
 //!
-//! A recipe mirrors the config struct of its stage. Missing keys have their defaults, unknown keys are errors that name
-//! the nearest known one, and every key can be overridden (`optimizer.learning_rate=0.001`).
+//! A recipe mirrors the config struct of its stage. Missing keys have their defaults. An unknown key is an error that suggests
+//! the nearest known key. Every key can be overridden (`optimizer.learning_rate=0.001`).
 
 use std::path::Path;
 
@@ -11,26 +11,26 @@ use toml::{Table, Value};
 
 use crate::{Error, Result};
 
-/// The numbers of a stage: what its TOML file holds.
+/// The settings of a stage, read from a TOML file.
 pub trait Recipe: Serialize + DeserializeOwned {
     /// The command that runs the stage.
     const STAGE: &'static str;
 
-    /// Checks every number; `table` (empty, or with a dot at its end) comes before the key in an error.
+    /// Checks every number. Errors put `table` (empty, or ending with a dot) before the key.
     fn check(&self, table: &str) -> Result<()>;
 
-    /// The same for a recipe by itself. An error names the key, its value and what is allowed.
+    /// Checks every number. The error names the key, its value and the allowed range.
     fn validate(&self) -> Result<()> {
         self.check("")
     }
 
-    /// Whether the run in the folder `run` may go on with another value of this key than it began with.
+    /// Whether this key may change when the run in the folder `run` is resumed.
     fn may_change(key: &str, _run: &Path) -> bool {
         CHANGEABLE.contains(&key)
     }
 }
 
-/// The keys that a run may change when it is resumed.
+/// The keys that may change when a run is resumed.
 pub(crate) const CHANGEABLE: [&str; 8] = [
     "steps",
     "epochs",
@@ -42,7 +42,7 @@ pub(crate) const CHANGEABLE: [&str; 8] = [
     "value_optimizer.learning_rate",
 ];
 
-/// The recipes that ship with the program, by name.
+/// The built-in recipes, by name.
 const BUILT_IN: [(&str, &str); 7] = [
     ("pretrain", include_str!("../recipes/pretrain.toml")),
     ("experts", include_str!("../recipes/experts.toml")),
@@ -53,9 +53,9 @@ const BUILT_IN: [(&str, &str); 7] = [
     ("lifecycle", include_str!("../recipes/lifecycle.toml")),
 ];
 
-/// Reads the recipe `name`: one that ships with the program or a TOML file, with `overrides` (`key`, `value`) applied.
+/// Reads the recipe `name`, a built-in recipe or a TOML file, and applies `overrides` (`key`, `value`).
 ///
-/// The `recipe.toml` of an earlier run can be read as well: what it says of that run's inputs is left out.
+/// The file can also be the `recipe.toml` of an earlier run; its tables `[run]` and `[inputs]` are ignored.
 pub fn read<R: Recipe>(name: &str, overrides: &[(String, String)]) -> Result<R> {
     let text = match BUILT_IN.iter().find(|(known, _)| *known == name) {
         Some((_, text)) => (*text).to_owned(),
@@ -71,11 +71,11 @@ pub fn read<R: Recipe>(name: &str, overrides: &[(String, String)]) -> Result<R> 
     parse(name, &text, overrides)
 }
 
-/// The recipe of a text, checked; `origin` is named in errors.
+/// Parses and checks a recipe; errors name `origin`.
 pub(crate) fn parse<R: Recipe>(origin: &str, text: &str, overrides: &[(String, String)]) -> Result<R> {
     let syntax = |e: toml::de::Error| Error::Input(format!("{origin}: {}", one_line(&e)));
     let mut table: Table = text.parse().map_err(syntax)?;
-    // What a run wrote of itself.
+    // Written by a run into its `recipe.toml`.
     table.remove("inputs");
     table.remove("run");
     for (key, text) in overrides {
@@ -83,12 +83,12 @@ pub(crate) fn parse<R: Recipe>(origin: &str, text: &str, overrides: &[(String, S
     }
     let recipe: R = Value::Table(table)
         .try_into()
-        .map_err(|e: toml::de::Error| Error::Input(format!("{origin}: {}", named(&e))))?;
+        .map_err(|e: toml::de::Error| Error::Input(format!("{origin}: {}", describe(&e))))?;
     recipe.validate()?;
     Ok(recipe)
 }
 
-/// A TOML value, or else a text: `--set optimizer.schedule=linear` needs no quotes.
+/// Parses a TOML value; anything else is a string, so that `--set optimizer.schedule=linear` needs no quotes.
 fn value(key: &str, text: &str) -> Result<Value> {
     if text.parse::<i64>().is_err() && text.parse::<i128>().is_ok() {
         return Err(Error::Input(format!("{key} is {text}; it must be a whole number from 0 to {}", i64::MAX)));
@@ -112,12 +112,12 @@ fn one_line(error: &toml::de::Error) -> String {
     error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The message, with the nearest known key if an unknown one was met.
-fn named(error: &toml::de::Error) -> String {
+/// The message in one line. For an unknown key it suggests the nearest known key.
+fn describe(error: &toml::de::Error) -> String {
     let quoted: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
     if !error.message().contains("unknown field") || quoted.len() < 2 {
-        let counted = format!("expected a whole number from 0 to {}", i64::MAX);
-        return one_line(error).replace("expected u64", &counted).replace("expected usize", &counted);
+        let range = format!("expected a whole number from 0 to {}", i64::MAX);
+        return one_line(error).replace("expected u64", &range).replace("expected usize", &range);
     }
     let nearest = quoted[1..].iter().min_by_key(|known| strsim::damerau_levenshtein(quoted[0], known));
     let nearest = nearest.copied().unwrap_or_default();
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn every_recipe_that_ships_is_read() {
+    fn every_built_in_recipe_is_valid() {
         read::<PretrainRecipe>("pretrain", &[]).unwrap();
         let experts = read::<PretrainRecipe>("experts", &[]).unwrap().model;
         llm_model::Model::init(experts, llm_model::Head::LanguageModel, 1).unwrap();
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_can_be_overridden_and_the_last_one_wins() {
+    fn every_key_can_be_overridden_and_the_last_override_wins() {
         let sets =
             overrides(&[("steps", "7"), ("optimizer.schedule", "linear"), ("model.hidden_size", "48"), ("steps", "8")]);
         let recipe: PretrainRecipe = read("pretrain", &sets).unwrap();
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_names_the_nearest_known_one() {
+    fn an_unknown_key_suggests_the_nearest_known_key() {
         let message =
             |key: &str| read::<PretrainRecipe>("pretrain", &overrides(&[(key, "1")])).unwrap_err().to_string();
         assert!(message("optimizer.learning_rat").contains("did you mean \"learning_rate\""));

@@ -1,16 +1,17 @@
-//! The formulas of PPO for language models: advantages, whitening, clipped losses, the price of leaving the reference
-//! (Schulman et al. 2017, arXiv 1707.06347; Ziegler et al. 2019, arXiv 1909.08593).
+//! The formulas of PPO for language models: advantages, whitening, clipped losses, KL penalty (Schulman et al. 2017, arXiv
+//! 1707.06347; Ziegler et al. 2019, arXiv 1909.08593).
 //!
-//! Letters: r reward, V value, γ discount, λ the mixture of n-step estimates, one entry for each token of a reply.
+//! Symbols: r reward, V value, A advantage, γ discount, λ parameter of the generalised advantage estimate. All lists have one
+//! entry per token of a reply.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
-/// Generalised advantage estimates of one reply and the returns `A + V` (Schulman et al. 2016, arXiv 1506.02438).
+/// The generalised advantage estimates `A` of one reply and its returns `A + V` (Schulman et al. 2016, arXiv 1506.02438).
 ///
-/// `rewards` and `values` hold the reply's tokens only, without padding; behind the last one the value is 0.
+/// `rewards` and `values` contain the tokens of the reply only, no padding. The value after the last token is 0.
 ///
 /// ```
 /// let (advantages, returns) = llm_train::rl::gae(&[0., 0., 1.], &[0.5, 0.4, 0.3], 1., 0.95);
@@ -29,8 +30,8 @@ pub fn gae(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> (Vec<f64
     (advantages, returns)
 }
 
-/// Divides by the standard deviation, and takes away the mean if `shift_mean`. The variance is that of the population
-/// plus 1e-8; all entries count, so leave padding out.
+/// Divides by the standard deviation, and subtracts the mean if `shift_mean`. The variance is the population variance plus
+/// 1e-8. `x` must not contain padding.
 pub fn whiten(x: &mut [f64], shift_mean: bool) {
     if x.is_empty() {
         return;
@@ -44,17 +45,17 @@ pub fn whiten(x: &mut [f64], shift_mean: bool) {
     }
 }
 
-/// `1 - Var(return - value) / Var(return)`: 1 for a critic that predicts everything, 0 for one that predicts nothing.
+/// `1 - Var(return - value) / Var(return)`: 1 for a perfect critic, 0 for a constant one.
 ///
-/// Where all returns are equal there is nothing to explain: 1 if the values differ from them by a constant, else 0 (as
-/// scikit-learn's `explained_variance_score` has it).
+/// If all returns are equal it is 1 if the values differ from them by a constant, else 0, as in scikit-learn's
+/// `explained_variance_score`.
 pub fn explained_variance(returns: &[f64], values: &[f64]) -> f64 {
     let variance = |x: &[f64]| {
         let mean = x.iter().sum::<f64>() / x.len().max(1) as f64;
         x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len().max(1) as f64
     };
     let errors: Vec<f64> = returns.iter().zip(values).map(|(r, v)| r - v).collect();
-    // Values come from f32: differences of its rounding are none.
+    // Values are computed in f32: ignore differences within its rounding error.
     let rounding = |x: &[f64]| x.iter().fold(0f64, |top, x| top.max(x.abs())).powi(2) * 1e-12;
     let (of_errors, of_returns) = (variance(&errors), variance(returns));
     match of_returns > rounding(returns) {
@@ -63,19 +64,19 @@ pub fn explained_variance(returns: &[f64], values: &[f64]) -> f64 {
     }
 }
 
-/// Estimates of `KL(π ‖ ref)` from one token drawn from π, by `logp` and `ref_logp` of that token.
+/// Estimators of `KL(π ‖ ref)` from one token sampled from π (Schulman 2020, "Approximating KL Divergence").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KlEstimator {
-    /// `logp - ref_logp`: unbiased, the one to put into the reward.
+    /// `logp - ref_logp`: unbiased; the reward uses this one.
     K1,
-    /// `(logp - ref_logp)² / 2`: its gradient as a loss is that of `KL(π ‖ ref)`.
+    /// `(logp - ref_logp)² / 2`: as a loss it has the gradient of `KL(π ‖ ref)`.
     K2,
-    /// `exp(ref - logp) - 1 - (ref - logp)`: unbiased and never negative; only as a loss or a figure, never in the reward.
+    /// `exp(ref_logp - logp) - 1 - (ref_logp - logp)`: unbiased and not negative; for losses and metrics, not for rewards.
     K3,
 }
 
 impl KlEstimator {
-    /// The estimate of one token.
+    /// The estimate for one token.
     pub fn estimate(self, logp: f64, ref_logp: f64) -> f64 {
         let difference = logp - ref_logp;
         match self {
@@ -86,7 +87,7 @@ impl KlEstimator {
     }
 }
 
-/// The rewards of a reply's tokens: `-kl_coef · (logp - ref_logp)` each, and the score at the last one.
+/// The reward of each token of a reply: `-kl_coef · (logp - ref_logp)`, plus `score` at the last token.
 pub fn token_rewards(logprobs: &[f64], ref_logprobs: &[f64], score: f64, kl_coef: f64) -> Vec<f64> {
     let penalty = |(&logp, &reference)| -kl_coef * KlEstimator::K1.estimate(logp, reference);
     let mut rewards: Vec<f64> = logprobs.iter().zip(ref_logprobs).map(penalty).collect();
@@ -96,20 +97,20 @@ pub fn token_rewards(logprobs: &[f64], ref_logprobs: &[f64], score: f64, kl_coef
     rewards
 }
 
-/// What happens to the score of a reply that was cut off before its end token.
+/// How the score of a reply without an end token changes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MissingEos {
-    /// Nothing.
+    /// The score stays.
     None,
-    /// The penalty is subtracted.
+    /// This penalty is subtracted from the score.
     Subtract(f64),
-    /// The score is replaced.
+    /// This value replaces the score.
     Replace(f64),
 }
 
 impl MissingEos {
-    /// The score to use.
+    /// The score after the penalty.
     pub fn apply(self, score: f64, has_eos: bool) -> f64 {
         match self {
             _ if has_eos => score,
@@ -120,43 +121,44 @@ impl MissingEos {
     }
 }
 
-/// What a clipped loss says of a minibatch.
+/// A clipped loss of a minibatch.
 #[derive(Debug)]
 pub struct ClippedLoss {
     /// The loss, a scalar.
     pub loss: Tensor,
-    /// Share of the entries where the clipped branch is the larger one.
+    /// The share of entries where the clipped branch is larger.
     pub clip_fraction: f64,
 }
 
-/// The clipped surrogate: the mean of `max(-A·ratio, -A·clip(ratio, 1-ε, 1+ε))`, `ratio = exp(new - old)` with the
-/// difference clamped to ±20. All tensors are `(n,)`, tokens of replies only.
+/// The clipped policy loss (Schulman et al. 2017, equation 7): the mean of `max(-A·ratio, -A·clip(ratio, 1-ε, 1+ε))` with
+/// `ratio = exp(logprob - old_logprob)`. The exponent is clamped to ±20. All tensors are `(n,)`, one entry per reply token.
 pub fn policy_loss(logprobs: &Tensor, old_logprobs: &Tensor, advantages: &Tensor, clip: f64) -> Result<ClippedLoss> {
     let ratio = (logprobs - old_logprobs)?.clamp(-20., 20.)?.exp()?;
     let unclipped = (advantages.neg()? * &ratio)?;
     let clipped = (advantages.neg()? * ratio.clamp(1. - clip, 1. + clip)?)?;
-    larger(&unclipped, &clipped)
+    max_of_branches(&unclipped, &clipped)
 }
 
-/// The clipped value loss: half the mean of `max((V-R)², (clip(V, V_old-c, V_old+c)-R)²)`. All tensors are `(n,)`.
+/// The clipped value loss: half the mean of `max((V-R)², (clip(V, V_old-c, V_old+c)-R)²)` for returns `R`. All tensors are
+/// `(n,)`.
 pub fn value_loss(values: &Tensor, old_values: &Tensor, returns: &Tensor, clip: f64) -> Result<ClippedLoss> {
-    let near = (old_values + (values - old_values)?.clamp(-clip, clip)?)?;
-    let mut half = larger(&(values - returns)?.sqr()?, &(near - returns)?.sqr()?)?;
-    half.loss = (half.loss * 0.5)?;
-    Ok(half)
+    let near_old = (old_values + (values - old_values)?.clamp(-clip, clip)?)?;
+    let mut clipped = max_of_branches(&(values - returns)?.sqr()?, &(near_old - returns)?.sqr()?)?;
+    clipped.loss = (clipped.loss * 0.5)?;
+    Ok(clipped)
 }
 
-fn larger(unclipped: &Tensor, clipped: &Tensor) -> Result<ClippedLoss> {
+/// The mean of the elementwise maximum of both branches.
+fn max_of_branches(unclipped: &Tensor, clipped: &Tensor) -> Result<ClippedLoss> {
     let above = clipped.gt(unclipped)?; // (n,)
-    // Where both are equal the unclipped branch keeps its gradient.
+    // On a tie the gradient flows through the unclipped branch.
     let loss = above.where_cond(clipped, unclipped)?.mean_all()?;
     let clip_fraction = crate::loss::scalar(&above.to_dtype(candle_core::DType::F64)?.mean_all()?)?;
     Ok(ClippedLoss { loss, clip_fraction })
 }
 
-/// Steers the KL coefficient towards a target, in nats for each sequence (Ziegler et al. 2019).
-///
-/// `e = clip(KL / target - 1, ±0.2)`, then `kl_coef *= 1 + e · episodes / horizon`.
+/// The adaptive KL coefficient (Ziegler et al. 2019, section 2.2): `kl_coef · (1 + e · episodes / horizon)` with
+/// `e = clip(kl / target - 1, -0.2, 0.2)`. KL and target are in nats per sequence.
 pub fn adapted_kl_coef(
     kl_coef: f64,
     kl_per_sequence: f64,
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn advantages_have_their_golden_values() {
+    fn advantages_have_golden_values() {
         let (r, v) = ([0., 0., 1.], [0.5, 0.4, 0.3]);
         let (advantages, returns) = gae(&r, &v, 1., 0.95);
         assert_near(&advantages, &[0.43675, 0.565, 0.7]);
@@ -216,7 +218,7 @@ mod tests {
         }
 
         #[test]
-        fn the_value_loss_is_never_below_the_unclipped_loss(v in -3.0..3.0f64, old in -3.0..3.0f64, r in -3.0..3.0f64) {
+        fn value_loss_is_at_least_the_unclipped_loss(v in -3.0..3.0f64, old in -3.0..3.0f64, r in -3.0..3.0f64) {
             let clipped = scalar(&value_loss(&tensor(&[v]), &tensor(&[old]), &tensor(&[r]), 0.2).unwrap().loss).unwrap();
             let plain = 0.5 * (v - r).powi(2);
             prop_assert!(clipped >= plain - 1e-12);
@@ -232,10 +234,10 @@ mod tests {
     }
 
     #[test]
-    fn explained_variance_has_its_hand_computed_values() {
+    fn explained_variance_matches_hand_computed_values() {
         let returns = [1., 2., 3., 4.]; // variance 5/4
         assert_near(&[explained_variance(&returns, &[1., 2., 3., 4.])], &[1.]);
-        assert_near(&[explained_variance(&returns, &[11., 12., 13., 14.])], &[1.]); // a constant off is explained
+        assert_near(&[explained_variance(&returns, &[11., 12., 13., 14.])], &[1.]); // a constant offset has no variance
         assert_near(&[explained_variance(&returns, &[7., 7., 7., 7.])], &[0.]);
         assert_near(&[explained_variance(&returns, &[1., 1., 3., 3.])], &[0.8]); // errors 0 1 0 1: 1/4 over 5/4
         assert_near(&[explained_variance(&returns, &[4., 3., 2., 1.])], &[-3.]); // errors -3 -1 1 3: 5 over 5/4
@@ -255,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_loss_clips_only_what_would_go_too_far() {
+    fn the_policy_loss_clips_only_ratios_beyond_the_range() {
         for (advantage, ratio, expected, moves) in
             [(1., 1.5f64, -1.2, false), (1., 0.5, -0.5, true), (-1., 1.5, 1.5, true), (-1., 0.5, 0.8, false)]
         {
@@ -270,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn whitened_numbers_have_mean_zero_and_variance_one() {
+    fn whitened_values_have_mean_zero_and_variance_one() {
         let mut x = [1., 2., 3., 10.];
         whiten(&mut x, true);
         let mean = x.iter().sum::<f64>() / 4.;
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kl_coefficient_moves_by_a_fifth_at_most() {
+    fn the_error_of_the_kl_coefficient_is_clipped_at_a_fifth() {
         let adapted = |kl| adapted_kl_coef(0.15, kl, 6., 512, 1e4);
         for (kl, expected) in [(12., 0.151536), (1e6, 0.151536), (0., 0.148464), (6., 0.15), (6.6, 0.150768)] {
             assert!((adapted(kl) - expected).abs() < 1e-9, "KL {kl}");
@@ -293,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_score_is_placed_once_wherever_the_reply_ends() {
+    fn the_score_is_added_to_the_last_token_only() {
         for len in [1, 2, 5] {
             let (logp, reference) = (vec![-0.5; len], vec![-0.7; len]);
             let rewards = token_rewards(&logp, &reference, 3., 0.1);
@@ -306,9 +308,9 @@ mod tests {
         assert_eq!(MissingEos::None.apply(3., false), 3.);
     }
 
-    /// G11: both clipped losses, and the entropy bonus beside one of them, against central finite differences in f64.
+    /// Compares the gradients of both clipped losses, and of the policy loss with entropy bonus, with finite differences in f64.
     #[test]
-    fn gradients_are_those_of_finite_differences() {
+    fn gradients_match_finite_differences() {
         let (advantages, returns) = (tensor(&[1.3, -0.8, 0.4, -1.9]), tensor(&[0.5, -1., 0.9, 0.]));
         let (old, old_values) = (tensor(&[-1., -1.4, -0.6, -2.]), tensor(&[0.1, -0.3, 0.6, -0.2]));
         let clipped = std::cell::Cell::new(0.);

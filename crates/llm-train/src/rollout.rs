@@ -1,63 +1,63 @@
-//! Replies that a policy gave, and what the models say of each of their tokens.
+//! Replies sampled from a policy, with log-probabilities and values of each token.
 //!
-//! Queries are padded on the left, replies on the right, so that every reply begins in the same column. What a model
-//! says *before* a reply's token t is in the column left of it: there the policy chose it, there the critic valued the
-//! state in which it was chosen. A reply's last token is therefore no input of any model.
+//! Queries are padded on the left and replies on the right, so that all replies begin in the same column. The log-probability
+//! of token t of a reply, and the value of the state before it, are read in the column before t. The last token of a reply is
+//! therefore never an input.
 
 use candle_core::Tensor;
 use llm_kernels::{token_logprobs, token_logprobs_and_entropies};
 use llm_model::{Batch, Model, Routing};
 
-use crate::examples::pick_rows;
+use crate::examples::gather_rows;
 use crate::{Error, Result};
 
-/// A query and the reply that was drawn to it, with one entry for each token of the reply in each list.
+/// A query and a sampled reply. The lists of numbers have one entry per token of the reply.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rollout {
     /// The conversation up to the reply.
     pub query: Vec<u32>,
-    /// The reply, with the token that ends it if that came.
+    /// The reply, including its end token if it has one.
     pub response: Vec<u32>,
-    /// Whether the reply came to its end by itself.
+    /// Whether the reply ends with the end token.
     pub has_eos: bool,
-    /// What the reward model says of the whole, before any penalty for a missing end.
+    /// The reward model's score of query and reply, before any penalty for a missing end token.
     pub score: f64,
-    /// Log-probabilities under the policy that drew the reply, at the temperature of the draw.
+    /// Log-probabilities under the policy that sampled the reply, at the sampling temperature.
     pub logprobs: Vec<f64>,
-    /// The same under the reference.
+    /// Log-probabilities under the reference model, at the same temperature.
     pub ref_logprobs: Vec<f64>,
-    /// What the critic expects.
+    /// The critic's values.
     pub values: Vec<f64>,
 }
 
 impl Rollout {
-    /// Query and reply.
+    /// Query and reply as one sequence.
     pub fn row(&self) -> Vec<u32> {
         [self.query.as_slice(), &self.response].concat()
     }
 
-    /// Query and reply, apart.
+    /// Query and reply as a pair.
     pub fn reply(&self) -> Reply<'_> {
         (&self.query, &self.response)
     }
 
-    /// The estimate of the KL divergence from the reference, summed over the reply's tokens (k1), in nats.
+    /// The k1 estimate of `KL(policy ‖ reference)`, summed over the tokens of the reply, in nats.
     pub fn kl(&self) -> f64 {
         self.logprobs.iter().zip(&self.ref_logprobs).map(|(p, r)| p - r).sum()
     }
 }
 
-/// A reply to a query, both in token ids.
+/// (query, reply) in token ids.
 pub type Reply<'a> = (&'a [u32], &'a [u32]);
 
-/// The log-probabilities of all replies' tokens, one reply after the other: `(n,)`. Logits are divided by `temperature`.
+/// The log-probabilities of the tokens of all replies, concatenated: `(n,)`. Logits are divided by `temperature`.
 pub fn reply_logprobs(model: &Model, replies: &[Reply], temperature: f64, pad: u32) -> Result<Tensor> {
-    let (batch, places, ids) = lay_out(replies, pad)?;
-    let hidden = pick_rows(&model.hidden(&batch, None)?, places)?; // (n, hidden)
-    in_chunks(model, &hidden, &ids, |logits, ids| Ok(token_logprobs(logits, ids, temperature)?))
+    let (batch, positions, ids) = pack_replies(replies, pad)?;
+    let hidden = gather_rows(&model.hidden(&batch, None)?, positions)?; // (n, hidden)
+    map_logits_in_chunks(model, &hidden, &ids, |logits, ids| Ok(token_logprobs(logits, ids, temperature)?))
 }
 
-/// [`reply_logprobs`], and the entropies of the distributions that the tokens were drawn from, in nats: both `(n,)`.
+/// [`reply_logprobs`] and the entropies of the next-token distributions in nats, both `(n,)`.
 pub fn reply_logprobs_and_entropies(
     model: &Model,
     replies: &[Reply],
@@ -68,34 +68,34 @@ pub fn reply_logprobs_and_entropies(
     Ok((logprobs, entropies))
 }
 
-/// The same, and what the routers did if the model has experts.
+/// [`reply_logprobs_and_entropies`] and the routing of a model with experts.
 pub(crate) fn logprobs_entropies_and_routing(
     model: &Model,
     replies: &[Reply],
     temperature: f64,
     pad: u32,
 ) -> Result<(Tensor, Tensor, Option<Routing>)> {
-    let (batch, places, ids) = lay_out(replies, pad)?;
+    let (batch, positions, ids) = pack_replies(replies, pad)?;
     let (hidden, routing) = model.hidden_and_routing(&batch)?; // (b, t, hidden)
-    let hidden = pick_rows(&hidden, places)?; // (n, hidden)
-    let both = in_chunks(model, &hidden, &ids, |logits, ids| {
+    let hidden = gather_rows(&hidden, positions)?; // (n, hidden)
+    let both = map_logits_in_chunks(model, &hidden, &ids, |logits, ids| {
         let (logprobs, entropies) = token_logprobs_and_entropies(logits, ids, temperature)?;
         Ok(Tensor::stack(&[logprobs, entropies], 1)?) // (chunk, 2)
     })?;
     Ok((both.narrow(1, 0, 1)?.squeeze(1)?, both.narrow(1, 1, 1)?.squeeze(1)?, routing))
 }
 
-/// What the critic, a model with a value for each token, expects before each of the replies' tokens: `(n,)`.
+/// The values that the critic (a model with [`llm_model::Head::Token`]) predicts before each token of the replies: `(n,)`.
 pub fn reply_values(critic: &Model, replies: &[Reply], pad: u32) -> Result<Tensor> {
-    let (batch, places, _) = lay_out(replies, pad)?;
-    Ok(critic.output(&pick_rows(&critic.hidden(&batch, None)?, places)?)?.squeeze(1)?)
+    let (batch, positions, _) = pack_replies(replies, pad)?;
+    Ok(critic.output(&gather_rows(&critic.hidden(&batch, None)?, positions)?)?.squeeze(1)?)
 }
 
-/// Logits that are in memory at once, where no gradient keeps them: 64 MB.
+/// Number of logits per chunk: 64 MB in f32.
 const LOGITS: usize = 1 << 24;
 
-/// `of_chunk` of the logits of some rows of `hidden` `(n, hidden)` after the other.
-fn in_chunks(
+/// Applies `of_chunk` to the logits of `hidden` `(n, hidden)`, a few rows at a time, and concatenates the results.
+fn map_logits_in_chunks(
     model: &Model,
     hidden: &Tensor,
     ids: &[u32],
@@ -113,30 +113,28 @@ fn in_chunks(
     }
 }
 
-/// The replies as one batch, the flat places from which their tokens are predicted, and those tokens.
-fn lay_out(replies: &[Reply], pad: u32) -> Result<(Batch, Vec<u32>, Vec<u32>)> {
+/// The replies as one batch, the flat positions that predict their tokens, and those tokens.
+fn pack_replies(replies: &[Reply], pad: u32) -> Result<(Batch, Vec<u32>, Vec<u32>)> {
     if replies.iter().any(|(query, _)| query.is_empty()) {
-        return Err(Error::Input(
-            "a query is empty; its reply's first token has nothing to be predicted from".to_owned(),
-        ));
+        return Err(Error::Input("a query is empty; the first token of its reply cannot be predicted".to_owned()));
     }
     let context = replies.iter().map(|(query, _)| query.len()).max().unwrap_or(0);
     let width = context + replies.iter().map(|(_, response)| response.len().saturating_sub(1)).max().unwrap_or(0);
     let (mut ids, mut padding) = (Vec::with_capacity(replies.len() * width), Vec::new());
-    let (mut places, mut predicted) = (Vec::new(), Vec::new());
+    let (mut positions, mut predicted) = (Vec::new(), Vec::new());
     for (row, (query, response)) in replies.iter().enumerate() {
         let left = context - query.len();
         ids.extend(std::iter::repeat_n(pad, left));
         ids.extend(query.iter().chain(response.iter().take(response.len().saturating_sub(1))));
         ids.resize((row + 1) * width, pad);
         padding.push(left as u32);
-        places.extend((0..response.len()).map(|t| (row * width + context - 1 + t) as u32));
+        positions.extend((0..response.len()).map(|t| (row * width + context - 1 + t) as u32));
         predicted.extend_from_slice(response);
     }
-    Ok((Batch::from_flat(&ids, width)?.with_padding(&padding)?, places, predicted))
+    Ok((Batch::from_flat(&ids, width)?.with_padding(&padding)?, positions, predicted))
 }
 
-/// Cuts a flat list of per-token numbers into one list for each reply.
+/// Splits a flat tensor of per-token numbers into one list per reply.
 pub(crate) fn per_reply(numbers: &Tensor, replies: &[Reply]) -> Result<Vec<Vec<f64>>> {
     let flat = numbers.to_vec1::<f32>()?;
     let mut rest = flat.as_slice();

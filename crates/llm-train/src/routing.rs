@@ -1,4 +1,4 @@
-//! What the routers of a mixture of experts add to a training step: their part of the loss, and their line in the log.
+//! Router losses and router metrics of a training step of a mixture of experts.
 
 use candle_core::Tensor;
 use llm_model::Routing;
@@ -6,17 +6,17 @@ use serde_json::{Map, Value, json};
 
 use crate::Result;
 
-/// The routers' figures of one step, over its micro-batches; nothing for a model without experts.
+/// Router metrics of one step, summed over micro-batches; empty for a model without experts.
 #[derive(Debug, Default)]
-pub(crate) struct RouterLog {
+pub(crate) struct RouterMetrics {
     load_balancing_loss: f64,
     z_loss: f64,
-    /// Of each layer and expert.
+    /// By layer and expert.
     tokens: Vec<Vec<usize>>,
 }
 
-impl RouterLog {
-    /// `loss + weight · routing.loss` of a micro-batch that is `weight` of the step.
+impl RouterMetrics {
+    /// Returns `loss + weight · routing.loss` for a micro-batch with this share of the step, and records its metrics.
     pub fn add(&mut self, loss: &Tensor, routing: Option<&Routing>, weight: f64) -> Result<Tensor> {
         let Some(routing) = routing else { return Ok(loss.clone()) };
         self.load_balancing_loss += weight * routing.load_balancing_loss;
@@ -29,21 +29,21 @@ impl RouterLog {
         Ok((loss + (&routing.loss * weight)?)?)
     }
 
-    /// What a line of the log says: both losses, the tokens of each expert over all layers, and the largest share that an
-    /// expert has of its layer's places (1 / experts if all are alike, 1 / k at most).
-    pub fn figures(&self) -> Map<String, Value> {
+    /// The metrics: both router losses, the tokens of each expert summed over layers, and the largest share of its layer's tokens
+    /// that any expert has (1 / experts if balanced, at most 1 / k).
+    pub fn metrics(&self) -> Map<String, Value> {
         let Some(first) = self.tokens.first() else { return Map::new() };
-        let of_expert = |expert: usize| self.tokens.iter().map(|layer| layer[expert]).sum::<usize>();
+        let expert_tokens = |expert: usize| self.tokens.iter().map(|layer| layer[expert]).sum::<usize>();
         let busiest = self.tokens.iter().map(|layer| {
             let busiest = layer.iter().max().copied().unwrap_or(0);
             busiest as f64 / layer.iter().sum::<usize>().max(1) as f64
         });
-        let figures = json!({
+        let metrics = json!({
             "load_balancing_loss": self.load_balancing_loss,
             "router_z_loss": self.z_loss,
             "busiest_expert_share": busiest.fold(0., f64::max),
-            "tokens_per_expert": (0..first.len()).map(of_expert).collect::<Vec<_>>(),
+            "tokens_per_expert": (0..first.len()).map(expert_tokens).collect::<Vec<_>>(),
         });
-        figures.as_object().cloned().unwrap_or_default()
+        metrics.as_object().cloned().unwrap_or_default()
     }
 }

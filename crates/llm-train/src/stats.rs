@@ -1,10 +1,10 @@
-//! How sure a figure is: 95 % intervals of shares, of means of clustered items, and of means over seeds.
+//! 95 % confidence intervals of shares, of means over clustered items, and of means over seeds.
 //!
 //! - A share of `n` independent items: [`wilson`] (Wilson 1927; recommended for small `n` by Brown et al. 2001).
-//! - A mean of items that come in clusters (several replies to one prompt, several pairs of one ranking):
-//!   [`cluster_bootstrap`], which draws whole clusters (Cameron, Gelbach and Miller 2008, section II).
-//! - Two systems on the same items: [`paired_difference`] and [`paired_ratio`], in which both see the same draw.
-//! - One figure of several runs: [`Spread`], with Student's t.
+//! - A mean over items in clusters (several replies to one prompt, several pairs of one ranking): [`cluster_bootstrap`], which
+//!   resamples whole clusters (Cameron, Gelbach and Miller 2008, section II).
+//! - Two systems on the same items: [`paired_difference`] and [`paired_ratio`], which resample both systems together.
+//! - A metric over several seeds: [`Spread`], with Student's t.
 //!
 //! ```
 //! use llm_train::stats::wilson;
@@ -25,31 +25,31 @@ use crate::{Error, Result};
 /// The 97.5 % quantile of the standard normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// How often a bootstrap draws.
+/// Number of bootstrap samples.
 const DRAWS: usize = 2000;
 
 /// A 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Interval {
-    /// Its lower end.
+    /// The lower end.
     pub low: f64,
-    /// Its upper end.
+    /// The upper end.
     pub high: f64,
 }
 
 impl Interval {
-    /// Whether `x` is within the interval, ends included.
+    /// Whether `x` is in the interval, ends included.
     pub fn contains(&self, x: f64) -> bool {
         self.low <= x && x <= self.high
     }
 }
 
-/// The Wilson score interval of the share `successes / n` of independent items; with no items it is 0 to 1.
+/// The Wilson score interval of the share `successes / n` of independent items; 0 to 1 if `n` is 0.
 pub fn wilson(successes: usize, n: usize) -> Interval {
     wilson_of_sum(successes as f64, n)
 }
 
-/// As [`wilson`], for scores of 1 (right), 0 (wrong) and 0.5 (a tie).
+/// [`wilson`] for scores of 1 (correct), 0 (wrong) and 0.5 (tie).
 pub fn wilson_of(scores: &[f64]) -> Interval {
     wilson_of_sum(scores.iter().sum(), scores.len())
 }
@@ -66,29 +66,28 @@ fn wilson_of_sum(successes: f64, n: usize) -> Interval {
     Interval { low: ((centre - half) / scale).max(0.), high: ((centre + half) / scale).min(1.) }
 }
 
-/// The bootstrap interval of the mean of `values`, where item `i` belongs to the cluster `clusters[i]`.
+/// The bootstrap interval of the mean of `values`; item `i` belongs to cluster `clusters[i]`.
 ///
-/// Each of 2,000 draws takes as many clusters as there are, with replacement, and the mean of all their items; the
-/// interval goes from the 2.5th to the 97.5th percentile. The same seed gives the same interval. It is an error where
-/// the lengths differ or fewer than two clusters are given, as one cluster does not show any spread.
+/// Each of 2,000 bootstrap samples draws clusters with replacement, as many as there are, and takes the mean over their items. The
+/// interval is from the 2.5th to the 97.5th percentile. The same seed gives the same interval. It is an error if the lengths
+/// differ or there are fewer than two clusters.
 pub fn cluster_bootstrap(values: &[f64], clusters: &[usize], seed: u64) -> Result<Interval> {
     bootstrap([values], clusters, seed, |[mean]| mean)
 }
 
-/// As [`cluster_bootstrap`], of `mean(a) - mean(b)`, where `a[i]` and `b[i]` belong to the same item.
+/// [`cluster_bootstrap`] of `mean(a) - mean(b)`; `a[i]` and `b[i]` belong to the same item.
 pub fn paired_difference(a: &[f64], b: &[f64], clusters: &[usize], seed: u64) -> Result<Interval> {
     bootstrap([a, b], clusters, seed, |[a, b]| a - b)
 }
 
-/// As [`cluster_bootstrap`], of `mean(a) / mean(b)`, where `a[i]` and `b[i]` belong to the same item.
+/// [`cluster_bootstrap`] of `mean(a) / mean(b)`; `a[i]` and `b[i]` belong to the same item.
 ///
-/// It is an error where the mean of `b` is 0 in a draw. For the share of a possible gain let `a` be the gain of each
-/// item and `b` the gain that was possible.
+/// It is an error if the mean of `b` is 0 in a bootstrap sample. Example: gain `a` as a share of the largest possible gain `b`.
 pub fn paired_ratio(a: &[f64], b: &[f64], clusters: &[usize], seed: u64) -> Result<Interval> {
     bootstrap([a, b], clusters, seed, |[a, b]| a / b)
 }
 
-/// The percentile interval of a statistic of the columns' means, over draws of whole clusters.
+/// The percentile interval of a statistic of the columns' means; resamples whole clusters.
 fn bootstrap<const N: usize>(
     columns: [&[f64]; N],
     clusters: &[usize],
@@ -97,7 +96,9 @@ fn bootstrap<const N: usize>(
 ) -> Result<Interval> {
     if let Some(column) = columns.iter().find(|column| column.len() != clusters.len()) {
         let (values, clusters) = (column.len(), clusters.len());
-        return Err(Error::Input(format!("a bootstrap of {values} values in {clusters} clusters: give one for each")));
+        return Err(Error::Input(format!(
+            "a bootstrap of {values} values with {clusters} cluster numbers; give one per value"
+        )));
     }
     let mut sums: BTreeMap<usize, ([f64; N], usize)> = BTreeMap::new();
     for (i, &cluster) in clusters.iter().enumerate() {
@@ -110,7 +111,7 @@ fn bootstrap<const N: usize>(
     let sums: Vec<([f64; N], usize)> = sums.into_values().collect();
     if sums.len() < 2 {
         let n = sums.len();
-        return Err(Error::Input(format!("a bootstrap of {n} clusters has no spread; give at least 2 clusters")));
+        return Err(Error::Input(format!("a bootstrap of {n} clusters; give at least 2 clusters")));
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut draws = Vec::with_capacity(DRAWS);
@@ -126,35 +127,35 @@ fn bootstrap<const N: usize>(
         draws.push(statistic(total.map(|sum| sum / items as f64)));
     }
     if draws.iter().any(|draw| !draw.is_finite()) {
-        let message = "a bootstrap met a value that is not finite, or a ratio whose lower mean is 0; check the values";
+        let message = "a bootstrap statistic is not finite: a value is not finite, or the mean of a denominator is 0";
         return Err(Error::Input(message.to_owned()));
     }
     draws.sort_by(f64::total_cmp);
     Ok(Interval { low: quantile(&draws, 0.025), high: quantile(&draws, 0.975) })
 }
 
-/// The quantile of sorted values, linear between two of them.
+/// The quantile of sorted values, with linear interpolation.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let at = share * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
     below + (above - below) * at.fract()
 }
 
-/// One figure of several runs that differ in their seed alone.
+/// A metric over several runs with different seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
     /// The number of runs.
     pub n: usize,
     /// The mean.
     pub mean: f64,
-    /// The sample's standard deviation (divided by `n - 1`).
+    /// The sample standard deviation (divided by `n - 1`).
     pub std: f64,
-    /// The interval of the mean by Student's t with `n - 1` degrees of freedom.
+    /// The interval of the mean from Student's t with `n - 1` degrees of freedom.
     pub interval: Interval,
 }
 
 impl Spread {
-    /// The spread of at least two values; one value is an error, as it does not show any.
+    /// The spread of the values; it is an error if there are fewer than two.
     ///
     /// ```
     /// let spread = llm_train::stats::Spread::of(&[1., 2., 3.])?;
@@ -165,7 +166,7 @@ impl Spread {
     pub fn of(values: &[f64]) -> Result<Self> {
         let n = values.len();
         if n < 2 {
-            return Err(Error::Input(format!("{n} values have no spread; give those of at least 2 seeds")));
+            return Err(Error::Input(format!("the spread of {n} values; give at least 2")));
         }
         let mean = values.iter().sum::<f64>() / n as f64;
         let std = (values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1) as f64).sqrt();
@@ -186,7 +187,7 @@ mod tests {
 
     /// Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
     #[test]
-    fn wilson_has_its_published_values() {
+    fn wilson_matches_published_values() {
         assert_interval(wilson(81, 263), 0.2553, 0.3662, 5e-5);
         assert_interval(wilson(15, 148), 0.0624, 0.1605, 5e-5);
         assert_interval(wilson(0, 20), 0., 0.1611, 5e-5);
@@ -197,9 +198,9 @@ mod tests {
         assert_eq!(wilson_of(&[1., 1., 0., 0.5, 0.5]), wilson(3, 5));
     }
 
-    /// The binomial distribution says exactly how often the interval contains the true share.
+    /// The exact coverage, from the binomial distribution.
     #[test]
-    fn wilson_contains_the_true_share_in_about_95_of_100_samples() {
+    fn wilson_covers_the_true_share_in_about_95_percent_of_samples() {
         let n = 60;
         let mut coverages = Vec::new();
         for percent in (5..=95).step_by(5) {
@@ -219,8 +220,8 @@ mod tests {
     }
 
     #[test]
-    fn the_bootstrap_of_two_clusters_is_known_by_hand() {
-        // Means of the draws: 0 and 4 in a quarter of the cases each, 4/3 otherwise.
+    fn the_bootstrap_of_two_clusters_matches_hand_computed_values() {
+        // Means of the bootstrap samples: 0 and 4 with probability 1/4 each, else 4/3.
         let interval = cluster_bootstrap(&[0., 0., 4.], &[7, 7, 3], 1).unwrap();
         assert_eq!(interval, Interval { low: 0., high: 4. });
         let same = cluster_bootstrap(&[2.; 6], &[0, 0, 1, 1, 2, 2], 1).unwrap();
@@ -233,14 +234,14 @@ mod tests {
         let each: Vec<usize> = (0..400).collect();
         let half = Z * 0.5 / 20.;
         assert_interval(cluster_bootstrap(&values, &each, 3).unwrap(), 0.5 - half, 0.5 + half, 0.006);
-        // Every value four times in one cluster: four times the items, no more knowledge.
+        // Each value four times in one cluster: the interval must not shrink.
         let fourfold: Vec<f64> = values.iter().flat_map(|&x| [x; 4]).collect();
         let clusters: Vec<usize> = (0..1600).map(|i| i / 4).collect();
         assert_interval(cluster_bootstrap(&fourfold, &clusters, 3).unwrap(), 0.5 - half, 0.5 + half, 0.006);
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_interval_and_bad_input_an_error() {
+    fn the_bootstrap_is_deterministic_and_rejects_invalid_input() {
         let values: Vec<f64> = (0..50).map(|i| f64::from(i * 37 % 11)).collect();
         let clusters: Vec<usize> = (0..50).map(|i| i / 3).collect();
         let of = |seed| cluster_bootstrap(&values, &clusters, seed).unwrap();
@@ -254,10 +255,10 @@ mod tests {
         assert!(paired_ratio(&[1., 2.], &[0., 0.], &[0, 1], 0).is_err());
     }
 
-    /// Items of a cluster share an offset. Drawn by cluster, the interval contains the truth about as often as it says;
-    /// drawn by item it does not, so the test can fail.
+    /// Items of a cluster share an offset. Resampling clusters gives about 95 % coverage; resampling items does not (negative
+    /// control).
     #[test]
-    fn drawing_whole_clusters_covers_the_truth_and_drawing_items_does_not() {
+    fn resampling_clusters_gives_correct_coverage() {
         let mut rng = ChaCha8Rng::seed_from_u64(11);
         let mut noise = || (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.; // variance 1
         let (rounds, clusters, size) = (200, 30, 5);
@@ -281,9 +282,9 @@ mod tests {
         assert!(share(by_item) < 0.8, "{}", share(by_item));
     }
 
-    /// Both systems vary much from item to item and hardly differ on any: only the paired interval can see it.
+    /// Items vary much, the two systems differ little: only the paired interval excludes 0.
     #[test]
-    fn a_paired_interval_sees_what_two_single_ones_do_not() {
+    fn a_paired_interval_is_narrower_than_two_separate_ones() {
         let b: Vec<f64> = (0..60).map(|i| f64::from(i * 41 % 60)).collect();
         let a: Vec<f64> = b.iter().enumerate().map(|(i, x)| 1.1 * x + 0.3 + 0.1 * f64::from(i as u32 % 3)).collect();
         let each: Vec<usize> = (0..60).collect();
@@ -295,9 +296,9 @@ mod tests {
         assert_interval(paired_ratio(&double, &b, &each, 1).unwrap(), 2., 2., 1e-12);
     }
 
-    /// The quantiles 12.706 (1 degree of freedom) and 4.303 (2) of the usual table.
+    /// Quantiles of Student's t: 12.706 (1 degree of freedom) and 4.303 (2).
     #[test]
-    fn the_spread_over_seeds_has_the_t_interval_of_the_tables() {
+    fn the_spread_matches_tables_of_students_t() {
         let two = Spread::of(&[1., 3.]).unwrap();
         assert_eq!((two.n, two.mean), (2, 2.));
         assert_interval(two.interval, 2. - 12.706, 2. + 12.706, 1e-3);

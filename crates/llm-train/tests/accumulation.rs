@@ -1,6 +1,5 @@
-//! M7: micro-batches of rows of uneven lengths add up to the gradient of the whole batch, for fine-tuning, the reward
-//! model and distillation. Checked as TRL does, by the largest and by the mean residual, both relative to the largest
-//! gradient.
+//! M7: gradients of micro-batches with rows of different lengths add up to the gradient of the whole batch, for fine-tuning, reward
+//! model and distillation. As in TRL, checks the largest and the mean difference, relative to the largest gradient.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -22,17 +21,17 @@ use serde_json::Value;
 
 const TEXT: &str = "one two three four five six seven eight nine ten, and then one more and one more";
 
-/// Six conversations whose answers have 1 to 11 words.
+/// Six conversations with answers of 1 to 11 words.
 fn conversations() -> Vec<Conversation> {
     let words: Vec<&str> = TEXT.split(' ').collect();
     let answer = |i: usize| words[i..(3 * i + 1).min(i + 11)].join(" ");
-    let of = |i: usize| Conversation {
+    let conversation = |i: usize| Conversation {
         messages: vec![Message::user(words[..=i].join(" ")), Message::assistant(answer(i).trim())],
     };
-    (0..7).map(of).filter(|c| !c.messages[1].content.is_empty()).collect::<Vec<_>>()[..6].to_vec()
+    (0..7).map(conversation).filter(|c| !c.messages[1].content.is_empty()).collect::<Vec<_>>()[..6].to_vec()
 }
 
-/// The largest and the mean difference of two sets of numbers, relative to the largest number.
+/// The largest and the mean difference, relative to the largest number of `b`.
 fn residuals(a: &[f64], b: &[f64]) -> (f64, f64) {
     assert_eq!(a.len(), b.len());
     let scale = b.iter().map(|x| x.abs()).fold(0., f64::max);
@@ -51,16 +50,16 @@ fn numbers(tensors: &BTreeMap<String, Tensor>) -> Vec<f64> {
     tensors.values().flat_map(of).collect()
 }
 
-/// Through the recipe: six conversations in one step, in micro-batches of 6, 3, 2 and 1. The optimizer's `eps` is so
-/// large that a step is almost proportional to the gradient.
+/// Six conversations in one step, in micro-batches of 6, 3, 2 and 1. The large `eps` makes the step almost proportional to the
+/// gradient.
 #[test]
 fn fine_tuning_accumulates_the_gradient_of_the_whole_batch() {
     let dir = tempfile::tempdir().unwrap();
     let (base, data) = (dir.path().join("base"), dir.path().join("data.jsonl"));
     fresh_model(&base, TEXT, 32, 0.1);
     write_jsonl(&data, &conversations()).unwrap();
-    let held_out = dir.path().join("held_out.jsonl");
-    write_jsonl(&held_out, &[Conversation { messages: vec![Message::user("one more"), Message::assistant("two")] }])
+    let validation = dir.path().join("validation.jsonl");
+    write_jsonl(&validation, &[Conversation { messages: vec![Message::user("one more"), Message::assistant("two")] }])
         .unwrap();
     let before = numbers(Model::load(&base).unwrap().params().tensors());
     let run = |batch_size: usize, micro_batches: u64| {
@@ -80,7 +79,7 @@ fn fine_tuning_accumulates_the_gradient_of_the_whole_batch() {
             ..FinetuneRecipe::default()
         };
         let out = dir.path().join(format!("run-{batch_size}"));
-        let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&held_out), text: None };
+        let inputs = FinetuneInputs { model: &base, data: &data, validation: Some(&validation), text: None };
         quietly(|options| finetune(&recipe, inputs, &out, options)).unwrap();
         let after = numbers(Model::load(&out).unwrap().params().tensors());
         let step: Vec<f64> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
@@ -88,13 +87,13 @@ fn fine_tuning_accumulates_the_gradient_of_the_whole_batch() {
     };
     let (whole, step) = run(6, 1);
     for (batch_size, micro_batches) in [(3, 2), (2, 3), (1, 6)] {
-        let (figures, micro_step) = run(batch_size, micro_batches);
-        assert!(figures.iter().zip(&whole).all(|(a, b)| (a / b - 1.).abs() < 1e-5), "{figures:?} {whole:?}");
+        let (metrics, micro_step) = run(batch_size, micro_batches);
+        assert!(metrics.iter().zip(&whole).all(|(a, b)| (a / b - 1.).abs() < 1e-5), "{metrics:?} {whole:?}");
         assert_same(&micro_step, &step);
     }
 }
 
-/// Loss and norm of the gradient of a run's first step.
+/// Loss and gradient norm of a run's first step.
 fn first_step(run: &Path) -> [f64; 2] {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -122,21 +121,21 @@ fn model_and_examples(dir: &Path) -> (Model, Vec<Example>) {
     (Model::load(&base).unwrap(), examples)
 }
 
-/// A mean over tokens: micro-batches count by their numbers of tokens. Without that weight it is another gradient.
+/// The loss is a mean over tokens: micro-batches are weighted by their number of tokens. Negative control: equal weights.
 #[test]
-fn distillation_adds_up_by_tokens() {
+fn distillation_gradients_add_up_over_tokens() {
     let dir = tempfile::tempdir().unwrap();
     let (student, examples) = model_and_examples(dir.path());
     let teacher = Model::init(student.config().clone(), Head::LanguageModel, 9).unwrap().frozen().unwrap();
     let loss = |student: &Model, examples: &[Example]| {
         let examples: Vec<&Example> = examples.iter().collect();
-        let (ours, labels) = answer_states(student, &examples, 0).unwrap();
-        let (theirs, _) = answer_states(&teacher, &examples, 0).unwrap();
-        let seen = student.distillation(&ours, (&teacher, &theirs), &labels, 0.7, 2.).unwrap();
-        (seen.loss, labels.len() as f64)
+        let (student_states, labels) = answer_states(student, &examples, 0).unwrap();
+        let (teacher_states, _) = answer_states(&teacher, &examples, 0).unwrap();
+        let losses = student.distillation(&student_states, (&teacher, &teacher_states), &labels, 0.7, 2.).unwrap();
+        (losses.loss, labels.len() as f64)
     };
     let whole = gradients(&student, |student| vec![loss(student, &examples).0]);
-    let total: f64 = examples.iter().flat_map(|e| &e.learnt).filter(|&&learnt| learnt).count() as f64;
+    let total: f64 = examples.iter().flat_map(|e| &e.loss_mask).filter(|&&trained| trained).count() as f64;
     let parts = |weighted: bool| {
         gradients(&student, |student| {
             let part = |examples: &[Example]| {
@@ -147,12 +146,12 @@ fn distillation_adds_up_by_tokens() {
         })
     };
     assert_same(&parts(true), &whole);
-    assert!(residuals(&parts(false), &whole).0 > 1e-3, "equal weights must show");
+    assert!(residuals(&parts(false), &whole).0 > 1e-3, "equal weights must give another gradient");
 }
 
-/// A mean over prompts, each with answers of uneven lengths: padding to the longest answer of a batch adds nothing.
+/// The loss is a mean over prompts; padding to the longest answer adds nothing.
 #[test]
-fn the_ranking_loss_adds_up_by_prompts() {
+fn ranking_gradients_add_up_over_prompts() {
     let dir = tempfile::tempdir().unwrap();
     let (base, examples) = model_and_examples(dir.path());
     let model = base.with_head(Head::Sequence, 4).unwrap();

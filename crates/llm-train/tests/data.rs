@@ -1,4 +1,4 @@
-//! Files as people have them: what each stage takes, and what it refuses, with words that help, before a folder is made.
+//! Data files in common formats, and error messages for unusable data.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -14,16 +14,16 @@ use llm_train::recipes::{
 };
 use serde_json::Value;
 
-struct Desk {
+struct Fixture {
     dir: tempfile::TempDir,
 }
 
-impl Desk {
+impl Fixture {
     /// A folder with a model.
     fn new() -> Self {
-        let desk = Self { dir: tempfile::tempdir().unwrap() };
-        fresh_model(&desk.path("model"), "the quick brown fox jumps over the lazy dog", 16, 0.1);
-        desk
+        let fixture = Self { dir: tempfile::tempdir().unwrap() };
+        fresh_model(&fixture.path("model"), "the quick brown fox jumps over the lazy dog", 16, 0.1);
+        fixture
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -35,27 +35,27 @@ impl Desk {
         self.path(name)
     }
 
-    fn finetune(&self, data: &Path, held_out: Option<&Path>) -> Result<()> {
+    fn finetune(&self, data: &Path, validation: Option<&Path>) -> Result<()> {
         let recipe = FinetuneRecipe { epochs: 1, batch_size: 4, max_length: 64, ..FinetuneRecipe::default() };
-        let inputs = FinetuneInputs { model: &self.path("model"), data, held_out, text: None };
+        let inputs = FinetuneInputs { model: &self.path("model"), data, validation, text: None };
         self.run(|out| quietly(|options| finetune(&recipe, inputs, out, options)).map(drop))
     }
 
-    fn reward(&self, data: &Path, held_out: Option<&Path>) -> Result<()> {
+    fn reward(&self, data: &Path, validation: Option<&Path>) -> Result<()> {
         let recipe = RewardRecipe { batch_size: 4, ..RewardRecipe::default() };
-        let inputs = RewardInputs { model: &self.path("model"), data, held_out };
+        let inputs = RewardInputs { model: &self.path("model"), data, validation };
         self.run(|out| quietly(|options| reward(&recipe, inputs, out, options)).map(drop))
     }
 
-    fn distill(&self, data: &Path, held_out: Option<&Path>) -> Result<()> {
+    fn distill(&self, data: &Path, validation: Option<&Path>) -> Result<()> {
         let student = llm_model::ModelConfig { hidden_size: 16, ..DistillRecipe::default().student };
         let recipe = DistillRecipe { epochs: 1, batch_size: 4, student, ..DistillRecipe::default() };
         let teacher = &self.path("model");
-        let inputs = DistillInputs { teacher, text_teacher: None, student: None, data, held_out, text: None };
+        let inputs = DistillInputs { teacher, text_teacher: None, student: None, data, validation, text: None };
         self.run(|out| quietly(|options| distill(&recipe, inputs, out, options)).map(drop))
     }
 
-    /// Runs a stage in a fresh folder, which a refusal must not leave.
+    /// Runs a stage in a new folder, which must not exist after an error.
     fn run(&self, stage: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let out = self.path("out");
         if out.exists() {
@@ -76,85 +76,85 @@ fn pairs(count: usize) -> Vec<String> {
 }
 
 #[test]
-fn files_of_other_programs_are_trained_on() {
-    let desk = Desk::new();
+fn common_file_formats_are_accepted() {
+    let fixture = Fixture::new();
     let (lines, objects) = (answers(8).join("\r\n"), answers(8).join(",\n"));
     let pretty: Vec<String> = answers(8).iter().map(|line| line.replace(", ", ",\n  ").replace('{', "{\n  ")).collect();
     let conversational = answers(8).join("\n").replace("\"the fox", "[{\"role\": \"user\", \"content\": \"the fox");
     let conversational = conversational.replace("\", \"completion\"", "\"}], \"completion\"");
     for content in [format!("\u{feff}{lines}"), format!("[{objects}]"), pretty.join("\n"), conversational] {
-        let data = desk.write("data.jsonl", &content);
-        desk.finetune(&data, None).unwrap_or_else(|error| panic!("{error}: {content}"));
+        let data = fixture.write("data.jsonl", &content);
+        fixture.finetune(&data, None).unwrap_or_else(|error| panic!("{error}: {content}"));
     }
     let ties =
         format!("{}\n{}", pairs(6).join("\n"), r#"{"prompt": "x", "answers": ["a", "b", "c"], "ranks": [1, 1, 2]}"#);
-    desk.reward(&desk.write("pairs.jsonl", ties), None).unwrap();
+    fixture.reward(&fixture.write("pairs.jsonl", ties), None).unwrap();
 }
 
 #[test]
-fn what_cannot_be_split_or_is_not_held_out_is_refused_in_every_stage() {
-    let desk = Desk::new();
+fn invalid_validation_data_is_refused_in_every_stage() {
+    let fixture = Fixture::new();
     let one_prompt = |line: String| line.replace("fox 1", "fox").replace("fox 0", "Fox ");
-    let same = desk.write("same.jsonl", answers(2).into_iter().map(one_prompt).collect::<Vec<_>>().join("\n"));
-    let ids = desk.write("ids.jsonl", pairs(2).into_iter().map(one_prompt).collect::<Vec<_>>().join("\n"));
-    for refused in [desk.finetune(&same, None), desk.distill(&same, None), desk.reward(&ids, None)] {
+    let same = fixture.write("same.jsonl", answers(2).into_iter().map(one_prompt).collect::<Vec<_>>().join("\n"));
+    let ids = fixture.write("ids.jsonl", pairs(2).into_iter().map(one_prompt).collect::<Vec<_>>().join("\n"));
+    for refused in [fixture.finetune(&same, None), fixture.distill(&same, None), fixture.reward(&ids, None)] {
         let message = refused.unwrap_err().to_string();
         assert!(message.contains("a split needs two different prompts"), "{message}");
     }
 
-    // The same records in another order, in another spelling of JSON.
+    // The same records in another order and another JSON layout.
     let copy = |mut lines: Vec<String>| {
         lines.reverse();
         format!("[{}]", lines.join(","))
     };
-    let (data, data_copy) = (desk.write("a.jsonl", answers(8).join("\n")), desk.write("a.json", copy(answers(8))));
-    let (ranked, ranked_copy) = (desk.write("r.jsonl", pairs(8).join("\n")), desk.write("r.json", copy(pairs(8))));
+    let (data, data_copy) =
+        (fixture.write("a.jsonl", answers(8).join("\n")), fixture.write("a.json", copy(answers(8))));
+    let (ranked, ranked_copy) =
+        (fixture.write("r.jsonl", pairs(8).join("\n")), fixture.write("r.json", copy(pairs(8))));
     for refused in [
-        desk.finetune(&data, Some(&data)),
-        desk.finetune(&data, Some(&data_copy)),
-        desk.distill(&data, Some(&data_copy)),
-        desk.reward(&ranked, Some(&ranked_copy)),
+        fixture.finetune(&data, Some(&data)),
+        fixture.finetune(&data, Some(&data_copy)),
+        fixture.distill(&data, Some(&data_copy)),
+        fixture.reward(&ranked, Some(&ranked_copy)),
     ] {
         let message = refused.unwrap_err().to_string();
-        assert!(
-            message.contains("all of its 8 records are in") && message.contains("nothing is held out"),
-            "{message}"
-        );
+        assert!(message.contains("all 8 records are also in") && message.contains("--validation"), "{message}");
     }
 }
 
 #[test]
-fn without_a_pad_token_the_end_of_a_turn_fills_rows_and_is_learnt_as_before() {
-    let desk = Desk::new();
-    // Rows of different lengths, so that there is something to fill.
+fn without_a_pad_token_the_end_token_pads_rows() {
+    let fixture = Fixture::new();
+    // Rows of different lengths, so that there is padding.
     let line = |i: usize| format!(r#"{{"prompt": "the{}", "completion": "the dog"}}"#, " fox".repeat(i));
-    let data = desk.write("data.jsonl", (1..12).map(line).collect::<Vec<_>>().join("\n"));
+    let data = fixture.write("data.jsonl", (1..12).map(line).collect::<Vec<_>>().join("\n"));
     let weights = || {
-        let learnt = |done: Result<()>| {
-            done.unwrap();
-            std::fs::read(desk.path("out/model.safetensors")).unwrap()
+        let weights = |result: Result<()>| {
+            result.unwrap();
+            std::fs::read(fixture.path("out/model.safetensors")).unwrap()
         };
-        [learnt(desk.finetune(&data, None)), learnt(desk.distill(&data, None))]
+        [weights(fixture.finetune(&data, None)), weights(fixture.distill(&data, None))]
     };
     let padded = weights();
     for (file, key) in [("tokenizer_config.json", "pad_token"), ("config.json", "pad_token_id")] {
-        let file = desk.path("model").join(file);
+        let file = fixture.path("model").join(file);
         let mut json: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
         assert!(!json.as_object_mut().unwrap().remove(key).unwrap().is_null());
         std::fs::write(file, json.to_string()).unwrap();
     }
-    assert!(weights() == padded, "what fills rows must not matter");
+    assert!(weights() == padded, "the padding token must not matter");
 }
 
 #[test]
-fn an_adapter_as_a_model_is_told_how_it_becomes_one() {
-    let desk = Desk::new();
+fn an_adapter_in_place_of_a_model_gives_a_helpful_error() {
+    let fixture = Fixture::new();
     for file in ["config.json", "model.safetensors", "generation_config.json"] {
-        std::fs::remove_file(desk.path("model").join(file)).unwrap();
+        std::fs::remove_file(fixture.path("model").join(file)).unwrap();
     }
-    std::fs::write(desk.path("model").join("adapter_config.json"), "{}").unwrap();
-    let (data, ranked) = (desk.write("a.jsonl", answers(8).join("\n")), desk.write("r.jsonl", pairs(8).join("\n")));
-    for refused in [desk.finetune(&data, None), desk.distill(&data, None), desk.reward(&ranked, None)] {
+    std::fs::write(fixture.path("model").join("adapter_config.json"), "{}").unwrap();
+    let (data, ranked) =
+        (fixture.write("a.jsonl", answers(8).join("\n")), fixture.write("r.jsonl", pairs(8).join("\n")));
+    for refused in [fixture.finetune(&data, None), fixture.distill(&data, None), fixture.reward(&ranked, None)] {
         let message = refused.unwrap_err().to_string();
         assert!(
             message.contains(
@@ -166,7 +166,7 @@ fn an_adapter_as_a_model_is_told_how_it_becomes_one() {
 }
 
 #[test]
-fn an_error_is_one_line_also_where_backtraces_are_wanted() {
+fn an_error_is_one_line_even_with_backtraces_enabled() {
     let run = Command::new(env!("CARGO_BIN_EXE_llm-train"))
         .args(["--threads", "0", "params", "llama-3-8b"])
         .env("RUST_BACKTRACE", "1")

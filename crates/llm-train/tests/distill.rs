@@ -1,4 +1,4 @@
-//! Distillation where the answer is known (L8).
+//! Distillation with known optima (L8).
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -18,7 +18,7 @@ use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{DistillInputs, DistillRecipe, PrepareInputs, distill, prepare};
 use serde_json::Value;
 
-/// Lowers `f` of some parameters by Adam.
+/// Minimises `f` by Adam with a linear learning rate.
 fn minimise(parameters: &Var, steps: u64, learning_rate: f64, f: impl Fn(&Tensor) -> Tensor) {
     let moments = Tensor::zeros((2, parameters.elem_count()), DType::F32, &Device::Cpu).unwrap();
     for step in 1..=steps {
@@ -35,7 +35,7 @@ fn scalar(x: &Tensor) -> f32 {
 }
 
 #[test]
-fn logits_of_their_own_reach_the_teachers_distribution_in_both_directions() {
+fn free_logits_converge_to_the_teachers_distribution() {
     let teacher = Tensor::randn(0f32, 2., (16, 32), &Device::Cpu).unwrap();
     let student = Var::zeros((16, 32), DType::F32, &Device::Cpu).unwrap();
     let forward = |x: &Tensor| scalar(&loss::distillation(x, &teacher, 1.).unwrap());
@@ -47,12 +47,12 @@ fn logits_of_their_own_reach_the_teachers_distribution_in_both_directions() {
     }
 }
 
-/// A bell curve over 41 places, of free mean and width: too small for a teacher with two peaks.
+/// Logits of a bell curve over 41 positions, with parameters mean and log width: it cannot represent two peaks.
 fn bell(parameters: &Tensor) -> Tensor {
-    let places = Tensor::arange(-20f32, 21., &Device::Cpu).unwrap();
+    let positions = Tensor::arange(-20f32, 21., &Device::Cpu).unwrap();
     let mean = parameters.narrow(0, 0, 1).unwrap();
     let width = parameters.narrow(0, 1, 1).unwrap().exp().unwrap();
-    let x = places.broadcast_sub(&mean).unwrap().broadcast_div(&width).unwrap();
+    let x = positions.broadcast_sub(&mean).unwrap().broadcast_div(&width).unwrap();
     (x.sqr().unwrap() * -0.5).unwrap().unsqueeze(0).unwrap()
 }
 
@@ -71,7 +71,7 @@ fn forward_kl_covers_both_peaks_and_reverse_kl_chooses_one() {
     minimise(&forward, 1500, 0.05, |p| loss::distillation(&bell(p), &teacher, 1.).unwrap());
     let reverse = start();
     minimise(&reverse, 1500, 0.05, |p| {
-        // KL(student || teacher), composed of candle's own operations.
+        // KL(student || teacher), from candle's basic operations.
         let (student, target) = (softmax(&bell(p)), softmax(&teacher));
         let ratio = ((&student + 1e-9).unwrap().log().unwrap() - (target + 1e-9).unwrap().log().unwrap()).unwrap();
         (student * ratio).unwrap().sum_all().unwrap()
@@ -85,9 +85,9 @@ fn forward_kl_covers_both_peaks_and_reverse_kl_chooses_one() {
     assert!((chosen.abs() - 9.).abs() < 1.5 && narrow < 3., "reverse: mean {chosen}, width {narrow}");
 }
 
-/// Few conversations, a peaked teacher: what the recipe comes to with its logits and with the labels alone.
+/// Few conversations, and a student of the teacher's architecture.
 #[test]
-fn the_teachers_logits_teach_more_than_labels_and_a_copy_of_the_teacher_is_found() {
+fn distillation_gets_closer_to_the_teacher_than_training_on_labels() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let text = "one two three four five six seven eight nine ten eleven twelve";
@@ -100,8 +100,8 @@ fn the_teachers_logits_teach_more_than_labels_and_a_copy_of_the_teacher_is_found
         ],
     };
     write_jsonl(&path("train.jsonl"), &(0..96).map(conversation).collect::<Vec<_>>()).unwrap();
-    write_jsonl(&path("held_out.jsonl"), &(96..144).map(conversation).collect::<Vec<_>>()).unwrap();
-    let (teacher, data, held_out) = (path("teacher"), path("train.jsonl"), path("held_out.jsonl"));
+    write_jsonl(&path("validation.jsonl"), &(96..144).map(conversation).collect::<Vec<_>>()).unwrap();
+    let (teacher, data, validation) = (path("teacher"), path("train.jsonl"), path("validation.jsonl"));
     let run = |name: &str, alpha: f64, epochs: u64| {
         let recipe = DistillRecipe {
             alpha,
@@ -119,63 +119,63 @@ fn the_teachers_logits_teach_more_than_labels_and_a_copy_of_the_teacher_is_found
             text_teacher: None,
             student: None,
             data: &data,
-            held_out: Some(&held_out),
+            validation: Some(&validation),
             text: None,
         };
         quietly(|options| distill(&recipe, inputs, &path(name), options)).unwrap();
-        (figures(&path(name), "eval_kl"), held_out_kl(&teacher, &path(name), &held_out))
+        (metrics(&path(name), "eval_kl"), validation_kl(&teacher, &path(name), &validation))
     };
     let (logged, taught) = run("taught", 1., 60);
     let (none, labelled) = run("labelled", 0., 60);
     let (before, last) = (logged[0], logged[logged.len() - 1]);
     assert!((last - taught).abs() < 1e-4 * taught.max(1e-3), "{last} in the log, {taught} computed from the files");
-    assert!(none.is_empty(), "no teacher is run where its weight is 0");
+    assert!(none.is_empty(), "no teacher runs if its weight is 0");
     assert!(taught < 0.5 * before && taught < 0.5 * labelled, "{before} before, {taught} taught, {labelled} labelled");
 }
 
-/// `KL(teacher ‖ student)` of a token of the answers.
-fn held_out_kl(teacher: &Path, student: &Path, held_out: &Path) -> f64 {
+/// `KL(teacher ‖ student)` per trained token of the validation data.
+fn validation_kl(teacher: &Path, student: &Path, validation: &Path) -> f64 {
     let tokenizer = Tokenizer::from_dir(teacher).unwrap();
     let (teacher, student) = (Model::load(teacher).unwrap(), Model::load(student).unwrap());
-    let examples = read_examples(held_out, &tokenizer, 512).unwrap();
+    let examples = read_examples(validation, &tokenizer, 512).unwrap();
     let examples: Vec<&Example> = examples.iter().collect();
-    let (theirs, labels) = answer_states(&teacher, &examples, 0).unwrap();
-    let (ours, _) = answer_states(&student, &examples, 0).unwrap();
-    student.distillation(&ours, (&teacher, &theirs), &labels, 1., 1.).unwrap().kl
+    let (teacher_states, labels) = answer_states(&teacher, &examples, 0).unwrap();
+    let (student_states, _) = answer_states(&student, &examples, 0).unwrap();
+    student.distillation(&student_states, (&teacher, &teacher_states), &labels, 1., 1.).unwrap().kl
 }
 
-fn figures(run: &Path, key: &str) -> Vec<f64> {
+fn metrics(run: &Path, key: &str) -> Vec<f64> {
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     metrics.lines().filter_map(|line| serde_json::from_str::<Value>(line).unwrap()[key].as_f64()).collect()
 }
 
-/// A teacher of conversations, a teacher of text of the same tokenizer, shards of it, and shards of another tokenizer.
-struct Schools {
+/// A teacher, a teacher of plain text with the same tokenizer, a model with another tokenizer, and shards of both tokenizers.
+struct Fixture {
     dir: tempfile::TempDir,
 }
 
-impl Schools {
+impl Fixture {
     fn new() -> Self {
-        let schools = Self { dir: tempfile::tempdir().unwrap() };
+        let fixture = Self { dir: tempfile::tempdir().unwrap() };
         let text = "one two three four five six seven eight nine ten eleven twelve ".repeat(40);
-        fresh_model(&schools.path("teacher"), &text, 16, 0.3);
-        fresh_model(&schools.path("base"), &text, 24, 0.3);
-        // As many tokens, of other words.
-        fresh_model(&schools.path("stranger"), &text.replace('e', "a"), 16, 0.3);
-        for name in ["teacher", "stranger"] {
+        fresh_model(&fixture.path("teacher"), &text, 16, 0.3);
+        fresh_model(&fixture.path("base"), &text, 24, 0.3);
+        // The same vocabulary size, other tokens.
+        fresh_model(&fixture.path("other"), &text.replace('e', "a"), 16, 0.3);
+        for name in ["teacher", "other"] {
             let inputs = PrepareInputs {
-                tokenizer: &schools.path(name),
-                train: &[schools.path("base.txt")],
-                held_out: &[],
-                held_out_share: 0.2,
+                tokenizer: &fixture.path(name),
+                train: &[fixture.path("base.txt")],
+                validation: &[],
+                validation_share: 0.2,
             };
-            quietly(|options| prepare(&inputs, &schools.path(&format!("{name}-shards")), options)).unwrap();
+            quietly(|options| prepare(&inputs, &fixture.path(&format!("{name}-shards")), options)).unwrap();
         }
         let answer = |i: usize| Message::assistant(["one two", "nine ten"][i % 2]);
         let turns = |i: usize| vec![Message::user(format!("say {i}")), answer(i)];
         let conversations: Vec<_> = (0..40).map(|i| Conversation { messages: turns(i) }).collect();
-        write_jsonl(&schools.path("data.jsonl"), &conversations).unwrap();
-        schools
+        write_jsonl(&fixture.path("data.jsonl"), &conversations).unwrap();
+        fixture
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -208,7 +208,7 @@ impl Schools {
             text_teacher: text_teacher.as_deref(),
             student: None,
             data: &data,
-            held_out: None,
+            validation: None,
             text: Some(&text),
         };
         quietly(|options| distill(&recipe, inputs, &self.path(out), options)).map(|_| ())
@@ -216,47 +216,47 @@ impl Schools {
 }
 
 #[test]
-fn plain_text_has_a_teacher_of_its_own_or_is_learnt_from_its_labels() {
-    let schools = Schools::new();
-    schools.distill("labels", 0.5, "teacher-shards", None).unwrap();
-    let figure = |run: &str, key: &str| figures(&schools.path(run), key);
-    assert_eq!(figure("labels", "kl_loss").len(), 5, "40 conversations less a twentieth in batches of 8");
-    let (loss, labels) = (figure("labels", "loss"), figure("labels", "cross_entropy_loss"));
+fn plain_text_uses_its_own_teacher_or_labels_only() {
+    let fixture = Fixture::new();
+    fixture.distill("labels", 0.5, "teacher-shards", None).unwrap();
+    let metric = |run: &str, key: &str| metrics(&fixture.path(run), key);
+    assert_eq!(metric("labels", "kl_loss").len(), 5, "38 training conversations in batches of 8");
+    let (loss, labels) = (metric("labels", "loss"), metric("labels", "cross_entropy_loss"));
     assert_eq!(loss[..4], labels[..4]);
     assert_ne!(loss[4], labels[4]);
-    schools.distill("guided", 0.5, "teacher-shards", Some("base")).unwrap();
-    assert_eq!(figure("guided", "kl_loss").len(), 9);
-    // Of the text its own teacher, and no other.
-    schools.distill("misguided", 0.5, "teacher-shards", Some("teacher")).unwrap();
-    assert_ne!(figure("guided", "kl_loss")[0], figure("misguided", "kl_loss")[0]);
-    assert_eq!(figure("guided", "cross_entropy_loss")[0], figure("misguided", "cross_entropy_loss")[0]);
+    fixture.distill("guided", 0.5, "teacher-shards", Some("base")).unwrap();
+    assert_eq!(metric("guided", "kl_loss").len(), 9);
+    // Another text teacher gives another KL.
+    fixture.distill("misguided", 0.5, "teacher-shards", Some("teacher")).unwrap();
+    assert_ne!(metric("guided", "kl_loss")[0], metric("misguided", "kl_loss")[0]);
+    assert_eq!(metric("guided", "cross_entropy_loss")[0], metric("misguided", "cross_entropy_loss")[0]);
 }
 
 #[test]
-fn a_student_without_a_teacher_sees_the_same_tokens_and_needs_no_teachers_weights() {
-    let schools = Schools::new();
-    schools.distill("taught", 1e-9, "teacher-shards", Some("base")).unwrap();
+fn with_alpha_zero_the_tokens_are_equal_and_no_teacher_is_loaded() {
+    let fixture = Fixture::new();
+    fixture.distill("taught", 1e-9, "teacher-shards", Some("base")).unwrap();
     for name in ["teacher", "base"] {
-        std::fs::remove_file(schools.path(name).join("model.safetensors")).unwrap();
+        std::fs::remove_file(fixture.path(name).join("model.safetensors")).unwrap();
     }
-    schools.distill("alone", 0., "teacher-shards", Some("base")).unwrap();
-    let losses = |run: &str| figures(&schools.path(run), "cross_entropy_loss");
+    fixture.distill("alone", 0., "teacher-shards", Some("base")).unwrap();
+    let losses = |run: &str| metrics(&fixture.path(run), "cross_entropy_loss");
     let (taught, alone) = (losses("taught"), losses("alone"));
     assert_eq!(taught.len(), alone.len());
     for (taught, alone) in taught.iter().zip(alone) {
         assert!((taught - alone).abs() < 1e-3, "{taught} and {alone}");
     }
-    assert!(figures(&schools.path("alone"), "kl_loss").is_empty());
+    assert!(metrics(&fixture.path("alone"), "kl_loss").is_empty());
 }
 
 #[test]
-fn text_or_a_text_teacher_of_another_tokenizer_is_refused_before_a_folder_is_made() {
-    let schools = Schools::new();
-    let sizes = ["teacher", "stranger"].map(|name| Tokenizer::from_dir(&schools.path(name)).unwrap().vocab_size());
-    assert_eq!(sizes[0], sizes[1], "the sizes must not tell them apart");
-    let message = schools.distill("run", 0.5, "stranger-shards", None).unwrap_err().to_string();
-    assert!(message.contains("stranger-shards: was prepared with another tokenizer"), "{message}");
-    let message = schools.distill("run", 0.5, "teacher-shards", Some("stranger")).unwrap_err().to_string();
-    assert!(message.contains("stranger: has another tokenizer"), "{message}");
-    assert!(!schools.path("run").exists());
+fn another_tokenizer_is_refused_before_the_folder_is_created() {
+    let fixture = Fixture::new();
+    let sizes = ["teacher", "other"].map(|name| Tokenizer::from_dir(&fixture.path(name)).unwrap().vocab_size());
+    assert_eq!(sizes[0], sizes[1], "the sizes must be equal");
+    let message = fixture.distill("run", 0.5, "other-shards", None).unwrap_err().to_string();
+    assert!(message.contains("other-shards: was prepared with another tokenizer"), "{message}");
+    let message = fixture.distill("run", 0.5, "teacher-shards", Some("other")).unwrap_err().to_string();
+    assert!(message.contains("other: has another tokenizer"), "{message}");
+    assert!(!fixture.path("run").exists());
 }

@@ -1,4 +1,4 @@
-//! A run whose loss is not a number any more stops, says so, and keeps its last good checkpoint.
+//! A run with a loss that is not finite stops with an error and keeps its last good checkpoint.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -20,10 +20,10 @@ fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
     std::fs::write(&text[0], "One two three four five six seven eight nine ten.\n".repeat(200)).unwrap();
     let (tokenizer, shards, run) = (path("tokenizer"), path("shards"), path("run"));
     train_tokenizer(&TrainConfig { vocab_size: 300, min_frequency: 1 }, &text, &tokenizer, false).unwrap();
-    let inputs = PrepareInputs { tokenizer: &tokenizer, train: &text, held_out: &[], held_out_share: 0.1 };
+    let inputs = PrepareInputs { tokenizer: &tokenizer, train: &text, validation: &[], validation_share: 0.1 };
     quietly(|options| prepare(&inputs, &shards, options)).unwrap();
 
-    // The rate rises by a million with each step: with the weights of the first ones loss and gradient still fit into f32.
+    // The learning rate rises by a million per step; loss and gradients of the first steps are still finite in f32.
     let recipe = PretrainRecipe {
         steps: 40,
         batch_size: 2,
@@ -51,7 +51,7 @@ fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
     let Error::Diverged { step, kept, .. } = &error else { panic!("{error}") };
     assert!(*step > 2, "{error}");
     assert!(error.to_string().contains("learning_rate"), "{error}");
-    // The loss of this step is that of the weights of the step before, which are no good state.
+    // The loss of this step comes from the weights of the previous step, whose checkpoint is removed.
     assert_eq!(*kept, run.join(format!("checkpoints/step-{}", step - 2)).display().to_string());
     assert!(!run.join(format!("checkpoints/step-{}", step - 1)).exists());
     assert!(!run.join("trainer_state.json").exists(), "a run that diverged is not finished");
@@ -59,7 +59,7 @@ fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
         assert!(tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|x| x.is_finite()));
     }
 
-    // It goes on from there with a lower rate, which is recorded.
+    // It resumes from there with a lower learning rate, which is recorded.
     let optimizer = OptimizerConfig { learning_rate: 1e-3, ..recipe.optimizer.clone() };
     let lower = PretrainRecipe { optimizer, steps: step + 2, ..recipe };
     let outcome = pretrain(&lower, inputs, &run, RunOptions { resume: true, observer: &mut |_| (), stop: &NEVER });

@@ -1,10 +1,10 @@
-//! Every command that the README and the guide show is one that the programs accept.
+//! The programs accept all commands in the README and the documentation.
 
 use std::path::Path;
 
 use clap::Parser;
 
-/// The commands in the `sh` blocks of a page, one per line, with continued lines joined.
+/// The commands in the `sh` blocks of a page, with continued lines joined.
 fn commands(page: &str) -> Vec<String> {
     let mut lines = Vec::new();
     for block in page.split("```sh\n").skip(1) {
@@ -15,11 +15,11 @@ fn commands(page: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_commands_in_the_documents_are_understood() {
+fn the_documented_commands_are_accepted() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut pages = vec![root.join("README.md")];
     pages.extend(std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
-    let mut understood = 0;
+    let mut accepted = 0;
     for page in pages.iter().filter(|page| page.extension().is_some_and(|e| e == "md")) {
         for command in commands(&std::fs::read_to_string(page).unwrap()) {
             let Some((program, arguments)) =
@@ -36,8 +36,8 @@ fn the_commands_in_the_documents_are_understood() {
                 _ => panic!("{command}: no such program"),
             };
             assert!(error.is_none(), "{}: {command}\n{}", page.display(), error.unwrap());
-            understood += 1;
+            accepted += 1;
         }
     }
-    assert!(understood > 10, "only {understood} commands were found");
+    assert!(accepted > 10, "only {accepted} commands were found");
 }

@@ -1,4 +1,4 @@
-//! A mixture of experts learns, its routers stay balanced, and the log says what each expert took.
+//! Training of a mixture of experts: router losses and router metrics.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -26,7 +26,7 @@ fn numbers(run: &Path, key: &str) -> Vec<f64> {
     lines(run, key).iter().map(|value| value.as_f64().unwrap()).collect()
 }
 
-/// What each expert took in each step, summed over the layers.
+/// The tokens of each expert in each step, summed over layers.
 fn tokens(run: &Path) -> Vec<Vec<u64>> {
     lines(run, "tokens_per_expert").into_iter().map(|value| serde_json::from_value(value).unwrap()).collect()
 }
@@ -61,7 +61,7 @@ fn recipe(aux: f64, z: f64) -> PretrainRecipe {
 }
 
 #[test]
-fn experts_learn_and_are_counted_and_the_losses_keep_them_balanced_and_small() {
+fn router_losses_balance_the_experts_in_every_stage() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let text = [path("text.txt")];
@@ -69,7 +69,7 @@ fn experts_learn_and_are_counted_and_the_losses_keep_them_balanced_and_small() {
     std::fs::write(&text[0], sentences.repeat(100)).unwrap();
     let (tokenizer, shards) = (path("tokenizer"), path("shards"));
     train_tokenizer(&TrainConfig { vocab_size: 300, min_frequency: 1 }, &text, &tokenizer, false).unwrap();
-    let inputs = PrepareInputs { tokenizer: &tokenizer, train: &text, held_out: &[], held_out_share: 0.1 };
+    let inputs = PrepareInputs { tokenizer: &tokenizer, train: &text, validation: &[], validation_share: 0.1 };
     quietly(|options| prepare(&inputs, &shards, options)).unwrap();
     let inputs = PretrainInputs { tokenizer: &tokenizer, data: &shards };
     for (name, aux, z) in [("balanced", 0.05, 0.), ("free", 0., 0.), ("small", 0., 0.1)] {
@@ -81,11 +81,11 @@ fn experts_learn_and_are_counted_and_the_losses_keep_them_balanced_and_small() {
     }
     let mean = |name: &str, key: &str| numbers(&path(name), key)[40..].iter().sum::<f64>() / 20.;
     let (balanced, free) = (mean("balanced", "load_balancing_loss"), mean("free", "load_balancing_loss"));
-    assert!(balanced < free && balanced < 2.2, "2 if all experts are alike: {balanced}, {free} without the loss");
+    assert!(balanced < free && balanced < 2.2, "2 if balanced: {balanced}, {free} without the loss");
     assert!(mean("balanced", "busiest_expert_share") < mean("free", "busiest_expert_share"));
     assert!(mean("small", "router_z_loss") < 0.8 * mean("free", "router_z_loss"));
 
-    // What comes out is a Mixtral that is fine-tuned further, with its routers in the log.
+    // The result is a Mixtral model, which can be fine-tuned.
     let model = Model::load(&path("balanced")).unwrap();
     assert_eq!(model.config().model_type, ModelType::Mixtral);
     let words = ["cat", "dog", "mat", "door"];
@@ -94,9 +94,9 @@ fn experts_learn_and_are_counted_and_the_losses_keep_them_balanced_and_small() {
     write_jsonl(&path("chat.jsonl"), &words.repeat(10).iter().map(of).collect::<Vec<_>>()).unwrap();
     let optimizer = OptimizerConfig { warmup_steps: 0, ..FinetuneRecipe::default().optimizer };
     let tuning = FinetuneRecipe { epochs: 3, batch_size: 8, optimizer, ..FinetuneRecipe::default() };
-    let inputs = FinetuneInputs { model: &path("balanced"), data: &path("chat.jsonl"), held_out: None, text: None };
+    let inputs = FinetuneInputs { model: &path("balanced"), data: &path("chat.jsonl"), validation: None, text: None };
     quietly(|options| finetune(&tuning, inputs, &path("tuned"), options)).unwrap();
-    // Batches are of conversations of one length, some easier than others; an epoch has all of them.
+    // Compare whole epochs: batches of different lengths have different losses.
     let loss = numbers(&path("tuned"), "loss");
     let epochs: Vec<f64> = loss.chunks(loss.len() / 3).map(|epoch| epoch.iter().sum()).collect();
     assert!(epochs.len() == 3 && epochs.is_sorted_by(|before, after| before > after), "{epochs:?}");
@@ -104,7 +104,7 @@ fn experts_learn_and_are_counted_and_the_losses_keep_them_balanced_and_small() {
     assert!(eval_loss[eval_loss.len() - 1] < eval_loss[0], "{eval_loss:?}");
     assert_eq!(tokens(&path("tuned")).len(), loss.len());
 
-    // A reward model and a student with experts learn with the losses of their routers, too.
+    // Reward model and distillation add router losses too.
     let pair = |i: usize| (words[i % 4].to_owned(), words[(i + 1) % 4].to_owned());
     write_pairs(&path("pairs.jsonl"), &(0..16).map(pair).collect::<Vec<_>>());
     let opposite = |i: usize| (words[(i + 2) % 4].to_owned(), words[i % 4].to_owned());
@@ -112,8 +112,8 @@ fn experts_learn_and_are_counted_and_the_losses_keep_them_balanced_and_small() {
     let scored = |coefficient: f64, out: &str| {
         with_balance(&path("tuned"), coefficient);
         let recipe = RewardRecipe { epochs: 1, batch_size: 4, ..RewardRecipe::default() };
-        let (model, data, held_out) = (path("tuned"), path("pairs.jsonl"), path("other-pairs.jsonl"));
-        let inputs = RewardInputs { model: &model, data: &data, held_out: Some(&held_out) };
+        let (model, data, validation) = (path("tuned"), path("pairs.jsonl"), path("other-pairs.jsonl"));
+        let inputs = RewardInputs { model: &model, data: &data, validation: Some(&validation) };
         quietly(|options| reward(&recipe, inputs, &path(out), options)).unwrap();
         (numbers(&path(out), "load_balancing_loss"), numbers(&path(out), "grad_norm"))
     };
@@ -131,7 +131,7 @@ fn experts_learn_and_are_counted_and_the_losses_keep_them_balanced_and_small() {
             text_teacher: None,
             student: None,
             data: &data,
-            held_out: None,
+            validation: None,
             text: None,
         };
         quietly(|options| distill(&recipe, inputs, &path(out), options)).unwrap();

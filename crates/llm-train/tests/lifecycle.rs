@@ -1,4 +1,4 @@
-//! A tiny whole life through the program itself: killed in every stage and resumed, it ends in the same bytes.
+//! A tiny pipeline run by the program: killed in every stage and resumed, it ends in the same bytes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{contents, everything};
 
-/// What makes the life tiny: models of two layers, a dozen or two of steps for each stage.
+/// Overrides for a tiny pipeline: models of two layers, 10 to 30 steps per stage.
 const SMALL: &[&str] = &[
     "world.corpus_bytes=200000",
     "questions.tasks=160",
@@ -59,7 +59,7 @@ const SMALL: &[&str] = &[
 
 fn program(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llm-train"));
-    // Relative paths, as the recipes of the stages record them.
+    // Relative paths, because recipes record them.
     command.current_dir(dir).env("RUST_LOG", "warn").stdin(Stdio::null());
     command
 }
@@ -74,46 +74,46 @@ fn lifecycle(dir: &Path, resume: bool) -> Command {
     command
 }
 
-/// Waits until `reached` or the end of the program, and kills it (SIGKILL on Unix). Says whether it was still at work.
+/// Waits for `reached` or the end of the program, then kills it (SIGKILL on Unix). Returns whether it was still running.
 fn kill_when(mut child: Child, reached: impl Fn() -> bool) -> bool {
     let begun = Instant::now();
     while !reached() && child.try_wait().unwrap().is_none() {
         assert!(begun.elapsed() < Duration::from_mins(5), "the stage was never reached");
         std::thread::sleep(Duration::from_millis(1));
     }
-    let at_work = child.try_wait().unwrap().is_none();
+    let running = child.try_wait().unwrap().is_none();
     child.kill().ok();
     child.wait().unwrap();
-    at_work
+    running
 }
 
 #[test]
-fn a_life_that_is_killed_in_every_stage_ends_in_the_same_bytes() {
-    let (whole, torn) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let output = lifecycle(whole.path(), false).output().unwrap();
+fn a_pipeline_killed_in_every_stage_ends_in_the_same_bytes() {
+    let (uninterrupted, interrupted) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let output = lifecycle(uninterrupted.path(), false).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
-    let run = torn.path().join("run");
+    let run = interrupted.path().join("run");
     let mut resume = false;
     for early in ["data", "tokenizer", "shards", "data/lessons-train.jsonl", "student/trainer_state.json"] {
         if early == "data/lessons-train.jsonl" {
-            // Each training stage behind its first checkpoint and between two of them, but for its last steps.
+            // Each training stage after its first checkpoint, between two checkpoints.
             for stage in ["base", "instruct", "reward", "aligned"] {
-                in_the_middle(&run, torn.path(), stage);
+                kill_in_stage(&run, interrupted.path(), stage);
             }
         }
-        let child = lifecycle(torn.path(), resume).spawn().unwrap();
+        let child = lifecycle(interrupted.path(), resume).spawn().unwrap();
         let path = run.join(early);
-        assert!(kill_when(child, || path.exists()), "{early}: the program had ended before it could be killed");
+        assert!(kill_when(child, || path.exists()), "{early}: the program ended before it was killed");
         resume = true;
         if early == "data/lessons-train.jsonl" {
-            in_the_middle(&run, torn.path(), "student");
+            kill_in_stage(&run, interrupted.path(), "student");
         }
     }
-    let output = lifecycle(torn.path(), true).output().unwrap();
+    let output = lifecycle(interrupted.path(), true).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
-    let (expected, found) = (contents(&whole.path().join("run")), contents(&run));
+    let (expected, found) = (contents(&uninterrupted.path().join("run")), contents(&run));
     let names = |files: &BTreeMap<PathBuf, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&expected), names(&found));
     let different: Vec<&PathBuf> = expected.keys().filter(|name| expected[*name] != found[*name]).collect();
@@ -121,31 +121,31 @@ fn a_life_that_is_killed_in_every_stage_ends_in_the_same_bytes() {
     assert!(expected.len() > 60, "{:?}", names(&expected));
     assert!(run.join("report.md").exists());
 
-    // A finished life is neither lived again nor overwritten, and shows its table again.
+    // A finished pipeline is not repeated or overwritten; it prints its table again.
     let before = everything(&run);
-    let again = lifecycle(torn.path(), true).stdout(Stdio::piped()).output().unwrap();
+    let again = lifecycle(interrupted.path(), true).stdout(Stdio::piped()).output().unwrap();
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     assert!(String::from_utf8_lossy(&again.stdout).contains(&std::fs::read_to_string(run.join("summary.md")).unwrap()));
-    assert!(everything(&run) == before, "a finished life was touched");
-    let again = lifecycle(torn.path(), false).output().unwrap();
+    assert!(everything(&run) == before, "a finished run was changed");
+    let again = lifecycle(interrupted.path(), false).output().unwrap();
     assert_eq!(again.status.code(), Some(2));
     let message = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(message.contains("--resume") && message.trim_end().lines().count() == 1, "{message}");
 }
 
-/// Kills the program some steps behind the first checkpoint of `stage`, twice.
-fn in_the_middle(run: &Path, dir: &Path, stage: &str) {
+/// Kills the program twice, some steps after the first checkpoint of `stage`.
+fn kill_in_stage(run: &Path, dir: &Path, stage: &str) {
     let metrics = run.join(stage).join("metrics.jsonl");
     let lines = || std::fs::read_to_string(&metrics).map_or(0, |text| text.lines().count());
     for wanted in [7, 10] {
         let child = lifecycle(dir, true).spawn().unwrap();
-        assert!(kill_when(child, || lines() >= wanted), "{stage}: the program had ended");
+        assert!(kill_when(child, || lines() >= wanted), "{stage}: the program ended");
         assert!(!run.join(stage).join("trainer_state.json").exists(), "{stage} was finished before it was killed");
     }
 }
 
 #[test]
-fn bad_input_is_one_line_that_names_what_is_wrong_and_exit_code_2() {
+fn invalid_input_gives_a_one_line_error_and_exit_code_2() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("broken.jsonl"), "{\"messages\": [}\n").unwrap();
     std::fs::write(dir.path().join("bad.toml"), "steps = \"many\"\n").unwrap();
@@ -174,7 +174,7 @@ fn bad_input_is_one_line_that_names_what_is_wrong_and_exit_code_2() {
         assert_eq!(message.trim_end().lines().count(), 1, "{arguments:?}: {message}");
         assert!(named.iter().all(|part| message.contains(part)), "{arguments:?}: {message}");
         assert!(output.stdout.is_empty());
-        assert!(!dir.path().join("x").exists(), "{arguments:?} left something behind");
+        assert!(!dir.path().join("x").exists(), "{arguments:?} left files");
     }
     assert_eq!(std::fs::read_to_string(dir.path().join("taken/notes.txt")).unwrap(), "mine");
 }

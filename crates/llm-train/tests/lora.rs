@@ -1,4 +1,4 @@
-//! Fine-tuning by an adapter: it learns, it alone is written, and an interrupted run ends in the same bytes.
+//! Fine-tuning with a LoRA adapter.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -20,7 +20,7 @@ use llm_train::recipes::{
 use llm_train::run::{NEVER, RunOptions};
 use serde_json::Value;
 
-/// Things and their colours, each asked for with the same words before it.
+/// Questions about the colours of four things, with each of these prefixes.
 fn conversations(before: &[&str]) -> Vec<Conversation> {
     let colours = [("apple", "red"), ("leaf", "green"), ("sky", "blue"), ("snow", "white")];
     let of = |before: &str, (thing, colour): (&str, &str)| Conversation {
@@ -50,7 +50,7 @@ fn eval_losses(run: &Path) -> Vec<f64> {
     text.lines().filter_map(of).collect()
 }
 
-/// Makes of a finished run one that was interrupted behind its first checkpoint that is kept.
+/// Changes a finished run into one that was interrupted after its first kept checkpoint.
 fn interrupt(run: &Path) {
     let mut steps: Vec<_> = fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().path()).collect();
     steps.sort_by_key(|path| path.file_name().unwrap().to_string_lossy()["step-".len()..].parse::<u64>().unwrap());
@@ -68,9 +68,9 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
     fresh_model(&base, "the apple is red the leaf is green the sky is blue the snow is white", 32, 0.1);
     let weights = fs::read(base.join("model.safetensors")).unwrap();
     write_jsonl(&data, &conversations(&["the", "a", "see the", "is the", "this", "red or white: the"])).unwrap();
-    let held_out = dir.path().join("held_out.jsonl");
-    write_jsonl(&held_out, &conversations(&["see a", "is this the"])).unwrap();
-    let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&held_out), text: None };
+    let validation = dir.path().join("validation.jsonl");
+    write_jsonl(&validation, &conversations(&["see a", "is this the"])).unwrap();
+    let inputs = FinetuneInputs { model: &base, data: &data, validation: Some(&validation), text: None };
     for (name, base_dtype, use_dora) in
         [("plain", BaseDtype::F32, false), ("dora", BaseDtype::Bf16, true), ("quantised", BaseDtype::Q8_0, false)]
     {
@@ -90,30 +90,30 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
 }
 
 #[test]
-fn weights_that_train_are_held_in_f32() {
+fn trained_weights_must_be_f32() {
     let nowhere = Path::new("nowhere");
-    let inputs = FinetuneInputs { model: nowhere, data: nowhere, held_out: None, text: None };
+    let inputs = FinetuneInputs { model: nowhere, data: nowhere, validation: None, text: None };
     let recipe = FinetuneRecipe { lora: None, ..recipe(BaseDtype::Q4_0, false) };
     let message = quietly(|options| finetune(&recipe, inputs, nowhere, options)).unwrap_err().to_string();
     assert!(message.contains("base_dtype") && message.contains("[lora]"), "{message}");
 }
 
 #[test]
-fn a_whole_life_is_not_lived_on_an_adapter() {
+fn the_pipeline_rejects_an_adapter() {
     let dir = tempfile::tempdir().unwrap();
-    let life = LifecycleRecipe { finetune: recipe(BaseDtype::F32, false), ..LifecycleRecipe::default() };
-    let message = quietly(|options| lifecycle(&life, &dir.path().join("run"), options)).unwrap_err().to_string();
+    let recipe = LifecycleRecipe { finetune: recipe(BaseDtype::F32, false), ..LifecycleRecipe::default() };
+    let message = quietly(|options| lifecycle(&recipe, &dir.path().join("run"), options)).unwrap_err().to_string();
     assert!(message.contains("finetune.lora") && !dir.path().join("run").exists(), "{message}");
 }
 
-/// A base that read plain text and never a token of the chat template.
+/// A base model that was trained on plain text, without chat template tokens.
 fn pretrained(dir: &Path) {
     let path = |name: &str| dir.join(name);
     let text = "the apple is red. the leaf is green. the sky is blue. the snow is white.\n".repeat(120);
     fs::write(path("text.txt"), &text).unwrap();
     let train = [path("text.txt")];
     train_tokenizer(&TrainConfig { vocab_size: 300, min_frequency: 2 }, &train, &path("tokenizer"), false).unwrap();
-    let inputs = PrepareInputs { tokenizer: &path("tokenizer"), train: &train, held_out: &[], held_out_share: 0.1 };
+    let inputs = PrepareInputs { tokenizer: &path("tokenizer"), train: &train, validation: &[], validation_share: 0.1 };
     quietly(|options| prepare(&inputs, &path("shards"), options)).unwrap();
     let model = ModelConfig {
         hidden_size: 32,
@@ -131,12 +131,12 @@ fn pretrained(dir: &Path) {
 }
 
 #[test]
-fn an_adapter_of_a_base_that_never_saw_the_chat_tokens_learns_their_rows() {
+fn an_adapter_trains_the_embeddings_of_new_chat_tokens() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     pretrained(dir.path());
     let (base, data) = (path("base"), path("data.jsonl"));
-    // Of the base's own tokens, which have a space before them.
+    // The base model's tokens begin with a space.
     let spaced = |before: &[&str]| {
         let mut conversations = conversations(before);
         for answer in conversations.iter_mut().map(|conversation| &mut conversation.messages[1].content) {
@@ -144,10 +144,10 @@ fn an_adapter_of_a_base_that_never_saw_the_chat_tokens_learns_their_rows() {
         }
         conversations
     };
-    let held_out = path("held_out.jsonl");
+    let validation = path("validation.jsonl");
     write_jsonl(&data, &spaced(&["the", "the the", "the is the", "the apple is the"])).unwrap();
-    write_jsonl(&held_out, &spaced(&["the the is the"])).unwrap();
-    let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&held_out), text: None };
+    write_jsonl(&validation, &spaced(&["the the is the"])).unwrap();
+    let inputs = FinetuneInputs { model: &base, data: &data, validation: Some(&validation), text: None };
     let run = |name: &str, indices: Option<TokenIndices>| {
         let mut recipe = FinetuneRecipe { epochs: 30, ..recipe(BaseDtype::F32, false) };
         recipe.lora.as_mut().unwrap().trainable_token_indices = indices;
@@ -157,9 +157,9 @@ fn an_adapter_of_a_base_that_never_saw_the_chat_tokens_learns_their_rows() {
     };
     let (recipe, with) = run("with", None);
     let (_, without) = run("without", Some(TokenIndices::Embedding(Vec::new())));
-    assert!(with < 0.5 * without, "{with} with the rows, {without} without");
+    assert!(with < 0.5 * without, "{with} with the embeddings, {without} without");
 
-    // The file says which rows, and an interrupted run ends in the same bytes.
+    // The config lists the tokens, and an interrupted run ends in the same bytes.
     let file = |name: &str| fs::read(path("with").join(name)).unwrap();
     let config: Value = serde_json::from_slice(&file("adapter_config.json")).unwrap();
     assert_eq!(config["trainable_token_indices"], serde_json::json!([2, 3, 4, 5]), "all tokens of the template");
@@ -168,7 +168,7 @@ fn an_adapter_of_a_base_that_never_saw_the_chat_tokens_learns_their_rows() {
     finetune(&recipe, inputs, &path("with"), RunOptions { resume: true, observer: &mut |_| (), stop: &NEVER }).unwrap();
     assert!(file("adapter_model.safetensors") == whole, "other bytes");
 
-    // Merged, it ends its turns, and the files say so.
+    // The merged model ends its turns.
     let mut model = Model::load(&base).unwrap();
     model.load_adapter("chat", &path("with")).unwrap();
     model.use_adapter(Some("chat")).unwrap();

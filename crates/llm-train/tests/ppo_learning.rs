@@ -1,5 +1,5 @@
-//! PPO against optima that are known (L1 to L4 of the field's checks), through the trainer that the recipe uses, over
-//! three seeds: KL-regularised bandits and short texts, whose best policy is `reference · exp(score / kl_coef)`.
+//! PPO converges to known optima (L1 to L4), over three seeds: KL-regularised bandits and short texts, whose optimal policy is
+//! proportional to `reference · exp(score / kl_coef)`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -18,7 +18,7 @@ const EOS: u32 = 1;
 const IDS: SpecialIds = SpecialIds { pad: PAD, eos: EOS };
 
 /// The metrics of an update by name.
-type Figures = Vec<(&'static str, f64)>;
+type Metrics = Vec<(&'static str, f64)>;
 
 fn model(vocab_size: usize, hidden_size: usize, initializer_range: f64, head: Head, seed: u64) -> Model {
     let config = ModelConfig {
@@ -46,8 +46,8 @@ fn recipe(learning_rate: f64, kl_coef: f64) -> PpoRecipe {
     }
 }
 
-/// The metrics of each update of a training on the same queries.
-fn train(trainer: &mut PpoTrainer, queries: &[Vec<u32>]) -> Vec<Figures> {
+/// Trains on the same queries in each update; returns the metrics of each update.
+fn train(trainer: &mut PpoTrainer, queries: &[Vec<u32>]) -> Vec<Metrics> {
     let recipe = trainer.recipe;
     let update = |update| {
         let rollouts = trainer.roll_out(queries, recipe.seed * 10_000 + update).unwrap();
@@ -60,7 +60,7 @@ fn metric(metrics: &[(&str, f64)], name: &str) -> f64 {
     metrics.iter().find(|m| m.0 == name).unwrap_or_else(|| panic!("{name} is missing")).1
 }
 
-/// L1: one token of eight, the reference uniform, a score of 1 for token 3. The optimum is `e^(1/β) / (e^(1/β) + 7)`.
+/// L1: one token out of eight, uniform reference, score 1 for token 3. The optimal probability is `e^(1/β) / (e^(1/β) + 7)`.
 #[test]
 fn l1_ppo_finds_the_optimum_of_the_regularised_bandit() {
     let start = model(8, 16, 0.1, Head::LanguageModel, 1);
@@ -86,19 +86,19 @@ fn l1_ppo_finds_the_optimum_of_the_regularised_bandit() {
     }
 }
 
-/// All replies of at most `length` tokens of a vocabulary: those that end early, and those that are cut off.
+/// All replies of at most `length` tokens: those with an end token, and those cut off.
 fn all_replies(vocab: u32, length: usize) -> Vec<Vec<u32>> {
     let (mut open, mut ended): (Vec<Vec<u32>>, Vec<Vec<u32>>) = (vec![Vec::new()], Vec::new());
     for _ in 0..length {
         let longer = open.iter().flat_map(|reply| (0..vocab).map(|id| [reply.as_slice(), &[id]].concat()));
-        let (ends, goes_on): (Vec<_>, Vec<_>) = longer.partition(|reply| reply.last() == Some(&EOS));
+        let (ends, continues): (Vec<_>, Vec<_>) = longer.partition(|reply| reply.last() == Some(&EOS));
         ended.extend(ends);
-        open = goes_on;
+        open = continues;
     }
     [ended, open].concat()
 }
 
-/// A score of each text that looks random and is not: a hash as a number of [-1, 1].
+/// A deterministic pseudo-random score in [-1, 1] for each text.
 fn hashed(row: &[u32]) -> f64 {
     let hash = row.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &id| (h ^ u64::from(id)).wrapping_mul(0x0100_0000_01b3));
     let mixed = (hash ^ (hash >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -110,7 +110,7 @@ fn hashed_scores(rows: &[Vec<u32>]) -> Result<Vec<f64>> {
     Ok(rows.iter().map(|row| hashed(row)).collect())
 }
 
-/// The probability of each of these replies to `query`.
+/// The probability of each reply to `query`.
 fn probabilities(model: &Model, query: &[u32], replies: &[Vec<u32>]) -> Vec<f64> {
     let pairs: Vec<(&[u32], &[u32])> = replies.iter().map(|reply| (query, reply.as_slice())).collect();
     let logprobs = reply_logprobs(model, &pairs, 1., PAD).unwrap().to_vec1::<f32>().unwrap();
@@ -123,14 +123,14 @@ fn probabilities(model: &Model, query: &[u32], replies: &[Vec<u32>]) -> Vec<f64>
     replies.iter().map(&mut probability).collect()
 }
 
-/// L2: texts of one or two tokens of four, each with a score of its own: the whole distribution is known.
+/// L2: texts of one or two tokens from a vocabulary of four, with pseudo-random scores: the optimal distribution is known.
 #[test]
 fn l2_ppo_finds_the_best_distribution_over_short_texts() {
     let beta = 0.3;
     let (query, replies) = (vec![2u32, 3], all_replies(4, 2));
     let reference = model(4, 32, 0.3, Head::LanguageModel, 1);
     let before = probabilities(&reference, &query, &replies);
-    assert!((before.iter().sum::<f64>() - 1.).abs() < 1e-5, "the replies are all there are");
+    assert!((before.iter().sum::<f64>() - 1.).abs() < 1e-5, "the replies are complete");
     let scores: Vec<f64> = replies.iter().map(|reply| hashed(&[query.as_slice(), reply].concat())).collect();
     let weights: Vec<f64> = before.iter().zip(&scores).map(|(p, r)| p * (r / beta).exp()).collect();
     let total: f64 = weights.iter().sum();
@@ -161,13 +161,13 @@ fn l2_ppo_finds_the_best_distribution_over_short_texts() {
     }
 }
 
-/// How often token 5 is said.
+/// The number of tokens 5 in each row.
 fn fives(rows: &[Vec<u32>]) -> Vec<f64> {
     rows.iter().map(|row| row.iter().filter(|&&id| id == 5).count() as f64).collect()
 }
 
-/// The mean count of token 5 at first and at last, and the metrics of a training under this score.
-fn train_on(kl_coef: f64, score: Score) -> (f64, f64, Vec<Figures>) {
+/// Trains with this score: the mean count of token 5 before and after, and the metrics.
+fn train_on(kl_coef: f64, score: Score) -> (f64, f64, Vec<Metrics>) {
     let recipe =
         PpoRecipe { updates: 40, num_ppo_epochs: 2, max_new_tokens: 6, micro_batch_size: 128, ..recipe(1e-2, kl_coef) };
     let start = model(12, 16, 0.3, Head::LanguageModel, 1);
@@ -183,11 +183,11 @@ fn train_on(kl_coef: f64, score: Score) -> (f64, f64, Vec<Figures>) {
 }
 
 #[test]
-fn l3_a_score_is_learnt_and_noise_and_the_opposite_are_not() {
+fn l3_ppo_follows_the_score_and_ignores_noise() {
     let (before, after, metrics) = train_on(0.02, &|rows| Ok(fives(rows)));
     let (first, last) = (&metrics[0], &metrics[metrics.len() - 1]);
     println!("score: {before} to {after}; KL {} to {}", metric(first, "objective/kl"), metric(last, "objective/kl"));
-    assert!(after - before > 0.5 * (6. - before), "half of what is possible: {before} to {after}");
+    assert!(after - before > 0.5 * (6. - before), "half of the possible gain: {before} to {after}");
     assert_eq!(metric(first, "objective/kl"), 0.);
     assert!(metric(last, "objective/kl") > 1.);
     assert!(metric(last, "policy/entropy_avg") < 0.8 * metric(first, "policy/entropy_avg"));
@@ -205,21 +205,21 @@ fn l3_a_score_is_learnt_and_noise_and_the_opposite_are_not() {
 }
 
 #[test]
-fn l3_the_dearer_the_kl_the_smaller_it_is() {
-    let last = |(_, _, metrics): (f64, f64, Vec<Figures>)| metrics.last().unwrap().clone();
+fn l3_a_higher_kl_coefficient_gives_a_smaller_kl() {
+    let last = |(_, _, metrics): (f64, f64, Vec<Metrics>)| metrics.last().unwrap().clone();
     let kl = [0.02, 0.3, 3.].map(|kl_coef| metric(&last(train_on(kl_coef, &|rows| Ok(fives(rows)))), "objective/kl"));
     assert!(kl[0] > 1.5 * kl[1] && kl[1] > 1.5 * kl[2], "{kl:?}");
 }
 
-/// Nothing but the entropy to gain: the bonus takes a policy that prefers some tokens to one that prefers none.
+/// Without any reward the entropy bonus makes the policy uniform.
 #[test]
-fn an_entropy_bonus_evens_out_what_is_not_rewarded() {
+fn the_entropy_bonus_alone_makes_the_policy_uniform() {
     let entropy = |entropy_coef: f64| {
         let recipe =
             PpoRecipe { updates: 30, max_new_tokens: 1, micro_batch_size: 64, entropy_coef, ..recipe(1e-2, 0.) };
         let start = model(8, 16, 0.5, Head::LanguageModel, 1);
         let nothing = |rows: &[Vec<u32>]| Ok(vec![0.; rows.len()]);
-        // A critic that says 0 everywhere: advantages are 0 but for what it learns.
+        // A critic that predicts 0, so that the initial advantages are 0.
         let critic = model(8, 16, 0.3, Head::Token, 2);
         critic.params().vars()["score.weight"]
             .set(&Tensor::zeros((1, 16), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap())
@@ -233,7 +233,7 @@ fn an_entropy_bonus_evens_out_what_is_not_rewarded() {
     assert!(even > 8f64.ln() - 0.01, "{before} to {even} of {}", 8f64.ln());
 }
 
-/// The metrics and the trainer of a critic that learns beside a policy that does not.
+/// Trains the critic with a fixed policy; returns the trainer and the explained variance.
 fn learn_values<'a>(
     recipe: &'a PpoRecipe,
     score: llm_train::recipes::Score<'a>,
@@ -261,7 +261,7 @@ fn critic_recipe(seed: u64, learning_rate: f64) -> PpoRecipe {
     }
 }
 
-/// L4: a reward of the prompt alone is explained, whatever the reply.
+/// L4: the critic explains a reward that depends on the prompt only.
 #[test]
 fn l4_a_critic_explains_a_reward_of_the_prompt() {
     let queries: Vec<Vec<u32>> = (0..128).map(|i| vec![2 + i % 2, i / 2 % 2, 2]).collect();
@@ -273,7 +273,7 @@ fn l4_a_critic_explains_a_reward_of_the_prompt() {
     }
 }
 
-/// L4: under a policy that does not change, the value of every beginning is the mean of the scores it may come to.
+/// L4: under a fixed policy the value of every prefix is the expected score.
 #[test]
 fn l4_values_are_the_expected_returns() {
     let (query, replies) = (vec![2u32, 3], all_replies(4, 2));

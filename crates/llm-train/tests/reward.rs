@@ -1,4 +1,4 @@
-//! The reward model against a truth that is planted (L5): answers are bags of words, each of which has a price.
+//! The reward model on synthetic data with a known reward (L5): the sum of the values of the answer's words.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -21,7 +21,7 @@ fn answer(rng: &mut ChaCha8Rng) -> String {
     words.join(" ")
 }
 
-fn truth(answer: &str) -> f64 {
+fn true_reward(answer: &str) -> f64 {
     answer.split(' ').map(|word| WORDS.iter().find(|w| w.0 == word).unwrap().1).sum()
 }
 
@@ -29,58 +29,58 @@ fn sigmoid(x: f64) -> f64 {
     1. / (1. + (-x).exp())
 }
 
-/// Pairs of answers; `prefers` says with which probability the annotator prefers one whose truth is higher by so much.
+/// (better, worse) answers. `prefers` gives the probability that the first is preferred, from the difference of true rewards.
 fn pairs(count: usize, seed: u64, prefers: fn(f64) -> f64) -> Vec<(String, String)> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut pairs = Vec::with_capacity(count);
     while pairs.len() < count {
         let (a, b) = (answer(&mut rng), answer(&mut rng));
-        if (truth(&a) - truth(&b)).abs() > 0.1 {
-            let first = rng.random::<f64>() < prefers(truth(&a) - truth(&b));
+        if (true_reward(&a) - true_reward(&b)).abs() > 0.1 {
+            let first = rng.random::<f64>() < prefers(true_reward(&a) - true_reward(&b));
             pairs.push(if first { (a, b) } else { (b, a) });
         }
     }
     pairs
 }
 
-/// Trains on pairs of such an annotator: the model, and its accuracy on 1000 further pairs.
+/// Trains on pairs of this annotator; returns the model and its accuracy on 1000 validation pairs.
 fn trained(dir: &Path, prefers: fn(f64) -> f64) -> (RewardModel, f64) {
     let path = |name: &str| dir.join(name);
     let all: Vec<&str> = WORDS.iter().map(|w| w.0).collect();
     fresh_model(&path("model"), &format!("Say it. {}", all.join(" ")).repeat(20), 32, 0.05);
     write_pairs(&path("train.jsonl"), &pairs(3000, 1, prefers));
-    write_pairs(&path("held_out.jsonl"), &pairs(1000, 2, prefers));
+    write_pairs(&path("validation.jsonl"), &pairs(1000, 2, prefers));
     let recipe = RewardRecipe {
         epochs: 3,
         batch_size: 16,
         optimizer: OptimizerConfig { learning_rate: 3e-3, weight_decay: 0., ..RewardRecipe::default().optimizer },
         ..RewardRecipe::default()
     };
-    let (model, data, held_out) = (path("model"), path("train.jsonl"), path("held_out.jsonl"));
-    let inputs = RewardInputs { model: &model, data: &data, held_out: Some(&held_out) };
+    let (model, data, validation) = (path("model"), path("train.jsonl"), path("validation.jsonl"));
+    let inputs = RewardInputs { model: &model, data: &data, validation: Some(&validation) };
     quietly(|options| reward(&recipe, inputs, &path("reward"), options)).unwrap();
     let reward_model = RewardModel::load(&path("reward")).unwrap();
-    let accuracy = reward_model.accuracy(&read_rankings(&held_out).unwrap().rankings).unwrap();
+    let accuracy = reward_model.accuracy(&read_rankings(&validation).unwrap().rankings).unwrap();
     (reward_model, accuracy)
 }
 
 #[test]
-fn a_planted_reward_is_found_from_noiseless_pairs() {
+fn a_known_reward_is_learned_from_noiseless_pairs() {
     let dir = tempfile::tempdir().unwrap();
     let (_, accuracy) = trained(dir.path(), |difference| f64::from(u8::from(difference > 0.)));
     assert!(accuracy > 0.95, "{accuracy}");
 }
 
 #[test]
-fn noisy_pairs_give_the_truth_but_never_more_than_the_noise_allows() {
+fn accuracy_on_noisy_pairs_is_at_most_the_noise_ceiling() {
     let dir = tempfile::tempdir().unwrap();
     let (model, accuracy) = trained(dir.path(), sigmoid);
-    let held_out = pairs(1000, 2, sigmoid);
-    let best = held_out.iter().map(|(a, b)| sigmoid((truth(a) - truth(b)).abs())).sum::<f64>() / 1000.;
-    assert!(accuracy > best - 0.04, "{accuracy}, best possible {best}");
-    assert!(accuracy < best + 0.045, "{accuracy}, best possible {best}: something leaks");
+    let validation = pairs(1000, 2, sigmoid);
+    let best = validation.iter().map(|(a, b)| sigmoid((true_reward(a) - true_reward(b)).abs())).sum::<f64>() / 1000.;
+    assert!(accuracy > best - 0.04, "{accuracy}, ceiling {best}");
+    assert!(accuracy < best + 0.045, "{accuracy}, ceiling {best}: leaked data");
 
-    // Score differences follow true differences with slope 1, and a margin says how often its pair is right.
+    // Score differences are proportional to true differences (slope 1) and calibrated.
     let std = model.model.extra["reward_std"].as_f64().unwrap();
     let rows = |text: &String| {
         let messages =
@@ -88,30 +88,34 @@ fn noisy_pairs_give_the_truth_but_never_more_than_the_noise_allows() {
         model.tokenizer.encode_chat(&messages, false).unwrap()
     };
     let scores = |texts: Vec<Vec<u32>>| model.scores(&texts).unwrap();
-    let better = scores(held_out.iter().map(|p| rows(&p.0)).collect());
-    let worse = scores(held_out.iter().map(|p| rows(&p.1)).collect());
+    let better = scores(validation.iter().map(|p| rows(&p.0)).collect());
+    let worse = scores(validation.iter().map(|p| rows(&p.1)).collect());
     let margins: Vec<f64> = better.iter().zip(&worse).map(|(b, w)| std * (b - w)).collect();
-    let truths: Vec<f64> = held_out.iter().map(|(a, b)| truth(a) - truth(b)).collect();
+    let truths: Vec<f64> = validation.iter().map(|(a, b)| true_reward(a) - true_reward(b)).collect();
     let slope =
         margins.iter().zip(&truths).map(|(m, t)| m * t).sum::<f64>() / truths.iter().map(|t| t * t).sum::<f64>();
     assert!((0.7..1.4).contains(&slope), "slope {slope}");
     for (low, high) in [(0., 0.7), (0.7, 1.5), (1.5, 9.)] {
         let bin: Vec<f64> = margins.iter().copied().filter(|m| (low..high).contains(&m.abs())).collect();
-        let said = bin.iter().map(|m| sigmoid(m.abs())).sum::<f64>() / bin.len() as f64;
-        let seen = bin.iter().filter(|m| **m > 0.).count() as f64 / bin.len() as f64;
-        assert!((said - seen).abs() < 0.1, "margins {low} to {high}: {said} said, {seen} seen of {}", bin.len());
+        let predicted = bin.iter().map(|m| sigmoid(m.abs())).sum::<f64>() / bin.len() as f64;
+        let observed = bin.iter().filter(|m| **m > 0.).count() as f64 / bin.len() as f64;
+        assert!(
+            (predicted - observed).abs() < 0.1,
+            "margins {low} to {high}: {predicted}, observed {observed} of {}",
+            bin.len()
+        );
     }
 }
 
 #[test]
-fn nothing_is_found_in_random_labels() {
+fn random_labels_give_chance_accuracy() {
     let dir = tempfile::tempdir().unwrap();
     let (_, accuracy) = trained(dir.path(), |_| 0.5);
     assert!((accuracy - 0.5).abs() < 0.05, "{accuracy}");
 }
 
 #[test]
-fn the_margin_of_the_data_is_in_the_loss() {
+fn the_margin_of_the_data_is_part_of_the_loss() {
     let dir = tempfile::tempdir().unwrap();
     let (model, data) = (dir.path().join("model"), dir.path().join("pairs.jsonl"));
     fresh_model(&model, "good bad one two three four", 16, 0.05);
@@ -121,20 +125,20 @@ fn the_margin_of_the_data_is_in_the_loss() {
         std::fs::write(&data, prompts.iter().map(of).collect::<Vec<_>>().join("\n")).unwrap();
         let recipe = RewardRecipe { center_rewards_coefficient: 0., batch_size: 2, ..RewardRecipe::default() };
         let (inputs, out) =
-            (RewardInputs { model: &model, data: &data, held_out: None }, dir.path().join(margin.to_string()));
+            (RewardInputs { model: &model, data: &data, validation: None }, dir.path().join(margin.to_string()));
         quietly(|options| reward(&recipe, inputs, &out, options)).unwrap();
         let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
         let first: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
         first["loss"].as_f64().unwrap()
     };
-    // -log sigmoid(d - margin) of a fresh head, whose difference d is the same in both runs: about 0.
+    // -log sigmoid(d - margin); the score difference d of the initial head is about 0 and equal in both runs.
     let (without, with) = (first_loss(0.), first_loss(6.));
     let d = -(without.exp() - 1.).ln();
     assert!(d.abs() < 0.5 && (with - (1. + (6. - d).exp()).ln()).abs() < 0.02, "{without} and {with}");
 }
 
 #[test]
-fn a_score_hangs_on_its_own_row_alone() {
+fn a_score_depends_on_its_own_row_only() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model");
     fresh_model(&path, "a few words", 16, 0.3);
@@ -146,57 +150,57 @@ fn a_score_hangs_on_its_own_row_alone() {
     let alone = model.scores(std::slice::from_ref(&short)).unwrap()[0];
     let padded = model.scores(&[short.clone(), long]).unwrap()[0];
     assert!((alone - padded).abs() < 1e-5, "{alone} and {padded}");
-    assert!((alone - model.scores(&[vec![5, 6]]).unwrap()[0]).abs() > 1e-3, "the place of the end matters");
+    assert!((alone - model.scores(&[vec![5, 6]]).unwrap()[0]).abs() > 1e-3, "the score is read at the last token");
 }
 
-/// Replaces the chat template of a folder: turns are ended by a special token that is not `eos_token`, and a line end follows.
-fn with_line_ends(dir: &Path) {
+/// Replaces the chat template of a folder: a turn ends with a special token other than `eos_token`, then a newline.
+fn write_template_with_newlines(dir: &Path) {
     let template = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|system|>\n{% endfor %}\
                     {% if add_generation_prompt %}<|assistant|>\n{% endif %}";
     std::fs::write(dir.join("chat_template.jinja"), template).unwrap();
 }
 
 #[test]
-fn a_score_is_read_where_ppo_ends_a_reply_whatever_the_template_writes_after_it() {
+fn training_and_ppo_read_the_score_at_the_same_token() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let all: Vec<&str> = WORDS.iter().map(|w| w.0).collect();
     fresh_model(&path("model"), &format!("Say it. {}", all.join(" ")).repeat(20), 24, 0.05);
-    with_line_ends(&path("model"));
+    write_template_with_newlines(&path("model"));
     let prefers = |difference: f64| f64::from(u8::from(difference > 0.));
     write_pairs(&path("train.jsonl"), &pairs(1200, 1, prefers));
-    write_pairs(&path("held_out.jsonl"), &pairs(200, 2, prefers));
+    write_pairs(&path("validation.jsonl"), &pairs(200, 2, prefers));
     let recipe = RewardRecipe {
         epochs: 2,
         optimizer: OptimizerConfig { learning_rate: 5e-3, weight_decay: 0., ..RewardRecipe::default().optimizer },
         ..RewardRecipe::default()
     };
-    let (model, data, held_out) = (path("model"), path("train.jsonl"), path("held_out.jsonl"));
-    let inputs = RewardInputs { model: &model, data: &data, held_out: Some(&held_out) };
+    let (model, data, validation) = (path("model"), path("train.jsonl"), path("validation.jsonl"));
+    let inputs = RewardInputs { model: &model, data: &data, validation: Some(&validation) };
     quietly(|options| reward(&recipe, inputs, &path("reward"), options)).unwrap();
     let reward_model = RewardModel::load(&path("reward")).unwrap();
-    assert_eq!(reward_model.model.config().eos_token_id, Some(2), "<|system|>, which ends turns here");
+    assert_eq!(reward_model.model.config().eos_token_id, Some(2), "<|system|> ends turns in this template");
 
-    // The rows of PPO: the prompt up to the assistant's turn, the words, and the token that ends the reply.
+    // The rows of PPO: the prompt up to the assistant's turn, the answer, the end token.
     let tokenizer = &reward_model.tokenizer;
     let question = [llm_tokenizer::ChatMessage::new("user", "Say it.")];
     let query = tokenizer.encode_chat(&question, true).unwrap();
     let row = |answer: &String| [query.clone(), tokenizer.encode(answer).unwrap(), vec![2]].concat();
-    let held_out = pairs(200, 2, prefers);
+    let validation = pairs(200, 2, prefers);
     let score = |rows: Vec<Vec<u32>>| reward_model.scores(&rows).unwrap();
-    let better = score(held_out.iter().map(|p| row(&p.0)).collect());
-    let worse = score(held_out.iter().map(|p| row(&p.1)).collect());
+    let better = score(validation.iter().map(|p| row(&p.0)).collect());
+    let worse = score(validation.iter().map(|p| row(&p.1)).collect());
     let right = better.iter().zip(&worse).filter(|(b, w)| b > w).count() as f64 / 200.;
-    let trained = reward_model.accuracy(&read_rankings(&path("held_out.jsonl")).unwrap().rankings).unwrap();
-    assert!(right > 0.9 && (right - trained).abs() < 1e-9, "{right} as PPO reads it, {trained} as training does");
+    let trained = reward_model.accuracy(&read_rankings(&path("validation.jsonl")).unwrap().rankings).unwrap();
+    assert!(right > 0.9 && (right - trained).abs() < 1e-9, "{right} in PPO, {trained} in training");
     let all: Vec<f64> = better.into_iter().chain(worse).collect();
     let mean = all.iter().sum::<f64>() / 400.;
     let std = (all.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 400.).sqrt();
-    assert!((0.7..1.4).contains(&std), "the deviation that PPO sees is that of training: {std}");
+    assert!((0.7..1.4).contains(&std), "PPO and training must have the same deviation: {std}");
 }
 
 #[test]
-fn a_reward_is_scaled_over_replies_of_the_reference() {
+fn rewards_are_scaled_over_replies_of_the_reference() {
     use llm_infer::{GenerateOptions, Sampling, generate};
 
     let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! The commands of the program `llm-train`.
 
-mod perform;
+mod run;
 
 use std::path::{Path, PathBuf};
 
@@ -9,14 +9,14 @@ use llm_cli::{Failure, Progress, key_value};
 
 use crate::run::{Event, recorded_recipe};
 use crate::{Error, Recipe, read_recipe};
-use perform::perform;
+use run::run;
 
-/// Teaches language models, from plain text to an aligned and distilled model.
+/// Train language models: tokenizer, pre-training, fine-tuning, reward model, PPO, distillation
 #[derive(Debug, Parser)]
 #[command(name = "llm-train", version, about)]
 pub struct Arguments {
-    /// Threads to compute with; without it one for each physical core
-    #[arg(long, global = true)]
+    /// Number of compute threads, at least 1 [default: one per physical core]
+    #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
     #[command(subcommand)]
     command: Command,
@@ -24,93 +24,95 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Live a whole model's life on the built-in world
+    /// Run the whole pipeline on the built-in synthetic dataset
     Lifecycle(Lifecycle),
-    /// Make a tokenizer
+    /// Train a tokenizer
     #[command(subcommand)]
     Tokenizer(Tokenizer),
-    /// Turn text into token shards
+    /// Tokenize text into shards for pre-training
     Prepare(Prepare),
-    /// Learn the next token of plain text
+    /// Pre-train a language model on token shards
     Pretrain(Pretrain),
-    /// Learn to answer, from conversations
+    /// Fine-tune a model on conversations, with all weights or a LoRA adapter
     Finetune(Finetune),
-    /// Learn what people prefer, from ranked answers
+    /// Train a reward model on ranked answers
     Reward(Reward),
-    /// Align a model by PPO with a reward model
+    /// Align a model with a reward model by PPO
     Ppo(Ppo),
-    /// Teach a small student what a teacher knows
+    /// Distil a model into a smaller one
     Distill(Distill),
-    /// Go on with an interrupted run, or make a finished one longer (--set steps=..., epochs=..., updates=...)
+    /// Continue an interrupted run, or extend a finished one
     Resume(Resume),
-    /// Time the pre-training step on random tokens; prints a JSON object
+    /// Measure the speed of a pre-training step on random tokens; prints JSON
     Bench(Bench),
-    /// Count a model's parameters, and what it takes to serve and to train it
+    /// Count parameters, memory and floating-point operations of a model
     Params(Params),
 }
 
 #[derive(Debug, Subcommand)]
 enum Tokenizer {
-    /// Learn a byte-level BPE vocabulary from text
+    /// Train a byte-level BPE tokenizer on text
     Train(TokenizerTrain),
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llm-train tokenizer train --input corpus/ --out runs/tokenizer --vocab-size 4096")]
 struct TokenizerTrain {
-    /// Text or JSONL files (.gz too), or folders of them
-    #[arg(long, required = true, num_args = 1..)]
+    /// Text or JSONL files (also .gz), or folders of them
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     input: Vec<PathBuf>,
-    /// The folder to write
-    #[arg(long)]
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Entries in the vocabulary
-    #[arg(long, default_value_t = 2048)]
+    /// Number of tokens in the vocabulary
+    #[arg(long, default_value_t = 2048, value_name = "N")]
     vocab_size: usize,
-    /// How often a pair must occur to be merged
-    #[arg(long, default_value_t = 2)]
+    /// Merge only pairs that occur at least N times
+    #[arg(long, default_value_t = 2, value_name = "N")]
     min_frequency: u64,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llm-train prepare --tokenizer runs/tokenizer --train corpus/ --out runs/shards")]
 struct Prepare {
-    /// The folder of the tokenizer
-    #[arg(long)]
+    /// Folder of the tokenizer
+    #[arg(long, value_name = "DIR")]
     tokenizer: PathBuf,
-    /// Text or JSONL files (.gz too), or folders of them, to learn from
-    #[arg(long, required = true, num_args = 1..)]
+    /// Training text: text or JSONL files (also .gz), or folders of them
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     train: Vec<PathBuf>,
-    /// The same, to test on
-    #[arg(long, num_args = 1..)]
-    held_out: Vec<PathBuf>,
-    /// Without --held-out: the share of the training text, at its end, to test on
-    #[arg(long, default_value_t = 0.05)]
-    held_out_share: f64,
-    /// The folder to write
-    #[arg(long)]
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Validation text, in the same formats [default: the end of the training text]
+    #[arg(long, alias = "held-out", num_args = 1.., value_name = "PATH")]
+    validation: Vec<PathBuf>,
+    /// Without --validation: share of the training text, taken from its end, to validate on; above 0 and below 1
+    #[arg(long, alias = "held-out-share", default_value_t = 0.05, value_name = "SHARE")]
+    validation_share: f64,
 }
 
-/// What every run is asked.
+/// Options of every run.
 #[derive(Debug, Args)]
 struct Common {
-    /// A recipe: a TOML file, or the name of one that ships with the program; without it the command's own, or the run's with
-    /// --resume
-    #[arg(long)]
+    /// Recipe: a TOML file, or the name of a built-in recipe [default: the command's own; with --resume the run's]
+    #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
-    /// Overrides a key of the recipe, such as `optimizer.learning_rate=0.001` (may be given several times)
+    /// Override a key of the recipe, such as `optimizer.learning_rate=0.001`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
-    /// Go on with the interrupted run in the folder
+    /// Continue the interrupted run in --out
     #[arg(long)]
     resume: bool,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llm-train lifecycle --out runs/lifecycle --set pretrain.steps=3000")]
 struct Lifecycle {
-    /// The folder to write
-    #[arg(long, default_value = "runs/lifecycle")]
+    /// Folder to write
+    #[arg(long, default_value = "runs/lifecycle", value_name = "DIR")]
     out: PathBuf,
-    /// Live so many lives, each with another world and other weights, in OUT/seed-N, and report over all of them
+    /// Repeat the pipeline with N seeds (1 to 100) in OUT/seed-N and report over all of them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: Option<u64>,
     #[command(flatten)]
@@ -118,157 +120,180 @@ struct Lifecycle {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  llm-train pretrain --tokenizer runs/tokenizer --data runs/shards --out runs/base --set steps=3000"
+)]
 struct Pretrain {
-    /// The folder of the tokenizer
-    #[arg(long)]
+    /// Folder of the tokenizer
+    #[arg(long, value_name = "DIR")]
     tokenizer: PathBuf,
-    /// The folder of the token shards (`llm-train prepare`)
-    #[arg(long)]
+    /// Folder of token shards, written by `llm-train prepare`
+    #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// The folder to write
-    #[arg(long)]
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
     common: Common,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llm-train finetune --model runs/base --data chats.jsonl --out runs/chat")]
 struct Finetune {
-    /// The folder of the model to start from
-    #[arg(long)]
+    /// Folder of the model to fine-tune
+    #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Conversations in JSONL: messages, ShareGPT, question and answer, prompt and completion, instruction and output
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Conversations to test on; without it those of a twentieth of the prompts of --data, chosen by the recipe's seed
-    #[arg(long)]
-    held_out: Option<PathBuf>,
-    /// The folder of token shards to rehearse beside the conversations, so that the model keeps what it knew from text
-    #[arg(long)]
-    text: Option<PathBuf>,
-    /// The folder to write
-    #[arg(long)]
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Validation conversations [default: those of 5 % of the prompts of --data, chosen by the recipe's seed]
+    #[arg(long, alias = "held-out", value_name = "FILE")]
+    validation: Option<PathBuf>,
+    /// Folder of token shards: also train on plain text, so that the model keeps what it learned from text
+    #[arg(long, value_name = "DIR")]
+    text: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llm-train reward --model runs/chat --data rankings.jsonl --out runs/reward")]
 struct Reward {
-    /// The folder of the fine-tuned model to start from
-    #[arg(long)]
+    /// Folder of the fine-tuned model to start from
+    #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Ranked answers in JSONL: chosen and rejected (TRL, HH), or answers and order
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Ranked answers to test on; without it a share of the prompts of --data
-    #[arg(long)]
-    held_out: Option<PathBuf>,
-    /// The folder to write
-    #[arg(long)]
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Validation rankings [default: those of the recipe's `validation_share` of the prompts of --data]
+    #[arg(long, alias = "held-out", value_name = "FILE")]
+    validation: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  llm-train ppo --model runs/chat --reward runs/reward --data prompts.jsonl --out runs/aligned"
+)]
 struct Ppo {
-    /// The folder of the fine-tuned model
-    #[arg(long)]
+    /// Folder of the fine-tuned model: the initial policy, and the reference
+    #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// The folder of the reward model
-    #[arg(long)]
+    /// Folder of the reward model
+    #[arg(long, value_name = "DIR")]
     reward: PathBuf,
     /// Prompts in JSONL
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// The folder to write
-    #[arg(long)]
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
     common: Common,
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  llm-train distill --teacher runs/aligned --data chats.jsonl --out runs/student --set temperature=2"
+)]
 struct Distill {
-    /// The folder of the teacher
-    #[arg(long)]
+    /// Folder of the teacher
+    #[arg(long, value_name = "DIR")]
     teacher: PathBuf,
-    /// The folder of a student to go on with; without it a fresh one of the recipe's shape
-    #[arg(long)]
-    student: Option<PathBuf>,
     /// Conversations in JSONL
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Conversations to test on; without it those of a twentieth of the prompts of --data, chosen by the recipe's seed
-    #[arg(long)]
-    held_out: Option<PathBuf>,
-    /// The folder of token shards to read first
-    #[arg(long)]
-    text: Option<PathBuf>,
-    /// The folder of the teacher of that text, such as the pre-trained model; without it the text's own tokens teach
-    #[arg(long, requires = "text")]
-    text_teacher: Option<PathBuf>,
-    /// The folder to write
-    #[arg(long)]
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Folder of a student to continue training [default: a new model of the recipe's shape]
+    #[arg(long, value_name = "DIR")]
+    student: Option<PathBuf>,
+    /// Validation conversations [default: those of 5 % of the prompts of --data, chosen by the recipe's seed]
+    #[arg(long, alias = "held-out", value_name = "FILE")]
+    validation: Option<PathBuf>,
+    /// Folder of token shards to train on before the conversations
+    #[arg(long, value_name = "DIR")]
+    text: Option<PathBuf>,
+    /// Folder of the teacher of plain text, such as the pre-trained model [default: train text on its labels only]
+    #[arg(long, requires = "text", value_name = "DIR")]
+    text_teacher: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  llm-train resume runs/base\n  llm-train resume runs/base --set steps=6000")]
 struct Resume {
-    /// The folder of the run
+    /// Folder of the run
+    #[arg(value_name = "DIR")]
     run: PathBuf,
-    /// Changes a key of the run's recipe: `steps`, `epochs`, `updates`, `eval_every`, `eval_batches`, `save_every` or a learning
-    /// rate (may be given several times)
+    /// Change a key of the run's recipe: `steps`, `epochs`, `updates`, `eval_every`, `eval_batches`, `save_every` or a
+    /// learning rate; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
-    /// Where an input of the run is now, such as `data=lessons.jsonl`; without it where it was (may be given several times)
-    #[arg(long, value_name = "NAME=PATH", value_parser = key_value)]
+    /// New location of an input of the run, such as `data=chats.jsonl`; may be repeated [default: the recorded path]
+    #[arg(long, value_name = "NAME=PATH", value_parser = input_path)]
     input: Vec<(String, String)>,
 }
 
+/// Parses `NAME=PATH`. The old name `held_out` means `validation`.
+fn input_path(text: &str) -> Result<(String, String), String> {
+    let (name, path) = key_value(text)?;
+    Ok((if name == "held_out" { "validation".to_owned() } else { name }, path))
+}
+
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llm-train bench --steps 10 --set model.hidden_size=384")]
 struct Bench {
-    /// A recipe of pre-training: a TOML file, or the name of one that ships with the program
-    #[arg(long, default_value = "pretrain")]
+    /// Recipe of pre-training: a TOML file, or the name of a built-in recipe
+    #[arg(long, default_value = "pretrain", value_name = "NAME|FILE")]
     recipe: String,
-    /// Overrides a key of the recipe, such as `model.hidden_size=384` (may be given several times)
+    /// Override a key of the recipe, such as `model.hidden_size=384`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
-    /// Steps to time, after one to warm up
-    #[arg(long, default_value_t = 5)]
+    /// Number of timed steps, at least 1, after one warm-up step
+    #[arg(long, default_value_t = 5, value_name = "N")]
     steps: usize,
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  llm-train params llama-3-8b --batch-size 8 --context 2048,8192 --flops 1e13 --tokens 1e9"
+)]
 struct Params {
-    /// A config.json, a folder with one, or the name of a known model such as llama-3-8b; another name lists them
+    /// A config.json, a folder with one, or the name of a known model such as llama-3-8b (an unknown name lists them)
     #[arg(value_name = "CONFIG|DIR|PRESET")]
     model: String,
-    /// Rows that are served, or trained on, at a time
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Sequences per batch, in inference and in training
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     batch_size: u64,
-    /// Tokens of a row of training; without it 2048, or as many as the model is meant for if these are fewer
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Training sequence length, in tokens [default: 2048, or the model's context length if that is shorter]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     seq_len: Option<u64>,
-    /// Tokens of a row that is served, several with commas; without it --seq-len and the longest text
-    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..))]
+    /// Context lengths for the KV-cache table, comma-separated [default: --seq-len and the model's context length]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..))]
     context: Vec<u64>,
-    /// Floating-point operations in a second that the machine sustains, such as 1e12
-    #[arg(long)]
+    /// Sustained speed of the machine in FLOP/s, such as 1e12: adds tokens per second to the report
+    #[arg(long, value_name = "FLOPS")]
     flops: Option<f64>,
-    /// Tokens to train on, such as 1e9
-    #[arg(long, requires = "flops")]
+    /// Number of training tokens, such as 1e9: adds the training time to the report
+    #[arg(long, requires = "flops", value_name = "N")]
     tokens: Option<f64>,
-    /// Print a JSON object
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 impl Common {
-    /// The recipe that is asked for; a run that is resumed has its own if no other is named.
+    /// The recipe of the run. With --resume and without --recipe it is the recorded one.
     fn recipe<R: Recipe>(&self, out: &Path) -> Result<R, Error> {
         match &self.recipe {
             None if self.resume => recorded_recipe(out, &self.set),
@@ -277,15 +302,15 @@ impl Common {
     }
 }
 
-/// Runs the command that the arguments name.
+/// Runs the command.
 pub fn execute(arguments: Arguments) -> Result<(), Failure> {
     let threads = arguments.threads.unwrap_or_else(llm_kernels::default_threads);
-    let done = llm_kernels::with_threads(threads, || show(arguments.command));
+    let done = llm_kernels::with_threads(threads, || run_with_progress(arguments.command));
     done.map_err(|e| Failure::input(format!("--threads: {e}")))?
 }
 
-/// Performs a command and shows how far it is.
-fn show(command: Command) -> Result<(), Failure> {
+/// Runs a command and shows its progress.
+fn run_with_progress(command: Command) -> Result<(), Failure> {
     let mut progress: Option<Progress> = None;
     let mut observer = |event: Event| match event {
         Event::Begin { stage, total, done, unit } => progress = Some(Progress::new(stage, total, unit, done)),
@@ -300,7 +325,7 @@ fn show(command: Command) -> Result<(), Failure> {
             }
         }
     };
-    let result = perform(command, &mut observer);
+    let result = run(command, &mut observer);
     if let Some(progress) = progress {
         progress.finish();
     }

@@ -1,6 +1,6 @@
-//! Evaluations of a model: on text, on minimal pairs, on tasks, and of its replies.
+//! Evaluation of models: text loss, minimal pairs, tasks, and statistics of replies.
 //!
-//! Each function returns what it found item by item, or can: an interval and a comparison need that ([`crate::stats`]).
+//! Scores are returned per item, so that [`crate::stats`] can compute intervals and paired comparisons.
 
 mod probes;
 mod replies;
@@ -8,12 +8,12 @@ mod tasks;
 mod text;
 
 pub use probes::{Pair, pair_scores, probe_accuracy, probe_scores};
-pub use replies::{ReplyStats, WrittenReply, reply_kls, reply_stats, write_replies};
+pub use replies::{GeneratedReply, ReplyStats, generate_replies, reply_kls, reply_stats};
 pub use tasks::{TaskScores, task_scores};
 pub use text::{TextLoss, continuation_logprobs, text_loss};
 
-/// Whether a run of `last` steps is evaluated after `step` of them: before the first and after the last step, after
-/// every `eval_every`-th, and before that after 25, 50, 100, 200, …, so that the steep start of a curve has points.
+/// Whether a run of `last` steps is evaluated after `step` steps: at 0 and `last`, at multiples of `eval_every`, and before the
+/// first multiple at 25, 50, 100, 200, …, so that the steep start of the curve has enough points.
 ///
 /// ```
 /// use llm_train::eval::is_eval_step;
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn evaluations_double_until_they_are_regular() {
+    fn early_evaluations_are_at_doubling_intervals() {
         let steps = |every, last| (0..=last).filter(|&step| is_eval_step(step, every, last)).collect::<Vec<_>>();
         assert_eq!(steps(400, 1000), [0, 25, 50, 100, 200, 400, 800, 1000]);
         assert_eq!(steps(60, 130), [0, 25, 50, 60, 120, 130]);

@@ -1,4 +1,4 @@
-//! Minimal pairs: which of two continuations does the model find likelier, and what does that depend on?
+//! Minimal pairs: which of two continuations has the higher probability.
 
 use std::ops::Range;
 
@@ -9,42 +9,40 @@ use llm_tokenizer::Tokenizer;
 use super::text::{Row, row_logprobs};
 use crate::{Error, Result};
 
-/// A prefix with a right and a wrong continuation.
+/// A prefix with a correct and a wrong continuation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair<'a> {
-    /// The text before.
+    /// The text before the continuation.
     pub prefix: &'a str,
-    /// The right continuation, with its leading space.
+    /// The correct continuation, with its leading space.
     pub good: &'a str,
     /// The wrong continuation, with its leading space.
     pub bad: &'a str,
-    /// The bytes of `prefix` that no token sees: the attention to their tokens is cut in every layer. Empty: none.
-    pub hidden: Range<usize>,
+    /// The bytes of `prefix` whose tokens are masked in the attention of every layer; empty: none.
+    pub masked: Range<usize>,
 }
 
-/// For each minimal pair 1 where the model finds the right continuation likelier, 0 where it finds the wrong one
-/// likelier, 0.5 for a tie.
+/// For each minimal pair: 1 if the correct continuation has the higher probability, 0 if the wrong one has, 0.5 for a tie.
 pub fn probe_scores(model: &Model, tokenizer: &Tokenizer, probes: &[Probe]) -> Result<Vec<f64>> {
-    let pairs = probes.iter().map(|p| Pair { prefix: &p.prefix, good: &p.good, bad: &p.bad, hidden: 0..0 });
+    let pairs = probes.iter().map(|p| Pair { prefix: &p.prefix, good: &p.good, bad: &p.bad, masked: 0..0 });
     pair_scores(model, tokenizer, &pairs.collect::<Vec<_>>())
 }
 
-/// As [`probe_scores`], for pairs of which a word can be hidden. With the word hidden that decides, a model that does
-/// not know it from elsewhere is at chance.
+/// [`probe_scores`] for pairs with optionally masked bytes. If the deciding word is masked, a model scores at chance.
 ///
-/// It is an error where the log-probabilities are not numbers, as a comparison would call them wrong answers.
+/// It is an error if a log-probability is NaN.
 pub fn pair_scores(model: &Model, tokenizer: &Tokenizer, pairs: &[Pair]) -> Result<Vec<f64>> {
     let mut encoded = Vec::with_capacity(pairs.len());
     for pair in pairs {
         let start: Vec<u32> = tokenizer.document_end_id().into_iter().collect();
         let tokens = tokenizer.encode_with_offsets(pair.prefix)?;
-        let hidden = tokens_within(&tokens, &pair.hidden, start.len());
+        let masked = tokens_within(&tokens, &pair.masked, start.len());
         let prefix = [start, tokens.into_iter().map(|(id, _)| id).collect()].concat();
-        encoded.push((prefix, tokenizer.encode(pair.good)?, tokenizer.encode(pair.bad)?, hidden));
+        encoded.push((prefix, tokenizer.encode(pair.good)?, tokenizer.encode(pair.bad)?, masked));
     }
     let rows: Vec<Row> = encoded
         .iter()
-        .flat_map(|(prefix, good, bad, hidden)| [good, bad].map(|rest| Row { prefix, rest, hidden: *hidden }))
+        .flat_map(|(prefix, good, bad, masked)| [good, bad].map(|rest| Row { prefix, rest, masked: *masked }))
         .collect();
     let logprobs = row_logprobs(model, &rows, 64)?;
     if logprobs.iter().any(|x| x.is_nan()) {
@@ -59,7 +57,7 @@ pub fn probe_accuracy(model: &Model, tokenizer: &Tokenizer, probes: &[Probe]) ->
     Ok(scores.iter().sum::<f64>() / scores.len().max(1) as f64)
 }
 
-/// The half-open range of the tokens that overlap some bytes, where `before` other tokens come first.
+/// The half-open index range of the tokens that overlap `bytes`, shifted by `before`.
 fn tokens_within(tokens: &[(u32, Range<usize>)], bytes: &Range<usize>, before: usize) -> (u32, u32) {
     let overlaps = |(_, span): &(u32, Range<usize>)| span.start < bytes.end && bytes.start < span.end;
     let Some(first) = tokens.iter().position(overlaps).filter(|_| !bytes.is_empty()) else { return (0, 0) };
@@ -75,12 +73,12 @@ mod tests {
     const TEXT: &str = "the cat sat. the dog ran. the cat ran. the dog sat.";
 
     fn pair(prefix: &'static str, good: &'static str, bad: &'static str) -> Pair<'static> {
-        Pair { prefix, good, bad, hidden: 0..0 }
+        Pair { prefix, good, bad, masked: 0..0 }
     }
 
-    /// After "cat" comes "sat" with logit 2, "ran" with 1; after "dog" both have 0.
+    /// After "cat" the logits are 2 for "sat" and 1 for "ran"; after "dog" both are 0.
     #[test]
-    fn the_likelier_continuation_is_chosen_and_a_tie_counts_half() {
+    fn the_more_probable_continuation_wins_and_a_tie_counts_half() {
         let tokenizer = tokenizer(TEXT);
         let id = |word: &str| tokenizer.encode(word).unwrap()[0];
         let (cat, sat, ran) = (id(" cat"), id(" sat"), id(" ran"));
@@ -98,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tokens_of_a_word_are_those_that_overlap_its_bytes() {
+    fn the_tokens_of_a_word_overlap_its_bytes() {
         let tokens = [(7, 0..3), (8, 3..7), (9, 7..9), (9, 9..11), (7, 11..12)];
         assert_eq!(tokens_within(&tokens, &(4..7), 1), (2, 3), "the space before the word belongs to its token");
         assert_eq!(tokens_within(&tokens, &(8..11), 0), (2, 4), "a word of two tokens");
@@ -106,18 +104,18 @@ mod tests {
         assert_eq!(tokens_within(&tokens, &(3..3), 1), (0, 0), "nothing");
     }
 
-    /// Two prefixes that differ in one word: where it is hidden they are the same to the model, so that what is right
-    /// after one is wrong after the other. Where it is not, a random model tells most of them apart.
+    /// Two prefixes differ in one word and have opposite correct answers. With the word masked, exactly one of both is right; without
+    /// the mask a random model distinguishes most of them.
     #[test]
-    fn a_hidden_word_makes_no_difference_and_a_visible_one_does() {
+    fn a_masked_word_has_no_effect_and_an_unmasked_one_has() {
         let (tokenizer, model) = (tokenizer(TEXT), model(&tokenizer(TEXT), 0.6));
         let ends = [" sat.", " ran.", " the.", " cat.", " dog.", " on.", " s.", " d."];
         let (mut same, mut differ) = (0, 0);
         for (i, good) in ends.iter().enumerate() {
             for bad in &ends[..i] {
-                let sum = |hidden: Range<usize>| {
+                let sum = |masked: Range<usize>| {
                     let pairs = [("the cat ran. the", good, bad), ("the dog ran. the", bad, good)];
-                    let pairs = pairs.map(|(prefix, good, bad)| Pair { prefix, good, bad, hidden: hidden.clone() });
+                    let pairs = pairs.map(|(prefix, good, bad)| Pair { prefix, good, bad, masked: masked.clone() });
                     pair_scores(&model, &tokenizer, &pairs).unwrap().iter().sum::<f64>()
                 };
                 assert_eq!(sum(4..7), 1., "{good} {bad}");
@@ -125,6 +123,6 @@ mod tests {
                 same += u32::from(sum(8..11) == 1.);
             }
         }
-        assert!(differ > 0 && same < 28, "{differ} differ, {same} are the same with another word hidden");
+        assert!(differ > 0 && same < 28, "{differ} differ, {same} are equal with another word masked");
     }
 }

@@ -1,4 +1,4 @@
-//! Replies that a model wrote: how varied they are, and how far the model has moved from another one.
+//! Generated replies: their diversity, and the KL divergence between two models on them.
 
 use std::collections::HashMap;
 
@@ -9,59 +9,58 @@ use serde::Serialize;
 use crate::Result;
 use crate::rollout::{Reply, per_reply, reply_logprobs};
 
-/// A reply that a model wrote.
+/// A generated reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WrittenReply {
-    /// Its token ids, with the one that ended it if that came.
+pub struct GeneratedReply {
+    /// Token ids, including the stop token if there is one.
     pub ids: Vec<u32>,
-    /// Its text, without special tokens and without white space around it.
+    /// The text without special tokens, trimmed.
     pub text: String,
-    /// Whether it ended by itself; if not, the token limit cut it off.
+    /// Whether it ends with a stop token; otherwise the token limit cut it off.
     pub ended: bool,
 }
 
-/// One reply to each prompt, in batches of `batch_size`, which changes no reply: each prompt of the list has a random
-/// stream of its own.
-pub fn write_replies(
+/// Generates one reply to each prompt, in batches of `batch_size`. Each prompt has its own random stream, so the batch size does
+/// not change the replies.
+pub fn generate_replies(
     model: &TextModel,
     prompts: &[Vec<u32>],
     options: &GenerateOptions,
     batch_size: usize,
-) -> Result<Vec<WrittenReply>> {
+) -> Result<Vec<GeneratedReply>> {
     let mut replies = Vec::with_capacity(prompts.len());
     for chunk in prompts.chunks(batch_size.max(1)) {
         for ids in generate_from(&model.model, chunk, replies.len(), options, |_, _| true)? {
             let text = model.tokenizer.decode(&ids)?.trim().to_owned();
             let ended = ids.last().is_some_and(|id| options.stop_ids.contains(id));
-            replies.push(WrittenReply { ids, text, ended });
+            replies.push(GeneratedReply { ids, text, ended });
         }
     }
     Ok(replies)
 }
 
-/// How varied replies are, and how long.
+/// Diversity and length of replies.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ReplyStats {
     /// The number of replies.
     pub n: usize,
-    /// The number of different ones.
+    /// The number of distinct replies.
     pub distinct: usize,
-    /// The sentence that the most replies contain.
-    pub commonest_sentence: String,
-    /// The share of the replies that contain it.
-    pub commonest_share: f64,
-    /// How many different last sentences 100 of the replies have: the expected number in a random hundred of them
-    /// (rarefaction, Hurlbert 1971), or the number itself where there are fewer than 100. A reply that was cut off has
-    /// no last sentence.
+    /// The sentence that occurs in the most replies.
+    pub most_frequent_sentence: String,
+    /// The share of replies that contain it.
+    pub most_frequent_share: f64,
+    /// The expected number of distinct last sentences in 100 random replies (rarefaction, Hurlbert 1971), or the number itself if
+    /// there are fewer than 100 replies. A reply that was cut off has no last sentence.
     pub endings_per_100: f64,
-    /// The share of the replies that the token limit cut off.
-    pub cut_off_share: f64,
-    /// The mean number of tokens of a reply, its end included.
+    /// The share of replies cut off at the token limit.
+    pub truncated_share: f64,
+    /// The mean number of tokens per reply, including the stop token.
     pub mean_tokens: f64,
 }
 
-/// The statistics of replies; all zero where there are none.
-pub fn reply_stats(replies: &[WrittenReply]) -> ReplyStats {
+/// The statistics of replies; all zero for an empty slice.
+pub fn reply_stats(replies: &[GeneratedReply]) -> ReplyStats {
     let n = replies.len();
     let mut texts: HashMap<&str, usize> = HashMap::new();
     let mut containing: HashMap<&str, usize> = HashMap::new();
@@ -81,30 +80,30 @@ pub fn reply_stats(replies: &[WrittenReply]) -> ReplyStats {
         }
     }
     let share = |count: usize| count as f64 / n.max(1) as f64;
-    let commonest = containing.into_iter().max_by_key(|&(sentence, count)| (count, std::cmp::Reverse(sentence)));
-    let (commonest, count) = commonest.unwrap_or_default();
+    let most_frequent = containing.into_iter().max_by_key(|&(sentence, count)| (count, std::cmp::Reverse(sentence)));
+    let (most_frequent, count) = most_frequent.unwrap_or_default();
     ReplyStats {
         n,
         distinct: texts.len(),
-        commonest_sentence: commonest.to_owned(),
-        commonest_share: share(count),
+        most_frequent_sentence: most_frequent.to_owned(),
+        most_frequent_share: share(count),
         endings_per_100: rarefied(endings.into_values(), n, 100),
-        cut_off_share: share(replies.iter().filter(|reply| !reply.ended).count()),
+        truncated_share: share(replies.iter().filter(|reply| !reply.ended).count()),
         mean_tokens: share(replies.iter().map(|reply| reply.ids.len()).sum()),
     }
 }
 
-/// The expected number of kinds among `sample` of `n` items, where `counts` are the items of each kind.
+/// The expected number of distinct kinds in a random sample of `sample` of `n` items; `counts` has the number of items per kind.
 fn rarefied(counts: impl Iterator<Item = usize>, n: usize, sample: usize) -> f64 {
-    // The probability that none of a kind's items is drawn: C(n - count, sample) / C(n, sample).
+    // Probability that no item of a kind is in the sample: C(n - count, sample) / C(n, sample).
     let absent =
         |count: usize| (0..sample.min(n)).map(|i| n.saturating_sub(count + i) as f64 / (n - i) as f64).product::<f64>();
     let mut expected: Vec<f64> = counts.map(|count| 1. - absent(count)).collect();
-    expected.sort_by(f64::total_cmp); // so that the sum does not depend on the order of a hash map
+    expected.sort_by(f64::total_cmp); // makes the sum independent of the order of the hash map
     expected.iter().sum()
 }
 
-/// The sentences of a text, without white space around them; a mark ends one where white space or nothing follows.
+/// The trimmed sentences of a text. A sentence ends at `.`, `!` or `?` before white space or the end of the text.
 fn sentences(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text.trim();
     std::iter::from_fn(move || {
@@ -121,9 +120,9 @@ fn sentences(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// For each reply, drawn from `policy` to the prompt of the same index at `temperature`, the difference of its
-/// log-probabilities under `policy` and `reference`, summed over its tokens, in nats: their mean estimates
-/// `KL(policy ‖ reference)` of a reply. `pad` fills short rows.
+/// For each reply, sampled from `policy` at `temperature` for the prompt with the same index: log-probability under `policy` minus
+/// that under `reference`, summed over tokens, in nats. The mean estimates `KL(policy ‖ reference)` per reply. `pad` fills short
+/// rows.
 pub fn reply_kls(
     policy: &Model,
     reference: &Model,
@@ -137,8 +136,10 @@ pub fn reply_kls(
     for chunk in pairs.chunks(64) {
         let logprobs =
             |model| -> Result<Vec<Vec<f64>>> { per_reply(&reply_logprobs(model, chunk, temperature, pad)?, chunk) };
-        let (ours, theirs) = (logprobs(policy)?, logprobs(reference)?);
-        kls.extend(ours.iter().zip(&theirs).map(|(p, r)| p.iter().zip(r).map(|(p, r)| p - r).sum::<f64>()));
+        let (policy_logprobs, ref_logprobs) = (logprobs(policy)?, logprobs(reference)?);
+        kls.extend(
+            policy_logprobs.iter().zip(&ref_logprobs).map(|(p, r)| p.iter().zip(r).map(|(p, r)| p - r).sum::<f64>()),
+        );
     }
     Ok(kls)
 }
@@ -148,24 +149,24 @@ mod tests {
     use super::super::testing::{bigram_model, tokenizer};
     use super::*;
 
-    /// A model that knows nothing draws its tokens from the streams alone.
+    /// A uniform model: replies depend on the random streams only.
     #[test]
-    fn the_same_prompt_draws_other_replies_in_every_batch() {
+    fn equal_prompts_get_different_replies_in_every_batch() {
         let tokenizer = tokenizer("the cat sat on the mat.");
         let model = TextModel { model: bigram_model(&tokenizer, |_, _| 0.), tokenizer };
         let options = GenerateOptions { max_new_tokens: 6, ..GenerateOptions::default() };
         let prompts = vec![vec![7, 8]; 8];
-        let batched = write_replies(&model, &prompts, &options, 2).unwrap();
-        assert_eq!(batched, write_replies(&model, &prompts, &options, 8).unwrap());
+        let batched = generate_replies(&model, &prompts, &options, 2).unwrap();
+        assert_eq!(batched, generate_replies(&model, &prompts, &options, 8).unwrap());
         let mut ids: Vec<&Vec<u32>> = batched.iter().map(|reply| &reply.ids).collect();
         ids.sort_unstable();
         ids.dedup();
-        assert_eq!(ids.len(), 8, "no two of them are equal");
+        assert_eq!(ids.len(), 8, "all replies are distinct");
         assert!(batched.iter().all(|reply| !reply.ended && reply.ids.len() == 6));
     }
 
-    fn reply(text: &str, ended: bool) -> WrittenReply {
-        WrittenReply { ids: vec![1; text.split(' ').count()], text: text.to_owned(), ended }
+    fn reply(text: &str, ended: bool) -> GeneratedReply {
+        GeneratedReply { ids: vec![1; text.split(' ').count()], text: text.to_owned(), ended }
     }
 
     #[test]
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_statistics_of_replies_are_those_counted_by_hand() {
+    fn reply_statistics_match_hand_counted_values() {
         let replies = [
             reply("Stir it. Be careful.", true),
             reply("Stir it. Be careful.", true),
@@ -186,13 +187,13 @@ mod tests {
         ];
         let stats = reply_stats(&replies);
         assert_eq!((stats.n, stats.distinct), (5, 4));
-        assert_eq!((stats.commonest_sentence.as_str(), stats.commonest_share), ("Be careful.", 0.8));
+        assert_eq!((stats.most_frequent_sentence.as_str(), stats.most_frequent_share), ("Be careful.", 0.8));
         assert!((stats.endings_per_100 - 2.).abs() < 1e-12, "\"Be careful.\" and \"Stir it.\"");
-        assert_eq!((stats.cut_off_share, stats.mean_tokens), (0.2, (4. + 4. + 6. + 4. + 3.) / 5.));
+        assert_eq!((stats.truncated_share, stats.mean_tokens), (0.2, (4. + 4. + 6. + 4. + 3.) / 5.));
         assert_eq!(reply_stats(&[]).n, 0);
     }
 
-    /// The expectation over all samples, counted one by one.
+    /// Compares with the mean over all samples.
     #[test]
     fn rarefaction_is_the_mean_over_all_samples() {
         let items = [0, 0, 0, 1, 1, 2];
@@ -206,15 +207,15 @@ mod tests {
         }
         let expected = sum as f64 / f64::from(samples);
         assert!((rarefied([3, 2, 1].into_iter(), 6, 3) - expected).abs() < 1e-12);
-        assert!((rarefied([3, 2, 1].into_iter(), 6, 100) - 3.).abs() < 1e-12, "there are no more than those");
-        // Two hundred replies with one ending, and two hundred with two hundred.
+        assert!((rarefied([3, 2, 1].into_iter(), 6, 100) - 3.).abs() < 1e-12, "there are only three kinds");
+        // 200 items of one kind, and 200 items of 200 kinds.
         assert!((rarefied([200].into_iter(), 200, 100) - 1.).abs() < 1e-12);
         assert!((rarefied(std::iter::repeat_n(1, 200), 200, 100) - 100.).abs() < 1e-9);
     }
 
-    /// Both models know the last token alone; their log-probabilities are sums of a table's entries.
+    /// Both models are bigram models, so log-probabilities are sums of table entries.
     #[test]
-    fn the_kl_of_a_reply_is_the_difference_of_its_log_probabilities() {
+    fn the_kl_of_a_reply_is_the_difference_of_log_probabilities() {
         let tokenizer = tokenizer("the cat sat on the mat.");
         let vocab = tokenizer.vocab_size() as u32;
         let (p, q) =

@@ -1,4 +1,4 @@
-//! Tasks with a known answer.
+//! Tasks with a known answer, asked at temperature 0.
 
 use std::time::Instant;
 
@@ -6,29 +6,29 @@ use llm_data::world::{PromptKind, Task};
 use llm_infer::{GenerateOptions, Sampling, TextModel};
 use serde::Serialize;
 
-use super::replies::write_replies;
+use super::replies::generate_replies;
 use crate::Result;
 use crate::examples::chat_messages;
 
-/// How a model does on tasks.
+/// The results of a model on tasks.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TaskScores {
-    /// Share of right answers.
+    /// Share of correct answers.
     pub total: f64,
-    /// The same for each kind of prompt.
+    /// Share of correct answers for each kind of prompt.
     pub by_kind: Vec<(PromptKind, f64)>,
-    /// Whether each answer is right, in the order of the tasks.
+    /// Whether each answer is correct, in the order of the tasks.
     pub right: Vec<bool>,
-    /// Share of the answers that the token limit cut off.
+    /// Share of answers cut off at the token limit.
     pub cut_off: f64,
-    /// Tokens generated in a second.
+    /// Generated tokens per second.
     pub tokens_per_second: f64,
-    /// What it answered, in the order of the tasks.
+    /// The answers, in the order of the tasks.
     pub replies: Vec<String>,
 }
 
-/// Asks the model every task, at temperature 0, for answers of at most `max_new_tokens` tokens. A model without a chat
-/// template gets the prompt as a text to continue.
+/// Generates an answer of at most `max_new_tokens` tokens to each task, at temperature 0. A model without a chat template
+/// continues the prompt as plain text.
 pub fn task_scores(model: &TextModel, tasks: &[Task], max_new_tokens: usize) -> Result<TaskScores> {
     let mut prompts = Vec::with_capacity(tasks.len());
     for task in tasks {
@@ -45,7 +45,7 @@ pub fn task_scores(model: &TextModel, tasks: &[Task], max_new_tokens: usize) -> 
         sampling: Sampling { temperature: 0., ..Sampling::default() },
     };
     let start = Instant::now();
-    let replies = write_replies(model, &prompts, &options, 100)?;
+    let replies = generate_replies(model, &prompts, &options, 100)?;
     let seconds = start.elapsed().as_secs_f64();
     let right: Vec<bool> = tasks.iter().zip(&replies).map(|(task, reply)| task.is_right(&reply.text)).collect();
     let share = |kind: Option<PromptKind>| {
@@ -71,15 +71,15 @@ mod tests {
     use super::super::testing::{bigram_model, tokenizer};
     use super::*;
 
-    /// A model that gives one task's answer to all of them is right where that answer is right.
+    /// A model that gives the same answer to all tasks.
     #[test]
-    fn answers_are_judged_task_by_task_and_kind_by_kind() {
+    fn answers_are_scored_by_task_and_by_kind() {
         let world = World::new(WorldConfig { corpus_bytes: 1000, ..WorldConfig::default() });
         let tasks = world.tasks(Split::HeldOut, 60);
         let text: Vec<&str> = tasks.iter().map(|task| task.answers[0].as_str()).collect();
         let tokenizer = tokenizer(&text.join(" "));
         let ids = |task: &Task| tokenizer.encode(&task.answers[0]).unwrap();
-        // An answer in which each token comes once, so that its last token tells the next one.
+        // An answer without repeated tokens, which a bigram model can produce.
         let simple = |task: &&Task| {
             let ids = ids(task);
             task.kind == PromptKind::ZeroShot && ids.iter().enumerate().all(|(i, id)| !ids[..i].contains(id))

@@ -1,10 +1,10 @@
-//! Models whose predictions are known by hand.
+//! Models with known predictions, for tests.
 
 use candle_core::{Device, Tensor};
 use llm_model::{Head, Model, ModelConfig, Params};
 use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
 
-/// The tokenizer of a text of few words, with a chat template.
+/// A tokenizer trained on `text`, with a chat template.
 pub fn tokenizer(text: &str) -> Tokenizer {
     let config = TrainConfig { vocab_size: 400, min_frequency: 1 };
     train_bpe(&config, [text].iter()).unwrap().with_default_chat_template().unwrap()
@@ -25,14 +25,14 @@ fn config(tokenizer: &Tokenizer) -> ModelConfig {
     }
 }
 
-/// A random model of one layer, initialised with this standard deviation: with 0 its logits are 0 everywhere.
+/// A random model of one layer with this standard deviation of the weights; 0 gives logits of 0.
 pub fn model(tokenizer: &Tokenizer, initializer_range: f64) -> Model {
     let config = ModelConfig { initializer_range, ..config(tokenizer) };
     Model::init(config, Head::LanguageModel, 3).unwrap().frozen().unwrap()
 }
 
-/// A model whose logit of the next token `to` after a token `from` is `logit(from, to)`, whatever is before: the hidden
-/// state is one-hot, attention and MLP add nothing.
+/// A bigram model: the logit of token `to` after token `from` is `logit(from, to)`. The hidden state is one-hot; attention and
+/// MLP add 0.
 pub fn bigram_model(tokenizer: &Tokenizer, logit: impl Fn(u32, u32) -> f32) -> Model {
     let vocab = tokenizer.vocab_size();
     let config =
@@ -41,7 +41,7 @@ pub fn bigram_model(tokenizer: &Tokenizer, logit: impl Fn(u32, u32) -> f32) -> M
         let rows: Vec<f32> = (0..vocab * vocab).map(|i| entry((i / vocab) as u32, (i % vocab) as u32)).collect();
         Tensor::from_vec(rows, (vocab, vocab), &Device::Cpu).unwrap()
     };
-    // The last norm gives a one-hot row the root mean square 1, so that its entry becomes sqrt(vocab).
+    // The final norm scales a one-hot row to root mean square 1: its entry becomes sqrt(vocab).
     let scale = (vocab as f32).sqrt();
     let shapes = config.tensor_shapes(Head::LanguageModel);
     let tensor = |name: &str, shape: Vec<usize>| match name {

@@ -1,25 +1,25 @@
-//! The loss of text, and the log-probabilities of given continuations.
+//! The loss on text, and the log-probabilities of given continuations.
 
 use llm_data::TokenDataset;
 use llm_model::{Batch, Model};
 use serde::Serialize;
 
 use crate::Result;
-use crate::examples::pick_rows;
+use crate::examples::gather_rows;
 use crate::loss::scalar;
 
-/// How well a model predicts a text.
+/// The loss of a model on a text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct TextLoss {
-    /// Mean cross-entropy of a token, in nats.
+    /// Mean cross-entropy per token, in nats.
     pub loss: f64,
-    /// The same for a byte of the text, in bits: comparable between tokenizers.
+    /// Bits per byte of text: comparable between tokenizers.
     pub bits_per_byte: f64,
-    /// Tokens that were predicted.
+    /// Number of predicted tokens.
     pub tokens: usize,
 }
 
-/// The loss of the data set's text, in windows of `seq_len`; of the first `max_batches` batches (0: all).
+/// The loss on the first `max_batches` batches (0: all) of a dataset, in windows of `seq_len` tokens.
 pub fn text_loss(
     model: &Model,
     data: &TokenDataset,
@@ -42,9 +42,9 @@ pub fn text_loss(
     Ok(TextLoss { loss, bits_per_byte: loss * tokens_per_byte / std::f64::consts::LN_2, tokens })
 }
 
-/// The log-probability of each continuation after its prefix, in nats. Both are token ids, not empty.
+/// The log-probability of each continuation given its prefix, in nats. Pairs are (prefix, continuation) token ids, not empty.
 pub fn continuation_logprobs(model: &Model, pairs: &[(Vec<u32>, Vec<u32>)], batch_size: usize) -> Result<Vec<f64>> {
-    let rows = pairs.iter().map(|(prefix, rest)| Row { prefix, rest, hidden: (0, 0) });
+    let rows = pairs.iter().map(|(prefix, rest)| Row { prefix, rest, masked: (0, 0) });
     row_logprobs(model, &rows.collect::<Vec<_>>(), batch_size)
 }
 
@@ -52,12 +52,12 @@ pub fn continuation_logprobs(model: &Model, pairs: &[(Vec<u32>, Vec<u32>)], batc
 pub(super) struct Row<'a> {
     pub prefix: &'a [u32],
     pub rest: &'a [u32],
-    /// The half-open range of tokens that no token sees; empty: none.
-    pub hidden: (u32, u32),
+    /// The half-open range of tokens that are masked in attention; empty: none.
+    pub masked: (u32, u32),
 }
 
-/// The log-probability of each row's continuation, in nats. Rows of similar length share a batch, and logits are made
-/// of the continuations alone, a few megabytes at a time.
+/// The log-probability of each row's continuation, in nats. Rows of similar length share a batch. Logits are computed for the
+/// continuations only, a few megabytes at a time.
 pub(super) fn row_logprobs(model: &Model, rows: &[Row], batch_size: usize) -> Result<Vec<f64>> {
     const LOGITS: usize = 1 << 22;
     let mut order: Vec<usize> = (0..rows.len()).collect();
@@ -66,22 +66,22 @@ pub(super) fn row_logprobs(model: &Model, rows: &[Row], batch_size: usize) -> Re
     for chunk in order.chunks(batch_size.max(1)) {
         let ids: Vec<Vec<u32>> = chunk.iter().map(|&row| [rows[row].prefix, rows[row].rest].concat()).collect();
         let mut batch = Batch::right_padded(&ids, 0)?;
-        if chunk.iter().any(|&row| rows[row].hidden.0 < rows[row].hidden.1) {
-            batch = batch.with_masked_keys(&chunk.iter().map(|&row| rows[row].hidden).collect::<Vec<_>>())?;
+        if chunk.iter().any(|&row| rows[row].masked.0 < rows[row].masked.1) {
+            batch = batch.with_masked_keys(&chunk.iter().map(|&row| rows[row].masked).collect::<Vec<_>>())?;
         }
         let width = batch.input_ids.dim(1)?;
-        let (mut places, mut labels, mut owners) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut positions, mut labels, mut owners) = (Vec::new(), Vec::new(), Vec::new());
         for (i, &row) in chunk.iter().enumerate() {
             for (t, &id) in rows[row].rest.iter().enumerate() {
-                places.push((i * width + rows[row].prefix.len() + t - 1) as u32);
+                positions.push((i * width + rows[row].prefix.len() + t - 1) as u32);
                 labels.push(i64::from(id));
                 owners.push(row);
             }
         }
         let hidden = model.hidden(&batch, None)?; // (b, t, hidden)
         let n = (LOGITS / model.config().vocab_size).max(1);
-        for ((places, labels), owners) in places.chunks(n).zip(labels.chunks(n)).zip(owners.chunks(n)) {
-            let logits = model.output(&pick_rows(&hidden, places.to_vec())?)?; // (n, vocab)
+        for ((positions, labels), owners) in positions.chunks(n).zip(labels.chunks(n)).zip(owners.chunks(n)) {
+            let logits = model.output(&gather_rows(&hidden, positions.to_vec())?)?; // (n, vocab)
             let losses = llm_kernels::cross_entropy(&logits, labels)?.to_vec1::<f32>()?;
             for (loss, &row) in losses.iter().zip(owners) {
                 logprobs[row] -= f64::from(*loss);
@@ -107,27 +107,26 @@ mod tests {
         TokenDataset::open(dir, "held_out").unwrap()
     }
 
-    /// Every logit of a model of zeros is 0: `ln(vocab)` nats for each token, and `log2(vocab)` bits times tokens per
-    /// byte for each byte.
+    /// With all logits 0 the loss is `ln(vocab)` nats per token, or `log2(vocab)` bits times tokens per byte.
     #[test]
-    fn a_uniform_model_loses_the_logarithm_of_the_vocabulary() {
+    fn a_uniform_model_has_the_log_of_the_vocabulary_as_loss() {
         let dir = tempfile::tempdir().unwrap();
         let data = dataset(dir.path());
         let uniform = model(&tokenizer(TEXT), 0.);
         let vocab = uniform.config().vocab_size as f64;
-        let seen = text_loss(&uniform, &data, 2, 8, 0).unwrap();
-        assert!((seen.loss - vocab.ln()).abs() < 1e-5, "{seen:?}");
+        let found = text_loss(&uniform, &data, 2, 8, 0).unwrap();
+        assert!((found.loss - vocab.ln()).abs() < 1e-5, "{found:?}");
         let bytes: usize = (0..9).map(|i| TEXT.len() - i).sum();
         assert_eq!(data.bytes(), bytes);
         let bits = vocab.log2() * data.len() as f64 / bytes as f64;
-        assert!((seen.bits_per_byte - bits).abs() < 1e-5, "{seen:?} is not {bits} bits");
-        assert_eq!(seen.tokens, data.len() - 1, "every token but the first is predicted once");
+        assert!((found.bits_per_byte - bits).abs() < 1e-5, "{found:?} is not {bits} bits");
+        assert_eq!(found.tokens, data.len() - 1, "every token but the first is predicted once");
         assert_eq!(text_loss(&uniform, &data, 2, 8, 3).unwrap().tokens, 3 * 2 * 8);
     }
 
-    /// The windows' tokens one by one, each through the model with what is before it in its window.
+    /// Compares with one forward pass per token on its prefix within the window.
     #[test]
-    fn the_loss_is_the_mean_over_all_tokens_each_in_its_window() {
+    fn the_loss_is_the_mean_over_tokens_in_windows() {
         let dir = tempfile::tempdir().unwrap();
         let data = dataset(dir.path());
         let model = model(&tokenizer(TEXT), 0.3);
@@ -143,13 +142,13 @@ mod tests {
         }
         let expected = sum / (tokens.len() - 1) as f64;
         for batch_size in [1, 3, 100] {
-            let seen = text_loss(&model, &data, batch_size, seq_len, 0).unwrap();
-            assert!((seen.loss - expected).abs() < 1e-4, "{} is not {expected}", seen.loss);
+            let found = text_loss(&model, &data, batch_size, seq_len, 0).unwrap();
+            assert!((found.loss - expected).abs() < 1e-4, "{} is not {expected}", found.loss);
         }
     }
 
     #[test]
-    fn a_continuation_has_the_product_of_its_tokens_probabilities() {
+    fn continuation_probabilities_are_products_of_token_probabilities() {
         let model = model(&tokenizer(TEXT), 0.3);
         let pairs = [(vec![7, 8, 9, 10], vec![11]), (vec![20], vec![21, 22, 23]), (vec![5, 6], vec![9, 9])];
         let logprobs = continuation_logprobs(&model, &pairs, 2).unwrap();
@@ -166,7 +165,7 @@ mod tests {
         assert!(logprobs.iter().zip(all_at_once).all(|(a, b)| (a - b).abs() < 1e-5));
         let uniform = super::super::testing::model(&tokenizer(TEXT), 0.);
         let vocab = uniform.config().vocab_size as f64;
-        let of_uniform = continuation_logprobs(&uniform, &pairs, 2).unwrap();
-        assert!((of_uniform[1] + 3. * vocab.ln()).abs() < 1e-4);
+        let uniform_logprobs = continuation_logprobs(&uniform, &pairs, 2).unwrap();
+        assert!((uniform_logprobs[1] + 3. * vocab.ln()).abs() < 1e-4);
     }
 }

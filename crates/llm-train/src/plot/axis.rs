@@ -1,10 +1,10 @@
-//! Where the ticks of an axis are, and what is written at them.
+//! Ticks of an axis and their labels.
 
 use std::ops::Range;
 
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 
-/// An axis from `low` to `high` with ticks of its own; both are above 0 where it is logarithmic.
+/// An axis from `low` to `high` with given ticks; both are positive if it is logarithmic.
 pub(super) struct Scale {
     pub low: f64,
     pub high: f64,
@@ -33,7 +33,7 @@ impl Ranged for Scale {
     }
 }
 
-/// At most `most` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`; only whole ones if `whole`.
+/// About `most` round numbers from `low` to `high`, with a step of 1, 2 or 5 times a power of ten; whole numbers if `whole`.
 pub(super) fn ticks(low: f64, high: f64, most: usize, whole: bool) -> Vec<f64> {
     let least = (high - low) / most.max(1) as f64;
     if !(least > 0. && least.is_finite()) {
@@ -47,8 +47,8 @@ pub(super) fn ticks(low: f64, high: f64, most: usize, whole: bool) -> Vec<f64> {
     (first..=last).map(|i| i as f64 * step).collect()
 }
 
-/// The ticks of a logarithmic axis: 1, 2 and 5 times the powers of ten, all their multiples where those are few, and
-/// round numbers where the axis is shorter than that.
+/// The ticks of a logarithmic axis: powers of ten; if there are fewer than 4 also 2 and 5 times these, then all multiples, then
+/// [`ticks`].
 pub(super) fn log_ticks(low: f64, high: f64) -> Vec<f64> {
     let of = |factors: &[f64]| {
         let powers = low.log10().floor() as i32..=high.log10().ceil() as i32;
@@ -59,7 +59,7 @@ pub(super) fn log_ticks(low: f64, high: f64) -> Vec<f64> {
     all.into_iter().find(|ticks| ticks.len() >= 4).unwrap_or_else(|| ticks(low, high, 6, false))
 }
 
-/// A tick's number with as many decimals as it needs, and no more than six.
+/// The label of a tick, with as few decimals as possible, at most six.
 pub(super) fn label(tick: f64) -> String {
     let size = tick.abs();
     if size != 0. && !(1e-4..1e7).contains(&size) {
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_have_no_needless_decimals() {
+    fn labels_have_no_trailing_zeros() {
         let labels = [0., 5., 400., 0.25, 0.1 + 0.2, -1.5, -0., 1e-7, 3e9].map(label);
         assert_eq!(labels, ["0", "5", "400", "0.25", "0.3", "-1.5", "0", "1e-7", "3e9"]);
     }

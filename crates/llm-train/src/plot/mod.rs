@@ -1,9 +1,8 @@
-//! Curves of one run or of several as SVG.
+//! SVG plots of the curves of one or several runs.
 //!
-//! A plot has panels, one above the other, that share the x axis: figures of different units belong in different
-//! panels. Losses want a logarithmic y axis. Curves of few points have a mark at each, those of several runs a band
-//! from the lowest to the highest run around their mean. The legend is beside the data, and the colours are those of
-//! Okabe and Ito (2008), which colour-blind readers can tell apart.
+//! A plot has one or more panels with a common x axis; metrics with different units go into different panels. Use a logarithmic y
+//! axis for losses. Curves with few points have markers; the mean of several runs has a band from minimum to maximum. The legend
+//! is to the right of the data. The colours are those of Okabe and Ito (2008), safe for colour-blind readers.
 //!
 //! ```
 //! use llm_train::plot::{Curve, Panel, Plot};
@@ -37,7 +36,7 @@ const COLOURS: [RGBColor; 5] = [
     RGBColor(230, 159, 0),
 ];
 
-/// Curves of at most so many points have a mark at each.
+/// Curves with at most this many points have markers.
 const MARKED: usize = 40;
 
 const WIDTH: u32 = 900;
@@ -45,14 +44,14 @@ const PANEL_HEIGHT: u32 = 320;
 const TITLE_HEIGHT: u32 = 44;
 const LEGEND_WIDTH: u32 = 190;
 
-/// A line of a plot.
+/// A curve of a plot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
-    /// What it shows.
+    /// The name in the legend.
     pub name: String,
-    /// (x, y) in the order in which they are joined.
+    /// (x, y) in drawing order.
     pub points: Vec<(f64, f64)>,
-    /// (x, lowest, highest) of the runs whose mean the points are; empty for one run.
+    /// (x, minimum, maximum) over the runs; empty for one run.
     pub band: Vec<(f64, f64, f64)>,
 }
 
@@ -62,7 +61,7 @@ impl Curve {
         Self { name: name.into(), points, band: Vec::new() }
     }
 
-    /// The mean of several runs at each x that all of them have, with the band from the lowest to the highest run.
+    /// The mean of several runs at each x that all runs have, with a band from minimum to maximum.
     pub fn over_runs(name: impl Into<String>, runs: &[Vec<(f64, f64)>]) -> Self {
         let mut curve = Self::new(name, Vec::new());
         let Some((first, others)) = runs.split_first() else { return curve };
@@ -85,9 +84,9 @@ impl Curve {
 /// Curves with a common y axis.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Panel<'a> {
-    /// What the y axis shows, with its unit.
+    /// The label of the y axis, with its unit.
     pub y: &'a str,
-    /// Whether the y axis is logarithmic; numbers that are not above 0 are left out then.
+    /// Whether the y axis is logarithmic; then values that are not positive are left out.
     pub log: bool,
     /// The curves.
     pub curves: Vec<Curve>,
@@ -96,11 +95,11 @@ pub struct Panel<'a> {
 /// A plot of one or more panels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plot<'a> {
-    /// Its title.
+    /// The title.
     pub title: &'a str,
-    /// What the x axis shows; where all x are whole numbers (steps), so are its ticks.
+    /// The label of the x axis. If all x are whole numbers (steps), so are the ticks.
     pub x: &'a str,
-    /// Its panels, from top to bottom.
+    /// The panels, from top to bottom.
     pub panels: Vec<Panel<'a>>,
 }
 
@@ -145,7 +144,7 @@ type Drawing = DrawingAreaErrorKind<std::io::Error>;
 type Band = Vec<(f64, f64, f64)>;
 
 impl Panel<'_> {
-    /// The points and bands of the curves that can be drawn.
+    /// The points and bands that can be drawn, per curve.
     fn visible(&self) -> impl Iterator<Item = (Vec<(f64, f64)>, Band)> {
         let shown = |y: f64| y.is_finite() && (!self.log || y > 0.);
         self.curves.iter().map(move |curve| {
@@ -155,7 +154,7 @@ impl Panel<'_> {
         })
     }
 
-    /// The range of the y axis: that of the data and a little more.
+    /// The range of the y axis: the range of the data plus a margin.
     fn range(&self) -> (f64, f64) {
         let ys = self.visible().flat_map(|(points, band)| {
             let of_band = band.into_iter().flat_map(|(_, low, high)| [low, high]);
@@ -204,7 +203,7 @@ impl Panel<'_> {
             let marked = points.len() <= MARKED;
             if marked {
                 for &at in &points {
-                    draw_mark(chart.plotting_area(), at, i, colour)?;
+                    draw_marker(chart.plotting_area(), at, i, colour)?;
                 }
             }
             let width = if marked { 2 } else { 1 };
@@ -213,14 +212,14 @@ impl Panel<'_> {
         Ok(())
     }
 
-    /// One line for each curve: its colour, its mark and its name.
+    /// One line per curve: colour, marker and name.
     fn draw_legend(&self, area: &Area) -> Result<(), Drawing> {
         let text = ("sans-serif", 15).into_text_style(area);
         for (i, (curve, (points, _))) in self.curves.iter().zip(self.visible()).enumerate() {
             let (y, colour) = (24 + 24 * i as i32, COLOURS[i % COLOURS.len()]);
             area.draw(&PathElement::new([(4, y), (32, y)], colour.stroke_width(2)))?;
             if points.len() <= MARKED {
-                draw_mark(area, (18, y), i, colour)?;
+                draw_marker(area, (18, y), i, colour)?;
             }
             area.draw_text(&curve.name, &text, (40, y - 6))?;
         }
@@ -228,9 +227,8 @@ impl Panel<'_> {
     }
 }
 
-/// Draws the mark of a panel's curve: circles, squares, triangles in turn, so that a print without colours shows them
-/// too.
-fn draw_mark<T>(area: &DrawingArea<SVGBackend, T>, at: T::From, curve: usize, colour: RGBColor) -> Result<(), Drawing>
+/// Draws a marker. Circles, squares and triangles alternate, so that curves differ in print without colours.
+fn draw_marker<T>(area: &DrawingArea<SVGBackend, T>, at: T::From, curve: usize, colour: RGBColor) -> Result<(), Drawing>
 where
     T: CoordTranslate,
     T::From: Clone,
@@ -243,7 +241,7 @@ where
     }
 }
 
-/// The least and the greatest of finite numbers, if there are any.
+/// The minimum and maximum of the finite numbers, if there are any.
 fn bounds(numbers: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     numbers.filter(|x| x.is_finite()).fold(None, |range, x| match range {
         None => Some((x, x)),
@@ -251,7 +249,7 @@ fn bounds(numbers: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
-/// The figures of that name in the `metrics.jsonl` of a run: (step, figure).
+/// (step, value) of a metric in the `metrics.jsonl` of a run.
 pub fn metric(dir: &Path, name: &str) -> Result<Vec<(f64, f64)>> {
     let path = dir.join("metrics.jsonl");
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;

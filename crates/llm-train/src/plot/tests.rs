@@ -5,7 +5,7 @@ fn plot(log: bool, curves: Vec<Curve>) -> String {
     Plot { title: "Loss", x: "step", panels: vec![panel] }.svg().unwrap()
 }
 
-/// The texts of an SVG with their x coordinates.
+/// (x, text) of all texts in an SVG.
 fn texts(svg: &str) -> Vec<(f64, String)> {
     let elements = svg.split("<text ").skip(1);
     let text = |element: &str| {
@@ -16,7 +16,7 @@ fn texts(svg: &str) -> Vec<(f64, String)> {
     elements.filter_map(text).collect()
 }
 
-/// The vertices of every line, in pixels.
+/// The vertices of all polylines, in pixels.
 fn lines(svg: &str) -> Vec<Vec<(f64, f64)>> {
     let number = |text: &str| text.parse().unwrap();
     let vertices = |element: &str| -> Vec<(f64, f64)> {
@@ -26,13 +26,13 @@ fn lines(svg: &str) -> Vec<Vec<(f64, f64)>> {
     svg.split("<polyline ").skip(1).map(vertices).collect()
 }
 
-/// The line of a curve with that many points.
+/// The polyline with this number of points.
 fn line(svg: &str, points: usize) -> Vec<(f64, f64)> {
     lines(svg).into_iter().find(|line| line.len() == points).unwrap()
 }
 
 #[test]
-fn a_logarithmic_axis_gives_equal_ratios_equal_heights() {
+fn a_logarithmic_axis_maps_equal_ratios_to_equal_distances() {
     let curve = || vec![Curve::new("train", vec![(0., 100.), (1., 10.), (2., 1.), (3., 0.), (4., -1.)])];
     let at = line(&plot(true, curve()), 3);
     assert!(((at[1].1 - at[0].1) - (at[2].1 - at[1].1)).abs() <= 1., "{at:?}");
@@ -42,7 +42,7 @@ fn a_logarithmic_axis_gives_equal_ratios_equal_heights() {
 }
 
 #[test]
-fn steps_have_whole_ticks_and_other_numbers_need_not() {
+fn ticks_of_whole_numbers_are_whole() {
     let labels = |last: f64| {
         let svg = plot(false, vec![Curve::new("train", vec![(0., 1.), (last, 2.)])]);
         texts(&svg).into_iter().map(|(_, text)| text).collect::<Vec<_>>()
@@ -54,7 +54,7 @@ fn steps_have_whole_ticks_and_other_numbers_need_not() {
 }
 
 #[test]
-fn the_legend_is_beside_the_data() {
+fn the_legend_is_to_the_right_of_the_data() {
     let svg = plot(false, vec![Curve::new("validation", vec![(0., 1.), (700., 2.), (1000., 1.5)])]);
     let right = line(&svg, 3).iter().map(|p| p.0).fold(0., f64::max);
     let (x, _) = texts(&svg).into_iter().find(|(_, text)| text == "validation").unwrap();
@@ -62,15 +62,15 @@ fn the_legend_is_beside_the_data() {
 }
 
 #[test]
-fn few_points_are_marked_and_many_are_not() {
+fn only_curves_with_few_points_have_markers() {
     let curve = |n: u32| Curve::new("train", (0..n).map(|i| (f64::from(i), 1.)).collect());
-    // One mark more for the legend.
+    // Plus one marker in the legend.
     assert_eq!(plot(false, vec![curve(7)]).matches("<circle").count(), 8);
     assert_eq!(plot(false, vec![curve(100)]).matches("<circle").count(), 0);
 }
 
 #[test]
-fn a_band_goes_from_the_lowest_to_the_highest_run() {
+fn a_band_is_from_minimum_to_maximum() {
     let runs = [vec![(0., 1.), (1., 5.), (2., 0.)], vec![(0., 3.), (1., 2.)], vec![(1., 2.), (0., 2.)]];
     let curve = Curve::over_runs("mean of 3", &runs);
     assert_eq!(curve.points, [(0., 2.), (1., 3.)], "2 is missing in two runs");
@@ -81,7 +81,7 @@ fn a_band_goes_from_the_lowest_to_the_highest_run() {
 }
 
 #[test]
-fn panels_share_the_x_axis_and_have_y_axes_of_their_own() {
+fn panels_share_the_x_axis_only() {
     let panel = |y, points| Panel { y, log: false, curves: vec![Curve::new(y, points)] };
     let panels = vec![
         panel("score", vec![(0., 0.), (2., 0.5), (8., 0.8), (10., 1.)]),
@@ -96,7 +96,7 @@ fn panels_share_the_x_axis_and_have_y_axes_of_their_own() {
 }
 
 #[test]
-fn a_plot_copes_with_nothing_to_show() {
+fn a_plot_without_data_is_drawn() {
     for log in [false, true] {
         for points in [vec![], vec![(3., 2.)], vec![(0., f64::NAN), (1., f64::INFINITY)], vec![(1., 0.), (2., 0.)]] {
             assert!(plot(log, vec![Curve::new("train", points)]).starts_with("<svg"));
@@ -107,7 +107,7 @@ fn a_plot_copes_with_nothing_to_show() {
 }
 
 #[test]
-fn metrics_are_read_by_name_and_a_plot_is_written() {
+fn metrics_are_read_and_a_plot_is_saved() {
     let dir = tempfile::tempdir().unwrap();
     let lines = "{\"step\":1,\"loss\":2.5}\n{\"step\":1,\"eval\":3}\n{\"step\":2,\"loss\":2.0}\n";
     std::fs::write(dir.path().join("metrics.jsonl"), lines).unwrap();

@@ -1,9 +1,9 @@
-//! Knowledge distillation: a small student learns the whole distribution of its teacher (Hinton et al. 2015, arXiv
+//! Knowledge distillation: a student is trained on the next-token distribution of its teacher (Hinton et al. 2015, arXiv
 //! 1503.02531).
 //!
-//! The loss of each token is `α · T² · KL(teacher/T ‖ student/T) + (1 - α) · cross-entropy`. A fresh student goes
-//! through its teacher's life in short: first plain text, then conversations, where the answers alone count. Plain text
-//! has a teacher of its own, a model that was trained on text; without one, its labels alone are trained on (α = 0).
+//! The loss per token is `α · T² · KL(teacher/T ‖ student/T) + (1 - α) · cross-entropy`. The student is trained on plain text first,
+//! then on conversations, where the loss counts the answers only. Plain text has a separate teacher, such as the pre-trained model;
+//! without one plain text is trained with labels only (α = 0).
 
 use std::path::Path;
 
@@ -14,48 +14,48 @@ use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use super::{chat_format, load_model};
+use crate::compat::{TokenSource, check_compatible};
 use crate::eval::is_eval_step;
-use crate::examples::{Example, LengthBatches, answer_places, pick_rows, spread, train_and_held_out};
-use crate::fitting::{Ids, fitting};
+use crate::examples::{Example, LengthBatches, answer_positions, gather_rows, take_evenly, train_and_validation};
 use crate::optim::{Learner, OptimizerConfig};
-use crate::routing::RouterLog;
-use crate::run::{Input, Opening, Outcome, RunOptions, Start, learner};
+use crate::routing::RouterMetrics;
+use crate::run::{Input, Outcome, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
-/// The numbers of a distillation.
+/// The recipe of distillation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DistillRecipe {
-    /// Seed of the student's weights and of the order of the data.
+    /// Seed for initial weights and data order.
     pub seed: u64,
-    /// α, the weight of the teacher's distribution; the rest is the data's own next token. 0: no teacher is run at all, which
-    /// trains the same student on the same tokens for comparison.
+    /// α, the weight of the distillation loss, from 0 to 1; the cross-entropy has weight 1 - α. 0: no teacher runs, which gives the
+    /// baseline of the same student on the same tokens.
     pub alpha: f64,
-    /// T, by which both logits are divided.
+    /// T: the logits of teacher and student are divided by it.
     pub temperature: f64,
-    /// Steps on plain text, if there is any.
+    /// Steps on plain text before the conversations, if there is plain text.
     pub text_steps: u64,
-    /// Rows of a step on plain text.
+    /// Sequences of plain text per step.
     pub text_batch_size: usize,
-    /// Tokens of a row of plain text.
+    /// Sequence length of plain text in tokens.
     pub seq_len: usize,
-    /// Weight of the loss of plain text beside that of the answers, after the steps on plain text alone; 0: no more text.
+    /// Weight of the loss on plain text during the steps on conversations; 0: no plain text then.
     pub text_weight: f64,
-    /// Passes over the conversations.
+    /// Number of passes over the conversations.
     pub epochs: u64,
-    /// Conversations of a step.
+    /// Conversations per step.
     pub batch_size: usize,
-    /// Longer conversations, in tokens, are left out.
+    /// Longer conversations are left out, in tokens.
     pub max_length: usize,
-    /// Steps between two evaluations on held-out conversations; 0: only at the end.
+    /// Steps between evaluations on the validation split; 0: only at the end.
     pub eval_every: u64,
-    /// Batches of each evaluation, spread over the held-out conversations; 0: all.
+    /// Batches per evaluation, spread evenly over the validation split; 0: all.
     pub eval_batches: usize,
-    /// Steps between two checkpoints; 0: only at the end.
+    /// Steps between checkpoints; 0: only at the end.
     pub save_every: u64,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
-    /// The shape of a fresh student; what the vocabulary and the positions ask for is the teacher's.
+    /// The configuration of a new student. Vocabulary, special ids and context length come from the teacher.
     pub student: ModelConfig,
 }
 
@@ -89,20 +89,20 @@ impl Default for DistillRecipe {
     }
 }
 
-/// What [`distill`] reads.
+/// The inputs of [`distill`].
 #[derive(Debug, Clone, Copy)]
 pub struct DistillInputs<'a> {
-    /// The folder of the teacher; the tokenizer and the chat template are its own. With α = 0 its weights are not read.
+    /// The folder of the teacher, with tokenizer and chat template. With α = 0 its weights are not read.
     pub teacher: &'a Path,
-    /// The folder of the teacher of plain text, such as the pre-trained model; none: plain text is trained on by its labels.
+    /// The folder of the teacher of plain text, such as the pre-trained model; `None`: plain text is trained with labels only.
     pub text_teacher: Option<&'a Path>,
-    /// The folder of a student to go on with; none: a fresh one.
+    /// The folder of a student to continue training; `None`: a new one.
     pub student: Option<&'a Path>,
-    /// Conversations.
+    /// Training conversations.
     pub data: &'a Path,
-    /// Conversations to test on; none: those of a twentieth of the prompts of `data`.
-    pub held_out: Option<&'a Path>,
-    /// The folder of token shards to read first.
+    /// Validation conversations; `None`: those of 5 % of the prompts of `data`.
+    pub validation: Option<&'a Path>,
+    /// The folder of token shards of plain text.
     pub text: Option<&'a Path>,
 }
 
@@ -112,75 +112,77 @@ impl DistillInputs<'_> {
             ("teacher", Some(self.teacher)),
             ("data", Some(self.data)),
             ("student", self.student),
-            ("held_out", self.held_out),
+            ("validation", self.validation),
             ("text", self.text),
             ("text_teacher", self.text_teacher),
         ])
     }
 }
 
-/// Distils a teacher into a student; the run folder `out` becomes the student's Hugging Face folder.
+/// Distils a teacher into a student. The run folder `out` becomes the student's Hugging Face folder.
 pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
-    let opening = match Opening::check(recipe, inputs.named(), out, options)? {
-        Start::Open(opening) => opening,
+    let setup = match RunSetup::check(recipe, inputs.named(), out, options)? {
+        Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
     let tokenizer = Tokenizer::from_dir(inputs.teacher)?;
     let pad = chat_format(&tokenizer, inputs.teacher)?.pad;
-    let Teachers { taught, teacher, text_teacher, text } = Teachers::load(recipe, &inputs, &tokenizer)?;
-    let first_student = student(recipe, &inputs, &taught, &tokenizer, text.as_ref())?;
-    let positions = taught.max_position_embeddings.min(first_student.config().max_position_embeddings);
+    let Teachers { teacher_config, teacher, text_teacher, text } = Teachers::load(recipe, &inputs, &tokenizer)?;
+    let first_student = student(recipe, &inputs, &teacher_config, &tokenizer, text.as_ref())?;
+    let positions = teacher_config.max_position_embeddings.min(first_student.config().max_position_embeddings);
     let max_length = recipe.max_length.min(positions);
-    let (train, held_out) = train_and_held_out((inputs.data, inputs.held_out), recipe.seed, &tokenizer, max_length)?;
+    let (train, validation) =
+        train_and_validation((inputs.data, inputs.validation), recipe.seed, &tokenizer, max_length)?;
     let mut conversations =
         LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), recipe.batch_size, recipe.seed)?;
     let mut text = match &text {
         Some(text) => Some(Batches::new(text, recipe.text_batch_size, recipe.seq_len, recipe.seed)?),
         None => None,
     };
-    let held_out = spread(held_out, recipe.eval_batches * recipe.batch_size);
-    let mut learner = learner(opening.checkpoint(), &recipe.optimizer, || Ok(first_student))?;
+    let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
+    let mut learner = learner(setup.checkpoint(), &recipe.optimizer, || Ok(first_student))?;
     let size = |config: &ModelConfig| ParamCount::of(config, Head::LanguageModel).total() as f64;
-    let share = 100. * size(learner.model.config()) / size(&taught);
-    tracing::info!("the student has {share:.1} % of its teacher's parameters");
+    let share = 100. * size(learner.model.config()) / size(&teacher_config);
+    tracing::info!("the student has {share:.1} % of the teacher's parameters");
 
     let text_steps = if text.is_some() { recipe.text_steps } else { 0 };
     let steps = text_steps + conversations.per_epoch() * recipe.epochs;
-    let first = opening.step();
-    let mut run = opening.open(steps, recipe.save_every)?;
+    let first = setup.step();
+    let mut run = setup.open(steps, recipe.save_every)?;
     run.begin(steps, first, "steps");
 
     for step in first..steps {
-        // Plain text first, then answers, with plain text beside them so that it is not forgotten.
-        let mut routers = RouterLog::default();
-        let mut figures = Vec::new();
+        // Plain text first, then conversations, with plain text as rehearsal.
+        let mut routers = RouterMetrics::default();
+        let mut metrics = Vec::new();
         if step >= text_steps {
             let chosen: Vec<&Example> = conversations.batch(step - text_steps).iter().map(|&i| &train[i]).collect();
-            let lesson = Lesson::of_answers(&chosen, pad)?;
-            figures.extend(lesson.learn(&mut learner, teacher.as_ref(), recipe, 1., &mut routers)?);
+            let batch = DistillBatch::of_answers(&chosen, pad)?;
+            metrics.extend(batch.accumulate_gradients(&mut learner, teacher.as_ref(), recipe, 1., &mut routers)?);
         }
         if let Some(text) = text.as_mut().filter(|_| step < text_steps || recipe.text_weight > 0.) {
-            let lesson = Lesson::of_text(text.batch(step)?, recipe.seq_len)?;
-            let guide = text_teacher.as_ref();
+            let batch = DistillBatch::of_text(text.batch(step)?, recipe.seq_len)?;
+            let teacher = text_teacher.as_ref();
             if step < text_steps {
-                figures.extend(lesson.learn(&mut learner, guide, recipe, 1., &mut routers)?);
+                metrics.extend(batch.accumulate_gradients(&mut learner, teacher, recipe, 1., &mut routers)?);
             } else {
-                let seen = lesson.learn(&mut learner, guide, recipe, recipe.text_weight, &mut routers)?;
-                figures.extend(seen.into_iter().take(1).map(|(_, loss)| ("text_loss", loss)));
+                let losses =
+                    batch.accumulate_gradients(&mut learner, teacher, recipe, recipe.text_weight, &mut routers)?;
+                metrics.extend(losses.into_iter().take(1).map(|(_, loss)| ("text_loss", loss)));
             }
         }
         let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
         let grad_norm = learner.step(learning_rate)?;
-        let (done, loss) = (step + 1, figures[0].1);
-        figures.extend([("grad_norm", grad_norm), ("learning_rate", learning_rate)]);
-        run.check_step(done, &figures)?;
-        run.log_with(done, &figures, routers.figures())?;
+        let (done, loss) = (step + 1, metrics[0].1);
+        metrics.extend([("grad_norm", grad_norm), ("learning_rate", learning_rate)]);
+        run.check_step(done, &metrics)?;
+        run.log_with(done, &metrics, routers.metrics())?;
         run.progress(done, &format!("loss {loss:.3}"));
         if is_eval_step(done, recipe.eval_every, steps) {
             run.progress(done, "evaluating");
-            let figures = evaluate(&learner.model.frozen()?, teacher.as_ref(), &held_out, recipe.batch_size, pad)?;
-            run.log(done, &figures)?;
-            let shown: Vec<String> = figures.iter().map(|(name, figure)| format!("{name} {figure:.4}")).collect();
+            let metrics = evaluate(&learner.model.frozen()?, teacher.as_ref(), &validation, recipe.batch_size, pad)?;
+            run.log(done, &metrics)?;
+            let shown: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
             tracing::info!("step {done}: {}", shown.join(", "));
         }
         if run.is_due(done) {
@@ -193,159 +195,160 @@ pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, option
     })
 }
 
-/// Who teaches what: the models that are run, and the text.
+/// The teachers and the plain text.
 struct Teachers {
-    /// The shape of the teacher.
-    taught: ModelConfig,
-    /// The teacher of conversations; none if α is 0.
+    /// The configuration of the teacher.
+    teacher_config: ModelConfig,
+    /// The teacher of conversations; `None` if α is 0.
     teacher: Option<Model>,
-    /// The teacher of plain text; none if there is none, or α is 0.
+    /// The teacher of plain text; `None` if not given, or if α is 0.
     text_teacher: Option<Model>,
     text: Option<TokenDataset>,
 }
 
 impl Teachers {
-    /// Reads what teaches and checks that all of it has one tokenizer.
+    /// Loads the teachers and checks that all have the same tokenizer.
     fn load(recipe: &DistillRecipe, inputs: &DistillInputs, tokenizer: &Tokenizer) -> Result<Self> {
         let described = read_config(inputs.teacher)?;
         if described.head != Head::LanguageModel {
             let (teacher, head) = (inputs.teacher.display(), described.head);
             return Err(Error::Input(format!(
-                "{teacher}: the model has the head {head:?}; a teacher is a language model"
+                "{teacher}: the model has the head {head:?}; a teacher must be a language model"
             )));
         }
-        let taught = described.config;
-        let own = (tokenizer, inputs.teacher);
+        let teacher_config = described.config;
+        let teacher_tokenizer = (tokenizer, inputs.teacher);
         let text = inputs.text.map(|dir| TokenDataset::open(dir, "train")).transpose()?;
-        fitting(&taught, own, rows(recipe, inputs, text.as_ref()).as_slice())?;
+        check_compatible(&teacher_config, teacher_tokenizer, text_source(recipe, inputs, text.as_ref()).as_slice())?;
         if let Some(dir) = inputs.text_teacher {
             if text.is_none() {
                 let dir = dir.display();
-                return Err(Error::Input(format!(
-                    "{dir}: a teacher of plain text needs some; give token shards too (--text)"
-                )));
+                return Err(Error::Input(format!("{dir}: a teacher of plain text needs plain text; give --text too")));
             }
-            let rows = rows(recipe, inputs, text.as_ref());
-            same_vocabulary((&taught, own), (&read_config(dir)?.config, dir), rows)?;
+            let source = text_source(recipe, inputs, text.as_ref());
+            check_vocabulary((&teacher_config, teacher_tokenizer), (&read_config(dir)?.config, dir), source)?;
         }
         let load = |dir: &Path| load_model(dir, Head::LanguageModel);
-        let runs = recipe.alpha != 0.;
-        let teacher = if runs { Some(load(inputs.teacher)?) } else { None };
-        let text_teacher = inputs.text_teacher.filter(|_| runs).map(load).transpose()?;
-        Ok(Self { taught, teacher, text_teacher, text })
+        let runs_teacher = recipe.alpha != 0.;
+        let teacher = if runs_teacher { Some(load(inputs.teacher)?) } else { None };
+        let text_teacher = inputs.text_teacher.filter(|_| runs_teacher).map(load).transpose()?;
+        Ok(Self { teacher_config, teacher, text_teacher, text })
     }
 }
 
-/// The rows of plain text, if there is any.
-fn rows<'a>(recipe: &DistillRecipe, inputs: &DistillInputs<'a>, text: Option<&'a TokenDataset>) -> Option<Ids<'a>> {
+/// The plain text as a source of tokens, if there is any.
+fn text_source<'a>(
+    recipe: &DistillRecipe,
+    inputs: &DistillInputs<'a>,
+    text: Option<&'a TokenDataset>,
+) -> Option<TokenSource<'a>> {
     let (shards, dir) = text.zip(inputs.text)?;
-    Some(Ids::Shards { shards, dir, seq_len: recipe.seq_len })
+    Some(TokenSource::Shards { shards, dir, seq_len: recipe.seq_len })
 }
 
-/// Checks that a model in `dir` reads what the teacher reads, and has as many logits.
-fn same_vocabulary(
-    (taught, own): (&ModelConfig, (&Tokenizer, &Path)),
+/// Checks that the model in `dir` has the tokenizer and the vocabulary size of the teacher.
+fn check_vocabulary(
+    (teacher_config, teacher_tokenizer): (&ModelConfig, (&Tokenizer, &Path)),
     (config, dir): (&ModelConfig, &Path),
-    rows: Option<Ids>,
+    text: Option<TokenSource>,
 ) -> Result<()> {
-    let other = Ids::Other { config, tokenizer: &Tokenizer::from_dir(dir)?, dir };
-    fitting(taught, own, &rows.into_iter().chain([other]).collect::<Vec<_>>())?;
-    if config.vocab_size != taught.vocab_size {
-        let (is, wanted, teacher) = (config.vocab_size, taught.vocab_size, own.1.display());
+    let other = TokenSource::Model { config, tokenizer: &Tokenizer::from_dir(dir)?, dir };
+    check_compatible(teacher_config, teacher_tokenizer, &text.into_iter().chain([other]).collect::<Vec<_>>())?;
+    if config.vocab_size != teacher_config.vocab_size {
+        let (found, expected, teacher) = (config.vocab_size, teacher_config.vocab_size, teacher_tokenizer.1.display());
         return Err(Error::Input(format!(
-            "{}: \"vocab_size\" is {is}, that of {teacher} is {wanted}; logits are compared one by one, so both must be equal",
+            "{}: \"vocab_size\" is {found}, that of {teacher} is {expected}; both must be equal",
             dir.display()
         )));
     }
     Ok(())
 }
 
-/// Rows of tokens, the flat places whose next token counts, and those tokens.
-struct Lesson {
+/// A batch with the flat positions that predict a trained token (None: all), and the ids of those tokens.
+struct DistillBatch {
     batch: Batch,
-    places: Option<Vec<u32>>,
+    positions: Option<Vec<u32>>,
     labels: Vec<i64>,
 }
 
-impl Lesson {
-    /// Every token of plain text.
+impl DistillBatch {
+    /// A batch of plain text: all tokens are trained.
     fn of_text((inputs, targets): (Vec<u32>, Vec<u32>), seq_len: usize) -> Result<Self> {
         let labels = targets.into_iter().map(i64::from).collect();
-        Ok(Self { batch: Batch::from_flat(&inputs, seq_len)?, places: None, labels })
+        Ok(Self { batch: Batch::from_flat(&inputs, seq_len)?, positions: None, labels })
     }
 
-    /// The assistant's tokens of conversations.
+    /// A batch of conversations: the assistant's tokens are trained.
     fn of_answers(examples: &[&Example], pad: u32) -> Result<Self> {
-        let (batch, places, labels) = answer_places(examples, pad)?;
-        Ok(Self { batch, places: Some(places), labels })
+        let (batch, positions, labels) = answer_positions(examples, pad)?;
+        Ok(Self { batch, positions: Some(positions), labels })
     }
 
-    /// Of hidden states `(b, t, hidden)` those from which the tokens that count are predicted: `(n, hidden)`.
-    fn pick(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(match &self.places {
-            Some(places) => pick_rows(hidden, places.clone())?,
+    /// The rows of `hidden` `(b, t, hidden)` that predict a trained token: `(n, hidden)`.
+    fn gather(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(match &self.positions {
+            Some(positions) => gather_rows(hidden, positions.clone())?,
             None => hidden.flatten(0, 1)?,
         })
     }
 
-    /// What the lesson comes to; without a teacher its labels alone count, whatever `alpha` is.
-    /// Gathers the gradients of `weight · (α · T² · KL(teacher/T ‖ student/T) + (1 - α) · cross-entropy)`, where α is 0 without a
-    /// teacher; returns the loss, without the weight, and its parts.
-    fn learn(
+    /// Accumulates the gradients of `weight · (α · T² · KL(teacher/T ‖ student/T) + (1 - α) · cross-entropy)`; without a teacher α
+    /// is 0. Returns the unweighted loss and its parts.
+    fn accumulate_gradients(
         &self,
         learner: &mut Learner,
         teacher: Option<&Model>,
         recipe: &DistillRecipe,
         weight: f64,
-        routers: &mut RouterLog,
+        routers: &mut RouterMetrics,
     ) -> Result<Vec<(&'static str, f64)>> {
-        let seen = self.teach(&learner.model, teacher, recipe.alpha, recipe.temperature)?;
-        learner.backward(&routers.add(&(&seen.loss * weight)?, seen.routing.as_ref(), weight)?)?;
-        let mut figures = vec![("loss", loss::scalar(&seen.loss)?), ("cross_entropy_loss", seen.cross_entropy)];
-        figures.extend(seen.kl.map(|kl| ("kl_loss", recipe.temperature * recipe.temperature * kl)));
-        Ok(figures)
+        let loss = self.loss(&learner.model, teacher, recipe.alpha, recipe.temperature)?;
+        learner.backward(&routers.add(&(&loss.loss * weight)?, loss.routing.as_ref(), weight)?)?;
+        let mut metrics = vec![("loss", loss::scalar(&loss.loss)?), ("cross_entropy_loss", loss.cross_entropy)];
+        metrics.extend(loss.kl.map(|kl| ("kl_loss", recipe.temperature * recipe.temperature * kl)));
+        Ok(metrics)
     }
 
-    fn teach(&self, student: &Model, teacher: Option<&Model>, alpha: f64, temperature: f64) -> Result<Taught> {
+    fn loss(&self, student: &Model, teacher: Option<&Model>, alpha: f64, temperature: f64) -> Result<DistillLoss> {
         let (hidden, routing) = student.hidden_and_routing(&self.batch)?; // (b, t, hidden)
-        let ours = self.pick(&hidden)?; // (n, hidden)
+        let student_states = self.gather(&hidden)?; // (n, hidden)
         let Some(teacher) = teacher else {
-            let loss = student.cross_entropy(&ours, &self.labels)?;
-            return Ok(Taught { kl: None, cross_entropy: loss::scalar(&loss)?, loss, routing });
+            let loss = student.cross_entropy(&student_states, &self.labels)?;
+            return Ok(DistillLoss { kl: None, cross_entropy: loss::scalar(&loss)?, loss, routing });
         };
-        let theirs = self.pick(&teacher.hidden(&self.batch, None)?)?.detach();
-        let seen = student.distillation(&ours, (teacher, &theirs), &self.labels, alpha, temperature)?;
-        Ok(Taught { loss: seen.loss, kl: Some(seen.kl), cross_entropy: seen.cross_entropy, routing })
+        let teacher_states = self.gather(&teacher.hidden(&self.batch, None)?)?.detach(); // (n, hidden)
+        let losses =
+            student.distillation(&student_states, (teacher, &teacher_states), &self.labels, alpha, temperature)?;
+        Ok(DistillLoss { loss: losses.loss, kl: Some(losses.kl), cross_entropy: losses.cross_entropy, routing })
     }
 }
 
-/// What a lesson comes to: means over its tokens.
-struct Taught {
-    /// What is to become small: a scalar.
+/// The loss of a batch: means over its trained tokens.
+struct DistillLoss {
+    /// The loss to minimise, a scalar.
     loss: Tensor,
     /// `KL(teacher/T ‖ student/T)`, if there is a teacher.
     kl: Option<f64>,
     cross_entropy: f64,
-    /// What the student's routers did.
+    /// The routing of a student with experts.
     routing: Option<Routing>,
 }
 
-/// `eval_loss`, the cross-entropy, and `eval_kl`, the divergence from the teacher (at T = 1) if there is one: means over all
-/// tokens of the answers.
+/// `eval_loss`, the cross-entropy, and with a teacher `eval_kl`, the KL divergence at T = 1: means over the tokens of all answers.
 fn evaluate(
     student: &Model,
     teacher: Option<&Model>,
-    held_out: &[Example],
+    validation: &[Example],
     batch_size: usize,
     pad: u32,
 ) -> Result<Vec<(&'static str, f64)>> {
     let (mut kl_sum, mut loss_sum, mut count) = (0., 0., 0.);
-    for chunk in held_out.chunks(batch_size) {
-        let lesson = Lesson::of_answers(&chunk.iter().collect::<Vec<_>>(), pad)?;
-        let seen = lesson.teach(student, teacher, 1., 1.)?;
-        let n = lesson.labels.len() as f64;
-        kl_sum += n * seen.kl.unwrap_or(0.);
-        loss_sum += n * seen.cross_entropy;
+    for chunk in validation.chunks(batch_size) {
+        let batch = DistillBatch::of_answers(&chunk.iter().collect::<Vec<_>>(), pad)?;
+        let losses = batch.loss(student, teacher, 1., 1.)?;
+        let n = batch.labels.len() as f64;
+        kl_sum += n * losses.kl.unwrap_or(0.);
+        loss_sum += n * losses.cross_entropy;
         count += n;
     }
     let count = f64::max(count, 1.);
@@ -353,26 +356,27 @@ fn evaluate(
     Ok(kl.into_iter().chain([("eval_loss", loss_sum / count)]).collect())
 }
 
-/// The student to begin with: that of a folder, or a fresh one; its vocabulary must be the teacher's.
+/// The initial student: loaded from a folder, or a new one. Its vocabulary must be the teacher's.
 fn student(
     recipe: &DistillRecipe,
     inputs: &DistillInputs,
-    taught: &ModelConfig,
-    own: &Tokenizer,
+    teacher_config: &ModelConfig,
+    teacher_tokenizer: &Tokenizer,
     text: Option<&TokenDataset>,
 ) -> Result<Model> {
     let Some(dir) = inputs.student else {
         let config = ModelConfig {
-            vocab_size: taught.vocab_size,
-            max_position_embeddings: taught.max_position_embeddings,
-            bos_token_id: taught.bos_token_id,
-            eos_token_id: taught.eos_token_id,
-            pad_token_id: taught.pad_token_id,
+            vocab_size: teacher_config.vocab_size,
+            max_position_embeddings: teacher_config.max_position_embeddings,
+            bos_token_id: teacher_config.bos_token_id,
+            eos_token_id: teacher_config.eos_token_id,
+            pad_token_id: teacher_config.pad_token_id,
             ..recipe.student.clone()
         };
         return Ok(Model::init(config, Head::LanguageModel, recipe.seed)?);
     };
     let student = load_model(dir, Head::LanguageModel)?;
-    same_vocabulary((taught, (own, inputs.teacher)), (student.config(), dir), rows(recipe, inputs, text))?;
+    let source = text_source(recipe, inputs, text);
+    check_vocabulary((teacher_config, (teacher_tokenizer, inputs.teacher)), (student.config(), dir), source)?;
     Ok(student.trainable()?)
 }

@@ -1,5 +1,4 @@
-//! Instruction fine-tuning: the assistant's words of conversations, and nothing else, are learnt; by all weights, or by an
-//! adapter over frozen ones.
+//! Instruction fine-tuning on conversations, of all weights or of a LoRA adapter. The loss counts the assistant's tokens only.
 
 use std::path::Path;
 
@@ -11,70 +10,72 @@ use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 use super::{chat_format, load_model};
+use crate::compat::{TokenSource, check_compatible};
 use crate::eval::is_eval_step;
-use crate::examples::{Example, LengthBatches, answer_loss, answer_places, pick_rows, spread, train_and_held_out};
-use crate::fitting::{Ids, fitting};
+use crate::examples::{
+    Example, LengthBatches, answer_loss, answer_positions, gather_rows, take_evenly, train_and_validation,
+};
 use crate::optim::{Learner, OptimizerConfig};
-use crate::routing::RouterLog;
-use crate::run::{Checkpoint, Input, Opening, Outcome, RunOptions, Start, learner};
+use crate::routing::RouterMetrics;
+use crate::run::{Checkpoint, Input, Outcome, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
-/// The numbers of a fine-tuning run.
+/// The recipe of fine-tuning.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FinetuneRecipe {
-    /// Seed of the order of the conversations.
+    /// Seed for data order and initial adapter weights.
     pub seed: u64,
-    /// Passes over the conversations.
+    /// Number of passes over the conversations.
     pub epochs: u64,
-    /// Conversations of a micro-batch.
+    /// Conversations per micro-batch.
     pub batch_size: usize,
-    /// Micro-batches for each step.
+    /// Micro-batches per optimizer step.
     pub gradient_accumulation_steps: u64,
-    /// Whether blocks run again in the backward instead of keeping their activations: less memory, a third more work.
+    /// Whether to recompute the activations of each block in the backward pass: less memory, about a third more compute.
     pub activation_checkpointing: bool,
-    /// Longer conversations, in tokens, are left out.
+    /// Longer conversations are left out, in tokens.
     pub max_length: usize,
-    /// With plain text: rows of it in each step.
+    /// Sequences of plain text per step, if there is plain text.
     pub text_batch_size: usize,
-    /// Tokens of a row of plain text.
+    /// Sequence length of plain text in tokens.
     pub seq_len: usize,
-    /// Weight of the loss of plain text beside that of the answers.
+    /// Weight of the loss on plain text; the loss on answers has weight 1.
     pub text_weight: f64,
-    /// Steps between two evaluations on held-out conversations; 0: only at the end.
+    /// Steps between evaluations on the validation split; 0: only at the start and the end.
     pub eval_every: u64,
-    /// Batches of each evaluation, spread over the held-out conversations; 0: all.
+    /// Batches per evaluation, spread evenly over the validation split; 0: all.
     pub eval_batches: usize,
-    /// Steps between two checkpoints; 0: only at the end.
+    /// Steps between checkpoints; 0: only at the end.
     pub save_every: u64,
-    /// What the weights under an adapter are held in.
+    /// Dtype of the frozen weights under an adapter.
     pub base_dtype: BaseDtype,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
-    /// The adapter to learn instead of the model's own weights: the run writes it in PEFT's files, and no model. Without
-    /// `trainable_token_indices` it trains the rows of those tokens of the chat template that the model was never trained on
+    /// A LoRA adapter to train instead of the model's weights. The run writes the adapter in the PEFT format, and no model. Without
+    /// `trainable_token_indices` the adapter also trains the embeddings of chat template tokens that the model was never trained on
     /// ([`Model::untrained_tokens`]); an empty list trains none.
     pub lora: Option<LoraConfig>,
 }
 
-/// What the matrices under an adapter are held in: all but `F32` make it QLoRA.
+/// Dtype of the frozen matrices under an adapter. Quantised formats make it QLoRA (Dettmers et al. 2023, arXiv 2305.14314).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(non_camel_case_types, reason = "ggml's names")]
 #[serde(rename_all = "lowercase")]
 pub enum BaseDtype {
-    /// 4 bytes for each number.
+    /// 32 bits per weight.
     #[default]
     F32,
-    /// 2 bytes.
+    /// 16 bits per weight.
     Bf16,
-    /// 8.5 bits.
+    /// 8.5 bits per weight.
     Q8_0,
-    /// 4.5 bits.
+    /// 4.5 bits per weight.
     Q4_0,
 }
 
 impl BaseDtype {
-    fn hold(self, model: Model) -> Result<Model> {
+    fn apply(self, model: Model) -> Result<Model> {
         let format = match self {
             Self::F32 => return Ok(model),
             Self::Bf16 => WeightFormat::Bf16,
@@ -108,35 +109,35 @@ impl Default for FinetuneRecipe {
     }
 }
 
-/// What [`finetune`] reads.
+/// The inputs of [`finetune`].
 #[derive(Debug, Clone, Copy)]
 pub struct FinetuneInputs<'a> {
-    /// The folder of the model to start from.
+    /// The folder of the model to fine-tune.
     pub model: &'a Path,
-    /// Conversations to learn from.
+    /// Training conversations.
     pub data: &'a Path,
-    /// Conversations to test on; none: those of a twentieth of the prompts of `data`.
-    pub held_out: Option<&'a Path>,
-    /// The folder of token shards of plain text that is trained on beside the conversations, so that what the model knew
-    /// from text is kept (rehearsal, Robins 1995); none: conversations alone.
+    /// Validation conversations; `None`: those of 5 % of the prompts of `data`.
+    pub validation: Option<&'a Path>,
+    /// The folder of token shards of plain text to train on as well, so that the model keeps what it learned from text (rehearsal,
+    /// Robins 1995); `None`: conversations only.
     pub text: Option<&'a Path>,
 }
 
-/// Fine-tunes a model on conversations; the run folder `out` becomes its Hugging Face folder, or that of its adapter.
+/// Fine-tunes a model on conversations. The run folder `out` becomes the Hugging Face folder of the model or adapter.
 pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
     let read = Input::given([
         ("model", Some(inputs.model)),
         ("data", Some(inputs.data)),
-        ("held_out", inputs.held_out),
+        ("validation", inputs.validation),
         ("text", inputs.text),
     ]);
-    let opening = match Opening::check(recipe, read, out, options)? {
-        Start::Open(opening) => opening,
+    let setup = match RunSetup::check(recipe, read, out, options)? {
+        Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
     if recipe.lora.is_none() && recipe.base_dtype != BaseDtype::F32 {
         let message =
-            "\"base_dtype\" is for the frozen weights under an adapter; add a table [lora], or leave it at \"f32\"";
+            "\"base_dtype\" applies to the frozen weights under an adapter; add a table [lora], or set it to \"f32\"";
         return Err(Error::Input(message.to_owned()));
     }
     let mut tokenizer = Tokenizer::from_dir(inputs.model)?;
@@ -146,19 +147,20 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
     let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, inputs.model)?;
     let mut base = load_model(inputs.model, Head::LanguageModel)?;
     let text = inputs.text.map(|dir| TokenDataset::open(dir, "train")).transpose()?;
-    let shards =
-        inputs.text.zip(text.as_ref()).map(|(dir, shards)| Ids::Shards { shards, dir, seq_len: recipe.seq_len });
-    fitting(base.config(), (&tokenizer, inputs.model), shards.as_slice())?;
+    let source = |(dir, shards)| TokenSource::Shards { shards, dir, seq_len: recipe.seq_len };
+    let sources = inputs.text.zip(text.as_ref()).map(source);
+    check_compatible(base.config(), (&tokenizer, inputs.model), sources.as_slice())?;
     base.set_eos_token_id(Some(end_of_turn));
     let max_length = recipe.max_length.min(base.config().max_position_embeddings);
-    let (train, held_out) = train_and_held_out((inputs.data, inputs.held_out), recipe.seed, &tokenizer, max_length)?;
-    let held_out = spread(held_out, recipe.eval_batches * recipe.batch_size);
+    let (train, validation) =
+        train_and_validation((inputs.data, inputs.validation), recipe.seed, &tokenizer, max_length)?;
+    let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
     let mut learner = match &recipe.lora {
         Some(lora) => {
             let lora = with_chat_tokens(lora, &base, &tokenizer)?;
-            adapter_learner(recipe, &lora, base, opening.checkpoint())?
+            adapter_learner(recipe, &lora, base, setup.checkpoint())?
         }
-        None => learner(opening.checkpoint(), &recipe.optimizer, || Ok(base.trainable()?))?,
+        None => learner(setup.checkpoint(), &recipe.optimizer, || Ok(base.trainable()?))?,
     };
     let write = |model: &Model, dir: &Path| -> Result<()> {
         tokenizer.save(dir)?;
@@ -177,46 +179,46 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
     };
     let micro_batches = recipe.gradient_accumulation_steps;
     let steps = (batches.per_epoch() * recipe.epochs).div_ceil(micro_batches);
-    let first = opening.step();
-    let mut run = opening.open(steps, recipe.save_every)?;
+    let first = setup.step();
+    let mut run = setup.open(steps, recipe.save_every)?;
     run.begin(steps, first, "steps");
 
     for step in first..steps {
         if step == 0 {
-            let eval_loss = answer_loss(&learner.model.frozen()?, &held_out, recipe.batch_size, pad)?;
+            let eval_loss = answer_loss(&learner.model.frozen()?, &validation, recipe.batch_size, pad)?;
             run.log(0, &[("eval_loss", eval_loss)])?;
         }
         let micro: Vec<Vec<&Example>> = (0..micro_batches)
             .map(|m| batches.batch(step * micro_batches + m).into_iter().map(|i| &train[i]).collect())
             .collect();
-        // Each learnt token weighs the same, whichever micro-batch it is in.
-        let tokens = micro.iter().flatten().map(|e| e.learnt[1..].iter().filter(|&&l| l).count()).sum::<usize>();
-        let (mut mean_loss, mut routers) = (0., RouterLog::default());
+        // Every trained token has the same weight, whichever micro-batch it is in.
+        let tokens = micro.iter().flatten().map(|e| e.loss_mask[1..].iter().filter(|&&l| l).count()).sum::<usize>();
+        let (mut mean_loss, mut routers) = (0., RouterMetrics::default());
         for examples in &micro {
-            let (batch, places, labels) = answer_places(examples, pad)?;
+            let (batch, positions, labels) = answer_positions(examples, pad)?;
             let (hidden, routing) = learner.model.hidden_and_routing(&batch)?; // (b, t, hidden)
-            let hidden = pick_rows(&hidden, places)?; // (n, hidden)
+            let hidden = gather_rows(&hidden, positions)?; // (n, hidden)
             let share = labels.len() as f64 / tokens as f64;
             let loss = (learner.model.cross_entropy(&hidden, &labels)? * share)?;
             mean_loss += loss::scalar(&loss)?;
             learner.backward(&routers.add(&loss, routing.as_ref(), share)?)?;
         }
-        let mut figures = vec![("loss", mean_loss)];
+        let mut metrics = vec![("loss", mean_loss)];
         if let Some(text) = &mut text {
-            figures.push(("text_loss", rehearse(recipe, &mut learner, text.batch(step)?)?));
+            metrics.push(("text_loss", train_on_text(recipe, &mut learner, text.batch(step)?)?));
         }
         let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
         let grad_norm = learner.step(learning_rate)?;
         let done = step + 1;
-        figures.extend([("grad_norm", grad_norm), ("learning_rate", learning_rate)]);
-        run.check_step(done, &figures)?;
-        run.log_with(done, &figures, routers.figures())?;
+        metrics.extend([("grad_norm", grad_norm), ("learning_rate", learning_rate)]);
+        run.check_step(done, &metrics)?;
+        run.log_with(done, &metrics, routers.metrics())?;
         run.progress(done, &format!("loss {mean_loss:.3}"));
         if is_eval_step(done, recipe.eval_every, steps) {
             run.progress(done, "evaluating");
-            let eval_loss = answer_loss(&learner.model.frozen()?, &held_out, recipe.batch_size, pad)?;
+            let eval_loss = answer_loss(&learner.model.frozen()?, &validation, recipe.batch_size, pad)?;
             run.log(done, &[("eval_loss", eval_loss)])?;
-            tracing::info!("step {done}: held-out loss of the answers {eval_loss:.4}");
+            tracing::info!("step {done}: validation loss of the answers {eval_loss:.4}");
         }
         if run.is_due(done) {
             run.checkpoint(done, &[&learner], Map::new(), |dir| {
@@ -228,8 +230,12 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
     run.finish(&[&learner], |dir| write(&learner.model, dir))
 }
 
-/// Gathers the gradients of a batch of plain text; returns its loss.
-fn rehearse(recipe: &FinetuneRecipe, learner: &mut Learner, (input_ids, targets): (Vec<u32>, Vec<u32>)) -> Result<f64> {
+/// Accumulates the gradients of a batch of plain text; returns its unweighted loss.
+fn train_on_text(
+    recipe: &FinetuneRecipe,
+    learner: &mut Learner,
+    (input_ids, targets): (Vec<u32>, Vec<u32>),
+) -> Result<f64> {
     let labels: Vec<i64> = targets.into_iter().map(i64::from).collect();
     let hidden = learner.model.hidden(&Batch::from_flat(&input_ids, recipe.seq_len)?, None)?; // (b, t, hidden)
     let loss = learner.model.cross_entropy(&hidden.flatten(0, 1)?, &labels)?;
@@ -237,29 +243,29 @@ fn rehearse(recipe: &FinetuneRecipe, learner: &mut Learner, (input_ids, targets)
     loss::scalar(&loss)
 }
 
-/// The adapter's settings, where nothing is said of tokens with those of the chat template that the base was never trained on:
-/// low-rank changes cannot tell apart tokens whose rows are alike, so a base model would learn neither roles nor ends of turns.
+/// The adapter's settings. If they name no trainable tokens, adds the chat template tokens that the base was never trained on: their
+/// embeddings are nearly equal, so low-rank updates alone could not distinguish roles and ends of turns.
 fn with_chat_tokens(lora: &LoraConfig, base: &Model, tokenizer: &Tokenizer) -> Result<LoraConfig> {
     let mut lora = lora.clone();
     if lora.trainable_token_indices.is_none() {
         let untrained = base.untrained_tokens(&tokenizer.chat_format()?.special, &tokenizer.special_ids())?;
         if !untrained.is_empty() {
             let names: Vec<String> = untrained.iter().filter_map(|&id| tokenizer.token(id)).collect();
-            tracing::info!("the base never saw {}; the adapter trains their rows too", names.join(", "));
+            tracing::info!("the base was not trained on {}; the adapter trains their embeddings too", names.join(", "));
             lora.trainable_token_indices = Some(TokenIndices::of_both(base.config(), untrained));
         }
     }
     Ok(lora)
 }
 
-/// The learner of an adapter over `base`: a fresh one, or the checkpoint's.
+/// A learner of a new adapter over `base`, or of the checkpoint's adapter.
 fn adapter_learner(
     recipe: &FinetuneRecipe,
     lora: &LoraConfig,
     base: Model,
     checkpoint: Option<&Checkpoint>,
 ) -> Result<Learner> {
-    let mut model = recipe.base_dtype.hold(base)?;
+    let mut model = recipe.base_dtype.apply(base)?;
     let Some(checkpoint) = checkpoint else {
         return Learner::new(model.with_lora(lora, recipe.seed)?, &recipe.optimizer);
     };

@@ -1,4 +1,4 @@
-//! One file for each way in which a model learns; each reads from top to bottom like the paper's pseudocode.
+//! Training recipes, one file each. Each reads from top to bottom like the pseudocode of its paper.
 
 mod distill;
 mod finetune;
@@ -11,7 +11,7 @@ mod reward;
 pub use distill::{DistillInputs, DistillRecipe, distill};
 pub use finetune::{BaseDtype, FinetuneInputs, FinetuneRecipe, finetune};
 pub use lifecycle::{LifecycleRecipe, lifecycle, lifecycle_seeds};
-pub use ppo::{Averages, PpoInputs, PpoRecipe, PpoTrainer, Score, SpecialIds, Targets, ppo};
+pub use ppo::{PpoInputs, PpoRecipe, PpoTrainer, RunningMeans, Score, SpecialIds, Targets, ppo};
 pub use prepare::{PrepareInputs, prepare, train_tokenizer};
 pub use pretrain::{PretrainInputs, PretrainRecipe, pretrain};
 pub use reward::{RewardInputs, RewardModel, RewardRecipe, RewardScale, reward};
@@ -23,27 +23,27 @@ use llm_tokenizer::{ChatFormat, Tokenizer};
 
 use crate::{Error, Result};
 
-/// The model of a folder, which must have the wanted head.
+/// Loads the model of a folder; it is an error if it has another head or a weight that is not finite.
 fn load_model(dir: &Path, head: llm_model::Head) -> Result<Model> {
     let model = Model::load(dir)?;
     for (name, tensor) in model.params().tensors() {
         if !llm_kernels::sum_of_squares(tensor)?.is_finite() {
             let dir = dir.display();
-            return Err(Error::Input(format!("{dir}: the weight {name} is not finite, or too large to compute with")));
+            return Err(Error::Input(format!("{dir}: the weight {name} is not finite, or too large")));
         }
     }
     if model.head() != head {
-        let (is, wanted, dir) = (model.head(), head, dir.display());
-        return Err(Error::Input(format!("{dir}: the model has the head {is:?}, this stage needs {wanted:?}")));
+        let (found, dir) = (model.head(), dir.display());
+        return Err(Error::Input(format!("{dir}: the model has the head {found:?}; this stage needs {head:?}")));
     }
     Ok(model)
 }
 
-/// The chat format of a folder's tokenizer; `dir` is named in errors.
+/// The chat format of a tokenizer. Errors name its folder `dir`.
 fn chat_format<'a>(tokenizer: &'a Tokenizer, dir: &Path) -> Result<&'a ChatFormat> {
     let dir = dir.display();
     if !tokenizer.has_chat_template() {
-        return Err(Error::Input(format!("{dir}: has no chat template; fine-tune it by `llm-train finetune` first")));
+        return Err(Error::Input(format!("{dir}: no chat template; run `llm-train finetune` on it first")));
     }
     tokenizer.chat_format().map_err(|e| Error::Input(format!("{dir}: {e}")))
 }

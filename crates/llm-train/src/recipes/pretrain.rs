@@ -1,4 +1,4 @@
-//! Pre-training: the next token of plain text.
+//! Pre-training: next-token prediction on plain text.
 
 use std::path::Path;
 
@@ -8,40 +8,41 @@ use llm_model::{Batch, Head, Model, ModelConfig};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
+use crate::compat::{TokenSource, check_compatible};
 use crate::eval::{is_eval_step, text_loss};
-use crate::fitting::{Ids, fitting};
 use crate::optim::{Learner, OptimizerConfig};
-use crate::routing::RouterLog;
-use crate::run::{Input, Opening, Outcome, Run, RunOptions, Start, learner};
+use crate::routing::RouterMetrics;
+use crate::run::{Input, Outcome, Run, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
-/// The numbers of a pre-training run.
+/// The recipe of pre-training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PretrainRecipe {
-    /// Seed of the weights and of the order of the text.
+    /// Seed for initial weights and data order.
     pub seed: u64,
-    /// Steps of the optimizer.
+    /// Number of optimizer steps.
     pub steps: u64,
-    /// Rows of a micro-batch.
+    /// Sequences per micro-batch.
     pub batch_size: usize,
-    /// Micro-batches for each step.
+    /// Micro-batches per optimizer step.
     pub gradient_accumulation_steps: u64,
-    /// Whether blocks run again in the backward instead of keeping their activations: less memory, a third more work.
+    /// Whether to recompute the activations of each block in the backward pass: less memory, about a third more compute.
     pub activation_checkpointing: bool,
-    /// Tokens of a row.
+    /// Sequence length in tokens.
     pub seq_len: usize,
-    /// Steps between two evaluations on held-out text; the first ones are closer ([`is_eval_step`]). 0: none later.
+    /// Steps between evaluations on the validation split; early ones are more frequent ([`is_eval_step`]). 0: only at the start and
+    /// the end.
     pub eval_every: u64,
-    /// Batches of each evaluation; 0: all of the held-out text.
+    /// Batches per evaluation; 0: the whole validation split.
     pub eval_batches: usize,
-    /// Texts that each evaluation lets the model continue.
+    /// Prompts to complete at each evaluation.
     pub sample_prompts: Vec<String>,
-    /// Steps between two checkpoints; 0: only at the end.
+    /// Steps between checkpoints; 0: only at the end.
     pub save_every: u64,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
-    /// The model; `vocab_size` and the special ids are the tokenizer's.
+    /// The model. `vocab_size` and the special ids come from the tokenizer.
     pub model: ModelConfig,
 }
 
@@ -64,47 +65,46 @@ impl Default for PretrainRecipe {
     }
 }
 
-/// What [`pretrain`] reads.
+/// The inputs of [`pretrain`].
 #[derive(Debug, Clone, Copy)]
 pub struct PretrainInputs<'a> {
     /// The folder of the tokenizer.
     pub tokenizer: &'a Path,
-    /// The folder of the token shards.
+    /// The folder of token shards.
     pub data: &'a Path,
 }
 
-/// Trains a fresh model on token shards; the run folder `out` becomes its Hugging Face folder.
+/// Trains a new model on token shards. The run folder `out` becomes its Hugging Face folder.
 pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
     let read = vec![Input::new("tokenizer", inputs.tokenizer), Input::new("data", inputs.data)];
-    let opening = match Opening::check(recipe, read, out, options)? {
-        Start::Open(opening) => opening,
+    let setup = match RunSetup::check(recipe, read, out, options)? {
+        Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
     let tokenizer = Tokenizer::from_dir(inputs.tokenizer)?;
     let train = TokenDataset::open(inputs.data, "train")?;
-    let held_out = TokenDataset::open(inputs.data, "held_out")?;
+    let validation = TokenDataset::open(inputs.data, "held_out")?;
     let config = model_config(recipe, &tokenizer)?;
-    let rows = Ids::Shards { shards: &train, dir: inputs.data, seq_len: recipe.seq_len };
-    fitting(&config, (&tokenizer, inputs.tokenizer), &[rows])?;
+    let rows = TokenSource::Shards { shards: &train, dir: inputs.data, seq_len: recipe.seq_len };
+    check_compatible(&config, (&tokenizer, inputs.tokenizer), &[rows])?;
     check_prompts(recipe, &tokenizer)?;
     let mut batches = Batches::new(&train, recipe.batch_size, recipe.seq_len, recipe.seed)?;
-    let mut learner = learner(opening.checkpoint(), &recipe.optimizer, || {
-        Ok(Model::init(config, Head::LanguageModel, recipe.seed)?)
-    })?;
+    let mut learner =
+        learner(setup.checkpoint(), &recipe.optimizer, || Ok(Model::init(config, Head::LanguageModel, recipe.seed)?))?;
     if recipe.activation_checkpointing {
         learner.model.checkpoint_activations();
     }
-    let first = opening.step();
+    let first = setup.step();
     let micro_batches = recipe.gradient_accumulation_steps;
     let tokens_per_step = micro_batches * (recipe.batch_size * recipe.seq_len) as u64;
-    let mut run = opening.open(recipe.steps, recipe.save_every)?;
+    let mut run = setup.open(recipe.steps, recipe.save_every)?;
     run.begin(recipe.steps.saturating_mul(tokens_per_step), first * tokens_per_step, "tokens");
 
     for step in first..recipe.steps {
         if step == 0 {
-            evaluate(&run_context(recipe, &tokenizer, &held_out), &learner, &mut run, 0)?;
+            evaluate(&evaluation(recipe, &tokenizer, &validation), &learner, &mut run, 0)?;
         }
-        let (mut mean_loss, mut routers) = (0., RouterLog::default());
+        let (mut mean_loss, mut routers) = (0., RouterMetrics::default());
         for micro in 0..micro_batches {
             let (input_ids, targets) = batches.batch(step * micro_batches + micro)?;
             let labels: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
@@ -127,12 +127,12 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
                 ("learning_rate", learning_rate),
                 ("tokens_per_second", rate.round()),
             ],
-            routers.figures(),
+            routers.metrics(),
         )?;
         run.progress(done * tokens_per_step, &format!("loss {mean_loss:.3}"));
         if is_eval_step(done, recipe.eval_every, recipe.steps) {
             run.progress(done * tokens_per_step, "evaluating");
-            evaluate(&run_context(recipe, &tokenizer, &held_out), &learner, &mut run, done)?;
+            evaluate(&evaluation(recipe, &tokenizer, &validation), &learner, &mut run, done)?;
         }
         if run.is_due(done) {
             run.checkpoint_of(done, &learner, &tokenizer)?;
@@ -144,16 +144,17 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
     })
 }
 
-/// The model of the recipe, with what the tokenizer says of the vocabulary.
+/// The model configuration of the recipe, with vocabulary and special ids of the tokenizer.
 fn model_config(recipe: &PretrainRecipe, tokenizer: &Tokenizer) -> Result<ModelConfig> {
-    let (given, unsaid, right) = (recipe.model.vocab_size, ModelConfig::default().vocab_size, tokenizer.vocab_size());
-    if given != right && given != unsaid {
+    let (given, default, expected) =
+        (recipe.model.vocab_size, ModelConfig::default().vocab_size, tokenizer.vocab_size());
+    if given != expected && given != default {
         return Err(Error::Input(format!(
-            "model.vocab_size is {given}; it is the tokenizer's, {right}: leave the key out"
+            "model.vocab_size is {given}; the tokenizer has {expected} tokens: leave the key out"
         )));
     }
     Ok(ModelConfig {
-        vocab_size: right,
+        vocab_size: expected,
         bos_token_id: tokenizer.bos_id(),
         eos_token_id: tokenizer.eos_id(),
         pad_token_id: tokenizer.pad_id(),
@@ -161,14 +162,14 @@ fn model_config(recipe: &PretrainRecipe, tokenizer: &Tokenizer) -> Result<ModelC
     })
 }
 
-/// Refuses sample prompts that leave no room for a continuation.
+/// Returns an error if a sample prompt leaves no room for a completion.
 fn check_prompts(recipe: &PretrainRecipe, tokenizer: &Tokenizer) -> Result<()> {
     for prompt in &recipe.sample_prompts {
-        let (tokens, most) = (tokenizer.encode(prompt)?.len() + 1, recipe.model.max_position_embeddings);
-        if tokens >= most {
-            let beginning: String = prompt.chars().take(20).collect();
+        let (tokens, context) = (tokenizer.encode(prompt)?.len() + 1, recipe.model.max_position_embeddings);
+        if tokens >= context {
+            let start: String = prompt.chars().take(20).collect();
             return Err(Error::Input(format!(
-                "sample_prompts: \"{beginning}…\" has {tokens} tokens; the model takes fewer than {most}"
+                "sample_prompts: \"{start}…\" has {tokens} tokens; it must have fewer than {context}"
             )));
         }
     }
@@ -178,24 +179,28 @@ fn check_prompts(recipe: &PretrainRecipe, tokenizer: &Tokenizer) -> Result<()> {
 struct Evaluation<'a> {
     recipe: &'a PretrainRecipe,
     tokenizer: &'a Tokenizer,
-    held_out: &'a TokenDataset,
+    validation: &'a TokenDataset,
 }
 
-fn run_context<'a>(recipe: &'a PretrainRecipe, tokenizer: &'a Tokenizer, held_out: &'a TokenDataset) -> Evaluation<'a> {
-    Evaluation { recipe, tokenizer, held_out }
+fn evaluation<'a>(
+    recipe: &'a PretrainRecipe,
+    tokenizer: &'a Tokenizer,
+    validation: &'a TokenDataset,
+) -> Evaluation<'a> {
+    Evaluation { recipe, tokenizer, validation }
 }
 
-/// Loss on held-out text, and what the model makes of the sample prompts.
-fn evaluate(with: &Evaluation, learner: &Learner, run: &mut Run, step: u64) -> Result<()> {
-    let recipe = with.recipe;
+/// Logs the loss on the validation split and completes the sample prompts.
+fn evaluate(evaluation: &Evaluation, learner: &Learner, run: &mut Run, step: u64) -> Result<()> {
+    let recipe = evaluation.recipe;
     let model = learner.model.frozen()?;
-    let seen = text_loss(&model, with.held_out, recipe.batch_size, recipe.seq_len, recipe.eval_batches)?;
-    run.log(step, &[("eval_loss", seen.loss), ("eval_bits_per_byte", seen.bits_per_byte)])?;
-    tracing::info!("step {step}: held-out loss {:.4}, {:.4} bits per byte", seen.loss, seen.bits_per_byte);
+    let text = text_loss(&model, evaluation.validation, recipe.batch_size, recipe.seq_len, recipe.eval_batches)?;
+    run.log(step, &[("eval_loss", text.loss), ("eval_bits_per_byte", text.bits_per_byte)])?;
+    tracing::info!("step {step}: validation loss {:.4}, {:.4} bits per byte", text.loss, text.bits_per_byte);
     if recipe.sample_prompts.is_empty() {
         return Ok(());
     }
-    let text_model = TextModel { model, tokenizer: with.tokenizer.clone() };
+    let text_model = TextModel { model, tokenizer: evaluation.tokenizer.clone() };
     let prompts = recipe.sample_prompts.iter().map(|p| text_model.document_ids(p)).collect::<Result<Vec<_>, _>>()?;
     let options = GenerateOptions {
         max_new_tokens: 32,
@@ -204,7 +209,7 @@ fn evaluate(with: &Evaluation, learner: &Learner, run: &mut Run, step: u64) -> R
     };
     let completions = text_model.complete_all(&prompts, &options, prompts.len(), |_| ())?;
     let pairs = recipe.sample_prompts.iter().zip(completions);
-    let text: String = pairs.map(|(prompt, c)| format!("{prompt}|{}\n", c.text)).collect();
-    tracing::info!("{}", text.lines().next().unwrap_or_default());
-    run.sample(step, &text)
+    let samples: String = pairs.map(|(prompt, c)| format!("{prompt}|{}\n", c.text)).collect();
+    tracing::info!("{}", samples.lines().next().unwrap_or_default());
+    run.sample(step, &samples)
 }

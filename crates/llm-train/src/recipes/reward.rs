@@ -1,5 +1,5 @@
-//! The reward model: one score for a conversation, learnt from ranked answers (Bradley and Terry 1952; Stiennon et al.
-//! 2020, arXiv 2009.01325; the K-way form of Ouyang et al. 2022, arXiv 2203.02155).
+//! The reward model: one score per conversation, trained on ranked answers (Bradley and Terry 1952; Stiennon et al. 2020, arXiv
+//! 2009.01325; K-way loss of Ouyang et al. 2022, arXiv 2203.02155).
 
 use std::path::Path;
 
@@ -12,37 +12,38 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{chat_format, load_model};
+use crate::compat::check_compatible;
 use crate::eval::is_eval_step;
-use crate::examples::{LengthBatches, chat_messages, pick_rows, spread};
-use crate::fitting::fitting;
+use crate::examples::{LengthBatches, chat_messages, gather_rows, take_evenly};
 use crate::optim::OptimizerConfig;
-use crate::routing::RouterLog;
-use crate::run::{Input, Opening, Outcome, RunOptions, Start, learner};
-use crate::splits::{Source, train_and_held_out};
+use crate::routing::RouterMetrics;
+use crate::run::{Input, Outcome, RunOptions, RunSetup, Start, learner};
+use crate::splits::{Source, train_and_validation};
 use crate::{Result, loss};
 
-/// The numbers of a reward model's training.
+/// The recipe of a reward model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RewardRecipe {
-    /// Seed of the score head and of the order of the prompts.
+    /// Seed for the score head and the data order.
     pub seed: u64,
-    /// Passes over the rankings.
+    /// Number of passes over the rankings.
     pub epochs: u64,
-    /// Prompts of a step; all answers of a prompt go through the model together.
+    /// Prompts per step, each with all its answers.
     pub batch_size: usize,
-    /// Answers that make the conversation longer than this, in tokens, are left out with their ranking.
+    /// Rankings with a longer conversation are left out, in tokens.
     pub max_length: usize,
-    /// Weight of `(better + worse)²`, which keeps the scores around zero.
+    /// Weight of the penalty `(better + worse)²`, which keeps scores near 0.
     pub center_rewards_coefficient: f64,
-    /// The share of the prompts that is held out if there is no file of its own for that.
-    pub held_out_share: f64,
-    /// Steps between two evaluations; 0: only at the end.
+    /// Without a validation file: the share of the prompts of the data to use for validation, above 0 and below 1.
+    #[serde(alias = "held_out_share")]
+    pub validation_share: f64,
+    /// Steps between evaluations on the validation split; 0: only at the end.
     pub eval_every: u64,
-    /// Batches of each evaluation, spread over the held-out rankings, and of the pass at the end that measures the scale of
-    /// the scores; 0: all.
+    /// Batches per evaluation, spread evenly over the validation split, and batches of the final measurement of the score scale; 0:
+    /// all.
     pub eval_batches: usize,
-    /// Steps between two checkpoints; 0: only at the end.
+    /// Steps between checkpoints; 0: only at the end.
     pub save_every: u64,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
@@ -58,7 +59,7 @@ impl Default for RewardRecipe {
             batch_size: 16,
             max_length: 512,
             center_rewards_coefficient: 0.01,
-            held_out_share: 0.1,
+            validation_share: 0.1,
             eval_every: 50,
             eval_batches: 10,
             save_every: 50,
@@ -67,30 +68,30 @@ impl Default for RewardRecipe {
     }
 }
 
-/// What [`reward`] reads.
+/// The inputs of [`reward`].
 #[derive(Debug, Clone, Copy)]
 pub struct RewardInputs<'a> {
     /// The folder of the fine-tuned model to start from.
     pub model: &'a Path,
-    /// Ranked answers.
+    /// Training rankings.
     pub data: &'a Path,
-    /// Ranked answers to test on; none: a share of the prompts of `data`.
-    pub held_out: Option<&'a Path>,
+    /// Validation rankings; `None`: those of a share of the prompts of `data`.
+    pub validation: Option<&'a Path>,
 }
 
-/// The answers of one prompt in token ids, with their pairs (better, worse) and the margin of these.
-struct Ranked {
+/// A ranking in token ids: one row per answer, index pairs (better, worse), and their margin.
+struct EncodedRanking {
     rows: Vec<Vec<u32>>,
     pairs: Vec<(usize, usize)>,
     margin: f64,
 }
 
-/// Trains a reward model; the run folder `out` becomes its Hugging Face folder (a classifier with one label).
+/// Trains a reward model. The run folder `out` becomes its Hugging Face folder (a sequence classifier with one label).
 pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
     let read =
-        Input::given([("model", Some(inputs.model)), ("data", Some(inputs.data)), ("held_out", inputs.held_out)]);
-    let opening = match Opening::check(recipe, read, out, options)? {
-        Start::Open(opening) => opening,
+        Input::given([("model", Some(inputs.model)), ("data", Some(inputs.data)), ("validation", inputs.validation)]);
+    let setup = match RunSetup::check(recipe, read, out, options)? {
+        Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
     let mut tokenizer = Tokenizer::from_dir(inputs.model)?;
@@ -99,31 +100,31 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
     }
     let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, inputs.model)?;
     let policy = load_model(inputs.model, Head::LanguageModel)?;
-    fitting(policy.config(), (&tokenizer, inputs.model), &[])?;
+    check_compatible(policy.config(), (&tokenizer, inputs.model), &[])?;
     let max_length = recipe.max_length.min(policy.config().max_position_embeddings);
-    let (train, held_out) = rankings(recipe, &inputs, &tokenizer, max_length)?;
-    let held_out = spread(held_out, recipe.eval_batches * recipe.batch_size);
-    let mut learner = learner(opening.checkpoint(), &recipe.optimizer, || {
+    let (train, validation) = rankings(recipe, &inputs, &tokenizer, max_length)?;
+    let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
+    let mut learner = learner(setup.checkpoint(), &recipe.optimizer, || {
         let mut model = policy.with_head(Head::Sequence, recipe.seed)?;
         model.set_eos_token_id(Some(end_of_turn));
         Ok(model)
     })?;
-    let longest = |ranked: &Ranked| ranked.rows.iter().map(Vec::len).max().unwrap_or(0);
+    let longest = |ranked: &EncodedRanking| ranked.rows.iter().map(Vec::len).max().unwrap_or(0);
     let mut batches = LengthBatches::new(train.iter().map(longest).collect(), recipe.batch_size, recipe.seed)?;
     let steps = batches.per_epoch() * recipe.epochs;
-    let first = opening.step();
-    let mut run = opening.open(steps, recipe.save_every)?;
+    let first = setup.step();
+    let mut run = setup.open(steps, recipe.save_every)?;
     run.begin(steps, first, "steps");
 
     for step in first..steps {
-        let prompts: Vec<&Ranked> = batches.batch(step).into_iter().map(|i| &train[i]).collect();
-        // All answers of all prompts in one forward: (rows,) scores.
+        let prompts: Vec<&EncodedRanking> = batches.batch(step).into_iter().map(|i| &train[i]).collect();
+        // All answers of all prompts in one forward pass: scores (rows,).
         let rows: Vec<Vec<u32>> = prompts.iter().flat_map(|p| p.rows.iter().cloned()).collect();
         let (scores, routing) = scores_and_routing(&learner.model, &rows, pad)?;
         let pairs = offset_pairs(&prompts);
         let margins: Vec<f64> = prompts.iter().map(|p| p.margin).collect();
         let loss = loss::k_way(&scores, &pairs, &margins, recipe.center_rewards_coefficient)?;
-        let mut routers = RouterLog::default();
+        let mut routers = RouterMetrics::default();
         learner.backward(&routers.add(&loss, routing.as_ref(), 1.)?)?;
         let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
         let grad_norm = learner.step(learning_rate)?;
@@ -131,7 +132,7 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
         run.check_step(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
         let scores: Vec<f64> = scores.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
         let (accuracy, margin) = accuracy_and_margin(&scores, &pairs);
-        let figures = [
+        let metrics = [
             ("loss", mean_loss),
             ("accuracy", accuracy),
             ("margin", margin),
@@ -141,22 +142,22 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
             ("grad_norm", grad_norm),
             ("learning_rate", learning_rate),
         ];
-        run.log_with(done, &figures, routers.figures())?;
+        run.log_with(done, &metrics, routers.metrics())?;
         run.progress(done, &format!("loss {mean_loss:.3}, accuracy {accuracy:.2}"));
         if is_eval_step(done, recipe.eval_every, steps) {
             run.progress(done, "evaluating");
-            let (accuracy, margin, ..) = evaluate(&learner.model.frozen()?, &held_out, recipe.batch_size, pad)?;
+            let (accuracy, margin, ..) = evaluate(&learner.model.frozen()?, &validation, recipe.batch_size, pad)?;
             run.log(done, &[("eval_accuracy", accuracy), ("eval_margin", margin)])?;
-            tracing::info!("step {done}: {:.1} % of the held-out pairs ranked right", 100. * accuracy);
+            tracing::info!("step {done}: {:.1} % of the validation pairs ranked correctly", 100. * accuracy);
         }
         if run.is_due(done) {
             run.checkpoint_of(done, &learner, &tokenizer)?;
         }
     }
-    // The scale of a reward is arbitrary: over these answers it has mean 0 and deviation 1 for whoever uses the scores as they
-    // are. PPO scales anew, over replies of its reference.
+    // The scale of a reward is arbitrary: store mean and deviation over these answers, to normalise scores. PPO measures its own
+    // scale, over replies of the reference model.
     let mut model = learner.model.frozen()?;
-    let answers = spread(train, recipe.eval_batches * recipe.batch_size);
+    let answers = take_evenly(train, recipe.eval_batches * recipe.batch_size);
     let (_, _, mean, std) = evaluate(&model, &answers, recipe.batch_size, pad)?;
     run.check_finite(steps, &[("reward_mean", mean), ("reward_std", std)])?;
     model.extra.insert("reward_mean".to_owned(), json!(mean));
@@ -167,22 +168,22 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
     })
 }
 
-/// The score of each row of token ids, at its last token: `(rows,)`; and what the routers did, if there are experts.
+/// The scores `(rows,)`, read at the last token of each row, and the routing of a model with experts.
 fn scores_and_routing(model: &Model, rows: &[Vec<u32>], pad: u32) -> Result<(Tensor, Option<Routing>)> {
     let batch = Batch::right_padded(rows, pad)?;
     let width = batch.input_ids.dim(1)?;
     let last = rows.iter().enumerate().map(|(i, row)| (i * width + row.len() - 1) as u32).collect();
     let (hidden, routing) = model.hidden_and_routing(&batch)?; // (rows, width, hidden)
-    Ok((model.output(&pick_rows(&hidden, last)?)?.squeeze(1)?, routing))
+    Ok((model.output(&gather_rows(&hidden, last)?)?.squeeze(1)?, routing))
 }
 
-/// The scores alone.
+/// The scores `(rows,)`, read at the last token of each row.
 fn score_rows(model: &Model, rows: &[Vec<u32>], pad: u32) -> Result<Tensor> {
     Ok(scores_and_routing(model, rows, pad)?.0)
 }
 
-/// The pairs of each prompt as indices into the scores of all prompts.
-fn offset_pairs(prompts: &[&Ranked]) -> Vec<Vec<(usize, usize)>> {
+/// The pairs of each prompt, as indices into the concatenated scores of all prompts.
+fn offset_pairs(prompts: &[&EncodedRanking]) -> Vec<Vec<(usize, usize)>> {
     let mut offset = 0;
     let mut all = Vec::with_capacity(prompts.len());
     for prompt in prompts {
@@ -198,8 +199,8 @@ fn accuracy_and_margin(scores: &[f64], pairs: &[Vec<(usize, usize)>]) -> (f64, f
     (margins.iter().filter(|m| **m > 0.).count() as f64 / n, margins.iter().sum::<f64>() / n)
 }
 
-/// Accuracy and mean margin over all pairs, mean and standard deviation over all scores.
-fn evaluate(model: &Model, rankings: &[Ranked], batch_size: usize, pad: u32) -> Result<(f64, f64, f64, f64)> {
+/// (accuracy, mean margin) over all pairs, (mean, standard deviation) over all scores.
+fn evaluate(model: &Model, rankings: &[EncodedRanking], batch_size: usize, pad: u32) -> Result<(f64, f64, f64, f64)> {
     let mut scores = Vec::new();
     for chunk in rankings.chunks(batch_size) {
         let rows: Vec<Vec<u32>> = chunk.iter().flat_map(|p| p.rows.iter().cloned()).collect();
@@ -210,45 +211,45 @@ fn evaluate(model: &Model, rankings: &[Ranked], batch_size: usize, pad: u32) -> 
     Ok((accuracy, margin, mean, std))
 }
 
-/// The rankings to learn from and those to test on, in token ids.
+/// Training and validation rankings in token ids.
 fn rankings(
     recipe: &RewardRecipe,
     inputs: &RewardInputs,
     tokenizer: &Tokenizer,
     max_length: usize,
-) -> Result<(Vec<Ranked>, Vec<Ranked>)> {
-    let (data, held_out) = (inputs.data, inputs.held_out);
-    let source = Source { data, held_out, held_out_share: recipe.held_out_share, seed: recipe.seed, max_length };
+) -> Result<(Vec<EncodedRanking>, Vec<EncodedRanking>)> {
+    let (data, validation) = (inputs.data, inputs.validation);
+    let source = Source { data, validation, validation_share: recipe.validation_share, seed: recipe.seed, max_length };
     let read = |path: &Path| {
         let read = read_rankings(path)?;
         Ok((read.rankings, read.warnings))
     };
-    train_and_held_out(&source, read, |ranking: &Ranking| {
+    train_and_validation(&source, read, |ranking: &Ranking| {
         let rows = ranking.answers.iter().map(|answer| conversation_ids(tokenizer, &ranking.prompt, answer));
         let rows = rows.collect::<Result<Vec<_>>>()?;
         let fits = rows.iter().all(|row| row.len() <= max_length);
-        Ok(fits.then(|| Ranked { rows, pairs: ranking.pairs(), margin: ranking.margin }))
+        Ok(fits.then(|| EncodedRanking { rows, pairs: ranking.pairs(), margin: ranking.margin }))
     })
 }
 
-/// A whole conversation up to the token that ends its last turn, where its score is read: the row that PPO scores too.
+/// A conversation up to the end token of its last turn, where the score is read. PPO scores the same rows.
 fn conversation_ids(tokenizer: &Tokenizer, prompt: &[llm_data::Message], answer: &str) -> Result<Vec<u32>> {
     let mut messages = chat_messages(prompt);
     messages.push(ChatMessage::new("assistant", answer));
     Ok(tokenizer.encode_answered(&messages)?)
 }
 
-/// What is subtracted from a reward model's raw scores, and what they are divided by.
+/// The normalisation of raw scores: `(score - mean) / std`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RewardScale {
     /// The mean of the raw scores.
     pub mean: f64,
-    /// Their standard deviation (of the population), above 0.
+    /// The population standard deviation of the raw scores, positive.
     pub std: f64,
 }
 
 impl RewardScale {
-    /// The scale that gives these raw scores mean 0 and deviation 1; where they do not differ, deviations stay as they are.
+    /// The scale that gives these raw scores mean 0 and deviation 1. If all are equal `std` is 1.
     pub fn of(scores: &[f64]) -> Self {
         let n = scores.len().max(1) as f64;
         let mean = scores.iter().sum::<f64>() / n;
@@ -257,30 +258,30 @@ impl RewardScale {
     }
 }
 
-/// A trained reward model with the scale of its scores.
+/// A trained reward model with its score scale.
 #[derive(Debug)]
 pub struct RewardModel {
     /// The model.
     pub model: Model,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
-    /// Of its scores: that of its folder at first (mean 0 and deviation 1 over the answers that it was trained on).
+    /// The score scale: initially that of the folder (mean 0 and deviation 1 over training answers).
     pub scale: RewardScale,
     pad: u32,
 }
 
 impl RewardModel {
-    /// The reward model of a folder that [`reward`] wrote, or any classifier with one label (unscaled).
+    /// Loads a folder written by [`reward`], or any sequence classifier with one label (unscaled).
     pub fn load(dir: &Path) -> Result<Self> {
         let (model, tokenizer) = (load_model(dir, Head::Sequence)?, Tokenizer::from_dir(dir)?);
-        fitting(model.config(), (&tokenizer, dir), &[])?;
+        check_compatible(model.config(), (&tokenizer, dir), &[])?;
         let number = |key: &str| model.extra.get(key).and_then(serde_json::Value::as_f64).filter(|x| x.is_finite());
         let (mean, std) = (number("reward_mean").unwrap_or(0.), number("reward_std").filter(|&s| s > 0.).unwrap_or(1.));
         let pad = chat_format(&tokenizer, dir)?.pad;
         Ok(Self { pad, model, tokenizer, scale: RewardScale { mean, std } })
     }
 
-    /// The scores of whole conversations in token ids, read at the last token of each.
+    /// The scaled scores of conversations in token ids, read at the last token of each.
     pub fn scores(&self, rows: &[Vec<u32>]) -> Result<Vec<f64>> {
         let RewardScale { mean, std } = self.scale;
         Ok(self.raw_scores(rows)?.into_iter().map(|score| (score - mean) / std).collect())
@@ -290,10 +291,10 @@ impl RewardModel {
         Ok(score_rows(&self.model, rows, self.pad)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
     }
 
-    /// The scale in which the replies of `policy` to `prompts` (in token ids, up to the assistant's turn) have mean 0 and
-    /// deviation 1: a price of KL means something in no other unit (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
+    /// The scale that gives replies of `policy` to `prompts` (token ids up to the assistant's turn) mean 0 and deviation 1, so that a
+    /// KL coefficient is comparable between reward models (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
     ///
-    /// The replies are drawn as `options` say, `batch_size` at a time; the same options give the same scale.
+    /// Replies are sampled with `options`, `batch_size` at a time. The same options give the same scale.
     pub fn scale_on(
         &self,
         policy: &Model,
@@ -311,8 +312,8 @@ impl RewardModel {
         Ok(RewardScale::of(&scores))
     }
 
-    /// A critic that begins with what this model says, in the unit of [`Self::scores`]: the score head, with mean and
-    /// deviation folded into its weight and bias, applied to every token. It trains.
+    /// A trainable critic that initially predicts [`Self::scores`] at every token: the score head with mean and deviation folded into
+    /// its weight and bias.
     pub fn critic(&self) -> Result<Model> {
         let critic = self.model.with_head(Head::Token, 0)?; // the head has this model's weight and a bias of 0
         let head = critic.params().vars();
@@ -323,22 +324,22 @@ impl RewardModel {
         Ok(critic)
     }
 
-    /// The scores of the answers of a ranking, in their order there.
+    /// The scores of the answers of a ranking, in order.
     pub fn answer_scores(&self, ranking: &Ranking) -> Result<Vec<f64>> {
         let rows = ranking.answers.iter().map(|a| conversation_ids(&self.tokenizer, &ranking.prompt, a));
         self.scores(&rows.collect::<Result<Vec<_>>>()?)
     }
 
-    /// The share of pairs of these rankings that the model orders as they do.
+    /// The share of pairs that the model orders as the rankings do.
     pub fn accuracy(&self, rankings: &[Ranking]) -> Result<f64> {
-        let (mut right, mut all) = (0., 0.);
+        let (mut correct, mut all) = (0., 0.);
         for ranking in rankings {
             let scores = self.answer_scores(ranking)?;
             for (better, worse) in ranking.pairs() {
-                right += f64::from(u8::from(scores[better] > scores[worse]));
+                correct += f64::from(u8::from(scores[better] > scores[worse]));
                 all += 1.;
             }
         }
-        Ok(right / f64::max(all, 1.))
+        Ok(correct / f64::max(all, 1.))
     }
 }

@@ -1,5 +1,5 @@
-//! Checkpoints: written under another name with their checksums, sent to the disk, then renamed; so a crash leaves those that were
-//! there, and what is damaged later is found.
+//! Checkpoints. They are written under a temporary name with checksums, synced to disk and renamed, so that a crash leaves older
+//! checkpoints intact and later damage is detected.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,29 +8,29 @@ use serde_json::{Map, Value, json};
 
 use crate::{Error, Result};
 
-/// Where a run can go on.
+/// A state from which a run can resume.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
-    /// Steps done.
+    /// Number of steps done.
     pub step: u64,
-    /// Its folder.
+    /// The folder of the checkpoint.
     pub dir: PathBuf,
-    /// What the recipe put beside the step.
+    /// Additional state of the recipe.
     pub state: Map<String, Value>,
 }
 
-/// How many are kept.
+/// Number of checkpoints to keep.
 const KEPT: usize = 2;
-/// The checksums of all its other files.
+/// The file with the checksums of all other files.
 const CHECKSUMS: &str = "trainer/checksums.b3";
 
 impl Checkpoint {
-    /// Seconds that the run had taken by then.
+    /// Seconds of training until this checkpoint.
     pub fn elapsed(&self) -> f64 {
         self.state.get("elapsed_s").and_then(Value::as_f64).unwrap_or(0.)
     }
 
-    /// Reads a checkpoint's state after a check of all its files.
+    /// Verifies all files of a checkpoint and reads its state.
     fn read(run: &Path, step: u64) -> std::result::Result<Self, String> {
         let dir = folder(run, step);
         llm_files::verify_checksums(&dir, CHECKSUMS).map_err(|e| e.to_string())?;
@@ -41,7 +41,7 @@ impl Checkpoint {
     }
 }
 
-/// The newest checkpoint of a run that is whole, if it has any; a damaged one is reported and passed over.
+/// The newest valid checkpoint of a run, if any. Damaged checkpoints are logged and skipped. It is an error if all are damaged.
 pub(crate) fn latest(run: &Path) -> Result<Option<Checkpoint>> {
     let steps = steps(run)?;
     let mut damage = None;
@@ -59,18 +59,17 @@ pub(crate) fn latest(run: &Path) -> Result<Option<Checkpoint>> {
         Some(what) => {
             let dir = run.join("checkpoints");
             let dir = dir.display();
-            Err(Error::Input(format!("{dir}: no checkpoint is whole ({what}); remove the folder to begin at step 0")))
+            Err(Error::Input(format!("{dir}: no valid checkpoint ({what}); remove the folder to restart at step 0")))
         }
     }
 }
 
-/// The folder of the newest checkpoint, unchecked.
+/// The folder of the newest checkpoint, without verification.
 pub(crate) fn newest(run: &Path) -> Result<Option<PathBuf>> {
     Ok(steps(run)?.last().map(|&step| folder(run, step)))
 }
 
-/// Writes a checkpoint: `write` fills its folder. `every` is the number of steps between two; the last two of these, and this one,
-/// are kept.
+/// Writes a checkpoint; `write` fills its folder. Keeps this one and the last ones at multiples of `every` steps, [`KEPT`] in total.
 pub(crate) fn write(
     run: &Path,
     step: u64,
@@ -79,7 +78,7 @@ pub(crate) fn write(
     write: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
     let all = run.join("checkpoints");
-    let (whole, partial) = (folder(run, step), all.join(format!(".step-{step}.partial")));
+    let (complete, partial) = (folder(run, step), all.join(format!(".step-{step}.partial")));
     remove(&partial)?;
     fs::create_dir_all(partial.join("trainer")).map_err(Error::io(&partial))?;
     write(&partial)?;
@@ -87,13 +86,13 @@ pub(crate) fn write(
     state.insert("step".to_owned(), json!(step));
     super::write_json(&partial.join("trainer/state.json"), &Value::Object(state))?;
     llm_files::write_checksums(&partial, CHECKSUMS).map_err(Error::io(&partial))?;
-    remove(&whole)?;
-    fs::rename(&partial, &whole).map_err(Error::io(&whole))?;
+    remove(&complete)?;
+    fs::rename(&partial, &complete).map_err(Error::io(&complete))?;
     llm_files::sync_folder(&all).map_err(Error::io(&all))?;
     remove_old(run, step, every)
 }
 
-/// Removes what a killed run left unfinished, and checkpoints of later steps than `step`, which are damaged.
+/// Removes partial files of a killed run, and the (damaged) checkpoints after `step`.
 pub(crate) fn clear(run: &Path, step: u64) -> Result<()> {
     llm_files::remove_temp_files(run).map_err(Error::io(run))?;
     let all = run.join("checkpoints");
@@ -105,28 +104,28 @@ pub(crate) fn clear(run: &Path, step: u64) -> Result<()> {
             }
         }
     }
-    steps(run)?.into_iter().filter(|&later| later > step).try_for_each(|later| remove_whole(run, later))
+    steps(run)?.into_iter().filter(|&later| later > step).try_for_each(|later| remove_checkpoint(run, later))
 }
 
-/// Of the checkpoints before `newest` those stay that a run without interruption would have.
+/// Removes old checkpoints, so that an interrupted run keeps the same ones as an uninterrupted run.
 fn remove_old(run: &Path, newest: u64, every: u64) -> Result<()> {
     let (due, others): (Vec<u64>, Vec<u64>) =
         steps(run)?.into_iter().filter(|&step| step != newest).partition(|&step| every > 0 && step % every == 0);
     let old = due.len().saturating_sub(KEPT - 1);
-    others.into_iter().chain(due.into_iter().take(old)).try_for_each(|step| remove_whole(run, step))
+    others.into_iter().chain(due.into_iter().take(old)).try_for_each(|step| remove_checkpoint(run, step))
 }
 
-/// Removes the checkpoint of `step` steps, if there is one.
+/// Removes the checkpoint of `step`, if it exists.
 pub(crate) fn discard(run: &Path, step: u64) -> Result<()> {
-    if folder(run, step).exists() { remove_whole(run, step) } else { Ok(()) }
+    if folder(run, step).exists() { remove_checkpoint(run, step) } else { Ok(()) }
 }
 
-/// Removes a checkpoint so that nobody takes what is left of it for a whole one.
-fn remove_whole(run: &Path, step: u64) -> Result<()> {
-    let (whole, doomed) = (folder(run, step), run.join(format!("checkpoints/.step-{step}.old")));
-    remove(&doomed)?;
-    fs::rename(&whole, &doomed).map_err(Error::io(&whole))?;
-    remove(&doomed)
+/// Removes a checkpoint. It is renamed first, so that a partly removed one is never mistaken for a complete one.
+fn remove_checkpoint(run: &Path, step: u64) -> Result<()> {
+    let (complete, old) = (folder(run, step), run.join(format!("checkpoints/.step-{step}.old")));
+    remove(&old)?;
+    fs::rename(&complete, &old).map_err(Error::io(&complete))?;
+    remove(&old)
 }
 
 fn remove(dir: &Path) -> Result<()> {
@@ -137,7 +136,7 @@ fn folder(run: &Path, step: u64) -> PathBuf {
     run.join(format!("checkpoints/step-{step}"))
 }
 
-/// Steps of the checkpoints that are there, rising.
+/// The steps of all checkpoints, ascending.
 fn steps(run: &Path) -> Result<Vec<u64>> {
     let all = run.join("checkpoints");
     if !all.exists() {
@@ -156,7 +155,7 @@ fn steps(run: &Path) -> Result<Vec<u64>> {
 mod tests {
     use super::*;
 
-    fn written(run: &Path, step: u64, every: u64) {
+    fn write_checkpoint(run: &Path, step: u64, every: u64) {
         write(run, step, every, Map::new(), |dir| {
             fs::write(dir.join("weights"), step.to_string()).map_err(Error::io(dir))
         })
@@ -164,21 +163,21 @@ mod tests {
     }
 
     #[test]
-    fn those_that_an_uninterrupted_run_would_have_are_kept() {
+    fn the_checkpoints_of_an_uninterrupted_run_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         for step in [5, 10, 12] {
-            written(dir.path(), step, 5);
+            write_checkpoint(dir.path(), step, 5);
         }
         assert_eq!(steps(dir.path()).unwrap(), [10, 12]);
-        written(dir.path(), 15, 5);
+        write_checkpoint(dir.path(), 15, 5);
         assert_eq!(steps(dir.path()).unwrap(), [10, 15]);
     }
 
     #[test]
-    fn a_damaged_checkpoint_is_passed_over_and_cleared() {
+    fn a_damaged_checkpoint_is_skipped_and_removed() {
         let dir = tempfile::tempdir().unwrap();
-        written(dir.path(), 1, 1);
-        written(dir.path(), 2, 1);
+        write_checkpoint(dir.path(), 1, 1);
+        write_checkpoint(dir.path(), 2, 1);
         fs::write(dir.path().join("checkpoints/step-2/weights"), "3").unwrap();
         let found = latest(dir.path()).unwrap().unwrap();
         assert_eq!(found.step, 1);
@@ -188,6 +187,6 @@ mod tests {
 
         fs::remove_file(dir.path().join("checkpoints/step-1/trainer/checksums.b3")).unwrap();
         let message = latest(dir.path()).unwrap_err().to_string();
-        assert!(message.contains("no checkpoint is whole"), "{message}");
+        assert!(message.contains("no valid checkpoint"), "{message}");
     }
 }

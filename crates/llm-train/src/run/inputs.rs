@@ -1,4 +1,4 @@
-//! What a run reads, known by its content: a path may be spelled in many ways, and its content may change.
+//! Inputs of a run, identified by a hash of their content and not by their path.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -9,36 +9,36 @@ use crate::{Error, Result};
 /// A file or folder that a stage reads.
 #[derive(Debug, Clone)]
 pub(crate) struct Input {
-    /// The option that names it.
+    /// The name of its option.
     pub name: &'static str,
-    /// Where it is.
+    /// The path.
     pub path: PathBuf,
 }
 
-/// What `recipe.toml` says of an input.
+/// The record of an input in `recipe.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Recorded {
-    /// The path as it was given.
+    /// The path as given.
     pub path: PathBuf,
-    /// The path from the run's folder.
+    /// The path relative to the run's folder.
     #[serde(default)]
     pub from_run: Option<PathBuf>,
-    /// BLAKE3 of the content.
+    /// BLAKE3 hash of the content.
     pub blake3: String,
 }
 
 impl Input {
-    /// The input that the option `--name` gives.
+    /// The input of the option `--name`.
     pub fn new(name: &'static str, path: &Path) -> Self {
         Self { name, path: path.to_owned() }
     }
 
-    /// Those of several that are given.
+    /// The inputs that are given.
     pub fn given<const N: usize>(all: [(&'static str, Option<&Path>); N]) -> Vec<Self> {
         all.into_iter().filter_map(|(name, path)| Some(Self::new(name, path?))).collect()
     }
 
-    /// What a run in the folder `dir` (which exists) records of it.
+    /// The record of this input for a run in the existing folder `dir`.
     pub fn recorded(&self, dir: &Path) -> Result<Recorded> {
         let blake3 = fingerprint(self.name, &self.path)?;
         Ok(Recorded { path: self.path.clone(), from_run: path_from(dir, &self.path), blake3 })
@@ -46,58 +46,59 @@ impl Input {
 }
 
 impl Recorded {
-    /// Where the input is now, seen from the run in `dir`: the place whose content is right, or else one that exists.
+    /// The current path of the input of the run in `dir`: one with the recorded content, or else one that exists.
     pub fn find(&self, name: &str, dir: &Path) -> Result<PathBuf> {
-        let beside = self.from_run.as_ref().map(|path| dir.join(path));
-        let there: Vec<PathBuf> = beside.into_iter().chain([self.path.clone()]).filter(|path| path.exists()).collect();
-        let right = |path: &&PathBuf| fingerprint(name, path).is_ok_and(|found| found == self.blake3);
-        there.iter().find(right).or(there.first()).cloned().ok_or_else(|| {
+        let relative = self.from_run.as_ref().map(|path| dir.join(path));
+        let existing: Vec<PathBuf> =
+            relative.into_iter().chain([self.path.clone()]).filter(|path| path.exists()).collect();
+        let has_content = |path: &&PathBuf| fingerprint(name, path).is_ok_and(|found| found == self.blake3);
+        existing.iter().find(has_content).or(existing.first()).cloned().ok_or_else(|| {
             let path = self.path.display();
-            Error::Input(format!("{path}: no such file or folder; say where it is now by --input {name}=PATH"))
+            Error::Input(format!("{path}: no such file or folder; give its new path with --input {name}=PATH"))
         })
     }
 }
 
-/// Refuses inputs that the run was not begun with.
+/// Returns an error if the inputs differ from the recorded ones.
 pub(crate) fn compare(inputs: &[Input], recorded: &std::collections::BTreeMap<String, Recorded>) -> Result<()> {
     if let Some(name) = recorded.keys().find(|name| inputs.iter().all(|input| input.name != **name)) {
-        return Err(Error::Input(format!("the run was begun with --{}; give it again", name.replace('_', "-"))));
+        return Err(Error::Input(format!("the run was started with --{}; give it again", name.replace('_', "-"))));
     }
     for input in inputs {
         let (option, path) = (input.name.replace('_', "-"), input.path.display());
         let Some(recorded) = recorded.get(input.name) else {
-            return Err(Error::Input(format!("the run was begun without --{option}; leave it out")));
+            return Err(Error::Input(format!("the run was started without --{option}; leave it out")));
         };
         if fingerprint(input.name, &input.path)? != recorded.blake3 {
             let was = recorded.path.display();
             return Err(Error::Input(format!(
-                "--{option} {path}: its content is not what the run was begun with ({was}); give it that, or begin anew"
+                "--{option} {path}: the content differs from the input the run was started with ({was}); use that one, or start a new run"
             )));
         }
     }
     Ok(())
 }
 
-/// A hash of the content of a file or folder. Of a folder only those files count that a model, a tokenizer or token shards are
-/// made of, if it is one of these: a run's folder holds logs and checkpoints besides.
+/// A hash of the content of a file or folder. For a folder with a model, a tokenizer or token shards, only their files count, not
+/// the logs and checkpoints in the same folder.
 pub(crate) fn fingerprint(name: &str, path: &Path) -> Result<String> {
     if !path.is_dir() {
         return llm_files::checksum(path).map_err(Error::io(path));
     }
-    let holds = |file: &str| path.join(file).is_file();
-    let counts: fn(&str) -> bool = match () {
-        () if holds("manifest.json") => |file| file == "manifest.json" || file.ends_with(".bin"),
+    let has = |file: &str| path.join(file).is_file();
+    let is_content: fn(&str) -> bool = match () {
+        () if has("manifest.json") => |file| file == "manifest.json" || file.ends_with(".bin"),
         () if name == "tokenizer" => is_tokenizer,
-        () if holds("config.json") || holds("tokenizer.json") => |file| is_tokenizer(file) || is_model(file),
+        () if has("config.json") || has("tokenizer.json") => |file| is_tokenizer(file) || is_model(file),
         () => |file| !file.starts_with('.'),
     };
-    let top_only = holds("manifest.json") || holds("config.json") || holds("tokenizer.json");
+    let top_only = has("manifest.json") || has("config.json") || has("tokenizer.json");
     let mut files = Vec::new();
     let all = match top_only {
         true => files_of(path).map_err(Error::io(path))?,
         false => llm_files::list_files(path).map_err(Error::io(path))?,
     };
-    for file in all.into_iter().filter(|file| counts(file)) {
+    for file in all.into_iter().filter(|file| is_content(file)) {
         let hash = llm_files::checksum(&path.join(&file)).map_err(Error::io(path.join(&file)))?;
         files.push((file, hash));
     }
@@ -113,7 +114,7 @@ fn is_model(file: &str) -> bool {
     file == "config.json" || file.ends_with(".safetensors") || file.ends_with(".safetensors.index.json")
 }
 
-/// The names of the files in a folder, links to files among them.
+/// The names of the files in a folder, including links to files.
 fn files_of(dir: &Path) -> std::io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir)? {
@@ -125,7 +126,7 @@ fn files_of(dir: &Path) -> std::io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The way from the folder `from` to `to`; both exist.
+/// The relative path from the folder `from` to `to`; both exist.
 fn path_from(from: &Path, to: &Path) -> Option<PathBuf> {
     let (from, to) = (from.canonicalize().ok()?, to.canonicalize().ok()?);
     let (from, to): (Vec<Component>, Vec<Component>) = (from.components().collect(), to.components().collect());
@@ -141,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_leads_from_the_run_to_its_input() {
+    fn a_relative_path_is_found() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("runs/a")).unwrap();
         fs::create_dir_all(dir.path().join("data/b")).unwrap();
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_known_by_what_it_is_made_of() {
+    fn the_fingerprint_of_a_folder_ignores_logs_and_checkpoints() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
         let print = || fingerprint("model", dir.path()).unwrap();

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object a line, no later than the checkpoint from which the run goes on.
+//! `metrics.jsonl`: one JSON object per line. Resuming removes lines after the checkpoint.
 
 use std::fs;
 use std::io::Write;
@@ -17,7 +17,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the file of a run that has done `step` steps; lines of steps that will be done again are dropped.
+    /// Opens the file of a run that has done `step` steps. Lines of later steps are removed.
     pub fn open(run: &Path, step: u64) -> Result<Self> {
         let path = run.join("metrics.jsonl");
         if path.exists() {
@@ -39,7 +39,7 @@ impl Metrics {
         writeln!(self.file, "{}", Value::Object(line)).map_err(Error::io(&self.path))
     }
 
-    /// Sends what was written to the disk.
+    /// Syncs the file to disk.
     pub fn sync(&self) -> Result<()> {
         self.file.sync_all().map_err(Error::io(&self.path))
     }

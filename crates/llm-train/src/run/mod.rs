@@ -1,18 +1,18 @@
-//! A run is a folder: `recipe.toml`, `metrics.jsonl`, `samples/`, `checkpoints/step-N/`, and in the end the model.
+//! A run is a folder: `recipe.toml`, `metrics.jsonl`, `samples/`, `checkpoints/step-N/`, and at the end the model.
 //!
-//! A checkpoint is written under another name and renamed when it is whole, so a crash leaves the last one as it was.
-//! What a recipe draws at random depends on its seed and the step alone; so model, optimizer and step are all that is
-//! needed to go on as if nothing had happened.
+//! A checkpoint is written under a temporary name and renamed when it is complete, so a crash never damages an older one. All
+//! random numbers depend on seed and step only. Model, optimizer and step are therefore enough to resume, and a resumed run ends
+//! in the same bytes.
 //!
-//! A stage checks its recipe, loads its inputs and builds its models first; `Opening::open` makes the folder last. While the run
-//! is under way it holds the lock of its folder.
+//! A stage first checks its recipe, loads its inputs and builds its models. `RunSetup::open` creates the folder last. A running
+//! stage holds the lock of its folder.
 
 mod checkpoint;
 mod inputs;
 mod metrics;
-mod opening;
 mod record;
-mod times;
+mod setup;
+mod stage_times;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -27,62 +27,62 @@ use serde_json::{Map, Value, json};
 
 pub(crate) use checkpoint::Checkpoint;
 pub(crate) use inputs::Input;
-pub(crate) use opening::{Opening, Start, refuse_existing};
 pub(crate) use record::Record;
-pub(crate) use times::Times;
+pub(crate) use setup::{RunSetup, Start, refuse_existing};
+pub(crate) use stage_times::StageTimes;
 
 use crate::optim::{Learner, OptimizerConfig};
 use crate::{Error, Recipe, Result};
 use metrics::Metrics;
 
-/// What a stage tells whoever watches it.
+/// Progress of a stage, sent to [`RunOptions::observer`].
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A stage begins, or goes on behind `done`.
+    /// A stage begins, or resumes after `done` units.
     Begin {
-        /// Its name.
+        /// The name of the stage.
         stage: &'a str,
-        /// Units in all.
+        /// Total number of units.
         total: u64,
-        /// Units done before.
+        /// Units already done.
         done: u64,
-        /// What is counted.
+        /// The name of the unit, such as `steps`.
         unit: &'a str,
     },
-    /// So many units are done.
+    /// The stage made progress.
     Progress {
         /// Units done.
         done: u64,
-        /// The latest figures.
+        /// The latest metrics.
         message: &'a str,
     },
-    /// The stage is over.
+    /// The stage ended.
     End,
 }
 
 /// How a stage is run.
 pub struct RunOptions<'a> {
-    /// Whether to go on with the run in the folder; otherwise the folder must not exist.
+    /// Whether to continue the run in the folder; otherwise the folder must not exist.
     pub resume: bool,
-    /// Hears of the progress.
+    /// Receives progress events.
     pub observer: &'a mut dyn FnMut(Event),
-    /// Once this is set, the stage finishes its step, writes a checkpoint and returns [`Error::Interrupted`].
+    /// When this is set, the stage finishes its step, writes a checkpoint and returns [`Error::Interrupted`].
     pub stop: &'a AtomicBool,
 }
 
-/// For [`RunOptions::stop`]: a run that nobody interrupts.
+/// A value for [`RunOptions::stop`] that is never set.
 pub static NEVER: AtomicBool = AtomicBool::new(false);
 
-/// How a run ended.
+/// The result of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// The folder with the result.
     pub dir: PathBuf,
-    /// Steps (of PPO: updates) in all.
+    /// Total number of steps (PPO: updates).
     pub steps: u64,
-    /// Seconds that they took, over all resumptions.
+    /// Total seconds, over all resumes.
     pub seconds: f64,
-    /// Whether the run had been finished before, and nothing was done.
+    /// Whether the run was already finished, so that nothing was done.
     pub was_finished: bool,
 }
 
@@ -100,25 +100,25 @@ impl Outcome {
     }
 }
 
-/// Written last into the folder of a run.
+/// The file that is written last: it marks a finished run.
 pub(crate) const FINISHED: &str = "trainer_state.json";
 
-/// Whether the run in this folder came to its end.
+/// Whether the run in this folder is finished.
 pub fn is_finished(dir: &Path) -> bool {
     dir.join(FINISHED).exists()
 }
 
-/// Whether a run was begun in this folder.
+/// Whether there is a run in this folder, finished or not.
 pub fn has_begun(dir: &Path) -> bool {
     dir.join("recipe.toml").exists()
 }
 
-/// The recipe of the run in `dir`, with `overrides` (`key`, `value`) applied.
+/// The recorded recipe of the run in `dir`, with `overrides` (`key`, `value`) applied.
 pub fn recorded_recipe<R: Recipe>(dir: &Path, overrides: &[(String, String)]) -> Result<R> {
     Record::read(dir)?.recipe(overrides)
 }
 
-/// The folder of a run that is under way.
+/// A running stage and its folder.
 pub(crate) struct Run<'a> {
     dir: PathBuf,
     observer: &'a mut dyn FnMut(Event),
@@ -146,37 +146,37 @@ impl<'a> Run<'a> {
         Ok(Self { dir, observer, stop, metrics, steps, save_every, started: now, earlier, begun_at: now, _lock: lock })
     }
 
-    /// Tells that the stage begins.
+    /// Reports that the stage begins.
     pub fn begin(&mut self, total: u64, done: u64, unit: &str) {
         let stage = self.dir.file_name().unwrap_or(self.dir.as_os_str()).to_string_lossy().into_owned();
         self.begun_at = Instant::now();
         (self.observer)(Event::Begin { stage: &stage, total, done, unit });
     }
 
-    /// Tells that so many units are done.
+    /// Reports progress.
     pub fn progress(&mut self, done: u64, message: &str) {
         (self.observer)(Event::Progress { done, message });
     }
 
-    /// Seconds since the stage began in this process.
+    /// Seconds since [`Self::begin`].
     pub fn seconds(&self) -> f64 {
         self.begun_at.elapsed().as_secs_f64().max(1e-9)
     }
 
-    /// Appends a line to `metrics.jsonl`. A figure that is not finite ends the run.
-    pub fn log(&mut self, step: u64, figures: &[(&str, f64)]) -> Result<()> {
-        self.log_with(step, figures, Map::new())
+    /// Appends a line to `metrics.jsonl`. It is an error if a metric is not finite.
+    pub fn log(&mut self, step: u64, metrics: &[(&str, f64)]) -> Result<()> {
+        self.log_with(step, metrics, Map::new())
     }
 
-    /// The same, with figures that are no single numbers.
-    pub fn log_with(&mut self, step: u64, figures: &[(&str, f64)], more: Map<String, Value>) -> Result<()> {
-        self.check_finite(step, figures)?;
-        // JSON has no NaN and no infinity: serde_json makes null of them.
+    /// [`Self::log`] with additional metrics that are lists or objects.
+    pub fn log_with(&mut self, step: u64, metrics: &[(&str, f64)], more: Map<String, Value>) -> Result<()> {
+        self.check_finite(step, metrics)?;
+        // serde_json writes NaN and infinity as null.
         if let Some((name, _)) = more.iter().find(|(_, value)| has_null(value)) {
             return Err(self.diverged(step, format!("{name} is not finite"))?);
         }
         let mut line = Map::from_iter([("step".to_owned(), json!(step))]);
-        line.extend(figures.iter().map(|(name, value)| ((*name).to_owned(), json!(value))));
+        line.extend(metrics.iter().map(|(name, value)| ((*name).to_owned(), json!(value))));
         line.extend(more);
         line.insert("elapsed_s".to_owned(), json!((self.elapsed() * 1000.).round() / 1000.));
         self.metrics.append(line)
@@ -187,17 +187,14 @@ impl<'a> Run<'a> {
         Ok(write_atomic(&self.dir.join(format!("samples/step-{step}.txt")), text.as_bytes())?)
     }
 
-    /// Whether a checkpoint is to be written after `step` steps: every so many, at the end (from which the run can be made
-    /// longer), and where somebody asks the run to stop.
+    /// Whether to write a checkpoint after `step` steps: every `save_every` steps, at the end (so that the run can be extended), and
+    /// when the run was asked to stop.
     pub fn is_due(&self, step: u64) -> bool {
         step == self.steps || self.save_every > 0 && step.is_multiple_of(self.save_every) || self.stop.load(SeqCst)
     }
 
-    /// Writes the checkpoint of `step` steps: `write` fills its folder. Older ones are removed but for the last two. If
-    /// somebody asked the run to stop, it ends here by an error.
-    ///
-    /// Nothing is written of `learners` whose weights or moments are not finite: every checkpoint is a state that one can go on
-    /// from.
+    /// Writes the checkpoint of `step`; `write` fills its folder. Keeps the last two checkpoints. Returns [`Error::Interrupted`] if
+    /// the run was asked to stop, and [`Error::Diverged`], without a checkpoint, if a weight or moment of `learners` is not finite.
     pub fn checkpoint(
         &self,
         step: u64,
@@ -216,7 +213,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Writes the checkpoint of a stage in which one model learns.
+    /// Writes the checkpoint of a stage that trains one model.
     pub fn checkpoint_of(&self, step: u64, learner: &Learner, tokenizer: &Tokenizer) -> Result<()> {
         self.checkpoint(step, &[learner], Map::new(), |dir| {
             learner.model.save(dir)?;
@@ -225,18 +222,18 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Stops the run if the loss or the gradient of `step` (from 1) is not finite. Both were computed with the weights of the
-    /// step before: a checkpoint of these is no state that one can go on from, and is removed.
-    pub fn check_step(&self, step: u64, figures: &[(&str, f64)]) -> Result<()> {
-        if figures.iter().any(|(_, value)| !value.is_finite()) {
+    /// Returns [`Error::Diverged`] if the loss or the gradient norm of `step` (counted from 1) is not finite. Both come from the
+    /// weights of the previous step, so the checkpoint of that step is removed.
+    pub fn check_step(&self, step: u64, metrics: &[(&str, f64)]) -> Result<()> {
+        if metrics.iter().any(|(_, value)| !value.is_finite()) {
             checkpoint::discard(&self.dir, step - 1)?;
         }
-        self.check_finite(step, figures)
+        self.check_finite(step, metrics)
     }
 
-    /// Stops the run if a figure of `step` (from 1) is not finite.
-    pub fn check_finite(&self, step: u64, figures: &[(&str, f64)]) -> Result<()> {
-        match figures.iter().find(|(_, value)| !value.is_finite()) {
+    /// Returns [`Error::Diverged`] if a metric of `step` (counted from 1) is not finite.
+    pub fn check_finite(&self, step: u64, metrics: &[(&str, f64)]) -> Result<()> {
+        match metrics.iter().find(|(_, value)| !value.is_finite()) {
             None => Ok(()),
             Some((name, value)) => Err(self.diverged(step, format!("{name} is {value}"))?),
         }
@@ -254,12 +251,12 @@ impl<'a> Run<'a> {
     fn diverged(&self, step: u64, what: String) -> Result<Error> {
         let kept = match checkpoint::newest(&self.dir)? {
             Some(dir) => dir.display().to_string(),
-            None => "none, as no checkpoint was due yet".to_owned(),
+            None => "none".to_owned(),
         };
         Ok(Error::Diverged { run: self.dir.clone(), step, what, kept })
     }
 
-    /// Writes the result into the run's folder, and last `trainer_state.json`, which says that the run is finished.
+    /// Writes the result into the run's folder, then `trainer_state.json`, which marks the run as finished.
     pub fn finish(self, learners: &[&Learner], write: impl FnOnce(&Path) -> Result<()>) -> Result<Outcome> {
         self.check_learners(self.steps, learners)?;
         self.metrics.sync()?;
@@ -288,7 +285,7 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     Ok(write_atomic(path, format!("{value:#}\n").as_bytes())?)
 }
 
-/// The learner of a checkpoint, or a new one of `model`.
+/// The learner of a checkpoint, or a new learner of `model`.
 pub(crate) fn learner(
     checkpoint: Option<&Checkpoint>,
     config: &OptimizerConfig,
@@ -300,21 +297,21 @@ pub(crate) fn learner(
     }
 }
 
-/// The learner whose model is in `dir` and whose optimizer is that file.
+/// Loads a learner: its model from `dir`, its optimizer state from `optimizer`.
 pub(crate) fn restored(dir: &Path, optimizer: &Path, config: &OptimizerConfig) -> Result<Learner> {
     let mut learner = Learner::new(Model::load(dir)?.trainable()?, config)?;
     learner.load_optimizer(optimizer)?;
     Ok(learner)
 }
 
-/// A random stream that depends on the seed, what it is for, and the step alone.
+/// A random stream that depends on seed, purpose and step only.
 pub(crate) fn rng(seed: u64, purpose: u16, step: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(u64::from(purpose) << 48 | step);
     rng
 }
 
-/// Seconds that the finished run in `dir` took, over all its resumptions.
+/// Total seconds of the finished run in `dir`, over all resumes.
 pub(crate) fn seconds_of(dir: &Path) -> Result<f64> {
     Ok(Outcome::of_finished(dir)?.seconds)
 }

@@ -1,7 +1,7 @@
-//! `recipe.toml`: all that is needed to run a stage again, or to go on with it.
+//! `recipe.toml`: everything needed to repeat or resume a run.
 //!
-//! Besides the recipe it holds `[run]`, the stage and the program's version with what was changed on the way, and `[inputs.NAME]`,
-//! each input's path and the fingerprint of its content.
+//! It contains the recipe, `[run]` (stage, program version, changes on resume) and `[inputs.NAME]` (path and content hash of each
+//! input).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,58 +14,56 @@ use super::inputs::{Input, Recorded};
 use crate::recipe::{self, Recipe};
 use crate::{Error, Result};
 
-/// What `recipe.toml` says.
+/// The content of `recipe.toml`.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
     /// The text of the file.
     text: String,
     path: PathBuf,
     pub run: RunTable,
-    /// By name.
+    /// Inputs by name.
     pub inputs: BTreeMap<String, Recorded>,
 }
 
 /// The table `[run]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct RunTable {
-    /// The command that began the run.
+    /// The command of the run.
     pub stage: String,
-    /// The program that did.
+    /// Name and version of the program that started it.
     pub program: String,
-    /// What was changed when the run was resumed.
+    /// Changes of the recipe on resume.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
 }
 
-/// A key of the recipe that was changed when the run was resumed.
+/// A key of the recipe that was changed on resume.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Change {
-    /// Steps that were done by then.
+    /// Number of steps done before the change.
     pub step: u64,
     /// The key.
     pub key: String,
-    /// Its value before; none: the key was not there.
+    /// Its old value; `None`: the key was missing.
     pub from: Option<Value>,
-    /// Its value since.
+    /// Its new value.
     pub to: Option<Value>,
 }
 
-/// This program, as `recipe.toml` names it.
+/// Name and version of this program, as in `recipe.toml`.
 const PROGRAM: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
 impl Record {
-    /// Reads the `recipe.toml` of a run's folder. Where there is none, there is nothing to resume.
+    /// Reads the `recipe.toml` of a run's folder; it is an error if there is none.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("recipe.toml");
         let shown = dir.display();
         if !dir.exists() {
-            let message =
-                "no such folder, so there is nothing to resume; check the path, or begin a run without --resume";
+            let message = "no such folder, nothing to resume; check the path, or start a run without --resume";
             return Err(Error::Input(format!("{shown}: {message}")));
         }
         if !path.exists() {
-            let message =
-                "holds no recipe.toml, so there is nothing to resume; check the path, or begin a run elsewhere";
+            let message = "has no recipe.toml, nothing to resume; check the path, or start a run in another folder";
             return Err(Error::Input(format!("{shown}: {message}")));
         }
         let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
@@ -73,14 +71,16 @@ impl Record {
         let mut table: Table = text.parse().map_err(|e: toml::de::Error| wrong(e.message().to_owned()))?;
         let mut part = |name: &str| {
             table.remove(name).ok_or_else(|| {
-                wrong(format!(
-                    "has no table [{name}]; this run was not begun by this version of the program, begin it anew"
-                ))
+                wrong(format!("has no table [{name}], written by an incompatible version; start a new run"))
             })
         };
         let run = part("run")?.try_into().map_err(|e: toml::de::Error| wrong(format!("run: {}", e.message())))?;
-        let inputs =
+        let mut inputs: BTreeMap<String, Recorded> =
             part("inputs")?.try_into().map_err(|e: toml::de::Error| wrong(format!("inputs: {}", e.message())))?;
+        // Earlier versions call the validation data `held_out`.
+        if let Some(validation) = inputs.remove("held_out") {
+            inputs.insert("validation".to_owned(), validation);
+        }
         Ok(Self { text, path: path.clone(), run, inputs })
     }
 
@@ -89,15 +89,17 @@ impl Record {
         recipe::parse(&self.path.display().to_string(), &self.text, overrides)
     }
 
-    /// The keys in which `recipe` differs from this run's; an error names one that may not.
+    /// The differences between the recorded recipe and `recipe`. It is an error if a key may not change.
     pub fn changes<R: Recipe>(&self, recipe: &R) -> Result<Vec<Change>> {
         if self.run.stage != R::STAGE {
             let (path, was) = (self.path.display(), &self.run.stage);
-            return Err(Error::Input(format!("{path}: the run was begun by `{was}`; it is no run of `{}`", R::STAGE)));
+            return Err(Error::Input(format!("{path}: this is a run of `{was}`, not of `{}`", R::STAGE)));
         }
         if self.run.program != PROGRAM {
             let (path, was) = (self.path.display(), &self.run.program);
-            tracing::warn!("{path}: begun by {was}, this is {PROGRAM}; the result may differ from that of one program");
+            tracing::warn!(
+                "{path}: started by {was}, this is {PROGRAM}; the result may differ from an uninterrupted run"
+            );
         }
         let (was, is) = (flat(&recipe::to_table(&self.recipe::<R>(&[])?)?), flat(&recipe::to_table(recipe)?));
         let keys: std::collections::BTreeSet<&String> = was.keys().chain(is.keys()).collect();
@@ -107,11 +109,11 @@ impl Record {
         for key in differing {
             let (from, to) = (was.get(key).cloned(), is.get(key).cloned());
             if !R::may_change(key, dir) {
-                let show = |value: &Option<Value>| value.as_ref().map_or("not there".to_owned(), Value::to_string);
+                let show = |value: &Option<Value>| value.as_ref().map_or("missing".to_owned(), Value::to_string);
                 let (path, was, is) = (self.path.display(), show(&from), show(&to));
                 let may = recipe::CHANGEABLE.join(", ");
                 return Err(Error::Input(format!(
-                    "{path}: {key} is {was} in this run, you ask for {is}; a run that goes on may change only {may}"
+                    "{path}: {key} is {was} in this run, not {is}; only these keys may change on resume: {may}"
                 )));
             }
             changes.push(Change { step: 0, key: key.clone(), from, to });
@@ -121,13 +123,13 @@ impl Record {
 }
 
 impl Change {
-    /// Whether it makes the run longer.
+    /// Whether it extends the run.
     pub fn lengthens(&self) -> bool {
         let number = |value: &Option<Value>| value.as_ref().and_then(Value::as_integer).unwrap_or(0);
         self.is_length() && number(&self.to) > number(&self.from)
     }
 
-    /// Whether the key says how long the run is.
+    /// Whether the key is the length of the run.
     pub fn is_length(&self) -> bool {
         ["steps", "epochs", "updates"].contains(&self.key.as_str())
     }
@@ -147,7 +149,7 @@ pub(crate) fn to_text(stage: &str, recipe: Table, inputs: &[Input], dir: &Path, 
     toml::to_string_pretty(&table).map_err(broken)
 }
 
-/// Every value of a table by its dotted key.
+/// All values of a table by dotted key.
 fn flat(table: &Table) -> BTreeMap<String, Value> {
     let mut all = BTreeMap::new();
     for (key, value) in table {

@@ -1,4 +1,4 @@
-//! What the tests of the recipes share.
+//! Helpers of the recipe tests.
 
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
@@ -12,12 +12,12 @@ use llm_tokenizer::{Tokenizer, TrainConfig};
 use llm_train::recipes::train_tokenizer;
 use llm_train::run::{NEVER, RunOptions};
 
-/// Hears nothing.
+/// Runs `work` with default options: no observer, no interruption, no resume.
 pub fn quietly<T>(work: impl FnOnce(RunOptions) -> T) -> T {
     work(RunOptions { resume: false, observer: &mut |_| (), stop: &NEVER })
 }
 
-/// Writes a tokenizer and a fresh model of two layers that knows the words of `text`.
+/// Writes a tokenizer trained on `text` and a randomly initialised model of two layers.
 pub fn fresh_model(dir: &Path, text: &str, hidden_size: usize, initializer_range: f64) {
     let file = dir.with_extension("txt");
     std::fs::write(&file, text).unwrap();
@@ -42,7 +42,7 @@ pub fn fresh_model(dir: &Path, text: &str, hidden_size: usize, initializer_range
     Model::init(config, Head::LanguageModel, 1).unwrap().save(dir).unwrap();
 }
 
-/// Writes rankings of two answers each to the same kind of prompt.
+/// Writes a ranking of two answers for each (better, worse).
 pub fn write_pairs(path: &Path, pairs: &[(String, String)]) {
     let rankings: Vec<Ranking> = pairs
         .iter()
@@ -55,7 +55,7 @@ pub fn write_pairs(path: &Path, pairs: &[(String, String)]) {
     write_jsonl(path, &rankings).unwrap();
 }
 
-/// All files below `dir` that must not hang on the clock, by name; figures of time are taken out of the metrics.
+/// The contents of all files below `dir`, by path, without files and fields that depend on time.
 pub fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut all = BTreeMap::new();
     let mut folders = vec![dir.to_owned()];
@@ -67,13 +67,13 @@ pub fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
                 continue;
             }
             let name = path.file_name().unwrap();
-            // What was being written when the program was killed; nothing reads it.
+            // A partial file of a killed program; nothing reads it.
             if llm_files::is_temp_name(name) {
                 continue;
             }
             let bytes = std::fs::read(&path).unwrap();
             let bytes = match name.to_str().unwrap() {
-                // Checksums are also of files that hold times.
+                // Checksums include files with times.
                 "times.json" | "report.md" | "summary.md" | "checksums.b3" => continue,
                 "metrics.jsonl" | "trainer_state.json" | "state.json" | "evaluation.json" => without_times(&bytes),
                 _ => bytes,
@@ -105,7 +105,7 @@ fn without_times(json: &[u8]) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// All files below `dir` with their bytes and when they were written last.
+/// The contents and modification times of all files below `dir`.
 pub fn everything(dir: &Path) -> BTreeMap<String, (Vec<u8>, SystemTime)> {
     let read = |name: String| {
         let path = dir.join(&name);

@@ -1,4 +1,4 @@
-//! The invariants of PPO on tiny models (M1 to M8 of the field's checks): each of them with a case that must fail.
+//! Invariants of PPO on tiny models (M1 to M8), each with a negative control.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -50,17 +50,17 @@ fn recipe() -> PpoRecipe {
     }
 }
 
-/// Queries of uneven length.
+/// Ten queries of 1 to 4 tokens.
 fn queries() -> Vec<Vec<u32>> {
     (0..10).map(|i| (0..=i % 4).map(|t| 2 + (3 * i + 5 * t) % 22).collect()).collect()
 }
 
-/// The queries, several times over.
+/// The queries, repeated.
 fn many(times: usize) -> Vec<Vec<u32>> {
     vec![queries(); times].concat()
 }
 
-/// The number of tokens 5: something that a policy can learn to please.
+/// A learnable score: the number of tokens with id 5.
 #[allow(clippy::unnecessary_wraps, reason = "a score may fail")]
 fn fives(rows: &[Vec<u32>]) -> llm_train::Result<Vec<f64>> {
     Ok(rows.iter().map(|row| row.iter().filter(|&&id| id == 5).count() as f64).collect())
@@ -71,8 +71,8 @@ fn trainer(recipe: &PpoRecipe) -> PpoTrainer<'_> {
     PpoTrainer::new(&model(Head::LanguageModel, 1), model(Head::Token, 2), &fives, ids, recipe).unwrap()
 }
 
-fn figure(figures: &[(&str, f64)], name: &str) -> f64 {
-    figures.iter().find(|f| f.0 == name).unwrap_or_else(|| panic!("{name} is missing")).1
+fn metric(metrics: &[(&str, f64)], name: &str) -> f64 {
+    metrics.iter().find(|f| f.0 == name).unwrap_or_else(|| panic!("{name} is missing")).1
 }
 
 /// The bytes of all parameters.
@@ -81,7 +81,7 @@ fn bytes(params: &Params) -> BTreeMap<String, Vec<u32>> {
     params.tensors().iter().map(|(name, tensor)| (name.clone(), bits(tensor))).collect()
 }
 
-/// The folder of a reward model with its statistics, made from a fresh model.
+/// Writes a random reward model with these statistics and returns its folder.
 fn reward_folder(dir: &Path, mean: f64, std: f64) -> PathBuf {
     fresh_model(&dir.join("model"), &"The sun and the rain. Say it again.".repeat(20), 16, 0.3);
     let mut reward = Model::load(&dir.join("model")).unwrap().with_head(Head::Sequence, 3).unwrap();

@@ -1,4 +1,4 @@
-//! What is drawn and how it is scored, before anything is learnt from it.
+//! Sampling of replies, and their scores, log-probabilities and values.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,31 +11,31 @@ use llm_train::recipes::{PpoRecipe, PpoTrainer, SpecialIds};
 use llm_train::rl::{KlEstimator, MissingEos};
 use llm_train::rollout::{Rollout, reply_logprobs, reply_logprobs_and_entropies, reply_values};
 
-use super::{EOS, PAD, figure, fives, many, model, queries, recipe, trainer};
+use super::{EOS, PAD, fives, many, metric, model, queries, recipe, trainer};
 
 #[test]
-fn m1_before_any_step_old_and_new_policy_are_one() {
+fn m1_without_an_update_the_ratio_is_one() {
     let still = OptimizerConfig { learning_rate: 0., ..recipe().optimizer };
-    // Rolled out in chunks of 4 through the cache; learnt from in chunks of 3, padded anew, over three epochs.
-    let drawn = PpoRecipe { micro_batch_size: 4, ..recipe() };
-    let learnt = PpoRecipe { micro_batch_size: 3, num_ppo_epochs: 3, optimizer: still, ..recipe() };
-    let mut trainer = trainer(&drawn);
+    // Sampled in batches of 4 with a KV cache; trained in micro-batches of 3 with other padding, for three epochs.
+    let sampling = PpoRecipe { micro_batch_size: 4, ..recipe() };
+    let training = PpoRecipe { micro_batch_size: 3, num_ppo_epochs: 3, optimizer: still, ..recipe() };
+    let mut trainer = trainer(&sampling);
     let rollouts = trainer.roll_out(&queries(), 7).unwrap();
-    trainer.recipe = &learnt;
-    let figures = trainer.learn(&rollouts, 0).unwrap();
-    assert!((figure(&figures, "val/ratio") - 1.).abs() < 1e-4);
-    assert!(figure(&figures, "policy/approxkl_avg") < 1e-7);
-    assert_eq!(figure(&figures, "policy/clipfrac_avg"), 0.);
-    assert!(figure(&figures, "loss/policy_avg").abs() < 1e-6);
+    trainer.recipe = &training;
+    let metrics = trainer.learn(&rollouts, 0).unwrap();
+    assert!((metric(&metrics, "val/ratio") - 1.).abs() < 1e-4);
+    assert!(metric(&metrics, "policy/approxkl_avg") < 1e-7);
+    assert_eq!(metric(&metrics, "policy/clipfrac_avg"), 0.);
+    assert!(metric(&metrics, "loss/policy_avg").abs() < 1e-6);
 
-    // Another temperature in training than in the rollout shows at once.
-    let warmer = PpoRecipe { temperature: 1., ..learnt.clone() };
+    // Negative control: another temperature in training than in sampling.
+    let warmer = PpoRecipe { temperature: 1., ..training.clone() };
     trainer.recipe = &warmer;
-    assert!(figure(&trainer.learn(&rollouts, 0).unwrap(), "policy/approxkl_avg") > 1e-4);
+    assert!(metric(&trainer.learn(&rollouts, 0).unwrap(), "policy/approxkl_avg") > 1e-4);
 }
 
 #[test]
-fn m2_a_policy_that_is_its_reference_has_no_kl_at_any_temperature_in_any_precision() {
+fn m2_the_kl_of_a_policy_equal_to_its_reference_is_zero() {
     for precision in [Precision::F32, Precision::Bf16] {
         for temperature in [0.5, 1., 1.5] {
             let optimizer = OptimizerConfig { precision, ..recipe().optimizer };
@@ -48,11 +48,11 @@ fn m2_a_policy_that_is_its_reference_has_no_kl_at_any_temperature_in_any_precisi
                     assert_eq!(KlEstimator::K3.estimate(p, r), 0.);
                 }
             }
-            let figures = trainer.learn(&rollouts, 0).unwrap();
-            assert_eq!([figure(&figures, "objective/kl"), figure(&figures, "objective/non_score_reward")], [0., 0.]);
+            let metrics = trainer.learn(&rollouts, 0).unwrap();
+            assert_eq!([metric(&metrics, "objective/kl"), metric(&metrics, "objective/non_score_reward")], [0., 0.]);
         }
     }
-    // Whatever makes the two models different shows: other weights, and the other precision.
+    // Negative control: other weights, and another precision.
     let kl = |reference: Model| {
         let recipe = recipe();
         let other = PpoTrainer { reference, ..trainer(&recipe) };
@@ -63,7 +63,7 @@ fn m2_a_policy_that_is_its_reference_has_no_kl_at_any_temperature_in_any_precisi
 }
 
 #[test]
-fn m3_padding_changes_nothing() {
+fn m3_padding_does_not_change_log_probabilities_or_values() {
     let (policy, critic) = (model(Head::LanguageModel, 1), model(Head::Token, 2));
     let short = (&[4u32, 9, 6][..], &[5u32, 8, 5, EOS][..]);
     let longer: Vec<u32> = (2..12).collect();
@@ -75,18 +75,18 @@ fn m3_padding_changes_nothing() {
     };
     let alone = numbers(&[short], PAD).to_vec1::<f32>().unwrap();
     for (replies, pad) in [
-        (vec![short, (&longer[..6], &[7, EOS][..])], PAD), // 3 tokens of padding on the left
+        (vec![short, (&longer[..6], &[7, EOS][..])], PAD), // 3 padding tokens on the left
         (vec![short, (&longer[..], &longer[..])], PAD),    // 7 on the left, 6 on the right
-        (vec![short, (&longer[..], &longer[..])], 17),     // other contents
+        (vec![short, (&longer[..], &longer[..])], 17),     // another padding id
     ] {
         let padded = numbers(&replies, pad).to_vec1::<f32>().unwrap();
-        let far = alone.iter().zip(&padded).map(|(a, b)| (a - b).abs()).fold(0., f32::max);
-        assert!(far < 1e-5, "{far}");
+        let error = alone.iter().zip(&padded).map(|(a, b)| (a - b).abs()).fold(0., f32::max);
+        assert!(error < 1e-5, "{error}");
     }
     let other = numbers(&[(&[4, 9, 7], short.1)], PAD).to_vec1::<f32>().unwrap();
     assert!(alone.iter().zip(&other).any(|(a, b)| (a - b).abs() > 1e-3), "the query must matter");
 
-    // Rows are told from padding by their lengths: an id that ends replies fills them as well.
+    // Padding is recognised by length, so the end token can be the padding token.
     let recipe = recipe();
     let drawn = [PAD, EOS].map(|pad| {
         let ids = SpecialIds { pad, eos: EOS };
@@ -99,12 +99,12 @@ fn m3_padding_changes_nothing() {
             |r: &Rollout| [r.logprobs.clone(), r.ref_logprobs.clone(), r.values.clone(), vec![r.score]].concat();
         assert!(numbers(padded).iter().zip(numbers(ended)).all(|(a, b)| (a - b).abs() < 1e-5));
     }
-    assert!(reply_logprobs(&policy, &[(&[], &[5])], 1., PAD).is_err(), "a reply to nothing");
+    assert!(reply_logprobs(&policy, &[(&[], &[5])], 1., PAD).is_err(), "an empty query");
 }
 
-/// The log-probabilities of a reply are those that the whole text has, token by token, in the model's own logits.
+/// Compares with a forward pass over the whole sequence.
 #[test]
-fn log_probabilities_are_read_from_the_column_before_their_token() {
+fn log_probabilities_are_read_in_the_column_before_their_token() {
     let (policy, critic) = (model(Head::LanguageModel, 1), model(Head::Token, 2));
     let (query, reply) = (vec![4u32, 9, 6], vec![5u32, 8, EOS]);
     let batch = llm_model::Batch::new(&[[query.clone(), reply.clone()].concat()]).unwrap();
@@ -126,7 +126,7 @@ fn log_probabilities_are_read_from_the_column_before_their_token() {
 }
 
 #[test]
-fn m4_a_token_changes_nothing_before_it() {
+fn m4_a_token_does_not_change_earlier_log_probabilities() {
     let policy = model(Head::LanguageModel, 1);
     let logprobs =
         |reply: &[u32]| reply_logprobs(&policy, &[(&[4, 9, 6], reply)], 1., PAD).unwrap().to_vec1::<f32>().unwrap();
@@ -135,21 +135,21 @@ fn m4_a_token_changes_nothing_before_it() {
     assert!(one[2] != other[2] && one[3] != other[3]);
 }
 
-/// With γ = λ = 1 a token's return is the sum of the rewards from it on: the rewards that are optimised can be read.
+/// With γ = λ = 1 the return of a token is the sum of the rewards from it on.
 #[test]
-fn m5_rewards_sum_to_the_score_with_its_penalty_less_the_price_of_the_kl() {
+fn m5_rewards_sum_to_the_penalised_score_minus_the_kl_penalty() {
     for missing_eos in [MissingEos::None, MissingEos::Subtract(1.5), MissingEos::Replace(-2.)] {
         let recipe = PpoRecipe { max_new_tokens: 4, kl_coef: 0.3, gamma: 1., lam: 1., missing_eos, ..recipe() };
         let trainer = PpoTrainer { reference: model(Head::LanguageModel, 9).frozen().unwrap(), ..trainer(&recipe) };
         let rollouts = trainer.roll_out(&many(12), 11).unwrap();
         let returns = trainer.targets(&rollouts).returns;
-        let mut seen = BTreeMap::new();
+        let mut ends = BTreeMap::new();
         for (rollout, returns) in rollouts.iter().zip(&returns) {
             let end = rollout.response.iter().position(|&id| id == EOS);
             assert_eq!(rollout.has_eos, end.is_some());
-            assert!(end.is_none_or(|at| at + 1 == rollout.response.len()), "an end ends the reply");
+            assert!(end.is_none_or(|at| at + 1 == rollout.response.len()), "the end token is the last token");
             assert_eq!(rollout.score, fives(&[rollout.row()]).unwrap()[0]);
-            *seen.entry(end).or_insert(0) += 1;
+            *ends.entry(end).or_insert(0) += 1;
             let score = match (end, missing_eos) {
                 (None, MissingEos::Subtract(_)) => rollout.score - 1.5,
                 (None, MissingEos::Replace(_)) => -2.,
@@ -162,18 +162,18 @@ fn m5_rewards_sum_to_the_score_with_its_penalty_less_the_price_of_the_kl() {
             for t in 0..tokens - 1 {
                 assert!(
                     (returns[t] - returns[t + 1] + 0.3 * kl(t)).abs() < 1e-9,
-                    "the score is placed once, at the end"
+                    "the score is added to the last token only"
                 );
             }
         }
         for end in [Some(0), Some(1), Some(3), None] {
-            assert!(seen.contains_key(&end), "no reply ends at {end:?}: {seen:?}");
+            assert!(ends.contains_key(&end), "no reply ends at {end:?}: {ends:?}");
         }
     }
 }
 
 #[test]
-fn micro_batches_draw_the_replies_of_the_whole_a_few_at_a_time() {
+fn the_micro_batch_size_does_not_change_the_replies() {
     let largest = RefCell::new(0);
     let score = |rows: &[Vec<u32>]| {
         let mut largest = largest.borrow_mut();
@@ -192,5 +192,5 @@ fn micro_batches_draw_the_replies_of_the_whole_a_few_at_a_time() {
     let mut distinct = few.clone();
     distinct.sort();
     distinct.dedup();
-    assert!(distinct.len() > 7, "the same query in another micro-batch has a draw of its own: {few:?}");
+    assert!(distinct.len() > 7, "equal queries must get different replies: {few:?}");
 }

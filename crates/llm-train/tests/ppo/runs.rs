@@ -1,4 +1,4 @@
-//! Whole runs of the recipe.
+//! Complete runs of the recipe.
 
 use std::path::Path;
 
@@ -20,9 +20,9 @@ fn metrics(run: &Path) -> Vec<Value> {
     text.lines().map(line).collect()
 }
 
-/// Three prompts, eight episodes: what is logged is what was done, twice the same, and over an interruption too.
+/// Three prompts, eight episodes per update.
 #[test]
-fn m8_a_run_is_the_same_twice_and_over_an_interruption() {
+fn m8_a_run_is_reproducible_and_resumable() {
     let dir = tempfile::tempdir().unwrap();
     let (reward, model, data) =
         (reward_folder(dir.path(), -7., 0.01), dir.path().join("model"), dir.path().join("p.jsonl"));
@@ -45,14 +45,14 @@ fn m8_a_run_is_the_same_twice_and_over_an_interruption() {
     quietly(|options| ppo(&recipe, inputs, &path("two"), options)).unwrap();
     let lines = metrics(&path("one"));
     assert_eq!(lines, metrics(&path("two")));
-    // Not in the unit of the folder, in which the replies of the reference have scores of several hundred.
+    // Scores are rescaled: with the statistics in the folder they would be several hundred.
     let first = lines[0]["objective/scores"].as_f64().unwrap();
     assert!(first.abs() < 1.5, "the reference's replies have mean 0 and deviation 1, the first eight {first}");
     let episodes: Vec<f64> = lines.iter().map(|line| line["episode"].as_f64().unwrap()).collect();
     assert_eq!(episodes, [8., 16., 24., 32., 40.]);
-    assert!(lines[0]["objective/kl_coef"] != lines[4]["objective/kl_coef"], "the KL coefficient must be steered");
+    assert!(lines[0]["objective/kl_coef"] != lines[4]["objective/kl_coef"], "the KL coefficient must change");
 
-    // As if the second run had been killed after its fourth update.
+    // Make the second run look as if it was killed after its fourth update.
     for file in ["trainer_state.json", "model.safetensors", "config.json"] {
         std::fs::remove_file(path("two").join(file)).unwrap();
     }

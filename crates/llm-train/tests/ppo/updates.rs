@@ -1,20 +1,20 @@
-//! What an update optimises, and what its figures say.
+//! Targets, gradients and metrics of an update.
 
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use llm_model::{ExpertsConfig, Head, Model, ModelConfig, ModelType, Params};
 use llm_train::optim::OptimizerConfig;
-use llm_train::recipes::{Averages, PpoRecipe, PpoTrainer, RewardModel, SpecialIds};
+use llm_train::recipes::{PpoRecipe, PpoTrainer, RewardModel, RunningMeans, SpecialIds};
 use llm_train::rl::MissingEos;
 use llm_train::rollout::{Rollout, reply_logprobs_and_entropies, reply_values};
 
-use super::{EOS, PAD, bytes, figure, fives, model, queries, recipe, reward_folder, trainer};
+use super::{EOS, PAD, bytes, fives, metric, model, queries, recipe, reward_folder, trainer};
 
-/// Two replies by hand. Rewards at a KL coefficient of 0.1: -0.05, 1.05 and -0.02 + 0.4 - 1. With γ = 0.9, λ = 0.5:
+/// Two replies, computed by hand. Rewards at a KL coefficient of 0.1: -0.05, 1.05 and -0.02 + 0.4 - 1. With γ = 0.9, λ = 0.5:
 /// A₁ = 1.05 - 0.2, A₀ = -0.05 + 0.9 · 0.2 - 0.5 + 0.45 · 0.85, and -0.62 - 0.1.
 #[test]
-fn targets_have_their_hand_computed_values() {
+fn targets_match_hand_computed_values() {
     let rollout = |logprobs: &[f64], ref_logprobs: &[f64], values: &[f64], score, has_eos| Rollout {
         query: vec![3],
         response: vec![4; logprobs.len()],
@@ -34,41 +34,41 @@ fn targets_have_their_hand_computed_values() {
     };
     let targets = trainer(&plain).targets(&rollouts);
     near(&targets.returns, [0.5125, 1.05, -0.62]);
-    // 0.0125, 0.85, -0.72 less their mean 0.0475, over the root of their variance 1.2342875 / 3.
+    // 0.0125, 0.85, -0.72 minus their mean 0.0475, divided by the root of their variance 1.2342875 / 3.
     near(&targets.advantages, [-0.0545658, 1.2511158, -1.1965500]);
 
-    // The rewards' mean 0.1266667 is kept, their deviation 0.6931250 is divided by: -0.1282176, 1.4587978, -0.9505801.
+    // The mean 0.1266667 of the rewards is kept; they are divided by their deviation 0.6931250.
     let whitened = PpoRecipe { whiten_rewards: true, gamma: 1., lam: 1., ..plain };
     near(&trainer(&whitened).targets(&rollouts).returns, [1.3305801, 1.4587978, -0.9505801]);
 }
 
 #[test]
-fn m6_the_critic_begins_as_the_reward_model_in_its_unit() {
+fn m6_the_initial_critic_predicts_the_scaled_score() {
     let dir = tempfile::tempdir().unwrap();
     let folder = reward_folder(dir.path(), 0.7, 0.05);
     let reward_model = RewardModel::load(&folder).unwrap();
     let critic = reward_model.critic().unwrap();
     for row in [vec![5, 9, 11, 7], vec![3], vec![20, 20, 8]] {
         let score = reward_model.scores(std::slice::from_ref(&row)).unwrap()[0];
-        // What is said before the token after the row is said at the row's last token.
+        // The value before the next token is read at the last token of the row.
         let value = reply_values(&critic, &[(&row, &[4])], PAD).unwrap().to_vec1::<f32>().unwrap()[0];
         assert!(score.abs() > 1., "mean and deviation must matter: {score}");
         assert!((f64::from(value) - score).abs() < 1e-4 * score.abs(), "{value} is not {score}");
     }
-    // It is saved and read again as a Hugging Face folder.
+    // It can be saved and loaded as a Hugging Face folder.
     critic.save(&dir.path().join("critic")).unwrap();
     let again = Model::load(&dir.path().join("critic")).unwrap();
     assert_eq!(again.head(), Head::Token);
     assert_eq!(bytes(again.params()), bytes(critic.params()));
 }
 
-/// A reward that is the same for every text: a critic in its unit has nothing to learn, one in another unit has.
+/// The reward is the same for every text: the scaled critic predicts it, an unscaled critic does not.
 #[test]
-fn a_constant_reward_is_predicted_from_the_first_update_on() {
+fn the_critic_predicts_a_constant_reward_from_the_first_update() {
     let dir = tempfile::tempdir().unwrap();
     let folder = reward_folder(dir.path(), -0.4, 0.2);
     let model = Model::load(&folder).unwrap();
-    // Alike embeddings and no blocks that tell positions apart: every text has the same hidden states.
+    // Equal embeddings and zero output projections: every text has the same hidden states.
     let mut tensors = model.params().tensors().clone();
     for (name, tensor) in &mut tensors {
         if name.contains("embed_tokens") || name.contains("down_proj") || name.contains("o_proj") {
@@ -87,18 +87,18 @@ fn a_constant_reward_is_predicted_from_the_first_update_on() {
     let mut trainer = PpoTrainer::new(&policy, reward_model.critic().unwrap(), &score, ids, &recipe).unwrap();
     let rollouts = trainer.roll_out(&queries(), 7).unwrap();
     assert!(rollouts[0].score.abs() > 0.3, "{}", rollouts[0].score);
-    let figures = trainer.learn(&rollouts, 0).unwrap();
-    assert!(figure(&figures, "loss/value_avg") < 1e-8, "{}", figure(&figures, "loss/value_avg"));
-    assert!(figure(&figures, "val/explained_var") >= 0.);
+    let metrics = trainer.learn(&rollouts, 0).unwrap();
+    assert!(metric(&metrics, "loss/value_avg") < 1e-8, "{}", metric(&metrics, "loss/value_avg"));
+    assert!(metric(&metrics, "val/explained_var") >= 0.);
 
     let raw = constant.with_head(Head::Token, 0).unwrap();
     let mut trainer = PpoTrainer::new(&policy, raw, &score, ids, &recipe).unwrap();
     let rollouts = trainer.roll_out(&queries(), 7).unwrap();
-    assert!(figure(&trainer.learn(&rollouts, 0).unwrap(), "loss/value_avg") > 0.01);
+    assert!(metric(&trainer.learn(&rollouts, 0).unwrap(), "loss/value_avg") > 0.01);
 }
 
 #[test]
-fn only_policy_and_critic_learn() {
+fn only_policy_and_critic_are_trained() {
     let recipe = recipe();
     let mut trainer = trainer(&recipe);
     let numbers = |trainer: &PpoTrainer| {
@@ -106,7 +106,7 @@ fn only_policy_and_critic_learn() {
     };
     let before = numbers(&trainer);
     let rollouts = trainer.roll_out(&queries(), 7).unwrap();
-    assert_eq!(before, numbers(&trainer), "a draw changes nothing");
+    assert_eq!(before, numbers(&trainer), "sampling must not change weights");
     trainer.learn(&rollouts, 0).unwrap();
     let after = numbers(&trainer);
     assert_eq!(before[0], after[0]);
@@ -115,7 +115,7 @@ fn only_policy_and_critic_learn() {
 }
 
 #[test]
-fn m7_micro_batches_gather_the_gradient_of_the_whole() {
+fn m7_micro_batches_accumulate_the_gradient_of_the_whole_batch() {
     let whole = PpoRecipe { entropy_coef: 0.1, ..recipe() };
     let rollouts = trainer(&whole).roll_out(&queries(), 5).unwrap();
     let lengths: Vec<usize> = rollouts.iter().map(|r| r.response.len()).collect();
@@ -124,15 +124,15 @@ fn m7_micro_batches_gather_the_gradient_of_the_whole() {
         let recipe = PpoRecipe { micro_batch_size, ..whole.clone() };
         let mut trainer = trainer(&recipe);
         let targets = trainer.targets(&rollouts);
-        let (all, mut averages): (Vec<usize>, _) = ((0..rollouts.len()).collect(), Averages::default());
-        trainer.gather_gradients(&rollouts, &targets, &all, &mut averages).unwrap();
+        let (all, mut means): (Vec<usize>, _) = ((0..rollouts.len()).collect(), RunningMeans::default());
+        trainer.accumulate_gradients(&rollouts, &targets, &all, &mut means).unwrap();
         let [policy, critic] = [&trainer.policy, &trainer.critic].map(|learner| {
             assert_eq!(learner.gradients().len(), learner.model.params().vars().len());
             let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             learner.gradients().iter().map(|(name, t)| (name.clone(), flat(t))).collect::<BTreeMap<_, _>>()
         });
         let names = ["policy/entropy_avg", "loss/policy_avg", "loss/value_avg", "val/ratio"];
-        (policy, critic, names.map(|name| averages.get(name).unwrap()))
+        (policy, critic, names.map(|name| means.get(name).unwrap()))
     };
     let one = gradients(64);
     for size in [1, 3, 4] {
@@ -146,37 +146,37 @@ fn m7_micro_batches_gather_the_gradient_of_the_whole() {
                 let mean = whole.iter().zip(parts).map(|(x, y)| x - y).sum::<f32>() / whole.len() as f32;
                 assert!(top > 1e-7, "{name} must have a gradient: {top}");
                 assert!(far <= 1e-4 * top, "{name}, {size} at a time: {far} of {top}");
-                assert!(mean.abs() <= 1e-5 * top, "{name}, {size} at a time: {mean} of {top} on average");
+                assert!(mean.abs() <= 1e-5 * top, "{name}, {size} at a time: {mean} of {top} on mean");
             }
         }
     }
 }
 
-/// Averages are over what was done: with a learning rate of 0 they are those of the batch, however it is cut.
+/// With a learning rate of 0 the metrics are means over the batch, for any split into mini-batches and micro-batches.
 #[test]
-fn metrics_do_not_depend_on_how_the_batch_is_cut() {
+fn metrics_do_not_depend_on_the_batch_split() {
     let still = OptimizerConfig { learning_rate: 0., ..recipe().optimizer };
     let whole = PpoRecipe { optimizer: still.clone(), value_optimizer: still, ..recipe() };
     let rollouts = trainer(&whole).roll_out(&queries()[..8], 5).unwrap();
     let metrics = |recipe: &PpoRecipe| trainer(recipe).learn(&rollouts, 0).unwrap();
     let expected = metrics(&whole);
-    assert!((figure(&expected, "val/ratio") - 1.).abs() < 1e-5);
+    assert!((metric(&expected, "val/ratio") - 1.).abs() < 1e-5);
     for (num_mini_batches, micro_batch_size, num_ppo_epochs) in [(6, 64, 1), (3, 2, 2), (8, 1, 1), (20, 5, 3)] {
         let cut = PpoRecipe { num_mini_batches, micro_batch_size, num_ppo_epochs, ..whole.clone() };
         for (name, found) in metrics(&cut) {
-            let (expected, steps) = (figure(&expected, name), name.ends_with("grad_norm"));
+            let (expected, steps) = (metric(&expected, name), name.ends_with("grad_norm"));
             assert!(steps || (found - expected).abs() < 1e-5, "{name}: {found} is not {expected}");
         }
     }
-    // The entropy is that of the distributions, not of padding: once more by itself.
+    // The entropy excludes padding: compare with a direct computation.
     let replies: Vec<_> = rollouts.iter().map(Rollout::reply).collect();
     let entropies = reply_logprobs_and_entropies(&model(Head::LanguageModel, 1), &replies, 0.7, PAD).unwrap().1;
     let mean = f64::from(entropies.mean_all().unwrap().to_scalar::<f32>().unwrap());
-    assert!((figure(&expected, "policy/entropy_avg") - mean).abs() < 1e-5);
+    assert!((metric(&expected, "policy/entropy_avg") - mean).abs() < 1e-5);
 }
 
 #[test]
-fn a_policy_with_experts_learns_with_the_losses_of_its_routers() {
+fn a_policy_with_experts_trains_with_router_losses() {
     let policy = |coefficient: f64| {
         let experts = ExpertsConfig {
             num_experts: 4,
@@ -194,10 +194,10 @@ fn a_policy_with_experts_learns_with_the_losses_of_its_routers() {
         let ids = SpecialIds { pad: PAD, eos: EOS };
         let mut trainer = PpoTrainer::new(&policy(coefficient), model(Head::Token, 2), &fives, ids, &recipe).unwrap();
         let rollouts = trainer.roll_out(&queries(), 3).unwrap();
-        let (targets, mut averages) = (trainer.targets(&rollouts), Averages::default());
+        let (targets, mut means) = (trainer.targets(&rollouts), RunningMeans::default());
         let all: Vec<usize> = (0..rollouts.len()).collect();
-        trainer.gather_gradients(&rollouts, &targets, &all, &mut averages).unwrap();
-        assert!(averages.get("policy/load_balancing_loss").unwrap() >= 1.9, "k at least, but for rounding");
+        trainer.accumulate_gradients(&rollouts, &targets, &all, &mut means).unwrap();
+        assert!(means.get("policy/load_balancing_loss").unwrap() >= 1.9, "at least k, up to rounding");
         let gate = &trainer.policy.gradients()["model.layers.0.mlp.gate.weight"];
         gate.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt()
     };

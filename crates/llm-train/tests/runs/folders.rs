@@ -1,4 +1,4 @@
-//! What is made, left alone, or refused before anything is made.
+//! Creation of run folders, and errors before creation.
 
 use std::fs;
 
@@ -7,14 +7,14 @@ use llm_train::Error;
 use llm_train::run::is_finished;
 
 use super::common::everything;
-use super::{Knobs, STAGES, Stage, WORLD, World, options, quiet};
+use super::{FIXTURE, Fixture, Knobs, STAGES, Stage, options, quiet};
 
 #[test]
-fn a_finished_run_is_left_alone() {
+fn a_finished_run_is_not_changed() {
     for stage in STAGES {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("run");
-        // The data, which nobody reads again, may change behind the run's back.
+        // Changed data does not matter: a finished run does not read it.
         let source = if stage == Stage::Pretrain { None } else { Some(dir.path().join("data.jsonl")) };
         let name = match stage {
             Stage::Reward => "pairs.jsonl",
@@ -22,20 +22,20 @@ fn a_finished_run_is_left_alone() {
             _ => "chats.jsonl",
         };
         if let Some(source) = &source {
-            fs::copy(WORLD.path(name), source).unwrap();
+            fs::copy(FIXTURE.path(name), source).unwrap();
         }
         let knobs = Knobs { length: 1, data: source.clone(), ..Knobs::default() };
-        let first = stage.run(&WORLD, &knobs, &out, quiet()).unwrap();
+        let first = stage.run(&FIXTURE, &knobs, &out, quiet()).unwrap();
         assert!(!first.was_finished && is_finished(&out), "{stage:?}");
         let before = everything(&out);
         if let Some(source) = &source {
             fs::write(source, "no data any more").unwrap();
         }
-        let again = stage.run(&WORLD, &knobs, &out, options(true)).unwrap();
+        let again = stage.run(&FIXTURE, &knobs, &out, options(true)).unwrap();
         assert_eq!((again.was_finished, again.steps), (true, first.steps), "{stage:?}");
-        assert!(everything(&out) == before, "{stage:?} touched a finished run");
-        let message = stage.run(&WORLD, &knobs, &out, quiet()).unwrap_err().to_string();
-        assert!(message.contains("exists already"), "{message}");
+        assert!(everything(&out) == before, "{stage:?} changed a finished run");
+        let message = stage.run(&FIXTURE, &knobs, &out, quiet()).unwrap_err().to_string();
+        assert!(message.contains("already exists"), "{message}");
     }
 }
 
@@ -46,7 +46,7 @@ fn weights_that_are_not_finite_are_never_saved() {
         let out = dir.path().join("run");
         for save_every in [1, 0] {
             let knobs = Knobs { length: 1, learning_rate: 1e30, save_every, batch_size: 64, ..Knobs::default() };
-            let error = stage.run(&WORLD, &knobs, &out, quiet()).unwrap_err();
+            let error = stage.run(&FIXTURE, &knobs, &out, quiet()).unwrap_err();
             assert!(matches!(error, Error::Diverged { .. }), "{stage:?}: {error}");
             assert!(!error.is_callers_fault() && !is_finished(&out), "{stage:?}");
             assert!(!out.join("model.safetensors").exists() && !out.join("checkpoints/step-1").exists(), "{stage:?}");
@@ -55,7 +55,7 @@ fn weights_that_are_not_finite_are_never_saved() {
             fs::remove_dir_all(&out).unwrap();
         }
         let knobs = Knobs { length: 1, learning_rate: f64::NAN, ..Knobs::default() };
-        let error = stage.run(&WORLD, &knobs, &out, quiet()).unwrap_err();
+        let error = stage.run(&FIXTURE, &knobs, &out, quiet()).unwrap_err();
         assert!(error.is_callers_fault() && error.to_string().contains("optimizer.learning_rate is NaN"), "{error}");
         assert!(!out.exists());
     }
@@ -64,9 +64,9 @@ fn weights_that_are_not_finite_are_never_saved() {
 #[test]
 fn a_model_with_weights_that_are_not_finite_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let world = World(tempfile::tempdir().unwrap());
-    for entry in fs::read_dir(WORLD.0.path()).unwrap() {
-        let (from, to) = (entry.as_ref().unwrap().path(), world.path(&entry.unwrap().file_name().to_string_lossy()));
+    let fixture = Fixture(tempfile::tempdir().unwrap());
+    for entry in fs::read_dir(FIXTURE.0.path()).unwrap() {
+        let (from, to) = (entry.as_ref().unwrap().path(), fixture.path(&entry.unwrap().file_name().to_string_lossy()));
         if from.is_dir() {
             for name in llm_files::list_files(&from).unwrap() {
                 fs::create_dir_all(to.join(&name).parent().unwrap()).unwrap();
@@ -76,20 +76,20 @@ fn a_model_with_weights_that_are_not_finite_is_refused() {
             fs::copy(from, to).unwrap();
         }
     }
-    let file = world.path("model/model.safetensors");
+    let file = fixture.path("model/model.safetensors");
     let mut bytes = fs::read(&file).unwrap();
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&file, bytes).unwrap();
     for stage in [Stage::Finetune, Stage::Reward, Stage::Ppo, Stage::Distill] {
-        let error = stage.run(&world, &Knobs::default(), &dir.path().join("run"), quiet()).unwrap_err();
+        let error = stage.run(&fixture, &Knobs::default(), &dir.path().join("run"), quiet()).unwrap_err();
         assert!(error.is_callers_fault() && error.to_string().contains("not finite"), "{stage:?}: {error}");
         assert!(!dir.path().join("run").exists());
     }
 }
 
 #[test]
-fn a_start_that_fails_leaves_no_folder() {
+fn a_failed_start_leaves_no_folder() {
     let lora = |r: usize, target: &str| {
         Some(LoraConfig { r, target_modules: vec![target.to_owned()], ..LoraConfig::default() })
     };
@@ -114,7 +114,7 @@ fn a_start_that_fails_leaves_no_folder() {
         for (what, knobs) in bad {
             let dir = tempfile::tempdir().unwrap();
             let out = dir.path().join("deep/run");
-            let error = stage.run(&WORLD, &knobs, &out, quiet()).unwrap_err();
+            let error = stage.run(&FIXTURE, &knobs, &out, quiet()).unwrap_err();
             assert!(error.is_callers_fault(), "{stage:?}, {what}: {error}");
             assert!(!error.to_string().contains('\n'), "{error}");
             assert!(!dir.path().join("deep").exists(), "{stage:?}, {what}: {error} left a folder");
@@ -123,16 +123,16 @@ fn a_start_that_fails_leaves_no_folder() {
 }
 
 #[test]
-fn held_out_data_that_is_the_training_data_is_refused() {
+fn validation_data_equal_to_the_training_data_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     for (stage, same) in
         [(Stage::Finetune, "other.jsonl"), (Stage::Distill, "other.jsonl"), (Stage::Reward, "other-pairs.jsonl")]
     {
         let data = dir.path().join("copy.jsonl");
-        fs::copy(WORLD.path(same), &data).unwrap();
+        fs::copy(FIXTURE.path(same), &data).unwrap();
         let knobs = Knobs { data: Some(data), ..Knobs::default() };
-        let error = stage.run(&WORLD, &knobs, &dir.path().join("run"), quiet()).unwrap_err();
-        assert!(error.to_string().contains("held out"), "{error}");
+        let error = stage.run(&FIXTURE, &knobs, &dir.path().join("run"), quiet()).unwrap_err();
+        assert!(error.to_string().contains("--validation"), "{error}");
         assert!(!dir.path().join("run").exists());
     }
 }

@@ -1,4 +1,4 @@
-//! What every stage promises of its folder: it is made last, holds good states only, and is gone on with or left alone as it should.
+//! Run folders of all stages: created last, only valid checkpoints, correct resume.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -25,37 +25,37 @@ use llm_train::run::{Event, NEVER, Outcome, RunOptions};
 use llm_train::{Error, Result};
 use tempfile::TempDir;
 
-/// A tokenizer, shards, a fresh model, a reward model, and data of each kind.
-struct World(TempDir);
+/// A tokenizer, shards, an untrained model, a reward model, and data for each stage.
+struct Fixture(TempDir);
 
-impl World {
+impl Fixture {
     fn new() -> Self {
-        let world = Self(tempfile::tempdir().unwrap());
+        let fixture = Self(tempfile::tempdir().unwrap());
         let words = ["one", "two", "three", "four", "five", "six", "seven", "eight"];
         let text: String = (0..400).map(|i| format!("{} and {}.\n", words[i % 8], words[i / 8 % 8])).collect();
-        fresh_model(&world.path("model"), &text, 16, 0.1);
-        fs::write(world.path("text.txt"), &text).unwrap();
-        let (tokenizer, text) = (world.path("model.tokenizer"), [world.path("text.txt")]);
-        let inputs = PrepareInputs { tokenizer: &tokenizer, train: &text, held_out: &[], held_out_share: 0.1 };
-        prepare(&inputs, &world.path("shards"), quiet()).unwrap();
+        fresh_model(&fixture.path("model"), &text, 16, 0.1);
+        fs::write(fixture.path("text.txt"), &text).unwrap();
+        let (tokenizer, text) = (fixture.path("model.tokenizer"), [fixture.path("text.txt")]);
+        let inputs = PrepareInputs { tokenizer: &tokenizer, train: &text, validation: &[], validation_share: 0.1 };
+        prepare(&inputs, &fixture.path("shards"), quiet()).unwrap();
         let chats = |say: &str, count: usize| -> Vec<Conversation> {
             let chat = |i: usize| {
                 vec![Message::user(format!("{say} {}.", words[i % 8])), Message::assistant(words[i * 3 % 8])]
             };
             (0..count).map(|i| Conversation { messages: chat(i) }).collect()
         };
-        write_jsonl(&world.path("chats.jsonl"), &chats("Say", 24)).unwrap();
-        write_jsonl(&world.path("other.jsonl"), &chats("And", 6)).unwrap();
+        write_jsonl(&fixture.path("chats.jsonl"), &chats("Say", 24)).unwrap();
+        write_jsonl(&fixture.path("other.jsonl"), &chats("And", 6)).unwrap();
         let pairs = |not: &str, count: usize| -> Vec<(String, String)> {
             (0..count).map(|i| (words[i % 8].to_owned(), format!("{not} {}", words[i / 2]))).collect()
         };
-        write_pairs(&world.path("pairs.jsonl"), &pairs("not", 16));
-        write_pairs(&world.path("other-pairs.jsonl"), &pairs("no", 4));
+        write_pairs(&fixture.path("pairs.jsonl"), &pairs("not", 16));
+        write_pairs(&fixture.path("other-pairs.jsonl"), &pairs("no", 4));
         let prompts: Vec<_> =
             words.iter().map(|word| serde_json::json!({ "prompt": format!("Say {word}.") })).collect();
-        write_jsonl(&world.path("prompts.jsonl"), &prompts).unwrap();
-        Stage::Reward.run(&world, &Knobs::default(), &world.path("reward-model"), quiet()).unwrap();
-        world
+        write_jsonl(&fixture.path("prompts.jsonl"), &prompts).unwrap();
+        Stage::Reward.run(&fixture, &Knobs::default(), &fixture.path("reward-model"), quiet()).unwrap();
+        fixture
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -63,7 +63,7 @@ impl World {
     }
 }
 
-static WORLD: LazyLock<World> = LazyLock::new(World::new);
+static FIXTURE: LazyLock<Fixture> = LazyLock::new(Fixture::new);
 
 fn quiet<'a>() -> RunOptions<'a> {
     options(false)
@@ -73,7 +73,7 @@ fn options<'a>(resume: bool) -> RunOptions<'a> {
     RunOptions { resume, observer: Box::leak(Box::new(|_: Event| ())), stop: &NEVER }
 }
 
-/// The numbers of a run that the tests turn.
+/// Settings of a run that tests vary.
 #[derive(Clone)]
 struct Knobs {
     /// Steps, epochs or updates.
@@ -107,7 +107,7 @@ impl Knobs {
         OptimizerConfig { learning_rate: self.learning_rate, warmup_steps: 0, ..OptimizerConfig::default() }
     }
 
-    /// The shape of a fresh model or student.
+    /// The configuration of a new model or student.
     fn shape(&self) -> ModelConfig {
         ModelConfig {
             hidden_size: self.hidden_size,
@@ -132,11 +132,11 @@ enum Stage {
 const STAGES: [Stage; 5] = [Stage::Pretrain, Stage::Finetune, Stage::Reward, Stage::Ppo, Stage::Distill];
 
 impl Stage {
-    fn run(self, world: &World, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    fn run(self, fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
         let (optimizer, seed) = (knobs.optimizer(), knobs.seed);
         let (batch_size, save_every) = (knobs.batch_size, knobs.save_every);
-        let data = |name: &str| knobs.data.clone().unwrap_or_else(|| world.path(name));
-        let model = world.path("model");
+        let data = |name: &str| knobs.data.clone().unwrap_or_else(|| fixture.path(name));
+        let model = fixture.path("model");
         match self {
             Self::Pretrain => {
                 let recipe = PretrainRecipe {
@@ -148,7 +148,7 @@ impl Stage {
                     ..PretrainRecipe::default()
                 };
                 let recipe = PretrainRecipe { seed, batch_size, save_every, optimizer, ..recipe };
-                let (tokenizer, shards) = (world.path("model.tokenizer"), data("shards"));
+                let (tokenizer, shards) = (fixture.path("model.tokenizer"), data("shards"));
                 pretrain(&recipe, PretrainInputs { tokenizer: &tokenizer, data: &shards }, out, options)
             }
             Self::Finetune => {
@@ -159,15 +159,15 @@ impl Stage {
                     ..FinetuneRecipe::default()
                 };
                 let recipe = FinetuneRecipe { seed, batch_size, save_every, optimizer, ..recipe };
-                let (data, held_out) = (data("chats.jsonl"), world.path("other.jsonl"));
-                let inputs = FinetuneInputs { model: &model, data: &data, held_out: Some(&held_out), text: None };
+                let (data, validation) = (data("chats.jsonl"), fixture.path("other.jsonl"));
+                let inputs = FinetuneInputs { model: &model, data: &data, validation: Some(&validation), text: None };
                 finetune(&recipe, inputs, out, options)
             }
             Self::Reward => {
                 let recipe = RewardRecipe { epochs: knobs.length, eval_every: 2, ..RewardRecipe::default() };
                 let recipe = RewardRecipe { seed, batch_size, save_every, optimizer, ..recipe };
-                let (data, held_out) = (data("pairs.jsonl"), world.path("other-pairs.jsonl"));
-                let inputs = RewardInputs { model: &model, data: &data, held_out: Some(&held_out) };
+                let (data, validation) = (data("pairs.jsonl"), fixture.path("other-pairs.jsonl"));
+                let inputs = RewardInputs { model: &model, data: &data, validation: Some(&validation) };
                 reward(&recipe, inputs, out, options)
             }
             Self::Ppo => {
@@ -185,7 +185,7 @@ impl Stage {
                     optimizer,
                     ..recipe
                 };
-                let (reward, data) = (world.path("reward-model"), data("prompts.jsonl"));
+                let (reward, data) = (fixture.path("reward-model"), data("prompts.jsonl"));
                 ppo(&recipe, PpoInputs { model: &model, reward: &reward, data: &data }, out, options)
             }
             Self::Distill => {
@@ -199,13 +199,14 @@ impl Stage {
                     ..DistillRecipe::default()
                 };
                 let recipe = DistillRecipe { seed, batch_size, save_every, optimizer, ..recipe };
-                let (data, held_out, text) = (data("chats.jsonl"), world.path("other.jsonl"), world.path("shards"));
+                let (data, validation, text) =
+                    (data("chats.jsonl"), fixture.path("other.jsonl"), fixture.path("shards"));
                 let inputs = DistillInputs {
                     teacher: &model,
                     text_teacher: None,
                     student: None,
                     data: &data,
-                    held_out: Some(&held_out),
+                    validation: Some(&validation),
                     text: Some(&text),
                 };
                 distill(&recipe, inputs, out, options)
@@ -213,8 +214,8 @@ impl Stage {
         }
     }
 
-    /// Runs the stage for so many steps, then asks it to stop.
-    fn interrupted(self, world: &World, knobs: &Knobs, out: &Path, after: u64) -> Error {
+    /// Runs the stage for `after` steps, then asks it to stop.
+    fn interrupted(self, fixture: &Fixture, knobs: &Knobs, out: &Path, after: u64) -> Error {
         let stop = AtomicBool::new(false);
         let (mut steps, mut last) = (0, None);
         let mut watch = |event: Event| {
@@ -223,6 +224,7 @@ impl Stage {
                 stop.store(steps >= after, SeqCst);
             }
         };
-        self.run(world, knobs, out, RunOptions { resume: out.exists(), observer: &mut watch, stop: &stop }).unwrap_err()
+        self.run(fixture, knobs, out, RunOptions { resume: out.exists(), observer: &mut watch, stop: &stop })
+            .unwrap_err()
     }
 }

@@ -1,11 +1,11 @@
-//! What the program says and how it ends when it is stopped, resumed, or asked for nonsense.
+//! Messages and exit codes of the program: interruption, resume, invalid settings.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::WORLD;
+use super::FIXTURE;
 use super::common::everything;
 
 fn program(dir: &Path, arguments: &str) -> Command {
@@ -16,13 +16,13 @@ fn program(dir: &Path, arguments: &str) -> Command {
 }
 
 /// Exit code, standard output and standard error.
-fn said(dir: &Path, arguments: &str) -> (Option<i32>, String, String) {
+fn output(dir: &Path, arguments: &str) -> (Option<i32>, String, String) {
     let output = program(dir, arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-/// Interrupts the program as Ctrl-C does when `ready` says so, and gives its standard error.
+/// Sends SIGINT (Ctrl-C) when `ready` returns true; returns standard error.
 #[cfg(unix)]
 fn interrupted(dir: &Path, arguments: &str, ready: impl Fn() -> bool) -> String {
     let child = program(dir, arguments).spawn().unwrap();
@@ -49,14 +49,14 @@ const SMALL: &str = "--set steps=400 --set batch_size=2 --set seq_len=8 --set ev
 
 #[test]
 #[cfg(unix)]
-fn ctrl_c_saves_and_resume_needs_no_other_option_wherever_the_folder_is() {
+fn ctrl_c_saves_and_resume_works_after_moving_the_folder() {
     let dir = tempfile::tempdir().unwrap();
     let old = dir.path().join("old");
     fs::create_dir(&old).unwrap();
     for (from, to) in [("model.tokenizer", "tokenizer"), ("shards", "shards")] {
         fs::create_dir(old.join(to)).unwrap();
-        for name in llm_files::list_files(&WORLD.path(from)).unwrap() {
-            fs::copy(WORLD.path(from).join(&name), old.join(to).join(&name)).unwrap();
+        for name in llm_files::list_files(&FIXTURE.path(from)).unwrap() {
+            fs::copy(FIXTURE.path(from).join(&name), old.join(to).join(&name)).unwrap();
         }
     }
     let begin = format!("pretrain --tokenizer tokenizer --data shards --out runs/a {SMALL}");
@@ -64,41 +64,41 @@ fn ctrl_c_saves_and_resume_needs_no_other_option_wherever_the_folder_is() {
     let last = message.trim_end().lines().last().unwrap();
     assert!(last.contains("interrupted after step") && last.ends_with("llm-train resume runs/a"), "{message}");
 
-    // The same command is refused; --resume with nothing else said goes on as the run was begun.
-    let (code, _, message) = said(&old, &begin);
+    // The same command is refused, and so is another tokenizer with --resume.
+    let (code, _, message) = output(&old, &begin);
     assert_eq!(code, Some(2), "{message}");
     assert!(message.contains("--resume"), "{message}");
-    let (code, _, message) = said(&old, "pretrain --tokenizer nowhere --data shards --out runs/a --resume");
+    let (code, _, message) = output(&old, "pretrain --tokenizer nowhere --data shards --out runs/a --resume");
     assert_eq!(code, Some(2), "{message}");
 
-    // Everything moves; one input away from the others.
+    // Move the folder, and one input to another place.
     let new = dir.path().join("new");
     fs::rename(&old, &new).unwrap();
     fs::rename(new.join("shards"), dir.path().join("elsewhere")).unwrap();
-    let (code, _, message) = said(dir.path(), "resume new/runs/a");
+    let (code, _, message) = output(dir.path(), "resume new/runs/a");
     assert_eq!(code, Some(2), "{message}");
     assert!(message.contains("--input data="), "{message}");
-    let (code, text, message) = said(dir.path(), "resume new/runs/a --input data=elsewhere --set steps=410");
+    let (code, text, message) = output(dir.path(), "resume new/runs/a --input data=elsewhere --set steps=410");
     assert_eq!(code, Some(0), "{message}");
     assert!(text.contains("new/runs/a") && text.contains("410 steps") && text.contains("llm-infer generate"), "{text}");
     assert!(message.contains("steps changes from 400 to 410"), "{message}");
 
     let before = everything(&new.join("runs/a"));
-    let (code, text, message) = said(dir.path(), "resume new/runs/a");
+    let (code, text, message) = output(dir.path(), "resume new/runs/a");
     assert_eq!((code, text.as_str()), (Some(0), "new/runs/a is finished (410 steps); nothing to do\n"), "{message}");
     assert!(everything(&new.join("runs/a")) == before);
-    let (code, text, message) = said(&new, "resume runs/a --input data=../elsewhere --set steps=411");
+    let (code, text, message) = output(&new, "resume runs/a --input data=../elsewhere --set steps=411");
     assert_eq!(code, Some(0), "{message}");
     assert!(text.contains("411 steps"), "{text}");
-    let (code, _, message) = said(&new, "resume runs/b");
+    let (code, _, message) = output(&new, "resume runs/b");
     assert_eq!(code, Some(2), "{message}");
     assert!(message.contains("nothing to resume"), "{message}");
-    let (code, _, message) = said(&new, "resume runs/a --input text=x");
+    let (code, _, message) = output(&new, "resume runs/a --input text=x");
     assert!(code == Some(2) && message.contains("no such input"), "{message}");
 }
 
-/// A life of a few seconds; its student's stage is changed before it begins.
-const SMALL_LIFE: &str = "--set world.corpus_bytes=100000 --set questions.tasks=60 --set questions.crowd=16 \
+/// Overrides for a pipeline of a few seconds.
+const SMALL_PIPELINE: &str = "--set world.corpus_bytes=100000 --set questions.tasks=60 --set questions.crowd=16 \
     --set questions.rankings=32 --set questions.prompts=16 --set questions.held_out=4 --set tokenizer.vocab_size=500 \
     --set pretrain.steps=2000 --set pretrain.batch_size=2 --set pretrain.seq_len=16 --set pretrain.eval_batches=1 \
     --set pretrain.sample_prompts=[] --set pretrain.model.hidden_size=16 --set pretrain.model.intermediate_size=32 \
@@ -107,29 +107,29 @@ const SMALL_LIFE: &str = "--set world.corpus_bytes=100000 --set questions.tasks=
 
 #[test]
 #[cfg(unix)]
-fn a_life_is_interrupted_in_good_order_and_only_what_has_not_begun_may_change() {
+fn an_interrupted_pipeline_may_change_only_stages_that_have_not_started() {
     let dir = tempfile::tempdir().unwrap();
-    let life = dir.path().join("life");
-    let begin = format!("lifecycle --out life {SMALL_LIFE}");
-    let message = interrupted(dir.path(), &begin, || lines(&life.join("base/metrics.jsonl")) >= 3);
-    assert!(message.trim_end().ends_with("go on by: llm-train resume life"), "{message}");
+    let pipeline = dir.path().join("pipeline");
+    let begin = format!("lifecycle --out pipeline {SMALL_PIPELINE}");
+    let message = interrupted(dir.path(), &begin, || lines(&pipeline.join("base/metrics.jsonl")) >= 3);
+    assert!(message.trim_end().ends_with("continue with: llm-train resume pipeline"), "{message}");
 
-    let before = everything(&life);
+    let before = everything(&pipeline);
     for (set, named) in [("world.seed=7", "world.seed"), ("pretrain.seed=7", "pretrain.seed")] {
-        let (code, _, message) = said(dir.path(), &format!("resume life --set {set}"));
+        let (code, _, message) = output(dir.path(), &format!("resume pipeline --set {set}"));
         assert!(code == Some(2) && message.contains(named), "{message}");
     }
-    assert!(everything(&life) == before);
-    // Stopped again at once, as the rest of the life is another test's.
-    let again = "resume life --set distill.student.hidden_size=32 --set pretrain.steps=2100";
-    let recipe = || fs::read_to_string(life.join("base/recipe.toml")).unwrap();
+    assert!(everything(&pipeline) == before);
+    // Stop it again: another test runs the whole pipeline.
+    let again = "resume pipeline --set distill.student.hidden_size=32 --set pretrain.steps=2100";
+    let recipe = || fs::read_to_string(pipeline.join("base/recipe.toml")).unwrap();
     interrupted(dir.path(), again, || recipe().contains("steps = 2100"));
-    let changes = fs::read_to_string(life.join("recipe.toml")).unwrap();
+    let changes = fs::read_to_string(pipeline.join("recipe.toml")).unwrap();
     assert!(changes.contains("distill.student.hidden_size") && changes.contains("pretrain.steps"), "{changes}");
 }
 
 #[test]
-fn a_bad_life_is_refused_before_its_first_stage() {
+fn an_invalid_pipeline_is_refused_before_its_first_stage() {
     let dir = tempfile::tempdir().unwrap();
     for (set, named) in [
         ("distill.student.num_attention_heads=3", "distill.student"),
@@ -148,11 +148,11 @@ fn a_bad_life_is_refused_before_its_first_stage() {
         ("pretrain.seed=18446744073709551615", "9223372036854775807"),
         ("pretrain.steps=-5", "whole number"),
     ] {
-        let (code, _, message) = said(dir.path(), &format!("lifecycle --out life --set {set}"));
+        let (code, _, message) = output(dir.path(), &format!("lifecycle --out pipeline --set {set}"));
         assert_eq!(code, Some(2), "{set}: {message}");
         assert!(message.contains(named) && message.trim_end().lines().count() == 1, "{set}: {message}");
-        assert!(!dir.path().join("life").exists(), "{set} left a folder");
+        assert!(!dir.path().join("pipeline").exists(), "{set} left a folder");
     }
-    let (code, _, message) = said(dir.path(), "lifecycle --out life --resume");
+    let (code, _, message) = output(dir.path(), "lifecycle --out pipeline --resume");
     assert!(code == Some(2) && message.contains("nothing to resume"), "{message}");
 }

@@ -1,4 +1,4 @@
-//! How an interrupted run goes on, and when it is refused.
+//! Resuming of interrupted runs, and errors when it is not possible.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,26 +7,26 @@ use llm_train::Error;
 use llm_train::run::{Event, NEVER, RunOptions, is_finished};
 
 use super::common::{contents, everything};
-use super::{Knobs, STAGES, Stage, WORLD, options, quiet};
+use super::{FIXTURE, Knobs, STAGES, Stage, options, quiet};
 
 #[test]
 fn an_interrupted_run_writes_a_checkpoint_and_ends_in_the_same_bytes() {
     for stage in STAGES {
         let dir = tempfile::tempdir().unwrap();
-        let (whole, torn) = (dir.path().join("whole"), dir.path().join("torn"));
+        let (uninterrupted, interrupted) = (dir.path().join("whole"), dir.path().join("torn"));
         let knobs = Knobs { length: 4, save_every: 3, ..Knobs::default() };
-        let outcome = stage.run(&WORLD, &knobs, &whole, quiet()).unwrap();
+        let outcome = stage.run(&FIXTURE, &knobs, &uninterrupted, quiet()).unwrap();
         assert!(outcome.steps >= 4);
         for _ in 0..2 {
-            let error = stage.interrupted(&WORLD, &knobs, &torn, 1);
+            let error = stage.interrupted(&FIXTURE, &knobs, &interrupted, 1);
             assert!(matches!(error, Error::Interrupted { .. }), "{stage:?}: {error}");
             assert!(error.to_string().contains("llm-train resume"), "{error}");
-            assert!(!is_finished(&torn));
+            assert!(!is_finished(&interrupted));
         }
-        assert!(torn.join("checkpoints/step-2").exists(), "{stage:?}");
-        let again = stage.run(&WORLD, &knobs, &torn, options(true)).unwrap();
+        assert!(interrupted.join("checkpoints/step-2").exists(), "{stage:?}");
+        let again = stage.run(&FIXTURE, &knobs, &interrupted, options(true)).unwrap();
         assert_eq!(again.steps, outcome.steps);
-        let (expected, found) = (contents(&whole), contents(&torn));
+        let (expected, found) = (contents(&uninterrupted), contents(&interrupted));
         assert!(expected.keys().eq(found.keys()), "{:?} {:?}", expected.keys(), found.keys());
         let different: Vec<_> = expected.keys().filter(|name| expected[*name] != found[*name]).collect();
         assert!(different.is_empty(), "{stage:?}: {different:?}");
@@ -34,7 +34,7 @@ fn an_interrupted_run_writes_a_checkpoint_and_ends_in_the_same_bytes() {
 }
 
 #[test]
-fn inputs_are_known_by_content_and_not_by_path() {
+fn inputs_are_identified_by_content() {
     for stage in [Stage::Pretrain, Stage::Finetune, Stage::Reward, Stage::Ppo, Stage::Distill] {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("run");
@@ -45,14 +45,14 @@ fn inputs_are_known_by_content_and_not_by_path() {
             _ => "chats.jsonl",
         };
         let knobs = |data: PathBuf| Knobs { data: Some(data), ..Knobs::default() };
-        stage.interrupted(&WORLD, &knobs(WORLD.path(name)), &out, 2);
+        stage.interrupted(&FIXTURE, &knobs(FIXTURE.path(name)), &out, 2);
 
         let changed = dir.path().join("changed");
         match stage {
             Stage::Pretrain => {
                 fs::create_dir(&changed).unwrap();
-                for file in llm_files::list_files(&WORLD.path(name)).unwrap() {
-                    fs::copy(WORLD.path(name).join(&file), changed.join(&file)).unwrap();
+                for file in llm_files::list_files(&FIXTURE.path(name)).unwrap() {
+                    fs::copy(FIXTURE.path(name).join(&file), changed.join(&file)).unwrap();
                 }
                 let file = changed.join("train-00000.bin");
                 let mut bytes = fs::read(&file).unwrap();
@@ -60,42 +60,42 @@ fn inputs_are_known_by_content_and_not_by_path() {
                 fs::write(&file, bytes).unwrap();
             }
             _ => {
-                let text = fs::read_to_string(WORLD.path(name)).unwrap();
+                let text = fs::read_to_string(FIXTURE.path(name)).unwrap();
                 let reversed: String = text.lines().rev().map(|line| format!("{line}\n")).collect();
                 fs::write(&changed, reversed).unwrap();
             }
         }
         let before = everything(&out);
-        let error = stage.run(&WORLD, &knobs(changed), &out, options(true)).unwrap_err();
+        let error = stage.run(&FIXTURE, &knobs(changed), &out, options(true)).unwrap_err();
         assert!(error.to_string().contains("--data"), "{stage:?}: {error}");
         assert!(everything(&out) == before, "{stage:?}");
-        // Another spelling of the same path.
-        let spelled = WORLD.0.path().join(".").join(name);
-        stage.run(&WORLD, &knobs(spelled), &out, options(true)).unwrap();
+        // Another path to the same file.
+        let spelled = FIXTURE.0.path().join(".").join(name);
+        stage.run(&FIXTURE, &knobs(spelled), &out, options(true)).unwrap();
     }
 }
 
 #[test]
-fn only_some_keys_may_change_and_each_change_is_recorded() {
+fn only_some_keys_may_change_and_changes_are_recorded() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
     let stage = Stage::Pretrain;
-    stage.interrupted(&WORLD, &Knobs::default(), &out, 2);
-    let error = stage.run(&WORLD, &Knobs { seed: 2, ..Knobs::default() }, &out, options(true)).unwrap_err();
-    assert!(error.to_string().contains("seed is 1 in this run, you ask for 2"), "{error}");
-    let error = stage.run(&WORLD, &Knobs { length: 1, ..Knobs::default() }, &out, options(true)).unwrap_err();
+    stage.interrupted(&FIXTURE, &Knobs::default(), &out, 2);
+    let error = stage.run(&FIXTURE, &Knobs { seed: 2, ..Knobs::default() }, &out, options(true)).unwrap_err();
+    assert!(error.to_string().contains("seed is 1 in this run, not 2"), "{error}");
+    let error = stage.run(&FIXTURE, &Knobs { length: 1, ..Knobs::default() }, &out, options(true)).unwrap_err();
     assert!(error.to_string().contains("has done 2 steps"), "{error}");
 
     let longer = Knobs { length: 6, learning_rate: 5e-4, save_every: 2, ..Knobs::default() };
-    assert_eq!(stage.run(&WORLD, &longer, &out, options(true)).unwrap().steps, 6);
+    assert_eq!(stage.run(&FIXTURE, &longer, &out, options(true)).unwrap().steps, 6);
     let recipe: toml::Table = fs::read_to_string(out.join("recipe.toml")).unwrap().parse().unwrap();
     let changes = recipe["run"]["changes"].as_array().unwrap();
     let keys: Vec<&str> = changes.iter().map(|change| change["key"].as_str().unwrap()).collect();
     assert_eq!(keys, ["optimizer.learning_rate", "save_every", "steps"]);
     assert!(changes.iter().all(|change| change["step"].as_integer() == Some(2)));
 
-    // A finished run is made longer on request, from its last step; a shorter one is refused.
-    let outcome = stage.run(&WORLD, &Knobs { length: 9, ..longer.clone() }, &out, options(true)).unwrap();
+    // A finished run can be extended, but not shortened.
+    let outcome = stage.run(&FIXTURE, &Knobs { length: 9, ..longer.clone() }, &out, options(true)).unwrap();
     assert_eq!((outcome.steps, outcome.was_finished), (9, false));
     let metrics = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
     let steps: Vec<u64> = metrics
@@ -105,23 +105,23 @@ fn only_some_keys_may_change_and_each_change_is_recorded() {
         .map(|line| line["step"].as_u64().unwrap())
         .collect();
     assert_eq!(steps, (1..=9).collect::<Vec<_>>());
-    let error = stage.run(&WORLD, &longer, &out, options(true)).unwrap_err();
+    let error = stage.run(&FIXTURE, &longer, &out, options(true)).unwrap_err();
     assert!(error.to_string().contains("cannot shorten"), "{error}");
     fs::remove_dir_all(out.join("checkpoints")).unwrap();
     let before = everything(&out);
-    let error = stage.run(&WORLD, &Knobs { length: 12, ..longer }, &out, options(true)).unwrap_err();
+    let error = stage.run(&FIXTURE, &Knobs { length: 12, ..longer }, &out, options(true)).unwrap_err();
     assert!(error.to_string().contains("is gone") && everything(&out) == before, "{error}");
 }
 
 #[test]
-fn a_damaged_checkpoint_gives_way_to_the_older_one() {
+fn a_damaged_checkpoint_is_replaced_by_the_older_one() {
     for damage in ["flip", "cut", "state", "missing"] {
         let dir = tempfile::tempdir().unwrap();
-        let (whole, torn) = (dir.path().join("whole"), dir.path().join("torn"));
+        let (uninterrupted, interrupted) = (dir.path().join("whole"), dir.path().join("torn"));
         let knobs = Knobs { length: 6, save_every: 2, ..Knobs::default() };
-        Stage::Pretrain.run(&WORLD, &knobs, &whole, quiet()).unwrap();
-        Stage::Pretrain.interrupted(&WORLD, &knobs, &torn, 4);
-        let newest = torn.join("checkpoints/step-4");
+        Stage::Pretrain.run(&FIXTURE, &knobs, &uninterrupted, quiet()).unwrap();
+        Stage::Pretrain.interrupted(&FIXTURE, &knobs, &interrupted, 4);
+        let newest = interrupted.join("checkpoints/step-4");
         let weights = newest.join("model.safetensors");
         let mut bytes = fs::read(&weights).unwrap();
         match damage {
@@ -134,49 +134,49 @@ fn a_damaged_checkpoint_gives_way_to_the_older_one() {
             "state" => fs::write(newest.join("trainer/state.json"), "{").unwrap(),
             _ => fs::remove_file(newest.join("trainer/optimizer.safetensors")).unwrap(),
         }
-        // What a killed program leaves: half a checkpoint, unfinished files at every depth, half a line.
-        fs::create_dir_all(torn.join("checkpoints/.step-6.partial/trainer")).unwrap();
-        fs::write(torn.join("checkpoints/.tmpabc"), "").unwrap();
-        fs::write(torn.join(".tmpabc"), "").unwrap();
-        let mut metrics = fs::read(torn.join("metrics.jsonl")).unwrap();
+        // Leftovers of a killed program: a partial checkpoint, temporary files, an incomplete line.
+        fs::create_dir_all(interrupted.join("checkpoints/.step-6.partial/trainer")).unwrap();
+        fs::write(interrupted.join("checkpoints/.tmpabc"), "").unwrap();
+        fs::write(interrupted.join(".tmpabc"), "").unwrap();
+        let mut metrics = fs::read(interrupted.join("metrics.jsonl")).unwrap();
         metrics.extend(b"{\"step\": 4, \"lo\xff");
-        fs::write(torn.join("metrics.jsonl"), metrics).unwrap();
+        fs::write(interrupted.join("metrics.jsonl"), metrics).unwrap();
 
-        Stage::Pretrain.run(&WORLD, &knobs, &torn, options(true)).unwrap();
-        assert!(contents(&whole) == contents(&torn), "{damage}");
-        let left: Vec<String> = llm_files::list_files(&torn).unwrap();
+        Stage::Pretrain.run(&FIXTURE, &knobs, &interrupted, options(true)).unwrap();
+        assert!(contents(&uninterrupted) == contents(&interrupted), "{damage}");
+        let left: Vec<String> = llm_files::list_files(&interrupted).unwrap();
         assert!(!left.iter().any(|name| name.contains(".tmp") || name.contains(".partial")), "{left:?}");
     }
 }
 
 #[test]
-fn a_second_process_is_refused_while_one_is_at_work() {
+fn a_second_process_is_refused_while_one_is_running() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
     let mut refused = 0;
     let mut second = |event: Event| {
         if matches!(event, Event::Progress { .. }) && refused == 0 {
-            let error = Stage::Pretrain.run(&WORLD, &Knobs::default(), &out, options(true)).unwrap_err();
+            let error = Stage::Pretrain.run(&FIXTURE, &Knobs::default(), &out, options(true)).unwrap_err();
             assert!(error.is_callers_fault() && error.to_string().contains("another process"), "{error}");
             refused += 1;
         }
     };
     let options = RunOptions { resume: false, observer: &mut second, stop: &NEVER };
-    Stage::Pretrain.run(&WORLD, &Knobs::default(), &out, options).unwrap();
+    Stage::Pretrain.run(&FIXTURE, &Knobs::default(), &out, options).unwrap();
     assert_eq!(refused, 1);
     let alone = dir.path().join("alone");
-    Stage::Pretrain.run(&WORLD, &Knobs::default(), &alone, quiet()).unwrap();
-    assert!(contents(&out) == contents(&alone), "the first run was disturbed");
+    Stage::Pretrain.run(&FIXTURE, &Knobs::default(), &alone, quiet()).unwrap();
+    assert!(contents(&out) == contents(&alone), "the first run was changed");
 }
 
 #[test]
-fn where_there_is_nothing_to_resume_it_is_said() {
+fn resuming_without_a_run_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("foreign")).unwrap();
     fs::write(dir.path().join("foreign/notes.txt"), "mine").unwrap();
     for stage in STAGES {
         for name in ["nowhere", "foreign"] {
-            let error = stage.run(&WORLD, &Knobs::default(), &dir.path().join(name), options(true)).unwrap_err();
+            let error = stage.run(&FIXTURE, &Knobs::default(), &dir.path().join(name), options(true)).unwrap_err();
             assert!(error.to_string().contains("nothing to resume"), "{error}");
             assert!(error.is_callers_fault());
         }
@@ -184,7 +184,7 @@ fn where_there_is_nothing_to_resume_it_is_said() {
         assert_eq!(fs::read_dir(dir.path().join("foreign")).unwrap().count(), 1);
     }
     let out = dir.path().join("run");
-    Stage::Finetune.interrupted(&WORLD, &Knobs::default(), &out, 1);
-    let error = Stage::Distill.run(&WORLD, &Knobs::default(), &out, options(true)).unwrap_err();
-    assert!(error.to_string().contains("was begun by `finetune`"), "{error}");
+    Stage::Finetune.interrupted(&FIXTURE, &Knobs::default(), &out, 1);
+    let error = Stage::Distill.run(&FIXTURE, &Knobs::default(), &out, options(true)).unwrap_err();
+    assert!(error.to_string().contains("this is a run of `finetune`"), "{error}");
 }

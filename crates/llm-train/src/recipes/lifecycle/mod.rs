@@ -21,7 +21,7 @@ use super::{
     DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, PpoInputs, PpoRecipe, PrepareInputs, PretrainInputs,
     PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, ppo, prepare, pretrain, reward, train_tokenizer,
 };
-use crate::run::{FINISHED, Opening, RunOptions, Start, Times, has_begun, is_finished, write_json};
+use crate::run::{FINISHED, RunOptions, RunSetup, StageTimes, Start, has_begun, is_finished, write_json};
 use crate::{Error, Result};
 
 pub use seeds::lifecycle_seeds;
@@ -93,12 +93,12 @@ impl Default for Questions {
 /// Runs the whole pipeline in the folder `out` and writes `report.md` there; returns the report's table.
 pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> Result<String> {
     let resume = options.resume;
-    let opening = match Opening::check(recipe, Vec::new(), out, options)? {
-        Start::Open(opening) => opening,
+    let setup = match RunSetup::check(recipe, Vec::new(), out, options)? {
+        Start::Open(setup) => setup,
         Start::Finished(_) => return std::fs::read_to_string(out.join(SUMMARY)).map_err(Error::io(out.join(SUMMARY))),
     };
     build_models(recipe)?;
-    let (_, options, _lock) = opening.open_folder()?;
+    let (_, options, _lock) = setup.open_folder()?;
     // An interrupted stage is resumed through the pipeline's folder.
     let table = run_stages(recipe, out, resume, options).map_err(|error| match error {
         Error::Interrupted { run, done } => {
@@ -133,14 +133,15 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     let (base, instruct, reward_model) = (dir("base"), dir("instruct"), dir("reward"));
     let (aligned, student) = (dir("aligned"), dir("student"));
     let world = World::new(recipe.world.clone());
-    let mut times = Times::open(&dir("times.json"))?;
+    let mut times = StageTimes::open(&dir("times.json"))?;
 
-    times.of("world", || data::write_world(recipe, &world, &data))?;
+    times.measure("world", || data::write_world(recipe, &world, &data))?;
     let text = |split: &str| [data.join(format!("text-{split}.jsonl"))];
-    times.of("tokenizer", || train_tokenizer(&recipe.tokenizer, &text("train"), &tokenizer, resume))?;
-    times.of("prepare", || {
-        let (train, held_out) = (text("train"), text("held_out"));
-        let inputs = PrepareInputs { tokenizer: &tokenizer, train: &train, held_out: &held_out, held_out_share: 0. };
+    times.measure("tokenizer", || train_tokenizer(&recipe.tokenizer, &text("train"), &tokenizer, resume))?;
+    times.measure("prepare", || {
+        let (train, validation) = (text("train"), text("held_out"));
+        let inputs =
+            PrepareInputs { tokenizer: &tokenizer, train: &train, validation: &validation, validation_share: 0. };
         prepare(&inputs, &shards, RunOptions { resume, observer: &mut *observer, stop })
     })?;
     if !is_finished(&base) {
@@ -153,8 +154,8 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
         )?;
     }
     if !is_finished(&instruct) {
-        let (data, held_out) = (data.join("instruct-train.jsonl"), data.join("instruct-held_out.jsonl"));
-        let inputs = FinetuneInputs { model: &base, data: &data, held_out: Some(&held_out), text: Some(&shards) };
+        let (data, validation) = (data.join("instruct-train.jsonl"), data.join("instruct-held_out.jsonl"));
+        let inputs = FinetuneInputs { model: &base, data: &data, validation: Some(&validation), text: Some(&shards) };
         finetune(
             &recipe.finetune,
             inputs,
@@ -163,8 +164,8 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
         )?;
     }
     if !is_finished(&reward_model) {
-        let (data, held_out) = (data.join("rankings-train.jsonl"), data.join("rankings-held_out.jsonl"));
-        let inputs = RewardInputs { model: &instruct, data: &data, held_out: Some(&held_out) };
+        let (data, validation) = (data.join("rankings-train.jsonl"), data.join("rankings-held_out.jsonl"));
+        let inputs = RewardInputs { model: &instruct, data: &data, validation: Some(&validation) };
         reward(
             &recipe.reward,
             inputs,
@@ -177,14 +178,14 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
         ppo(&recipe.ppo, inputs, &aligned, RunOptions { resume: has_begun(&aligned), observer: &mut *observer, stop })?;
     }
     if !is_finished(&student) {
-        times.of("teacher", || data::write_lessons(recipe, &world, &aligned, &data, observer))?;
-        let (lessons, held_out) = (data.join("lessons-train.jsonl"), data.join("lessons-held_out.jsonl"));
+        times.measure("teacher", || data::write_lessons(recipe, &world, &aligned, &data, observer))?;
+        let (lessons, validation) = (data.join("lessons-train.jsonl"), data.join("lessons-held_out.jsonl"));
         let inputs = DistillInputs {
             teacher: &aligned,
             text_teacher: Some(&base),
             student: None,
             data: &lessons,
-            held_out: Some(&held_out),
+            validation: Some(&validation),
             text: Some(&shards),
         };
         distill(
@@ -197,13 +198,13 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     let baseline = dir("student-alone");
     if !is_finished(&baseline) {
         // The baseline of distillation: the same student on the same tokens, trained on the labels only (alpha = 0).
-        let (lessons, held_out) = (data.join("lessons-train.jsonl"), data.join("lessons-held_out.jsonl"));
+        let (lessons, validation) = (data.join("lessons-train.jsonl"), data.join("lessons-held_out.jsonl"));
         let inputs = DistillInputs {
             teacher: &aligned,
             text_teacher: None,
             student: None,
             data: &lessons,
-            held_out: Some(&held_out),
+            validation: Some(&validation),
             text: Some(&shards),
         };
         let labels_only = DistillRecipe { alpha: 0., ..recipe.distill.clone() };
@@ -217,6 +218,6 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     if stop.load(SeqCst) {
         return Err(Error::Interrupted { run: out.to_owned(), done: "before its evaluation".to_owned() });
     }
-    let evaluation = times.of("evaluation", || evaluate::evaluate(recipe, &world, out, observer))?;
+    let evaluation = times.measure("evaluation", || evaluate::evaluate(recipe, &world, out, observer))?;
     report::write(&evaluation, &times, out)
 }

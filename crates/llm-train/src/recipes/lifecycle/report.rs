@@ -8,7 +8,7 @@ use llm_model::write_atomic;
 use super::evaluate::Evaluation;
 use super::metric::{Metric, Unit, table};
 use crate::plot::{Curve, Panel, Plot, metric};
-use crate::run::{Times, seconds_of};
+use crate::run::{StageTimes, seconds_of};
 use crate::{Error, Result};
 
 /// How to read the table.
@@ -18,7 +18,7 @@ clusters; the number of clusters is in brackets. The last column has models and 
 best possible value.";
 
 /// Writes the report of one pipeline run and its plots; returns the table.
-pub(super) fn write(evaluation: &Evaluation, times: &Times, out: &Path) -> Result<String> {
+pub(super) fn write(evaluation: &Evaluation, times: &StageTimes, out: &Path) -> Result<String> {
     let times = stage_times(times, out)?;
     let total: f64 = times.iter().map(|(_, seconds)| seconds).sum();
     let mut metrics: Vec<Metric> = evaluation.rows().into_iter().cloned().collect();
@@ -168,7 +168,7 @@ fn draw_plots(text: &mut String, runs: &[&Path], evaluations: &[Evaluation], out
 }
 
 /// Seconds of each stage, in order.
-pub(super) fn stage_times(times: &Times, out: &Path) -> Result<Vec<(String, f64)>> {
+pub(super) fn stage_times(times: &StageTimes, out: &Path) -> Result<Vec<(String, f64)>> {
     let mut all = Vec::new();
     for stage in ["world", "tokenizer", "prepare"] {
         all.push((stage.to_owned(), times.get(stage)));

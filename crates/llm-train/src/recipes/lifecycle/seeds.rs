@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::evaluate::Evaluation;
 use super::{LifecycleRecipe, lifecycle, report};
-use crate::run::{RunOptions, Times, has_begun};
+use crate::run::{RunOptions, StageTimes, has_begun};
 use crate::{Error, Result};
 
 /// Runs the pipeline once for each of `seeds` consecutive seeds, starting at the recipe's, in `out/seed-N`. Writes
@@ -21,11 +21,11 @@ pub fn lifecycle_seeds(recipe: &LifecycleRecipe, seeds: u64, out: &Path, options
         let begun = has_begun(&dir);
         if begun && !resume {
             let dir = dir.display();
-            return Err(Error::Input(format!("{dir}: exists already; add --resume, or choose another --out")));
+            return Err(Error::Input(format!("{dir}: already exists; add --resume, or choose another --out")));
         }
         lifecycle(&recipe, &dir, RunOptions { resume: begun, observer: &mut *observer, stop })?;
         evaluations.push(read(&dir)?);
-        let times = report::stage_times(&Times::open(&dir.join("times.json"))?, &dir)?;
+        let times = report::stage_times(&StageTimes::open(&dir.join("times.json"))?, &dir)?;
         minutes.push(times.iter().map(|(_, seconds)| seconds).sum::<f64>() / 60.);
         dirs.push(dir);
     }

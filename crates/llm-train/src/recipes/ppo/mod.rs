@@ -1,10 +1,11 @@
 //! Proximal policy optimisation from human feedback (Ziegler et al. 2019, arXiv 1909.08593; Stiennon et al. 2020, arXiv
 //! 2009.01325; Huang et al. 2024, arXiv 2403.17031).
 //!
-//! The choices: k1 in the reward; rewards scaled so that the reference's replies have mean 0 and deviation 1; the score at the reply's last token; a critic of its own that begins as the reward
-//! model; whitened advantages over all tokens of a batch (population variance plus 1e-8); gradients clipped by norm.
+//! Implementation choices: k1 KL estimates in the reward; scores scaled to mean 0 and deviation 1 over replies of the reference;
+//! the score is added to the reward of the last token; a separate critic, initialised from the reward model; advantages whitened
+//! over all tokens of a batch (population variance plus 1e-8); gradients clipped by norm.
 
-mod figures;
+mod metrics;
 mod prompts;
 mod trainer;
 
@@ -17,59 +18,58 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-pub use self::figures::Averages;
+pub use self::metrics::RunningMeans;
 use self::prompts::Prompts;
 pub use self::trainer::{PpoTrainer, Score, SpecialIds, Targets};
 use super::{RewardModel, RewardScale, chat_format, load_model};
-use crate::fitting::{Ids, fitting};
+use crate::compat::{TokenSource, check_compatible};
 use crate::optim::{OptimizerConfig, Schedule};
 use crate::rl::MissingEos;
 use crate::rollout::Rollout;
-use crate::run::{Input, Opening, Outcome, RunOptions, Start, rng};
+use crate::run::{Input, Outcome, RunOptions, RunSetup, Start, rng};
 use crate::{Error, Result};
 
-/// The numbers of PPO.
+/// The recipe of PPO.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PpoRecipe {
-    /// Seed of the order of the prompts and of the draws.
+    /// Seed for prompt order and sampling.
     pub seed: u64,
-    /// Batches of replies to draw and learn from.
+    /// Number of updates. Each samples a batch of replies and trains on it.
     pub updates: u64,
-    /// Replies of each batch; where prompts are fewer they are drawn from several times.
+    /// Replies per update. With fewer prompts some are used several times.
     pub episodes: usize,
-    /// Passes over each batch.
+    /// Passes over each batch of replies.
     pub num_ppo_epochs: u64,
-    /// Steps of the optimizers in each pass: the batch is cut into as many parts.
+    /// Optimizer steps per pass: the batch is split into this many mini-batches.
     pub num_mini_batches: usize,
-    /// Replies that go through a model at once.
+    /// Replies per forward pass.
     pub micro_batch_size: usize,
-    /// A reply is cut off behind so many tokens.
+    /// Token limit of a reply.
     pub max_new_tokens: usize,
-    /// Of the draw, and of all log-probabilities.
+    /// Temperature of sampling and of all log-probabilities.
     pub temperature: f64,
-    /// The price of each nat of KL divergence from the reference.
+    /// Weight of the KL penalty against the reference, per nat.
     pub kl_coef: f64,
-    /// If given, `kl_coef` is steered so that a reply's KL, summed over its tokens, comes to this.
+    /// If given, `kl_coef` adapts so that the KL per reply, in nats, approaches this.
     pub kl_target_per_sequence: Option<f64>,
-    /// Replies over which the steering acts.
+    /// Number of replies over which `kl_coef` adapts.
     pub kl_horizon: f64,
-    /// How far the ratio of new to old probability may leave 1.
+    /// Clip range of the probability ratio around 1.
     pub cliprange: f64,
-    /// How far a value may leave the old one.
+    /// Clip range of a value around the old value.
     pub cliprange_value: f64,
-    /// Weight of the entropy of the policy's next-token distributions, in nats, in the policy's loss: more of it keeps
-    /// replies different from each other (Mnih et al. 2016, arXiv 1602.01783).
+    /// Weight of the entropy bonus in the policy loss, per nat; it keeps replies diverse (Mnih et al. 2016, arXiv 1602.01783).
     pub entropy_coef: f64,
-    /// Discount of later rewards.
+    /// γ, the discount of future rewards.
     pub gamma: f64,
-    /// λ of the advantage estimates.
+    /// λ of generalised advantage estimation.
     pub lam: f64,
-    /// Whether rewards are divided by their standard deviation.
+    /// Whether to divide rewards by their standard deviation.
     pub whiten_rewards: bool,
-    /// What becomes of the score of a reply that was cut off.
+    /// How the score of a reply without an end token changes.
     pub missing_eos: MissingEos,
-    /// Updates between two checkpoints, each with some of the replies in `samples/`; 0: only at the end.
+    /// Updates between checkpoints; each also writes some replies to `samples/`. 0: only at the end.
     pub save_every: u64,
     /// The policy's optimizer.
     pub optimizer: OptimizerConfig,
@@ -114,34 +114,37 @@ impl Default for PpoRecipe {
     }
 }
 
-/// What [`ppo`] reads.
+/// The inputs of [`ppo`].
 #[derive(Debug, Clone, Copy)]
 pub struct PpoInputs<'a> {
-    /// The folder of the fine-tuned model: where the policy begins, and the reference.
+    /// The folder of the fine-tuned model: the initial policy, and the reference.
     pub model: &'a Path,
-    /// The folder of the reward model, from which the critic begins too.
+    /// The folder of the reward model, which also initialises the critic.
     pub reward: &'a Path,
     /// Prompts.
     pub data: &'a Path,
 }
 
-/// Aligns a model by PPO; the run folder `out` becomes its Hugging Face folder.
+/// Aligns a model by PPO. The run folder `out` becomes its Hugging Face folder.
 pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
     let read =
         Input::given([("model", Some(inputs.model)), ("reward", Some(inputs.reward)), ("data", Some(inputs.data))]);
-    let opening = match Opening::check(recipe, read, out, options)? {
-        Start::Open(opening) => opening,
+    let setup = match RunSetup::check(recipe, read, out, options)? {
+        Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
     let tokenizer = Tokenizer::from_dir(inputs.model)?;
     let reference = load_model(inputs.model, Head::LanguageModel)?;
     let mut reward_model = RewardModel::load(inputs.reward)?;
     let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, inputs.model)?;
-    let other =
-        Ids::Other { config: reward_model.model.config(), tokenizer: &reward_model.tokenizer, dir: inputs.reward };
-    fitting(reference.config(), (&tokenizer, inputs.model), &[other])?;
+    let other = TokenSource::Model {
+        config: reward_model.model.config(),
+        tokenizer: &reward_model.tokenizer,
+        dir: inputs.reward,
+    };
+    check_compatible(reference.config(), (&tokenizer, inputs.model), &[other])?;
     let prompts = Prompts::read(recipe, &inputs, &tokenizer, reference.config().max_position_embeddings)?;
-    reward_model.scale = match opening.checkpoint() {
+    reward_model.scale = match setup.checkpoint() {
         Some(checkpoint) => {
             let scale = checkpoint.state.get(SCALE).cloned().unwrap_or_default();
             let broken = |e| Error::Input(format!("{}: \"{SCALE}\": {e}", checkpoint.dir.display()));
@@ -152,11 +155,11 @@ pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOption
     let score = |rollouts: &[Vec<u32>]| reward_model.scores(rollouts);
     let mut trainer =
         PpoTrainer::new(&reference, reward_model.critic()?, &score, SpecialIds { pad, eos: end_of_turn }, recipe)?;
-    if let Some(checkpoint) = opening.checkpoint() {
+    if let Some(checkpoint) = setup.checkpoint() {
         trainer.restore(&checkpoint.dir, &checkpoint.state)?;
     }
-    let first = opening.step();
-    let mut run = opening.open(recipe.updates, recipe.save_every)?;
+    let first = setup.step();
+    let mut run = setup.open(recipe.updates, recipe.save_every)?;
     run.begin(recipe.updates, first, "updates");
 
     for update in first..recipe.updates {
@@ -184,7 +187,7 @@ pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOption
     })
 }
 
-/// The scale in which the reference's replies have mean 0 and deviation 1: a price of KL means something in no other unit.
+/// The score scale that gives replies of the reference mean 0 and deviation 1.
 fn scale_on_reference(
     recipe: &PpoRecipe,
     reward_model: &RewardModel,
@@ -192,20 +195,20 @@ fn scale_on_reference(
     prompts: &Prompts,
     end_of_turn: u32,
 ) -> Result<RewardScale> {
-    let drawn = recipe.episodes.saturating_mul(usize::try_from(recipe.updates).unwrap_or(usize::MAX));
+    let total = recipe.episodes.saturating_mul(usize::try_from(recipe.updates).unwrap_or(usize::MAX));
     let sampling =
         Sampling { temperature: recipe.temperature, seed: rng(recipe.seed, 4, 0).random(), ..Sampling::default() };
-    let drawing = GenerateOptions { max_new_tokens: recipe.max_new_tokens, stop_ids: vec![end_of_turn], sampling };
-    reward_model.scale_on(reference, &prompts.first(SCALED_ON.min(drawn)), &drawing, recipe.micro_batch_size)
+    let options = GenerateOptions { max_new_tokens: recipe.max_new_tokens, stop_ids: vec![end_of_turn], sampling };
+    reward_model.scale_on(reference, &prompts.first(SCALE_REPLIES.min(total)), &options, recipe.micro_batch_size)
 }
 
-/// Replies of the reference on which the rewards are scaled, at most; never more than PPO itself draws.
-const SCALED_ON: usize = 256;
+/// Maximum number of reference replies for the score scale; never more than PPO samples in total.
+const SCALE_REPLIES: usize = 256;
 
-/// The scale of the rewards in the state of a checkpoint.
+/// The key of the score scale in the state of a checkpoint.
 const SCALE: &str = "reward_scale";
 
-/// Some replies in plain text with their scores, as JSON lines.
+/// Some replies as text with their scores, as JSON lines.
 fn samples(tokenizer: &Tokenizer, rollouts: &[Rollout]) -> Result<String> {
     let mut text = String::new();
     for rollout in rollouts.iter().take(8) {

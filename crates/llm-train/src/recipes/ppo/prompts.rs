@@ -1,4 +1,4 @@
-//! Which prompts an update draws replies to.
+//! The prompts of each update.
 
 use llm_data::{Duplicates, prompt_key, read_prompts};
 use llm_tokenizer::Tokenizer;
@@ -9,8 +9,8 @@ use crate::examples::chat_messages;
 use crate::run::rng;
 use crate::{Error, Result};
 
-/// The prompts in an endless sequence of passes, each in a random order of its own, cut into updates of the same size.
-/// Where a pass ends within an update the next one begins, so few prompts are drawn several times.
+/// An endless sequence of shuffled passes over the prompts, split into updates of equal size. A pass can end within an update; then
+/// the next pass begins.
 pub(super) struct Prompts {
     queries: Vec<Vec<u32>>,
     episodes: usize,
@@ -18,7 +18,7 @@ pub(super) struct Prompts {
 }
 
 impl Prompts {
-    /// The prompts of a file in token ids, up to the assistant's turn; those that leave no room for a reply are left out.
+    /// Reads prompts and encodes them up to the assistant's turn. Prompts that leave no room for a reply are left out.
     pub fn read(recipe: &PpoRecipe, inputs: &PpoInputs, tokenizer: &Tokenizer, positions: usize) -> Result<Self> {
         let prompts = read_prompts(inputs.data)?;
         let repeated = Duplicates::within(prompts.iter().map(|prompt| prompt_key(prompt).into())).exact;
@@ -40,7 +40,7 @@ impl Prompts {
             )));
         }
         if left < all {
-            tracing::warn!("{data}: {} of {all} prompts are too long and left out", all - left);
+            tracing::warn!("{data}: left out {} of {all} prompts that are too long", all - left);
         }
         Self::new(queries, recipe.episodes, recipe.seed)
     }
@@ -53,25 +53,25 @@ impl Prompts {
         Ok(Self { queries, episodes, seed })
     }
 
-    /// The first `count` prompts that are drawn from, over all updates.
+    /// The first `count` prompts of the sequence.
     pub fn first(&self, count: usize) -> Vec<Vec<u32>> {
         (0..).flat_map(|update| self.of_update(update)).take(count).collect()
     }
 
-    /// The prompts of update `update` (from 0): a function of the seed and the update alone.
+    /// The prompts of update `update` (counted from 0). They depend on seed and update only.
     pub fn of_update(&self, update: u64) -> Vec<Vec<u32>> {
         let (all, first) = (self.queries.len() as u64, update * self.episodes as u64);
         let (mut pass, mut order) = (None, Vec::new());
-        let mut drawn = Vec::with_capacity(self.episodes);
+        let mut chosen = Vec::with_capacity(self.episodes);
         for at in first..first + self.episodes as u64 {
             if pass != Some(at / all) {
                 pass = Some(at / all);
                 order = (0..self.queries.len()).collect();
                 order.shuffle(&mut rng(self.seed, 1, at / all));
             }
-            drawn.push(self.queries[order[(at % all) as usize]].clone());
+            chosen.push(self.queries[order[(at % all) as usize]].clone());
         }
-        drawn
+        chosen
     }
 }
 
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn every_update_has_all_its_episodes_and_every_pass_each_prompt_once() {
+    fn every_pass_has_each_prompt_once() {
         for (count, episodes) in [(10, 4), (3, 8), (1, 8), (8, 8), (7, 1)] {
             let prompts = prompts(count, episodes, 5);
             let updates: Vec<Vec<u32>> = (0..20).map(|update| prompts.of_update(update).concat()).collect();
@@ -98,10 +98,10 @@ mod tests {
     }
 
     #[test]
-    fn the_prompts_of_an_update_depend_on_seed_and_update_alone() {
+    fn the_prompts_of_an_update_depend_on_seed_and_update_only() {
         let all: Vec<_> = (0..6).map(|update| prompts(10, 4, 5).of_update(update)).collect();
         assert_eq!(prompts(10, 4, 5).of_update(4), all[4]);
-        assert_ne!(all[0], all[5], "each pass has an order of its own");
+        assert_ne!(all[0], all[5], "passes have different orders");
         assert_ne!(prompts(10, 4, 6).of_update(0), all[0]);
         assert!(Prompts::new(Vec::new(), 4, 5).is_err() && Prompts::new(vec![vec![1]], 0, 5).is_err());
     }

@@ -1,4 +1,4 @@
-//! One update of PPO: draw replies, judge them, learn from them.
+//! One update of PPO: sample replies, score them, train on them.
 
 use std::path::Path;
 
@@ -9,57 +9,57 @@ use rand::seq::SliceRandom;
 use serde_json::{Map, Value, json};
 
 use super::PpoRecipe;
-use super::figures::{Averages, objective};
+use super::metrics::{RunningMeans, objective};
 use crate::optim::Learner;
 use crate::rl::{adapted_kl_coef, explained_variance, gae, policy_loss, token_rewards, value_loss, whiten};
 use crate::rollout::{Reply, Rollout, logprobs_entropies_and_routing, per_reply, reply_logprobs, reply_values};
-use crate::routing::RouterLog;
+use crate::routing::RouterMetrics;
 use crate::run::{restored, rng};
 use crate::{Error, Result, loss};
 
-/// Scores whole conversations in token ids: a reward model, or any function of the text.
+/// Scores conversations in token ids: a reward model, or any other function.
 pub type Score<'a> = &'a dyn Fn(&[Vec<u32>]) -> Result<Vec<f64>>;
 
-/// The token ids that PPO has to know.
+/// The special token ids of PPO.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpecialIds {
-    /// Fills up rows; any id serves, as replies are told from padding by their lengths.
+    /// Padding. Any id works, as padding is recognised by length.
     pub pad: u32,
-    /// Ends a reply.
+    /// End of a reply.
     pub eos: u32,
 }
 
-/// The four models of PPO, and one update of two of them.
+/// The models of PPO and their update.
 pub struct PpoTrainer<'a> {
-    /// Draws the replies and learns.
+    /// The policy, which samples the replies and is trained.
     pub policy: Learner,
-    /// Predicts the rewards (a model with [`llm_model::Head::Token`]) and learns.
+    /// The critic (a model with [`llm_model::Head::Token`]), which is trained.
     pub critic: Learner,
-    /// What the policy shall not leave too far; runs in the policy's precision, so that their KL is 0 at the start.
+    /// The frozen reference of the KL penalty, in the policy's precision, so that the initial KL is exactly 0.
     pub reference: Model,
-    /// What is to become large.
+    /// The score to maximise.
     pub score: Score<'a>,
-    /// Pad and end.
+    /// Special token ids.
     pub ids: SpecialIds,
-    /// The price of each nat of KL now.
+    /// The current KL coefficient.
     pub kl_coef: f64,
-    /// Replies drawn and trained on so far.
+    /// Number of replies trained on so far.
     pub episodes: u64,
-    /// The numbers.
+    /// The recipe.
     pub recipe: &'a PpoRecipe,
 }
 
-/// What policy and critic learn from, one entry for each token of each reply.
+/// Training targets with one entry per token of each reply.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Targets {
-    /// Whitened over all tokens of the batch.
+    /// Advantages, whitened over all tokens of the batch.
     pub advantages: Vec<Vec<f64>>,
-    /// What the critic should have said.
+    /// Returns: the targets of the critic.
     pub returns: Vec<Vec<f64>>,
 }
 
 impl<'a> PpoTrainer<'a> {
-    /// The trainer before its first update: the policy is a copy of `reference`.
+    /// A trainer before its first update. The policy is a copy of `reference`.
     pub fn new(
         reference: &Model,
         critic: Model,
@@ -79,7 +79,7 @@ impl<'a> PpoTrainer<'a> {
         })
     }
 
-    /// Writes what [`Self::restore`] needs into the folder of a checkpoint, which becomes the policy's.
+    /// Saves policy, critic and both optimizers for [`Self::restore`]; `dir` becomes the policy's Hugging Face folder.
     pub fn save(&self, dir: &Path) -> Result<()> {
         self.policy.model.save(dir)?;
         self.policy.save_optimizer(&dir.join("trainer/optimizer.safetensors"))?;
@@ -87,12 +87,12 @@ impl<'a> PpoTrainer<'a> {
         self.critic.save_optimizer(&dir.join("trainer/value_optimizer.safetensors"))
     }
 
-    /// The numbers that go with [`Self::save`].
+    /// The state to store together with [`Self::save`].
     pub fn state(&self) -> Map<String, Value> {
         Map::from_iter([("kl_coef".to_owned(), json!(self.kl_coef)), ("episode".to_owned(), json!(self.episodes))])
     }
 
-    /// Goes on from what [`Self::save`] and [`Self::state`] gave.
+    /// Restores the trainer from [`Self::save`] and [`Self::state`].
     pub fn restore(&mut self, dir: &Path, state: &Map<String, Value>) -> Result<()> {
         let trainer = dir.join("trainer");
         self.policy = restored(dir, &trainer.join("optimizer.safetensors"), &self.recipe.optimizer)?;
@@ -107,26 +107,25 @@ impl<'a> PpoTrainer<'a> {
         Ok(())
     }
 
-    /// Draws a reply to each query and gathers what policy, reference, critic and score say of it, `micro_batch_size`
-    /// replies at a time.
+    /// Samples a reply to each query and computes log-probabilities, values and scores, `micro_batch_size` replies at a time.
     pub fn roll_out(&self, queries: &[Vec<u32>], seed: u64) -> Result<Vec<Rollout>> {
         let (policy, critic) = (self.policy.model.detached()?, self.critic.model.detached()?);
         let size = self.recipe.micro_batch_size.max(1);
         let mut rollouts = Vec::with_capacity(queries.len());
         for (i, queries) in queries.chunks(size).enumerate() {
-            let responses = generate_from(&policy, queries, i * size, &self.drawing(seed), |_, _| true)?;
-            rollouts.extend(self.judge([&policy, &critic], queries, &responses)?);
+            let responses = generate_from(&policy, queries, i * size, &self.generate_options(seed), |_, _| true)?;
+            rollouts.extend(self.evaluate([&policy, &critic], queries, &responses)?);
         }
         Ok(rollouts)
     }
 
-    fn drawing(&self, seed: u64) -> GenerateOptions {
+    fn generate_options(&self, seed: u64) -> GenerateOptions {
         let sampling = Sampling { temperature: self.recipe.temperature, seed, ..Sampling::default() };
         GenerateOptions { max_new_tokens: self.recipe.max_new_tokens, stop_ids: vec![self.ids.eos], sampling }
     }
 
-    /// What the models say of these replies.
-    fn judge(
+    /// Log-probabilities, values and scores of these replies.
+    fn evaluate(
         &self,
         [policy, critic]: [&Model; 2],
         queries: &[Vec<u32>],
@@ -142,7 +141,7 @@ impl<'a> PpoTrainer<'a> {
         let scores = (self.score)(&rows)?;
         if scores.len() != rows.len() {
             return Err(Error::Input(format!(
-                "{} scores for {} replies; there must be one each",
+                "{} scores for {} replies; the score function must return one per reply",
                 scores.len(),
                 rows.len()
             )));
@@ -159,8 +158,7 @@ impl<'a> PpoTrainer<'a> {
         Ok(replies.iter().zip(scores).map(rollout).collect())
     }
 
-    /// The advantage and the return of every token under the KL coefficient of now: each rollout's by itself, advantages
-    /// whitened over all tokens of the batch.
+    /// Advantages and returns under the current KL coefficient, per reply; advantages are whitened over all tokens of the batch.
     pub fn targets(&self, rollouts: &[Rollout]) -> Targets {
         let recipe = self.recipe;
         let score = |r: &Rollout| recipe.missing_eos.apply(r.score, r.has_eos);
@@ -176,27 +174,27 @@ impl<'a> PpoTrainer<'a> {
         Targets { advantages, returns }
     }
 
-    /// Learns from the rollouts of update number `update` (from 0) and returns its metrics, named as TRL names them.
+    /// Trains on the rollouts of update number `update` (counted from 0) and returns the metrics, with the names of TRL.
     pub fn learn(&mut self, rollouts: &[Rollout], update: u64) -> Result<Vec<(&'static str, f64)>> {
         let recipe = self.recipe;
         let targets = self.targets(rollouts);
         let learning_rate = recipe.optimizer.learning_rate_at(update, recipe.updates);
         let value_learning_rate = recipe.value_optimizer.learning_rate_at(update, recipe.updates);
-        let mut averages = Averages::default();
+        let mut means = RunningMeans::default();
         for epoch in 0..recipe.num_ppo_epochs {
             let mut order: Vec<usize> = (0..rollouts.len()).collect();
             order.shuffle(&mut rng(recipe.seed, 3, update * recipe.num_ppo_epochs + epoch));
             for mini_batch in even_parts(&order, recipe.num_mini_batches) {
-                self.gather_gradients(rollouts, &targets, mini_batch, &mut averages)?;
-                averages.add("policy/grad_norm", self.policy.step(learning_rate)?, 1.);
-                averages.add("value/grad_norm", self.critic.step(value_learning_rate)?, 1.);
+                self.accumulate_gradients(rollouts, &targets, mini_batch, &mut means)?;
+                means.add("policy/grad_norm", self.policy.step(learning_rate)?, 1.);
+                means.add("value/grad_norm", self.critic.step(value_learning_rate)?, 1.);
             }
         }
         self.episodes += rollouts.len() as u64;
         let mut metrics = objective(rollouts, recipe, self.kl_coef);
-        let mean_square = averages.take(MEAN_SQUARE_RATIO).unwrap_or(1.);
-        let ratio = averages.get("val/ratio").unwrap_or(1.);
-        metrics.extend(averages.all());
+        let mean_square = means.take(MEAN_SQUARE_RATIO).unwrap_or(1.);
+        let ratio = means.get("val/ratio").unwrap_or(1.);
+        metrics.extend(means.all());
         metrics.push(("val/ratio_var", (mean_square - ratio * ratio).max(0.)));
         let values: Vec<f64> = rollouts.iter().flat_map(|r| r.values.iter().copied()).collect();
         metrics.push(("val/explained_var", explained_variance(&targets.returns.concat(), &values)));
@@ -209,14 +207,14 @@ impl<'a> PpoTrainer<'a> {
         Ok(metrics)
     }
 
-    /// Gathers the gradients of a mini-batch, the rollouts of these indices, without a step. A token counts alike in
-    /// whichever micro-batch it is.
-    pub fn gather_gradients(
+    /// Accumulates the gradients of a mini-batch (indices of rollouts) without a step. Every token has the same weight, whichever
+    /// micro-batch it is in.
+    pub fn accumulate_gradients(
         &mut self,
         rollouts: &[Rollout],
         targets: &Targets,
         mini_batch: &[usize],
-        averages: &mut Averages,
+        means: &mut RunningMeans,
     ) -> Result<()> {
         let tokens_of = |part: &[usize]| part.iter().map(|&i| rollouts[i].response.len()).sum::<usize>() as f64;
         let tokens = tokens_of(mini_batch);
@@ -225,20 +223,20 @@ impl<'a> PpoTrainer<'a> {
             let pick = |lists: &[Vec<f64>]| tensor(micro_batch.iter().flat_map(|&i| lists[i].iter().copied()));
             let (advantages, returns) = (pick(&targets.advantages)?, pick(&targets.returns)?); // (n,)
             let count = tokens_of(micro_batch);
-            self.policy_gradients(&chosen, &advantages, count / tokens, count, averages)?;
-            self.value_gradients(&chosen, &returns, count / tokens, count, averages)?;
+            self.policy_gradients(&chosen, &advantages, count / tokens, count, means)?;
+            self.value_gradients(&chosen, &returns, count / tokens, count, means)?;
         }
         Ok(())
     }
 
-    /// Gathers the policy's gradients of a micro-batch of `count` tokens, the share `share` of its mini-batch.
+    /// Accumulates the policy's gradients of a micro-batch of `count` tokens, a share `share` of its mini-batch.
     fn policy_gradients(
         &mut self,
         rollouts: &[&Rollout],
         advantages: &Tensor,
         share: f64,
         count: f64,
-        averages: &mut Averages,
+        means: &mut RunningMeans,
     ) -> Result<()> {
         let recipe = self.recipe;
         let replies: Vec<Reply> = rollouts.iter().map(|r| r.reply()).collect();
@@ -251,48 +249,48 @@ impl<'a> PpoTrainer<'a> {
             true => clipped.loss.clone(),
             false => (&clipped.loss - (&entropy * recipe.entropy_coef)?)?,
         };
-        let loss = RouterLog::default().add(&(loss * share)?, routing.as_ref(), share)?;
+        let loss = RouterMetrics::default().add(&(loss * share)?, routing.as_ref(), share)?;
         self.policy.backward(&loss)?;
         if let Some(routing) = &routing {
-            averages.add("policy/load_balancing_loss", routing.load_balancing_loss, count);
-            averages.add("policy/router_z_loss", routing.z_loss, count);
+            means.add("policy/load_balancing_loss", routing.load_balancing_loss, count);
+            means.add("policy/router_z_loss", routing.z_loss, count);
         }
 
         let difference = (logprobs - old_logprobs)?.detach();
         let ratio = difference.exp()?;
-        averages.add("policy/approxkl_avg", loss::scalar(&difference.sqr()?.mean_all()?)? / 2., count);
-        averages.add("policy/clipfrac_avg", clipped.clip_fraction, count);
-        averages.add("policy/entropy_avg", loss::scalar(&entropy)?, count);
-        averages.add("loss/policy_avg", loss::scalar(&clipped.loss)?, count);
-        averages.add("val/ratio", loss::scalar(&ratio.mean_all()?)?, count);
-        averages.add(MEAN_SQUARE_RATIO, loss::scalar(&ratio.sqr()?.mean_all()?)?, count);
+        means.add("policy/approxkl_avg", loss::scalar(&difference.sqr()?.mean_all()?)? / 2., count);
+        means.add("policy/clipfrac_avg", clipped.clip_fraction, count);
+        means.add("policy/entropy_avg", loss::scalar(&entropy)?, count);
+        means.add("loss/policy_avg", loss::scalar(&clipped.loss)?, count);
+        means.add("val/ratio", loss::scalar(&ratio.mean_all()?)?, count);
+        means.add(MEAN_SQUARE_RATIO, loss::scalar(&ratio.sqr()?.mean_all()?)?, count);
         Ok(())
     }
 
-    /// Gathers the critic's gradients of a micro-batch of `count` tokens, the share `share` of its mini-batch.
+    /// Accumulates the critic's gradients of a micro-batch of `count` tokens, a share `share` of its mini-batch.
     fn value_gradients(
         &mut self,
         rollouts: &[&Rollout],
         returns: &Tensor,
         share: f64,
         count: f64,
-        averages: &mut Averages,
+        means: &mut RunningMeans,
     ) -> Result<()> {
         let replies: Vec<Reply> = rollouts.iter().map(|r| r.reply()).collect();
         let values = reply_values(&self.critic.model, &replies, self.ids.pad)?;
         let old_values = tensor(rollouts.iter().flat_map(|r| r.values.iter().copied()))?;
         let clipped = value_loss(&values, &old_values, returns, self.recipe.cliprange_value)?;
         self.critic.backward(&(&clipped.loss * share)?)?;
-        averages.add("loss/value_avg", loss::scalar(&clipped.loss)?, count);
-        averages.add("val/clipfrac_avg", clipped.clip_fraction, count);
+        means.add("loss/value_avg", loss::scalar(&clipped.loss)?, count);
+        means.add("val/clipfrac_avg", clipped.clip_fraction, count);
         Ok(())
     }
 }
 
-/// Needed for `val/ratio_var`, logged nowhere.
+/// Used for `val/ratio_var`; not logged.
 const MEAN_SQUARE_RATIO: &str = "mean square of the ratio";
 
-/// `parts` parts whose sizes differ by one at most; fewer if there are fewer items.
+/// Splits into `parts` parts whose sizes differ by at most one; fewer parts if there are fewer items.
 fn even_parts<T>(items: &[T], parts: usize) -> impl Iterator<Item = &[T]> {
     let parts = parts.clamp(1, items.len().max(1));
     (0..parts).map(move |i| &items[i * items.len() / parts..(i + 1) * items.len() / parts])
@@ -317,7 +315,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_as_many_as_asked_for_and_even() {
+    fn items_are_split_into_even_parts() {
         let items: Vec<u32> = (0..8).collect();
         for (parts, sizes) in [(6, vec![1, 1, 2, 1, 1, 2]), (3, vec![2, 3, 3]), (1, vec![8]), (9, vec![1; 8])] {
             let made: Vec<&[u32]> = even_parts(&items, parts).collect();

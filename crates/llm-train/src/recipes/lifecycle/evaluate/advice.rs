@@ -10,7 +10,7 @@ use super::super::data::ranked;
 use super::super::metric::{Metric, Unit, mean};
 use super::Models;
 use crate::best_of::{ScoredReply, expected_best, kl_bound, n_at_kl};
-use crate::eval::{ReplyStats, WrittenReply, reply_kls, reply_stats, write_replies};
+use crate::eval::{GeneratedReply, ReplyStats, generate_replies, reply_kls, reply_stats};
 use crate::examples::chat_messages;
 use crate::recipes::RewardModel;
 use crate::{Error, Result};
@@ -48,11 +48,11 @@ impl PromptSet {
     }
 
     /// One reply to each prompt, sampled with PPO's settings.
-    pub fn replies(&self, recipe: &LifecycleRecipe, model: &TextModel) -> Result<Vec<WrittenReply>> {
-        write_replies(model, &self.prompts, &sampling_options(recipe, model), 100)
+    pub fn replies(&self, recipe: &LifecycleRecipe, model: &TextModel) -> Result<Vec<GeneratedReply>> {
+        generate_replies(model, &self.prompts, &sampling_options(recipe, model), 100)
     }
 
-    pub fn utilities(&self, replies: &[WrittenReply]) -> Vec<Utility> {
+    pub fn utilities(&self, replies: &[GeneratedReply]) -> Vec<Utility> {
         self.questions.iter().zip(replies).map(|(q, reply)| q.utility(&reply.text)).collect()
     }
 }
@@ -129,7 +129,7 @@ pub(super) fn evaluate(recipe: &LifecycleRecipe, world: &World, models: &Models)
         Metric::mean("— true utility, training themes", Unit::Number, &on_training(&models.aligned)?, &training.keys())
             .reference("before PPO", mean(&on_training(&models.instruct)?)),
     );
-    let score = |replies: &[WrittenReply]| scored(&models.reward, &held_out.prompts, replies);
+    let score = |replies: &[GeneratedReply]| scored(&models.reward, &held_out.prompts, replies);
     metrics.push(
         Metric::mean("— reward model score", Unit::Number, &score(&after)?, &keys)
             .reference("before PPO", mean(&score(&before)?))
@@ -153,10 +153,10 @@ fn reply_metrics(before: &ReplyStats, after: &ReplyStats) -> Vec<Metric> {
     };
     vec![
         row("— distinct last sentences per 100 replies", Unit::Rough, |s| s.endings_per_100),
-        row("— share of replies with the most frequent sentence", Unit::Share, |s| s.commonest_share),
+        row("— share of replies with the most frequent sentence", Unit::Share, |s| s.most_frequent_share),
         row("— share of distinct replies", Unit::Share, |s| s.distinct as f64 / s.n.max(1) as f64),
         row("— tokens per reply", Unit::Rough, |s| s.mean_tokens),
-        row("— replies cut off at the token limit", Unit::Share, |s| s.cut_off_share),
+        row("— replies cut off at the token limit", Unit::Share, |s| s.truncated_share),
     ]
 }
 
@@ -192,7 +192,7 @@ fn reward_metric(
         .reference("rule: shorter answer", mean(&shorter)))
 }
 
-fn scored(reward: &RewardModel, prompts: &[Vec<u32>], replies: &[WrittenReply]) -> Result<Vec<f64>> {
+fn scored(reward: &RewardModel, prompts: &[Vec<u32>], replies: &[GeneratedReply]) -> Result<Vec<f64>> {
     let rows: Vec<Vec<u32>> = prompts.iter().zip(replies).map(|(q, r)| [q.as_slice(), &r.ids].concat()).collect();
     let mut scores = Vec::with_capacity(rows.len());
     for chunk in rows.chunks(64) {
@@ -206,7 +206,7 @@ fn scored_samples(recipe: &LifecycleRecipe, models: &Models, prompts: &PromptSet
     let count = prompts.prompts.len().min(BEST_OF_PROMPTS);
     let repeated: Vec<Vec<u32>> =
         (0..count).flat_map(|i| std::iter::repeat_n(prompts.prompts[i].clone(), SAMPLES)).collect();
-    let replies = write_replies(&models.instruct, &repeated, &sampling_options(recipe, &models.instruct), 128)?;
+    let replies = generate_replies(&models.instruct, &repeated, &sampling_options(recipe, &models.instruct), 128)?;
     let scores = scored(&models.reward, &repeated, &replies)?;
     let sample = |i: usize| {
         let utility = prompts.questions[i / SAMPLES].utility(&replies[i].text).total();

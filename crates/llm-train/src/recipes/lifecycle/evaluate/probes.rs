@@ -31,21 +31,21 @@ fn probe_metric(name: &str, models: &Models, n_grams: &NgramModel, probes: &[Pro
         .map(|order| mean(&n_grams.choices(order, probes.iter().map(|p| (&*p.prefix, &*p.good, &*p.bad)))))
         .fold(0., f64::max);
     // Controls: the deciding word masked in the attention of every layer, or deleted from the text.
-    let hidden: Vec<Pair> = probes
+    let masked: Vec<Pair> = probes
         .iter()
-        .map(|p| Pair { prefix: &p.prefix, good: &p.good, bad: &p.bad, hidden: p.deciding.clone() })
+        .map(|p| Pair { prefix: &p.prefix, good: &p.good, bad: &p.bad, masked: p.deciding.clone() })
         .collect();
     let texts: Vec<String> = probes.iter().map(Probe::without_deciding).collect();
     let deleted: Vec<Pair> = probes
         .iter()
         .zip(&texts)
-        .map(|(p, prefix)| Pair { prefix, good: &p.good, bad: &p.bad, hidden: 0..0 })
+        .map(|(p, prefix)| Pair { prefix, good: &p.good, bad: &p.bad, masked: 0..0 })
         .collect();
     let score = |pairs: &[Pair]| Ok::<_, crate::Error>(mean(&pair_scores(&models.base.model, tokenizer, pairs)?));
     Ok(Metric::mean(format!("probe accuracy: {name}"), Unit::Share, &whole(&models.base.model)?, &keys)
         .reference("chance", 0.5)
         .reference("best n-gram model, n = 1 to 5", best_order)
         .reference("untrained", mean(&whole(&models.untrained)?))
-        .reference("deciding word masked in attention", score(&hidden)?)
+        .reference("deciding word masked in attention", score(&masked)?)
         .reference("deciding word deleted", score(&deleted)?))
 }

@@ -10,7 +10,7 @@ use super::super::LifecycleRecipe;
 use super::super::metric::{Metric, Unit, mean, scores};
 use super::Models;
 use crate::baselines::{Majority, NearestNeighbour};
-use crate::eval::{TaskScores, task_scores, write_replies};
+use crate::eval::{TaskScores, generate_replies, task_scores};
 use crate::{Error, Result};
 
 /// More than the longest correct answer.
@@ -80,6 +80,6 @@ fn completed(model: &TextModel, tasks: &[Task]) -> Result<Vec<f64>> {
         stop_ids: model.stop_ids(),
         sampling: Sampling { temperature: 0., ..Sampling::default() },
     };
-    let replies = write_replies(model, &prompts, &options, 100)?;
+    let replies = generate_replies(model, &prompts, &options, 100)?;
     Ok(scores(tasks.iter().zip(&replies).map(|(task, reply)| task.completes_cloze(&reply.text))))
 }

@@ -1,4 +1,4 @@
-//! What each command of `llm-train` does, and what it says at its end.
+//! Implementation of each command of `llm-train`, and the message it prints at the end.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -16,17 +16,17 @@ use crate::recipes::{
 use crate::run::{Event, NEVER, Outcome, Record, RunOptions};
 use crate::{Error, Recipe, read_recipe};
 
-/// Performs a command; returns what is to be printed.
-pub(super) fn perform(command: Command, observer: &mut dyn FnMut(Event)) -> Result<String, Error> {
+/// Runs a command; returns the text to print.
+pub(super) fn run(command: Command, observer: &mut dyn FnMut(Event)) -> Result<String, Error> {
     let mut stages = Stages { observer, stop: &NEVER };
     match command {
         Command::Lifecycle(args) => match args.seeds {
-            None => stages.live(&args.common.recipe(&args.out)?, &args.out, args.common.resume),
+            None => stages.lifecycle(&args.common.recipe(&args.out)?, &args.out, args.common.resume),
             Some(seeds) => {
                 let name = args.common.recipe.as_deref().unwrap_or(LifecycleRecipe::STAGE);
                 let recipe: LifecycleRecipe = read_recipe(name, &args.common.set)?;
                 let table = lifecycle_seeds(&recipe, seeds, &args.out, stages.options(args.common.resume))?;
-                Ok(format!("{table}\nThe report: {}/report.md\n", args.out.display()))
+                Ok(format!("{table}\nReport: {}/report.md\n", args.out.display()))
             }
         },
         Command::Tokenizer(Tokenizer::Train(args)) => {
@@ -39,8 +39,8 @@ pub(super) fn perform(command: Command, observer: &mut dyn FnMut(Event)) -> Resu
             let inputs = PrepareInputs {
                 tokenizer: &args.tokenizer,
                 train: &args.train,
-                held_out: &args.held_out,
-                held_out_share: args.held_out_share,
+                validation: &args.validation,
+                validation_share: args.validation_share,
             };
             prepare(&inputs, &args.out, RunOptions { resume: false, observer: stages.observer, stop: &NEVER })?;
             let (tokenizer, out) = (args.tokenizer.display(), args.out.display());
@@ -54,13 +54,13 @@ pub(super) fn perform(command: Command, observer: &mut dyn FnMut(Event)) -> Resu
             let inputs = FinetuneInputs {
                 model: &args.model,
                 data: &args.data,
-                held_out: args.held_out.as_deref(),
+                validation: args.validation.as_deref(),
                 text: args.text.as_deref(),
             };
             stages.finetune(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
         }
         Command::Reward(args) => {
-            let inputs = RewardInputs { model: &args.model, data: &args.data, held_out: args.held_out.as_deref() };
+            let inputs = RewardInputs { model: &args.model, data: &args.data, validation: args.validation.as_deref() };
             stages.reward(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
         }
         Command::Ppo(args) => {
@@ -73,7 +73,7 @@ pub(super) fn perform(command: Command, observer: &mut dyn FnMut(Event)) -> Resu
                 text_teacher: args.text_teacher.as_deref(),
                 student: args.student.as_deref(),
                 data: &args.data,
-                held_out: args.held_out.as_deref(),
+                validation: args.validation.as_deref(),
                 text: args.text.as_deref(),
             };
             stages.distill(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
@@ -98,24 +98,24 @@ pub(super) fn perform(command: Command, observer: &mut dyn FnMut(Event)) -> Resu
     }
 }
 
-/// The stages, each with what it says at its end.
+/// Runs the stages; each returns its final message.
 struct Stages<'a> {
     observer: &'a mut dyn FnMut(Event),
     stop: &'a AtomicBool,
 }
 
 impl Stages<'_> {
-    /// From here on Ctrl-C ends a run in good order.
+    /// Options of a run. From here on Ctrl-C saves a checkpoint and stops the run.
     fn options(&mut self, resume: bool) -> RunOptions<'_> {
         self.stop = llm_cli::stop_on_interrupt();
         RunOptions { resume, observer: self.observer, stop: self.stop }
     }
 
-    fn live(&mut self, recipe: &LifecycleRecipe, out: &Path, resume: bool) -> Result<String, Error> {
+    fn lifecycle(&mut self, recipe: &LifecycleRecipe, out: &Path, resume: bool) -> Result<String, Error> {
         let table = lifecycle(recipe, out, self.options(resume))?;
         let shown = out.display();
         Ok(format!(
-            "{table}\nThe report: {shown}/report.md. Next: llm-infer chat --model {}\n",
+            "{table}\nReport: {shown}/report.md. Next: llm-infer chat --model {}\n",
             out.join("aligned").display()
         ))
     }
@@ -128,7 +128,7 @@ impl Stages<'_> {
         resume: bool,
     ) -> Result<String, Error> {
         let outcome = pretrain(recipe, inputs, out, self.options(resume))?;
-        Ok(said(&outcome, "steps", &format!("llm-infer generate --model {} --prompt TEXT", out.display())))
+        Ok(summary(&outcome, "steps", &format!("llm-infer generate --model {} --prompt TEXT", out.display())))
     }
 
     fn finetune(
@@ -144,7 +144,7 @@ impl Stages<'_> {
             Some(_) => format!("llm-infer chat --model {model} --adapter {out}"),
             None => format!("llm-infer chat --model {out}"),
         };
-        Ok(said(&outcome, "steps", &next))
+        Ok(summary(&outcome, "steps", &next))
     }
 
     fn reward(
@@ -156,12 +156,16 @@ impl Stages<'_> {
     ) -> Result<String, Error> {
         let outcome = reward(recipe, inputs, out, self.options(resume))?;
         let (model, out) = (inputs.model.display(), out.display());
-        Ok(said(&outcome, "steps", &format!("llm-train ppo --model {model} --reward {out} --data PROMPTS --out RUN")))
+        Ok(summary(
+            &outcome,
+            "steps",
+            &format!("llm-train ppo --model {model} --reward {out} --data PROMPTS --out RUN"),
+        ))
     }
 
     fn ppo(&mut self, recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, resume: bool) -> Result<String, Error> {
         let outcome = ppo(recipe, inputs, out, self.options(resume))?;
-        Ok(said(&outcome, "updates", &format!("llm-infer chat --model {}", out.display())))
+        Ok(summary(&outcome, "updates", &format!("llm-infer chat --model {}", out.display())))
     }
 
     fn distill(
@@ -172,70 +176,73 @@ impl Stages<'_> {
         resume: bool,
     ) -> Result<String, Error> {
         let outcome = distill(recipe, inputs, out, self.options(resume))?;
-        Ok(said(&outcome, "steps", &format!("llm-infer chat --model {}", out.display())))
+        Ok(summary(&outcome, "steps", &format!("llm-infer chat --model {}", out.display())))
     }
 
-    /// Goes on with the run in a folder, whose `recipe.toml` says all that is needed.
+    /// Resumes the run in a folder from its `recipe.toml`.
     fn resume(&mut self, args: &Resume) -> Result<String, Error> {
         let (dir, record) = (args.run.as_path(), Record::read(&args.run)?);
-        let places = Places::of(args, &record)?;
+        let paths = InputPaths::of(args, &record)?;
         match record.run.stage.as_str() {
-            LifecycleRecipe::STAGE => self.live(&record.recipe(&args.set)?, dir, true),
+            LifecycleRecipe::STAGE => self.lifecycle(&record.recipe(&args.set)?, dir, true),
             PretrainRecipe::STAGE => {
-                let inputs = PretrainInputs { tokenizer: places.get("tokenizer")?, data: places.get("data")? };
+                let inputs = PretrainInputs { tokenizer: paths.get("tokenizer")?, data: paths.get("data")? };
                 self.pretrain(&record.recipe(&args.set)?, inputs, dir, true)
             }
             FinetuneRecipe::STAGE => {
-                let held_out = places.find("held_out");
-                let (model, data, text) = (places.get("model")?, places.get("data")?, places.find("text"));
-                let inputs = FinetuneInputs { model, data, held_out, text };
+                let validation = paths.find("validation");
+                let (model, data, text) = (paths.get("model")?, paths.get("data")?, paths.find("text"));
+                let inputs = FinetuneInputs { model, data, validation, text };
                 self.finetune(&record.recipe(&args.set)?, inputs, dir, true)
             }
             RewardRecipe::STAGE => {
-                let held_out = places.find("held_out");
-                let inputs = RewardInputs { model: places.get("model")?, data: places.get("data")?, held_out };
+                let validation = paths.find("validation");
+                let inputs = RewardInputs { model: paths.get("model")?, data: paths.get("data")?, validation };
                 self.reward(&record.recipe(&args.set)?, inputs, dir, true)
             }
             PpoRecipe::STAGE => {
-                let (model, reward) = (places.get("model")?, places.get("reward")?);
-                self.ppo(&record.recipe(&args.set)?, PpoInputs { model, reward, data: places.get("data")? }, dir, true)
+                let (model, reward) = (paths.get("model")?, paths.get("reward")?);
+                self.ppo(&record.recipe(&args.set)?, PpoInputs { model, reward, data: paths.get("data")? }, dir, true)
             }
             DistillRecipe::STAGE => {
                 let inputs = DistillInputs {
-                    teacher: places.get("teacher")?,
-                    text_teacher: places.find("text_teacher"),
-                    student: places.find("student"),
-                    data: places.get("data")?,
-                    held_out: places.find("held_out"),
-                    text: places.find("text"),
+                    teacher: paths.get("teacher")?,
+                    text_teacher: paths.find("text_teacher"),
+                    student: paths.find("student"),
+                    data: paths.get("data")?,
+                    validation: paths.find("validation"),
+                    text: paths.find("text"),
                 };
                 self.distill(&record.recipe(&args.set)?, inputs, dir, true)
             }
-            other => Err(Error::Input(format!("{}: was begun by `{other}`, which cannot be resumed", dir.display()))),
+            other => Err(Error::Input(format!("{}: a run of `{other}` cannot be resumed", dir.display()))),
         }
     }
 }
 
-/// Where the inputs of a run are.
-struct Places<'a> {
+/// The current paths of a run's inputs.
+struct InputPaths<'a> {
     run: &'a Path,
     all: Vec<(String, PathBuf)>,
 }
 
-impl<'a> Places<'a> {
+impl<'a> InputPaths<'a> {
     fn of(args: &'a Resume, record: &Record) -> Result<Self, Error> {
         if let Some((name, _)) = args.input.iter().find(|(name, _)| !record.inputs.contains_key(name)) {
             let known: Vec<&str> = record.inputs.keys().map(String::as_str).collect();
-            return Err(Error::Input(format!("--input {name}: the run has no such input, but {}", known.join(", "))));
+            return Err(Error::Input(format!(
+                "--input {name}: the run has no such input; its inputs are {}",
+                known.join(", ")
+            )));
         }
         let mut all = Vec::new();
         for (name, recorded) in &record.inputs {
             let given = args.input.iter().rev().find(|(given, _)| given == name).map(|(_, path)| PathBuf::from(path));
-            // A finished run that is left alone needs none of them.
-            let place = given.map_or_else(|| recorded.find(name, &args.run), Ok);
+            // A finished run that is not extended does not need its inputs.
+            let path = given.map_or_else(|| recorded.find(name, &args.run), Ok);
             all.push((
                 name.clone(),
-                place.or_else(|e| {
+                path.or_else(|e| {
                     if args.set.is_empty() && crate::run::is_finished(&args.run) {
                         Ok(recorded.path.clone())
                     } else {
@@ -253,12 +260,12 @@ impl<'a> Places<'a> {
 
     fn get(&self, name: &str) -> Result<&Path, Error> {
         let run = self.run.display();
-        self.find(name).ok_or_else(|| Error::Input(format!("{run}/recipe.toml: has no table [inputs.{name}]")))
+        self.find(name).ok_or_else(|| Error::Input(format!("{run}/recipe.toml: no table [inputs.{name}]")))
     }
 }
 
-/// How a run ended: where its result is, how long it took, what to type next.
-fn said(outcome: &Outcome, unit: &str, next: &str) -> String {
+/// The final message of a run: its folder, its duration, the next command.
+fn summary(outcome: &Outcome, unit: &str, next: &str) -> String {
     let (dir, steps) = (outcome.dir.display(), outcome.steps);
     match outcome.was_finished {
         true => format!("{dir} is finished ({steps} {unit}); nothing to do\n"),

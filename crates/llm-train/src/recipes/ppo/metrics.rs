@@ -1,46 +1,45 @@
-//! The metrics of an update, named as TRL names them.
+//! The metrics of a PPO update, with the names of TRL.
 
 use super::PpoRecipe;
 use crate::rollout::Rollout;
 
-/// Averages by name, each over what was added to it.
+/// Weighted running means by name.
 #[derive(Debug, Default)]
-pub struct Averages(Vec<(&'static str, f64, f64)>); // name, weighted sum, sum of weights
+pub struct RunningMeans(Vec<(&'static str, f64, f64)>); // name, weighted sum, sum of weights
 
-impl Averages {
-    /// Adds a number that counts `weight` times.
-    pub(super) fn add(&mut self, name: &'static str, number: f64, weight: f64) {
+impl RunningMeans {
+    /// Adds a value with a weight.
+    pub(super) fn add(&mut self, name: &'static str, value: f64, weight: f64) {
         match self.0.iter_mut().find(|(known, ..)| *known == name) {
             Some((_, sum, weights)) => {
-                *sum += weight * number;
+                *sum += weight * value;
                 *weights += weight;
             }
-            None => self.0.push((name, weight * number, weight)),
+            None => self.0.push((name, weight * value, weight)),
         }
     }
 
-    /// The average of that name, if something was added to it.
+    /// The mean with this name, if any value was added.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.iter().find(|(known, ..)| *known == name).map(|(_, sum, weights)| sum / weights)
     }
 
-    /// The average of that name, which is gone then.
+    /// Removes and returns the mean with this name.
     pub(super) fn take(&mut self, name: &str) -> Option<f64> {
-        let average = self.get(name);
+        let mean = self.get(name);
         self.0.retain(|(known, ..)| *known != name);
-        average
+        mean
     }
 
-    /// The averages in the order in which their names came.
+    /// All means, in the order of their first value.
     pub(super) fn all(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
         self.0.iter().map(|(name, sum, weights)| (*name, sum / weights))
     }
 }
 
-/// What the batch of replies says of the objective: means over replies of what is summed over a reply's tokens.
+/// The objective of a batch of replies: means over replies of sums over tokens.
 ///
-/// `objective/scores` is what is optimised: the score after the penalty for a missing end. `rollout/raw_scores` is the
-/// score before it.
+/// `objective/scores` is the optimised score, after the penalty for a missing end token; `rollout/raw_scores` is the score before.
 pub(super) fn objective(rollouts: &[Rollout], recipe: &PpoRecipe, kl_coef: f64) -> Vec<(&'static str, f64)> {
     let n = rollouts.len().max(1) as f64;
     let mean = |number: &dyn Fn(&Rollout) -> f64| rollouts.iter().map(number).sum::<f64>() / n;
@@ -66,19 +65,19 @@ mod tests {
     use crate::rl::MissingEos;
 
     #[test]
-    fn an_average_is_over_what_was_added() {
-        let mut averages = Averages::default();
+    fn a_running_mean_is_weighted() {
+        let mut means = RunningMeans::default();
         for (name, number, weight) in [("a", 1., 1.), ("b", 5., 2.), ("a", 4., 3.)] {
-            averages.add(name, number, weight);
+            means.add(name, number, weight);
         }
-        assert_eq!(averages.all().collect::<Vec<_>>(), [("a", 13. / 4.), ("b", 5.)]);
-        assert_eq!(averages.get("a"), Some(13. / 4.));
-        assert_eq!(averages.get("c"), None);
+        assert_eq!(means.all().collect::<Vec<_>>(), [("a", 13. / 4.), ("b", 5.)]);
+        assert_eq!(means.get("a"), Some(13. / 4.));
+        assert_eq!(means.get("c"), None);
     }
 
-    /// Two replies by hand: KL 0.3 + (-0.1) = 0.2 and 0.5; the second has no end.
+    /// Two replies: KL 0.3 + (-0.1) = 0.2 and 0.5; the second has no end token.
     #[test]
-    fn the_objective_is_what_is_optimised() {
+    fn objective_metrics_match_hand_computed_values() {
         let rollout = |logprobs: &[f64], ref_logprobs: &[f64], score, has_eos| Rollout {
             query: vec![3],
             response: vec![4; logprobs.len()],

@@ -1,4 +1,4 @@
-//! Before a run is under way: what is checked against its folder, and the making of that folder, which comes last.
+//! The start of a run: checks against its folder, then creation of the folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,53 +15,53 @@ use super::{Outcome, Run, RunOptions, is_finished};
 use crate::recipe::Recipe;
 use crate::{Error, Result};
 
-/// A run that may begin: its recipe, inputs and folder fit together, and nothing has been made yet.
-pub(crate) struct Opening<'a> {
+/// A run that can start: recipe, inputs and folder are checked, and nothing is written yet.
+pub(crate) struct RunSetup<'a> {
     stage: &'static str,
     recipe: Table,
     inputs: Vec<Input>,
     dir: PathBuf,
     options: RunOptions<'a>,
-    past: Option<Past>,
+    resumed: Option<ResumeState>,
 }
 
-/// What a run that is resumed has done before.
-struct Past {
+/// The state of a run that is resumed.
+struct ResumeState {
     lock: Lock,
     checkpoint: Option<Checkpoint>,
     changes: Vec<Change>,
     earlier: Vec<Change>,
 }
 
-/// What is to be done with a folder.
+/// How to start in a folder.
 pub(crate) enum Start<'a> {
-    /// Begin, or go on.
-    Open(Box<Opening<'a>>),
-    /// Nothing: the run is finished.
+    /// Start or resume the run.
+    Open(Box<RunSetup<'a>>),
+    /// The run is already finished.
     Finished(Outcome),
 }
 
 const LOCK: &str = ".lock";
 
-impl<'a> Opening<'a> {
-    /// Checks the recipe, and that the run in the folder `dir` (if one is to be resumed) was begun with the same recipe and inputs.
+impl<'a> RunSetup<'a> {
+    /// Checks the recipe. To resume, also checks that the run in the folder `dir` has the same recipe and inputs.
     pub fn check<R: Recipe>(recipe: &R, inputs: Vec<Input>, dir: &Path, options: RunOptions<'a>) -> Result<Start<'a>> {
         recipe.validate()?;
         if options.stop.load(SeqCst) {
-            return Err(Error::Interrupted { run: dir.to_owned(), done: "before it began".to_owned() });
+            return Err(Error::Interrupted { run: dir.to_owned(), done: "before it started".to_owned() });
         }
         let (resume, table) = (options.resume, crate::recipe::to_table(recipe)?);
-        let opening = Self { stage: R::STAGE, recipe: table, inputs, dir: dir.to_owned(), options, past: None };
+        let setup = Self { stage: R::STAGE, recipe: table, inputs, dir: dir.to_owned(), options, resumed: None };
         if resume {
             let record = Record::read(dir)?;
             let changes = record.changes(recipe)?;
-            return opening.resumed(record, changes);
+            return setup.resume_from(record, changes);
         }
         refuse_existing(dir)?;
-        Ok(Start::Open(Box::new(opening)))
+        Ok(Start::Open(Box::new(setup)))
     }
 
-    fn resumed(mut self, record: Record, changes: Vec<Change>) -> Result<Start<'a>> {
+    fn resume_from(mut self, record: Record, changes: Vec<Change>) -> Result<Start<'a>> {
         let dir = &self.dir;
         let lengthened = changes.iter().any(Change::lengthens);
         if is_finished(dir) && !lengthened {
@@ -78,25 +78,25 @@ impl<'a> Opening<'a> {
             let steps = Outcome::of_finished(dir)?.steps;
             if checkpoint.as_ref().is_none_or(|checkpoint| checkpoint.step < steps) {
                 let dir = dir.display();
-                let message = format!("its checkpoint of step {steps} is gone, so the run cannot be made longer");
-                return Err(Error::Input(format!("{dir}: {message}; begin another one")));
+                let message = format!("its checkpoint of step {steps} is gone, so the run cannot be extended");
+                return Err(Error::Input(format!("{dir}: {message}; start a new run")));
             }
         }
-        self.past = Some(Past { lock, checkpoint, changes, earlier: record.run.changes });
+        self.resumed = Some(ResumeState { lock, checkpoint, changes, earlier: record.run.changes });
         Ok(Start::Open(Box::new(self)))
     }
 
-    /// Where the run goes on; none: at its first step.
+    /// The checkpoint to resume from; `None`: start at step 0.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
-        self.past.as_ref().and_then(|past| past.checkpoint.as_ref())
+        self.resumed.as_ref().and_then(|state| state.checkpoint.as_ref())
     }
 
-    /// Steps done.
+    /// Number of steps done.
     pub fn step(&self) -> u64 {
         self.checkpoint().map_or(0, |checkpoint| checkpoint.step)
     }
 
-    /// Makes the folder of the run, or goes on in it. Whatever can fail for the caller's fault has been tried before.
+    /// Creates the folder of the run, or resumes in it. Call it after all checks that can fail by the caller's fault.
     pub fn open(self, steps: u64, save_every: u64) -> Result<Run<'a>> {
         let (step, earlier) = (self.step(), self.checkpoint().map_or(0., Checkpoint::elapsed));
         if step > steps {
@@ -106,31 +106,31 @@ impl<'a> Opening<'a> {
         let resume = self.options.resume;
         let (dir, options, lock) = self.open_folder()?;
         if resume && step == 0 {
-            tracing::info!("{}: begins again at step 0 of {steps}, as no checkpoint was due before", dir.display());
+            tracing::info!("{}: no checkpoint yet; restarts at step 0 of {steps}", dir.display());
         } else if resume {
             tracing::info!("{}: resumes after step {step} of {steps}", dir.display());
         }
         Run::new(dir, options, lock, (step, steps, save_every), earlier)
     }
 
-    /// The same for what is no stage of its own: only the folder, its recipe and its lock.
+    /// [`Self::open`] without metrics and checkpoints: only the folder, its recipe and its lock.
     pub fn open_folder(self) -> Result<(PathBuf, RunOptions<'a>, Lock)> {
-        match self.past.is_some() {
-            true => self.go_on(),
-            false => self.begin(),
+        match self.resumed.is_some() {
+            true => self.resume(),
+            false => self.create(),
         }
     }
 
-    fn begin(self) -> Result<(PathBuf, RunOptions<'a>, Lock)> {
+    fn create(self) -> Result<(PathBuf, RunOptions<'a>, Lock)> {
         let existed = self.dir.exists();
         fs::create_dir_all(&self.dir).map_err(Error::io(&self.dir))?;
         let lock = self.lock()?;
-        let begun = refuse_existing(&self.dir).and_then(|()| {
+        let written = refuse_existing(&self.dir).and_then(|()| {
             let text = record::to_text(self.stage, self.recipe.clone(), &self.inputs, &self.dir, &[])?;
             Ok(write_atomic(&self.dir.join("recipe.toml"), text.as_bytes())?)
         });
-        if let Err(error) = begun {
-            // An empty folder, as it was.
+        if let Err(error) = written {
+            // Restore the previous state.
             fs::remove_file(self.dir.join(LOCK)).ok();
             if !existed {
                 fs::remove_dir(&self.dir).ok();
@@ -140,14 +140,14 @@ impl<'a> Opening<'a> {
         Ok((self.dir, self.options, lock))
     }
 
-    fn go_on(self) -> Result<(PathBuf, RunOptions<'a>, Lock)> {
+    fn resume(self) -> Result<(PathBuf, RunOptions<'a>, Lock)> {
         let step = self.step();
-        let Self { stage, recipe, inputs, dir, options, past } = self;
-        let Some(past) = past else { return Err(Error::Input(format!("{}: nothing to resume", dir.display()))) };
+        let Self { stage, recipe, inputs, dir, options, resumed } = self;
+        let Some(state) = resumed else { return Err(Error::Input(format!("{}: nothing to resume", dir.display()))) };
         checkpoint::clear(&dir, step)?;
-        if !past.changes.is_empty() {
-            let mut changes = past.earlier;
-            for change in past.changes {
+        if !state.changes.is_empty() {
+            let mut changes = state.earlier;
+            for change in state.changes {
                 let show =
                     |value: &Option<toml::Value>| value.as_ref().map_or("nothing".to_owned(), toml::Value::to_string);
                 tracing::info!(
@@ -166,30 +166,28 @@ impl<'a> Opening<'a> {
         if finished.exists() {
             fs::remove_file(&finished).map_err(Error::io(&finished))?;
         }
-        Ok((dir, options, past.lock))
+        Ok((dir, options, state.lock))
     }
 
     fn lock(&self) -> Result<Lock> {
         let path = self.dir.join(LOCK);
         Lock::try_acquire(&path).map_err(Error::io(&path))?.ok_or_else(|| {
             let dir = self.dir.display();
-            Error::Input(format!(
-                "{dir}: another process is at work on this run; wait for its end, or choose another --out"
-            ))
+            Error::Input(format!("{dir}: another process is running this run; wait for it, or choose another --out"))
         })
     }
 }
 
-/// Refuses to write into a folder that holds something (but for what a run that was killed at its very beginning left).
+/// Returns an error if the folder is not empty. Files left by a run that was killed during its start are ignored.
 pub(crate) fn refuse_existing(dir: &Path) -> Result<()> {
-    let something = |entry: std::io::Result<fs::DirEntry>| {
+    let is_content = |entry: std::io::Result<fs::DirEntry>| {
         entry.map_or(true, |entry| !llm_files::is_temp_name(&entry.file_name()) && entry.file_name() != LOCK)
     };
-    if dir.exists() && fs::read_dir(dir).map_or(true, |mut entries| entries.any(something)) {
-        let begun = dir.join("recipe.toml").exists();
-        let go_on = if begun { "go on with the run in it by --resume, or " } else { "" };
+    if dir.exists() && fs::read_dir(dir).map_or(true, |mut entries| entries.any(is_content)) {
+        let is_run = dir.join("recipe.toml").exists();
+        let resume = if is_run { "continue its run with --resume, or " } else { "" };
         let dir = dir.display();
-        return Err(Error::Input(format!("{dir}: exists already; {go_on}choose another --out")));
+        return Err(Error::Input(format!("{dir}: already exists; {resume}choose another --out")));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! How long the pieces of work took that are no runs of their own.
+//! Durations of the pipeline's stages that are not runs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use serde_json::{Map, Value, json};
 use super::write_json;
 use crate::{Error, Result};
 
-/// Seconds of the pieces of work that are not runs of their own, kept in a file.
-pub(crate) struct Times {
+/// Seconds of each stage that is not a run, stored in a file.
+pub(crate) struct StageTimes {
     path: PathBuf,
     seconds: Map<String, Value>,
 }
 
-impl Times {
-    /// Reads the file if it is there.
+impl StageTimes {
+    /// Reads the file if it exists.
     pub fn open(path: &Path) -> Result<Self> {
         let seconds = match fs::read_to_string(path) {
             Ok(text) => serde_json::from_str(&text).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?,
@@ -25,8 +25,8 @@ impl Times {
         Ok(Self { path: path.to_owned(), seconds })
     }
 
-    /// Does a piece of work and adds its time.
-    pub fn of<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Runs `work` and adds its duration to stage `name`.
+    pub fn measure<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let start = Instant::now();
         let result = work()?;
         let seconds = self.get(name) + start.elapsed().as_secs_f64();
@@ -35,7 +35,7 @@ impl Times {
         Ok(result)
     }
 
-    /// The seconds of a piece of work so far.
+    /// The seconds of a stage so far.
     pub fn get(&self, name: &str) -> f64 {
         self.seconds.get(name).and_then(Value::as_f64).unwrap_or(0.)
     }

@@ -1,0 +1,85 @@
+//! Checks that a model, a tokenizer and prepared data match. Every stage calls it before it creates its folder.
+
+use std::path::Path;
+
+use llm_data::TokenDataset;
+use llm_model::ModelConfig;
+use llm_tokenizer::Tokenizer;
+
+use crate::{Error, Result};
+
+/// Another source or consumer of token ids in a stage.
+#[derive(Debug, Clone, Copy)]
+pub enum TokenSource<'a> {
+    /// Sequences of `seq_len` tokens from a folder of token shards.
+    Shards {
+        /// The shards.
+        shards: &'a TokenDataset,
+        /// Their folder, for error messages.
+        dir: &'a Path,
+        /// Tokens per sequence.
+        seq_len: usize,
+    },
+    /// Another model (teacher, student, reward model) that reads the same token ids.
+    Model {
+        /// Its configuration.
+        config: &'a ModelConfig,
+        /// Its tokenizer.
+        tokenizer: &'a Tokenizer,
+        /// Its folder, for error messages.
+        dir: &'a Path,
+    },
+}
+
+/// Checks that all models and shards of a stage have the same tokenizer, and that token ids and sequence lengths are within the
+/// models' vocabularies and context lengths.
+///
+/// `tokenizer` comes with its folder. `sources` lists the shards and the other models. The error names the folder and the
+/// difference.
+pub fn check_compatible(model: &ModelConfig, tokenizer: (&Tokenizer, &Path), sources: &[TokenSource]) -> Result<()> {
+    let (tokenizer, origin) = tokenizer;
+    let lengths = sources.iter().filter_map(|source| match source {
+        TokenSource::Shards { seq_len, .. } => Some(*seq_len),
+        TokenSource::Model { .. } => None,
+    });
+    let seq_len = lengths.max().unwrap_or(0);
+    check_sizes(model, tokenizer, seq_len, origin)?;
+    for source in sources {
+        match *source {
+            TokenSource::Shards { shards, dir, .. } if shards.manifest().tokenizer != tokenizer.fingerprint() => {
+                let origin = origin.display();
+                return wrong(dir, format!("was prepared with another tokenizer than {origin}; prepare it again"));
+            }
+            TokenSource::Shards { .. } => {}
+            TokenSource::Model { config, tokenizer: other, dir } => {
+                check_sizes(config, other, seq_len, dir)?;
+                if other.fingerprint() != tokenizer.fingerprint() {
+                    let origin = origin.display();
+                    return wrong(dir, format!("has another tokenizer than {origin}; both models need the same one"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the vocabulary and the context length of a model are large enough.
+fn check_sizes(model: &ModelConfig, tokenizer: &Tokenizer, seq_len: usize, dir: &Path) -> Result<()> {
+    let (tokens, rows, positions) = (tokenizer.vocab_size(), model.vocab_size, model.max_position_embeddings);
+    if tokens > rows {
+        let message = "use the model's own tokenizer";
+        return wrong(
+            dir,
+            format!("the tokenizer has {tokens} tokens, the model's \"vocab_size\" is {rows}; {message}"),
+        );
+    }
+    if seq_len > positions {
+        let message = format!("\"seq_len\" must be at most the model's \"max_position_embeddings\", {positions}");
+        return wrong(dir, format!("{message}; it is {seq_len}"));
+    }
+    Ok(())
+}
+
+fn wrong(path: &Path, message: String) -> Result<()> {
+    Err(Error::Input(format!("{}: {message}", path.display())))
+}
