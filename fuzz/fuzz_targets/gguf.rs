@@ -8,7 +8,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         if let Ok(model) = llm_model::Model::from_gguf(&file) {
             llm_fuzz::run(&model);
         }
-        if let Ok(text) = llm_infer::TextModel::open(&path) {
+        if let Ok(text) = llm_engine::TextModel::open(&path) {
             llm_fuzz::encode_and_decode(&text.tokenizer);
         }
     });

@@ -3,7 +3,7 @@
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     llm_fuzz::with_file("tokenizer.model", bytes, |dir| {
-        if let Ok(tokenizer) = llm_tokenizer::Tokenizer::from_dir(dir) {
+        if let Ok(tokenizer) = llm_tokenizer::Tokenizer::load(dir) {
             llm_fuzz::encode_and_decode(&tokenizer);
         }
     });

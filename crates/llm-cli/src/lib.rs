@@ -18,12 +18,17 @@
 mod failure;
 mod interrupt;
 mod logging;
+mod manual;
 mod progress;
+mod verbosity;
 
+pub use clap_complete::Shell;
 pub use failure::{Failure, run};
 pub use interrupt::stop_on_interrupt;
 pub use logging::{init_logging, print};
+pub use manual::{print_completions, write_man_pages};
 pub use progress::Progress;
+pub use verbosity::Verbosity;
 
 /// mimalloc reuses freed memory. The system allocator returns each large tensor to the kernel and maps new pages for the next
 /// one, thousands of times per second.

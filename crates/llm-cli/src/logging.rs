@@ -7,22 +7,35 @@ use indicatif::{MultiProgress, ProgressDrawTarget};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::Failure;
+use crate::{Failure, Verbosity};
 
 /// All progress bars of the process. They are hidden while something else is printed.
 pub(crate) static BARS: LazyLock<MultiProgress> =
     LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
 
-/// Sends `tracing` events to standard error, at level info and above unless `RUST_LOG` sets another filter.
-pub fn init_logging() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+/// Sends `tracing` events to standard error. The level is info unless `--quiet`, `--verbose` or `RUST_LOG` sets another one;
+/// `--quiet` also hides progress bars. On a terminal, lines have colours, unless `NO_COLOR` is set, and no timestamps.
+pub fn init_logging(verbosity: Verbosity) {
+    if verbosity.quiet {
+        BARS.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    let filter = match verbosity.filter() {
+        Some(filter) => EnvFilter::new(filter),
+        None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+    };
+    let terminal = std::io::stderr().is_terminal();
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(terminal && !no_color)
         .with_writer(BarAwareStderr);
     // A second call changes nothing.
-    subscriber.try_init().ok();
+    if terminal {
+        subscriber.without_time().try_init().ok()
+    } else {
+        subscriber.try_init().ok()
+    };
 }
 
 /// Writes a result to standard output. If the reader has closed the pipe (`| head`), the failure has no message and exit code 0.

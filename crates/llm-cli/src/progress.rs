@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
 use crate::logging::BARS;
 
@@ -27,11 +27,13 @@ impl Progress {
     pub fn new(title: &str, total: u64, unit: &str, done: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = BARS.add(ProgressBar::new(total).with_position(done));
-            let template = format!(
-                "{{prefix:>10}} {{bar:30}} {{human_pos}}/{{human_len}} {unit} {{per_sec}} {{eta}} left {{msg}}"
-            );
+            let template =
+                format!("{{prefix}} {{bar:10}} {{percent:>3}} % {{rate}} {unit}/s {{eta}} left {{wide_msg}}");
             if let Ok(style) = ProgressStyle::with_template(&template) {
-                bar.set_style(style);
+                bar.set_style(style.with_key("rate", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                    // A failed write to the bar's own buffer only shortens the line.
+                    write!(out, "{}", rate_text(state.per_sec())).ok();
+                }));
             }
             bar.set_prefix(title.to_owned());
             bar.reset_eta();
@@ -69,8 +71,14 @@ impl Progress {
         };
         let (done, total) = (HumanCount(done), HumanCount(self.total));
         let gap = if message.is_empty() { "" } else { "; " };
-        format!("{}: {done}/{total} {}, {rate:.1}/s{left}{gap}{message}", self.title, self.unit)
+        let rate = rate_text(rate);
+        format!("{}: {done}/{total} {}, {rate}/s{left}{gap}{message}", self.title, self.unit)
     }
+}
+
+/// A rate with one decimal below 100 and none above.
+fn rate_text(rate: f64) -> String {
+    if rate < 100. { format!("{rate:.1}") } else { HumanCount(rate.round() as u64).to_string() }
 }
 
 #[cfg(test)]
@@ -84,5 +92,10 @@ mod tests {
         assert_eq!(line, "pretrain: 500/1,000 steps, 10.0/s, 50 seconds left; loss 2.1");
         let line = progress.line(400, "", Duration::from_secs(10));
         assert_eq!(line, "pretrain: 400/1,000 steps, 0.0/s");
+    }
+
+    #[test]
+    fn a_rate_has_a_decimal_only_if_it_is_small() {
+        assert_eq!([3.16, 99.96, 22579.26].map(rate_text), ["3.2", "100.0", "22,579"]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use llm_tokenizer::ChatMessage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -96,7 +97,8 @@ pub struct Conversations {
 ///
 /// A content is a string or a list of text parts. A conversation without an assistant message is an error, and so are tools,
 /// images, and weights or labels that exclude a message from training.
-pub fn read_conversations(path: &Path) -> Result<Conversations> {
+pub fn read_conversations(path: impl AsRef<Path>) -> Result<Conversations> {
+    let path = path.as_ref();
     let (mut conversations, mut warnings) = (Vec::new(), Warnings::default());
     for_each_record(path, &mut |_, value| {
         let messages = parse(&value, &mut warnings.ignored_keys)?;
@@ -119,7 +121,8 @@ pub fn read_conversations(path: &Path) -> Result<Conversations> {
 
 /// Reads prompts from a JSONL file or a JSON array (either may be compressed as `.gz`): `{"prompt": string or messages}`, or any
 /// format of [`read_conversations`], whose last assistant message is removed. A prompt without a user message is an error.
-pub fn read_prompts(path: &Path) -> Result<Vec<Vec<Message>>> {
+pub fn read_prompts(path: impl AsRef<Path>) -> Result<Vec<Vec<Message>>> {
+    let path = path.as_ref();
     let mut prompts = Vec::new();
     for_each_record(path, &mut |_, value| {
         let mut ignored_keys = IgnoredKeys::new();
@@ -243,6 +246,16 @@ pub(crate) fn side(
         Some(Value::Array(list)) => messages(list, ignored_keys).map_err(|wrong| format!("\"{key}\": {wrong}")),
         other => Err(format!("\"{key}\" is {}; it must be a string or a list of messages", kind_of(other))),
     }
+}
+
+/// The messages in the form of the chat template.
+pub fn chat_messages(messages: &[Message]) -> Vec<ChatMessage> {
+    let role = |role| match role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+    };
+    messages.iter().map(|m| ChatMessage::new(role(m.role), &m.content)).collect()
 }
 
 #[cfg(test)]

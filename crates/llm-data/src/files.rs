@@ -54,7 +54,8 @@ pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> st
 
 /// Reads the values of a JSONL file or a JSON array (either may be compressed as `.gz`), each with its line number, counted from
 /// 1. Skips blank lines. A value may span several lines.
-pub fn read_jsonl(path: &Path) -> Result<Vec<(usize, Value)>> {
+pub fn read_jsonl(path: impl AsRef<Path>) -> Result<Vec<(usize, Value)>> {
+    let path = path.as_ref();
     let mut values = Vec::new();
     for_each_record(path, &mut |line, value| {
         values.push((line, value));
@@ -77,7 +78,8 @@ pub fn write_jsonl<T: Serialize>(path: &Path, items: &[T]) -> Result<()> {
 /// Reads documents: a text file is one document, a JSONL file has one document in the `text` key of each record, a folder has
 /// the documents of all its text and JSONL files, sorted by name. Decompresses `.gz`, removes a byte order mark, and replaces
 /// `\r\n` in text files by `\n`. A file without text is an error.
-pub fn read_documents(path: &Path) -> Result<Vec<String>> {
+pub fn read_documents(path: impl AsRef<Path>) -> Result<Vec<String>> {
+    let path = path.as_ref();
     if path.is_dir() {
         let files = files_of(path)?;
         if files.is_empty() {
@@ -86,7 +88,7 @@ pub fn read_documents(path: &Path) -> Result<Vec<String>> {
                 "contains no .txt, .jsonl, .json or .ndjson file (or .gz of these); give a file or another folder",
             ));
         }
-        return Ok(files.iter().map(|file| read_documents(file)).collect::<Result<Vec<_>>>()?.concat());
+        return Ok(files.iter().map(read_documents).collect::<Result<Vec<_>>>()?.concat());
     }
     let mut documents = Vec::new();
     if is_jsonl(path) {
@@ -214,6 +216,6 @@ mod tests {
         assert!(message("b.jsonl", b"{\"text\": ").contains("line 1: not JSON"));
         assert!(message("c.txt", b"ab\xff").contains("byte 2 is not UTF-8"));
         assert!(message("d.txt", b"").contains("no text"));
-        assert!(read_documents(&dir.path().join("none.txt")).unwrap_err().to_string().contains("none.txt"));
+        assert!(read_documents(dir.path().join("none.txt")).unwrap_err().to_string().contains("none.txt"));
     }
 }

@@ -1,17 +1,15 @@
-//! Datasets: readers, token shards, batches, splits, and the built-in synthetic dataset.
+//! Datasets: readers, token shards, batches and splits.
 //!
-//! - [`world`]: the built-in world, a synthetic English dataset in which every answer is known;
 //! - [`read_documents`], [`prepare`], [`TokenDataset`], [`Batches`]: text files, token shards, batches for pre-training;
 //! - [`read_conversations`], [`read_prompts`]: instruction data in the common JSONL formats;
 //! - [`read_rankings`]: rankings of answers;
 //! - [`SplitKey`], [`split_by_prompt`], [`Duplicates`]: splits by prompt, and duplicates within and across them.
 //!
 //! ```
-//! use llm_data::{Batches, TokenDataset, prepare, world::{Split, World, WorldConfig}};
+//! use llm_data::{Batches, TokenDataset, prepare};
 //! use llm_tokenizer::{TrainConfig, train_bpe};
 //!
-//! let world = World::new(WorldConfig { corpus_bytes: 50_000, ..WorldConfig::default() });
-//! let documents = world.corpus(Split::Train);
+//! let documents: Vec<String> = (0..500).map(|i| format!("{i} apples and {} pears are {} fruits.", i + 1, 2 * i + 1)).collect();
 //! let config = TrainConfig { vocab_size: 400, ..TrainConfig::default() };
 //! let tokenizer = train_bpe(&config, documents.iter().map(String::as_str))?;
 //!
@@ -31,17 +29,20 @@ mod conversation;
 mod error;
 mod files;
 mod messages;
+mod overlap;
 mod ranking;
 mod records;
 mod shards;
 mod split;
 mod warnings;
-pub mod world;
 
 pub use batches::{Batches, eval_windows};
-pub use conversation::{Conversation, Conversations, Message, Role, prompt_key, read_conversations, read_prompts};
+pub use conversation::{
+    Conversation, Conversations, Message, Role, chat_messages, prompt_key, read_conversations, read_prompts,
+};
 pub use error::Error;
 pub use files::{read_documents, read_jsonl, write_jsonl};
+pub use overlap::NGrams;
 pub use ranking::{Ranking, Rankings, read_rankings};
 pub use shards::{Manifest, SplitInfo, TokenDataset, prepare};
 pub use split::{Duplicates, ItemKeys, Keyed, SplitKey, split_by_prompt};

@@ -92,7 +92,8 @@ pub struct Rankings {
 ///   that differ in their last message.
 ///
 /// Each record may have a `margin` (TRL).
-pub fn read_rankings(path: &Path) -> Result<Rankings> {
+pub fn read_rankings(path: impl AsRef<Path>) -> Result<Rankings> {
+    let path = path.as_ref();
     let (mut rankings, mut warnings) = (Vec::new(), Warnings::default());
     for_each_record(path, &mut |_, value| {
         warnings.records += 1;

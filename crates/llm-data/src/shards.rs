@@ -180,7 +180,8 @@ pub struct TokenDataset {
 
 impl TokenDataset {
     /// Reads a split that [`prepare`] wrote. An error if a file is missing, damaged, or has ids outside the vocabulary.
-    pub fn open(dir: &Path, split: &str) -> Result<Self> {
+    pub fn open(dir: impl AsRef<Path>, split: &str) -> Result<Self> {
+        let dir = dir.as_ref();
         let path = dir.join("manifest.json");
         if !path.exists() {
             return Err(Error::unusable(dir, "contains no manifest.json; write token shards with `llm-train prepare`"));
@@ -307,10 +308,7 @@ pub(crate) mod tests {
         std::fs::write(&file, wrong).unwrap();
         assert!(message("train").contains("outside the vocabulary"));
         assert!(
-            TokenDataset::open(&dir.path().join("none"), "train")
-                .unwrap_err()
-                .to_string()
-                .contains("llm-train prepare")
+            TokenDataset::open(dir.path().join("none"), "train").unwrap_err().to_string().contains("llm-train prepare")
         );
     }
 }

@@ -4,17 +4,18 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use llm_cli::Failure;
+use llm_engine::{Error, TextModel};
 use llm_kernels::BlockFormat;
 use llm_model::WeightFormat;
 use llm_model::gguf::TensorType;
 
 use crate::cli::input;
-use crate::{Error, TextModel};
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  llm-infer convert runs/chat --to gguf --quantize q8_0 --out chat.gguf")]
+#[command(after_help = "Example:\n  llm-infer convert --model runs/chat --to gguf --quantize q8_0 --out chat.gguf")]
 pub(crate) struct ConvertArgs {
     /// Model to convert: a Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a .gguf file
+    #[arg(short, long)]
     model: PathBuf,
     /// Output format
     #[arg(long, value_enum)]
@@ -50,9 +51,9 @@ enum Kind {
     Q8_0,
     /// 4.5 bits per weight (gguf only)
     Q4_0,
-    /// 4.5 bits per weight, more accurate than q4_0; q8_0 if the row length is not a multiple of 256 (gguf only)
+    /// 4.5 bits per weight, with finer scales; 8.5 bits if the row length is not a multiple of 256 (gguf only)
     Q4_K,
-    /// 6.6 bits per weight; q8_0 if the row length is not a multiple of 256 (gguf only)
+    /// 6.6 bits per weight; 8.5 bits if the row length is not a multiple of 256 (gguf only)
     Q6_K,
 }
 

@@ -1,43 +1,16 @@
-//! Text generation with a checkpoint, for one prompt or for a batch.
-//!
-//! [`generate`] generates token ids for a batch of prompts: left padding, one KV cache, one random stream per row.
-//! [`TextModel`] adds text: the tokenizer, the chat template, streaming and stop strings. The program `llm-infer` is the
-//! command line for them.
+//! The command line of the program `llm-infer`, as a library for tests: its arguments can be parsed and executed.
 //!
 //! ```
-//! use llm_infer::{GenerateOptions, Sampling, generate};
-//! use llm_model::{Head, Model, ModelConfig};
+//! use clap::Parser;
+//! use llm_infer::cli::Arguments;
 //!
-//! let config = ModelConfig { vocab_size: 50, hidden_size: 48, num_hidden_layers: 1, ..ModelConfig::default() };
-//! let model = Model::init(config, Head::LanguageModel, 1)?.frozen()?;
-//! let options = GenerateOptions {
-//!     max_new_tokens: 5,
-//!     sampling: Sampling { temperature: 0., ..Sampling::default() },
-//!     ..GenerateOptions::default()
-//! };
-//! let replies = generate(&model, &[vec![1, 2, 3], vec![7]], &options, |_row, _id| true)?;
-//! assert_eq!(replies.iter().map(Vec::len).collect::<Vec<_>>(), [5, 5]);
-//! # Ok::<(), llm_infer::Error>(())
+//! let words = ["llm-infer", "generate", "--model", "runs/lifecycle/aligned", "--prompt", "What is the capital of France?"];
+//! assert!(Arguments::try_parse_from(words).is_ok());
 //! ```
 //!
-//! This crate does not know about training. See also: `llm-train` generates its rollouts with [`generate`].
+//! To generate text from a program of your own, use `llm-engine`.
 
-mod bench;
-#[cfg(feature = "cli")]
+mod args;
 pub mod cli;
-#[cfg(feature = "cli")]
 mod convert;
-mod engine;
-mod error;
-mod gguf;
-mod sampler;
-mod text;
-
-pub use bench::{InferenceCost, anonymous_memory, bench, peak_memory};
-pub use engine::{GenerateOptions, generate, generate_from};
-pub use error::Error;
-pub use sampler::{Sampling, sample};
-pub use text::{Completion, TextModel, TextOptions};
-
-/// The result type of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+mod prompt;

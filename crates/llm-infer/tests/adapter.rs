@@ -1,6 +1,5 @@
 //! The program with an adapter, and the model it merges the adapter into, match the logits of PEFT.
 
-#![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::path::{Path, PathBuf};
@@ -59,8 +58,8 @@ fn a_merged_folder_has_the_end_of_turn_token_of_its_tokenizer_as_eos() {
         ..ModelConfig::default()
     };
     let base = Model::init(config, Head::LanguageModel, 1).unwrap().frozen().unwrap();
-    base.save(&path("base")).unwrap();
-    plain.save(&path("base")).unwrap();
+    base.save(path("base")).unwrap();
+    plain.save(path("base")).unwrap();
     let lora = LoraConfig { r: 2, target_modules: vec!["q_proj".to_owned()], ..LoraConfig::default() };
     base.with_lora(&lora, 1).unwrap().save_adapter(&path("adapter"), "base").unwrap();
     let merged = |name: &str| {
@@ -80,8 +79,8 @@ fn a_merged_folder_has_the_end_of_turn_token_of_its_tokenizer_as_eos() {
     };
     assert_eq!(merged("text"), [Some(0); 2], "without a chat template the eos of the base model stays");
     let chat = plain.with_default_chat_template().unwrap();
-    chat.save(&path("adapter")).unwrap();
+    chat.save(path("adapter")).unwrap();
     let end = chat.chat_format().unwrap().end_of_turn;
     assert!(end != 0 && merged("chat") == [Some(u64::from(end)); 2]);
-    assert!(Tokenizer::from_dir(&path("chat")).unwrap().has_chat_template());
+    assert!(Tokenizer::load(path("chat")).unwrap().has_chat_template());
 }

@@ -77,13 +77,15 @@ impl Model {
     }
 
     /// Loads the frozen model of a Hugging Face folder into memory, in f32.
-    pub fn load(dir: &Path) -> Result<Self> {
+    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
         checkpoint::load(dir)
     }
 
     /// Opens the frozen model of a Hugging Face folder or a `.gguf` file with memory-mapped matrices in the precision of the
     /// file. Pages are read on first use; matrices are not copied.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         if is_gguf(path) { Self::from_gguf(&GgufFile::open(path)?) } else { checkpoint::open(path) }
     }
 
@@ -93,7 +95,8 @@ impl Model {
     }
 
     /// Saves `config.json`, `generation_config.json` and `model.safetensors` to `dir`, which is created if needed.
-    pub fn save(&self, dir: &Path) -> Result<()> {
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        let dir = dir.as_ref();
         checkpoint::save(self, dir)
     }
 

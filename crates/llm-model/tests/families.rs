@@ -339,7 +339,7 @@ fn activation_checkpointing_keeps_all_gradients_bit_identical() {
 /// A soft cap far above the logits has no effect. Losses with a soft cap use another code path, with full logits.
 #[test]
 fn losses_with_a_large_soft_cap_match_those_without() {
-    let golden = Model::load(&golden().join("gemma2")).unwrap();
+    let golden = Model::load(golden().join("gemma2")).unwrap();
     let capped = |cap: Option<f64>| {
         let mut config = golden.config().clone();
         config.final_logit_softcapping = cap;

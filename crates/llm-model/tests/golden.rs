@@ -36,7 +36,7 @@ fn transformers_output(model: &Model, batch: &Batch) -> Tensor {
 
 fn check(name: &str, head: Head) {
     let expected: BTreeMap<String, Tensor> = read_safetensors(&folder(name).join("expected.safetensors")).unwrap();
-    let model = Model::load(&folder(name)).unwrap();
+    let model = Model::load(folder(name)).unwrap();
     assert_eq!(model.head(), head);
     let ids = rows(&expected["input_ids"]);
     let batch = Batch::new(&ids).unwrap();

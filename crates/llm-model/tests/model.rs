@@ -148,8 +148,8 @@ fn initialisation_is_reproducible_and_saving_is_lossless() {
         let expected = model.forward(&batch).unwrap();
         assert_eq!(max_difference(&expected, &again.forward(&batch).unwrap()), 0.);
         assert!(max_difference(&expected, &other.forward(&batch).unwrap()) > 0.1);
-        model.save(&dir.path().join(name)).unwrap();
-        let loaded = Model::load(&dir.path().join(name)).unwrap();
+        model.save(dir.path().join(name)).unwrap();
+        let loaded = Model::load(dir.path().join(name)).unwrap();
         assert_eq!((loaded.head(), loaded.config()), (head, model.config()));
         assert_eq!(max_difference(&expected, &loaded.forward(&batch).unwrap()), 0.);
         assert!(loaded.params().vars().is_empty(), "a loaded model is frozen");

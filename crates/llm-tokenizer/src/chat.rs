@@ -364,7 +364,7 @@ pub(crate) mod tests {
         let file =
             r#"{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}"#;
         std::fs::write(folder.path().join("tokenizer.json"), file).unwrap();
-        let bare = Tokenizer::from_dir(folder.path()).unwrap();
+        let bare = Tokenizer::load(folder.path()).unwrap();
         let text = bare.with_default_chat_template().unwrap_err().to_string();
         assert!(text.contains("no <|system|>, <|user|>, <|assistant|>, <|end|>;"), "{text}");
     }

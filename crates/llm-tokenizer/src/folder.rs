@@ -25,7 +25,8 @@ const TEMPLATE_FILE: &str = "chat_template.jinja";
 impl Tokenizer {
     /// Reads a tokenizer from a folder: `tokenizer.json`, or `tokenizer.model` if there is no `tokenizer.json`; and
     /// `tokenizer_config.json` and `chat_template.jinja` if they exist.
-    pub fn from_dir(dir: &Path) -> Result<Self> {
+    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
         let path = dir.join(TOKENIZER_FILE);
         let (mut inner, default) = match read(&path)? {
             Some(text) => (parse(&text).map_err(|cause| Error::Parse { path: path.clone(), cause })?, default_config()),
@@ -68,9 +69,10 @@ impl Tokenizer {
         Self::new(inner, config, None)
     }
 
-    /// Writes a folder that [`Tokenizer::from_dir`] and the Python libraries can read. Creates the folder if it does not exist;
+    /// Writes a folder that [`Tokenizer::load`] and the Python libraries can read. Creates the folder if it does not exist;
     /// writes each file atomically.
-    pub fn save(&self, dir: &Path) -> Result<()> {
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        let dir = dir.as_ref();
         fs::create_dir_all(dir).map_err(|cause| Error::Write { path: dir.to_owned(), cause })?;
         let vocabulary = self.inner.to_string(true).map_err(|cause| Error::Serialize { cause })?;
         let config =
@@ -198,7 +200,7 @@ pub(crate) mod tests {
 
     #[test]
     fn truncation_and_begin_of_sequence_of_a_file_are_not_applied() {
-        let tokenizer = Tokenizer::from_dir(folder("{}").path()).unwrap();
+        let tokenizer = Tokenizer::load(folder("{}").path()).unwrap();
         assert_eq!(tokenizer.encode("s<s").unwrap(), [2, 1, 2]);
     }
 
@@ -211,18 +213,18 @@ pub(crate) mod tests {
             (r#"{"bos_token": "<e>", "add_bos_token": true}"#, true),
             ("{}", false),
         ] {
-            assert_eq!(Tokenizer::from_dir(folder(config).path()).unwrap().adds_bos(), adds, "{config}");
+            assert_eq!(Tokenizer::load(folder(config).path()).unwrap().adds_bos(), adds, "{config}");
         }
     }
 
     #[test]
     fn the_tokens_of_the_configuration_are_special() {
         let dir = folder(r#"{"eos_token": {"content": "<e>"}, "pad_token": null}"#);
-        let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        let tokenizer = Tokenizer::load(dir.path()).unwrap();
         assert_eq!((tokenizer.eos_id(), tokenizer.pad_id(), tokenizer.bos_id()), (Some(9), None, None));
         assert_eq!(tokenizer.document_end_id(), Some(9));
         assert_eq!(tokenizer.decode(&[2, 9]).unwrap(), "s");
-        let plain = Tokenizer::from_dir(folder("{}").path()).unwrap();
+        let plain = Tokenizer::load(folder("{}").path()).unwrap();
         assert_eq!(plain.decode(&[2, 9]).unwrap(), "s<e>");
     }
 
@@ -231,7 +233,7 @@ pub(crate) mod tests {
         let tokenizer = trained().with_default_chat_template().unwrap();
         let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         tokenizer.save(first.path()).unwrap();
-        let loaded = Tokenizer::from_dir(first.path()).unwrap();
+        let loaded = Tokenizer::load(first.path()).unwrap();
         loaded.save(second.path()).unwrap();
         for file in [TOKENIZER_FILE, CONFIG_FILE] {
             let bytes = |dir: &tempfile::TempDir| fs::read(dir.path().join(file)).unwrap();
@@ -250,7 +252,7 @@ pub(crate) mod tests {
     fn unknown_keys_of_the_configuration_are_preserved() {
         let dir = folder(r#"{"tokenizer_class": "LlamaTokenizer", "legacy": true, "eos_token": "<e>"}"#);
         let (from, to) = (dir.path(), dir.path().join("new/folder"));
-        Tokenizer::from_dir(from).unwrap().save(&to).unwrap();
+        Tokenizer::load(from).unwrap().save(&to).unwrap();
         let config: Value = serde_json::from_str(&fs::read_to_string(to.join(CONFIG_FILE)).unwrap()).unwrap();
         assert_eq!(config, json!({"tokenizer_class": "LlamaTokenizer", "legacy": true, "eos_token": "<e>"}));
     }
@@ -259,41 +261,41 @@ pub(crate) mod tests {
     fn a_template_file_takes_precedence_over_the_configuration_also_after_saving() {
         let dir = folder(r#"{"chat_template": "old"}"#);
         fs::write(dir.path().join(TEMPLATE_FILE), "new").unwrap();
-        let mut tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        let mut tokenizer = Tokenizer::load(dir.path()).unwrap();
         assert_eq!(tokenizer.render_chat(&[], false).unwrap(), "new");
         tokenizer.chat = Some(ChatTemplate::new("newest"));
         tokenizer.save(dir.path()).unwrap();
-        assert_eq!(Tokenizer::from_dir(dir.path()).unwrap().render_chat(&[], false).unwrap(), "newest");
+        assert_eq!(Tokenizer::load(dir.path()).unwrap().render_chat(&[], false).unwrap(), "newest");
     }
 
     #[test]
     fn the_template_named_default_is_used() {
         let templates =
             r#"{"chat_template": [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]}"#;
-        let tokenizer = Tokenizer::from_dir(folder(templates).path()).unwrap();
+        let tokenizer = Tokenizer::load(folder(templates).path()).unwrap();
         assert_eq!(tokenizer.render_chat(&[], false).unwrap(), "b");
     }
 
     #[test]
     fn errors_name_the_file_the_key_and_the_fix() {
         let empty = tempfile::tempdir().unwrap();
-        let error = Tokenizer::from_dir(empty.path()).unwrap_err().to_string();
+        let error = Tokenizer::load(empty.path()).unwrap_err().to_string();
         assert!(error.contains("tokenizer.json: no such file; give a folder"), "{error}");
 
-        let error = Tokenizer::from_dir(folder(r#"{"eos_token": 3}"#).path()).unwrap_err().to_string();
+        let error = Tokenizer::load(folder(r#"{"eos_token": 3}"#).path()).unwrap_err().to_string();
         assert!(error.contains("tokenizer_config.json: \"eos_token\" must be"), "{error}");
 
-        let error = Tokenizer::from_dir(folder("{").path()).unwrap_err().to_string();
+        let error = Tokenizer::load(folder("{").path()).unwrap_err().to_string();
         assert!(error.contains("tokenizer_config.json: not a valid file"), "{error}");
 
         let dir = folder("{}");
         fs::write(dir.path().join(TOKENIZER_FILE), r#"{"version": "1.0", "model": {"type": "BPE"}}"#).unwrap();
-        let error = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
+        let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
         assert!(error.contains("tokenizer.json: not a valid file"), "{error}");
 
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        let error = trained().save(&file.join("below")).unwrap_err().to_string();
+        let error = trained().save(file.join("below")).unwrap_err().to_string();
         assert!(error.contains("below: cannot be written"), "{error}");
     }
 }

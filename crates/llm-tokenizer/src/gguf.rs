@@ -4,6 +4,8 @@
 //! ([`PRE_TOKENIZERS`]). "llama" is that of `SentencePiece`: no pre-tokenizer, a score for each token, and byte tokens as
 //! fallback. A `tokenizer.json` that matches neither is an error.
 
+mod pre_tokenizers;
+
 use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
@@ -12,6 +14,7 @@ use crate::chat_template::ChatTemplate;
 use crate::folder::default_config;
 use crate::validate;
 use crate::{Error, Result, Tokenizer};
+use pre_tokenizers::{GPT2, PRE_TOKENIZERS, pre_tokenizer_name};
 
 /// The tokenizer metadata of a GGUF file. Each field is the key of the same name under `tokenizer.ggml`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -60,25 +63,6 @@ const MAX_TOKEN_BYTES: usize = 1024;
 /// The maximum number of bytes in all merges per byte in all tokens; bounds the work for a malicious file. Real tokenizers are far
 /// below: a token of `n` characters has at most `n - 1` merges, and only if all its parts are tokens.
 const MAX_MERGE_BYTES: usize = 32;
-
-const GPT2: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// The pre-tokenizers: name in llama.cpp, patterns (`digits` splits into single digits), whether merges are ignored if a word is a
-/// token (`ignore_merges`), whether text is normalized to Unicode NFC.
-///
-/// If two entries are equal, the name of the first is written.
-const PRE_TOKENIZERS: [(&str, &[&str], bool, bool); 7] = [
-    ("gpt-2", &[GPT2], false, false),
-    ("smollm", &["digits", GPT2], false, false),
-    ("llama-bpe", &[LLAMA3], true, false),
-    ("dbrx", &[LLAMA3], false, false),
-    ("qwen2", &[QWEN2], false, true),
-    ("olmo", &[GPT2], false, false),
-    ("llama3", &[LLAMA3], true, false),
-];
 
 fn unsupported(message: impl Into<String>) -> Error {
     Error::Gguf { message: message.into() }
@@ -240,42 +224,6 @@ fn pairs(merges: &Value) -> Result<Vec<(String, String)>> {
     all.ok_or_else(|| unsupported("a merge of tokenizer.json is not a pair of tokens without spaces"))
 }
 
-/// The name in llama.cpp of the pre-tokenizer of a byte-level `tokenizer.json`.
-fn pre_tokenizer_name(json: &Value) -> Result<&'static str> {
-    let unknown = |key: &str| {
-        let names: Vec<&str> = PRE_TOKENIZERS.iter().map(|(name, ..)| *name).collect();
-        let names = names.join(", ");
-        unsupported(format!("\"{key}\" of tokenizer.json is {}; supported are those of {names}", json[key]))
-    };
-    let composed = match &json["normalizer"] {
-        Value::Null => false,
-        normalizer if normalizer["type"] == "NFC" => true,
-        _ => return Err(unknown("normalizer")),
-    };
-    let (mut patterns, mut bytes) = (Vec::new(), false);
-    let one = std::slice::from_ref(&json["pre_tokenizer"]);
-    for step in json["pre_tokenizer"]["pretokenizers"].as_array().map_or(one, Vec::as_slice) {
-        match step["type"].as_str() {
-            Some("Digits") if step["individual_digits"] == true => patterns.push("digits"),
-            Some("Split") if step["behavior"] == "Isolated" && step["invert"] == false => {
-                patterns.push(step["pattern"]["Regex"].as_str().ok_or_else(|| unknown("pre_tokenizer"))?);
-            }
-            Some("ByteLevel") if step["add_prefix_space"] == false => {
-                bytes = true;
-                if step["use_regex"] != false {
-                    patterns.push(GPT2);
-                }
-            }
-            _ => return Err(unknown("pre_tokenizer")),
-        }
-    }
-    let whole = json["model"]["ignore_merges"] == true;
-    // llama.cpp has no NFC normalization and ignores that of Qwen, so a tokenizer with NFC matches an entry with NFC only, but
-    // one without NFC matches any entry.
-    let found = PRE_TOKENIZERS.iter().find(|(_, p, w, c)| *p == patterns && *w == whole && (*c || !composed));
-    found.filter(|_| bytes).map(|(name, ..)| *name).ok_or_else(|| unknown("pre_tokenizer"))
-}
-
 /// Whether a `SentencePiece`-like `tokenizer.json` adds a space to the begin of a text. An error if its normalizer or pre-tokenizer
 /// does anything else.
 fn space_prefix(normalizer: &Value, pre_tokenizer: &Value) -> Result<bool> {
@@ -403,142 +351,4 @@ fn merges_of_scores(vocabulary: &GgufVocabulary) -> Result<Vec<(&str, &str)>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{ChatMessage, TrainConfig, train_bpe};
-
-    const TEXTS: [&str; 5] =
-        ["the cat sat on the mat 2024", "It's  12345\n\n we'll", "日本語 👩‍👧 e\u{301}", "", " <|user|> the<|end|>"];
-
-    fn trained() -> Tokenizer {
-        let config = TrainConfig { vocab_size: 320, min_frequency: 2 };
-        train_bpe(&config, ["the cat sat on the mat", "the dog's log 20 20"].iter()).unwrap()
-    }
-
-    #[test]
-    fn a_byte_level_tokenizer_survives_the_round_trip() {
-        let tokenizer = trained().with_default_chat_template().unwrap();
-        let vocabulary = tokenizer.to_gguf(330).unwrap();
-        assert_eq!((vocabulary.model.as_str(), vocabulary.pre.as_deref()), ("gpt2", Some("gpt-2")));
-        assert_eq!((vocabulary.tokens.len(), &vocabulary.token_type[4..7]), (330, &[CONTROL, CONTROL, NORMAL][..]));
-        assert_eq!((vocabulary.tokens[329].as_str(), vocabulary.token_type[329]), ("[PAD329]", UNUSED));
-        let back = Tokenizer::from_gguf(&vocabulary).unwrap();
-        for text in TEXTS {
-            assert_eq!(back.encode(text).unwrap(), tokenizer.encode(text).unwrap(), "{text}");
-            assert_eq!(back.encode_with_special(text).unwrap(), tokenizer.encode_with_special(text).unwrap(), "{text}");
-            assert_eq!(back.decode(&back.encode(text).unwrap()).unwrap(), text);
-        }
-        let chat = [ChatMessage::new("user", "the cat?")];
-        assert_eq!(back.encode_chat(&chat, true).unwrap(), tokenizer.encode_chat(&chat, true).unwrap());
-        assert_eq!((back.bos_id(), back.eos_id(), back.pad_id()), (tokenizer.bos_id(), tokenizer.eos_id(), Some(1)));
-        assert_eq!(back.to_gguf(330).unwrap(), vocabulary);
-    }
-
-    #[test]
-    fn every_named_pre_tokenizer_splits_digits_as_expected() {
-        let mut vocabulary = trained().to_gguf(320).unwrap();
-        for (name, ..) in PRE_TOKENIZERS {
-            vocabulary.pre = Some(name.to_owned());
-            let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
-            let digits = tokenizer.encode("2020").unwrap().len();
-            let expected = match name {
-                "smollm" | "qwen2" => 4,              // one by one
-                "llama-bpe" | "dbrx" | "llama3" => 3, // "202" is "20" and "2"
-                _ => 2,
-            };
-            assert_eq!(digits, expected, "{name}");
-            let again = tokenizer.to_gguf(320).unwrap().pre.unwrap();
-            let first = |name: &str| PRE_TOKENIZERS.iter().find(|s| s.0 == name).map(|s| (s.1, s.2, s.3));
-            assert_eq!(first(&again), first(name));
-        }
-    }
-
-    /// A `SentencePiece` vocabulary of bytes, letters, and words with different scores.
-    fn pieces() -> GgufVocabulary {
-        let mut vocabulary = GgufVocabulary {
-            model: "llama".to_owned(),
-            unknown_token_id: Some(0),
-            bos_token_id: Some(1),
-            eos_token_id: Some(2),
-            add_bos_token: Some(true),
-            ..GgufVocabulary::default()
-        };
-        let mut add = |token: String, kind: i64, score: f32| {
-            vocabulary.tokens.push(token);
-            vocabulary.token_type.push(kind);
-            vocabulary.scores.push(score);
-        };
-        add("<unk>".to_owned(), UNKNOWN, 0.);
-        ["<s>", "</s>"].iter().for_each(|token| add((*token).to_owned(), CONTROL, 0.));
-        (0..=255).for_each(|byte| add(format!("<0x{byte:02X}>"), BYTE, 0.));
-        for (score, token) in ["at", "\u{2581}t", "he", "\u{2581}the", "cat", "\u{2581}cat"].iter().enumerate() {
-            add((*token).to_owned(), NORMAL, -(score as f32));
-        }
-        for letter in "\u{2581}theca".chars() {
-            add(letter.to_string(), NORMAL, -100.);
-        }
-        vocabulary
-    }
-
-    #[test]
-    fn tokens_are_merged_by_score_with_byte_fallback() {
-        let vocabulary = pieces();
-        let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
-        let tokens = |text: &str| -> Vec<String> {
-            tokenizer.encode(text).unwrap().iter().map(|id| tokenizer.token(*id).unwrap()).collect()
-        };
-        assert_eq!(tokens("the cat"), ["\u{2581}the", "\u{2581}cat"]);
-        assert_eq!(tokens("that"), ["\u{2581}t", "h", "at"]);
-        assert_eq!(tokens("é"), ["\u{2581}", "<0xC3>", "<0xA9>"]);
-        for text in ["the cat", "hat é 猫 the", "  two\n"] {
-            assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()).unwrap(), text);
-        }
-        assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(1), Some(2)));
-
-        let written = tokenizer.to_gguf(vocabulary.tokens.len()).unwrap();
-        assert_eq!((&written.tokens, &written.token_type), (&vocabulary.tokens, &vocabulary.token_type));
-        assert_eq!((written.add_space_prefix, written.add_bos_token), (Some(true), Some(true)));
-        let back = Tokenizer::from_gguf(&written).unwrap();
-        for text in ["the cat that he at", "heat catch", "é the"] {
-            assert_eq!(back.encode(text).unwrap(), tokenizer.encode(text).unwrap(), "{text}");
-        }
-    }
-
-    #[test]
-    fn unsupported_tokenizers_are_errors_that_name_the_key() {
-        let with = |change: fn(&mut Value)| {
-            let text = trained().inner.to_string(false).unwrap();
-            let mut json = serde_json::from_str(&text).unwrap();
-            change(&mut json);
-            let inner: tokenizers::Tokenizer = json.to_string().parse().unwrap();
-            Tokenizer::new(inner, default_config(), None).unwrap().to_gguf(320).unwrap_err().to_string()
-        };
-        let message = with(|json| json["pre_tokenizer"]["add_prefix_space"] = json!(true));
-        assert!(message.contains("pre_tokenizer") && message.contains("gpt-2"), "{message}");
-        assert!(with(|json| json["normalizer"] = json!({"type": "Lowercase"})).contains("normalizer"));
-        assert!(with(|json| json["pre_tokenizer"] = json!({"type": "Whitespace"})).contains("Whitespace"));
-        assert!(with(|json| json["model"]["dropout"] = json!(0.5)).contains("dropout"));
-        assert!(trained().to_gguf(100).unwrap_err().to_string().contains("100"));
-
-        let from = |change: fn(&mut GgufVocabulary)| {
-            let mut vocabulary = pieces();
-            change(&mut vocabulary);
-            Tokenizer::from_gguf(&vocabulary).unwrap_err().to_string()
-        };
-        assert!(from(|v| v.model = "bert".to_owned()).contains("bert"));
-        assert!(from(|v| v.eos_token_id = Some(9999)).contains("9999"));
-        assert!(from(|v| v.tokens[5] = "<s>".to_owned()).contains("twice"));
-        assert!(from(|v| v.scores.truncate(9)).contains("scores"));
-        assert!(from(|v| v.tokens[270] = "a".repeat(2000)).contains("2000 bytes"));
-        let many = |v: &mut GgufVocabulary| {
-            v.tokens.extend((1..900).map(|n| "z".repeat(n)));
-            v.scores.resize(v.tokens.len(), 0.);
-        };
-        assert!(from(many).contains("too many merges"));
-        let gpt2 = |v: &mut GgufVocabulary| v.model = "gpt2".to_owned();
-        let mut vocabulary = pieces();
-        gpt2(&mut vocabulary);
-        vocabulary.pre = Some("klingon".to_owned());
-        assert!(Tokenizer::from_gguf(&vocabulary).unwrap_err().to_string().contains("klingon"));
-    }
-}
+mod tests;

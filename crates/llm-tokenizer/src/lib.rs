@@ -26,7 +26,7 @@
 //!
 //! let folder = tempfile::tempdir()?;
 //! tokenizer.save(folder.path())?;
-//! assert_eq!(Tokenizer::from_dir(folder.path())?.encode("the cat 🐈")?, ids);
+//! assert_eq!(Tokenizer::load(folder.path())?.encode("the cat 🐈")?, ids);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

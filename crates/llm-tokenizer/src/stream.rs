@@ -106,7 +106,7 @@ mod tests {
             "model": {"type": "BPE", "byte_fallback": true, "vocab": vocabulary, "merges": []},
         });
         fs::write(folder.path().join("tokenizer.json"), file.to_string()).unwrap();
-        Tokenizer::from_dir(folder.path()).unwrap()
+        Tokenizer::load(folder.path()).unwrap()
     }
 
     /// The concatenated results of the stream; checks that each is non-empty.

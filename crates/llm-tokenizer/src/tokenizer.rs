@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn merges_cannot_produce_a_special_token() {
         let dir = folder("{}");
-        let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        let tokenizer = Tokenizer::load(dir.path()).unwrap();
         let raw = tokenizer.run(&tokenizer.ordinary, "<s>", OffsetType::None).unwrap();
         assert_eq!(raw.get_ids(), [0], "the merges of this vocabulary produce the special token");
         assert_eq!(tokenizer.encode("s><s><s>").unwrap(), [4, 1, 4, 1, 4]);
@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn the_vocabulary_size_covers_the_highest_id() {
-        assert_eq!(Tokenizer::from_dir(folder("{}").path()).unwrap().vocab_size(), 10);
+        assert_eq!(Tokenizer::load(folder("{}").path()).unwrap().vocab_size(), 10);
     }
 
     #[test]

@@ -13,7 +13,7 @@ fn damaged_tokenizer_files_are_errors_and_use_bounded_memory() {
     let tokenizer = train_bpe(&TrainConfig { vocab_size: 280, min_frequency: 2 }, texts.iter()).unwrap();
     tokenizer.with_default_chat_template().unwrap().save(dir.path()).unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json"] {
-        let open = || Tokenizer::from_dir(dir.path());
+        let open = || Tokenizer::load(dir.path());
         // A loaded tokenizer encodes and decodes, or returns an error.
         let use_it = |tokenizer: Tokenizer| {
             drop(tokenizer.encode("the cat <|end|> \u{1f408}").map(|ids| tokenizer.decode(&ids)));
@@ -24,7 +24,7 @@ fn damaged_tokenizer_files_are_errors_and_use_bounded_memory() {
     let golden: std::path::PathBuf =
         [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "tokenizer.model"].iter().collect();
     std::fs::copy(golden, pieces.path().join("tokenizer.model")).unwrap();
-    let open = || Tokenizer::from_dir(pieces.path());
+    let open = || Tokenizer::load(pieces.path());
     let use_it = |tokenizer: Tokenizer| drop(tokenizer.encode("the king"));
     mutate::check(&pieces.path().join("tokenizer.model"), usize::MAX, open, use_it);
 }

@@ -16,7 +16,7 @@ fn golden(name: &str) -> PathBuf {
 fn ids_equal_those_of_sentencepiece_and_decode_to_the_text() {
     let dir = tempfile::tempdir().unwrap();
     fs::copy(golden("tokenizer.model"), dir.path().join("tokenizer.model")).unwrap();
-    let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+    let tokenizer = Tokenizer::load(dir.path()).unwrap();
     assert_eq!((tokenizer.vocab_size(), tokenizer.bos_id(), tokenizer.eos_id()), (500, Some(1), Some(2)));
     let expected: Vec<Value> = serde_json::from_slice(&fs::read(golden("expected.json")).unwrap()).unwrap();
     for case in expected {
@@ -28,7 +28,7 @@ fn ids_equal_those_of_sentencepiece_and_decode_to_the_text() {
     // Saving writes a tokenizer.json with the same behaviour.
     let saved = tempfile::tempdir().unwrap();
     tokenizer.save(saved.path()).unwrap();
-    let again = Tokenizer::from_dir(saved.path()).unwrap();
+    let again = Tokenizer::load(saved.path()).unwrap();
     assert_eq!(again.encode("the king").unwrap(), tokenizer.encode("the king").unwrap());
 }
 
@@ -40,7 +40,7 @@ fn unsupported_settings_are_errors_that_name_the_setting() {
     let with = |extra: &[u8]| {
         // If a field occurs twice, the last value is used.
         fs::write(&path, [&good[..], extra].concat()).unwrap();
-        Tokenizer::from_dir(dir.path()).unwrap_err().to_string()
+        Tokenizer::load(dir.path()).unwrap_err().to_string()
     };
     for (extra, part) in [
         (&[0x12, 2, 0x18, 1][..], "\"model_type\" is 1"),

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use llm_infer::peak_memory;
+use llm_engine::peak_memory;
 use llm_model::{Batch, Head, Model};
 use rand::RngExt;
 use serde::Serialize;

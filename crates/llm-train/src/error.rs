@@ -19,7 +19,10 @@ pub enum Error {
     Data(#[from] llm_data::Error),
     /// An error during generation.
     #[error(transparent)]
-    Infer(#[from] llm_infer::Error),
+    Engine(#[from] llm_engine::Error),
+    /// An error during evaluation.
+    #[error(transparent)]
+    Eval(#[from] llm_eval::Error),
     /// An error in rankings.
     #[error(transparent)]
     Feedback(#[from] llm_feedback::Error),
@@ -67,26 +70,33 @@ impl Error {
     /// Whether the caller can fix it: a missing file, an invalid number, data in the wrong format. Other errors come from the
     /// machine (disk full, no permission) or from the computation.
     pub fn is_callers_fault(&self) -> bool {
+        use llm_eval::Error as Eval;
         match self {
             Self::Candle(_)
-            | Self::Infer(llm_infer::Error::Candle(_))
+            | Self::Engine(llm_engine::Error::Candle(_))
+            | Self::Eval(Eval::Candle(_) | Eval::Engine(llm_engine::Error::Candle(_)))
             | Self::Diverged { .. }
             | Self::Interrupted { .. } => false,
-            Self::Io { source, .. } | Self::Data(llm_data::Error::Io { source, .. }) => is_callers(source),
-            Self::Model(e) | Self::Infer(llm_infer::Error::Model(e)) => match e {
+            Self::Io { source, .. }
+            | Self::Data(llm_data::Error::Io { source, .. })
+            | Self::Eval(Eval::Data(llm_data::Error::Io { source, .. })) => is_callers(source),
+            Self::Model(e)
+            | Self::Engine(llm_engine::Error::Model(e))
+            | Self::Eval(Eval::Model(e) | Eval::Engine(llm_engine::Error::Model(e))) => match e {
                 llm_model::Error::Io { source, .. } => is_callers(source),
                 llm_model::Error::Candle(_) => false,
                 _ => true,
             },
             Self::Tokenizer(e)
             | Self::Data(llm_data::Error::Tokenizer(e))
-            | Self::Infer(llm_infer::Error::Tokenizer(e)) => match e {
+            | Self::Engine(llm_engine::Error::Tokenizer(e))
+            | Self::Eval(Eval::Tokenizer(e) | Eval::Engine(llm_engine::Error::Tokenizer(e))) => match e {
                 llm_tokenizer::Error::Read { cause, .. } | llm_tokenizer::Error::Write { cause, .. } => {
                     is_callers(cause)
                 }
                 _ => true,
             },
-            Self::Data(_) | Self::Infer(_) | Self::Feedback(_) | Self::Input(_) => true,
+            Self::Data(_) | Self::Engine(_) | Self::Eval(_) | Self::Feedback(_) | Self::Input(_) => true,
         }
     }
 
@@ -135,7 +145,8 @@ mod tests {
                 Error::Data(llm_data::Error::Io { path: path.clone(), source: io() }),
                 Error::Tokenizer(llm_tokenizer::Error::Write { path: path.clone(), cause: io() }),
                 Error::Data(llm_tokenizer::Error::Read { path: path.clone(), cause: io() }.into()),
-                Error::Infer(llm_model::Error::Io { path: path.clone(), source: io() }.into()),
+                Error::Engine(llm_model::Error::Io { path: path.clone(), source: io() }.into()),
+                Error::Eval(llm_model::Error::Io { path: path.clone(), source: io() }.into()),
             ] {
                 assert_eq!(error.is_callers_fault(), callers, "{error:?}");
             }

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use llm_data::{Conversation, Warnings, read_conversations};
+use llm_data::{Conversation, Warnings, chat_messages, read_conversations};
 use llm_model::{Batch, Model};
-use llm_tokenizer::{ChatMessage, Tokenizer};
+use llm_tokenizer::Tokenizer;
 use rand::seq::SliceRandom;
 
 use crate::run::rng;
@@ -19,16 +19,6 @@ pub struct Example {
     pub ids: Vec<u32>,
     /// For each id, whether the loss counts it: the assistant's tokens.
     pub loss_mask: Vec<bool>,
-}
-
-/// The messages in the form of the chat template.
-pub(crate) fn chat_messages(messages: &[llm_data::Message]) -> Vec<ChatMessage> {
-    let role = |role| match role {
-        llm_data::Role::System => "system",
-        llm_data::Role::User => "user",
-        llm_data::Role::Assistant => "assistant",
-    };
-    messages.iter().map(|m| ChatMessage::new(role(m.role), &m.content)).collect()
 }
 
 /// Reads and encodes conversations. Those of more than `max_length` tokens are left out, not truncated.

@@ -7,13 +7,14 @@
 //! - [`recipes`]: pre-training, fine-tuning, reward model, PPO, distillation, and the pipeline of all of them;
 //! - [`compat`]: checks that model, tokenizer and data match;
 //! - [`run`]: the folder of a run, checkpoints and resuming;
-//! - [`eval`]: metrics of a model; [`stats`]: confidence intervals; [`baselines`]: simple predictors to compare with;
+//! - [`eval`]: the steps after which a run is evaluated;
 //! - [`plot`]: curves as SVG;
 //! - [`mod@bench`]: measured cost of a training step; [`params`]: estimated cost of a model.
 //!
 //! ```
-//! use llm_data::{prepare, world::{Split, World, WorldConfig}};
+//! use llm_data::prepare;
 //! use llm_model::{Model, ModelConfig};
+//! use llm_synthetic::{Split, World, WorldConfig};
 //! use llm_tokenizer::{TrainConfig, train_bpe};
 //! use llm_train::recipes::{PretrainInputs, PretrainRecipe, pretrain};
 //! use llm_train::run::{NEVER, RunOptions};
@@ -40,7 +41,6 @@
 //!
 //! Where to look next: `llm-infer` runs the trained models; `docs/guide.md` shows all commands.
 
-pub mod baselines;
 pub mod bench;
 pub mod best_of;
 #[cfg(feature = "cli")]
@@ -61,7 +61,6 @@ pub mod rollout;
 mod routing;
 pub mod run;
 mod splits;
-pub mod stats;
 
 pub use error::Error;
 pub use recipe::{Recipe, read as read_recipe};

@@ -7,6 +7,6 @@ use llm_train::cli::{Arguments, execute};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    llm_cli::init_logging();
+    llm_cli::init_logging(arguments.verbosity);
     llm_cli::run(|| execute(arguments))
 }

@@ -1,6 +1,7 @@
 //! Estimated cost of a model from its configuration, for `llm-train params`. The formulas are in [`llm_model::cost`].
 
-use std::fmt;
+mod display;
+
 use std::path::Path;
 
 use llm_kernels::{BlockFormat, Precision};
@@ -194,157 +195,6 @@ fn check(config: &ModelConfig, batch_size: u64, mut lengths: impl Iterator<Item 
     }
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let (count, batch, seq_len) = (&self.parameters, self.batch_size, self.seq_len);
-        writeln!(f, "{} ({}): {} parameters", self.model, self.model_type, grouped(self.total))?;
-        if self.active < self.total {
-            writeln!(f, "active per token: {} ({})", grouped(self.active), percent(self.active, self.total))?;
-        }
-        let parts = [
-            ("embeddings", count.embedding),
-            ("attention", count.attention),
-            ("feed-forward", count.mlp),
-            ("routers", count.routers),
-            ("experts", count.experts),
-            ("  active per token", count.active_experts),
-            ("norms", count.norms),
-            ("head", count.head),
-            ("  tied to the embedding", count.tied),
-        ];
-        writeln!(f)?;
-        for (name, number) in parts.into_iter().filter(|(_, number)| *number > 0) {
-            writeln!(f, "{name:<24}{:>20}{:>9}", grouped(number), percent(number, self.total))?;
-        }
-
-        writeln!(f, "\nInference memory with an f32 KV cache, {}, by context length:", sequences(batch))?;
-        write!(f, "{:<8}{:>12}", "dtype", "weights")?;
-        for context in &self.contexts {
-            write!(f, "{:>12}", format!("+ {}", context.tokens))?;
-        }
-        writeln!(f)?;
-        for serving in &self.serving {
-            write!(f, "{:<8}{:>12}", serving.dtype, bytes(serving.weights))?;
-            for &total in &serving.with_cache {
-                write!(f, "{:>12}", bytes(total))?;
-            }
-            writeln!(f)?;
-        }
-        write!(f, "{:<8}{:>12}", "cache", "")?;
-        for context in &self.contexts {
-            write!(f, "{:>12}", bytes(context.kv_cache))?;
-        }
-
-        writeln!(f, "\n\nTraining memory with AdamW, {} of {seq_len} tokens:", sequences(batch))?;
-        writeln!(
-            f,
-            "{:<20}{:>11}{:>11}{:>11}{:>13}{:>11}{:>11}",
-            "compute dtype", "weights", "gradients", "moments", "activations", "working", "total"
-        )?;
-        for training in &self.training {
-            let TrainingMemory { weights, gradients, moments, activations, working } = training.memory;
-            let suffix = if training.activation_checkpointing { ", checkpointed" } else { "" };
-            let [weights, gradients, moments, activations, working, total] =
-                [weights, gradients, moments, activations, working, training.total].map(bytes);
-            writeln!(
-                f,
-                "{:<20}{weights:>11}{gradients:>11}{moments:>11}{activations:>13}{working:>11}{total:>11}",
-                format!("{}{suffix}", training.precision)
-            )?;
-        }
-
-        let Flops { matrices, attention, head } = self.forward;
-        writeln!(f, "\nFLOPs per token at sequence length {seq_len}:")?;
-        let training = |checkpointed| self.forward.training(checkpointed);
-        for (name, number) in [
-            ("matrices", matrices),
-            ("attention", attention),
-            ("head", head),
-            ("forward", self.forward_flops),
-            ("training, 3 x forward", training(false)),
-            ("training, checkpointed", training(true)),
-        ] {
-            writeln!(f, "{name:<24}{:>12}", scaled(number, "FLOP"))?;
-        }
-        self.time.as_ref().map_or(Ok(()), |time| time.fmt(f))
-    }
-}
-
-impl Time {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        writeln!(f, "\nAt {} sustained:", scaled(self.flops_per_second, "FLOP/s"))?;
-        for (name, per_second) in
-            [("prefill", self.forward_tokens_per_second), ("training", self.training_tokens_per_second)]
-        {
-            writeln!(f, "{name:<24}{:>12}", format!("{} tokens/s", decimal(per_second)))?;
-        }
-        if let (Some(tokens), Some(plain), Some(checkpointed)) =
-            (self.tokens, self.training_seconds, self.training_seconds_checkpointed)
-        {
-            let (plain, checkpointed) = (duration(plain), duration(checkpointed));
-            writeln!(f, "Training on {} tokens takes {plain}, checkpointed {checkpointed}.", decimal(tokens))?;
-        }
-        Ok(())
-    }
-}
-
-fn sequences(count: u64) -> String {
-    if count == 1 { "1 sequence".to_owned() } else { format!("{count} sequences") }
-}
-
-/// The number with a comma between groups of three digits.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// A number with two decimals if it is below 100.
-fn decimal(number: f64) -> String {
-    if number < 100. { format!("{number:.2}") } else { grouped(number.round() as usize) }
-}
-
-fn percent(part: usize, whole: usize) -> String {
-    format!("{:.1} %", 100. * part as f64 / whole as f64)
-}
-
-fn bytes(number: u64) -> String {
-    scaled(number as f64, "B")
-}
-
-/// Three significant digits with an SI prefix: 1 GB is 10⁹ bytes.
-fn scaled(number: f64, unit: &str) -> String {
-    let (mut number, mut prefixes) = (number, ["", "k", "M", "G", "T", "P", "E", "Z", "Y"].into_iter());
-    let mut prefix = prefixes.next().unwrap_or_default();
-    while number >= 999.5 {
-        let Some(next) = prefixes.next() else { break };
-        (number, prefix) = (number / 1000., next);
-    }
-    let digits = match number {
-        x if x < 9.995 => 2,
-        x if x < 99.95 && !prefix.is_empty() => 1,
-        _ => 0,
-    };
-    format!("{number:.digits$} {prefix}{unit}")
-}
-
-fn duration(seconds: f64) -> String {
-    const DAY: f64 = 86400.;
-    match seconds {
-        s if s < 120. => format!("{s:.1} seconds"),
-        s if s < 7200. => format!("{:.1} minutes", s / 60.),
-        s if s < 2. * DAY => format!("{:.1} hours", s / 3600.),
-        s if s < 730. * DAY => format!("{:.1} days", s / DAY),
-        s => format!("{:.1} years", s / (365.25 * DAY)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -355,16 +205,6 @@ mod tests {
 
     fn usage() -> Usage {
         Usage { batch_size: 1, ..Usage::default() }
-    }
-
-    #[test]
-    fn numbers_are_formatted() {
-        assert_eq!([0, 7, 1000, 134_515_008].map(grouped), ["0", "7", "1,000", "134,515,008"]);
-        let formatted = [0., 512., 999.6, 8.16e9, 16.06e9, 349.2e9, 1.05e12, 3.14e23].map(|x| scaled(x, "B"));
-        assert_eq!(formatted, ["0.00 B", "512 B", "1.00 kB", "8.16 GB", "16.1 GB", "349 GB", "1.05 TB", "314 ZB"]);
-        assert_eq!([0.123, 99., 2826.4].map(decimal), ["0.12", "99.00", "2,826"]);
-        let durations = [5., 600., 9000., 3e5, 1e9].map(duration);
-        assert_eq!(durations, ["5.0 seconds", "10.0 minutes", "2.5 hours", "3.5 days", "31.7 years"]);
     }
 
     #[test]

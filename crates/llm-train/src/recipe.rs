@@ -12,7 +12,7 @@ use toml::{Table, Value};
 use crate::{Error, Result};
 
 /// The settings of a stage, read from a TOML file.
-pub trait Recipe: Serialize + DeserializeOwned {
+pub trait Recipe: Default + Serialize + DeserializeOwned {
     /// The command that runs the stage.
     const STAGE: &'static str;
 
@@ -57,18 +57,28 @@ const BUILT_IN: [(&str, &str); 7] = [
 ///
 /// The file can also be the `recipe.toml` of an earlier run; its tables `[run]` and `[inputs]` are ignored.
 pub fn read<R: Recipe>(name: &str, overrides: &[(String, String)]) -> Result<R> {
-    let text = match BUILT_IN.iter().find(|(known, _)| *known == name) {
-        Some((_, text)) => (*text).to_owned(),
-        None => {
-            let path = Path::new(name);
-            if !path.exists() {
-                let known = BUILT_IN.map(|(known, _)| known).join(", ");
-                return Err(Error::Input(format!("{name}: no such recipe; give a TOML file or one of {known}")));
-            }
-            std::fs::read_to_string(path).map_err(Error::io(path))?
-        }
+    let path = Path::new(name);
+    let text = if path.is_file() && !is_built_in(name) {
+        std::fs::read_to_string(path).map_err(Error::io(path))?
+    } else {
+        built_in_recipe(Some(name))?
     };
     parse(name, &text, overrides)
+}
+
+fn is_built_in(name: &str) -> bool {
+    BUILT_IN.iter().any(|(known, _)| *known == name)
+}
+
+/// The text of a built-in recipe, or, without a name, the list of their names.
+pub(crate) fn built_in_recipe(name: Option<&str>) -> Result<String> {
+    let names = BUILT_IN.map(|(known, _)| known);
+    let Some(name) = name else {
+        return Ok(format!("{}\nPrint one with: llm-train recipe NAME\n", names.join("\n")));
+    };
+    let found = BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_owned());
+    let known = names.join(", ");
+    found.ok_or_else(|| Error::Input(format!("{name}: no such recipe; give a TOML file or one of {known}")))
 }
 
 /// Parses and checks a recipe; errors name `origin`.
@@ -83,7 +93,7 @@ pub(crate) fn parse<R: Recipe>(origin: &str, text: &str, overrides: &[(String, S
     }
     let recipe: R = Value::Table(table)
         .try_into()
-        .map_err(|e: toml::de::Error| Error::Input(format!("{origin}: {}", describe(&e))))?;
+        .map_err(|e: toml::de::Error| Error::Input(format!("{origin}: {}", describe::<R>(&e))))?;
     recipe.validate()?;
     Ok(recipe)
 }
@@ -112,19 +122,38 @@ fn one_line(error: &toml::de::Error) -> String {
     error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The message in one line. For an unknown key it suggests the nearest known key.
-fn describe(error: &toml::de::Error) -> String {
+/// The message in one line. For an unknown key it suggests a similar key of any table of the recipe, if there is one.
+fn describe<R: Recipe>(error: &toml::de::Error) -> String {
     let quoted: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
     if !error.message().contains("unknown field") || quoted.len() < 2 {
         let range = format!("expected a whole number from 0 to {}", i64::MAX);
         return one_line(error).replace("expected u64", &range).replace("expected usize", &range);
     }
-    let nearest = quoted[1..].iter().min_by_key(|known| strsim::damerau_levenshtein(quoted[0], known));
-    let nearest = nearest.copied().unwrap_or_default();
     let whole = error.to_string();
     let table = whole.rsplit_once("in `").map_or("", |(_, table)| table.trim_end().trim_end_matches('`'));
     let key = if table.is_empty() { quoted[0].to_owned() } else { format!("{table}.{}", quoted[0]) };
-    format!("unknown key \"{key}\"; did you mean \"{nearest}\"? (keys: {})", quoted[1..].join(", "))
+    let hint = similar_key::<R>(table, quoted[0]).map_or(String::new(), |key| format!("did you mean \"{key}\"? "));
+    format!("unknown key \"{key}\"; {hint}(keys: {})", quoted[1..].join(", "))
+}
+
+/// The key whose last part is most similar to `name`, if the two differ in at most a third of their letters. Among equally
+/// similar keys it is the one in `table`, else the one with the fewest parts.
+fn similar_key<R: Recipe>(table: &str, name: &str) -> Option<String> {
+    fn collect(table: &Table, prefix: &str, keys: &mut Vec<String>) {
+        for (key, value) in table {
+            keys.push(format!("{prefix}{key}"));
+            if let Value::Table(table) = value {
+                collect(table, &format!("{prefix}{key}."), keys);
+            }
+        }
+    }
+    let mut keys = Vec::new();
+    collect(&to_table(&R::default()).ok()?, "", &mut keys);
+    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    let distance = |key: &str| strsim::damerau_levenshtein(name, &last(key));
+    let is_near = |key: &String| 3 * distance(key) <= name.len().max(last(key).len());
+    let elsewhere = |key: &str| key.rsplit_once('.').map_or("", |(parent, _)| parent) != table;
+    keys.into_iter().filter(is_near).min_by_key(|key| (distance(key), elsewhere(key), key.matches('.').count()))
 }
 
 /// The recipe as a table.
@@ -171,8 +200,12 @@ mod tests {
     fn an_unknown_key_suggests_the_nearest_known_key() {
         let message =
             |key: &str| read::<PretrainRecipe>("pretrain", &overrides(&[(key, "1")])).unwrap_err().to_string();
-        assert!(message("optimizer.learning_rat").contains("did you mean \"learning_rate\""));
-        assert!(message("stepz").contains("did you mean \"steps\""));
+        assert!(message("optimizer.learning_rat").contains("did you mean \"optimizer.learning_rate\"?"));
+        assert!(message("learning_rate").contains("did you mean \"optimizer.learning_rate\"?"));
+        assert!(message("stepz").contains("did you mean \"steps\"?"));
+        for far in ["lr", "epochs", "temperature"] {
+            assert!(!message(far).contains("did you mean"), "{}", message(far));
+        }
         let wrong = read::<PretrainRecipe>("pretrain", &overrides(&[("steps", "many")])).unwrap_err().to_string();
         assert!(wrong.contains("steps") && !wrong.contains('\n'), "{wrong}");
         assert!(read::<PretrainRecipe>("nowhere.toml", &[]).unwrap_err().to_string().contains("no such recipe"));

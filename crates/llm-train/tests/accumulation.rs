@@ -115,7 +115,7 @@ fn model_and_examples(dir: &Path) -> (Model, Vec<Example>) {
     fresh_model(&base, TEXT, 32, 0.2);
     let data = dir.join("data.jsonl");
     write_jsonl(&data, &conversations()).unwrap();
-    let tokenizer = llm_tokenizer::Tokenizer::from_dir(&base).unwrap();
+    let tokenizer = llm_tokenizer::Tokenizer::load(&base).unwrap();
     let examples = llm_train::examples::read_examples(&data, &tokenizer, 512).unwrap();
     assert!(examples.iter().any(|e| e.ids.len() != examples[0].ids.len()), "lengths must be uneven");
     (Model::load(&base).unwrap(), examples)

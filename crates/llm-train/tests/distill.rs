@@ -135,7 +135,7 @@ fn distillation_gets_closer_to_the_teacher_than_training_on_labels() {
 
 /// `KL(teacher ‖ student)` per trained token of the validation data.
 fn validation_kl(teacher: &Path, student: &Path, validation: &Path) -> f64 {
-    let tokenizer = Tokenizer::from_dir(teacher).unwrap();
+    let tokenizer = Tokenizer::load(teacher).unwrap();
     let (teacher, student) = (Model::load(teacher).unwrap(), Model::load(student).unwrap());
     let examples = read_examples(validation, &tokenizer, 512).unwrap();
     let examples: Vec<&Example> = examples.iter().collect();
@@ -252,7 +252,7 @@ fn with_alpha_zero_the_tokens_are_equal_and_no_teacher_is_loaded() {
 #[test]
 fn another_tokenizer_is_refused_before_the_folder_is_created() {
     let fixture = Fixture::new();
-    let sizes = ["teacher", "other"].map(|name| Tokenizer::from_dir(&fixture.path(name)).unwrap().vocab_size());
+    let sizes = ["teacher", "other"].map(|name| Tokenizer::load(fixture.path(name)).unwrap().vocab_size());
     assert_eq!(sizes[0], sizes[1], "the sizes must be equal");
     let message = fixture.distill("run", 0.5, "other-shards", None).unwrap_err().to_string();
     assert!(message.contains("other-shards: was prepared with another tokenizer"), "{message}");

@@ -55,7 +55,7 @@ fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
     assert_eq!(*kept, run.join(format!("checkpoints/step-{}", step - 2)).display().to_string());
     assert!(!run.join(format!("checkpoints/step-{}", step - 1)).exists());
     assert!(!run.join("trainer_state.json").exists(), "a run that diverged is not finished");
-    for tensor in Model::load(kept.as_ref()).unwrap().params().tensors().values() {
+    for tensor in Model::load(kept).unwrap().params().tensors().values() {
         assert!(tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|x| x.is_finite()));
     }
 

@@ -86,7 +86,7 @@ fn router_losses_balance_the_experts_in_every_stage() {
     assert!(mean("small", "router_z_loss") < 0.8 * mean("free", "router_z_loss"));
 
     // The result is a Mixtral model, which can be fine-tuned.
-    let model = Model::load(&path("balanced")).unwrap();
+    let model = Model::load(path("balanced")).unwrap();
     assert_eq!(model.config().model_type, ModelType::Mixtral);
     let words = ["cat", "dog", "mat", "door"];
     let of =

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use common::{fresh_model, quietly};
 use llm_data::{Conversation, Message, write_jsonl};
-use llm_infer::{Sampling, TextModel, TextOptions};
+use llm_engine::{Sampling, TextModel, TextOptions};
 use llm_model::{LoraConfig, Model, ModelConfig, TokenIndices};
 use llm_tokenizer::{ChatMessage, TrainConfig};
 use llm_train::optim::OptimizerConfig;
@@ -172,7 +172,7 @@ fn an_adapter_trains_the_embeddings_of_new_chat_tokens() {
     let mut model = Model::load(&base).unwrap();
     model.load_adapter("chat", &path("with")).unwrap();
     model.use_adapter(Some("chat")).unwrap();
-    let text_model = TextModel::with_tokenizer(model.merged().unwrap(), &path("with")).unwrap();
+    let text_model = TextModel::with_tokenizer(model.merged().unwrap(), path("with")).unwrap();
     let ids = text_model.chat_ids(&[ChatMessage::new("user", "the leaf")]).unwrap();
     let options = TextOptions {
         max_new_tokens: 20,

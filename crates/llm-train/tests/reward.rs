@@ -143,8 +143,8 @@ fn a_score_depends_on_its_own_row_only() {
     let path = dir.path().join("model");
     fresh_model(&path, "a few words", 16, 0.3);
     let scorer = llm_model::Model::load(&path).unwrap().with_head(llm_model::Head::Sequence, 3).unwrap();
-    llm_tokenizer::Tokenizer::from_dir(&path).unwrap().save(&dir.path().join("scorer")).unwrap();
-    scorer.save(&dir.path().join("scorer")).unwrap();
+    llm_tokenizer::Tokenizer::load(&path).unwrap().save(dir.path().join("scorer")).unwrap();
+    scorer.save(dir.path().join("scorer")).unwrap();
     let model = RewardModel::load(&dir.path().join("scorer")).unwrap();
     let (short, long) = (vec![5u32, 6, 7], (4..20).collect::<Vec<u32>>());
     let alone = model.scores(std::slice::from_ref(&short)).unwrap()[0];
@@ -191,7 +191,7 @@ fn training_and_ppo_read_the_score_at_the_same_token() {
     let better = score(validation.iter().map(|p| row(&p.0)).collect());
     let worse = score(validation.iter().map(|p| row(&p.1)).collect());
     let right = better.iter().zip(&worse).filter(|(b, w)| b > w).count() as f64 / 200.;
-    let trained = reward_model.accuracy(&read_rankings(&path("validation.jsonl")).unwrap().rankings).unwrap();
+    let trained = reward_model.accuracy(&read_rankings(path("validation.jsonl")).unwrap().rankings).unwrap();
     assert!(right > 0.9 && (right - trained).abs() < 1e-9, "{right} in PPO, {trained} in training");
     let all: Vec<f64> = better.into_iter().chain(worse).collect();
     let mean = all.iter().sum::<f64>() / 400.;
@@ -201,7 +201,7 @@ fn training_and_ppo_read_the_score_at_the_same_token() {
 
 #[test]
 fn rewards_are_scaled_over_replies_of_the_reference() {
-    use llm_infer::{GenerateOptions, Sampling, generate};
+    use llm_engine::{GenerateOptions, Sampling, generate};
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model");
@@ -211,8 +211,8 @@ fn rewards_are_scaled_over_replies_of_the_reference() {
     for (key, value) in [("reward_mean", -7.), ("reward_std", 0.01)] {
         scorer.extra.insert(key.to_owned(), serde_json::json!(value));
     }
-    llm_tokenizer::Tokenizer::from_dir(&path).unwrap().save(&dir.path().join("scorer")).unwrap();
-    scorer.save(&dir.path().join("scorer")).unwrap();
+    llm_tokenizer::Tokenizer::load(&path).unwrap().save(dir.path().join("scorer")).unwrap();
+    scorer.save(dir.path().join("scorer")).unwrap();
     let mut model = RewardModel::load(&dir.path().join("scorer")).unwrap();
     let prompts: Vec<Vec<u32>> = (0..40).map(|i| vec![3, 6 + i, 5, 4]).collect();
     let sampling = Sampling { temperature: 1., seed: 9, ..Sampling::default() };

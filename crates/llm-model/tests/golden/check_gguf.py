@@ -23,7 +23,7 @@ bad = 0
 with tempfile.TemporaryDirectory() as folder:
     for kind in ("f16", "q8_0"):
         path = pathlib.Path(folder) / f"{kind}.gguf"
-        convert = ["convert", str(model), "--to", "gguf", "--quantize", kind, "--out", str(path)]
+        convert = ["convert", "--model", str(model), "--to", "gguf", "--quantize", kind, "--out", str(path)]
         subprocess.run([program, *convert], check=True, stdout=subprocess.DEVNULL)
         theirs = Llama(str(path), n_ctx=256, verbose=False, logits_all=True, type_k=0, type_v=0)
         for prompt in PROMPTS:

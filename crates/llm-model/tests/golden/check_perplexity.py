@@ -34,7 +34,7 @@ model, program, texts = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]).res
 
 
 def convert(kind, out):
-    command = [program, "convert", str(model), "--to", "gguf", "--quantize", kind, "--out", str(out)]
+    command = [program, "convert", "--model", str(model), "--to", "gguf", "--quantize", kind, "--out", str(out)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 

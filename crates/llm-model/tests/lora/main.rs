@@ -36,7 +36,7 @@ fn bits(x: &Tensor) -> Vec<u32> {
 
 /// The tiny Llama with all golden adapters.
 fn with_adapters() -> Model {
-    let mut model = Model::load(&golden("tied")).unwrap();
+    let mut model = Model::load(golden("tied")).unwrap();
     for case in CASES {
         model.load_adapter(case, &golden("lora").join(case)).unwrap();
     }
@@ -147,7 +147,7 @@ fn logits_losses_and_gradients_match_peft() {
 #[test]
 fn switching_adapters_changes_and_restores_the_outputs() {
     let mut model = with_adapters();
-    let base = Model::load(&golden("tied")).unwrap();
+    let base = Model::load(golden("tied")).unwrap();
     let batch = Batch::new(&text()).unwrap();
     let without = bits(&base.forward(&batch).unwrap());
     let mut outputs = Vec::new();
@@ -183,7 +183,7 @@ fn merging_keeps_the_outputs_and_unmerging_restores_the_bits() {
         let unmerged = merged.unmerged().unwrap();
         assert_eq!(unmerged.active_adapter(), Some(case));
         assert_eq!(bits(&unmerged.forward(&batch).unwrap()), bits(&before), "{case}");
-        for (name, tensor) in Model::load(&golden("tied")).unwrap().params().tensors() {
+        for (name, tensor) in Model::load(golden("tied")).unwrap().params().tensors() {
             assert_eq!(bits(tensor), bits(&unmerged.params().tensors()[name]), "{case}: {name}");
         }
         assert!(merged.clone().use_adapter(None).is_err() && unmerged.unmerged().is_err());
@@ -313,7 +313,7 @@ fn training_on_a_quantised_base_lowers_the_loss_and_keeps_the_base() {
 #[test]
 fn a_saved_adapter_is_loaded_bit_for_bit() {
     for (case, config) in CASES.into_iter().zip(kinds()) {
-        let base = Model::load(&golden("tied")).unwrap();
+        let base = Model::load(golden("tied")).unwrap();
         let model = base.with_lora(&config, 9).unwrap();
         let [first, last] = train(&model, &text(), 40);
         assert!(last < first, "{case}: {first} to {last}");

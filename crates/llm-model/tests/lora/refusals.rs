@@ -11,7 +11,7 @@ use super::golden;
 fn unsupported_settings_are_rejected_by_key() {
     let source = golden("lora/plain");
     let dir = tempfile::tempdir().unwrap();
-    let read = || Model::load(&golden("tied")).unwrap().load_adapter("x", dir.path()).unwrap_err().to_string();
+    let read = || Model::load(golden("tied")).unwrap().load_adapter("x", dir.path()).unwrap_err().to_string();
     let config: Value = serde_json::from_slice(&fs::read(source.join("adapter_config.json")).unwrap()).unwrap();
     fs::copy(source.join("adapter_model.safetensors"), dir.path().join("adapter_model.safetensors")).unwrap();
     for (key, value) in [
@@ -51,7 +51,7 @@ fn unsupported_settings_are_rejected_by_key() {
     let mut dropped = config.clone();
     dropped["lora_dropout"] = json!(0.1); // applies to training only
     fs::write(dir.path().join("adapter_config.json"), dropped.to_string()).unwrap();
-    Model::load(&golden("tied")).unwrap().load_adapter("x", dir.path()).unwrap();
+    Model::load(golden("tied")).unwrap().load_adapter("x", dir.path()).unwrap();
     let mut bad = config.clone();
     bad.as_object_mut().unwrap().remove("r");
     fs::write(dir.path().join("adapter_config.json"), bad.to_string()).unwrap();
@@ -70,7 +70,7 @@ fn tensors_that_are_missing_extra_or_misshapen_are_listed() {
     tensors.insert(part("k_proj.lora_A.weight"), magnitude.clone());
     tensors.insert(part("v_proj.lora_B.weight"), magnitude);
     write_safetensors(&dir.path().join("adapter_model.safetensors"), &tensors).unwrap();
-    let mut model = Model::load(&golden("tied")).unwrap();
+    let mut model = Model::load(golden("tied")).unwrap();
     let message = model.load_adapter("x", dir.path()).unwrap_err().to_string();
     for (name, what) in [
         (gone, "missing"),
@@ -90,14 +90,14 @@ fn fused_or_transposed_matrices_are_rejected() {
         ("mixtral", "w1", "k_proj, o_proj, q_proj, v_proj"),
         ("llama", "lm_head", "q_proj"),
     ] {
-        let model = Model::load(&golden("families").join(family)).unwrap();
+        let model = Model::load(golden("families").join(family)).unwrap();
         let config = LoraConfig { target_modules: vec![target.to_owned()], ..LoraConfig::default() };
         let message = model.with_lora(&config, 1).unwrap_err().to_string();
         assert!(message.contains(target) && message.contains(known), "{family}: {message}");
     }
     // A projection that is not fused is adapted under the name of the family.
     let config = LoraConfig { target_modules: vec!["dense".to_owned()], ..LoraConfig::default() };
-    let model = Model::load(&golden("families/gpt_neox")).unwrap().with_lora(&config, 1).unwrap();
+    let model = Model::load(golden("families/gpt_neox")).unwrap().with_lora(&config, 1).unwrap();
     let dir = tempfile::tempdir().unwrap();
     model.save_adapter(dir.path(), "neox").unwrap();
     let saved = read_safetensors(&dir.path().join("adapter_model.safetensors")).unwrap();

@@ -4,8 +4,8 @@ mod run;
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
-use llm_cli::{Failure, Progress, key_value};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use llm_cli::{Failure, Progress, Shell, Verbosity, key_value};
 
 use crate::run::{Event, recorded_recipe};
 use crate::{Error, Recipe, read_recipe};
@@ -13,13 +13,21 @@ use run::run;
 
 /// Train language models: tokenizer, pre-training, fine-tuning, reward model, PPO, distillation
 #[derive(Debug, Parser)]
-#[command(name = "llm-train", version, about)]
+#[command(
+    name = "llm-train",
+    version,
+    about,
+    after_help = "Example:\n  llm-train lifecycle --out runs/lifecycle\n\nThe recipes and their keys: llm-train recipe"
+)]
 pub struct Arguments {
     /// Number of compute threads, at least 1 [default: one per physical core]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
+    /// How much to print on standard error.
+    #[command(flatten)]
+    pub verbosity: Verbosity,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -43,10 +51,23 @@ enum Command {
     Distill(Distill),
     /// Continue an interrupted run, or extend a finished one
     Resume(Resume),
+    /// Print a built-in recipe: a TOML file with every key, to copy and change
+    Recipe(PrintRecipe),
     /// Measure the speed of a pre-training step on random tokens; prints JSON
     Bench(Bench),
     /// Count parameters, memory and floating-point operations of a model
     Params(Params),
+    /// Print a completion script for a shell
+    Completions {
+        /// Shell that will load the script
+        shell: Shell,
+    },
+    /// Write manual pages
+    Man {
+        /// Output folder
+        #[arg(long, default_value = "man", value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -251,6 +272,13 @@ fn input_path(text: &str) -> Result<(String, String), String> {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llm-train recipe finetune > my-recipe.toml")]
+struct PrintRecipe {
+    /// Name of the recipe [default: list the names]
+    name: Option<String>,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "Example:\n  llm-train bench --steps 10 --set model.hidden_size=384")]
 struct Bench {
     /// Recipe of pre-training: a TOML file, or the name of a built-in recipe
@@ -302,10 +330,28 @@ impl Common {
     }
 }
 
+/// What the program prints if no command is given.
+const START: &str = "\
+llm-train trains language models: tokenizer, pre-training, fine-tuning, reward model, PPO, distillation.
+
+Start here:
+  llm-train lifecycle                          the whole pipeline on built-in data, 10 to 30 minutes
+  llm-train finetune --model MODEL --data chats.jsonl --out runs/chat
+  llm-train params llama-3-8b                  parameters, memory and time of a model, without building it
+
+All commands: llm-train --help
+";
+
 /// Runs the command.
 pub fn execute(arguments: Arguments) -> Result<(), Failure> {
+    let command = match arguments.command {
+        None => return llm_cli::print(START),
+        Some(Command::Completions { shell }) => return llm_cli::print_completions(Arguments::command(), shell),
+        Some(Command::Man { out }) => return llm_cli::write_man_pages(Arguments::command(), &out),
+        Some(command) => command,
+    };
     let threads = arguments.threads.unwrap_or_else(llm_kernels::default_threads);
-    let done = llm_kernels::with_threads(threads, || run_with_progress(arguments.command));
+    let done = llm_kernels::with_threads(threads, || run_with_progress(command));
     done.map_err(|e| Failure::input(format!("--threads: {e}")))?
 }
 

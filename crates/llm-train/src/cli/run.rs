@@ -8,6 +8,7 @@ use llm_tokenizer::TrainConfig;
 use super::{Command, Resume, Tokenizer};
 use crate::bench::bench;
 use crate::params::{Report, Usage};
+use crate::recipe::built_in_recipe;
 use crate::recipes::{
     DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PpoInputs, PpoRecipe, PrepareInputs,
     PretrainInputs, PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, lifecycle, lifecycle_seeds, ppo,
@@ -84,6 +85,9 @@ pub(super) fn run(command: Command, observer: &mut dyn FnMut(Event)) -> Result<S
             let json = serde_json::to_string(&cost).map_err(|e| Error::Input(format!("bench: {e}")))?;
             Ok(format!("{json}\n"))
         }
+        Command::Recipe(args) => built_in_recipe(args.name.as_deref()),
+        // Handled before the thread pool is started.
+        Command::Completions { .. } | Command::Man { .. } => Ok(String::new()),
         Command::Params(args) => {
             let usage = Usage {
                 batch_size: args.batch_size,

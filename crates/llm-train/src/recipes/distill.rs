@@ -125,7 +125,7 @@ pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, option
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let tokenizer = Tokenizer::from_dir(inputs.teacher)?;
+    let tokenizer = Tokenizer::load(inputs.teacher)?;
     let pad = chat_format(&tokenizer, inputs.teacher)?.pad;
     let Teachers { teacher_config, teacher, text_teacher, text } = Teachers::load(recipe, &inputs, &tokenizer)?;
     let first_student = student(recipe, &inputs, &teacher_config, &tokenizer, text.as_ref())?;
@@ -252,7 +252,7 @@ fn check_vocabulary(
     (config, dir): (&ModelConfig, &Path),
     text: Option<TokenSource>,
 ) -> Result<()> {
-    let other = TokenSource::Model { config, tokenizer: &Tokenizer::from_dir(dir)?, dir };
+    let other = TokenSource::Model { config, tokenizer: &Tokenizer::load(dir)?, dir };
     check_compatible(teacher_config, teacher_tokenizer, &text.into_iter().chain([other]).collect::<Vec<_>>())?;
     if config.vocab_size != teacher_config.vocab_size {
         let (found, expected, teacher) = (config.vocab_size, teacher_config.vocab_size, teacher_tokenizer.1.display());

@@ -5,7 +5,7 @@ use std::path::Path;
 use llm_data::{Batches, TokenDataset};
 use llm_kernels::BlockFormat;
 use llm_model::{Batch, Head, LoraConfig, Model, TokenIndices, WeightFormat};
-use llm_tokenizer::{ChatFormat, Tokenizer};
+use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
@@ -135,22 +135,8 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    if recipe.lora.is_none() && recipe.base_dtype != BaseDtype::F32 {
-        let message =
-            "\"base_dtype\" applies to the frozen weights under an adapter; add a table [lora], or set it to \"f32\"";
-        return Err(Error::Input(message.to_owned()));
-    }
-    let mut tokenizer = Tokenizer::from_dir(inputs.model)?;
-    if !tokenizer.has_chat_template() {
-        tokenizer = tokenizer.with_default_chat_template()?;
-    }
-    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, inputs.model)?;
-    let mut base = load_model(inputs.model, Head::LanguageModel)?;
-    let text = inputs.text.map(|dir| TokenDataset::open(dir, "train")).transpose()?;
-    let source = |(dir, shards)| TokenSource::Shards { shards, dir, seq_len: recipe.seq_len };
-    let sources = inputs.text.zip(text.as_ref()).map(source);
-    check_compatible(base.config(), (&tokenizer, inputs.model), sources.as_slice())?;
-    base.set_eos_token_id(Some(end_of_turn));
+    let (tokenizer, base, text) = load(recipe, &inputs)?;
+    let pad = chat_format(&tokenizer, inputs.model)?.pad;
     let max_length = recipe.max_length.min(base.config().max_position_embeddings);
     let (train, validation) =
         train_and_validation((inputs.data, inputs.validation), recipe.seed, &tokenizer, max_length)?;
@@ -162,6 +148,9 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
         }
         None => learner(setup.checkpoint(), &recipe.optimizer, || Ok(base.trainable()?))?,
     };
+    if recipe.activation_checkpointing {
+        learner.model.checkpoint_activations();
+    }
     let write = |model: &Model, dir: &Path| -> Result<()> {
         tokenizer.save(dir)?;
         match recipe.lora {
@@ -169,9 +158,6 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
             None => Ok(model.save(dir)?),
         }
     };
-    if recipe.activation_checkpointing {
-        learner.model.checkpoint_activations();
-    }
     let mut batches = LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), recipe.batch_size, recipe.seed)?;
     let mut text = match &text {
         Some(text) => Some(Batches::new(text, recipe.text_batch_size, recipe.seq_len, recipe.seed)?),
@@ -191,18 +177,7 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
         let micro: Vec<Vec<&Example>> = (0..micro_batches)
             .map(|m| batches.batch(step * micro_batches + m).into_iter().map(|i| &train[i]).collect())
             .collect();
-        // Every trained token has the same weight, whichever micro-batch it is in.
-        let tokens = micro.iter().flatten().map(|e| e.loss_mask[1..].iter().filter(|&&l| l).count()).sum::<usize>();
-        let (mut mean_loss, mut routers) = (0., RouterMetrics::default());
-        for examples in &micro {
-            let (batch, positions, labels) = answer_positions(examples, pad)?;
-            let (hidden, routing) = learner.model.hidden_and_routing(&batch)?; // (b, t, hidden)
-            let hidden = gather_rows(&hidden, positions)?; // (n, hidden)
-            let share = labels.len() as f64 / tokens as f64;
-            let loss = (learner.model.cross_entropy(&hidden, &labels)? * share)?;
-            mean_loss += loss::scalar(&loss)?;
-            learner.backward(&routers.add(&loss, routing.as_ref(), share)?)?;
-        }
+        let (mean_loss, routers) = train_on_answers(&mut learner, &micro, pad)?;
         let mut metrics = vec![("loss", mean_loss)];
         if let Some(text) = &mut text {
             metrics.push(("text_loss", train_on_text(recipe, &mut learner, text.batch(step)?)?));
@@ -228,6 +203,44 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
         }
     }
     run.finish(&[&learner], |dir| write(&learner.model, dir))
+}
+
+/// Loads the tokenizer, the model and the plain text, and checks that they match and that the recipe applies to them.
+fn load(recipe: &FinetuneRecipe, inputs: &FinetuneInputs) -> Result<(Tokenizer, Model, Option<TokenDataset>)> {
+    if recipe.lora.is_none() && recipe.base_dtype != BaseDtype::F32 {
+        let message =
+            "\"base_dtype\" applies to the frozen weights under an adapter; add a table [lora], or set it to \"f32\"";
+        return Err(Error::Input(message.to_owned()));
+    }
+    let mut tokenizer = Tokenizer::load(inputs.model)?;
+    if !tokenizer.has_chat_template() {
+        tokenizer = tokenizer.with_default_chat_template()?;
+    }
+    let end_of_turn = chat_format(&tokenizer, inputs.model)?.end_of_turn;
+    let mut base = load_model(inputs.model, Head::LanguageModel)?;
+    let text = inputs.text.map(|dir| TokenDataset::open(dir, "train")).transpose()?;
+    let source = |(dir, shards)| TokenSource::Shards { shards, dir, seq_len: recipe.seq_len };
+    let sources = inputs.text.zip(text.as_ref()).map(source);
+    check_compatible(base.config(), (&tokenizer, inputs.model), sources.as_slice())?;
+    base.set_eos_token_id(Some(end_of_turn));
+    Ok((tokenizer, base, text))
+}
+
+/// Accumulates the gradients of the cross-entropy of the answers; returns its mean over all trained tokens.
+fn train_on_answers(learner: &mut Learner, micro: &[Vec<&Example>], pad: u32) -> Result<(f64, RouterMetrics)> {
+    // Every trained token has the same weight, whichever micro-batch it is in.
+    let tokens = micro.iter().flatten().map(|e| e.loss_mask[1..].iter().filter(|&&l| l).count()).sum::<usize>();
+    let (mut mean_loss, mut routers) = (0., RouterMetrics::default());
+    for examples in micro {
+        let (batch, positions, labels) = answer_positions(examples, pad)?;
+        let (hidden, routing) = learner.model.hidden_and_routing(&batch)?; // (b, t, hidden)
+        let hidden = gather_rows(&hidden, positions)?; // (n, hidden)
+        let share = labels.len() as f64 / tokens as f64;
+        let loss = (learner.model.cross_entropy(&hidden, &labels)? * share)?;
+        mean_loss += loss::scalar(&loss)?;
+        learner.backward(&routers.add(&loss, routing.as_ref(), share)?)?;
+    }
+    Ok((mean_loss, routers))
 }
 
 /// Accumulates the gradients of a batch of plain text; returns its unweighted loss.

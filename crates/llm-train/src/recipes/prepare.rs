@@ -13,7 +13,7 @@ use crate::{Error, Result};
 pub fn train_tokenizer(config: &TrainConfig, input: &[PathBuf], out: &Path, resume: bool) -> Result<Tokenizer> {
     // This file is written last.
     if resume && out.join("tokenizer_config.json").exists() {
-        return Ok(Tokenizer::from_dir(out)?);
+        return Ok(Tokenizer::load(out)?);
     }
     if !resume {
         refuse_existing_folder(out)?;
@@ -61,7 +61,7 @@ pub fn prepare(inputs: &PrepareInputs, out: &Path, options: RunOptions) -> Resul
     if !options.resume {
         refuse_existing_folder(out)?;
     }
-    let tokenizer = Tokenizer::from_dir(inputs.tokenizer)?;
+    let tokenizer = Tokenizer::load(inputs.tokenizer)?;
     let (mut train, mut validation) = (read_all(inputs.train)?, read_all(inputs.validation)?);
     let duplicates = Duplicates::within(train.iter().map(|document| text_keys(document)));
     if duplicates.exact > 0 {

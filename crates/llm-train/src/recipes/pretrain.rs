@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use llm_data::{Batches, TokenDataset};
-use llm_infer::{GenerateOptions, Sampling, TextModel};
+use llm_engine::{GenerateOptions, Sampling, TextModel};
+use llm_eval::text_loss;
 use llm_model::{Batch, Head, Model, ModelConfig};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use crate::compat::{TokenSource, check_compatible};
-use crate::eval::{is_eval_step, text_loss};
+use crate::eval::is_eval_step;
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
 use crate::run::{Input, Outcome, Run, RunOptions, RunSetup, Start, learner};
@@ -81,7 +82,7 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let tokenizer = Tokenizer::from_dir(inputs.tokenizer)?;
+    let tokenizer = Tokenizer::load(inputs.tokenizer)?;
     let train = TokenDataset::open(inputs.data, "train")?;
     let validation = TokenDataset::open(inputs.data, "held_out")?;
     let config = model_config(recipe, &tokenizer)?;

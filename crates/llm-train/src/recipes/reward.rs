@@ -4,8 +4,9 @@
 use std::path::Path;
 
 use candle_core::Tensor;
+use llm_data::chat_messages;
 use llm_data::{Ranking, read_rankings};
-use llm_infer::{GenerateOptions, generate_from};
+use llm_engine::{GenerateOptions, generate_from};
 use llm_model::{Batch, Head, Model, Routing};
 use llm_tokenizer::{ChatFormat, ChatMessage, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,7 @@ use serde_json::json;
 use super::{chat_format, load_model};
 use crate::compat::check_compatible;
 use crate::eval::is_eval_step;
-use crate::examples::{LengthBatches, chat_messages, gather_rows, take_evenly};
+use crate::examples::{LengthBatches, gather_rows, take_evenly};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
 use crate::run::{Input, Outcome, RunOptions, RunSetup, Start, learner};
@@ -94,7 +95,7 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let mut tokenizer = Tokenizer::from_dir(inputs.model)?;
+    let mut tokenizer = Tokenizer::load(inputs.model)?;
     if !tokenizer.has_chat_template() {
         tokenizer = tokenizer.with_default_chat_template()?;
     }
@@ -273,7 +274,7 @@ pub struct RewardModel {
 impl RewardModel {
     /// Loads a folder written by [`reward`], or any sequence classifier with one label (unscaled).
     pub fn load(dir: &Path) -> Result<Self> {
-        let (model, tokenizer) = (load_model(dir, Head::Sequence)?, Tokenizer::from_dir(dir)?);
+        let (model, tokenizer) = (load_model(dir, Head::Sequence)?, Tokenizer::load(dir)?);
         check_compatible(model.config(), (&tokenizer, dir), &[])?;
         let number = |key: &str| model.extra.get(key).and_then(serde_json::Value::as_f64).filter(|x| x.is_finite());
         let (mean, std) = (number("reward_mean").unwrap_or(0.), number("reward_std").filter(|&s| s > 0.).unwrap_or(1.));

@@ -24,7 +24,7 @@ pub fn fresh_model(dir: &Path, text: &str, hidden_size: usize, initializer_range
     let config = TrainConfig { vocab_size: 400, min_frequency: 1 };
     let tokenizer_dir = dir.with_extension("tokenizer");
     train_tokenizer(&config, &[file], &tokenizer_dir, false).unwrap();
-    let tokenizer = Tokenizer::from_dir(&tokenizer_dir).unwrap().with_default_chat_template().unwrap();
+    let tokenizer = Tokenizer::load(&tokenizer_dir).unwrap().with_default_chat_template().unwrap();
     let config = ModelConfig {
         vocab_size: tokenizer.vocab_size(),
         hidden_size,

@@ -84,10 +84,10 @@ fn bytes(params: &Params) -> BTreeMap<String, Vec<u32>> {
 /// Writes a random reward model with these statistics and returns its folder.
 fn reward_folder(dir: &Path, mean: f64, std: f64) -> PathBuf {
     fresh_model(&dir.join("model"), &"The sun and the rain. Say it again.".repeat(20), 16, 0.3);
-    let mut reward = Model::load(&dir.join("model")).unwrap().with_head(Head::Sequence, 3).unwrap();
+    let mut reward = Model::load(dir.join("model")).unwrap().with_head(Head::Sequence, 3).unwrap();
     reward.extra.insert("reward_mean".to_owned(), json!(mean));
     reward.extra.insert("reward_std".to_owned(), json!(std));
-    reward.save(&dir.join("reward")).unwrap();
-    Tokenizer::from_dir(&dir.join("model")).unwrap().save(&dir.join("reward")).unwrap();
+    reward.save(dir.join("reward")).unwrap();
+    Tokenizer::load(dir.join("model")).unwrap().save(dir.join("reward")).unwrap();
     dir.join("reward")
 }

@@ -56,8 +56,8 @@ fn m6_the_initial_critic_predicts_the_scaled_score() {
         assert!((f64::from(value) - score).abs() < 1e-4 * score.abs(), "{value} is not {score}");
     }
     // It can be saved and loaded as a Hugging Face folder.
-    critic.save(&dir.path().join("critic")).unwrap();
-    let again = Model::load(&dir.path().join("critic")).unwrap();
+    critic.save(dir.path().join("critic")).unwrap();
+    let again = Model::load(dir.path().join("critic")).unwrap();
     assert_eq!(again.head(), Head::Token);
     assert_eq!(bytes(again.params()), bytes(critic.params()));
 }

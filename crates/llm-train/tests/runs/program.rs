@@ -156,3 +156,32 @@ fn an_invalid_pipeline_is_refused_before_its_first_stage() {
     let (code, _, message) = output(dir.path(), "lifecycle --out pipeline --resume");
     assert!(code == Some(2) && message.contains("nothing to resume"), "{message}");
 }
+
+#[test]
+fn without_a_command_the_program_says_where_to_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, text, _) = output(dir.path(), "");
+    assert_eq!((code, text.lines().filter(|line| line.starts_with("  llm-train ")).count()), (Some(0), 3), "{text}");
+}
+
+#[test]
+fn a_built_in_recipe_is_printed_and_can_be_used_as_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, names, _) = output(dir.path(), "recipe");
+    assert!(code == Some(0) && names.lines().any(|name| name == "lifecycle"), "{names}");
+    let (code, text, _) = output(dir.path(), "recipe pretrain");
+    assert!(code == Some(0) && text.contains("learning_rate = "), "{text}");
+    fs::write(dir.path().join("mine.toml"), text).unwrap();
+    let (code, _, message) = output(dir.path(), "bench --recipe mine.toml --set model.no_such_key=1");
+    assert!(code == Some(2) && message.contains("unknown key \"model.no_such_key\""), "{message}");
+    let (code, _, message) = output(dir.path(), "recipe no-such-recipe");
+    assert!(code == Some(2) && message.contains("one of pretrain"), "{message}");
+}
+
+#[test]
+fn completions_and_manual_pages_are_generated() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(output(dir.path(), "completions zsh").1.contains("--validation"));
+    assert_eq!(output(dir.path(), "man --out pages").0, Some(0));
+    assert!(fs::read_to_string(dir.path().join("pages/llm-train-finetune.1")).unwrap().contains("validation"));
+}

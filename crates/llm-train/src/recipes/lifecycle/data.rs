@@ -2,14 +2,13 @@
 
 use std::path::Path;
 
-use llm_data::world::{NGrams, Phenomenon, Question, Split, Task, Use, World};
-use llm_data::{Conversation, Message, Ranking, write_jsonl};
+use llm_data::{Conversation, Message, NGrams, Ranking, chat_messages, write_jsonl};
+use llm_engine::{GenerateOptions, Sampling, TextModel};
 use llm_feedback::Annotator;
-use llm_infer::{GenerateOptions, Sampling, TextModel};
+use llm_synthetic::{Phenomenon, Question, Split, Task, Use, World};
 use serde_json::json;
 
 use super::LifecycleRecipe;
-use crate::examples::chat_messages;
 use crate::run::{Event, rng};
 use crate::{Error, Result};
 

@@ -1,9 +1,8 @@
 //! One row of the report: a metric with its sample size, its confidence interval and its baselines.
 
-use llm_data::world::SplitKey;
+use llm_eval::stats::{cluster_bootstrap, paired_ratio};
+use llm_synthetic::SplitKey;
 use serde::{Deserialize, Serialize};
-
-use crate::stats::{cluster_bootstrap, paired_ratio};
 
 /// The unit of a metric, which decides how it is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,9 +10,9 @@ mod seeds;
 use std::path::Path;
 use std::sync::atomic::Ordering::SeqCst;
 
-use llm_data::world::{World, WorldConfig};
 use llm_feedback::Annotator;
 use llm_model::{Head, Model, ModelConfig, write_atomic};
+use llm_synthetic::{World, WorldConfig};
 use llm_tokenizer::TrainConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -21,7 +21,7 @@ use super::{
     DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, PpoInputs, PpoRecipe, PrepareInputs, PretrainInputs,
     PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, ppo, prepare, pretrain, reward, train_tokenizer,
 };
-use crate::run::{FINISHED, RunOptions, RunSetup, StageTimes, Start, has_begun, is_finished, write_json};
+use crate::run::{Event, FINISHED, RunOptions, RunSetup, StageTimes, Start, has_begun, is_finished, write_json};
 use crate::{Error, Result};
 
 pub use seeds::lifecycle_seeds;
@@ -125,9 +125,32 @@ fn build_models(recipe: &LifecycleRecipe) -> Result<()> {
     Ok(())
 }
 
+/// The stages in order: the name in events, and the title that a user sees.
+const STAGES: [(&str, &str); 7] = [
+    ("base", "pre-training"),
+    ("instruct", "fine-tuning"),
+    ("reward", "reward model"),
+    ("aligned", "PPO"),
+    ("student", "distillation"),
+    ("student-alone", "baseline of distillation"),
+    ("evaluation", "evaluation"),
+];
+
+/// The title of a stage with its number, such as `[2/7] fine-tuning`.
+fn title(stage: &str) -> String {
+    match STAGES.iter().position(|(name, _)| *name == stage) {
+        Some(at) => format!("[{}/{}] {}", at + 1, STAGES.len(), STAGES[at].1),
+        None => stage.to_owned(),
+    }
+}
+
 /// Runs all stages that are not finished.
 fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions) -> Result<String> {
     let RunOptions { observer, stop, .. } = options;
+    let observer: &mut dyn FnMut(Event) = &mut |event| match event {
+        Event::Begin { stage, total, done, unit } => observer(Event::Begin { stage: &title(stage), total, done, unit }),
+        event => observer(event),
+    };
     let dir = |name: &str| out.join(name);
     let (data, tokenizer, shards) = (dir("data"), dir("tokenizer"), dir("shards"));
     let (base, instruct, reward_model) = (dir("base"), dir("instruct"), dir("reward"));

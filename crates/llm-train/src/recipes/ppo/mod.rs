@@ -11,7 +11,7 @@ mod trainer;
 
 use std::path::Path;
 
-use llm_infer::{GenerateOptions, Sampling};
+use llm_engine::{GenerateOptions, Sampling};
 use llm_model::{Head, Model};
 use llm_tokenizer::{ChatFormat, Tokenizer};
 use rand::RngExt;
@@ -133,7 +133,7 @@ pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOption
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let tokenizer = Tokenizer::from_dir(inputs.model)?;
+    let tokenizer = Tokenizer::load(inputs.model)?;
     let reference = load_model(inputs.model, Head::LanguageModel)?;
     let mut reward_model = RewardModel::load(inputs.reward)?;
     let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, inputs.model)?;

@@ -1,11 +1,11 @@
 //! The prompts of each update.
 
+use llm_data::chat_messages;
 use llm_data::{Duplicates, prompt_key, read_prompts};
 use llm_tokenizer::Tokenizer;
 use rand::seq::SliceRandom;
 
 use super::{PpoInputs, PpoRecipe};
-use crate::examples::chat_messages;
 use crate::run::rng;
 use crate::{Error, Result};
 

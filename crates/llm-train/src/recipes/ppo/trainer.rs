@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use llm_infer::{GenerateOptions, Sampling, generate_from};
+use llm_engine::{GenerateOptions, Sampling, generate_from};
 use llm_model::Model;
 use rand::seq::SliceRandom;
 use serde_json::{Map, Value, json};
@@ -83,7 +83,7 @@ impl<'a> PpoTrainer<'a> {
     pub fn save(&self, dir: &Path) -> Result<()> {
         self.policy.model.save(dir)?;
         self.policy.save_optimizer(&dir.join("trainer/optimizer.safetensors"))?;
-        self.critic.model.save(&dir.join("trainer/value"))?;
+        self.critic.model.save(dir.join("trainer/value"))?;
         self.critic.save_optimizer(&dir.join("trainer/value_optimizer.safetensors"))
     }
 

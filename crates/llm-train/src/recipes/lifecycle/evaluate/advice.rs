@@ -1,17 +1,17 @@
 //! Advice: the accuracy of the reward model, and the true utility of the policy before and after PPO, on held-out themes.
 
 use llm_data::Message;
-use llm_data::world::{Question, Split, SplitKey, Use, Utility, World};
+use llm_data::chat_messages;
+use llm_engine::{GenerateOptions, Sampling, TextModel};
+use llm_eval::{GeneratedReply, ReplyStats, generate_replies, reply_kls, reply_stats};
 use llm_feedback::{Annotator, noise_ceiling};
-use llm_infer::{GenerateOptions, Sampling, TextModel};
+use llm_synthetic::{Question, Split, SplitKey, Use, Utility, World};
 
 use super::super::LifecycleRecipe;
 use super::super::data::ranked;
 use super::super::metric::{Metric, Unit, mean};
 use super::Models;
 use crate::best_of::{ScoredReply, expected_best, kl_bound, n_at_kl};
-use crate::eval::{GeneratedReply, ReplyStats, generate_replies, reply_kls, reply_stats};
-use crate::examples::chat_messages;
 use crate::recipes::RewardModel;
 use crate::{Error, Result};
 
@@ -49,7 +49,7 @@ impl PromptSet {
 
     /// One reply to each prompt, sampled with PPO's settings.
     pub fn replies(&self, recipe: &LifecycleRecipe, model: &TextModel) -> Result<Vec<GeneratedReply>> {
-        generate_replies(model, &self.prompts, &sampling_options(recipe, model), 100)
+        Ok(generate_replies(model, &self.prompts, &sampling_options(recipe, model), 100)?)
     }
 
     pub fn utilities(&self, replies: &[GeneratedReply]) -> Vec<Utility> {
@@ -92,10 +92,9 @@ pub(super) fn evaluate(recipe: &LifecycleRecipe, world: &World, models: &Models)
     let (before, after) = (held_out.replies(recipe, &models.instruct)?, held_out.replies(recipe, &models.aligned)?);
     let (before_utilities, after_utilities) = (held_out.utilities(&before), held_out.utilities(&after));
     let keys = held_out.keys();
-    let pad = models.aligned.tokenizer.chat_format()?.pad;
     let ids: Vec<Vec<u32>> = after.iter().map(|r| r.ids.clone()).collect();
     let (aligned, instruct) = (&models.aligned.model, &models.instruct.model);
-    let kls = reply_kls(aligned, instruct, &held_out.prompts, &ids, recipe.ppo.temperature, pad)?;
+    let kls = reply_kls(aligned, instruct, &held_out.prompts, &ids, recipe.ppo.temperature)?;
     let kl = mean(&kls);
     let samples_per_prompt = scored_samples(recipe, models, &held_out)?;
     let best = expected_best(&samples_per_prompt, n_at_kl(kl, SAMPLES))?;

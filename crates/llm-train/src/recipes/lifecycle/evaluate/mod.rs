@@ -8,14 +8,14 @@ mod tasks;
 use std::path::Path;
 
 use llm_data::TokenDataset;
-use llm_data::world::World;
-use llm_infer::TextModel;
+use llm_engine::TextModel;
+use llm_eval::text_loss;
 use llm_model::{Head, Model};
+use llm_synthetic::World;
 use serde::{Deserialize, Serialize};
 
 use super::LifecycleRecipe;
 use super::metric::{Metric, Unit};
-use crate::eval::text_loss;
 use crate::recipes::RewardModel;
 use crate::run::{Event, write_json};
 use crate::{Error, Result};
@@ -55,7 +55,7 @@ pub(super) struct Models {
 
 impl Models {
     fn load(recipe: &LifecycleRecipe, out: &Path) -> Result<Self> {
-        let load = |name: &str| TextModel::load(&out.join(name));
+        let load = |name: &str| TextModel::load(out.join(name));
         let base = load("base")?;
         Ok(Self {
             untrained: Model::init(base.model.config().clone(), Head::LanguageModel, recipe.pretrain.seed)?.frozen()?,
@@ -106,7 +106,7 @@ pub(super) fn evaluate(
 
 /// Sizes of data and models, and the loss of all models on the same validation text.
 fn sizes(recipe: &LifecycleRecipe, models: &Models, out: &Path) -> Result<Vec<Metric>> {
-    let data = TokenDataset::open(&out.join("shards"), "held_out")?;
+    let data = TokenDataset::open(out.join("shards"), "held_out")?;
     let manifest = &data.manifest().splits["train"];
     let (batch_size, seq_len) = (recipe.pretrain.batch_size, recipe.pretrain.seq_len);
     let of = |model: &Model| text_loss(model, &data, batch_size, seq_len, EVAL_BATCHES);

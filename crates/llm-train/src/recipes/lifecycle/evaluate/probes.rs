@@ -3,18 +3,18 @@
 use std::path::Path;
 
 use llm_data::read_documents;
-use llm_data::world::{Phenomenon, Probe, SplitKey, World};
+use llm_eval::baselines::{MAX_ORDER, NgramModel};
+use llm_eval::{Pair, pair_scores, probe_scores};
 use llm_model::Model;
+use llm_synthetic::{Phenomenon, Probe, SplitKey, World};
 
 use super::super::LifecycleRecipe;
 use super::super::metric::{Metric, Unit, mean};
 use super::Models;
 use crate::Result;
-use crate::baselines::{MAX_ORDER, NgramModel};
-use crate::eval::{Pair, pair_scores, probe_scores};
 
 pub(super) fn metrics(recipe: &LifecycleRecipe, world: &World, models: &Models, out: &Path) -> Result<Vec<Metric>> {
-    let n_grams = NgramModel::count(read_documents(&out.join("data/text-train.jsonl"))?);
+    let n_grams = NgramModel::count(read_documents(out.join("data/text-train.jsonl"))?);
     let mut metrics = Vec::new();
     for phenomenon in Phenomenon::ALL {
         let probes = world.probes(phenomenon, recipe.questions.probes);

@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
-use llm_data::world::{SplitKey, Task};
-use llm_infer::TextModel;
+use llm_engine::TextModel;
+use llm_eval::task_scores;
+use llm_synthetic::{SplitKey, Task};
 
 use super::super::LifecycleRecipe;
 use super::super::metric::{Metric, Unit, mean, scores};
@@ -12,7 +13,6 @@ use super::Models;
 use super::advice::{PromptSet, totals};
 use super::tasks::MAX_NEW_TOKENS;
 use crate::Result;
-use crate::eval::task_scores;
 use crate::plot::metric;
 
 /// Number of alternating speed measurements of teacher and student.

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use llm_data::read_jsonl;
-use llm_data::world::{PromptKind, Split, SplitKey, Task, World};
-use llm_infer::{GenerateOptions, Sampling, TextModel};
+use llm_engine::{GenerateOptions, Sampling, TextModel};
+use llm_eval::baselines::{Majority, NearestNeighbour};
+use llm_eval::{TaskScores, generate_replies, task_scores};
+use llm_synthetic::{PromptKind, Split, SplitKey, Task, World};
 
 use super::super::LifecycleRecipe;
 use super::super::metric::{Metric, Unit, mean, scores};
 use super::Models;
-use crate::baselines::{Majority, NearestNeighbour};
-use crate::eval::{TaskScores, generate_replies, task_scores};
 use crate::{Error, Result};
 
 /// More than the longest correct answer.

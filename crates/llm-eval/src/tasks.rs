@@ -2,13 +2,12 @@
 
 use std::time::Instant;
 
-use llm_data::world::{PromptKind, Task};
-use llm_infer::{GenerateOptions, Sampling, TextModel};
+use llm_data::chat_messages;
+use llm_engine::{GenerateOptions, Sampling, TextModel};
+use llm_synthetic::{PromptKind, Task};
 use serde::Serialize;
 
-use super::replies::generate_replies;
-use crate::Result;
-use crate::examples::chat_messages;
+use crate::{Result, generate_replies};
 
 /// The results of a model on tasks.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -66,10 +65,10 @@ pub fn task_scores(model: &TextModel, tasks: &[Task], max_new_tokens: usize) -> 
 
 #[cfg(test)]
 mod tests {
-    use llm_data::world::{Split, World, WorldConfig};
+    use llm_synthetic::{Split, World, WorldConfig};
 
-    use super::super::testing::{bigram_model, tokenizer};
     use super::*;
+    use crate::testing::{bigram_model, tokenizer};
 
     /// A model that gives the same answer to all tasks.
     #[test]

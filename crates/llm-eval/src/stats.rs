@@ -7,7 +7,7 @@
 //! - A metric over several seeds: [`Spread`], with Student's t.
 //!
 //! ```
-//! use llm_train::stats::wilson;
+//! use llm_eval::stats::wilson;
 //!
 //! let interval = wilson(52, 60); // 86.7 %
 //! assert!((interval.low - 0.758).abs() < 0.001 && (interval.high - 0.931).abs() < 0.001);
@@ -158,10 +158,10 @@ impl Spread {
     /// The spread of the values; it is an error if there are fewer than two.
     ///
     /// ```
-    /// let spread = llm_train::stats::Spread::of(&[1., 2., 3.])?;
+    /// let spread = llm_eval::stats::Spread::of(&[1., 2., 3.])?;
     /// assert_eq!((spread.mean, spread.std), (2., 1.));
     /// assert!((spread.interval.high - 4.484).abs() < 0.001); // 2 + 4.303 / √3
-    /// # Ok::<(), llm_train::Error>(())
+    /// # Ok::<(), llm_eval::Error>(())
     /// ```
     pub fn of(values: &[f64]) -> Result<Self> {
         let n = values.len();

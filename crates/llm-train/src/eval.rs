@@ -1,16 +1,4 @@
-//! Evaluation of models: text loss, minimal pairs, tasks, and statistics of replies.
-//!
-//! Scores are returned per item, so that [`crate::stats`] can compute intervals and paired comparisons.
-
-mod probes;
-mod replies;
-mod tasks;
-mod text;
-
-pub use probes::{Pair, pair_scores, probe_accuracy, probe_scores};
-pub use replies::{GeneratedReply, ReplyStats, generate_replies, reply_kls, reply_stats};
-pub use tasks::{TaskScores, task_scores};
-pub use text::{TextLoss, continuation_logprobs, text_loss};
+//! The steps after which a run is evaluated.
 
 /// Whether a run of `last` steps is evaluated after `step` steps: at 0 and `last`, at multiples of `eval_every`, and before the
 /// first multiple at 25, 50, 100, 200, …, so that the steep start of the curve has enough points.
@@ -25,9 +13,6 @@ pub fn is_eval_step(step: u64, eval_every: u64, last: u64) -> bool {
     let early = step < eval_every && step.is_multiple_of(25) && (step / 25).is_power_of_two();
     step == 0 || step == last || step.is_multiple_of(eval_every) || early
 }
-
-#[cfg(test)]
-pub(crate) mod testing;
 
 #[cfg(test)]
 mod tests {

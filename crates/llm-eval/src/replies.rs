@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use llm_infer::{GenerateOptions, TextModel, generate_from};
+use llm_engine::{GenerateOptions, TextModel, generate_from};
 use llm_model::Model;
 use serde::Serialize;
 
 use crate::Result;
-use crate::rollout::{Reply, per_reply, reply_logprobs};
+use crate::text::{Row, row_logprobs};
 
 /// A generated reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,33 +121,24 @@ fn sentences(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// For each reply, sampled from `policy` at `temperature` for the prompt with the same index: log-probability under `policy` minus
-/// that under `reference`, summed over tokens, in nats. The mean estimates `KL(policy ‖ reference)` per reply. `pad` fills short
-/// rows.
+/// that under `reference`, summed over tokens, in nats. The mean estimates `KL(policy ‖ reference)` per reply.
 pub fn reply_kls(
     policy: &Model,
     reference: &Model,
     prompts: &[Vec<u32>],
     replies: &[Vec<u32>],
     temperature: f64,
-    pad: u32,
 ) -> Result<Vec<f64>> {
-    let pairs: Vec<Reply> = prompts.iter().zip(replies).map(|(q, r)| (q.as_slice(), r.as_slice())).collect();
-    let mut kls = Vec::with_capacity(pairs.len());
-    for chunk in pairs.chunks(64) {
-        let logprobs =
-            |model| -> Result<Vec<Vec<f64>>> { per_reply(&reply_logprobs(model, chunk, temperature, pad)?, chunk) };
-        let (policy_logprobs, ref_logprobs) = (logprobs(policy)?, logprobs(reference)?);
-        kls.extend(
-            policy_logprobs.iter().zip(&ref_logprobs).map(|(p, r)| p.iter().zip(r).map(|(p, r)| p - r).sum::<f64>()),
-        );
-    }
-    Ok(kls)
+    let rows = prompts.iter().zip(replies).map(|(prefix, rest)| Row { prefix, rest, masked: (0, 0) });
+    let rows: Vec<Row> = rows.collect();
+    let (p, q) = (row_logprobs(policy, &rows, 64, temperature)?, row_logprobs(reference, &rows, 64, temperature)?);
+    Ok(p.iter().zip(&q).map(|(p, q)| p - q).collect())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{bigram_model, tokenizer};
     use super::*;
+    use crate::testing::{bigram_model, tokenizer};
 
     /// A uniform model: replies depend on the random streams only.
     #[test]
@@ -226,7 +217,7 @@ mod tests {
             let z = |to| f64::from(logit(from, to)) / 2.;
             z(to) - (0..vocab).map(|to| z(to).exp()).sum::<f64>().ln()
         };
-        let kls = reply_kls(&policy, &reference, &prompts, &replies, 2., 0).unwrap();
+        let kls = reply_kls(&policy, &reference, &prompts, &replies, 2.).unwrap();
         for ((prompt, reply), kl) in prompts.iter().zip(&replies).zip(&kls) {
             let row = [prompt.as_slice(), reply].concat();
             let expected: f64 = (prompt.len()..row.len())
@@ -234,7 +225,7 @@ mod tests {
                 .sum();
             assert!((kl - expected).abs() < 1e-4, "{kl} is not {expected}");
         }
-        let same = reply_kls(&policy, &policy, &prompts, &replies, 2., 0).unwrap();
+        let same = reply_kls(&policy, &policy, &prompts, &replies, 2.).unwrap();
         assert_eq!(same, [0., 0.]);
     }
 }

@@ -5,7 +5,7 @@
 //! - [`Majority`]: the most frequent training answer for a key, such as the kind of the prompt or its last word ([`last_word`]).
 //!
 //! ```
-//! use llm_train::baselines::NgramModel;
+//! use llm_eval::baselines::NgramModel;
 //!
 //! let model = NgramModel::count(["The cats are here.", "The tree is here.", "The tree is tall."]);
 //! assert_eq!(model.choose(2, "The cats", " are", " is").0, 1.);
@@ -256,7 +256,7 @@ impl Majority {
 /// The last word of a prompt without punctuation: the query of a few-shot prompt.
 ///
 /// ```
-/// assert_eq!(llm_train::baselines::last_word("dog -> chien\ncat ->"), "cat");
+/// assert_eq!(llm_eval::baselines::last_word("dog -> chien\ncat ->"), "cat");
 /// ```
 pub fn last_word(prompt: &str) -> &str {
     let is_word = |word: &&str| word.chars().all(char::is_alphanumeric);

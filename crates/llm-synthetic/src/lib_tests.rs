@@ -1,5 +1,7 @@
 use std::collections::HashSet;
 
+use llm_data::NGrams;
+
 use super::*;
 
 fn small() -> World {

@@ -1,12 +1,11 @@
 //! The loss on text, and the log-probabilities of given continuations.
 
+use candle_core::{DType, Device, Tensor};
 use llm_data::TokenDataset;
 use llm_model::{Batch, Model};
 use serde::Serialize;
 
 use crate::Result;
-use crate::examples::gather_rows;
-use crate::loss::scalar;
 
 /// The loss of a model on a text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -34,7 +33,8 @@ pub fn text_loss(
             if inputs.len() < seq_len || !inputs.len().is_multiple_of(seq_len) { inputs.len() } else { seq_len };
         let labels: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
         let hidden = model.hidden(&Batch::from_flat(&inputs, width)?, None)?.flatten(0, 1)?;
-        sum += labels.len() as f64 * scalar(&model.cross_entropy(&hidden, &labels)?)?;
+        let loss = model.cross_entropy(&hidden, &labels)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        sum += labels.len() as f64 * loss;
         tokens += labels.len();
     }
     let loss = sum / tokens.max(1) as f64;
@@ -45,20 +45,20 @@ pub fn text_loss(
 /// The log-probability of each continuation given its prefix, in nats. Pairs are (prefix, continuation) token ids, not empty.
 pub fn continuation_logprobs(model: &Model, pairs: &[(Vec<u32>, Vec<u32>)], batch_size: usize) -> Result<Vec<f64>> {
     let rows = pairs.iter().map(|(prefix, rest)| Row { prefix, rest, masked: (0, 0) });
-    row_logprobs(model, &rows.collect::<Vec<_>>(), batch_size)
+    row_logprobs(model, &rows.collect::<Vec<_>>(), batch_size, 1.)
 }
 
 /// A prefix with its continuation.
-pub(super) struct Row<'a> {
+pub(crate) struct Row<'a> {
     pub prefix: &'a [u32],
     pub rest: &'a [u32],
     /// The half-open range of tokens that are masked in attention; empty: none.
     pub masked: (u32, u32),
 }
 
-/// The log-probability of each row's continuation, in nats. Rows of similar length share a batch. Logits are computed for the
+/// The log-probability of each row's continuation at a temperature, in nats. Rows of similar length share a batch. Logits are computed for the
 /// continuations only, a few megabytes at a time.
-pub(super) fn row_logprobs(model: &Model, rows: &[Row], batch_size: usize) -> Result<Vec<f64>> {
+pub(crate) fn row_logprobs(model: &Model, rows: &[Row], batch_size: usize, temperature: f64) -> Result<Vec<f64>> {
     const LOGITS: usize = 1 << 22;
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.sort_by_key(|&row| rows[row].prefix.len() + rows[row].rest.len());
@@ -81,8 +81,9 @@ pub(super) fn row_logprobs(model: &Model, rows: &[Row], batch_size: usize) -> Re
         let hidden = model.hidden(&batch, None)?; // (b, t, hidden)
         let n = (LOGITS / model.config().vocab_size).max(1);
         for ((positions, labels), owners) in positions.chunks(n).zip(labels.chunks(n)).zip(owners.chunks(n)) {
-            let logits = model.output(&gather_rows(&hidden, positions.to_vec())?)?; // (n, vocab)
-            let losses = llm_kernels::cross_entropy(&logits, labels)?.to_vec1::<f32>()?;
+            let index = Tensor::from_slice(positions, positions.len(), &Device::Cpu)?;
+            let logits = model.output(&hidden.flatten(0, 1)?.index_select(&index, 0)?)?; // (n, vocab)
+            let losses = llm_kernels::cross_entropy(&(logits / temperature)?, labels)?.to_vec1::<f32>()?;
             for (loss, &row) in losses.iter().zip(owners) {
                 logprobs[row] -= f64::from(*loss);
             }
@@ -96,8 +97,8 @@ mod tests {
     use candle_core::D;
     use llm_data::prepare;
 
-    use super::super::testing::{model, tokenizer};
     use super::*;
+    use crate::testing::{model, tokenizer};
 
     const TEXT: &str = "the cat sat on the mat. the dog sat on the log. the cat ate.";
 
@@ -163,7 +164,7 @@ mod tests {
         }
         let all_at_once = continuation_logprobs(&model, &pairs, 64).unwrap();
         assert!(logprobs.iter().zip(all_at_once).all(|(a, b)| (a - b).abs() < 1e-5));
-        let uniform = super::super::testing::model(&tokenizer(TEXT), 0.);
+        let uniform = crate::testing::model(&tokenizer(TEXT), 0.);
         let vocab = uniform.config().vocab_size as f64;
         let uniform_logprobs = continuation_logprobs(&uniform, &pairs, 2).unwrap();
         assert!((uniform_logprobs[1] + 3. * vocab.ln()).abs() < 1e-4);

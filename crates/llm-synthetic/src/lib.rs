@@ -10,7 +10,7 @@
 //! prompts and distillation data contain those of [`Split::Train`] only.
 //!
 //! ```
-//! use llm_data::world::{Phenomenon, Split, World, WorldConfig};
+//! use llm_synthetic::{Phenomenon, Split, World, WorldConfig};
 //!
 //! let world = World::new(WorldConfig { corpus_bytes: 10_000, ..WorldConfig::default() });
 //! let documents = world.corpus(Split::Train);
@@ -19,13 +19,15 @@
 //! assert_eq!(probes[0].good, probes[1].bad);
 //! assert_eq!(probes[0].without_deciding(), probes[1].without_deciding());
 //! ```
+//!
+//! This crate generates data and does not depend on the model crates. Where to look next: `llm_train::recipes::lifecycle` trains
+//! and tests models on it.
 
 mod advice;
 mod dialogue;
 mod domains;
 mod facts;
 mod lexicon;
-mod overlap;
 mod phenomena;
 mod questions;
 mod split;
@@ -35,16 +37,14 @@ mod themes;
 
 pub use advice::{Answer, Question, Use, Utility};
 pub use domains::Domain;
-pub use overlap::NGrams;
 pub use phenomena::{Phenomenon, Probe};
 pub use split::{Split, SplitKey};
 pub use tasks::{PromptKind, Task, Topic};
 
+use llm_data::Conversation;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-
-use crate::Conversation;
 
 /// The settings of a [`World`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -219,5 +219,5 @@ fn with_article(noun: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "world_tests.rs"]
+#[path = "lib_tests.rs"]
 mod tests;

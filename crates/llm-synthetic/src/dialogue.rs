@@ -1,5 +1,6 @@
 //! Short dialogues of several questions; the meaning of follow-up questions depends on the previous one.
 
+use llm_data::{Conversation, Message};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
@@ -9,7 +10,6 @@ use super::pick;
 use super::questions::{self, Asked};
 use super::split::Split;
 use super::tasks::Topic;
-use crate::{Conversation, Message};
 
 /// Small talk: (user message, answer).
 const SMALL_TALK: [(&str, &str); 10] = [

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{D, Device, Tensor};
-use llm_infer::{GenerateOptions, Sampling, TextModel, generate};
+use llm_engine::{GenerateOptions, Sampling, TextModel, generate};
 use llm_kernels::BlockFormat;
 use llm_model::gguf::{GgufFile, TensorType, Value};
 use llm_model::{Batch, Head, Model, ModelConfig};

@@ -4,6 +4,7 @@
 //! data contain the themes of [`Split::Train`] only, and each of these uses has different questions. So a reward model and a
 //! policy are tested on themes that they know from pre-training only.
 
+use llm_data::{Conversation, Message};
 use rand::RngExt;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -12,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use super::split::{Split, SplitKey};
 use super::themes::THEMES;
 use super::{capitalised, pick};
-use crate::{Conversation, Message};
 
 /// The use of a question about a training theme. No question has two uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,5 +1,6 @@
 //! Questions with a known answer, in several kinds of prompts.
 
+use llm_data::{Conversation, Message};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,6 @@ use super::lexicon::CATEGORIES;
 use super::questions::{Asked, class, fact, noun, noun_key, story, summary};
 use super::split::{Split, SplitKey};
 use super::{dialogue, pick};
-use crate::{Conversation, Message};
 
 /// The kind of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

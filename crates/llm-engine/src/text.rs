@@ -18,7 +18,7 @@ pub struct TextModel {
 }
 
 /// Options of text generation.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct TextOptions {
     /// Maximum number of tokens to generate.
     pub max_new_tokens: usize,
@@ -26,6 +26,13 @@ pub struct TextOptions {
     pub stop: Vec<String>,
     /// Sampling parameters.
     pub sampling: Sampling,
+}
+
+impl Default for TextOptions {
+    /// The defaults of `llm-infer`: up to 256 tokens at temperature 0.7.
+    fn default() -> Self {
+        Self { max_new_tokens: 256, stop: Vec::new(), sampling: Sampling { temperature: 0.7, ..Sampling::default() } }
+    }
 }
 
 /// A generated text.
@@ -39,12 +46,14 @@ pub struct Completion {
 
 impl TextModel {
     /// Loads a Hugging Face folder into memory, in f32.
-    pub fn load(dir: &Path) -> Result<Self> {
+    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
         Self::with_tokenizer(Model::load(dir)?, dir)
     }
 
     /// Opens a Hugging Face folder or a `.gguf` file with memory-mapped matrices.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         if is_gguf(path) {
             return Self::from_gguf(path);
         }
@@ -52,8 +61,9 @@ impl TextModel {
     }
 
     /// A model with the tokenizer of a folder: the model's folder, or an adapter's if that has its own tokenizer.
-    pub fn with_tokenizer(model: Model, dir: &Path) -> Result<Self> {
-        Self::checked(model, Tokenizer::from_dir(dir)?, &dir.join("tokenizer.json"))
+    pub fn with_tokenizer(model: Model, dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        Self::checked(model, Tokenizer::load(dir)?, &dir.join("tokenizer.json"))
     }
 
     /// Checks that the tokenizer has no more tokens than the model; the error names `origin`.
@@ -66,6 +76,12 @@ impl TextModel {
             )));
         }
         Ok(Self { model, tokenizer })
+    }
+
+    /// The reply to one user message, with the default options.
+    pub fn chat(&self, message: &str) -> Result<String> {
+        let prompt = self.chat_ids(&[ChatMessage::new("user", message)])?;
+        Ok(self.complete(&prompt, &TextOptions::default(), |_| ())?.text)
     }
 
     /// Token ids of a conversation by the chat template, up to the start of the assistant's turn.

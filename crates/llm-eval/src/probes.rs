@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use llm_data::world::Probe;
 use llm_model::Model;
+use llm_synthetic::Probe;
 use llm_tokenizer::Tokenizer;
 
-use super::text::{Row, row_logprobs};
+use crate::text::{Row, row_logprobs};
 use crate::{Error, Result};
 
 /// A prefix with a correct and a wrong continuation.
@@ -44,7 +44,7 @@ pub fn pair_scores(model: &Model, tokenizer: &Tokenizer, pairs: &[Pair]) -> Resu
         .iter()
         .flat_map(|(prefix, good, bad, masked)| [good, bad].map(|rest| Row { prefix, rest, masked: *masked }))
         .collect();
-    let logprobs = row_logprobs(model, &rows, 64)?;
+    let logprobs = row_logprobs(model, &rows, 64, 1.)?;
     if logprobs.iter().any(|x| x.is_nan()) {
         return Err(Error::Input("the model's log-probabilities are NaN; are its weights damaged?".to_owned()));
     }
@@ -67,8 +67,8 @@ fn tokens_within(tokens: &[(u32, Range<usize>)], bytes: &Range<usize>, before: u
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{bigram_model, model, tokenizer};
     use super::*;
+    use crate::testing::{bigram_model, model, tokenizer};
 
     const TEXT: &str = "the cat sat. the dog ran. the cat ran. the dog sat.";
 

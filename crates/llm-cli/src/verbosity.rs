@@ -1,0 +1,25 @@
+//! The options `--quiet` and `--verbose` of both programs.
+
+use clap::Args;
+
+/// How much a program prints on standard error.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Verbosity {
+    /// Print errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Print debug messages too, such as load times and tokens per second
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+impl Verbosity {
+    /// The filter of log messages, in the syntax of `RUST_LOG`; `None` if neither option is given.
+    pub(crate) fn filter(self) -> Option<&'static str> {
+        match (self.quiet, self.verbose) {
+            (true, _) => Some("error"),
+            (_, true) => Some("debug"),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Text generation with a checkpoint, for one prompt or for a batch.
+//!
+//! [`generate`] generates token ids for a batch of prompts: left padding, one KV cache, one random stream per row.
+//! [`TextModel`] adds text: the tokenizer, the chat template, streaming and stop strings. The program `llm-infer` is
+//! the command line for them.
+//!
+//! ```no_run
+//! use llm_engine::TextModel;
+//!
+//! let model = TextModel::open("runs/lifecycle/aligned")?; // or "model.gguf"
+//! println!("{}", model.chat("What is the capital of France?")?);
+//! # Ok::<(), llm_engine::Error>(())
+//! ```
+//!
+//! ```
+//! use llm_engine::{GenerateOptions, Sampling, generate};
+//! use llm_model::{Head, Model, ModelConfig};
+//!
+//! let config = ModelConfig { vocab_size: 50, hidden_size: 48, num_hidden_layers: 1, ..ModelConfig::default() };
+//! let model = Model::init(config, Head::LanguageModel, 1)?.frozen()?;
+//! let options = GenerateOptions {
+//!     max_new_tokens: 5,
+//!     sampling: Sampling { temperature: 0., ..Sampling::default() },
+//!     ..GenerateOptions::default()
+//! };
+//! let replies = generate(&model, &[vec![1, 2, 3], vec![7]], &options, |_row, _id| true)?;
+//! assert_eq!(replies.iter().map(Vec::len).collect::<Vec<_>>(), [5, 5]);
+//! # Ok::<(), llm_engine::Error>(())
+//! ```
+//!
+//! This crate does not know about training. See also: `llm-train` generates its rollouts with [`generate`].
+
+mod bench;
+mod engine;
+mod error;
+mod gguf;
+mod sampler;
+mod text;
+
+pub use bench::{InferenceCost, anonymous_memory, bench, peak_memory};
+pub use engine::{GenerateOptions, generate, generate_from};
+pub use error::Error;
+pub use sampler::{Sampling, sample};
+pub use text::{Completion, TextModel, TextOptions};
+
+/// The result type of this crate.
+pub type Result<T> = std::result::Result<T, Error>;

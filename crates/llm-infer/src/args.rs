@@ -1,0 +1,196 @@
+//! The commands of `llm-infer` and their options.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use llm_cli::{Shell, Verbosity};
+
+use crate::convert::ConvertArgs;
+
+/// Generate text with a language model.
+#[derive(Debug, Parser)]
+#[command(
+    name = "llm-infer",
+    version,
+    about,
+    after_help = "Example:\n  llm-infer generate --model runs/lifecycle/aligned \"What is the capital of France?\""
+)]
+pub struct Arguments {
+    /// Number of compute threads, at least 1 [default: number of physical cores]
+    #[arg(long, global = true)]
+    pub(crate) threads: Option<usize>,
+    /// How much to print on standard error.
+    #[command(flatten)]
+    pub verbosity: Verbosity,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Generate a reply to one prompt
+    Generate(GenerateArgs),
+    /// Chat with a model in the terminal
+    Chat(ChatArgs),
+    /// Convert a model to GGUF (llama.cpp) or safetensors (transformers)
+    Convert(ConvertArgs),
+    /// Merge a LoRA adapter into its base model
+    Merge(MergeArgs),
+    /// Write the logits of a sequence of token ids to a safetensors file
+    Logits(LogitsArgs),
+    /// Measure prefill and decode throughput; prints a JSON object
+    Bench(BenchArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Shell that will load the script
+        shell: Shell,
+    },
+    /// Write manual pages
+    Man {
+        /// Output folder
+        #[arg(long, default_value = "man")]
+        out: PathBuf,
+    },
+}
+
+/// Weight dtype in memory.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[allow(non_camel_case_types, reason = "ggml's names")]
+#[value(rename_all = "snake_case")]
+pub(crate) enum Dtype {
+    /// The dtype of the file, memory-mapped: fastest start, no copy in memory
+    #[value(alias = "stored")]
+    Mapped,
+    /// 32 bits per weight
+    F32,
+    /// 16 bits per weight: decodes about twice as fast as f32; about 3 significant digits
+    Bf16,
+    /// 8.5 bits per weight
+    Q8_0,
+    /// 4.5 bits per weight
+    Q4_0,
+    /// 4.5 bits per weight, with finer scales; 8.5 bits if the row length is not a multiple of 256
+    Q4_K,
+    /// 6.6 bits per weight; 8.5 bits if the row length is not a multiple of 256
+    Q6_K,
+}
+
+/// Options of `generate` and `chat`.
+#[derive(Debug, Args)]
+pub(crate) struct GenerationArgs {
+    /// Model: a Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a .gguf file
+    #[arg(short, long)]
+    pub(crate) model: PathBuf,
+    /// Folder of a PEFT LoRA adapter for the model; its tokenizer is used if it has one
+    #[arg(long)]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Weight dtype in memory
+    #[arg(long, value_enum, default_value_t = Dtype::Mapped)]
+    pub(crate) dtype: Dtype,
+    /// System message of the conversation
+    #[arg(long)]
+    pub(crate) system: Option<String>,
+    /// Sampling temperature, 0 or more; 0: greedy decoding; higher values give more random text
+    #[arg(long, default_value_t = 0.7)]
+    pub(crate) temperature: f64,
+    /// Sample from the k most likely tokens only; 0: all tokens
+    #[arg(long, default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Sample from the smallest set of tokens with at least this total probability, in (0, 1]; 1: all tokens
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) top_p: f64,
+    /// Random seed; the same seed gives the same text
+    #[arg(long, default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// Stop string: generation ends before it (repeatable)
+    #[arg(long)]
+    pub(crate) stop: Vec<String>,
+    /// Maximum number of tokens to generate
+    #[arg(long, default_value_t = 256)]
+    pub(crate) max_new_tokens: usize,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  llm-infer generate -m runs/lifecycle/aligned \"What is 3 plus 4?\" --temperature 0\n  \
+    llm-infer generate -m model.gguf -f question.txt\n  echo \"Hello.\" | llm-infer generate -m model.gguf"
+)]
+pub(crate) struct GenerateArgs {
+    /// Prompt, formatted with the chat template if the model has one; `-` or no prompt at all: read standard input
+    #[arg(value_name = "PROMPT", conflicts_with_all = ["prompt", "file"])]
+    pub(crate) positional: Option<String>,
+    /// The same as PROMPT
+    #[arg(short, long, conflicts_with = "file")]
+    pub(crate) prompt: Option<String>,
+    /// Read the prompt from a file; `-`: standard input
+    #[arg(short, long)]
+    pub(crate) file: Option<PathBuf>,
+    /// Continue the prompt as plain text, without the chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llm-infer chat --model runs/lifecycle/aligned --system \"You are a pirate.\"")]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llm-infer logits --model runs/base --ids 1,2,3 --out logits.safetensors")]
+pub(crate) struct LogitsArgs {
+    /// Model: a Hugging Face folder (config.json, model.safetensors) or a .gguf file
+    #[arg(short, long)]
+    pub(crate) model: PathBuf,
+    /// Folder of a PEFT LoRA adapter for the model
+    #[arg(long)]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Token ids, comma-separated
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub(crate) ids: Vec<u32>,
+    /// Output file; its tensor `logits` has shape (seq, vocab) and dtype f32
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llm-infer merge --model runs/base --adapter runs/lora --out runs/merged")]
+pub(crate) struct MergeArgs {
+    /// Base model: a Hugging Face folder (config.json, model.safetensors)
+    #[arg(short, long)]
+    pub(crate) model: PathBuf,
+    /// Folder of a PEFT LoRA adapter; its tokenizer is copied if it has one, else that of the base model
+    #[arg(long)]
+    pub(crate) adapter: PathBuf,
+    /// Output folder; it must not exist
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  llm-infer bench --model runs/chat --dtype bf16 --prompt-tokens 512 --new-tokens 64"
+)]
+pub(crate) struct BenchArgs {
+    /// Model: a Hugging Face folder (config.json, model.safetensors) or a .gguf file
+    #[arg(short, long, required_unless_present = "config")]
+    pub(crate) model: Option<PathBuf>,
+    /// A config.json instead of a model; the weights are random
+    #[arg(long, conflicts_with = "model")]
+    pub(crate) config: Option<PathBuf>,
+    /// Weight dtype in memory
+    #[arg(long, value_enum, default_value_t = Dtype::Mapped)]
+    pub(crate) dtype: Dtype,
+    /// Length of the prompt in tokens, at least 1
+    #[arg(long, default_value_t = 512)]
+    pub(crate) prompt_tokens: usize,
+    /// Number of tokens to generate, at least 2
+    #[arg(long, default_value_t = 64)]
+    pub(crate) new_tokens: usize,
+    /// Number of rounds, at least 1; the result is their median
+    #[arg(long, default_value_t = 3)]
+    pub(crate) rounds: usize,
+}

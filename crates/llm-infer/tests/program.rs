@@ -1,0 +1,103 @@
+//! The program as a user runs it: where the prompt comes from, what it prints without a command, exit codes.
+
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use llm_model::{Head, Model, ModelConfig};
+use llm_tokenizer::{TrainConfig, train_bpe};
+
+fn llm_infer(arguments: &[&str], input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llm-infer"));
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.env_remove("RUST_LOG").spawn().unwrap();
+    // A program that does not read its input may have ended already.
+    child.stdin.take().unwrap().write_all(input.as_bytes()).ok();
+    child.wait_with_output().unwrap()
+}
+
+/// The standard output of a successful run.
+fn printed(arguments: &[&str], input: &str) -> String {
+    let output = llm_infer(arguments, input);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The exit code and the standard error of a run.
+fn failed(arguments: &[&str], input: &str) -> (i32, String) {
+    let output = llm_infer(arguments, input);
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn save_model(dir: &Path) {
+    let tokenizer = train_bpe(&TrainConfig { vocab_size: 280, min_frequency: 2 }, ["the cat sat on the mat"].iter());
+    let config = ModelConfig { vocab_size: 280, hidden_size: 48, num_hidden_layers: 1, ..ModelConfig::default() };
+    Model::init(config, Head::LanguageModel, 1).unwrap().save(dir).unwrap();
+    tokenizer.unwrap().save(dir).unwrap();
+}
+
+#[test]
+fn without_a_command_the_program_says_where_to_start() {
+    let text = printed(&[], "");
+    assert_eq!(text.lines().filter(|line| line.starts_with("  llm-infer ")).count(), 3, "{text}");
+}
+
+#[test]
+fn a_prompt_is_an_argument_a_file_or_standard_input() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    save_model(&model);
+    let file = dir.path().join("prompt.txt");
+    std::fs::write(&file, "the cat\n").unwrap();
+    let (model, file) = (model.to_str().unwrap(), file.to_str().unwrap());
+    let generate = |arguments: &[&str], input: &str| {
+        let options = ["generate", "-m", model, "--raw", "--temperature", "0", "--max-new-tokens", "8"];
+        printed(&[&options, arguments].concat(), input)
+    };
+    let expected = generate(&["--prompt", "the cat"], "");
+    assert_ne!(expected, generate(&["--prompt", "on the mat"], ""), "the reply depends on the prompt");
+    let same: [(&[&str], &str); 7] = [
+        (&["the cat"], ""),
+        (&["-p", "the cat"], ""),
+        (&["-f", file], ""),
+        (&["--file", "-"], "the cat\n"),
+        (&["-"], "the cat\n"),
+        (&["--prompt", "-"], "the cat\r\n"),
+        (&[], "the cat\n"),
+    ];
+    for (arguments, input) in same {
+        assert_eq!(generate(arguments, input), expected, "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_missing_prompt_or_file_is_the_users_error() {
+    let (code, message) = failed(&["generate", "-m", "nowhere"], " \n");
+    assert_eq!((code, message.as_str()), (2, "error: the prompt is empty; give at least one word\n"));
+    let (code, message) = failed(&["generate", "-m", "nowhere", "-f", "no-such-file.txt"], "");
+    assert!(code == 2 && message.starts_with("error: no-such-file.txt: "), "{message}");
+}
+
+#[test]
+fn quiet_and_verbose_set_what_is_logged() {
+    let dir = tempfile::tempdir().unwrap();
+    save_model(dir.path());
+    let model = dir.path().to_str().unwrap();
+    let logged = |option: &str| {
+        let output = llm_infer(&["generate", "-m", model, "--raw", option, "--max-new-tokens", "2", "the cat"], "");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(logged("--quiet"), "");
+    assert!(logged("-v").contains("tokens/s"), "{}", logged("-v"));
+}
+
+#[test]
+fn completions_and_manual_pages_are_generated() {
+    assert!(printed(&["completions", "bash"], "").contains("--max-new-tokens"));
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("man");
+    printed(&["man", "--out", out.to_str().unwrap()], "");
+    assert!(std::fs::read_to_string(out.join("llm-infer-generate.1")).unwrap().contains("temperature"));
+}

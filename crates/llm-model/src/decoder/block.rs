@@ -1,0 +1,181 @@
+//! A decoder block: attention and MLP (or experts) with their norms and residual connections.
+
+use candle_core::{D, Tensor};
+use llm_kernels::{AttentionMask, RecomputedGradients, RotaryTable, attention_block, mlp_block, recompute};
+
+use super::ForwardContext;
+use super::attention::Attention;
+use super::mlp::Mlp;
+use crate::experts::Experts;
+use crate::norm::Norm;
+use crate::{KvCache, ModelConfig, Params, Result};
+
+#[derive(Debug, Clone)]
+pub(super) struct Block {
+    attention_in: Option<Norm>,
+    attention: Attention,
+    attention_out: Option<Norm>,
+    mlp_in: Option<Norm>,
+    feed_forward: FeedForward,
+    mlp_out: Option<Norm>,
+    parallel_residual: bool,
+    rope: RopeKind,
+    sliding: bool,
+    experts: usize,
+}
+
+/// The rotary embedding of a block.
+#[derive(Debug, Clone, Copy)]
+enum RopeKind {
+    None,
+    Global,
+    /// With `rope_local_theta`.
+    Local,
+}
+
+#[derive(Debug, Clone)]
+enum FeedForward {
+    Dense(Mlp),
+    Experts(Experts),
+}
+
+fn apply_norm(norm: Option<&Norm>, x: &Tensor) -> Result<Tensor> {
+    norm.map_or_else(|| Ok(x.clone()), |norm| norm.apply(x))
+}
+
+impl Block {
+    pub(super) fn new(config: &ModelConfig, params: &Params, layer: usize) -> Result<Self> {
+        let full = |name: &str| format!("model.layers.{layer}.{name}");
+        let names = config.norm_placement.names();
+        let norm = |name: Option<&str>| name.map(|name| Norm::new(config, params, &full(name))).transpose();
+        let sliding = config.window_of(layer).is_some();
+        let rope = match config.rope_local_theta {
+            _ if config.learned_positions || config.layers_without_rope.contains(&layer) => RopeKind::None,
+            Some(_) if sliding => RopeKind::Local,
+            _ => RopeKind::Global,
+        };
+        let experts = config.experts_of(layer);
+        Ok(Self {
+            attention_in: norm(names.attention_in)?,
+            attention: Attention::new(config, params, &full("self_attn"))?,
+            attention_out: norm(names.attention_out)?,
+            mlp_in: norm(names.mlp_in)?,
+            feed_forward: match experts {
+                Some(experts) => FeedForward::Experts(Experts::new(config, experts, params, &full("mlp"))?),
+                None => FeedForward::Dense(Mlp::new(config, params, &full("mlp"))?),
+            },
+            mlp_out: norm(names.mlp_out)?,
+            parallel_residual: config.parallel_residual,
+            rope,
+            sliding,
+            experts: experts.map_or(0, |experts| experts.num_experts),
+        })
+    }
+
+    /// The output `(b, t, hidden)`, and the router logits `(b·t, e)` of a layer with experts.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        context: &ForwardContext,
+        cache: Option<(&KvCache, usize)>,
+        output_attentions: Option<&mut Vec<Tensor>>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let mask = if self.sliding { context.sliding_mask.as_ref() } else { None }.unwrap_or(&context.mask);
+        let rotary = match self.rope {
+            RopeKind::None => None,
+            RopeKind::Global => Some(&context.rotary.global),
+            RopeKind::Local => context.rotary.local.as_ref(),
+        };
+        let attended = self.forward_attention(x, rotary, mask, cache, output_attentions)?;
+        match &self.feed_forward {
+            FeedForward::Dense(mlp) => Ok((self.forward_mlp(mlp, x, &attended)?, None)),
+            FeedForward::Experts(experts) => {
+                let (y, logits) = experts.forward(&self.mlp_input(x, &attended)?)?;
+                Ok(((attended + apply_norm(self.mlp_out.as_ref(), &y)?)?, Some(logits)))
+            }
+        }
+    }
+
+    /// The attention sub-layer: `x` plus the attention output, `(b, t, hidden)`; fused where the block allows it.
+    fn forward_attention(
+        &self,
+        x: &Tensor,
+        rotary: Option<&RotaryTable>,
+        mask: &AttentionMask,
+        cache: Option<(&KvCache, usize)>,
+        output_attentions: Option<&mut Vec<Tensor>>,
+    ) -> Result<Tensor> {
+        let attention = &self.attention;
+        if let (Some(norm), None, None, None) = (&self.attention_in, &self.attention_out, cache, &output_attentions)
+            && let (Some((norm, eps)), Some(weights)) = (norm.rms()?, attention.plain_weights())
+        {
+            let (d, params) = (attention.d, attention.params);
+            return Ok(attention_block(x, (&norm, eps), weights, d, rotary, params, mask)?);
+        }
+        let y = apply_norm(self.attention_in.as_ref(), x)?;
+        let y = attention.forward(&y, rotary, mask, cache, output_attentions)?;
+        match &self.attention_out {
+            Some(norm) => Ok((x + norm.apply(&attention.o_proj.apply(&y.flatten_from(2)?)?)?)?),
+            None => attention.o_proj.apply_residual(&y, x),
+        }
+    }
+
+    /// The MLP sub-layer: `attended` plus the MLP output, `(b, t, hidden)`; fused where the block allows it.
+    fn forward_mlp(&self, mlp: &Mlp, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        if let (Some(norm), None, false) = (&self.mlp_in, &self.mlp_out, self.parallel_residual)
+            && let (Some((norm, eps)), Some((weights, precision))) = (norm.rms()?, mlp.plain_weights())
+        {
+            return Ok(mlp_block(attended, Some((&norm, eps)), weights, mlp.activation, precision)?);
+        }
+        let y = self.mlp_input(x, attended)?;
+        match &self.mlp_out {
+            Some(norm) => Ok((attended + norm.apply(&mlp.forward(&y)?)?)?),
+            None => mlp.down_proj.apply_residual(&mlp.inner(&y)?, attended),
+        }
+    }
+
+    /// The input of the MLP or the experts.
+    fn mlp_input(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        apply_norm(self.mlp_in.as_ref(), if self.parallel_residual { x } else { attended })
+    }
+
+    /// [`Self::forward`] with activation checkpointing: only `x` is saved for the backward. The router logits are
+    /// concatenated to the output, because `recompute` supports one output.
+    pub(super) fn checkpointed(
+        &self,
+        x: &Tensor,
+        context: &ForwardContext,
+        gradients: &RecomputedGradients,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let (block, context) = (self.clone(), context.clone());
+        let run = move |x: &Tensor| {
+            let (y, logits) = block.forward(x, &context, None, None).map_err(candle_core::Error::wrap)?;
+            match logits {
+                Some(logits) => {
+                    let (b, t, _) = y.dims3()?;
+                    Tensor::cat(&[y, logits.reshape((b, t, ()))?], D::Minus1)
+                }
+                None => Ok(y),
+            }
+        };
+        let y = recompute(x, self.tensors(), gradients, run)?;
+        if self.experts == 0 {
+            return Ok((y, None));
+        }
+        let width = y.dim(D::Minus1)? - self.experts;
+        let logits = y.narrow(D::Minus1, width, self.experts)?.flatten(0, 1)?;
+        Ok((y.narrow(D::Minus1, 0, width)?.contiguous()?, Some(logits)))
+    }
+
+    /// The tensors that may be trainable.
+    fn tensors(&self) -> Vec<Tensor> {
+        let norms = [&self.attention_in, &self.attention_out, &self.mlp_in, &self.mlp_out];
+        let mut tensors: Vec<Tensor> = norms.into_iter().flatten().flat_map(Norm::tensors).cloned().collect();
+        tensors.extend(self.attention.tensors().cloned());
+        match &self.feed_forward {
+            FeedForward::Dense(mlp) => tensors.extend(mlp.tensors().cloned()),
+            FeedForward::Experts(experts) => tensors.extend(experts.tensors().cloned()),
+        }
+        tensors
+    }
+}
