@@ -33,7 +33,13 @@ fn failed(arguments: &[&str], input: &str) -> (i32, String) {
 
 fn save_model(dir: &Path) {
     let tokenizer = train_bpe(&TrainConfig { vocab_size: 280, min_frequency: 2 }, ["the cat sat on the mat"].iter());
-    let config = ModelConfig { vocab_size: 280, hidden_size: 48, num_hidden_layers: 1, ..ModelConfig::default() };
+    let config = ModelConfig {
+        vocab_size: 280,
+        hidden_size: 48,
+        num_hidden_layers: 1,
+        initializer_range: 0.5,
+        ..ModelConfig::default()
+    };
     Model::init(config, Head::LanguageModel, 1).unwrap().save(dir).unwrap();
     tokenizer.unwrap().save(dir).unwrap();
 }

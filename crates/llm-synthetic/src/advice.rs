@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::split::{Split, SplitKey};
-use super::themes::THEMES;
+use super::themes::{THEMES, Theme};
 use super::{capitalised, pick};
 
 /// The use of a question about a training theme. No question has two uses.
@@ -228,10 +228,13 @@ fn theme_split(theme: usize, seed: u64) -> Split {
     theme_key(theme).split_among((0..THEMES.len()).map(theme_key), seed, HELD_OUT_ONE_IN)
 }
 
-/// Whether the text contains a method of a held-out theme of the world with this `seed`.
-pub(super) fn names_held_out_method(text: &str, seed: u64) -> bool {
-    let held_out = (0..THEMES.len()).filter(|&theme| theme_split(theme, seed) == Split::HeldOut);
-    held_out.map(|theme| &THEMES[theme]).any(|theme| [theme.right, theme.wrong].iter().any(|m| text.contains(m)))
+/// Whether the text contains the goal or a method of a held-out theme of the world with this `seed`.
+pub(super) fn names_held_out_theme(text: &str, seed: u64) -> bool {
+    let mut held_out = (0..THEMES.len()).filter(|&theme| theme_split(theme, seed) == Split::HeldOut);
+    held_out.any(|theme| {
+        let Theme { goal, right, wrong } = &THEMES[theme];
+        [goal, right, wrong].iter().any(|part| text.contains(**part))
+    })
 }
 
 /// A question of the split. Questions about training themes are restricted to those of `purpose`.

@@ -119,13 +119,14 @@ fn all_goals_and_methods_are_distinct() {
 }
 
 #[test]
-fn a_method_of_a_held_out_theme_is_found_in_every_answer_about_it_and_in_no_other_one() {
+fn a_held_out_theme_is_found_in_every_question_and_answer_about_it_and_in_no_other_one() {
     for seed in 0..5 {
         let world = World::new(WorldConfig { seed, ..WorldConfig::default() });
         for (split, found) in [(Split::Train, false), (Split::HeldOut, true)] {
             for question in world.questions(split, Use::Lessons, 300) {
+                assert_eq!(world.names_held_out_theme(&question.prompt), found, "{}", question.prompt);
                 for answer in &question.answers {
-                    assert_eq!(world.names_held_out_method(&answer.text), found, "{}", answer.text);
+                    assert_eq!(world.names_held_out_theme(&answer.text), found, "{}", answer.text);
                 }
             }
         }

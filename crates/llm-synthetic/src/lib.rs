@@ -149,10 +149,10 @@ impl World {
         (0..count).map(|_| advice::draw(&mut rng, self.config.seed, split, purpose)).collect()
     }
 
-    /// Whether the text contains a method (right or wrong) of a held-out theme. A model that was trained on the corpus can
+    /// Whether the text contains the goal or a method (right or wrong) of a held-out theme. A model that was trained on the corpus can
     /// generate one; such a reply must not become training data.
-    pub fn names_held_out_method(&self, text: &str) -> bool {
-        advice::names_held_out_method(text, self.config.seed)
+    pub fn names_held_out_theme(&self, text: &str) -> bool {
+        advice::names_held_out_theme(text, self.config.seed)
     }
 
     /// Advice questions with answers of random quality, for fine-tuning. A model trained on them gives good and bad answers;

@@ -84,7 +84,7 @@ pub(super) fn write_lessons(
     let mut tested = answered.split_off(count.lessons);
     tested.extend(conversations(&world.tasks(Split::HeldOut, validation)));
     write_jsonl(&held_out, &tested)?;
-    answered.retain(|lesson| !lesson.messages.iter().any(|message| world.names_held_out_method(&message.content)));
+    answered.retain(|lesson| !lesson.messages.iter().any(|message| world.names_held_out_theme(&message.content)));
     answered.extend(conversations(&world.tasks(Split::Train, count.tasks)));
     answered.extend(world.dialogues(count.dialogues));
     write_jsonl(&train, &answered).map_err(Error::from)
