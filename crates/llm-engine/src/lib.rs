@@ -28,6 +28,9 @@
 //! # Ok::<(), llm_engine::Error>(())
 //! ```
 //!
+//! A debug build of a program that uses this crate needs `[profile.dev.package."*"]` with `opt-level = 3` in its `Cargo.toml`:
+//! Cargo ignores the profiles of a dependency, and tensor code without optimisation is too slow to run models.
+//!
 //! This crate does not know about training. See also: `llm-train` generates its rollouts with [`generate`].
 
 mod bench;

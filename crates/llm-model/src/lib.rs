@@ -20,6 +20,9 @@
 //! # Ok::<(), llm_model::Error>(())
 //! ```
 //!
+//! A debug build of a program that uses this crate needs `[profile.dev.package."*"]` with `opt-level = 3` in its `Cargo.toml`:
+//! Cargo ignores the profiles of a dependency, and tensor code without optimisation is too slow to run models.
+//!
 //! This crate does not know about text, tokenizers or training. See also: `llm-infer` generates text with a model,
 //! `llm-train` trains it.
 
