@@ -39,6 +39,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! A debug build of a program that uses this crate needs `[profile.dev.package."*"]` with `opt-level = 3` in its `Cargo.toml`:
+//! Cargo ignores the profiles of a dependency, and tensor code without optimisation is too slow to train models.
+//!
 //! Where to look next: `llm-infer` runs the trained models; `docs/guide.md` shows all commands.
 
 pub mod bench;
