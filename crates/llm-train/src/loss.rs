@@ -126,10 +126,13 @@ pub(crate) mod tests {
         let scores = tensor(&[2., 1., 0., -1.]);
         assert_near(&k_way(&scores, &all(4), &[0.], 0.).unwrap(), 0.207038);
         assert_near(&plackett_luce(&scores).unwrap(), 1.161057);
+        // log(1 + exp(-1.5) + exp(-2)) + log(1 + exp(-0.5)): gaps that differ tell the remaining answers from the first ones.
+        assert_near(&plackett_luce(&tensor(&[2., 0.5, 0.])).unwrap(), 0.780433);
         let zeros = tensor(&[0.; 4]);
         assert_near(&k_way(&zeros, &all(4), &[0.], 0.).unwrap(), std::f64::consts::LN_2);
         assert_near(&plackett_luce(&zeros).unwrap(), 3.178054);
         assert_near(&best_of_n(&zeros, 2).unwrap(), 4f64.ln());
+        assert_near(&best_of_n(&scores, 2).unwrap(), 2.440190); // log(e² + e + 1 + 1/e) - 0
         assert_eq!(all(4)[0].len(), 6);
         let (two, pair) = (tensor(&[1.5, -0.5]), bradley_terry(&tensor(&[1.5]), &tensor(&[-0.5]), 0.).unwrap());
         assert_near(&k_way(&two, &all(2), &[0.], 0.).unwrap(), scalar(&pair).unwrap());
@@ -157,6 +160,25 @@ pub(crate) mod tests {
         assert!(k_way(&scores, &pairs, &[0.5], 0.).is_err());
     }
 
+    /// Prompts with three pairs and one pair: differences 1, 2, 1 and 1.5 minus the margin 1; sums 1, 0, -1 and 2.5.
+    #[test]
+    fn k_way_averages_over_the_pairs_of_a_prompt_and_then_over_prompts() {
+        let loss = |difference: f64| (-difference).exp().ln_1p();
+        let first = (2. * loss(1.) + loss(2.)) / 3. + 0.1 * 2. / 3.;
+        let second = loss(0.5) + 0.1 * 6.25;
+        let (scores, pairs) = (tensor(&[1., 0., -1., 0.5, 2.]), vec![vec![(0, 1), (0, 2), (1, 2)], vec![(4, 3)]]);
+        assert_near(&k_way(&scores, &pairs, &[0., 1.], 0.1).unwrap(), f64::midpoint(first, second));
+    }
+
+    #[test]
+    fn losses_of_pairs_and_of_rows_are_means() {
+        // log(1 + exp(-2)) and log(1 + exp(-1)).
+        let pairs = bradley_terry(&tensor(&[1.5, 1.]), &tensor(&[-0.5, 0.]), 0.).unwrap();
+        assert_near(&pairs, f64::midpoint(0.1269280, 0.3132617));
+        let (teacher, student) = (rows(&[[2., 1., 0.], [0., 1., 2.]]), rows(&[[0., 1., 0.], [0., 1., 2.]]));
+        assert_near(&distillation(&student, &teacher, 1.).unwrap(), 0.474321 / 2.);
+    }
+
     #[test]
     fn neg_log_sigmoid_is_linear_for_large_negative_inputs() {
         assert_near(&neg_log_sigmoid(&tensor(&[800.])).unwrap().squeeze(0).unwrap(), 0.);
@@ -180,6 +202,7 @@ pub(crate) mod tests {
         let logits = rows(&[[0., 1., 2.], [5., 5., 5.], [9., 0., 0.]]);
         let first = (1. + 1f64.exp() + 2f64.exp()).ln() - 1.;
         assert_near(&cross_entropy(&logits, &[1, 0, IGNORE_INDEX]).unwrap(), f64::midpoint(first, 3f64.ln()));
+        assert_near(&cross_entropy(&logits, &[IGNORE_INDEX; 3]).unwrap(), 0.);
     }
 
     type Loss<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;

@@ -244,6 +244,9 @@ mod tests {
         assert_near(&[explained_variance(&[2., 2., 2.], &[2., 2., 2.])], &[1.]);
         assert_near(&[explained_variance(&[2., 2., 2.], &[1., 2., 3.])], &[0.]);
         assert_near(&[explained_variance(&[0., 0.], &[0., 0.])], &[1.]);
+        // Differences of f32 rounding are no variance, in returns and in values.
+        assert_near(&[explained_variance(&[2., 2. + 1e-9], &[0., 0.])], &[1.]);
+        assert_near(&[explained_variance(&[0., 0.], &[2., 2. + 1e-9])], &[1.]);
     }
 
     #[test]
@@ -269,6 +272,32 @@ mod tests {
             assert_eq!(grad != 0., moves, "A {advantage}, ratio {ratio}");
             assert_eq!(clipped.clip_fraction, if moves { 0. } else { 1. });
         }
+    }
+
+    /// The four cases above as one batch: (-1.2 - 0.5 + 1.5 + 0.8) / 4.
+    #[test]
+    fn the_policy_loss_and_its_clip_fraction_are_means_over_tokens() {
+        let ratios = [1.5f64, 0.5, 1.5, 0.5].map(f64::ln);
+        let clipped = policy_loss(&tensor(&ratios), &tensor(&[0.; 4]), &tensor(&[1., 1., -1., -1.]), 0.2).unwrap();
+        assert_near(&[scalar(&clipped.loss).unwrap(), clipped.clip_fraction], &[0.15, 0.5]);
+    }
+
+    #[test]
+    fn the_log_ratio_is_clamped_to_20_in_both_directions() {
+        for (difference, advantage, expected) in [(100., -1., 20f64.exp()), (-100., 1., -(-20f64).exp())] {
+            let loss = policy_loss(&tensor(&[difference]), &tensor(&[0.]), &tensor(&[advantage]), 0.2).unwrap().loss;
+            assert!((scalar(&loss).unwrap() / expected - 1.).abs() < 1e-9, "{difference}");
+        }
+    }
+
+    /// Old values are 0, c is 0.2. Clipped from above and below: (0.2 - 2)² and (-0.2 + 3)². Outside the clip range, but the
+    /// unclipped error is larger: (1 - 0.3)². Inside: (0.1 - 1)².
+    #[test]
+    fn the_value_loss_is_half_the_mean_of_the_larger_squared_errors() {
+        let (values, returns) = (tensor(&[1., -1., 1., 0.1]), tensor(&[2., -3., 0.3, 1.]));
+        let clipped = value_loss(&values, &tensor(&[0.; 4]), &returns, 0.2).unwrap();
+        let expected = (3.24 + 7.84 + 0.49 + 0.81) / 8.;
+        assert_near(&[scalar(&clipped.loss).unwrap(), clipped.clip_fraction], &[expected, 0.5]);
     }
 
     #[test]

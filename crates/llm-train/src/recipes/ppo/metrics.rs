@@ -75,7 +75,7 @@ mod tests {
         assert_eq!(means.get("c"), None);
     }
 
-    /// Two replies: KL 0.3 + (-0.1) = 0.2 and 0.5; the second has no end token.
+    /// Three replies: KL 0.3 + (-0.1) = 0.2, 0.5 and 0.1; the second has no end token.
     #[test]
     fn objective_metrics_match_hand_computed_values() {
         let rollout = |logprobs: &[f64], ref_logprobs: &[f64], score, has_eos| Rollout {
@@ -87,19 +87,23 @@ mod tests {
             ref_logprobs: ref_logprobs.to_vec(),
             values: vec![0.; logprobs.len()],
         };
-        let rollouts = [rollout(&[-1., -2.], &[-1.3, -1.9], 3., true), rollout(&[-0.5], &[-1.], 2., false)];
+        let rollouts = [
+            rollout(&[-1., -2.], &[-1.3, -1.9], 3., true),
+            rollout(&[-0.5], &[-1.], 2., false),
+            rollout(&[-0.7], &[-0.8], 1., true),
+        ];
         let recipe = PpoRecipe { missing_eos: MissingEos::Subtract(1.5), ..PpoRecipe::default() };
         for (name, expected) in [
-            ("objective/kl", 0.35),
-            ("objective/entropy", 1.75),
-            ("objective/non_score_reward", -0.035),
-            ("objective/scores", 1.75),
-            ("objective/rlhf_reward", 1.715),
+            ("objective/kl", 0.8 / 3.),
+            ("objective/entropy", 1.4),
+            ("objective/non_score_reward", -0.08 / 3.),
+            ("objective/scores", 1.5),
+            ("objective/rlhf_reward", 1.5 - 0.08 / 3.),
             ("objective/kl_coef", 0.1),
-            ("rollout/raw_scores", 2.5),
-            ("rollout/length", 1.5),
-            ("rollout/no_eos_frac", 0.5),
-            ("val/num_eos_tokens", 1.),
+            ("rollout/raw_scores", 2.),
+            ("rollout/length", 4. / 3.),
+            ("rollout/no_eos_frac", 1. / 3.),
+            ("val/num_eos_tokens", 2.),
         ] {
             let found = objective(&rollouts, &recipe, 0.1).into_iter().find(|f| f.0 == name).unwrap().1;
             assert!((found - expected).abs() < 1e-12, "{name}: {found} is not {expected}");

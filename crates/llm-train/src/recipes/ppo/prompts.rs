@@ -103,6 +103,7 @@ mod tests {
         assert_eq!(prompts(10, 4, 5).of_update(4), all[4]);
         assert_ne!(all[0], all[5], "passes have different orders");
         assert_ne!(prompts(10, 4, 6).of_update(0), all[0]);
+        assert_eq!(prompts(10, 4, 5).first(10), all.concat()[..10]);
         assert!(Prompts::new(Vec::new(), 4, 5).is_err() && Prompts::new(vec![vec![1]], 0, 5).is_err());
     }
 }
