@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod gradients;
 mod rollouts;
 mod runs;
 mod updates;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use common::fresh_model;
-use llm_model::{Head, Model, ModelConfig, Params};
+use llm_model::{ExpertsConfig, Head, Model, ModelConfig, ModelType, Params};
 use llm_tokenizer::Tokenizer;
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{PpoRecipe, PpoTrainer, SpecialIds};
@@ -34,6 +35,15 @@ fn model(head: Head, seed: u64) -> Model {
         ..ModelConfig::default()
     };
     Model::init(config, head, seed).unwrap()
+}
+
+/// A mixture of experts of the same size, with this coefficient of the load-balancing loss.
+fn with_experts(router_aux_loss_coef: f64) -> Model {
+    let experts =
+        ExpertsConfig { num_experts: 4, moe_intermediate_size: 16, router_aux_loss_coef, ..ExpertsConfig::default() };
+    let dense = model(Head::LanguageModel, 1).config().clone();
+    let config = ModelConfig { model_type: ModelType::Mixtral, intermediate_size: 16, experts: Some(experts), ..dense };
+    Model::init(config, Head::LanguageModel, 1).unwrap()
 }
 
 fn recipe() -> PpoRecipe {

@@ -147,7 +147,12 @@ fn m5_rewards_sum_to_the_penalised_score_minus_the_kl_penalty() {
         for (rollout, returns) in rollouts.iter().zip(&returns) {
             let end = rollout.response.iter().position(|&id| id == EOS);
             assert_eq!(rollout.has_eos, end.is_some());
-            assert!(end.is_none_or(|at| at + 1 == rollout.response.len()), "the end token is the last token");
+            assert_eq!(
+                rollout.response.len(),
+                end.map_or(4, |at| at + 1),
+                "the end token is the last token, or max_new_tokens are sampled"
+            );
+            assert_eq!(rollout.row(), [rollout.query.as_slice(), &rollout.response].concat());
             assert_eq!(rollout.score, fives(&[rollout.row()]).unwrap()[0]);
             *ends.entry(end).or_insert(0) += 1;
             let score = match (end, missing_eos) {
@@ -193,4 +198,55 @@ fn the_micro_batch_size_does_not_change_the_replies() {
     distinct.sort();
     distinct.dedup();
     assert!(distinct.len() > 7, "equal queries must get different replies: {few:?}");
+}
+
+/// At a very low temperature sampling is greedy, so the seed does not matter.
+#[test]
+fn replies_are_sampled_at_the_recipe_temperature() {
+    let draw = |temperature, seed| {
+        let recipe = PpoRecipe { temperature, ..recipe() };
+        trainer(&recipe).roll_out(&queries(), seed).unwrap().into_iter().map(|r| r.response).collect::<Vec<_>>()
+    };
+    assert_eq!(draw(1e-3, 1), draw(1e-3, 2));
+    assert_ne!(draw(0.7, 1), draw(0.7, 2));
+}
+
+#[test]
+fn a_wrong_number_of_scores_is_an_error() {
+    let recipe = recipe();
+    let score = |rows: &[Vec<u32>]| fives(&rows[1..]);
+    let message = PpoTrainer { score: &score, ..trainer(&recipe) }.roll_out(&queries(), 1).unwrap_err().to_string();
+    assert!(message.contains("9 scores for 10 replies"), "{message}");
+}
+
+/// With a vocabulary of a million tokens a chunk of logits has 16 rows: two replies of ten tokens make two chunks.
+#[test]
+fn logits_in_chunks_give_the_same_logprobs_and_entropies() {
+    let config = llm_model::ModelConfig {
+        vocab_size: 1 << 20,
+        hidden_size: 4,
+        intermediate_size: 8,
+        num_hidden_layers: 1,
+        num_attention_heads: 1,
+        num_key_value_heads: 1,
+        initializer_range: 0.5,
+        ..llm_model::ModelConfig::default()
+    };
+    let policy = Model::init(config, Head::LanguageModel, 1).unwrap().frozen().unwrap();
+    let reply = |first: u32| (first..first + 10).map(|i| i * 999_983 % (1 << 20)).collect::<Vec<_>>();
+    let (one, two) = (reply(1), reply(50));
+    let (one, two) = ((&[4u32, 9, 6][..], one.as_slice()), (&[8u32][..], two.as_slice()));
+    let numbers = |replies: &[(&[u32], &[u32])]| {
+        let (logprobs, entropies) = reply_logprobs_and_entropies(&policy, replies, 0.7, PAD).unwrap();
+        assert_eq!(
+            reply_logprobs(&policy, replies, 0.7, PAD).unwrap().to_vec1::<f32>().unwrap(),
+            logprobs.to_vec1::<f32>().unwrap()
+        );
+        [logprobs, entropies].map(|numbers| numbers.to_vec1::<f32>().unwrap())
+    };
+    let (both, [first, second]) = (numbers(&[one, two]), [numbers(&[one]), numbers(&[two])]);
+    for i in 0..2 {
+        let alone = [first[i].as_slice(), &second[i]].concat();
+        assert!(both[i].iter().zip(&alone).all(|(a, b)| (a - b).abs() < 1e-4), "{:?} is not {alone:?}", both[i]);
+    }
 }

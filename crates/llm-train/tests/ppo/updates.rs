@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use llm_model::{ExpertsConfig, Head, Model, ModelConfig, ModelType, Params};
+use llm_model::{Head, Model, Params};
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{PpoRecipe, PpoTrainer, RewardModel, RunningMeans, SpecialIds};
 use llm_train::rl::MissingEos;
 use llm_train::rollout::{Rollout, reply_logprobs_and_entropies, reply_values};
 
-use super::{EOS, PAD, bytes, fives, metric, model, queries, recipe, reward_folder, trainer};
+use super::{EOS, PAD, bytes, fives, metric, model, queries, recipe, reward_folder, trainer, with_experts};
 
 /// Two replies, computed by hand. Rewards at a KL coefficient of 0.1: -0.05, 1.05 and -0.02 + 0.4 - 1. With γ = 0.9, λ = 0.5:
 /// A₁ = 1.05 - 0.2, A₀ = -0.05 + 0.9 · 0.2 - 0.5 + 0.45 · 0.85, and -0.62 - 0.1.
@@ -34,6 +34,9 @@ fn targets_match_hand_computed_values() {
     };
     let targets = trainer(&plain).targets(&rollouts);
     near(&targets.returns, [0.5125, 1.05, -0.62]);
+    // The coefficient is the current one of the trainer, not the initial one of the recipe.
+    let other = PpoRecipe { kl_coef: 9., ..plain.clone() };
+    near(&PpoTrainer { kl_coef: 0.1, ..trainer(&other) }.targets(&rollouts).returns, [0.5125, 1.05, -0.62]);
     // 0.0125, 0.85, -0.72 minus their mean 0.0475, divided by the root of their variance 1.2342875 / 3.
     near(&targets.advantages, [-0.0545658, 1.2511158, -1.1965500]);
 
@@ -177,22 +180,11 @@ fn metrics_do_not_depend_on_the_batch_split() {
 
 #[test]
 fn a_policy_with_experts_trains_with_router_losses() {
-    let policy = |coefficient: f64| {
-        let experts = ExpertsConfig {
-            num_experts: 4,
-            moe_intermediate_size: 16,
-            router_aux_loss_coef: coefficient,
-            ..ExpertsConfig::default()
-        };
-        let dense = model(Head::LanguageModel, 1).config().clone();
-        let config =
-            ModelConfig { model_type: ModelType::Mixtral, intermediate_size: 16, experts: Some(experts), ..dense };
-        Model::init(config, Head::LanguageModel, 1).unwrap()
-    };
     let recipe = PpoRecipe { micro_batch_size: 4, ..recipe() };
     let norm = |coefficient: f64| {
         let ids = SpecialIds { pad: PAD, eos: EOS };
-        let mut trainer = PpoTrainer::new(&policy(coefficient), model(Head::Token, 2), &fives, ids, &recipe).unwrap();
+        let mut trainer =
+            PpoTrainer::new(&with_experts(coefficient), model(Head::Token, 2), &fives, ids, &recipe).unwrap();
         let rollouts = trainer.roll_out(&queries(), 3).unwrap();
         let (targets, mut means) = (trainer.targets(&rollouts), RunningMeans::default());
         let all: Vec<usize> = (0..rollouts.len()).collect();
