@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod scores;
 
 use std::path::Path;
 
@@ -219,6 +221,9 @@ fn rewards_are_scaled_over_replies_of_the_reference() {
     let options = GenerateOptions { max_new_tokens: 5, stop_ids: vec![5], sampling };
     let scale = model.scale_on(&policy, &prompts, &options, 64).unwrap();
     assert_eq!(scale, model.scale_on(&policy, &prompts, &options, 64).unwrap());
+    let few = model.scale_on(&policy, &prompts, &options, 7).unwrap();
+    let near = |a: f64, b: f64| (a - b).abs() < 1e-4 * scale.std;
+    assert!(near(scale.mean, few.mean) && near(scale.std, few.std), "{scale:?} and {few:?}, a few at a time");
     model.scale = scale;
     let replies = generate(&policy, &prompts, &options, |_, _| true).unwrap();
     let rows: Vec<Vec<u32>> = prompts.iter().zip(replies).map(|(p, r)| [p.clone(), r].concat()).collect();
