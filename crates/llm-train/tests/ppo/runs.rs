@@ -107,11 +107,11 @@ fn run(dir: &Path, name: &str, recipe: &PpoRecipe, prompts: &[&str]) -> llm_trai
 fn all_prompts_that_leave_room_for_a_reply_are_used() {
     let dir = tempfile::tempdir().unwrap();
     reward_folder(dir.path(), 0., 1.);
-    let tokenizer = Tokenizer::load(&dir.path().join("model")).unwrap();
-    let model = Model::load(&dir.path().join("model")).unwrap();
+    let tokenizer = Tokenizer::load(dir.path().join("model")).unwrap();
+    let model = Model::load(dir.path().join("model")).unwrap();
     let config = ModelConfig { max_position_embeddings: 24, ..model.config().clone() };
     let params = Params::new(model.params().tensors().clone());
-    Model::new(config, model.head(), params).unwrap().save(&dir.path().join("model")).unwrap();
+    Model::new(config, model.head(), params).unwrap().save(dir.path().join("model")).unwrap();
     let tokens = |prompt: &str| tokenizer.encode_chat(&[ChatMessage::new("user", prompt)], true).unwrap().len();
     let (short, long) = (["b", "c", "d"], "bc");
     assert!(short.iter().all(|prompt| tokens(prompt) + 1 == tokens(long)), "one token more");

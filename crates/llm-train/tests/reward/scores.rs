@@ -17,8 +17,8 @@ fn reward_scale_is_the_population_mean_and_deviation() {
     // A model folder may lack the numbers, or have a deviation that is not above 0.
     let dir = tempfile::tempdir().unwrap();
     fresh_model(&dir.path().join("model"), "a few words", 16, 0.3);
-    let mut scorer = Model::load(&dir.path().join("model")).unwrap().with_head(Head::Sequence, 3).unwrap();
-    Tokenizer::load(&dir.path().join("model")).unwrap().save(&dir.path().join("scorer")).unwrap();
+    let mut scorer = Model::load(dir.path().join("model")).unwrap().with_head(Head::Sequence, 3).unwrap();
+    Tokenizer::load(dir.path().join("model")).unwrap().save(dir.path().join("scorer")).unwrap();
     for (extra, expected) in [
         (vec![], RewardScale { mean: 0., std: 1. }),
         (vec![("reward_mean", 0.5), ("reward_std", 0.25)], RewardScale { mean: 0.5, std: 0.25 }),
@@ -26,7 +26,7 @@ fn reward_scale_is_the_population_mean_and_deviation() {
         (vec![("reward_mean", 0.5), ("reward_std", -2.)], RewardScale { mean: 0.5, std: 1. }),
     ] {
         scorer.extra = extra.iter().map(|(key, x)| ((*key).to_owned(), serde_json::json!(x))).collect();
-        scorer.save(&dir.path().join("scorer")).unwrap();
+        scorer.save(dir.path().join("scorer")).unwrap();
         assert_eq!(RewardModel::load(&dir.path().join("scorer")).unwrap().scale, expected, "{extra:?}");
     }
 }
@@ -76,7 +76,7 @@ fn logged_metrics_equal_those_computed_from_the_scores() {
     // Score of the better and of the worse answer of each pair, by ranking.
     let pairs = |ranking: &Ranking| {
         let (scores, order) = (raw(ranking), ranking.order.concat());
-        let after = |i: usize| order[i + 1..].iter().map(move |&worse| worse);
+        let after = |i: usize| order[i + 1..].iter().copied();
         let of = |i: usize| after(i).map(|worse| (scores[order[i]], scores[worse])).collect::<Vec<_>>();
         (0..order.len()).flat_map(of).collect::<Vec<_>>()
     };
@@ -120,7 +120,7 @@ fn equal_scores_have_accuracy_zero() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     fresh_model(&path("model"), &"Say 1. sun rain tree stone bird moon ".repeat(20), 16, 0.3);
-    let model = Model::load(&path("model")).unwrap();
+    let model = Model::load(path("model")).unwrap();
     let mut tensors = model.params().tensors().clone();
     for (name, tensor) in &mut tensors {
         if name.contains("embed_tokens") {
@@ -129,7 +129,7 @@ fn equal_scores_have_accuracy_zero() {
             *tensor = tensor.zeros_like().unwrap();
         }
     }
-    Model::new(model.config().clone(), model.head(), Params::new(tensors)).unwrap().save(&path("model")).unwrap();
+    Model::new(model.config().clone(), model.head(), Params::new(tensors)).unwrap().save(path("model")).unwrap();
     let rankings = uneven_rankings(0);
     write_jsonl(&path("train.jsonl"), &rankings).unwrap();
     write_jsonl(&path("test.jsonl"), &uneven_rankings(4)).unwrap();
@@ -143,7 +143,7 @@ fn equal_scores_have_accuracy_zero() {
     quietly(|options| reward(&recipe, inputs, &path("reward"), options)).unwrap();
     let lines = metrics(&path("reward"));
     assert_eq!(
-        [&lines[0]["accuracy"], &lines[0]["margin"], &lines[1]["eval_accuracy"]].map(|x| x.as_f64()),
+        [&lines[0]["accuracy"], &lines[0]["margin"], &lines[1]["eval_accuracy"]].map(serde_json::Value::as_f64),
         [Some(0.); 3]
     );
     let model = RewardModel::load(&path("reward")).unwrap();
@@ -156,7 +156,7 @@ fn rankings_with_a_too_long_answer_are_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     fresh_model(&path("model"), &"Say 1. sun rain tree ".repeat(20), 16, 0.3);
-    let tokenizer = Tokenizer::load(&path("model")).unwrap();
+    let tokenizer = Tokenizer::load(path("model")).unwrap();
     let row = |answer: &str| {
         let messages = [ChatMessage::new("user", "b"), ChatMessage::new("assistant", answer)];
         tokenizer.encode_answered(&messages).unwrap().len()
@@ -170,11 +170,11 @@ fn rankings_with_a_too_long_answer_are_skipped() {
     let train = [ranking(["b", "c"], "b"), ranking(["c", "bc"], "c"), ranking(["b", "bcb"], "d")];
     write_jsonl(&path("train.jsonl"), &train).unwrap();
     write_jsonl(&path("test.jsonl"), &[ranking(["b", "c"], "t")]).unwrap();
-    let model = Model::load(&path("model")).unwrap();
+    let model = Model::load(path("model")).unwrap();
     for (name, max_length, max_position_embeddings) in [("length", n + 1, 512), ("positions", 512, n + 1)] {
         let config = ModelConfig { max_position_embeddings, ..model.config().clone() };
         let params = Params::new(model.params().tensors().clone());
-        Model::new(config, model.head(), params).unwrap().save(&path("model")).unwrap();
+        Model::new(config, model.head(), params).unwrap().save(path("model")).unwrap();
         let optimizer = OptimizerConfig {
             learning_rate: 1e-3,
             schedule: Schedule::Linear,
