@@ -13,7 +13,7 @@ use serde_json::Value;
 const TINY: [(&str, &str); 39] = [
     ("world.corpus_bytes", "1500000"),
     ("questions.tasks", "1200"),
-    ("questions.crowd", "600"),
+    ("questions.crowd", "1500"),
     ("questions.dialogues", "20"),
     ("questions.echoes", "20"),
     ("questions.rankings", "400"),
@@ -31,7 +31,7 @@ const TINY: [(&str, &str); 39] = [
     ("pretrain.model.num_attention_heads", "4"),
     ("pretrain.model.num_key_value_heads", "2"),
     ("pretrain.optimizer.learning_rate", "4e-3"),
-    ("finetune.epochs", "4"),
+    ("finetune.epochs", "6"),
     ("finetune.text_batch_size", "2"),
     ("finetune.seq_len", "64"),
     ("finetune.optimizer.learning_rate", "3e-3"),
@@ -64,7 +64,7 @@ fn metric(evaluation: &Value, name: &str) -> (f64, impl Fn(&str) -> f64 + use<>)
     (value, reference)
 }
 
-/// Measured: loss 1.15 of 7.12, cloze 27 %, reward 77.8 % where the rule has 69.9 %, utility 0.11 to 0.36.
+/// Measured: reward 81.7 % where the rule has 69.9 %, utility 0.31 to 0.48. Models of this size do not learn the probes.
 #[test]
 fn every_stage_of_a_tiny_pipeline_learns() {
     let dir = tempfile::tempdir().unwrap();
@@ -79,6 +79,8 @@ fn every_stage_of_a_tiny_pipeline_learns() {
     assert!(loss < 1.6 && reference("untrained") > 6.5, "pre-training: {loss}");
     assert!(reference("fine-tuned") < 2., "rehearsal keeps plain text: {}", reference("fine-tuned"));
     let (_, reference) = metric(&evaluation, "task accuracy after fine-tuning, held-out facts");
+    let answers = eval_losses(&out.join("instruct"));
+    assert!(answers[answers.len() - 1] < 0.5 * answers[0], "fine-tuning: {answers:?}");
     let cloze = reference("base model, as text completion");
     assert!(cloze > 0.12 && cloze > reference("nearest training prompt"), "facts of the text: {cloze}");
     let (reward, reference) = metric(&evaluation, "— training themes, held-out questions");
@@ -97,4 +99,13 @@ fn every_stage_of_a_tiny_pipeline_learns() {
         assert_eq!(reference("deciding word deleted"), 0.5, "{name}");
         assert!(reference("best n-gram model, n = 1 to 5") < 0.6, "{name}");
     }
+    let lessons = eval_losses(&out.join("student"));
+    assert!(lessons[lessons.len() - 1] < 5.6, "distillation; an untrained student has ln(1200) = 7.1: {lessons:?}");
+}
+
+/// The validation losses of a stage, from its first evaluation on.
+fn eval_losses(stage: &std::path::Path) -> Vec<f64> {
+    let text = std::fs::read_to_string(stage.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter_map(|line| line["eval_loss"].as_f64()).collect()
 }
