@@ -1,4 +1,4 @@
-//! Terminal output shared by both programs: logging, progress bars, one-line errors and exit codes.
+//! The command line shared by both programs: arguments, logging, progress bars, one-line errors and exit codes.
 //!
 //! ```
 //! use llm_cli::{Failure, Progress};
@@ -15,6 +15,7 @@
 //!
 //! This crate does not depend on the model crates. Where to look next: the `cli` modules of `llm-train` and `llm-infer`.
 
+mod arguments;
 mod failure;
 mod interrupt;
 mod logging;
@@ -22,6 +23,7 @@ mod manual;
 mod progress;
 mod verbosity;
 
+pub use arguments::parse_arguments;
 pub use clap_complete::Shell;
 pub use failure::{Failure, run};
 pub use interrupt::stop_on_interrupt;

@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use llm_train::cli::{Arguments, execute};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = llm_cli::parse_arguments::<Arguments>();
     llm_cli::init_logging(arguments.verbosity);
     llm_cli::run(|| execute(arguments))
 }
