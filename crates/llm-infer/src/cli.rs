@@ -189,7 +189,11 @@ fn write_logits(args: &LogitsArgs) -> Result<(), Failure> {
         (|| -> Result<_, Error> { Ok(model.forward(&Batch::new(std::slice::from_ref(&args.ids))?)?.squeeze(0)?) })();
     let tensors = BTreeMap::from([("logits".to_owned(), logits.map_err(input)?)]);
     reject_folder(&args.out)?;
-    write_safetensors(&args.out, &tensors).map_err(input)
+    write_safetensors(&args.out, &tensors).map_err(input)?;
+    let (tokens, out) = (args.ids.len(), args.out.display());
+    llm_cli::print(&format!(
+        "{out}: logits of {tokens} tokens. Next, in Python: safetensors.numpy.load_file(\"{out}\")[\"logits\"]\n"
+    ))
 }
 
 fn merge(args: &MergeArgs) -> Result<(), Failure> {
@@ -205,7 +209,16 @@ fn merge(args: &MergeArgs) -> Result<(), Failure> {
         merged.set_eos_token_id(Some(format.end_of_turn));
     }
     merged.save(&args.out).map_err(input)?;
-    tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(&args.out)).map_err(input)
+    if let Some(tokenizer) = &tokenizer {
+        tokenizer.save(&args.out).map_err(input)?;
+    }
+    let out = args.out.display();
+    let next = match tokenizer {
+        Some(tokenizer) if tokenizer.has_chat_template() => format!("llm-infer chat --model {out}"),
+        Some(_) => format!("llm-infer generate --model {out} --prompt TEXT"),
+        None => format!("llm-infer bench --model {out}"),
+    };
+    llm_cli::print(&format!("{out}: the model with the adapter {} merged. Next: {next}\n", args.adapter.display()))
 }
 
 fn run_bench(args: &BenchArgs) -> Result<(), Failure> {

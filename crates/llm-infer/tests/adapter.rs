@@ -84,3 +84,37 @@ fn a_merged_folder_has_the_end_of_turn_token_of_its_tokenizer_as_eos() {
     assert!(end != 0 && merged("chat") == [Some(u64::from(end)); 2]);
     assert!(Tokenizer::load(path("chat")).unwrap().has_chat_template());
 }
+
+#[test]
+fn merge_and_logits_name_their_result_and_the_next_command() {
+    let golden: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "llm-model", "tests", "golden"].iter().collect();
+    let (model, adapter) = (golden.join("tied"), golden.join("lora").join("dora"));
+    let dir = tempfile::tempdir().unwrap();
+    let said = |words: &[&str]| {
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_llm-infer"));
+        let output = program.current_dir(dir.path()).args(words).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let merged = said(&["merge", "--model", text(&model), "--adapter", text(&adapter), "--out", "merged"]);
+    assert!(merged.starts_with("merged: ") && merged.contains("Next: llm-infer bench --model merged\n"), "{merged}");
+    let logits = said(&["logits", "--model", "merged", "--ids", "1,2,3", "--out", "out.safetensors"]);
+    assert!(logits.starts_with("out.safetensors: logits of 3 tokens. Next, in Python: "), "{logits}");
+    assert!(logits.contains("load_file(\"out.safetensors\")"), "{logits}");
+
+    // With a tokenizer the model generates text, with a chat template it chats.
+    let tokenizer = train_bpe(&TrainConfig { vocab_size: 300, min_frequency: 2 }, ["the cat"].iter()).unwrap();
+    tokenizer.save(&dir.path().join("tokenizer")).unwrap();
+    for (chat, next) in [(false, "generate --model plain --prompt TEXT"), (true, "chat --model talking")] {
+        let base = dir.path().join("base");
+        std::fs::create_dir_all(&base).unwrap();
+        for name in ["config.json", "model.safetensors"] {
+            std::fs::copy(model.join(name), base.join(name)).unwrap();
+        }
+        let tokenizer = if chat { tokenizer.clone().with_default_chat_template().unwrap() } else { tokenizer.clone() };
+        tokenizer.save(&base).unwrap();
+        let out = if chat { "talking" } else { "plain" };
+        let merged = said(&["merge", "--model", "base", "--adapter", text(&adapter), "--out", out]);
+        assert!(merged.ends_with(&format!("Next: llm-infer {next}\n")), "{merged}");
+    }
+}
