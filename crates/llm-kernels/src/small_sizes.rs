@@ -13,7 +13,7 @@ use crate::{
     RotaryFrequencies, activate, adamw_step, attention, attention_block, attention_weights, cross_entropy,
     gated_activation, join, kl_divergence, layer_norm, linear, linear_cross_entropy, linear_distillation,
     linear_mapped, linear_quantized, linear_reshaped, linear_residual, linear_with_precision, mlp_block, recompute,
-    rms_norm, rope, sum_of_squares,
+    rms_norm, rope, sum_of_squares, token_logprobs, token_logprobs_and_entropies,
 };
 
 /// All combinations of `N` sizes.
@@ -96,6 +96,13 @@ fn losses() {
     for [n, vocab] in sizes(SMALL) {
         let labels = vec![if vocab == 0 { IGNORE_INDEX } else { vocab as i64 - 1 }; n];
         check("cross_entropy", &[&[n, vocab]], &[n], |t| cross_entropy(&t[0], &labels));
+        let ids = vec![vocab.saturating_sub(1) as u32; n];
+        check("token_logprobs", &[&[n, vocab]], &[n], |t| token_logprobs(&t[0], &ids, 0.5));
+        check("token_logprobs_and_entropies", &[&[n, vocab]], &[n], |t| {
+            let (logprobs, entropies) = token_logprobs_and_entropies(&t[0], &ids, 0.5)?;
+            assert_eq!(entropies.dims(), [n]);
+            logprobs + entropies
+        });
         check("kl_divergence", &[&[n, vocab], &[n, vocab]], &[n], |t| kl_divergence(&t[0], &t[1], 2.));
         for [k, other] in sizes(SMALL) {
             for precision in [Precision::F32, Precision::Bf16] {

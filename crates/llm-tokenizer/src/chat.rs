@@ -99,6 +99,8 @@ impl Tokenizer {
         let rendered = self.render_chat(&messages, false)?;
         let mut trained: Vec<Range<usize>> = Vec::new();
         for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.role == "assistant") {
+            // Two renders per answer: a template may write a message in another way if others follow it (Qwen 3 leaves out the
+            // reasoning of earlier answers), so neither text can be cut out of the whole conversation without this check.
             let before = self.render_chat(&messages[..index], true)?;
             let after = match index + 1 == messages.len() {
                 true => Cow::Borrowed(rendered.as_str()),
