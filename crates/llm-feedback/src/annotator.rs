@@ -55,6 +55,24 @@ impl Annotator {
         utilities.iter().zip(texts).enumerate().map(effective).collect()
     }
 
+    /// The highest expected accuracy of a predictor of this annotator's pairs: the mean of `max(p, 1 - p)` over all pairs of each
+    /// group, where `p` is the [`preference_probability`] of their [`Self::effective_utilities`]. `groups` contains the utilities
+    /// and the texts of the answers to each question.
+    pub fn noise_ceiling(&self, groups: &[(Vec<f64>, Vec<&str>)]) -> f64 {
+        let (mut sum, mut count) = (0., 0.);
+        for (utilities, texts) in groups {
+            let effective = self.effective_utilities(utilities, texts);
+            for (i, &a) in effective.iter().enumerate() {
+                for &b in &effective[i + 1..] {
+                    let p = preference_probability(self.beta, a, b);
+                    sum += p.max(1. - p);
+                    count += 1.;
+                }
+            }
+        }
+        sum / f64::max(count, 1.)
+    }
+
     /// Ranks the answers: returns their indices, best first. The noise depends only on the seed and on `id`, the name of the
     /// question. An error if the number of utilities and texts differs, or a utility is not finite.
     pub fn rank(&self, id: &str, utilities: &[f64], texts: &[&str]) -> Result<Vec<usize>> {
@@ -81,23 +99,6 @@ impl Annotator {
 /// The probability `σ(beta · (a - b))` that an annotator prefers an answer of utility `a` to one of utility `b` (Bradley-Terry).
 pub fn preference_probability(beta: f64, a: f64, b: f64) -> f64 {
     1. / (1. + (-beta * (a - b)).exp())
-}
-
-/// The highest expected accuracy of a predictor of an annotator's pairs: the mean of `max(p, 1 - p)` over all pairs of each
-/// group, where `p` is [`preference_probability`]. `groups` contains the utilities of the answers to each question; for a biased
-/// annotator use [`Annotator::effective_utilities`].
-pub fn noise_ceiling(beta: f64, groups: &[Vec<f64>]) -> f64 {
-    let (mut sum, mut count) = (0., 0.);
-    for group in groups {
-        for (i, &a) in group.iter().enumerate() {
-            for &b in &group[i + 1..] {
-                let p = preference_probability(beta, a, b);
-                sum += p.max(1. - p);
-                count += 1.;
-            }
-        }
-    }
-    sum / f64::max(count, 1.)
 }
 
 #[cfg(test)]
@@ -176,8 +177,35 @@ mod tests {
                 }
             }
         }
-        let ceiling = noise_ceiling(1.5, &[utilities.to_vec()]);
+        let ceiling = annotator.noise_ceiling(&[(utilities.to_vec(), TEXTS.to_vec())]);
         assert!((right / all - ceiling).abs() < 0.01, "{} against {ceiling}", right / all);
-        assert_eq!(noise_ceiling(0., &[vec![1., 2.]]), 0.5);
+        let random = Annotator { beta: 0., ..annotator };
+        assert_eq!(random.noise_ceiling(&[(vec![1., 2.], vec!["a", "b"])]), 0.5);
+    }
+
+    /// With β = ln 3 a difference of 1 gives odds of 3 to 1, of 2 odds of 9 to 1.
+    #[test]
+    fn the_noise_ceiling_of_a_biased_annotator_is_that_of_its_effective_utilities() {
+        let fair = Annotator { beta: 3_f64.ln(), ..Annotator::default() };
+        let first = Annotator { position_bias: 1., ..fair.clone() };
+        let long = Annotator { length_bias: 2., ..fair.clone() };
+        let fifty = "x".repeat(50);
+        let ceiling = |annotator: &Annotator, utilities: [f64; 2], texts: [&str; 2]| {
+            annotator.noise_ceiling(&[(utilities.to_vec(), texts.to_vec())])
+        };
+        for (annotator, utilities, texts, expected) in [
+            (&fair, [1., 0.], ["", ""], 0.75),
+            (&first, [1., 0.], ["", ""], 0.9),
+            (&first, [0., 1.], ["", ""], 0.5),
+            (&first, [0., 2.], ["", ""], 0.75),
+            (&long, [1., 0.], [fifty.as_str(), ""], 0.9),
+            (&long, [1., 0.], ["", fifty.as_str()], 0.5),
+        ] {
+            let found = ceiling(annotator, utilities, texts);
+            assert!((found - expected).abs() < 1e-12, "{annotator:?} {utilities:?}: {found}");
+        }
+        // The mean over all pairs: 3 pairs with odds 3, 9 and 3, and one with odds 1.
+        let found = fair.noise_ceiling(&[(vec![2., 1., 0.], vec![""; 3]), (vec![5., 5.], vec![""; 2])]);
+        assert!((found - (0.75 + 0.9 + 0.75 + 0.5) / 4.).abs() < 1e-12, "{found}");
     }
 }

@@ -1,17 +1,18 @@
 //! Human preferences: a simulated annotator, and the agreement between annotators.
 //!
 //! An [`Annotator`] ranks answers of known utility, with noise (Bradley and Terry 1952; Plackett 1975 for more than two
-//! answers) and biases for length and position. [`noise_ceiling`] is the highest accuracy that any predictor of such an
+//! answers) and biases for length and position. [`Annotator::noise_ceiling`] is the highest accuracy that any predictor of such an
 //! annotator can reach; compare the accuracy of a reward model with it.
 //!
 //! ```
-//! use llm_feedback::{Annotator, noise_ceiling};
+//! use llm_feedback::Annotator;
 //!
 //! let utilities = vec![2.0, 0.5, 1.0];
 //! let careful = Annotator { beta: 50., ..Annotator::default() };
 //! assert_eq!(careful.rank("question 1", &utilities, &["a", "b", "c"])?, [0, 2, 1]);
 //!
-//! let ceiling = noise_ceiling(1.0, &[utilities]); // at beta 1, about 3 of 4 pairs can be predicted
+//! let noisy = Annotator { beta: 1., ..Annotator::default() };
+//! let ceiling = noisy.noise_ceiling(&[(utilities, vec!["a", "b", "c"])]); // about 3 of 4 pairs can be predicted
 //! assert!(ceiling > 0.7 && ceiling < 0.8);
 //! # Ok::<(), llm_feedback::Error>(())
 //! ```
@@ -23,7 +24,7 @@ mod agreement;
 mod annotator;
 
 pub use agreement::agreement;
-pub use annotator::{Annotator, noise_ceiling, preference_probability};
+pub use annotator::{Annotator, preference_probability};
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use llm_data::Message;
 use llm_data::chat_messages;
 use llm_engine::{GenerateOptions, Sampling, TextModel};
 use llm_eval::{GeneratedReply, ReplyStats, generate_replies, reply_kls, reply_stats};
-use llm_feedback::{Annotator, noise_ceiling};
+use llm_feedback::Annotator;
 use llm_synthetic::{Question, Split, SplitKey, Use, Utility, World};
 
 use super::super::LifecycleRecipe;
@@ -168,13 +168,13 @@ fn reward_metric(
     file: &str,
 ) -> Result<Metric> {
     let (mut right, mut keys, mut rule, mut shorter) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut effective = Vec::new();
+    let mut groups = Vec::new();
     for (i, question) in prompts.questions.iter().enumerate() {
         let ranking = ranked(annotator, question, &format!("{file} {i}"))?;
         let scores = reward.answer_scores(&ranking)?;
         let texts: Vec<&str> = ranking.answers.iter().map(String::as_str).collect();
         let utilities: Vec<f64> = question.answers.iter().map(|a| a.utility).collect();
-        effective.push(annotator.effective_utilities(&utilities, &texts));
+        groups.push((utilities, question.answers.iter().map(|a| a.text.as_str()).collect()));
         let visible: Vec<f64> = texts.iter().map(|text| question.utility(text).without_accuracy()).collect();
         for (better, worse) in ranking.pairs() {
             let prefers =
@@ -186,7 +186,7 @@ fn reward_metric(
         }
     }
     Ok(Metric::mean(name, Unit::Share, &right, &keys)
-        .reference("noise ceiling of the annotator", noise_ceiling(annotator.beta, &effective))
+        .reference("noise ceiling of the annotator", annotator.noise_ceiling(&groups))
         .reference("rule: caution and plain words", mean(&rule))
         .reference("rule: shorter answer", mean(&shorter)))
 }
