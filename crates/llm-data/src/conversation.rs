@@ -67,6 +67,12 @@ pub fn prompt_key(prompt: &[Message]) -> SplitKey {
     SplitKey::of(prompt.iter().map(|message| message.content.as_str()))
 }
 
+/// The text of all messages but system messages.
+pub(crate) fn spoken(messages: &[Message]) -> String {
+    let texts = messages.iter().filter(|m| m.role != Role::System).map(|m| m.content.as_str());
+    texts.collect::<Vec<_>>().join("\n")
+}
+
 impl Keyed for Conversation {
     /// The prompt is the messages before the first answer, because all later messages depend on them. If these have no text,
     /// the prompt is the whole conversation.
@@ -75,6 +81,10 @@ impl Keyed for Conversation {
         let before = self.messages.iter().take_while(|m| m.role != Role::Assistant);
         let before: Vec<&str> = before.map(|m| m.content.as_str()).filter(|text| !text.trim().is_empty()).collect();
         ItemKeys { prompt: if before.is_empty() { whole } else { SplitKey::of(before) }, whole }
+    }
+
+    fn texts(&self) -> Vec<String> {
+        vec![spoken(&self.messages)]
     }
 }
 

@@ -25,6 +25,7 @@
 //! This crate does not depend on the model crates. Where to look next: the recipes of `llm-train` use these datasets.
 
 mod batches;
+mod contamination;
 mod conversation;
 mod error;
 mod files;
@@ -37,6 +38,7 @@ mod split;
 mod warnings;
 
 pub use batches::{Batches, eval_windows};
+pub use contamination::Contamination;
 pub use conversation::{
     Conversation, Conversations, Message, Role, chat_messages, prompt_key, read_conversations, read_prompts,
 };

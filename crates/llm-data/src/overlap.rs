@@ -24,15 +24,20 @@ impl NGrams {
 }
 
 fn hashes(text: &str) -> Vec<u64> {
+    words(text).windows(NGrams::LENGTH).map(hash_words).collect()
+}
+
+/// The words of a text in lower case, without punctuation.
+pub(crate) fn words(text: &str) -> Vec<String> {
     let is_word = |c: char| c.is_alphanumeric() || "+-=".contains(c);
-    let words: Vec<String> =
-        text.split(|c| !is_word(c)).filter(|word| !word.is_empty()).map(str::to_lowercase).collect();
-    let hash = |words: &[String]| {
-        let mut hasher = DefaultHasher::new();
-        words.hash(&mut hasher);
-        hasher.finish()
-    };
-    words.windows(NGrams::LENGTH).map(hash).collect()
+    text.split(|c| !is_word(c)).filter(|word| !word.is_empty()).map(str::to_lowercase).collect()
+}
+
+/// A hash of these words and their number.
+pub(crate) fn hash_words(words: &[String]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    words.hash(&mut hasher);
+    hasher.finish()
 }
 
 #[cfg(test)]

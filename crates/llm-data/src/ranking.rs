@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use crate::conversation::prompt_key;
+use crate::conversation::{prompt_key, spoken};
 use crate::records::for_each_record;
 use crate::split::{Duplicates, ItemKeys, Keyed, SplitKey};
 use crate::{Error, Message, Result, Warnings};
@@ -57,6 +57,11 @@ impl Keyed for Ranking {
         let ranked = self.order.iter().flatten().map(|&index| self.answers[index].as_str());
         let words = self.prompt.iter().map(|message| message.content.as_str());
         ItemKeys { prompt: prompt_key(&self.prompt), whole: SplitKey::of(words.chain(ranked)) }
+    }
+
+    fn texts(&self) -> Vec<String> {
+        let prompt = spoken(&self.prompt);
+        self.answers.iter().map(|answer| format!("{prompt}\n{answer}")).collect()
     }
 }
 

@@ -87,6 +87,9 @@ impl From<SplitKey> for ItemKeys {
 pub trait Keyed {
     /// The keys of this item.
     fn keys(&self) -> ItemKeys;
+
+    /// The text of each way to continue the prompt, without system messages.
+    fn texts(&self) -> Vec<String>;
 }
 
 /// Numbers of duplicates.
