@@ -104,7 +104,7 @@ fn merge_and_logits_name_their_result_and_the_next_command() {
 
     // With a tokenizer the model generates text, with a chat template it chats.
     let tokenizer = train_bpe(&TrainConfig { vocab_size: 300, min_frequency: 2 }, ["the cat"].iter()).unwrap();
-    tokenizer.save(&dir.path().join("tokenizer")).unwrap();
+    tokenizer.save(dir.path().join("tokenizer")).unwrap();
     for (chat, next) in [(false, "generate --model plain --prompt TEXT"), (true, "chat --model talking")] {
         let base = dir.path().join("base");
         std::fs::create_dir_all(&base).unwrap();

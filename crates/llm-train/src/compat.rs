@@ -63,6 +63,39 @@ pub fn check_compatible(model: &ModelConfig, tokenizer: (&Tokenizer, &Path), sou
     Ok(())
 }
 
+/// Returns an error for a key of the recipe's model table that the tokenizer or the teacher sets: `given` is the recipe's model, `used` the
+/// model of the stage. The error names the key (in `table`), its value and what sets it (`by`). A key with the default value
+/// or with the right value is accepted.
+pub(crate) fn refuse_overwritten(table: &str, given: &ModelConfig, used: &ModelConfig, by: &str) -> Result<()> {
+    let default = values(&ModelConfig::default());
+    let all = values(given).into_iter().zip(values(used)).zip(default);
+    match all.into_iter().find(|((given, used), default)| given != used && given != default) {
+        None => Ok(()),
+        Some((((key, given), _), _)) => {
+            let given = given.map_or("not set".to_owned(), |value| value.to_string());
+            Err(Error::Input(format!("{table}.{key} is {given}; {by} sets this key: leave it out")))
+        }
+    }
+}
+
+/// The keys of a model that a stage may set, with their values.
+fn values(config: &ModelConfig) -> [(&'static str, Option<u64>); 5] {
+    let id = |id: Option<u32>| id.map(u64::from);
+    [
+        ("vocab_size", Some(config.vocab_size as u64)),
+        ("max_position_embeddings", Some(config.max_position_embeddings as u64)),
+        ("bos_token_id", id(config.bos_token_id)),
+        ("eos_token_id", id(config.eos_token_id)),
+        ("pad_token_id", id(config.pad_token_id)),
+    ]
+}
+
+/// `config` with the default values of the keys that the tokenizer sets.
+pub(crate) fn without_token_ids(config: &ModelConfig) -> ModelConfig {
+    let ModelConfig { vocab_size, bos_token_id, eos_token_id, pad_token_id, .. } = ModelConfig::default();
+    ModelConfig { vocab_size, bos_token_id, eos_token_id, pad_token_id, ..config.clone() }
+}
+
 /// Checks that the vocabulary and the context length of a model are large enough.
 fn check_sizes(model: &ModelConfig, tokenizer: &Tokenizer, seq_len: usize, dir: &Path) -> Result<()> {
     let (tokens, rows, positions) = (tokenizer.vocab_size(), model.vocab_size, model.max_position_embeddings);

@@ -46,7 +46,7 @@ pub enum Error {
         done: String,
     },
     /// The loss, a gradient, a weight or an evaluation metric is not finite.
-    #[error("{}: training diverged at step {step}: {what}; last good checkpoint: {kept}; lower optimizer.learning_rate", run.display())]
+    #[error("{}: training diverged at step {step}: {what}; last good checkpoint: {kept}; lower {optimizer}.learning_rate", run.display())]
     Diverged {
         /// The run.
         run: PathBuf,
@@ -56,11 +56,13 @@ pub enum Error {
         what: String,
         /// The last good checkpoint.
         kept: String,
+        /// The table of the recipe with the learning rate to lower.
+        optimizer: &'static str,
     },
 }
 
 /// A path, quoted for a shell if needed.
-fn shell_word(path: &Path) -> String {
+pub(crate) fn shell_word(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = text.chars().all(|c| c.is_alphanumeric() || "/._-+:@%".contains(c));
     if plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }

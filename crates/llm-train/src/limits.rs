@@ -5,7 +5,9 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use llm_model::{LoraConfig, ModelConfig};
+use llm_tokenizer::TrainConfig;
 
+use crate::compat::{refuse_overwritten, without_token_ids};
 use crate::optim::OptimizerConfig;
 use crate::recipes::{DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe};
 use crate::rl::MissingEos;
@@ -31,7 +33,8 @@ enum Real {
 
 impl Real {
     fn allows(self, x: f64) -> bool {
-        x.is_finite()
+        // The models compute with 32 bits.
+        x.abs() <= f64::from(f32::MAX)
             && match self {
                 Self::Any => true,
                 Self::Positive => x > 0.,
@@ -46,9 +49,9 @@ impl Real {
 impl Display for Real {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Any => write!(f, "a finite number"),
-            Self::Positive => write!(f, "a finite number above 0"),
-            Self::NotNegative => write!(f, "a finite number of at least 0"),
+            Self::Any => write!(f, "a number from -3.4e38 to 3.4e38"),
+            Self::Positive => write!(f, "a number above 0 and at most 3.4e38"),
+            Self::NotNegative => write!(f, "a number from 0 to 3.4e38"),
             Self::AtMost(high) => write!(f, "a number from 0 to {high}"),
             Self::Below(high) => write!(f, "a number of at least 0 and below {high}"),
             Self::Within(high) => write!(f, "a number above 0 and below {high}"),
@@ -230,9 +233,7 @@ impl Recipe for LifecycleRecipe {
             .whole("rankings", questions.rankings, COUNT)?
             .whole("prompts", questions.prompts, COUNT)?
             .whole("held_out", questions.held_out, COUNT)?;
-        Keys { table: &format!("{table}tokenizer.") }
-            .whole("vocab_size", self.tokenizer.vocab_size, llm_tokenizer::MIN_VOCAB_SIZE as u64..=1 << 24)?
-            .whole("min_frequency", self.tokenizer.min_frequency, COUNT)?;
+        check_tokenizer(&self.tokenizer, &format!("{table}tokenizer."))?;
         Keys { table: &format!("{table}annotator.") }.whole("seed", self.annotator.seed, SEED)?;
         self.annotator.validate().map_err(|e| Error::Input(format!("{table}annotator.{e}")))?;
         self.pretrain.check(&format!("{table}pretrain."))?;
@@ -244,8 +245,13 @@ impl Recipe for LifecycleRecipe {
             let message = "finetune.lora: the stages after fine-tuning need full weights; remove the table";
             return Err(Error::Input(format!("{table}{message}")));
         }
-        // All models have the context length of the pre-trained model.
-        let positions = self.pretrain.model.max_position_embeddings as u64;
+        // The tokenizer and the pre-trained model set these keys; all models have the same context length.
+        let (model, student) = (&self.pretrain.model, &self.distill.student);
+        let max_position_embeddings = model.max_position_embeddings;
+        refuse_overwritten(&format!("{table}pretrain.model"), model, &without_token_ids(model), "the tokenizer")?;
+        let distilled = ModelConfig { max_position_embeddings, ..without_token_ids(student) };
+        refuse_overwritten(&format!("{table}distill.student"), student, &distilled, "the teacher")?;
+        let positions = max_position_embeddings as u64;
         Keys { table: &format!("{table}ppo.") }.whole("max_new_tokens", self.ppo.max_new_tokens, 1..=positions - 1)?;
         Keys { table: &format!("{table}distill.") }.whole("seq_len", self.distill.seq_len, 1..=positions)?;
         Ok(())
@@ -265,10 +271,30 @@ impl Recipe for LifecycleRecipe {
 const PIPELINE_STAGES: [(&str, &str); 5] =
     [("pretrain", "base"), ("finetune", "instruct"), ("reward", "reward"), ("ppo", "aligned"), ("distill", "student")];
 
+/// Checks the settings of a new tokenizer; `table` (empty, or with a dot at its end) comes before the key in an error.
+pub(crate) fn check_tokenizer(config: &TrainConfig, table: &str) -> Result<()> {
+    Keys { table }.whole("vocab_size", config.vocab_size, llm_tokenizer::MIN_VOCAB_SIZE as u64..=1 << 24)?.whole(
+        "min_frequency",
+        config.min_frequency,
+        COUNT,
+    )?;
+    Ok(())
+}
+
 /// Checks the configuration of a new model; `table` is its name in the recipe.
 fn check_model(config: &ModelConfig, table: &str) -> Result<()> {
     let keys = Keys { table: &format!("{table}.") };
-    keys.real("initializer_range", config.initializer_range, Real::Positive)?;
+    keys.real("initializer_range", config.initializer_range, Real::Within(100.))?;
+    for (key, number) in [
+        ("rms_norm_eps", Some(config.rms_norm_eps)),
+        ("rope_theta", Some(config.rope_theta)),
+        ("rope_local_theta", config.rope_local_theta),
+        ("query_pre_attn_scalar", config.query_pre_attn_scalar),
+        ("attn_logit_softcapping", config.attn_logit_softcapping),
+        ("final_logit_softcapping", config.final_logit_softcapping),
+    ] {
+        keys.real(key, number.unwrap_or(1.), Real::Positive)?;
+    }
     if let Some(experts) = &config.experts {
         let keys = Keys { table: &format!("{table}.experts.") };
         keys.real("router_aux_loss_coef", experts.router_aux_loss_coef, Real::NotNegative)?.real(
@@ -287,112 +313,4 @@ fn check_lora(lora: &LoraConfig, table: &str) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde::Serialize;
-    use toml::{Table, Value};
-
-    use super::*;
-
-    /// All numbers of a recipe by dotted key.
-    fn numbers(table: &Table, prefix: &str, all: &mut Vec<(String, Value)>) {
-        for (key, value) in table {
-            let key = format!("{prefix}{key}");
-            match value {
-                Value::Table(inner) => numbers(inner, &format!("{key}."), all),
-                Value::Integer(_) | Value::Float(_) => all.push((key, value.clone())),
-                _ => {}
-            }
-        }
-    }
-
-    /// Replaces each number of `recipe` by several bad values. All bad values of a real number, and two of an integer, must give
-    /// an error that names the key.
-    fn every_number_is_checked<R: Recipe>(recipe: &R) {
-        let mut all = Vec::new();
-        numbers(&Table::try_from(recipe).unwrap(), "", &mut all);
-        assert!(all.len() > 5);
-        for (key, value) in all {
-            let bad: &[&str] = match value {
-                Value::Float(_) => &["nan", "inf", "-inf", "-1e300"],
-                _ => &["-1", "0", "9000000000000000000", "18446744073709551615"],
-            };
-            let is_refused = |text: &&&str| {
-                let sets = [(key.clone(), (**text).to_owned())];
-                match crate::recipe::override_recipe::<R>(recipe, &sets) {
-                    Ok(_) => false,
-                    Err(error) => {
-                        let (message, last) = (error.to_string(), key.rsplit('.').next().unwrap());
-                        assert!(message.contains(last) && !message.contains('\n'), "{key}={text}: {message}");
-                        true
-                    }
-                }
-            };
-            let count = bad.iter().filter(is_refused).count();
-            let expected = if matches!(value, Value::Float(_)) { bad.len() } else { 2 };
-            assert!(count >= expected, "{key}: only {count} of {bad:?} are refused");
-        }
-    }
-
-    #[test]
-    fn every_number_of_every_recipe_is_checked() {
-        every_number_is_checked(&PretrainRecipe {
-            model: ModelConfig { experts: Some(llm_model::ExpertsConfig::default()), ..ModelConfig::default() },
-            ..PretrainRecipe::default()
-        });
-        every_number_is_checked(&FinetuneRecipe { lora: Some(LoraConfig::default()), ..FinetuneRecipe::default() });
-        every_number_is_checked(&RewardRecipe::default());
-        every_number_is_checked(&PpoRecipe { kl_target_per_sequence: Some(3.), ..PpoRecipe::default() });
-        every_number_is_checked(&DistillRecipe::default());
-        every_number_is_checked(&LifecycleRecipe::default());
-    }
-
-    #[test]
-    fn an_invalid_value_gives_an_error_with_key_and_range() {
-        fn message<R: Recipe + Default + Serialize>(key: &str, value: &str) -> String {
-            let sets = [(key.to_owned(), value.to_owned())];
-            let read = crate::recipe::override_recipe::<R>(&R::default(), &sets);
-            read.err().unwrap_or_else(|| panic!("{key}={value} is accepted")).to_string()
-        }
-        for (key, value) in [
-            ("steps", "0"),
-            ("optimizer.learning_rate", "nan"),
-            ("optimizer.learning_rate", "-1"),
-            ("optimizer.beta1", "2"),
-            ("optimizer.beta2", "1"),
-            ("optimizer.eps", "-1"),
-            ("optimizer.weight_decay", "1e9"),
-            ("seq_len", "1025"),
-            ("batch_size", "0"),
-            ("model.initializer_range", "0"),
-            ("model.rope_theta", "0"),
-            ("model.hidden_size", "7"),
-        ] {
-            let message = message::<PretrainRecipe>(key, value);
-            assert!(message.contains(key.rsplit('.').next().unwrap()), "{message}");
-            assert!(message.contains("must be") || message.contains("multiple"), "{message}");
-        }
-        assert_eq!(message::<PpoRecipe>("cliprange", "-0.2"), "cliprange is -0.2; it must be a finite number above 0");
-        for (key, value) in
-            [("kl_coef", "-1"), ("gamma", "5"), ("lam", "-1"), ("temperature", "0"), ("num_mini_batches", "65")]
-        {
-            assert!(message::<PpoRecipe>(key, value).starts_with(&format!("{key} is {value}; it must be ")));
-        }
-        assert!(message::<DistillRecipe>("alpha", "2").contains("from 0 to 1"));
-        assert!(message::<RewardRecipe>("validation_share", "-3").contains("above 0 and below 1"));
-        let seed = message::<RewardRecipe>("seed", "18446744073709551615");
-        assert!(seed.contains("9223372036854775807"), "{seed}");
-        for (key, value) in [
-            ("annotator.beta", "nan"),
-            ("annotator.beta", "-3"),
-            ("questions.held_out", "0"),
-            ("ppo.temperature", "0"),
-            ("ppo.max_new_tokens", "1024"),
-            ("distill.seq_len", "2000"),
-            ("tokenizer.vocab_size", "10"),
-        ] {
-            let message = message::<LifecycleRecipe>(key, value);
-            assert!(message.contains(key), "{key}: {message}");
-        }
-        assert!(message::<LifecycleRecipe>("distill.student.num_attention_heads", "3").contains("distill.student"));
-    }
-}
+mod tests;

@@ -1,8 +1,9 @@
 //! Training and validation splits of a stage: two files, or one file that is split by prompt.
 
+use std::collections::HashSet;
 use std::path::Path;
 
-use llm_data::{Duplicates, Keyed, SplitKey, Warnings, split_by_prompt};
+use llm_data::{Contamination, Duplicates, Keyed, SplitKey, Warnings, split_by_prompt};
 use rayon::prelude::*;
 
 use crate::{Error, Result};
@@ -111,7 +112,30 @@ fn check_overlap<T: Keyed>((data, train): (&Path, &[T]), (path, validation): (&P
             duplicates.exact
         );
     }
+    let repeated = repeated_in_another_form(train, validation);
+    if repeated > 0 {
+        tracing::warn!(
+            "{path}: {repeated} of {all} records are records of {data} in another form (with a system prompt or a greeting, or \
+             joined); validation metrics partly measure training data"
+        );
+    }
     Ok(())
+}
+
+/// The number of validation items that are training items with other text around them. Items with the prompt of a training item
+/// are not counted.
+fn repeated_in_another_form<T: Keyed>(train: &[T], validation: &[T]) -> usize {
+    let prompts: HashSet<SplitKey> = train.iter().map(|item| item.keys().prompt).collect();
+    let new = validation.iter().filter(|item| !prompts.contains(&item.keys().prompt));
+    let texts: Vec<Vec<String>> = new.map(Keyed::texts).collect();
+    let train: Vec<String> = train.iter().flat_map(Keyed::texts).collect();
+    let found = Contamination::of(&train, &texts.concat());
+    let mut found = found.into_iter();
+    let is_repeated = |texts: &&Vec<String>| {
+        let all: Vec<Contamination> = found.by_ref().take(texts.len()).collect();
+        all.into_iter().any(Contamination::is_training_text)
+    };
+    texts.iter().filter(is_repeated).count()
 }
 
 #[cfg(test)]
@@ -177,6 +201,37 @@ mod tests {
         }
         let (_, validation) = split(&train, &[("a", "1"), ("a", "other"), ("d", "1")]).unwrap();
         assert_eq!(validation, ["1", "other", "1"], "some repeated items only give a warning");
+    }
+
+    #[test]
+    fn validation_items_that_are_training_items_in_another_form_are_counted() {
+        let of = |messages: Vec<Message>| Conversation { messages };
+        let (ask, say) = (Message::user("What is red and round?"), Message::assistant("An apple, I think."));
+        let (other, no) = (Message::user("What is blue and wide?"), Message::assistant("The sea, I think."));
+        let train = [of(vec![ask.clone(), say.clone()]), of(vec![other.clone(), no.clone()])];
+        let count = |validation: Conversation| repeated_in_another_form(&train, &[validation]);
+        for messages in [
+            vec![Message::system("You are a robot."), ask.clone(), say.clone()],
+            vec![Message::user("Hello! What is red and round?"), say.clone()],
+            vec![Message::user("Hello!"), Message::assistant("Hi, what can I do?"), ask.clone(), say.clone()],
+            vec![Message::user("Read: what is red and round? An apple, I think. What is blue"), no.clone()],
+        ] {
+            assert_eq!(count(of(messages.clone())), 1, "{messages:?}");
+        }
+        assert_eq!(count(of(vec![Message::user("What is red and wide?"), say.clone()])), 0);
+        assert_eq!(count(train[0].clone()), 0, "a known prompt is reported by itself");
+
+        let ranking = |ask: &str, answers: [&str; 2]| {
+            let answers = answers.map(str::to_owned).to_vec();
+            llm_data::Ranking::strict(String::new(), vec![Message::user(ask)], answers, &[0, 1])
+        };
+        let train = [ranking("What is red and round?", ["An apple.", "A brick, maybe."])];
+        let validation = [
+            ranking("Hello! What is red and round?", ["An apple.", "A cherry."]),
+            ranking("Hello! What is red and round?", ["A cherry.", "A beet."]),
+            ranking("Tell me: what is red and round?", ["A beet.", "A brick, maybe."]),
+        ];
+        assert_eq!(repeated_in_another_form(&train, &validation), 2);
     }
 
     #[test]

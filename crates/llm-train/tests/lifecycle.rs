@@ -65,8 +65,12 @@ fn program(dir: &Path) -> Command {
 }
 
 fn lifecycle(dir: &Path, resume: bool) -> Command {
+    lifecycle_in(dir, "run", resume)
+}
+
+fn lifecycle_in(dir: &Path, out: &str, resume: bool) -> Command {
     let mut command = program(dir);
-    command.args(["lifecycle", "--out", "run"]).args(resume.then_some("--resume"));
+    command.args(["lifecycle", "--out", out]).args(resume.then_some("--resume"));
     for setting in SMALL {
         command.args(["--set", setting]);
     }
@@ -131,6 +135,50 @@ fn a_pipeline_killed_in_every_stage_ends_in_the_same_bytes() {
     assert_eq!(again.status.code(), Some(2));
     let message = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(message.contains("--resume") && message.trim_end().lines().count() == 1, "{message}");
+    table_over_seeds(interrupted.path(), &run);
+
+    // Without one of its models it is not finished.
+    std::fs::remove_file(run.join("instruct/model.safetensors")).unwrap();
+    let again = lifecycle(interrupted.path(), true).output().unwrap();
+    let message = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.status.code() == Some(2) && message.contains("model.safetensors is missing"), "{message}");
+    assert!(message.contains("restore it by: cp run/instruct/checkpoints/step-"), "{message}");
+}
+
+/// Two finished runs, the second a copy with other seeds and a result changed by hand: the table has their mean and range.
+fn table_over_seeds(dir: &Path, run: &Path) {
+    for (seed, loss) in [(42, 2.), (43, 3.)] {
+        let copy = dir.join(format!("lives/seed-{seed}"));
+        for name in llm_files::list_files(run).unwrap() {
+            std::fs::create_dir_all(copy.join(&name).parent().unwrap()).unwrap();
+            std::fs::copy(run.join(&name), copy.join(&name)).unwrap();
+        }
+        for name in ["recipe.toml", ".recipe.toml"] {
+            let text = std::fs::read_to_string(copy.join(name)).unwrap();
+            std::fs::write(copy.join(name), text.replace("seed = 42", &format!("seed = {seed}"))).unwrap();
+        }
+        let file = copy.join("evaluation.json");
+        let mut evaluation: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        let metrics = evaluation["metrics"].as_array_mut().unwrap();
+        let metric = metrics.iter_mut().find(|m| m["name"] == "validation loss, nats per token").unwrap();
+        metric["value"] = loss.into();
+        std::fs::write(file, evaluation.to_string()).unwrap();
+    }
+    let seeds = |resume: bool| {
+        let mut command = lifecycle_in(dir, "lives", resume);
+        command.args(["--seeds", "2"]).stdout(Stdio::piped());
+        command
+    };
+    let refused = seeds(false).output().unwrap();
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(2) && message.contains("seed-42: already exists; add --resume"), "{message}");
+    let before = everything(&dir.join("lives/seed-43"));
+    let output = seeds(true).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (table, report) = (String::from_utf8(output.stdout).unwrap(), dir.join("lives/report.md"));
+    assert!(table.contains("| validation loss, nats per token | 2.500 | 2.000 to 3.000 |"), "{table}");
+    assert!(std::fs::read_to_string(report).unwrap().contains("| mean of 2 seeds |"));
+    assert!(everything(&dir.join("lives/seed-43")) == before);
 }
 
 /// Kills the program twice, some steps after the first checkpoint of `stage`.

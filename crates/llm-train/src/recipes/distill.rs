@@ -14,12 +14,12 @@ use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use super::{chat_format, load_model};
-use crate::compat::{TokenSource, check_compatible};
+use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
 use crate::eval::is_eval_step;
 use crate::examples::{Example, LengthBatches, answer_positions, gather_rows, take_evenly, train_and_validation};
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
-use crate::run::{Input, Outcome, RunOptions, RunSetup, Start, learner};
+use crate::run::{Input, OPTIMIZER, Outcome, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The recipe of distillation.
@@ -189,7 +189,7 @@ pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, option
             run.checkpoint_of(done, &learner, &tokenizer)?;
         }
     }
-    run.finish(&[&learner], |dir| {
+    run.finish(&[(OPTIMIZER, &learner)], |dir| {
         tokenizer.save(dir)?;
         Ok(learner.model.save(dir)?)
     })
@@ -373,6 +373,7 @@ fn student(
             pad_token_id: teacher_config.pad_token_id,
             ..recipe.student.clone()
         };
+        refuse_overwritten("student", &recipe.student, &config, "the teacher")?;
         return Ok(Model::init(config, Head::LanguageModel, recipe.seed)?);
     };
     let student = load_model(dir, Head::LanguageModel)?;

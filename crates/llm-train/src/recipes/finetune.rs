@@ -17,7 +17,7 @@ use crate::examples::{
 };
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
-use crate::run::{Checkpoint, Input, Outcome, RunOptions, RunSetup, Start, learner};
+use crate::run::{Checkpoint, Input, OPTIMIZER, Outcome, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The recipe of fine-tuning.
@@ -196,13 +196,13 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
             tracing::info!("step {done}: validation loss of the answers {eval_loss:.4}");
         }
         if run.is_due(done) {
-            run.checkpoint(done, &[&learner], Map::new(), |dir| {
+            run.checkpoint(done, &[(OPTIMIZER, &learner)], Map::new(), |dir| {
                 write(&learner.model, dir)?;
                 learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
             })?;
         }
     }
-    run.finish(&[&learner], |dir| write(&learner.model, dir))
+    run.finish(&[(OPTIMIZER, &learner)], |dir| write(&learner.model, dir))
 }
 
 /// Loads the tokenizer, the model and the plain text, and checks that they match and that the recipe applies to them.

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_data::{Duplicates, ItemKeys, SplitKey, read_documents};
+use llm_data::{Contamination, Duplicates, ItemKeys, NGrams, SplitKey, read_documents};
 use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
 use rayon::prelude::*;
 
+use crate::limits::check_tokenizer;
 use crate::run::{Event, RunOptions, refuse_existing};
 use crate::{Error, Result};
 
@@ -15,6 +16,7 @@ pub fn train_tokenizer(config: &TrainConfig, input: &[PathBuf], out: &Path, resu
     if resume && out.join("tokenizer_config.json").exists() {
         return Ok(Tokenizer::load(out)?);
     }
+    check_tokenizer(config, "")?;
     if !resume {
         refuse_existing_folder(out)?;
     }
@@ -107,13 +109,25 @@ fn warn_about_repeats(train: &[String], validation: &[String]) -> bool {
         let lines = documents.par_iter().flat_map_iter(|document| document.lines());
         lines.filter(|line| !line.trim().is_empty()).map(text_keys).collect()
     };
-    let validation = lines(validation);
-    let (all, repeated) = (validation.len(), Duplicates::across(lines(train), validation).exact);
+    let tested = lines(validation);
+    let (all, repeated) = (tested.len(), Duplicates::across(lines(train), tested).exact);
     // Tolerate some repeats: headings occur in many texts.
     if repeated * 10 > all {
         tracing::warn!("{repeated} of {all} validation lines are also in the training text");
     }
+    let (found, words) = repeated_words(train, validation);
+    if found * 10 > words && repeated * 10 <= all {
+        let n = NGrams::LENGTH;
+        tracing::warn!("{found} of {words} validation words are in sequences of {n} words of the training text");
+    }
     repeated == all
+}
+
+/// The number of validation words in long n-grams of the training text, and of all validation words: finds lines that are
+/// training lines joined or cut in another way.
+fn repeated_words(train: &[String], validation: &[String]) -> (usize, usize) {
+    let found = Contamination::of(train, validation);
+    (found.iter().map(|c| c.repeated).sum(), found.iter().map(|c| c.words).sum())
 }
 
 /// Removes about `share` of the bytes from the end of the documents and returns them: whole documents, and the end of one.
@@ -239,6 +253,34 @@ mod tests {
         }
         try_prepare(dir.path(), train, "The third line.\nA fourth line.\n").unwrap();
         try_prepare(dir.path(), &"all lines are alike\n".repeat(50), "").unwrap();
+    }
+
+    #[test]
+    fn validation_text_that_is_joined_training_lines_is_counted() {
+        let lines: Vec<String> = (0..20).map(|i| format!("Line {i} has a few words of its own, {}.", i * i)).collect();
+        let train = [lines.join("\n")];
+        let words = 20 * 10;
+        assert_eq!(repeated_words(&train, &[lines.join(" ")]), (words, words));
+        let documents = lines.iter().map(|line| format!("{line}\n")).collect::<Vec<_>>();
+        assert_eq!(repeated_words(&documents, &[lines.join(" ")]), (words, words));
+        assert_eq!(repeated_words(&train, &["Quite other words that are nowhere else.".to_owned()]), (0, 7));
+    }
+
+    #[test]
+    fn numbers_of_a_tokenizer_outside_their_range_are_refused_before_a_folder_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (text, out) = ([dir.path().join("text.txt")], dir.path().join("tokenizer"));
+        std::fs::write(&text[0], "some text ".repeat(50)).unwrap();
+        for (vocab_size, min_frequency, named) in [
+            (99_999_999_999, 2, "vocab_size is 99999999999; it must be a whole number from"),
+            (0, 2, "vocab_size is 0"),
+            (300, 0, "min_frequency is 0; it must be a whole number from 1"),
+        ] {
+            let config = TrainConfig { vocab_size, min_frequency };
+            let message = train_tokenizer(&config, &text, &out, false).unwrap_err().to_string();
+            assert!(message.contains(named), "{message}");
+            assert!(!out.exists());
+        }
     }
 
     #[test]

@@ -9,11 +9,11 @@ use llm_model::{Batch, Head, Model, ModelConfig};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
-use crate::compat::{TokenSource, check_compatible};
+use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
 use crate::eval::is_eval_step;
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
-use crate::run::{Input, Outcome, Run, RunOptions, RunSetup, Start, learner};
+use crate::run::{Input, OPTIMIZER, Outcome, Run, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The recipe of pre-training.
@@ -139,7 +139,7 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
             run.checkpoint_of(done, &learner, &tokenizer)?;
         }
     }
-    run.finish(&[&learner], |dir| {
+    run.finish(&[(OPTIMIZER, &learner)], |dir| {
         tokenizer.save(dir)?;
         Ok(learner.model.save(dir)?)
     })
@@ -147,20 +147,15 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
 
 /// The model configuration of the recipe, with vocabulary and special ids of the tokenizer.
 fn model_config(recipe: &PretrainRecipe, tokenizer: &Tokenizer) -> Result<ModelConfig> {
-    let (given, default, expected) =
-        (recipe.model.vocab_size, ModelConfig::default().vocab_size, tokenizer.vocab_size());
-    if given != expected && given != default {
-        return Err(Error::Input(format!(
-            "model.vocab_size is {given}; the tokenizer has {expected} tokens: leave the key out"
-        )));
-    }
-    Ok(ModelConfig {
-        vocab_size: expected,
+    let config = ModelConfig {
+        vocab_size: tokenizer.vocab_size(),
         bos_token_id: tokenizer.bos_id(),
         eos_token_id: tokenizer.eos_id(),
         pad_token_id: tokenizer.pad_id(),
         ..recipe.model.clone()
-    })
+    };
+    refuse_overwritten("model", &recipe.model, &config, "the tokenizer")?;
+    Ok(config)
 }
 
 /// Returns an error if a sample prompt leaves no room for a completion.

@@ -18,7 +18,7 @@ use crate::eval::is_eval_step;
 use crate::examples::{LengthBatches, gather_rows, take_evenly};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
-use crate::run::{Input, Outcome, RunOptions, RunSetup, Start, learner};
+use crate::run::{Input, OPTIMIZER, Outcome, RunOptions, RunSetup, Start, learner};
 use crate::splits::{Source, train_and_validation};
 use crate::{Result, loss};
 
@@ -163,7 +163,7 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
     run.check_finite(steps, &[("reward_mean", mean), ("reward_std", std)])?;
     model.extra.insert("reward_mean".to_owned(), json!(mean));
     model.extra.insert("reward_std".to_owned(), json!(std));
-    run.finish(&[&learner], |dir| {
+    run.finish(&[(OPTIMIZER, &learner)], |dir| {
         tokenizer.save(dir)?;
         Ok(model.save(dir)?)
     })

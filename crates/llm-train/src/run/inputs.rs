@@ -110,12 +110,12 @@ fn is_tokenizer(file: &str) -> bool {
     file.starts_with("tokenizer") || others.contains(&file)
 }
 
-fn is_model(file: &str) -> bool {
+pub(super) fn is_model(file: &str) -> bool {
     file == "config.json" || file.ends_with(".safetensors") || file.ends_with(".safetensors.index.json")
 }
 
 /// The names of the files in a folder, including links to files.
-fn files_of(dir: &Path) -> std::io::Result<Vec<String>> {
+pub(super) fn files_of(dir: &Path) -> std::io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;

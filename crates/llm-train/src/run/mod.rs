@@ -11,6 +11,7 @@ mod checkpoint;
 mod inputs;
 mod metrics;
 mod record;
+mod result;
 mod setup;
 mod stage_times;
 
@@ -28,6 +29,7 @@ use serde_json::{Map, Value, json};
 pub(crate) use checkpoint::Checkpoint;
 pub(crate) use inputs::Input;
 pub(crate) use record::Record;
+pub(crate) use result::is_intact;
 pub(crate) use setup::{RunSetup, Start, refuse_existing};
 pub(crate) use stage_times::StageTimes;
 
@@ -118,6 +120,12 @@ pub fn recorded_recipe<R: Recipe>(dir: &Path, overrides: &[(String, String)]) ->
     Record::read(dir)?.recipe(overrides)
 }
 
+/// The models that a stage trains, each with the table of its optimizer in the recipe.
+pub(crate) type Learners<'a> = [(&'static str, &'a Learner)];
+
+/// The optimizer of a stage that trains one model.
+pub(crate) const OPTIMIZER: &str = "optimizer";
+
 /// A running stage and its folder.
 pub(crate) struct Run<'a> {
     dir: PathBuf,
@@ -173,7 +181,7 @@ impl<'a> Run<'a> {
         self.check_finite(step, metrics)?;
         // serde_json writes NaN and infinity as null.
         if let Some((name, _)) = more.iter().find(|(_, value)| has_null(value)) {
-            return Err(self.diverged(step, format!("{name} is not finite"))?);
+            return Err(self.diverged(step, format!("{name} is not finite"), OPTIMIZER)?);
         }
         let mut line = Map::from_iter([("step".to_owned(), json!(step))]);
         line.extend(metrics.iter().map(|(name, value)| ((*name).to_owned(), json!(value))));
@@ -198,7 +206,7 @@ impl<'a> Run<'a> {
     pub fn checkpoint(
         &self,
         step: u64,
-        learners: &[&Learner],
+        learners: &Learners,
         mut state: Map<String, Value>,
         write: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
@@ -215,7 +223,7 @@ impl<'a> Run<'a> {
 
     /// Writes the checkpoint of a stage that trains one model.
     pub fn checkpoint_of(&self, step: u64, learner: &Learner, tokenizer: &Tokenizer) -> Result<()> {
-        self.checkpoint(step, &[learner], Map::new(), |dir| {
+        self.checkpoint(step, &[(OPTIMIZER, learner)], Map::new(), |dir| {
             learner.model.save(dir)?;
             tokenizer.save(dir)?;
             learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
@@ -235,34 +243,35 @@ impl<'a> Run<'a> {
     pub fn check_finite(&self, step: u64, metrics: &[(&str, f64)]) -> Result<()> {
         match metrics.iter().find(|(_, value)| !value.is_finite()) {
             None => Ok(()),
-            Some((name, value)) => Err(self.diverged(step, format!("{name} is {value}"))?),
+            Some((name, value)) => Err(self.diverged(step, format!("{name} is {value}"), OPTIMIZER)?),
         }
     }
 
-    fn check_learners(&self, step: u64, learners: &[&Learner]) -> Result<()> {
-        for learner in learners {
+    /// Stops the run if a weight or a moment of a learner is not finite after `step` steps.
+    pub fn check_learners(&self, step: u64, learners: &Learners) -> Result<()> {
+        for (optimizer, learner) in learners {
             if let Some(what) = learner.not_finite()? {
-                return Err(self.diverged(step, what)?);
+                return Err(self.diverged(step, what, optimizer)?);
             }
         }
         Ok(())
     }
 
-    fn diverged(&self, step: u64, what: String) -> Result<Error> {
+    fn diverged(&self, step: u64, what: String, optimizer: &'static str) -> Result<Error> {
         let kept = match checkpoint::newest(&self.dir)? {
             Some(dir) => dir.display().to_string(),
             None => "none".to_owned(),
         };
-        Ok(Error::Diverged { run: self.dir.clone(), step, what, kept })
+        Ok(Error::Diverged { run: self.dir.clone(), step, what, kept, optimizer })
     }
 
     /// Writes the result into the run's folder, then `trainer_state.json`, which marks the run as finished.
-    pub fn finish(self, learners: &[&Learner], write: impl FnOnce(&Path) -> Result<()>) -> Result<Outcome> {
+    pub fn finish(self, learners: &Learners, write: impl FnOnce(&Path) -> Result<()>) -> Result<Outcome> {
         self.check_learners(self.steps, learners)?;
         self.metrics.sync()?;
         write(&self.dir)?;
         let seconds = self.elapsed();
-        write_json(&self.dir.join(FINISHED), &json!({"global_step": self.steps, "elapsed_s": seconds}))?;
+        result::write(&self.dir, self.steps, seconds)?;
         (self.observer)(Event::End);
         Ok(Outcome { dir: self.dir, steps: self.steps, seconds, was_finished: false })
     }

@@ -7,18 +7,27 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use llm_model::write_atomic;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::inputs::{Input, Recorded};
+use crate::error::shell_word;
 use crate::recipe::{self, Recipe};
 use crate::{Error, Result};
+
+/// The file.
+const FILE: &str = "recipe.toml";
+/// Its copy, to detect edits of the file.
+const COPY: &str = ".recipe.toml";
 
 /// The content of `recipe.toml`.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
     /// The text of the file.
     text: String,
+    /// The text of its copy, which differs if somebody edited the file.
+    copy: Option<String>,
     path: PathBuf,
     pub run: RunTable,
     /// Inputs by name.
@@ -56,13 +65,16 @@ const PROGRAM: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSI
 impl Record {
     /// Reads the `recipe.toml` of a run's folder; it is an error if there is none.
     pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join("recipe.toml");
+        let path = dir.join(FILE);
         let shown = dir.display();
         if !dir.exists() {
             let message = "no such folder, nothing to resume; check the path, or start a run without --resume";
             return Err(Error::Input(format!("{shown}: {message}")));
         }
         if !path.exists() {
+            if let Some(message) = runs_in(dir) {
+                return Err(Error::Input(format!("{shown}: {message}")));
+            }
             let message = "has no recipe.toml, nothing to resume; check the path, or start a run in another folder";
             return Err(Error::Input(format!("{shown}: {message}")));
         }
@@ -81,27 +93,39 @@ impl Record {
         if let Some(validation) = inputs.remove("held_out") {
             inputs.insert("validation".to_owned(), validation);
         }
-        Ok(Self { text, path: path.clone(), run, inputs })
+        let copy = fs::read_to_string(dir.join(COPY)).ok();
+        Ok(Self { text, copy, path: path.clone(), run, inputs })
     }
 
     /// The recipe, with `overrides` (`key`, `value`) applied.
     pub fn recipe<R: Recipe>(&self, overrides: &[(String, String)]) -> Result<R> {
+        self.check_stage::<R>()?;
         recipe::parse(&self.path.display().to_string(), &self.text, overrides)
     }
 
-    /// The differences between the recorded recipe and `recipe`. It is an error if a key may not change.
-    pub fn changes<R: Recipe>(&self, recipe: &R) -> Result<Vec<Change>> {
+    fn check_stage<R: Recipe>(&self) -> Result<()> {
         if self.run.stage != R::STAGE {
             let (path, was) = (self.path.display(), &self.run.stage);
             return Err(Error::Input(format!("{path}: this is a run of `{was}`, not of `{}`", R::STAGE)));
         }
+        Ok(())
+    }
+
+    /// The differences between the recorded recipe and `recipe`. It is an error if a key may not change.
+    pub fn changes<R: Recipe>(&self, recipe: &R) -> Result<Vec<Change>> {
+        self.check_stage::<R>()?;
+        let begun: R = match &self.copy {
+            // An edit of recipe.toml counts as a change by `--set`.
+            Some(copy) => recipe::parse(COPY, copy, &[])?,
+            None => self.recipe(&[])?,
+        };
         if self.run.program != PROGRAM {
             let (path, was) = (self.path.display(), &self.run.program);
             tracing::warn!(
                 "{path}: started by {was}, this is {PROGRAM}; the result may differ from an uninterrupted run"
             );
         }
-        let (was, is) = (flat(&recipe::to_table(&self.recipe::<R>(&[])?)?), flat(&recipe::to_table(recipe)?));
+        let (was, is) = (flat(&recipe::to_table(&begun)?), flat(&recipe::to_table(recipe)?));
         let keys: std::collections::BTreeSet<&String> = was.keys().chain(is.keys()).collect();
         let differing = keys.into_iter().filter(|key| was.get(*key) != is.get(*key));
         let dir = self.path.parent().unwrap_or(Path::new("."));
@@ -132,6 +156,30 @@ impl Change {
     /// Whether the key is the length of the run.
     pub fn is_length(&self) -> bool {
         ["steps", "epochs", "updates"].contains(&self.key.as_str())
+    }
+}
+
+/// Writes `recipe.toml` and its copy.
+pub(crate) fn write(dir: &Path, text: &str) -> Result<()> {
+    write_atomic(&dir.join(FILE), text.as_bytes())?;
+    Ok(write_atomic(&dir.join(COPY), text.as_bytes())?)
+}
+
+/// Describes the runs in the subfolders of `dir` and how to resume them; `None` without runs.
+fn runs_in(dir: &Path) -> Option<String> {
+    let folders = fs::read_dir(dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut runs: Vec<_> = folders.filter(|folder| folder.join(FILE).exists()).collect();
+    runs.sort();
+    let name = |run: &std::path::PathBuf| run.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let (finished, open): (Vec<_>, Vec<_>) = runs.iter().partition(|run| super::is_finished(run));
+    let finished = finished.into_iter().map(name).collect::<Vec<_>>().join(", ");
+    let commands =
+        open.iter().map(|run| format!("llm-train resume {}", shell_word(run))).collect::<Vec<_>>().join("; ");
+    match (open.is_empty(), finished.is_empty()) {
+        (true, true) => None,
+        (true, false) => Some(format!("is not a run; the runs in it are finished: {finished}")),
+        (false, true) => Some(format!("is not a run; resume the runs in it: {commands}")),
+        (false, false) => Some(format!("is not a run; resume the runs in it: {commands} (finished: {finished})")),
     }
 }
 

@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 
 use llm_files::Lock;
-use llm_model::write_atomic;
 use toml::Table;
 
 use super::checkpoint::{self, Checkpoint};
 use super::inputs::{self, Input};
 use super::record::{self, Change, Record};
-use super::{Outcome, Run, RunOptions, is_finished};
+use super::{Outcome, Run, RunOptions, is_finished, is_intact};
 use crate::recipe::Recipe;
 use crate::{Error, Result};
 
@@ -69,6 +68,7 @@ impl<'a> RunSetup<'a> {
                 let (dir, key) = (dir.display(), &change.key);
                 return Err(Error::Input(format!("{dir}: is finished; a smaller {key} cannot shorten it")));
             }
+            is_intact(dir)?;
             return Ok(Start::Finished(Outcome::of_finished(dir)?));
         }
         let lock = self.lock()?;
@@ -127,7 +127,7 @@ impl<'a> RunSetup<'a> {
         let lock = self.lock()?;
         let written = refuse_existing(&self.dir).and_then(|()| {
             let text = record::to_text(self.stage, self.recipe.clone(), &self.inputs, &self.dir, &[])?;
-            Ok(write_atomic(&self.dir.join("recipe.toml"), text.as_bytes())?)
+            record::write(&self.dir, &text)
         });
         if let Err(error) = written {
             // Restore the previous state.
@@ -160,7 +160,7 @@ impl<'a> RunSetup<'a> {
                 changes.push(Change { step, ..change });
             }
             let text = record::to_text(stage, recipe, &inputs, &dir, &changes)?;
-            write_atomic(&dir.join("recipe.toml"), text.as_bytes())?;
+            record::write(&dir, &text)?;
         }
         let finished = dir.join(super::FINISHED);
         if finished.exists() {

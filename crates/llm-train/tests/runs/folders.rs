@@ -4,10 +4,12 @@ use std::fs;
 
 use llm_model::LoraConfig;
 use llm_train::Error;
+use llm_train::optim::OptimizerConfig;
+use llm_train::recipes::{PpoInputs, PpoRecipe, ppo};
 use llm_train::run::is_finished;
 
 use super::common::everything;
-use super::{FIXTURE, Fixture, Knobs, STAGES, Stage, options, quiet};
+use super::{FIXTURE, Knobs, STAGES, Stage, options, quiet};
 
 #[test]
 fn a_finished_run_is_not_changed() {
@@ -64,18 +66,7 @@ fn weights_that_are_not_finite_are_never_saved() {
 #[test]
 fn a_model_with_weights_that_are_not_finite_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let fixture = Fixture(tempfile::tempdir().unwrap());
-    for entry in fs::read_dir(FIXTURE.0.path()).unwrap() {
-        let (from, to) = (entry.as_ref().unwrap().path(), fixture.path(&entry.unwrap().file_name().to_string_lossy()));
-        if from.is_dir() {
-            for name in llm_files::list_files(&from).unwrap() {
-                fs::create_dir_all(to.join(&name).parent().unwrap()).unwrap();
-                fs::copy(from.join(&name), to.join(&name)).unwrap();
-            }
-        } else {
-            fs::copy(from, to).unwrap();
-        }
-    }
+    let fixture = FIXTURE.copied();
     let file = fixture.path("model/model.safetensors");
     let mut bytes = fs::read(&file).unwrap();
     let end = bytes.len();
@@ -134,5 +125,34 @@ fn validation_data_equal_to_the_training_data_is_refused() {
         let error = stage.run(&FIXTURE, &knobs, &dir.path().join("run"), quiet()).unwrap_err();
         assert!(error.to_string().contains("--validation"), "{error}");
         assert!(!dir.path().join("run").exists());
+    }
+}
+
+#[test]
+fn ppo_names_the_learning_rate_of_the_model_that_diverged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, reward, data) = (FIXTURE.path("model"), FIXTURE.path("reward-model"), FIXTURE.path("prompts.jsonl"));
+    let optimizer = |learning_rate| OptimizerConfig { learning_rate, warmup_steps: 0, ..OptimizerConfig::default() };
+    for (policy, critic, named) in
+        [(1e-3, 1e30, "lower value_optimizer.learning_rate"), (1e30, 1e-3, "lower optimizer.learning_rate")]
+    {
+        for save_every in [1, 0] {
+            let recipe = PpoRecipe {
+                updates: 3,
+                episodes: 4,
+                num_ppo_epochs: 1,
+                max_new_tokens: 4,
+                save_every,
+                optimizer: optimizer(policy),
+                value_optimizer: optimizer(critic),
+                ..PpoRecipe::default()
+            };
+            let out = dir.path().join("run");
+            let error =
+                ppo(&recipe, PpoInputs { model: &model, reward: &reward, data: &data }, &out, quiet()).unwrap_err();
+            assert!(matches!(error, Error::Diverged { step: 1, .. }), "{error}");
+            assert!(error.to_string().ends_with(named), "{error}");
+            fs::remove_dir_all(&out).unwrap();
+        }
     }
 }

@@ -4,7 +4,10 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod evaluations;
 mod folders;
+mod keys;
+mod overlap;
 mod program;
 mod resume;
 
@@ -60,6 +63,16 @@ impl Fixture {
 
     fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
+    }
+
+    /// A copy that a test may change.
+    fn copied(&self) -> Self {
+        let copy = Self(tempfile::tempdir().unwrap());
+        for name in llm_files::list_files(self.0.path()).unwrap() {
+            fs::create_dir_all(copy.path(&name).parent().unwrap()).unwrap();
+            fs::copy(self.path(&name), copy.path(&name)).unwrap();
+        }
+        copy
     }
 }
 

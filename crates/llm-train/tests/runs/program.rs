@@ -16,7 +16,7 @@ fn program(dir: &Path, arguments: &str) -> Command {
 }
 
 /// Exit code, standard output and standard error.
-fn output(dir: &Path, arguments: &str) -> (Option<i32>, String, String) {
+pub(super) fn output(dir: &Path, arguments: &str) -> (Option<i32>, String, String) {
     let output = program(dir, arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
@@ -147,6 +147,13 @@ fn an_invalid_pipeline_is_refused_before_its_first_stage() {
         ("world.corpus_bytes=0", "world.corpus_bytes"),
         ("pretrain.seed=18446744073709551615", "9223372036854775807"),
         ("pretrain.steps=-5", "whole number"),
+        ("pretrain.model.vocab_size=77", "pretrain.model.vocab_size is 77; the tokenizer sets this key"),
+        ("pretrain.model.pad_token_id=7", "pretrain.model.pad_token_id is 7; the tokenizer sets this key"),
+        ("distill.student.vocab_size=77", "distill.student.vocab_size is 77; the teacher sets this key"),
+        ("distill.student.max_position_embeddings=8", "distill.student.max_position_embeddings is 8; the teacher"),
+        ("pretrain.model.initializer_range=1e300", "pretrain.model.initializer_range"),
+        ("tokenizer.vocab_size=99999999999", "tokenizer.vocab_size"),
+        ("tokenizer.min_frequency=0", "tokenizer.min_frequency"),
     ] {
         let (code, _, message) = output(dir.path(), &format!("lifecycle --out pipeline --set {set}"));
         assert_eq!(code, Some(2), "{set}: {message}");
@@ -184,4 +191,44 @@ fn completions_and_manual_pages_are_generated() {
     assert!(output(dir.path(), "completions zsh").1.contains("--validation"));
     assert_eq!(output(dir.path(), "man --out pages").0, Some(0));
     assert!(fs::read_to_string(dir.path().join("pages/llm-train-finetune.1")).unwrap().contains("validation"));
+}
+
+#[test]
+#[cfg(unix)]
+fn a_pipeline_stops_after_the_part_of_its_data_that_is_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let life = dir.path().join("life");
+    let begin = format!("lifecycle --out life {SMALL_PIPELINE}");
+    let message = interrupted(dir.path(), &begin, || life.join("data").exists());
+    assert!(
+        message.contains("life: interrupted after this part (data); continue with: llm-train resume life"),
+        "{message}"
+    );
+    assert!(life.join("data/prompts.jsonl").exists() && !life.join("tokenizer").exists());
+    let message = interrupted(dir.path(), "resume life", || life.join("shards").exists());
+    assert!(message.contains("interrupted after this part (shards)"), "{message}");
+    assert!(life.join("shards/manifest.json").exists() && !life.join("base").exists());
+}
+
+#[test]
+fn a_run_of_another_command_or_a_folder_of_runs_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for (run, finished) in [("seed-1", true), ("seed-2", false), ("seed-3", false)] {
+        let run = dir.path().join("lives").join(run);
+        fs::create_dir_all(&run).unwrap();
+        let recipe = "[run]\nstage = \"finetune\"\nprogram = \"llm-train\"\n[inputs]\n";
+        fs::write(run.join("recipe.toml"), format!("gradient_accumulation_steps = 1\n{recipe}")).unwrap();
+        if finished {
+            fs::write(run.join("trainer_state.json"), "{}").unwrap();
+        }
+    }
+    let (code, _, message) = output(dir.path(), "resume lives");
+    assert_eq!(code, Some(2), "{message}");
+    assert!(message.contains("llm-train resume lives/seed-2; llm-train resume lives/seed-3"), "{message}");
+    assert!(message.contains("(finished: seed-1)") && !message.contains("resume lives/seed-1"), "{message}");
+    for command in ["pretrain --tokenizer t", "reward --model m", "ppo --model m --reward r", "distill --teacher t"] {
+        let (code, _, message) = output(dir.path(), &format!("{command} --data d --out lives/seed-2 --resume"));
+        assert_eq!(code, Some(2), "{message}");
+        assert!(message.contains("this is a run of `finetune`"), "{message}");
+    }
 }

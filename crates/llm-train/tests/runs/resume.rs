@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use llm_train::Error;
-use llm_train::run::{Event, NEVER, RunOptions, is_finished};
+use llm_train::recipes::{PretrainInputs, PretrainRecipe, pretrain};
+use llm_train::run::{Event, NEVER, RunOptions, is_finished, recorded_recipe};
 
 use super::common::{contents, everything};
 use super::{FIXTURE, Knobs, STAGES, Stage, options, quiet};
@@ -187,4 +188,70 @@ fn resuming_without_a_run_is_an_error() {
     Stage::Finetune.interrupted(&FIXTURE, &Knobs::default(), &out, 1);
     let error = Stage::Distill.run(&FIXTURE, &Knobs::default(), &out, options(true)).unwrap_err();
     assert!(error.to_string().contains("this is a run of `finetune`"), "{error}");
+}
+
+#[test]
+fn an_edited_recipe_is_a_change_like_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    Stage::Pretrain.interrupted(&FIXTURE, &Knobs::default(), &out, 2);
+    let recipe = || fs::read_to_string(out.join("recipe.toml")).unwrap();
+    let begun = format!("\n{}", recipe());
+    for (key, from, to) in [
+        ("seed", "\nseed = 1\n", "\nseed = 2\n"),
+        ("seq_len", "\nseq_len = 8\n", "\nseq_len = 4\n"),
+        ("model.hidden_size", "\nhidden_size = 16\n", "\nhidden_size = 32\n"),
+    ] {
+        assert_eq!(begun.matches(from).count(), 1, "{begun}");
+        fs::write(out.join("recipe.toml"), begun.replace(from, to)).unwrap();
+        let before = everything(&out);
+        let edited: PretrainRecipe = recorded_recipe(&out, &[]).unwrap();
+        let (tokenizer, data) = (FIXTURE.path("model.tokenizer"), FIXTURE.path("shards"));
+        let inputs = PretrainInputs { tokenizer: &tokenizer, data: &data };
+        let error = pretrain(&edited, inputs, &out, options(true)).unwrap_err();
+        assert!(error.is_callers_fault() && error.to_string().contains(&format!("{key} is ")), "{error}");
+        assert!(error.to_string().contains("these keys may change on resume"), "{error}");
+        assert!(everything(&out) == before);
+    }
+    // A key that may change is changed, and the change is recorded.
+    fs::write(out.join("recipe.toml"), begun.replace("\nsteps = 4\n", "\nsteps = 5\n")).unwrap();
+    assert_eq!(
+        Stage::Pretrain.run(&FIXTURE, &Knobs { length: 5, ..Knobs::default() }, &out, options(true)).unwrap().steps,
+        5
+    );
+    assert!(recipe().contains("key = \"steps\""), "{}", recipe());
+}
+
+#[test]
+fn a_finished_run_with_a_missing_or_damaged_file_is_reported_with_the_command_that_restores_it() {
+    for stage in STAGES {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("run");
+        let knobs = Knobs { length: 1, ..Knobs::default() };
+        stage.run(&FIXTURE, &knobs, &out, quiet()).unwrap();
+        let file = out.join("model.safetensors");
+        let weights = fs::read(&file).unwrap();
+        for (damaged, what) in [(None, "is missing"), (Some(&weights[..100]), "has changed")] {
+            match damaged {
+                None => fs::remove_file(&file).unwrap(),
+                Some(bytes) => fs::write(&file, bytes).unwrap(),
+            }
+            let message = stage.run(&FIXTURE, &knobs, &out, options(true)).unwrap_err().to_string();
+            assert!(message.contains(&format!("is finished, but model.safetensors {what}")), "{stage:?}: {message}");
+            let command = message.split("restore it by: cp ").nth(1).unwrap_or_else(|| panic!("{message}"));
+            let (from, to) = command.split_once(' ').unwrap();
+            fs::copy(from, to).unwrap();
+            assert!(fs::read(&file).unwrap() == weights);
+            assert!(stage.run(&FIXTURE, &knobs, &out, options(true)).unwrap().was_finished);
+        }
+        // Without an intact checkpoint there is nothing to restore from.
+        fs::remove_file(&file).unwrap();
+        for name in llm_files::list_files(&out.join("checkpoints")).unwrap() {
+            if name.ends_with("safetensors") {
+                fs::write(out.join("checkpoints").join(name), "damaged").unwrap();
+            }
+        }
+        let message = stage.run(&FIXTURE, &knobs, &out, options(true)).unwrap_err().to_string();
+        assert!(message.ends_with("no intact checkpoint has this file: begin another run"), "{message}");
+    }
 }

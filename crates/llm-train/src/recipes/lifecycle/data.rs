@@ -6,6 +6,7 @@ use llm_data::{Conversation, Message, NGrams, Ranking, chat_messages, write_json
 use llm_engine::{GenerateOptions, Sampling, TextModel};
 use llm_feedback::Annotator;
 use llm_synthetic::{Phenomenon, Question, Split, Task, Use, World};
+use rand::RngExt;
 use serde_json::json;
 
 use super::LifecycleRecipe;
@@ -90,6 +91,11 @@ pub(super) fn write_lessons(
     write_jsonl(&train, &answered).map_err(Error::from)
 }
 
+/// The seed of a batch of the teacher's answers.
+fn lesson_seed(recipe: &LifecycleRecipe, batch: u64) -> u64 {
+    rng(recipe.distill.seed, 4, batch).random()
+}
+
 /// The questions with answers sampled from the teacher; each answer has its own random stream.
 fn answers(
     recipe: &LifecycleRecipe,
@@ -97,14 +103,13 @@ fn answers(
     questions: &[Question],
     observer: &mut dyn FnMut(Event),
 ) -> Result<Vec<Conversation>> {
-    use rand::RngExt;
     const BATCH: usize = 64;
     observer(Event::Begin { stage: "teacher", total: questions.len() as u64, done: 0, unit: "answers" });
     let mut answered = Vec::with_capacity(questions.len());
     for (number, chunk) in questions.chunks(BATCH).enumerate() {
         let ids = |q: &Question| teacher.chat_ids(&chat_messages(&[Message::user(&q.prompt)]));
         let prompts = chunk.iter().map(ids).collect::<Result<Vec<_>, _>>()?;
-        let seed = rng(recipe.distill.seed, 4, number as u64).random();
+        let seed = lesson_seed(recipe, number as u64);
         let options = GenerateOptions {
             max_new_tokens: recipe.ppo.max_new_tokens,
             stop_ids: teacher.stop_ids(),
@@ -118,4 +123,71 @@ fn answers(
     }
     observer(Event::End);
     Ok(answered)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use llm_model::{Head, Model, ModelConfig};
+    use llm_synthetic::WorldConfig;
+    use llm_tokenizer::{TrainConfig, train_bpe};
+
+    use super::*;
+    use crate::read_recipe;
+
+    /// A teacher that knows nothing draws its tokens from the random streams alone.
+    #[test]
+    fn the_same_question_has_another_answer_in_every_batch_of_lessons() {
+        let config = TrainConfig { vocab_size: 400, min_frequency: 1 };
+        let tokenizer = train_bpe(&config, ["the cat sat on the mat."].iter()).unwrap();
+        let config = ModelConfig {
+            vocab_size: tokenizer.vocab_size(),
+            hidden_size: 16,
+            intermediate_size: 16,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            initializer_range: 1e-6,
+            ..ModelConfig::default()
+        };
+        let model = Model::init(config, Head::LanguageModel, 1).unwrap().frozen().unwrap();
+        let teacher = TextModel { model, tokenizer: tokenizer.with_default_chat_template().unwrap() };
+        let mut recipe = LifecycleRecipe::default();
+        recipe.ppo.max_new_tokens = 8;
+        let world = World::new(WorldConfig { corpus_bytes: 1000, ..WorldConfig::default() });
+        let question = world.questions(Split::Train, Use::Lessons, 1).remove(0);
+        let questions = vec![question; 130];
+        let lessons = answers(&recipe, &teacher, &questions, &mut |_| ()).unwrap();
+        let distinct: HashSet<&str> = lessons.iter().map(|lesson| lesson.messages[1].content.as_str()).collect();
+        assert_eq!(distinct.len(), 130);
+    }
+
+    #[test]
+    fn the_random_streams_of_the_lessons_are_not_those_of_ppos_replies() {
+        let recipe: LifecycleRecipe = read_recipe("lifecycle", &[]).unwrap();
+        assert_eq!(recipe.distill.seed, recipe.ppo.seed, "with other seeds the streams differ anyway");
+        let lessons: HashSet<u64> = (0..1000).map(|batch| lesson_seed(&recipe, batch)).collect();
+        let replies: HashSet<u64> = (0..1000).map(|update| rng(recipe.ppo.seed, 2, update).random()).collect();
+        assert_eq!(lessons.len(), 1000);
+        assert!(lessons.is_disjoint(&replies));
+    }
+
+    #[test]
+    fn the_token_limit_cuts_no_answer_of_the_world() {
+        let recipe: LifecycleRecipe = read_recipe("lifecycle", &[]).unwrap();
+        // A smaller corpus gives shorter tokens and so longer answers.
+        let world = World::new(WorldConfig { corpus_bytes: 300_000, ..recipe.world });
+        let corpus = world.corpus(Split::Train);
+        let tokenizer = train_bpe(&recipe.tokenizer, corpus.iter().map(String::as_str)).unwrap();
+        let mut texts: Vec<String> =
+            world.crowd(500).into_iter().map(|conversation| conversation.messages[1].content.clone()).collect();
+        for split in [Split::Train, Split::HeldOut] {
+            let questions = world.questions(split, Use::Validation, 500);
+            texts.extend(questions.into_iter().flat_map(|q| q.answers).map(|answer| answer.text));
+        }
+        let tokens = |text: &String| tokenizer.encode(text).unwrap().len() + 1; // with the end of the turn
+        let longest = texts.iter().max_by_key(|text| tokens(text)).unwrap();
+        assert!(tokens(longest) <= recipe.ppo.max_new_tokens, "{} tokens: {longest}", tokens(longest));
+    }
 }

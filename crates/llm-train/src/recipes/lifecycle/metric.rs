@@ -20,11 +20,16 @@ pub(super) enum Unit {
 
 impl Unit {
     pub fn show(self, x: f64) -> String {
-        match self {
+        let text = match self {
             Self::Share => format!("{:.1} %", 100. * x),
             Self::Number => format!("{x:.3}"),
             Self::Rough => format!("{x:.1}"),
             Self::Count => format!("{x:.0}"),
+        };
+        // A small negative number is rounded to "-0".
+        match text.strip_prefix('-') {
+            Some(zero) if !zero.contains(|c: char| ('1'..='9').contains(&c)) => zero.to_owned(),
+            _ => text,
         }
     }
 }
@@ -114,6 +119,22 @@ pub(super) fn table(metrics: &[Metric]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zero_has_no_sign() {
+        for (unit, zero, below) in [
+            (Unit::Share, "0.0 %", "-5.0 %"),
+            (Unit::Number, "0.000", "-0.050"),
+            (Unit::Rough, "0.0", "-0.1"),
+            (Unit::Count, "0", "-1"),
+        ] {
+            for x in [0., -0., -1e-9] {
+                assert_eq!(unit.show(x), zero);
+            }
+            assert_eq!(unit.show(if unit == Unit::Count { -0.9 } else { -0.0500001 }), below);
+        }
+        assert_eq!(Unit::Rough.show(f64::NAN), "NaN");
+    }
 
     #[test]
     fn the_interval_of_a_metric_is_over_clusters() {

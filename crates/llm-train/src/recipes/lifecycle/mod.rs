@@ -8,7 +8,7 @@ mod report;
 mod seeds;
 
 use std::path::Path;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use llm_feedback::Annotator;
 use llm_model::{Head, Model, ModelConfig, write_atomic};
@@ -21,7 +21,7 @@ use super::{
     DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, PpoInputs, PpoRecipe, PrepareInputs, PretrainInputs,
     PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, ppo, prepare, pretrain, reward, train_tokenizer,
 };
-use crate::run::{Event, FINISHED, RunOptions, RunSetup, StageTimes, Start, has_begun, is_finished, write_json};
+use crate::run::{Event, FINISHED, RunOptions, RunSetup, StageTimes, Start, has_begun, is_intact, write_json};
 use crate::{Error, Result};
 
 pub use seeds::lifecycle_seeds;
@@ -95,7 +95,12 @@ pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> R
     let resume = options.resume;
     let setup = match RunSetup::check(recipe, Vec::new(), out, options)? {
         Start::Open(setup) => setup,
-        Start::Finished(_) => return std::fs::read_to_string(out.join(SUMMARY)).map_err(Error::io(out.join(SUMMARY))),
+        Start::Finished(_) => {
+            for (stage, _) in STAGES {
+                is_intact(&out.join(stage))?;
+            }
+            return std::fs::read_to_string(out.join(SUMMARY)).map_err(Error::io(out.join(SUMMARY)));
+        }
     };
     build_models(recipe)?;
     let (_, options, _lock) = setup.open_folder()?;
@@ -144,6 +149,36 @@ fn title(stage: &str) -> String {
     }
 }
 
+/// Writes the dataset, the tokenizer and the token shards into these folders.
+fn write_data(
+    recipe: &LifecycleRecipe,
+    world: &World,
+    (data, tokenizer, shards): (&Path, &Path, &Path),
+    times: &mut StageTimes,
+    options: RunOptions,
+) -> Result<()> {
+    let (resume, stop) = (options.resume, options.stop);
+    times.measure("world", || data::write_world(recipe, world, data))?;
+    unless_stopped(stop, data)?;
+    let text = |split: &str| [data.join(format!("text-{split}.jsonl"))];
+    times.measure("tokenizer", || train_tokenizer(&recipe.tokenizer, &text("train"), tokenizer, resume))?;
+    unless_stopped(stop, tokenizer)?;
+    times.measure("prepare", || {
+        let (train, validation) = (text("train"), text("held_out"));
+        let inputs = PrepareInputs { tokenizer, train: &train, validation: &validation, validation_share: 0. };
+        prepare(&inputs, shards, options)
+    })?;
+    unless_stopped(stop, shards)
+}
+
+/// An error after the part in this folder if somebody asked the pipeline to stop.
+fn unless_stopped(stop: &AtomicBool, part: &Path) -> Result<()> {
+    match stop.load(SeqCst) {
+        true => Err(Error::Interrupted { run: part.to_owned(), done: "after this part".to_owned() }),
+        false => Ok(()),
+    }
+}
+
 /// Runs all stages that are not finished.
 fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions) -> Result<String> {
     let RunOptions { observer, stop, .. } = options;
@@ -158,16 +193,9 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     let world = World::new(recipe.world.clone());
     let mut times = StageTimes::open(&dir("times.json"))?;
 
-    times.measure("world", || data::write_world(recipe, &world, &data))?;
-    let text = |split: &str| [data.join(format!("text-{split}.jsonl"))];
-    times.measure("tokenizer", || train_tokenizer(&recipe.tokenizer, &text("train"), &tokenizer, resume))?;
-    times.measure("prepare", || {
-        let (train, validation) = (text("train"), text("held_out"));
-        let inputs =
-            PrepareInputs { tokenizer: &tokenizer, train: &train, validation: &validation, validation_share: 0. };
-        prepare(&inputs, &shards, RunOptions { resume, observer: &mut *observer, stop })
-    })?;
-    if !is_finished(&base) {
+    let options = RunOptions { resume, observer: &mut *observer, stop };
+    write_data(recipe, &world, (&data, &tokenizer, &shards), &mut times, options)?;
+    if !is_intact(&base)? {
         let inputs = PretrainInputs { tokenizer: &tokenizer, data: &shards };
         pretrain(
             &recipe.pretrain,
@@ -176,7 +204,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
             RunOptions { resume: has_begun(&base), observer: &mut *observer, stop },
         )?;
     }
-    if !is_finished(&instruct) {
+    if !is_intact(&instruct)? {
         let (data, validation) = (data.join("instruct-train.jsonl"), data.join("instruct-held_out.jsonl"));
         let inputs = FinetuneInputs { model: &base, data: &data, validation: Some(&validation), text: Some(&shards) };
         finetune(
@@ -186,7 +214,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
             RunOptions { resume: has_begun(&instruct), observer: &mut *observer, stop },
         )?;
     }
-    if !is_finished(&reward_model) {
+    if !is_intact(&reward_model)? {
         let (data, validation) = (data.join("rankings-train.jsonl"), data.join("rankings-held_out.jsonl"));
         let inputs = RewardInputs { model: &instruct, data: &data, validation: Some(&validation) };
         reward(
@@ -196,51 +224,31 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
             RunOptions { resume: has_begun(&reward_model), observer: &mut *observer, stop },
         )?;
     }
-    if !is_finished(&aligned) {
+    if !is_intact(&aligned)? {
         let inputs = PpoInputs { model: &instruct, reward: &reward_model, data: &data.join("prompts.jsonl") };
         ppo(&recipe.ppo, inputs, &aligned, RunOptions { resume: has_begun(&aligned), observer: &mut *observer, stop })?;
     }
-    if !is_finished(&student) {
+    if !is_intact(&student)? {
         times.measure("teacher", || data::write_lessons(recipe, &world, &aligned, &data, observer))?;
-        let (lessons, validation) = (data.join("lessons-train.jsonl"), data.join("lessons-held_out.jsonl"));
-        let inputs = DistillInputs {
-            teacher: &aligned,
-            text_teacher: Some(&base),
-            student: None,
-            data: &lessons,
-            validation: Some(&validation),
-            text: Some(&shards),
-        };
-        distill(
-            &recipe.distill,
-            inputs,
-            &student,
-            RunOptions { resume: has_begun(&student), observer: &mut *observer, stop },
-        )?;
+        unless_stopped(stop, &data)?;
     }
-    let baseline = dir("student-alone");
-    if !is_finished(&baseline) {
-        // The baseline of distillation: the same student on the same tokens, trained on the labels only (alpha = 0).
-        let (lessons, validation) = (data.join("lessons-train.jsonl"), data.join("lessons-held_out.jsonl"));
-        let inputs = DistillInputs {
-            teacher: &aligned,
-            text_teacher: None,
-            student: None,
-            data: &lessons,
-            validation: Some(&validation),
-            text: Some(&shards),
-        };
-        let labels_only = DistillRecipe { alpha: 0., ..recipe.distill.clone() };
-        distill(
-            &labels_only,
-            inputs,
-            &baseline,
-            RunOptions { resume: has_begun(&baseline), observer: &mut *observer, stop },
-        )?;
+    // The baseline of distillation: the same student on the same tokens, trained on the labels only (alpha = 0).
+    let (baseline, labels_only) = (dir("student-alone"), DistillRecipe { alpha: 0., ..recipe.distill.clone() });
+    let (lessons, validation) = (data.join("lessons-train.jsonl"), data.join("lessons-held_out.jsonl"));
+    for (recipe, text_teacher, out) in [(&recipe.distill, Some(&*base), &student), (&labels_only, None, &baseline)] {
+        if !is_intact(out)? {
+            let inputs = DistillInputs {
+                teacher: &aligned,
+                text_teacher,
+                student: None,
+                data: &lessons,
+                validation: Some(&validation),
+                text: Some(&shards),
+            };
+            distill(recipe, inputs, out, RunOptions { resume: has_begun(out), observer: &mut *observer, stop })?;
+        }
     }
-    if stop.load(SeqCst) {
-        return Err(Error::Interrupted { run: out.to_owned(), done: "before its evaluation".to_owned() });
-    }
+    unless_stopped(stop, &baseline)?;
     let evaluation = times.measure("evaluation", || evaluate::evaluate(recipe, &world, out, observer))?;
     report::write(&evaluation, &times, out)
 }

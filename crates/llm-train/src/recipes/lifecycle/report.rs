@@ -42,11 +42,22 @@ pub(super) fn write(evaluation: &Evaluation, times: &StageTimes, out: &Path) -> 
 
 /// Writes the report over several runs, one per seed, into `out`; returns the table.
 pub(super) fn write_seeds(runs: &[&Path], evaluations: &[Evaluation], minutes: &[f64], out: &Path) -> Result<String> {
-    let n = runs.len();
+    let (n, table) = (runs.len(), seeds_table(evaluations, minutes));
+    let mut text = format!(
+        "# Pipeline report over {n} seeds\n\nEach seed changes the dataset, the held-out items and the initial weights. {LEGEND}\n\n{table}\n"
+    );
+    draw_plots(&mut text, runs, evaluations, out)?;
+    write_atomic(&out.join("report.md"), text.as_bytes())?;
+    Ok(table)
+}
+
+/// The rows of the first evaluation, each with the mean and the range over all evaluations.
+fn seeds_table(evaluations: &[Evaluation], minutes: &[f64]) -> String {
+    let n = evaluations.len();
     let mut table = format!(
         "| metric | mean of {n} seeds | lowest to highest | n of each | baselines and references (means) |\n|---|---|---|---|---|\n"
     );
-    for metric in evaluations[0].rows() {
+    for metric in evaluations.iter().take(1).flat_map(Evaluation::rows) {
         let Metric { name, unit, items, .. } = metric;
         let same: Vec<&Metric> =
             evaluations.iter().filter_map(|e| e.rows().into_iter().find(|f| f.name == *name)).collect();
@@ -65,12 +76,7 @@ pub(super) fn write_seeds(runs: &[&Path], evaluations: &[Evaluation], minutes: &
     }
     let (mean, low, high) = spread(minutes);
     table += &format!("| time in minutes | {mean:.1} | {low:.1} to {high:.1} | | |\n");
-    let mut text = format!(
-        "# Pipeline report over {n} seeds\n\nEach seed changes the dataset, the held-out items and the initial weights. {LEGEND}\n\n{table}\n"
-    );
-    draw_plots(&mut text, runs, evaluations, out)?;
-    write_atomic(&out.join("report.md"), text.as_bytes())?;
-    Ok(table)
+    table
 }
 
 /// The mean, the minimum and the maximum.
@@ -184,4 +190,42 @@ pub(super) fn stage_times(times: &StageTimes, out: &Path) -> Result<Vec<(String,
 
 fn broken(error: std::fmt::Error) -> Error {
     Error::Input(format!("report.md: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evaluation(loss: f64, right: f64, chance: f64, speed: f64) -> Evaluation {
+        let mut accuracy = Metric::plain("accuracy", Unit::Share, right).reference("chance", chance);
+        accuracy.items = (40, 7);
+        Evaluation {
+            metrics: vec![Metric::plain("loss", Unit::Number, loss), accuracy],
+            tokens_per_second: Metric::plain("speed", Unit::Number, speed).reference("lowest", speed - 1.),
+            best_of: Vec::new(),
+            samples: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_table_over_seeds_has_the_means_and_ranges_computed_by_hand() {
+        let evaluations = [evaluation(1., 0.5, 0.25, 2.), evaluation(2., 0.75, 0.75, 3.), evaluation(4.5, 1., 0.5, 7.)];
+        let expected = "\
+| metric | mean of 3 seeds | lowest to highest | n of each | baselines and references (means) |
+|---|---|---|---|---|
+| loss | 2.500 | 1.000 to 4.500 |  |  |
+| accuracy | 75.0 % | 50.0 % to 100.0 % | 40 (7) | chance 50.0 % |
+| speed | 4.000 | 2.000 to 7.000 |  | lowest 3.000 |
+| time in minutes | 6.0 | 4.0 to 9.0 | | |
+";
+        assert_eq!(seeds_table(&evaluations, &[4., 5., 9.]), expected);
+    }
+
+    #[test]
+    fn a_metric_that_another_run_lacks_is_averaged_over_the_runs_that_have_it() {
+        let mut second = evaluation(2., 0.5, 0.5, 2.);
+        second.metrics.remove(0);
+        let table = seeds_table(&[evaluation(1., 0.5, 0.5, 2.), second], &[1., 1.]);
+        assert!(table.contains("| loss | 1.000 | 1.000 to 1.000 |"), "{table}");
+    }
 }

@@ -55,3 +55,18 @@ fn read(dir: &Path) -> Result<Evaluation> {
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
     serde_json::from_str(&text).map_err(|e| Error::Input(format!("{}: {e}", path.display())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_run_has_other_seeds_and_nothing_else_changes() {
+        let recipe = LifecycleRecipe::default();
+        assert_eq!(reseeded(&recipe, 0), recipe);
+        let text = |recipe: &LifecycleRecipe| toml::Table::try_from(recipe).unwrap().to_string();
+        let (first, third) = (text(&recipe), text(&reseeded(&recipe, 2)));
+        assert_eq!(first.matches("seed = 42").count(), 7, "world, annotator and five stages: {first}");
+        assert_eq!(first.replace("seed = 42", "seed = 44"), third);
+    }
+}

@@ -26,7 +26,7 @@ use crate::compat::{TokenSource, check_compatible};
 use crate::optim::{OptimizerConfig, Schedule};
 use crate::rl::MissingEos;
 use crate::rollout::Rollout;
-use crate::run::{Input, Outcome, RunOptions, RunSetup, Start, rng};
+use crate::run::{Input, OPTIMIZER, Outcome, RunOptions, RunSetup, Start, rng};
 use crate::{Error, Result};
 
 /// The recipe of PPO.
@@ -166,6 +166,9 @@ pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOption
         let rollouts = trainer.roll_out(&prompts.of_update(update), rng(recipe.seed, 2, update).random())?;
         let metrics = trainer.learn(&rollouts, update)?;
         let done = update + 1;
+        let learners = [(OPTIMIZER, &trainer.policy), ("value_optimizer", &trainer.critic)];
+        // First, because weights of one model that are not finite make all metrics not finite.
+        run.check_learners(done, &learners)?;
         run.log(done, &metrics)?;
         let metric = |name: &str| metrics.iter().find(|m| m.0 == name).map_or(0., |m| m.1);
         run.progress(done, &format!("score {:.2}, KL {:.2}", metric("objective/scores"), metric("objective/kl")));
@@ -175,13 +178,14 @@ pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOption
         if run.is_due(done) {
             let mut state = trainer.state();
             state.insert(SCALE.to_owned(), json!(reward_model.scale));
-            run.checkpoint(done, &[&trainer.policy, &trainer.critic], state, |dir| {
+            run.checkpoint(done, &learners, state, |dir| {
                 tokenizer.save(dir)?;
                 trainer.save(dir)
             })?;
         }
     }
-    run.finish(&[&trainer.policy, &trainer.critic], |dir| {
+    let learners = [(OPTIMIZER, &trainer.policy), ("value_optimizer", &trainer.critic)];
+    run.finish(&learners, |dir| {
         tokenizer.save(dir)?;
         Ok(trainer.policy.model.save(dir)?)
     })
