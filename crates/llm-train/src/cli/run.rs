@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use llm_tokenizer::TrainConfig;
 
-use super::{Command, Resume, Tokenizer};
+use super::{Command, Params, Resume, Tokenizer};
 use crate::bench::bench;
 use crate::params::{Report, Usage};
 use crate::recipe::built_in_recipe;
@@ -88,18 +88,20 @@ pub(super) fn run(command: Command, observer: &mut dyn FnMut(Event)) -> Result<S
         Command::Recipe(args) => built_in_recipe(args.name.as_deref()),
         // Handled before the thread pool is started.
         Command::Completions { .. } | Command::Man { .. } => Ok(String::new()),
-        Command::Params(args) => {
-            let usage = Usage {
-                batch_size: args.batch_size,
-                seq_len: args.seq_len,
-                contexts: args.context,
-                flops: args.flops,
-                tokens: args.tokens,
-            };
-            let report = Report::of(&args.model, &usage)?;
-            if args.json { report.json() } else { Ok(report.to_string()) }
-        }
+        Command::Params(args) => params(args),
     }
+}
+
+fn params(args: Params) -> Result<String, Error> {
+    let usage = Usage {
+        batch_size: args.batch_size,
+        seq_len: args.seq_len,
+        contexts: args.context,
+        flops: args.flops,
+        tokens: args.tokens,
+    };
+    let report = Report::of(&args.model, &usage)?;
+    if args.json { report.json() } else { Ok(report.to_string()) }
 }
 
 /// Runs the stages; each returns its final message.
