@@ -21,7 +21,7 @@ use run::run;
 )]
 pub struct Arguments {
     /// Number of compute threads, at least 1 [default: one per physical core]
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", display_order = 100)]
     threads: Option<usize>,
     /// How much to print on standard error.
     #[command(flatten)]
