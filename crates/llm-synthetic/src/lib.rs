@@ -123,7 +123,7 @@ impl World {
     }
 
     /// Questions with a known answer, the same number for each kind of prompt. Those of [`Split::HeldOut`] ask for facts that occur
-    /// in no conversation of [`Split::Train`]; long n-grams may still occur in both (see [`NGrams`]).
+    /// in no conversation of [`Split::Train`]; long n-grams may still occur in both (see [`llm_data::NGrams`]).
     pub fn tasks(&self, split: Split, count: usize) -> Vec<Task> {
         let mut rng = self.rng(30, split);
         let kinds = PromptKind::ALL;
