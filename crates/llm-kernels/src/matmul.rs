@@ -61,7 +61,8 @@ impl<'a, T: Copy> Matrix<'a, T> {
     /// Row `i`. Panics if the view is transposed.
     #[inline]
     pub fn row(self, i: usize) -> &'a [T] {
-        assert_eq!(self.col_stride, 1, "a transposed view has no contiguous rows");
+        // Only in builds with checks: this is in the innermost loop of attention.
+        debug_assert_eq!(self.col_stride, 1, "a transposed view has no contiguous rows");
         &self.data[i * self.row_stride..][..self.cols]
     }
 

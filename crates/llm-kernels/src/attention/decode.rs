@@ -194,35 +194,11 @@ fn weights_times_v_heads<S: pulp::Simd, const H: usize>(
     let lanes = S::F32_LANES;
     let vectors = d / lanes;
     for first in (0..vectors).step_by(WIDE) {
-        let wide = WIDE.min(vectors - first);
-        let mut sums = [[simd.splat_f32s(0.); WIDE]; H];
-        for j in 0..n {
-            let row = &S::as_simd_f32s(v.row(j)).0[first..first + wide];
-            match row.first_chunk::<WIDE>() {
-                Some(row) => {
-                    for h in 0..H {
-                        let weight = simd.splat_f32s(weights[h * n + j]);
-                        for i in 0..WIDE {
-                            sums[h][i] = simd.mul_add_f32s(weight, row[i], sums[h][i]);
-                        }
-                    }
-                }
-                None => {
-                    for h in 0..H {
-                        let weight = simd.splat_f32s(weights[h * n + j]);
-                        for (sum, &x) in sums[h].iter_mut().zip(row) {
-                            *sum = simd.mul_add_f32s(weight, x, *sum);
-                        }
-                    }
-                }
-            }
-        }
-        for h in 0..H {
-            let factor = simd.splat_f32s(factors[h]);
-            let out = &mut S::as_mut_simd_f32s(&mut out[h * d..(h + 1) * d]).0[first..first + wide];
-            for (out, sum) in out.iter_mut().zip(sums[h]) {
-                *out = simd.mul_f32s(sum, factor);
-            }
+        match vectors - first {
+            1 => weights_times_v_columns::<S, H, 1>(simd, weights, v, factors, first, out),
+            2 => weights_times_v_columns::<S, H, 2>(simd, weights, v, factors, first, out),
+            3 => weights_times_v_columns::<S, H, 3>(simd, weights, v, factors, first, out),
+            _ => weights_times_v_columns::<S, H, WIDE>(simd, weights, v, factors, first, out),
         }
     }
     for (h, factor) in factors.iter().enumerate().take(H) {
@@ -232,6 +208,37 @@ fn weights_times_v_heads<S: pulp::Simd, const H: usize>(
                 sum += weights[h * n + j] * v.row(j)[c];
             }
             out[h * d + c] = sum * factor;
+        }
+    }
+}
+
+/// [`weights_times_v`] of `H` heads and `W` vectors of columns from `first` on. `W` is a constant so that the sums stay in
+/// registers.
+#[inline(always)]
+fn weights_times_v_columns<S: pulp::Simd, const H: usize, const W: usize>(
+    simd: S,
+    weights: &[f32],
+    v: Matrix,
+    factors: &[f32],
+    first: usize,
+    out: &mut [f32],
+) {
+    let (n, d) = (v.rows(), v.cols());
+    let mut sums = [[simd.splat_f32s(0.); W]; H];
+    for j in 0..n {
+        let row = &S::as_simd_f32s(v.row(j)).0[first..first + W];
+        for h in 0..H {
+            let weight = simd.splat_f32s(weights[h * n + j]);
+            for i in 0..W {
+                sums[h][i] = simd.mul_add_f32s(weight, row[i], sums[h][i]);
+            }
+        }
+    }
+    for h in 0..H {
+        let factor = simd.splat_f32s(factors[h]);
+        let out = &mut S::as_mut_simd_f32s(&mut out[h * d..(h + 1) * d]).0[first..first + W];
+        for (out, sum) in out.iter_mut().zip(sums[h]) {
+            *out = simd.mul_f32s(sum, factor);
         }
     }
 }
