@@ -61,9 +61,14 @@ impl<'a, T: Copy> Matrix<'a, T> {
     /// Row `i`. Panics if the view is transposed.
     #[inline]
     pub fn row(self, i: usize) -> &'a [T] {
-        // Only in builds with checks: this is in the innermost loop of attention.
-        debug_assert_eq!(self.col_stride, 1, "a transposed view has no contiguous rows");
-        &self.data[i * self.row_stride..][..self.cols]
+        self.row_reader()(i)
+    }
+
+    /// [`Self::row`] as a function of `i`, which checks the layout once instead of at each row of a loop.
+    #[inline]
+    pub fn row_reader(self) -> impl Fn(usize) -> &'a [T] {
+        assert_eq!(self.col_stride, 1, "a transposed view has no contiguous rows");
+        move |i| &self.data[i * self.row_stride..][..self.cols]
     }
 
     /// The transposed view.

@@ -69,10 +69,10 @@ fn attention_scores(q: &[&[f32]], k: Matrix, scale: f32, out: &mut [f32]) {
 #[pulp::with_simd(portable_scores = crate::unit::arch())]
 #[inline(always)]
 fn portable_scores_simd<'a, S: pulp::Simd>(simd: S, q: &'a [&'a [f32]], k: Matrix<'a>, scale: f32, out: &'a mut [f32]) {
-    let n = k.rows();
+    let (n, key) = (k.rows(), k.row_reader());
     for j in 0..n {
         for (q, out) in q.iter().zip(out.chunks_exact_mut(n)) {
-            let (lanes, rest) = dot(simd, q, k.row(j));
+            let (lanes, rest) = dot(simd, q, key(j));
             out[j] = (simd.reduce_sum_f32s(lanes) + rest) * scale;
         }
     }
@@ -115,13 +115,13 @@ impl pulp::NullaryFnOnce for ScoresAvx512<'_> {
     #[inline(always)]
     fn call(self) {
         let Self { simd, q, k, scale, out } = self;
-        let n = k.rows();
+        let (n, key) = (k.rows(), k.row_reader());
         for first in (0..n).step_by(16) {
             let count = (n - first).min(16);
             for (q, out) in q.iter().zip(out.chunks_exact_mut(n)) {
                 let (mut lanes, mut rests) = ([simd.splat_f32s(0.); 16], [0f32; 16]);
                 for i in 0..count {
-                    let (sum, rest) = dot(simd, q, k.row(first + i));
+                    let (sum, rest) = dot(simd, q, key(first + i));
                     (lanes[i], rests[i]) = (pulp::cast(sum), rest);
                 }
                 let sums = simd.add_f32s(lane_sums(simd, &lanes), pulp::cast(rests));
@@ -223,10 +223,10 @@ fn weights_times_v_columns<S: pulp::Simd, const H: usize, const W: usize>(
     first: usize,
     out: &mut [f32],
 ) {
-    let (n, d) = (v.rows(), v.cols());
+    let (n, d, value) = (v.rows(), v.cols(), v.row_reader());
     let mut sums = [[simd.splat_f32s(0.); W]; H];
     for j in 0..n {
-        let row = &S::as_simd_f32s(v.row(j)).0[first..first + W];
+        let row = &S::as_simd_f32s(value(j)).0[first..first + W];
         for h in 0..H {
             let weight = simd.splat_f32s(weights[h * n + j]);
             for i in 0..W {
