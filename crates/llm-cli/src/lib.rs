@@ -28,7 +28,7 @@ pub use clap_complete::Shell;
 pub use failure::{Failure, run};
 pub use interrupt::stop_on_interrupt;
 pub use logging::{init_logging, print};
-pub use manual::{print_completions, write_man_pages};
+pub use manual::{completions, write_man_pages};
 pub use progress::Progress;
 pub use verbosity::Verbosity;
 

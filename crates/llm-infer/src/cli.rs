@@ -86,8 +86,11 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
         Command::Merge(args) => merge(&args),
         Command::Bench(args) => run_bench(&args),
         Command::Convert(args) => convert(&args),
-        Command::Completions { shell } => llm_cli::print_completions(Arguments::command(), shell),
-        Command::Man { out } => llm_cli::write_man_pages(Arguments::command(), &out),
+        Command::Completions { shell } => llm_cli::print(&llm_cli::completions(Arguments::command(), shell)),
+        Command::Man { out } => {
+            let written = llm_cli::write_man_pages(Arguments::command(), &out);
+            llm_cli::print(&written.map_err(|e| Failure::input(format!("{}: {e}", out.display())))?)
+        }
     });
     result.map_err(|e| Failure::input(format!("--threads: {e}")))?
 }

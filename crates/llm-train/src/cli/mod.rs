@@ -4,7 +4,7 @@ mod run;
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use llm_cli::{Failure, Progress, Shell, Verbosity, key_value};
 
 use crate::run::{Event, recorded_recipe};
@@ -344,12 +344,7 @@ All commands: llm-train --help
 
 /// Runs the command.
 pub fn execute(arguments: Arguments) -> Result<(), Failure> {
-    let command = match arguments.command {
-        None => return llm_cli::print(START),
-        Some(Command::Completions { shell }) => return llm_cli::print_completions(Arguments::command(), shell),
-        Some(Command::Man { out }) => return llm_cli::write_man_pages(Arguments::command(), &out),
-        Some(command) => command,
-    };
+    let Some(command) = arguments.command else { return llm_cli::print(START) };
     let threads = arguments.threads.unwrap_or_else(llm_kernels::default_threads);
     let done = llm_kernels::with_threads(threads, || run_with_progress(command));
     done.map_err(|e| Failure::input(format!("--threads: {e}")))?
