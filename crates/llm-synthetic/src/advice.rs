@@ -230,10 +230,8 @@ fn theme_split(theme: usize, seed: u64) -> Split {
 
 /// Whether the text contains the goal or a method of a held-out theme of the world with this `seed`.
 pub(super) fn names_held_out_theme(text: &str, seed: u64) -> bool {
-    let mut held_out = (0..THEMES.len()).filter(|&theme| theme_split(theme, seed) == Split::HeldOut);
-    held_out.any(|theme| {
-        let Theme { goal, right, wrong } = &THEMES[theme];
-        [goal, right, wrong].iter().any(|part| text.contains(**part))
+    THEMES.iter().enumerate().any(|(theme, Theme { goal, right, wrong })| {
+        [goal, right, wrong].iter().any(|part| text.contains(**part)) && theme_split(theme, seed) == Split::HeldOut
     })
 }
 
