@@ -142,7 +142,7 @@ fn a_pipeline_killed_in_every_stage_ends_in_the_same_bytes() {
     let again = lifecycle(interrupted.path(), true).output().unwrap();
     let message = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(again.status.code() == Some(2) && message.contains("model.safetensors is missing"), "{message}");
-    assert!(message.contains("restore it by: cp run/instruct/checkpoints/step-"), "{message}");
+    assert!(message.contains("restore it with: cp run/instruct/checkpoints/step-"), "{message}");
 }
 
 /// Two finished runs, the second a copy with other seeds and a result changed by hand: the table has their mean and range.

@@ -46,8 +46,8 @@ pub(crate) fn is_intact(dir: &Path) -> Result<bool> {
             false => "is missing",
         };
         let fix = match copy_of(dir, checksum)? {
-            Some(copy) => format!("restore it by: cp {} {}", shell_word(&copy), shell_word(&file)),
-            None => "no intact checkpoint has this file: begin another run".to_owned(),
+            Some(copy) => format!("restore it with: cp {} {}", shell_word(&copy), shell_word(&file)),
+            None => "no intact checkpoint has this file; start a new run".to_owned(),
         };
         return Err(Error::Input(format!("{}: is finished, but {name} {what}; {fix}", dir.display())));
     }

@@ -238,7 +238,7 @@ fn a_finished_run_with_a_missing_or_damaged_file_is_reported_with_the_command_th
             }
             let message = stage.run(&FIXTURE, &knobs, &out, options(true)).unwrap_err().to_string();
             assert!(message.contains(&format!("is finished, but model.safetensors {what}")), "{stage:?}: {message}");
-            let command = message.split("restore it by: cp ").nth(1).unwrap_or_else(|| panic!("{message}"));
+            let command = message.split("restore it with: cp ").nth(1).unwrap_or_else(|| panic!("{message}"));
             let (from, to) = command.split_once(' ').unwrap();
             fs::copy(from, to).unwrap();
             assert!(fs::read(&file).unwrap() == weights);
@@ -252,6 +252,6 @@ fn a_finished_run_with_a_missing_or_damaged_file_is_reported_with_the_command_th
             }
         }
         let message = stage.run(&FIXTURE, &knobs, &out, options(true)).unwrap_err().to_string();
-        assert!(message.ends_with("no intact checkpoint has this file: begin another run"), "{message}");
+        assert!(message.ends_with("no intact checkpoint has this file; start a new run"), "{message}");
     }
 }

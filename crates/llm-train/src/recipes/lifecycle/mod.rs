@@ -171,7 +171,7 @@ fn write_data(
     unless_stopped(stop, shards)
 }
 
-/// An error after the part in this folder if somebody asked the pipeline to stop.
+/// [`Error::Interrupted`] if the user asked the pipeline to stop; `part` is the folder that was just written.
 fn unless_stopped(stop: &AtomicBool, part: &Path) -> Result<()> {
     match stop.load(SeqCst) {
         true => Err(Error::Interrupted { run: part.to_owned(), done: "after this part".to_owned() }),
