@@ -58,27 +58,32 @@ const BUILT_IN: [(&str, &str); 7] = [
 /// The file can also be the `recipe.toml` of an earlier run; its tables `[run]` and `[inputs]` are ignored.
 pub fn read<R: Recipe>(name: &str, overrides: &[(String, String)]) -> Result<R> {
     let path = Path::new(name);
-    let text = if path.is_file() && !is_built_in(name) {
-        std::fs::read_to_string(path).map_err(Error::io(path))?
-    } else {
-        built_in_recipe(Some(name))?
+    let text = match built_in(name) {
+        Some(text) => text.to_owned(),
+        None if path.exists() => std::fs::read_to_string(path).map_err(Error::io(path))?,
+        None => return Err(no_such_recipe(name)),
     };
     parse(name, &text, overrides)
 }
 
-fn is_built_in(name: &str) -> bool {
-    BUILT_IN.iter().any(|(known, _)| *known == name)
+fn built_in(name: &str) -> Option<&'static str> {
+    BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
+}
+
+fn no_such_recipe(name: &str) -> Error {
+    let known = BUILT_IN.map(|(known, _)| known).join(", ");
+    Error::Input(format!("{name}: no such recipe; give a TOML file or one of {known}"))
 }
 
 /// The text of a built-in recipe, or, without a name, the list of their names.
 pub(crate) fn built_in_recipe(name: Option<&str>) -> Result<String> {
-    let names = BUILT_IN.map(|(known, _)| known);
-    let Some(name) = name else {
-        return Ok(format!("{}\nPrint one with: llm-train recipe NAME\n", names.join("\n")));
-    };
-    let found = BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_owned());
-    let known = names.join(", ");
-    found.ok_or_else(|| Error::Input(format!("{name}: no such recipe; give a TOML file or one of {known}")))
+    match name {
+        Some(name) => built_in(name).map(str::to_owned).ok_or_else(|| no_such_recipe(name)),
+        None => {
+            let names = BUILT_IN.map(|(known, _)| known).join("\n");
+            Ok(format!("{names}\nPrint one with: llm-train recipe NAME\n"))
+        }
+    }
 }
 
 /// Parses and checks a recipe; errors name `origin`.
@@ -209,5 +214,8 @@ mod tests {
         let wrong = read::<PretrainRecipe>("pretrain", &overrides(&[("steps", "many")])).unwrap_err().to_string();
         assert!(wrong.contains("steps") && !wrong.contains('\n'), "{wrong}");
         assert!(read::<PretrainRecipe>("nowhere.toml", &[]).unwrap_err().to_string().contains("no such recipe"));
+        let folder = std::env::temp_dir();
+        let message = read::<PretrainRecipe>(folder.to_str().unwrap(), &[]).unwrap_err().to_string();
+        assert!(!message.contains("no such recipe"), "a path that exists is read: {message}");
     }
 }
