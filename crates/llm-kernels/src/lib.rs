@@ -21,61 +21,34 @@
 //! device. Where to look next: `llm-model` builds its decoder from these functions, `llm-train` its losses.
 #![allow(clippy::inline_always)] // a helper is compiled with the SIMD features of its caller only if it is inlined
 
-mod activation;
-mod adamw;
-mod attention;
-mod attention_block;
-#[cfg(target_arch = "x86_64")]
-mod avx2;
 mod bytes;
-mod cross_entropy;
-mod distillation;
-mod head;
-mod kl_divergence;
-mod layer_norm;
-mod linear;
-mod mapped_weight;
-mod matmul;
-mod mlp_block;
-#[cfg(test)]
-mod non_finite;
+mod cpu;
+mod ops;
 mod quant;
-mod recompute;
-mod rms_norm;
-mod rotary;
-mod simd;
-mod slice_op;
-#[cfg(test)]
-mod small_sizes;
 #[cfg(test)]
 mod testing;
-mod threads;
-mod token_logprobs;
-mod uninit;
-mod unit;
-#[cfg(target_arch = "x86_64")]
-mod vnni;
 
-pub use activation::{Activation, activate, gated_activation};
-pub use adamw::{AdamWStep, adamw_step, sum_of_squares};
-pub use attention::{AttentionMask, AttentionParams, attention, attention_weights};
-pub use attention_block::{AttentionWeights, attention_block};
 pub use bytes::Bytes;
-pub use cross_entropy::{IGNORE_INDEX, cross_entropy};
-pub use distillation::{DistillationLoss, HeadInputs, linear_distillation};
-pub use head::{CrossEntropyOptions, linear_cross_entropy};
-pub use kl_divergence::kl_divergence;
-pub use layer_norm::layer_norm;
-pub use linear::{linear, linear_reshaped, linear_residual, linear_with_precision};
-pub use mapped_weight::{MappedWeight, linear_mapped};
-pub use matmul::{Precision, peak_flops};
-pub use mlp_block::{MlpWeights, mlp_block};
-pub use quant::{BlockFormat, QuantizedWeight, linear_quantized};
-pub use recompute::{RecomputedGradients, recompute};
-pub use rms_norm::rms_norm;
-pub use rotary::{RotaryFrequencies, RotaryTable, rope};
-pub use threads::{default_threads, join, spin_workers, with_threads};
-pub use token_logprobs::{token_logprobs, token_logprobs_and_entropies};
+pub use cpu::gemm::{Precision, peak_flops};
+pub use cpu::threads::{default_threads, join, spin_workers, with_threads};
+pub use ops::activation::{Activation, activate, gated_activation};
+pub use ops::adamw::{AdamWStep, adamw_step, sum_of_squares};
+pub use ops::attention::{AttentionMask, AttentionParams, attention, attention_weights};
+pub use ops::attention_block::{AttentionWeights, attention_block};
+pub use ops::cross_entropy::{IGNORE_INDEX, cross_entropy};
+pub use ops::distillation::{DistillationLoss, HeadInputs, linear_distillation};
+pub use ops::head::{CrossEntropyOptions, linear_cross_entropy};
+pub use ops::kl_divergence::kl_divergence;
+pub use ops::layer_norm::layer_norm;
+pub use ops::linear::{linear, linear_reshaped, linear_residual, linear_with_precision};
+pub use ops::linear_mapped::{MappedWeight, linear_mapped};
+pub use ops::linear_quantized::linear_quantized;
+pub use ops::mlp_block::{MlpWeights, mlp_block};
+pub use ops::recompute::{RecomputedGradients, recompute};
+pub use ops::rms_norm::rms_norm;
+pub use ops::rotary::{RotaryFrequencies, RotaryTable, rope};
+pub use ops::token_logprobs::{token_logprobs, token_logprobs_and_entropies};
+pub use quant::{BlockFormat, QuantizedWeight};
 
 use candle_core::{DType, Tensor};
 

@@ -1,7 +1,7 @@
 //! The block formats, and dot products of blocks with a row of quantised activations.
 
 use super::BlockFormat;
-use crate::simd::ROUND_MAGIC;
+use crate::cpu::simd::ROUND_MAGIC;
 
 /// A row of activations quantised to 8 bits: a scale and the sum of the integers per group of 32. If a value of a
 /// group is not finite, its scale is NaN, and so is every result.
@@ -21,26 +21,26 @@ impl QuantizedActivations {
 }
 
 /// Activations in the form that the best instructions of this machine need.
-pub(super) enum DotInput {
+pub(crate) enum DotInput {
     #[cfg(target_arch = "x86_64")]
-    Vnni(crate::vnni::VnniActivations),
+    Vnni(super::vnni::VnniActivations),
     Plain(QuantizedActivations),
 }
 
 impl DotInput {
-    pub(super) fn new(x: &[f32], format: BlockFormat) -> Self {
+    pub(crate) fn new(x: &[f32], format: BlockFormat) -> Self {
         let x = QuantizedActivations::quantize(x);
         #[cfg(target_arch = "x86_64")]
-        if crate::vnni::is_available() {
+        if super::vnni::is_available() {
             // SAFETY: the instructions are available, checked above.
             #[allow(unsafe_code)]
-            return Self::Vnni(unsafe { crate::vnni::VnniActivations::new(&x, format) });
+            return Self::Vnni(unsafe { super::vnni::VnniActivations::new(&x, format) });
         }
         Self::Plain(x)
     }
 }
 
-#[pulp::with_simd(quantize_activations = crate::unit::arch())]
+#[pulp::with_simd(quantize_activations = crate::cpu::unit::arch())]
 #[inline(always)]
 fn quantize_activations_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], all: &'a mut QuantizedActivations) {
     for (i, x) in x.as_chunks::<32>().0.iter().enumerate() {
@@ -50,8 +50,8 @@ fn quantize_activations_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], all: &'a
             lanes[c] = if a > b { a } else { b };
             zeros[c] = a * 0. + b * 0.; // NaN if a value is not finite; `max` ignores NaN
         }
-        let largest = crate::simd::max(&lanes);
-        let zero = crate::simd::sum_lanes(&mut zeros);
+        let largest = crate::cpu::simd::max(&lanes);
+        let zero = crate::cpu::simd::sum_lanes(&mut zeros);
         let inverse = if largest > 0. { 127. / largest } else { 0. };
         let mut integers = [0i32; 32];
         for c in 0..32 {
@@ -73,22 +73,22 @@ fn quantize_activations_simd<'a, S: pulp::Simd>(_simd: S, x: &'a [f32], all: &'a
 }
 
 /// The dot product of each row of blocks with the activations.
-pub(super) fn dots(format: BlockFormat, blocks: &[u8], row_bytes: usize, x: &DotInput, y: &mut [f32]) {
+pub(crate) fn dots(format: BlockFormat, blocks: &[u8], row_bytes: usize, x: &DotInput, y: &mut [f32]) {
     let x = match x {
         // SAFETY: this variant is only made if the machine has the instructions.
         #[cfg(target_arch = "x86_64")]
         #[allow(unsafe_code)]
-        DotInput::Vnni(x) => return unsafe { crate::vnni::dots(format, blocks, row_bytes, x, y) },
+        DotInput::Vnni(x) => return unsafe { super::vnni::dots(format, blocks, row_bytes, x, y) },
         DotInput::Plain(x) => x,
     };
     #[cfg(target_arch = "x86_64")]
-    if let Some(simd) = crate::unit::avx2() {
-        return simd.vectorize(crate::avx2::QuantizedDots { simd, format, blocks, row_bytes, x, y });
+    if let Some(simd) = crate::cpu::unit::avx2() {
+        return simd.vectorize(super::avx2::QuantizedDots { simd, format, blocks, row_bytes, x, y });
     }
     portable_dots(format, blocks, row_bytes, x, y);
 }
 
-#[pulp::with_simd(portable_dots = crate::unit::arch())]
+#[pulp::with_simd(portable_dots = crate::cpu::unit::arch())]
 #[inline(always)]
 pub(super) fn portable_dots_simd<'a, S: pulp::Simd>(
     _simd: S,
@@ -222,7 +222,7 @@ fn q6_k(block: &[u8; 210], x: &QuantizedActivations, i: usize) -> f32 {
     f16_to_f32(block, 208) * sum
 }
 
-#[pulp::with_simd(dequantize_row = crate::unit::arch())]
+#[pulp::with_simd(dequantize_row = crate::cpu::unit::arch())]
 #[inline(always)]
 pub(super) fn dequantize_row_simd<'a, S: pulp::Simd>(_simd: S, format: BlockFormat, row: &'a [u8], out: &'a mut [f32]) {
     match format {

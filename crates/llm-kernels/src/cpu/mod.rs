@@ -1,0 +1,13 @@
+//! What the fast paths on the CPU are built from: matmuls, vectorised loops, threads and uninitialised output.
+
+pub(crate) mod gemm;
+pub(crate) mod rounding;
+pub(crate) mod rows;
+pub(crate) mod simd;
+pub(crate) mod slice_op;
+pub(crate) mod storage;
+pub(crate) mod threads;
+pub(crate) mod uninit;
+pub(crate) mod unit;
+
+pub(crate) use storage::{contiguous, cpu_slice};

@@ -1,0 +1,317 @@
+//! One step of AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in one pass over each tensor, in place.
+
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::cpu::simd::{f32_epsilon, sum2};
+use crate::cpu::{contiguous, cpu_slice};
+
+const CHUNK: usize = 32768;
+
+/// The hyperparameters of one [`adamw_step`].
+#[derive(Debug, Clone, Copy)]
+pub struct AdamWStep {
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Decay of the first moment, in `0..1`.
+    pub beta1: f64,
+    /// Decay of the second moment, in `0..1`.
+    pub beta2: f64,
+    /// Added to the root of the *bias-corrected* second moment, as in PyTorch; positive.
+    pub eps: f64,
+    /// Decoupled weight decay: the weight is first multiplied by `1 - learning_rate * weight_decay`.
+    pub weight_decay: f64,
+    /// The number of the step, from 1, for the bias correction.
+    pub step: u64,
+    /// The gradient is first multiplied by this (clipping, averaging over micro-batches).
+    pub gradient_scale: f64,
+}
+
+/// Updates `weight` and `moments` in place. `moments` is `(2, n)`: first and second moment of the `n` weights.
+///
+/// All three are f32, contiguous and on the same device. It is an error if two of them share memory.
+pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamWStep) -> Result<()> {
+    if moments.dims() != [2, weight.elem_count()] || grad.dims() != weight.dims() {
+        bail!("adamw_step: weight {:?}, gradient {:?}, moments {:?}", weight.dims(), grad.dims(), moments.dims());
+    }
+    let AdamWStep { beta1, beta2, eps, step: number, .. } = *step;
+    let decays = [beta1, beta2].iter().all(|beta| (0. ..1.).contains(beta));
+    // The second moment of a small gradient is 0 in f32: only a positive eps keeps its step finite.
+    if !decays || eps <= 0. || eps.is_nan() || number == 0 {
+        bail!(
+            "adamw_step: beta1 {beta1}, beta2 {beta2}, eps {eps}, step {number}; the betas must be in 0..1, eps positive, \
+             and the first step is 1"
+        );
+    }
+    let grad = grad.contiguous()?;
+    // Each of the three is locked below; locking the same storage twice would wait forever.
+    let [w, g, m] = [weight, &grad, moments].map(memory);
+    if w == g || w == m || g == m {
+        bail!("adamw_step: weight, gradient and moments must not share the same memory");
+    }
+    if crate::is_fused(weight) {
+        return weight.inplace_op2(&grad, &WithWeight { moments, step });
+    }
+    let (m, v) = (moments.get(0)?, moments.get(1)?);
+    let g = (grad.flatten_all()?.to_dtype(DType::F32)? * step.gradient_scale)?;
+    let m = ((m * step.beta1)? + (&g * (1. - step.beta1))?)?;
+    let v = ((v * step.beta2)? + (g.sqr()? * (1. - step.beta2))?)?;
+    let denominator = ((&v / bias(step.beta2, step.step))?.sqrt()? + f64::from(f32_epsilon(step.eps)))?;
+    let update = ((&m / bias(step.beta1, step.step))? / denominator)?.reshape(weight.dims())?;
+    let decayed = (weight * (1. - step.learning_rate * step.weight_decay))?;
+    let new = (decayed - (update * step.learning_rate)?.to_dtype(weight.dtype())?)?;
+    weight.slice_set(&new, 0, 0)?;
+    moments.slice_set(&Tensor::stack(&[m, v], 0)?, 0, 0)
+}
+
+/// `Σ x²` of all elements, summed in f64; for the global gradient norm.
+pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
+    let x = x.contiguous()?;
+    if !crate::is_fused(&x) {
+        return x.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
+    }
+    let (storage, layout) = x.storage_and_layout();
+    let data = cpu_slice(&storage, layout)?;
+    let parts: Vec<f64> = data.par_chunks(CHUNK).map(chunk_sum_of_squares).collect();
+    Ok(parts.iter().sum())
+}
+
+#[pulp::with_simd(chunk_sum_of_squares = crate::cpu::unit::arch())]
+#[inline(always)]
+fn chunk_sum_of_squares_simd<S: pulp::Simd>(_simd: S, x: &[f32]) -> f64 {
+    x.chunks(1024).map(|x| f64::from(sum2(x, x, |a, b| a * b))).sum()
+}
+
+/// The address of a tensor's storage: views of one storage share it.
+fn memory(x: &Tensor) -> usize {
+    std::ptr::from_ref(&*x.storage_and_layout().0).addr()
+}
+
+fn bias(beta: f64, step: u64) -> f64 {
+    1. - beta.powf(step as f64)
+}
+
+fn f32s_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(data), Some((start, end))) => Ok(&mut data[start..end]),
+        _ => bail!("adamw_step: weights and moments must be contiguous f32"),
+    }
+}
+
+/// The step with access to the weight's memory. candle gives an operation mutable access to one tensor, so it takes
+/// the moments' memory with a second, nested operation.
+struct WithWeight<'a> {
+    moments: &'a Tensor,
+    step: &'a AdamWStep,
+}
+
+impl InplaceOp2 for WithWeight<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, ws: &mut CpuStorage, wl: &Layout, gs: &CpuStorage, gl: &Layout) -> Result<()> {
+        let weight = RefCell::new(f32s_mut(ws, wl)?);
+        self.moments.inplace_op1(&WithMoments { weight, grad: contiguous(gs, gl)?, step: self.step })
+    }
+}
+
+/// The step with access to the memory of all three tensors.
+struct WithMoments<'a> {
+    weight: RefCell<&'a mut [f32]>,
+    grad: &'a [f32],
+    step: &'a AdamWStep,
+}
+
+impl InplaceOp1 for WithMoments<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, ms: &mut CpuStorage, ml: &Layout) -> Result<()> {
+        let (m, v) = f32s_mut(ms, ml)?.split_at_mut(self.grad.len());
+        let constants = StepConstants::of(self.step);
+        self.weight
+            .borrow_mut()
+            .par_chunks_mut(CHUNK)
+            .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
+            .zip(self.grad.par_chunks(CHUNK))
+            .for_each(|((w, (m, v)), grad)| update(w, m, v, grad, &constants));
+        Ok(())
+    }
+}
+
+/// The constants of the inner loop.
+struct StepConstants {
+    scale: f32,
+    betas: [f32; 2],
+    /// One minus each beta, computed in f64: `1 - 0.999` in f32 has a relative error of 5e-5.
+    one_minus_betas: [f32; 2],
+    decay: f32,
+    step_size: f32,
+    v_correction: f32,
+    eps: f32,
+}
+
+impl StepConstants {
+    fn of(step: &AdamWStep) -> Self {
+        Self {
+            scale: step.gradient_scale as f32,
+            betas: [step.beta1 as f32, step.beta2 as f32],
+            one_minus_betas: [(1. - step.beta1) as f32, (1. - step.beta2) as f32],
+            decay: (1. - step.learning_rate * step.weight_decay) as f32,
+            step_size: (step.learning_rate / bias(step.beta1, step.step)) as f32,
+            v_correction: (1. / bias(step.beta2, step.step)).sqrt() as f32,
+            eps: f32_epsilon(step.eps),
+        }
+    }
+}
+
+#[pulp::with_simd(update = crate::cpu::unit::arch())]
+#[inline(always)]
+fn update_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    w: &'a mut [f32],
+    m: &'a mut [f32],
+    v: &'a mut [f32],
+    grad: &'a [f32],
+    constants: &'a StepConstants,
+) {
+    let &StepConstants { scale, betas: [b1, b2], one_minus_betas: [c1, c2], decay, step_size, v_correction, eps } =
+        constants;
+    for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(grad) {
+        let g = g * scale;
+        *m = *m * b1 + g * c1;
+        *v = *v * b2 + g * g * c2;
+        *w = *w * decay - step_size * *m / (v.sqrt() * v_correction + eps);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::random;
+    use candle_core::{Device, Var};
+
+    /// The steps of Algorithm 2 of the paper on one weight, in f64.
+    fn by_hand(mut w: f64, grads: &[f64], lr: f64, b1: f64, b2: f64, eps: f64, decay: f64) -> f64 {
+        let (mut m, mut v) = (0., 0.);
+        for (i, g) in grads.iter().enumerate() {
+            let t = (i + 1) as i32;
+            m = b1 * m + (1. - b1) * g;
+            v = b2 * v + (1. - b2) * g * g;
+            w -= lr * decay * w;
+            w -= lr * (m / (1. - b1.powi(t))) / ((v / (1. - b2.powi(t))).sqrt() + eps);
+        }
+        w
+    }
+
+    #[test]
+    fn three_steps_follow_the_algorithm() -> Result<()> {
+        let n = 70_000; // more than one chunk
+        let start = random(&[n], 5, 1.)?;
+        let weight = Var::from_tensor(&start)?;
+        let moments = Tensor::zeros((2, n), DType::F32, &Device::Cpu)?;
+        let grads: Vec<Tensor> = (0..3).map(|i| random(&[n], 10 + i, 0.5)).collect::<Result<_>>()?;
+        for (i, grad) in grads.iter().enumerate() {
+            let step = AdamWStep {
+                learning_rate: 0.01,
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-5,
+                weight_decay: 0.1,
+                step: i as u64 + 1,
+                gradient_scale: 0.5,
+            };
+            adamw_step(&weight, grad, &moments, &step)?;
+        }
+        let (start, end) = (start.to_vec1::<f32>()?, weight.to_vec1::<f32>()?);
+        let grads: Vec<Vec<f32>> = grads.iter().map(Tensor::to_vec1::<f32>).collect::<Result<_>>()?;
+        for i in (0..n).step_by(997) {
+            let g: Vec<f64> = grads.iter().map(|g| f64::from(g[i]) * 0.5).collect();
+            let expected = by_hand(f64::from(start[i]), &g, 0.01, 0.9, 0.95, 1e-5, 0.1);
+            assert!((f64::from(end[i]) - expected).abs() < 1e-5, "{} is not {expected}", end[i]);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn sum_of_squares_adds_every_element() -> Result<()> {
+        let x = Tensor::ones((1001, 100), DType::F32, &Device::Cpu)?;
+        assert_eq!(sum_of_squares(&x)?, 100_100.);
+        assert_eq!(sum_of_squares(&x.to_dtype(DType::F64)?)?, 100_100.);
+        Ok(())
+    }
+
+    const STEP: AdamWStep = AdamWStep {
+        learning_rate: 0.1,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.,
+        step: 1,
+        gradient_scale: 1.,
+    };
+
+    #[test]
+    fn moments_after_one_step_are_exact() -> Result<()> {
+        let (weight, moments) = (random(&[1], 1, 1.)?, Tensor::zeros((2, 1), DType::F32, &Device::Cpu)?);
+        adamw_step(&weight, &Tensor::ones(1, DType::F32, &Device::Cpu)?, &moments, &STEP)?;
+        for (moment, share) in moments.flatten_all()?.to_vec1::<f32>()?.into_iter().zip([0.1, 0.001]) {
+            assert!((f64::from(moment) / share - 1.).abs() < 1e-7, "{moment} is not {share}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_tiny_epsilon_is_not_zero_and_invalid_hyperparameters_are_errors() -> Result<()> {
+        for dtype in [DType::F32, DType::F64] {
+            let run = |step: AdamWStep| -> Result<f64> {
+                let weight = Tensor::ones(3, dtype, &Device::Cpu)?;
+                let (grad, moments) = (weight.zeros_like()?, Tensor::zeros((2, 3), DType::F32, &Device::Cpu)?);
+                adamw_step(&weight, &grad, &moments, &step)?;
+                weight.to_dtype(DType::F64)?.get(0)?.to_scalar()
+            };
+            assert_eq!(run(AdamWStep { eps: 1e-60, ..STEP })?, 1.);
+            for eps in [0., -1e-8, f64::NAN] {
+                assert!(run(AdamWStep { eps, ..STEP }).is_err());
+            }
+            for beta in [1., -0.1, f64::NAN] {
+                assert!(run(AdamWStep { beta1: beta, ..STEP }).is_err());
+                assert!(run(AdamWStep { beta2: beta, ..STEP }).is_err());
+            }
+            let message = run(AdamWStep { step: 0, ..STEP }).unwrap_err().to_string();
+            assert!(message.contains("step 0") && message.contains("the first step is 1"), "{message}");
+        }
+        Ok(())
+    }
+
+    /// On its own thread, because a regression would wait forever.
+    #[test]
+    fn tensors_that_share_memory_are_an_error() {
+        let (done, wait) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let run = |weight: &Tensor, grad: &Tensor, moments: &Tensor| {
+                adamw_step(weight, grad, moments, &STEP).err().map(|error| error.to_string())
+            };
+            let all = random(&[3, 4], 1, 1.).unwrap();
+            let (first, rest, own) = (all.get(0).unwrap(), all.narrow(0, 1, 2).unwrap(), random(&[4], 2, 1.).unwrap());
+            let moments = Tensor::zeros((2, 4), DType::F32, &Device::Cpu).unwrap();
+            let errors =
+                [run(&first, &own, &rest), run(&own, &first, &rest), run(&first, &all.get(1).unwrap(), &moments)];
+            done.send((errors, run(&first, &own, &moments))).unwrap();
+        });
+        let (errors, fine) = wait.recv_timeout(std::time::Duration::from_mins(1)).expect("adamw_step hangs");
+        assert!(errors.iter().flatten().filter(|error| error.contains("the same memory")).count() == 3, "{errors:?}");
+        assert_eq!(fine, None);
+    }
+
+    #[test]
+    fn moments_of_the_wrong_size_are_an_error() -> Result<()> {
+        let (w, g, m) = (random(&[3], 1, 1.)?, random(&[3], 1, 1.)?, random(&[2, 4], 1, 1.)?);
+        assert!(adamw_step(&w, &g, &m, &STEP).is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,368 @@
+//! Attention by blocks of queries and keys with an online softmax, head by head (`FlashAttention`, Dao et al. 2022,
+//! arXiv 2205.14135).
+
+use std::ops::Range;
+
+use candle_core::Layout;
+use rayon::prelude::*;
+
+use super::{decode, row_by_row};
+use crate::cpu::gemm::{Element, GemmElement, Matrix, PackedB};
+use crate::cpu::simd::{exp, max, sum2, tanh};
+use crate::cpu::uninit::DisjointWriter;
+use crate::ops::attention::{AttentionMask, AttentionParams, Dims};
+use crate::ops::rotary::RotaryTable;
+
+/// Queries and keys per block; the scores of a block stay in the L1 and L2 caches.
+const QUERIES: usize = 48;
+const KEYS: usize = 512;
+
+/// A tensor `(b, t, h, d)` with a contiguous last dimension, read by head.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads<'a, T = f32> {
+    data: &'a [T],
+    stride: [usize; 3],
+    d: usize,
+}
+
+impl<'a, T: Copy> Heads<'a, T> {
+    /// `stride`: elements from one sequence, token and head to the next.
+    pub fn new(data: &'a [T], stride: [usize; 3], d: usize) -> Self {
+        Self { data, stride, d }
+    }
+
+    pub fn of(data: &'a [T], layout: &Layout, d: usize) -> Self {
+        let stride = layout.stride();
+        Self::new(&data[layout.start_offset()..], [stride[0], stride[1], stride[2]], d)
+    }
+
+    pub fn row(&self, b: usize, t: usize, h: usize) -> &'a [T] {
+        let start = b * self.stride[0] + t * self.stride[1] + h * self.stride[2];
+        &self.data[start..start + self.d]
+    }
+
+    /// Rows `rows` of head `h` of sequence `b`: `(rows, d)`.
+    pub fn block(&self, b: usize, rows: Range<usize>, h: usize) -> Matrix<'a, T> {
+        let start = b * self.stride[0] + rows.start * self.stride[1] + h * self.stride[2];
+        Matrix::with_stride(&self.data[start..], rows.len(), self.d, self.stride[1])
+    }
+}
+
+/// A tensor `(b, t, h, d)` with a contiguous last dimension, written by head.
+pub(crate) struct HeadsMut<'a, T> {
+    writer: DisjointWriter<'a, T>,
+    stride: [usize; 3],
+    first: usize,
+    d: usize,
+}
+
+impl<'a, T: GemmElement> HeadsMut<'a, T> {
+    /// `stride`: elements from one sequence, token and head to the next. Head 0 is head `first` of the tensor.
+    pub fn new(writer: DisjointWriter<'a, T>, stride: [usize; 3], first: usize, d: usize) -> Self {
+        Self { writer, stride, first, d }
+    }
+
+    /// Writes `rows` `(n, d)` to head `h` of sequence `b`, from token `t` on.
+    ///
+    /// # Safety
+    /// No other task writes one of these rows at the same time.
+    #[allow(unsafe_code)]
+    pub unsafe fn write(&self, b: usize, t: usize, h: usize, rows: &[f32]) {
+        for (i, row) in rows.chunks_exact(self.d.max(1)).enumerate() {
+            let start = b * self.stride[0] + (t + i) * self.stride[1] + (self.first + h) * self.stride[2];
+            // SAFETY: the caller guarantees that no other task writes this row.
+            unsafe { self.writer.write(start, row) };
+        }
+    }
+}
+
+/// An attention call: sizes, parameters and mask.
+pub(crate) struct FlashAttention {
+    pub dims: Dims,
+    pub params: AttentionParams,
+    pub mask: AttentionMask,
+}
+
+/// A block of queries of one sequence, with the range of keys that each attends to.
+struct Queries {
+    rows: Range<usize>,
+    visible_keys: Vec<(usize, usize)>,
+}
+
+impl Queries {
+    /// The blocks of keys that at least one of the queries attends to.
+    fn key_blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        let visible_keys = || self.visible_keys.iter().filter(|(start, end)| start < end);
+        let start = visible_keys().map(|r| r.0).min().unwrap_or(0) / PackedB::<f32>::ALIGN * PackedB::<f32>::ALIGN;
+        let end = visible_keys().map(|r| r.1).max().unwrap_or(0);
+        (start..end).step_by(KEYS).map(move |at| at..(at + KEYS).min(end))
+    }
+
+    /// The columns of a block of keys that query `row` attends to.
+    fn columns(&self, row: usize, keys: &Range<usize>) -> Range<usize> {
+        let (start, end) = self.visible_keys[row];
+        let from = start.clamp(keys.start, keys.end) - keys.start;
+        from..(end.clamp(keys.start, keys.end) - keys.start).max(from)
+    }
+}
+
+impl FlashAttention {
+    /// Attention of `q` `(b, t, h, d)`, `k` and `v` `(b, s, g, d)`: writes every row of `out` `(b, t, h, d)` and
+    /// returns the log-sum-exp of the scores `(b, h, t)`.
+    pub fn forward<T: Element>(&self, inputs: [Heads<T>; 3], out: HeadsMut<f32>) -> Vec<f32> {
+        let Dims { b, h, .. } = self.dims;
+        let tasks = (0..b * h).into_par_iter().with_max_len(1);
+        let lse: Vec<_> = tasks.map(|i| self.forward_head(inputs, i / h, i % h, &out)).collect();
+        lse.concat()
+    }
+
+    /// The gradients of `q`, `k` and `v` `(b, t or s, heads, d)` from the result and its gradient. With `rotation`,
+    /// the gradients of `q` and `k` are those before the rotary embedding. Writes every row.
+    pub fn backward<T: GemmElement, G: GemmElement>(
+        &self,
+        inputs: [Heads<T>; 3],
+        out: Heads,
+        grad: Heads<T>,
+        lse: &[f32],
+        gradients: [HeadsMut<G>; 3],
+        rotation: Option<&RotaryTable>,
+    ) {
+        let Dims { b, g, .. } = self.dims;
+        let [dq, dk, dv] = gradients;
+        // One task per sequence and key/value head, so that only one task adds to the gradients of a head.
+        (0..b * g).into_par_iter().with_max_len(1).for_each(|i| {
+            self.backward_group((inputs, out, grad), lse, (i / g, i % g), [&dq, &dk, &dv], rotation);
+        });
+    }
+
+    /// Attention of the single query of sequence `b` for the query heads of key/value head `group`, over one span of
+    /// keys.
+    pub fn decode_span(&self, [q, k, v]: [Heads; 3], b: usize, group: usize, span: usize) -> decode::PartialAttention {
+        let Dims { t, s, h, g, .. } = self.dims;
+        let (start, end) = self.mask.range(b, 0, t, s);
+        let (start, end) = (start.max(span * decode::SPAN), end.min((span + 1) * decode::SPAN));
+        let keys = if start < end { start..end } else { 0..0 };
+        let rows: Vec<&[f32]> = (group * (h / g)..(group + 1) * (h / g)).map(|head| q.row(b, 0, head)).collect();
+        decode::decode(&rows, k.block(b, keys.clone(), group), v.block(b, keys, group), &self.params)
+    }
+
+    /// The blocks of queries of sequence `b`.
+    fn query_blocks(&self, b: usize) -> impl Iterator<Item = Queries> {
+        let Dims { t, s, .. } = self.dims;
+        (0..t).step_by(QUERIES).map(move |start| {
+            let rows = start..(start + QUERIES).min(t);
+            let visible_keys = rows.clone().map(|i| self.mask.range(b, i, t, s)).collect();
+            Queries { rows, visible_keys }
+        })
+    }
+
+    /// Packs a matrix that is B in several matmuls.
+    fn pack<'a, T: Element>(&self, matrix: Matrix<'a, T>) -> PackedB<'a, T> {
+        PackedB::new(matrix, self.params.precision)
+    }
+
+    /// Attention of one query head: writes the results and returns the log-sum-exp of the scores `(t,)`.
+    ///
+    /// Keys are processed in blocks; the sum so far is scaled down when a block has a larger score.
+    fn forward_head<T: Element>(
+        &self,
+        [q, k, v]: [Heads<T>; 3],
+        b: usize,
+        head: usize,
+        to: &HeadsMut<f32>,
+    ) -> Vec<f32> {
+        let Dims { t, s, h, g, d, .. } = self.dims;
+        let group = head / (h / g);
+        if ![k, v].iter().all(|x| row_by_row::all_finite(x.block(b, 0..s, group))) {
+            return self.forward_head_row_by_row([q, k, v], b, head, to);
+        }
+        let (keys_t, values) = (self.pack(k.block(b, 0..s, group).t()), self.pack(v.block(b, 0..s, group)));
+        let mut lse = vec![0f32; t];
+        let mut out = vec![0f32; t.min(QUERIES) * d];
+        let mut weights = vec![0f32; t.min(QUERIES) * s.min(KEYS)];
+        for queries in self.query_blocks(b) {
+            let out = &mut out[..queries.rows.len() * d];
+            out.fill(0.);
+            let mut softmaxes = vec![(f32::NEG_INFINITY, 0f32); queries.rows.len()]; // running maximum and sum
+            let q = q.block(b, queries.rows.clone(), head);
+            for keys in queries.key_blocks() {
+                let width = keys.len();
+                let weights = &mut weights[..queries.rows.len() * width];
+                keys_t.matmul_into(q, [0, keys.start], weights, [width, width], false, self.params.scale as f32);
+                for (i, row) in weights.chunks_exact_mut(width).enumerate() {
+                    let columns = queries.columns(i, &keys);
+                    let rescale = online_softmax_update(row, columns, self.params.soft_cap(), &mut softmaxes[i]);
+                    if rescale != 1. {
+                        out[i * d..(i + 1) * d].iter_mut().for_each(|x| *x *= rescale);
+                    }
+                }
+                let weights = Matrix::new(weights, queries.rows.len(), width);
+                values.matmul_into(weights, [keys.start, 0], out, [d, d], true, 1.);
+            }
+            let rows = out.chunks_exact_mut(d).zip(&mut lse[queries.rows.clone()]);
+            for ((out, lse_i), (row_max, sum)) in rows.zip(softmaxes) {
+                if sum > 0. {
+                    out.iter_mut().for_each(|x| *x /= sum);
+                    *lse_i = row_max + sum.ln();
+                }
+            }
+            // SAFETY: only this task writes this head of this sequence.
+            #[allow(unsafe_code)]
+            unsafe {
+                to.write(b, queries.rows.start, head, out);
+            }
+        }
+        lse
+    }
+
+    // With P = softmax(S), S = q·kᵀ·scale, O = P·v:
+    //   dv = Pᵀ·dO,  dP = dO·vᵀ,  dS = P ∘ (dP - Σ_c dO_c O_c),  dq = dS·k·scale,  dk = dSᵀ·q·scale.
+    fn backward_group<T: GemmElement, G: GemmElement>(
+        &self,
+        (inputs, out, grad): ([Heads<T>; 3], Heads, Heads<T>),
+        lse: &[f32],
+        (b, group): (usize, usize),
+        [to_q, to_k, to_v]: [&HeadsMut<G>; 3],
+        rotation: Option<&RotaryTable>,
+    ) {
+        let Dims { t, s, h, g, d, .. } = self.dims;
+        let scale = self.params.scale as f32;
+        let [q, k, v] = inputs;
+        let (k, v) = (k.block(b, 0..s, group), v.block(b, 0..s, group));
+        let head_is_finite = |x: Heads<'_, T>, head| row_by_row::all_finite(x.block(b, 0..t, head));
+        let mut heads = group * (h / g)..(group + 1) * (h / g);
+        let plain = [k, v].map(row_by_row::all_finite) == [true; 2]
+            && heads.all(|i| head_is_finite(q, i) && head_is_finite(grad, i));
+        if !plain {
+            return self.backward_group_row_by_row((inputs, out, grad), lse, (b, group), [to_q, to_k, to_v], rotation);
+        }
+        let (keys_t, values_t, keys_packed) = (self.pack(k.t()), self.pack(v.t()), self.pack(k));
+        let (mut dk, mut dv) = (vec![0f32; s * d], vec![0f32; s * d]);
+        let (mut dq, mut row) = (vec![0f32; t.min(QUERIES) * d], vec![0f32; d]);
+        let size = t.min(QUERIES) * s.min(KEYS);
+        let (mut p, mut ds) = (vec![0f32; size], vec![0f32; size]);
+        for head in group * (h / g)..(group + 1) * (h / g) {
+            let lse = &lse[(b * h + head) * t..][..t];
+            let (q_packed, grad_packed) = (self.pack(q.block(b, 0..t, head)), self.pack(grad.block(b, 0..t, head)));
+            for queries in self.query_blocks(b) {
+                let rows = queries.rows.clone();
+                let dots = rows.clone().map(|i| {
+                    T::widen_slice(grad.row(b, i, head), &mut row);
+                    dot(out.row(b, i, head), &row)
+                });
+                let dots: Vec<f32> = dots.collect();
+                let (q_rows, grad_rows) = (q.block(b, rows.clone(), head), grad.block(b, rows.clone(), head));
+                let dq = &mut dq[..rows.len() * d];
+                dq.fill(0.);
+                for keys in queries.key_blocks() {
+                    let width = keys.len();
+                    let (p, ds) = (&mut p[..rows.len() * width], &mut ds[..rows.len() * width]);
+                    keys_t.matmul_into(q_rows, [0, keys.start], p, [width, width], false, scale);
+                    values_t.matmul_into(grad_rows, [0, keys.start], ds, [width, width], false, 1.);
+                    for (i, (p, ds)) in p.chunks_exact_mut(width).zip(ds.chunks_exact_mut(width)).enumerate() {
+                        let lse_i = lse[rows.start + i];
+                        softmax_backward(p, ds, queries.columns(i, &keys), self.params.soft_cap(), lse_i, dots[i]);
+                    }
+                    let (p, ds) = (Matrix::new(p, rows.len(), width), Matrix::new(ds, rows.len(), width));
+                    let key_range = keys.start * d..keys.end * d;
+                    grad_packed.matmul_into(p.t(), [rows.start, 0], &mut dv[key_range.clone()], [d, d], true, 1.);
+                    q_packed.matmul_into(ds.t(), [rows.start, 0], &mut dk[key_range], [d, d], true, scale);
+                    keys_packed.matmul_into(ds, [keys.start, 0], dq, [d, d], true, scale);
+                }
+                // SAFETY: only this task writes this head of this sequence.
+                #[allow(unsafe_code)]
+                unsafe {
+                    to_q.write(b, rows.start, head, rotate_rows_back(rotation, b * t + rows.start, d, dq));
+                }
+            }
+        }
+        // SAFETY: only this task writes this key/value head of this sequence.
+        #[allow(unsafe_code)]
+        unsafe {
+            to_k.write(b, 0, group, rotate_rows_back(rotation, b * s, d, &mut dk));
+            to_v.write(b, 0, group, &dv);
+        }
+    }
+}
+
+/// The gradients of rows `(n, d)` before the rotary embedding, from those after it; the first row is that of `token`.
+pub(super) fn rotate_rows_back<'a>(
+    rotation: Option<&RotaryTable>,
+    token: usize,
+    d: usize,
+    rows: &'a mut [f32],
+) -> &'a [f32] {
+    if let Some(rotation) = rotation {
+        let mut row = vec![0f32; d];
+        for (i, gradient) in rows.chunks_exact_mut(d).enumerate() {
+            rotation.rotate_back(token + i, d, gradient, &mut row);
+            gradient.copy_from_slice(&row);
+        }
+    }
+    rows
+}
+
+/// Online softmax: replaces the scores of a block by `exp(score - largest score so far)`, 0 outside `columns`. Returns
+/// the factor that rescales the previous sums.
+#[pulp::with_simd(online_softmax_update = crate::cpu::unit::arch())]
+#[inline(always)]
+pub(super) fn online_softmax_update_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    row: &'a mut [f32],
+    columns: Range<usize>,
+    soft_cap: f32,
+    softmax: &'a mut (f32, f32),
+) -> f32 {
+    row[..columns.start].fill(0.);
+    row[columns.end..].fill(0.);
+    let row = &mut row[columns];
+    if row.is_empty() {
+        return 1.;
+    }
+    if soft_cap > 0. {
+        row.iter_mut().for_each(|x| *x = soft_cap * tanh(*x / soft_cap));
+    }
+    let (before, sum) = *softmax;
+    let row_max = max(row).max(before);
+    for x in &mut *row {
+        *x = exp(*x - row_max);
+    }
+    let rescale = if before == f32::NEG_INFINITY { 1. } else { exp(before - row_max) };
+    *softmax = (row_max, sum * rescale + sum2(row, row, |a, _| a));
+    rescale
+}
+
+/// Softmax backward: replaces the raw scores `p` by the softmax weights, and the gradients `ds` of the weights by
+/// those of the raw scores.
+#[pulp::with_simd(softmax_backward = crate::cpu::unit::arch())]
+#[inline(always)]
+fn softmax_backward_simd<'a, S: pulp::Simd>(
+    _simd: S,
+    p: &'a mut [f32],
+    ds: &'a mut [f32],
+    columns: Range<usize>,
+    soft_cap: f32,
+    lse_i: f32,
+    mean: f32,
+) {
+    for row in [&mut *p, &mut *ds] {
+        row[..columns.start].fill(0.);
+        row[columns.end..].fill(0.);
+    }
+    for (p, ds) in p[columns.clone()].iter_mut().zip(&mut ds[columns]) {
+        let mut slope = 1.;
+        if soft_cap > 0. {
+            let y = tanh(*p / soft_cap);
+            slope = 1. - y * y;
+            *p = soft_cap * y;
+        }
+        *p = exp(*p - lse_i);
+        *ds = *p * (*ds - mean) * slope;
+    }
+}
+
+#[pulp::with_simd(dot = crate::cpu::unit::arch())]
+#[inline(always)]
+fn dot_simd<'a, S: pulp::Simd>(_simd: S, a: &'a [f32], b: &'a [f32]) -> f32 {
+    sum2(a, b, |a, b| a * b)
+}

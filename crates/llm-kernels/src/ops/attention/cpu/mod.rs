@@ -1,0 +1,133 @@
+//! Attention on the CPU in f32: [`flash`] for training and prefill, [`decode`] for one query.
+
+mod decode;
+mod flash;
+mod row_by_row;
+
+use std::mem::MaybeUninit;
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use rayon::prelude::*;
+
+pub(crate) use flash::{FlashAttention, Heads, HeadsMut};
+
+use super::Dims;
+use crate::cpu::uninit::{DisjointWriter, uninit_vec};
+
+/// [`super::attention`] of `q`, `k` and `v`.
+pub(super) fn attention([q, k, v]: [&Tensor; 3], flash: FlashAttention) -> Result<Tensor> {
+    let rows = |x: &Tensor| if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() };
+    rows(q)?.apply_op3(&rows(k)?, &rows(v)?, Attention { flash, lse: OnceLock::new() })
+}
+
+struct Attention {
+    flash: FlashAttention,
+    /// The log-sum-exp of the scores of each query `(b, h, t)`, from which the backward recomputes the weights.
+    lse: OnceLock<Vec<f32>>,
+}
+
+fn f32s(storage: &CpuStorage) -> Result<&[f32]> {
+    match storage {
+        CpuStorage::F32(data) => Ok(data),
+        _ => bail!("attention: the fused path needs f32"),
+    }
+}
+
+fn heads<'a>(storage: &'a Storage, layout: &Layout, d: usize) -> Result<Heads<'a>> {
+    match storage {
+        Storage::Cpu(storage) => Ok(Heads::of(f32s(storage)?, layout, d)),
+        _ => bail!("attention: a tensor is not in CPU memory"),
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        qs: &CpuStorage,
+        ql: &Layout,
+        ks: &CpuStorage,
+        kl: &Layout,
+        vs: &CpuStorage,
+        vl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let Dims { b, t, s, h, g, d } = self.flash.dims;
+        if b * t * h * d == 0 {
+            return self.save(vec![0.; b * h * t], Vec::new());
+        }
+        let q = Heads::of(f32s(qs)?, ql, d);
+        let k = Heads::of(f32s(ks)?, kl, d);
+        let v = Heads::of(f32s(vs)?, vl, d);
+        if t == 1 {
+            // One task per sequence, key/value head and span of keys.
+            let spans = s.div_ceil(decode::SPAN);
+            let task = |i| self.flash.decode_span([q, k, v], i / spans / g, i / spans % g, i % spans);
+            let parts: Vec<_> = (0..b * g * spans).into_par_iter().map(task).collect();
+            let (out, lse): (Vec<_>, Vec<_>) = parts.chunks(spans).map(decode::merge_spans).unzip();
+            return self.save(lse.concat(), out.concat());
+        }
+        let mut lse = Vec::new();
+        let run = |out: &mut [MaybeUninit<f32>]| {
+            let out = HeadsMut::new(DisjointWriter::new(out), [t * h * d, h * d, d], 0, d);
+            lse = self.flash.forward([q, k, v], out);
+        };
+        // SAFETY: `forward` writes every row.
+        #[allow(unsafe_code)]
+        let out = unsafe { uninit_vec(b * t * h * d, run) };
+        self.save(lse, out)
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let Dims { b, t, s, h, g, d } = self.flash.dims;
+        if b * t * h * d == 0 {
+            return Ok((Some(q.zeros_like()?), Some(k.zeros_like()?), Some(v.zeros_like()?)));
+        }
+        let grad = grad.contiguous()?;
+        let ((qs, ql), (ks, kl), (vs, vl)) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
+        let ((os, ol), (gs, gl)) = (out.storage_and_layout(), grad.storage_and_layout());
+        let Some(lse) = self.lse.get() else { bail!("attention: backward ran before forward") };
+        let inputs = [heads(&qs, ql, d)?, heads(&ks, kl, d)?, heads(&vs, vl, d)?];
+        let (out, grad) = (heads(&os, ol, d)?, heads(&gs, gl, d)?);
+        let q_stride = [t * h * d, h * d, d];
+        let kv_stride = [s * g * d, g * d, d];
+        let (mut dk, mut dv) = (Vec::new(), Vec::new());
+        // SAFETY: `backward` writes every row of the three gradients.
+        #[allow(unsafe_code)]
+        let dq = unsafe {
+            uninit_vec(b * t * h * d, |dq| {
+                dk = uninit_vec(b * s * g * d, |dk| {
+                    dv = uninit_vec(b * s * g * d, |dv| {
+                        let dq = HeadsMut::new(DisjointWriter::new(dq), q_stride, 0, d);
+                        let dk = HeadsMut::new(DisjointWriter::new(dk), kv_stride, 0, d);
+                        let dv = HeadsMut::new(DisjointWriter::new(dv), kv_stride, 0, d);
+                        self.flash.backward(inputs, out, grad, lse, [dq, dk, dv], None);
+                    });
+                });
+            })
+        };
+        let tensor = |data: Vec<f32>, like: &Tensor| Tensor::from_vec(data, like.shape(), &Device::Cpu).map(Some);
+        Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
+    }
+}
+
+impl Attention {
+    /// Saves the tensor for the backward and returns the result.
+    fn save(&self, lse: Vec<f32>, out: Vec<f32>) -> Result<(CpuStorage, Shape)> {
+        if self.lse.set(lse).is_err() {
+            bail!("attention: an operation runs only once");
+        }
+        let Dims { b, t, h, d, .. } = self.flash.dims;
+        Ok((CpuStorage::F32(out), Shape::from((b, t, h, d))))
+    }
+}

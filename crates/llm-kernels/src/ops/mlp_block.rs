@@ -1,0 +1,253 @@
+//! Fused gated MLP: `down(activation(gate(x)) · up(x))` as one operation, optionally with the RMSNorm before it and
+//! the residual connection around it.
+//!
+//! The two branches are the largest saved tensors of an MLP. Here they are saved once, in the precision of the
+//! matmuls, and candle zeroes and accumulates only the gradients of `x` and of the weights.
+
+use std::sync::OnceLock;
+
+use candle_core::{Result, Tensor, bail};
+use half::bf16;
+use rayon::prelude::*;
+
+use super::activation::{Activation, gated_activation, gated_backward, gated_forward};
+use super::linear::{linear_residual, linear_with_precision, matmul_residual};
+use super::rms_norm::{rms_norm, rms_norm_backward, rms_norm_rows};
+use crate::cpu::gemm::{FEW_ROWS, GemmElement, GemmOptions, Matrix, Precision, matmul, matmul_epilogue, matmul_into};
+use crate::cpu::rows::zeros;
+use crate::cpu::simd::f32_epsilon;
+use crate::cpu::slice_op::{SliceCustomOp, SliceOp};
+use crate::cpu::uninit::uninit_vec;
+
+/// The weights of a gated MLP.
+#[derive(Debug, Clone, Copy)]
+pub struct MlpWeights<'a> {
+    /// The gate projection, `(inner, hidden)`; the activation is applied to it.
+    pub gate: &'a Tensor,
+    /// The up projection, `(inner, hidden)`.
+    pub up: &'a Tensor,
+    /// The down projection, `(hidden, inner)`.
+    pub down: &'a Tensor,
+}
+
+/// `x + down(activation(gate(y)) · up(y))` with `y = rms_norm(x)`, the MLP block of a Llama layer; without a norm only
+/// `down(activation(gate(x)) · up(x))`.
+///
+/// `x` and the result are `(…, hidden)`; `norm` is the weight of the norm `(hidden,)` and its epsilon. The result
+/// equals [`rms_norm`], [`linear_with_precision`], [`gated_activation`] and [`linear_residual`] in sequence. That
+/// sequence runs if no input needs a gradient and for a few rows.
+pub fn mlp_block(
+    x: &Tensor,
+    norm: Option<(&Tensor, f64)>,
+    weights: MlpWeights,
+    activation: Activation,
+    precision: Precision,
+) -> Result<Tensor> {
+    let MlpWeights { gate, up, down } = weights;
+    let (inner, hidden) = gate.dims2()?;
+    let fits = x.dims().last() == Some(&hidden)
+        && up.dims() == gate.dims()
+        && down.dims() == [hidden, inner]
+        && norm.is_none_or(|(weight, _)| weight.dims() == [hidden]);
+    if !fits {
+        bail!(
+            "mlp_block: x is {:?}, gate {:?}, up {:?}, down {:?}; these shapes do not match",
+            x.dims(),
+            gate.dims(),
+            up.dims(),
+            down.dims()
+        );
+    }
+    let tensors: Vec<&Tensor> = [x, gate, up, down].into_iter().chain(norm.map(|(weight, _)| weight)).collect();
+    let rows = x.elem_count() / hidden.max(1);
+    if rows <= FEW_ROWS || !crate::is_differentiated(&tensors) {
+        let y = norm.map_or_else(|| Ok(x.clone()), |(weight, eps)| rms_norm(x, weight, eps))?;
+        let (gate, up) = crate::join(
+            rows,
+            || linear_with_precision(&y, gate, precision),
+            || linear_with_precision(&y, up, precision),
+        );
+        let y = gated_activation(&gate?, &up?, activation)?;
+        return if norm.is_some() {
+            linear_residual(&y, down, x, precision)
+        } else {
+            linear_with_precision(&y, down, precision)
+        };
+    }
+    let eps = norm.map(|(_, eps)| f32_epsilon(eps));
+    let norm = norm.map(|(weight, _)| weight.unsqueeze(0)).transpose()?;
+    let params: Vec<&Tensor> = norm.iter().chain([gate, up]).collect();
+    let params = Tensor::cat(&params, 0)?; // (1 + 2 inner, hidden), or (2 inner, hidden) without a norm
+    let (x, down) = (x.contiguous()?, down.contiguous()?);
+    let needs_grad = [&x, &params, &down].map(Tensor::track_op);
+    match precision {
+        Precision::F32 => x.apply_op3(
+            &params,
+            &down,
+            SliceCustomOp(MlpBlock::<f32> { inner, eps, activation, needs_grad, saved: OnceLock::new() }),
+        ),
+        Precision::Bf16 => x.apply_op3(
+            &params,
+            &down,
+            SliceCustomOp(MlpBlock::<bf16> { inner, eps, activation, needs_grad, saved: OnceLock::new() }),
+        ),
+    }
+}
+
+struct MlpBlock<T> {
+    inner: usize,
+    /// The epsilon of the norm, if there is a norm.
+    eps: Option<f32>,
+    activation: Activation,
+    /// Whether `x`, the parameters and `down` need a gradient.
+    needs_grad: [bool; 3],
+    saved: OnceLock<SavedTensors<T>>,
+}
+
+/// Tensors saved for the backward of n tokens.
+struct SavedTensors<T> {
+    normed: Vec<T>, // (n, hidden)
+    inner: Vec<T>,  // (n, 3 inner): gated activations, gate branch, up branch
+}
+
+impl<T: GemmElement> MlpBlock<T> {
+    const GEMM_OPTIONS: GemmOptions = GemmOptions::all_threads(T::PRECISION);
+
+    /// The number of tokens, the hidden size, and the weights of the norm and of the branches.
+    fn parts<'a>(&self, x: &[f32], params: &'a [f32]) -> (usize, usize, &'a [f32], &'a [f32]) {
+        let rows = 2 * self.inner + usize::from(self.eps.is_some());
+        let hidden = params.len() / rows;
+        let (norm, branches) = params.split_at(hidden * (rows - 2 * self.inner));
+        (x.len() / hidden, hidden, norm, branches)
+    }
+
+    /// The gated activations `(n, inner)`, a part of the saved tensor.
+    fn gated<'a>(&self, saved: &'a [T], n: usize) -> Matrix<'a, T> {
+        Matrix::with_stride(saved, n, self.inner, 3 * self.inner)
+    }
+}
+
+impl<T: GemmElement> SliceOp for MlpBlock<T> {
+    const NAME: &'static str = "mlp_block";
+
+    fn forward(&self, [x, params, down]: [&[f32]; 3]) -> Result<Vec<f32>> {
+        let (n, hidden, norm, weight) = self.parts(x, params);
+        let normed: Vec<T> = self.eps.map_or_else(|| round_rows(x), |eps| rms_norm_rows(x, norm, eps));
+        let weight = Matrix::new(weight, 2 * self.inner, hidden);
+        let inner =
+            matmul_epilogue(Matrix::new(&normed, n, hidden), weight.t(), [3 * self.inner; 2], |_, branches, to| {
+                let (gated, saved) = to.split_at_mut(self.inner);
+                saved.copy_from_slice(branches);
+                let (gate, up) = branches.split_at(self.inner);
+                gated_forward(self.activation, gate, up, gated);
+            });
+        let down = Matrix::new(down, hidden, self.inner);
+        let y = matmul_residual(self.eps.map(|_| x), self.gated(&inner, n), down.t(), Self::GEMM_OPTIONS);
+        match self.saved.set(SavedTensors { normed, inner }) {
+            Ok(()) => Ok(y),
+            Err(_) => bail!("mlp_block: an operation runs only once"),
+        }
+    }
+
+    /// The gradients of `x`, of the parameters, and of `down`.
+    fn backward(&self, [x, params, down]: [&[f32]; 3], dy: &[f32]) -> Result<[Option<Vec<f32>>; 3]> {
+        let Some(SavedTensors { normed, inner }) = self.saved.get() else {
+            bail!("mlp_block: backward ran before forward");
+        };
+        let (n, hidden, norm, weight) = self.parts(x, params);
+        let dy_rows = Matrix::new(dy, n, hidden);
+        let [needs_dx, needs_d_params, needs_d_down] = self.needs_grad;
+        let d_down = needs_d_down.then(|| matmul(dy_rows.t(), self.gated(inner, n), Self::GEMM_OPTIONS));
+        if !needs_dx && !needs_d_params {
+            return Ok([None, None, d_down]);
+        }
+        let down = Matrix::new(down, hidden, self.inner);
+        let d_branches: Vec<T> = matmul_epilogue(dy_rows, down, [2 * self.inner; 2], |token, d_gated, to| {
+            T::widen_slice(&inner[(3 * token + 1) * self.inner..][..to.len()], to);
+            let (gate, up) = to.split_at_mut(self.inner);
+            gated_backward(self.activation, gate, up, d_gated);
+        });
+        let d_branches = Matrix::new(&d_branches, n, 2 * self.inner);
+        let mut d_params = zeros(if needs_d_params { params.len() } else { norm.len() });
+        let (d_norm, d_weight) = d_params.split_at_mut(norm.len());
+        if needs_d_params {
+            matmul_into(
+                d_branches.t(),
+                Matrix::new(normed, n, hidden),
+                d_weight,
+                hidden,
+                false,
+                1.,
+                Self::GEMM_OPTIONS,
+            );
+        }
+        let mut dx = matmul(d_branches, Matrix::new(weight, 2 * self.inner, hidden), Self::GEMM_OPTIONS);
+        if let Some(eps) = self.eps {
+            let (d_x, d_norm_weight) = rms_norm_backward(x, norm, &dx, eps, Some(dy));
+            d_norm.copy_from_slice(&d_norm_weight);
+            dx = d_x;
+        }
+        Ok([needs_dx.then_some(dx), needs_d_params.then_some(d_params), d_down])
+    }
+}
+
+fn round_rows<T: GemmElement>(values: &[f32]) -> Vec<T> {
+    const CHUNK: usize = 1 << 14;
+    let task = |(to, from): (&mut [_], _)| T::round_slice(from, to);
+    // SAFETY: both slices have the same length, and `round_slice` writes every element.
+    #[allow(unsafe_code)]
+    unsafe {
+        uninit_vec(values.len(), |to| to.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(task))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::*;
+    use crate::testing::{assert_matches_reference, random};
+
+    #[test]
+    fn the_fused_block_equals_the_f64_reference() -> Result<()> {
+        for (shape, inner) in [(vec![1, 7], 5), (vec![33, 20], 40), (vec![2, 9, 12], 17), (vec![0, 4], 3)] {
+            let hidden = *shape.last().unwrap();
+            let (x, norm) = (random(&shape, 1, 1.)?, random(&[hidden], 2, 1.)?);
+            let [gate, up] = [3, 4].map(|seed| random(&[inner, hidden], seed, 1.));
+            let (gate, up, down) = (gate?, up?, random(&[hidden, inner], 5, 1.)?);
+            for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+                for (precision, tolerance) in [(Precision::F32, 2e-5), (Precision::Bf16, 1. / 32.)] {
+                    let run = |t: &[Tensor]| {
+                        let (norm, weights) = (t.get(4), MlpWeights { gate: &t[1], up: &t[2], down: &t[3] });
+                        mlp_block(&t[0], norm.map(|norm| (norm, 1e-5)), weights, activation, precision)
+                    };
+                    assert_matches_reference(&[&x, &gate, &up, &down], tolerance, run)?;
+                    assert_matches_reference(&[&x, &gate, &up, &down, &norm], tolerance, run)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn frozen_inputs_get_no_gradient() -> Result<()> {
+        let (x, w, down) = (random(&[6, 4], 1, 1.)?, random(&[3, 4], 2, 1.)?, random(&[4, 3], 3, 1.)?);
+        let vars = [&x, &w, &down].map(Var::from_tensor);
+        let [x_var, w_var, down_var] = vars;
+        let (x_var, w_var, down_var) = (x_var?, w_var?, down_var?);
+        let run = |x: &Tensor, w: &Tensor, down: &Tensor| {
+            let weights = MlpWeights { gate: w, up: w, down };
+            mlp_block(x, None, weights, Activation::Silu, Precision::F32)?.sum_all()?.backward()
+        };
+        let grads = run(&x, &w, &down_var)?;
+        assert!(grads.get(&down_var).is_some() && grads.get(&w).is_none() && grads.get(&x).is_none());
+        let grads = run(&x, &w_var, &down)?;
+        assert!(grads.get(&w_var).is_some() && grads.get(&down).is_none() && grads.get(&x).is_none());
+        let grads = run(&x_var, &w, &down)?;
+        assert!(grads.get(&x_var).is_some() && grads.get(&w).is_none() && grads.get(&down).is_none());
+        let weights = MlpWeights { gate: &w, up: &w, down: &down };
+        let wrong = MlpWeights { down: &w, ..weights };
+        assert!(mlp_block(&x, None, wrong, Activation::Silu, Precision::F32).is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,111 @@
+//! A frozen weight in blocks.
+
+use std::ops::Range;
+
+use candle_core::quantized::QTensor;
+use candle_core::{DType, Device, Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::BlockFormat;
+use super::blocks::dequantize_row;
+use crate::Bytes;
+use crate::cpu::gemm::Precision;
+use crate::cpu::{cpu_slice, simd};
+
+/// A frozen weight `(out, in)`, quantised in blocks along its rows.
+#[derive(Debug, Clone)]
+pub struct QuantizedWeight {
+    format: BlockFormat,
+    shape: (usize, usize),
+    blocks: Bytes,
+}
+
+impl QuantizedWeight {
+    /// Quantises `w` `(out, in)`. `in` must be a multiple of the block size and every value finite, because blocks
+    /// cannot represent other values; otherwise it is an error.
+    pub fn quantize(w: &Tensor, format: BlockFormat) -> Result<Self> {
+        let (rows, cols) = w.dims2()?;
+        if !cols.is_multiple_of(format.elements()) {
+            bail!("{format:?} has blocks of {} weights, which do not divide rows of {cols}", format.elements());
+        }
+        if rows * cols == 0 {
+            return Self::from_blocks(Vec::new(), (rows, cols), format);
+        }
+        let w = w.to_dtype(DType::F32)?.contiguous()?;
+        let (storage, layout) = w.storage_and_layout();
+        if !simd::all_finite(cpu_slice(&storage, layout)?) {
+            bail!("a weight of {rows} x {cols} has values that are not finite; {format:?} cannot represent them");
+        }
+        drop(storage);
+        let quantized = QTensor::quantize(&w, format.ggml())?;
+        Self::from_blocks(quantized.data()?.into_owned(), (rows, cols), format)
+    }
+
+    /// The blocks of a GGUF tensor of `shape` (out, in), used in place. It is an error if the sizes do not match.
+    pub fn from_blocks(blocks: impl Into<Bytes>, shape: (usize, usize), format: BlockFormat) -> Result<Self> {
+        let (blocks, (rows, cols)) = (blocks.into(), shape);
+        let expected = cols.is_multiple_of(format.elements()).then(|| cols / format.elements() * format.bytes());
+        if expected.and_then(|row| row.checked_mul(rows)) != Some(blocks.len()) {
+            bail!("{} bytes do not hold {rows} x {cols} weights in {format:?}", blocks.len());
+        }
+        Ok(Self { format, shape, blocks })
+    }
+
+    /// `(out, in)`.
+    pub fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    /// The precision of a matmul of this weight with many rows.
+    pub fn precision(&self) -> Precision {
+        Precision::for_bf16_weights()
+    }
+
+    /// The block format.
+    pub fn format(&self) -> BlockFormat {
+        self.format
+    }
+
+    /// The blocks, in the layout of a GGUF file.
+    pub fn blocks(&self) -> &Bytes {
+        &self.blocks
+    }
+
+    /// The weight in f32, `(out, in)`.
+    pub fn dequantize(&self) -> Result<Tensor> {
+        let mut values = Vec::new();
+        self.dequantize_rows(0..self.shape.0, &mut values);
+        Tensor::from_vec(values, self.shape, &Device::Cpu)
+    }
+
+    /// The given rows in f32: `(index.len(), in)`.
+    pub fn gather_rows(&self, index: &[u32]) -> Result<Tensor> {
+        let (rows, cols) = self.shape;
+        let mut values = Vec::with_capacity(index.len() * cols);
+        let mut row = Vec::new();
+        for &i in index {
+            if i as usize >= rows {
+                bail!("row {i} is out of range: the weight has {rows} rows");
+            }
+            self.dequantize_rows(i as usize..i as usize + 1, &mut row);
+            values.extend_from_slice(&row);
+        }
+        Tensor::from_vec(values, (index.len(), cols), &Device::Cpu)
+    }
+
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.shape.1 / self.format.elements() * self.format.bytes()
+    }
+
+    pub(crate) fn dequantize_rows(&self, rows: Range<usize>, out: &mut Vec<f32>) {
+        let (bytes, cols) = (self.row_bytes(), self.shape.1);
+        out.clear();
+        out.resize(rows.len() * cols, 0.);
+        if !out.is_empty() {
+            let blocks = &self.blocks[rows.start * bytes..rows.end * bytes];
+            out.par_chunks_mut(cols).zip(blocks.par_chunks(bytes)).with_min_len(8).for_each(|(out, row)| {
+                dequantize_row(self.format, row, out);
+            });
+        }
+    }
+}
