@@ -13,13 +13,12 @@ use llm_model::{Batch, Head, Model, ModelConfig, ParamCount, Routing, read_confi
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
-use super::{chat_format, load_model};
+use super::{chat_format, load_model, save};
 use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
-use crate::eval::is_eval_step;
 use crate::examples::{Example, LengthBatches, answer_positions, gather_rows, take_evenly, train_and_validation};
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
-use crate::run::{Input, OPTIMIZER, Outcome, RunOptions, RunSetup, Start, learner};
+use crate::run::{Evaluation, Input, Outcome, Plan, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The recipe of distillation.
@@ -147,52 +146,48 @@ pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, option
 
     let text_steps = if text.is_some() { recipe.text_steps } else { 0 };
     let steps = text_steps + conversations.per_epoch() * recipe.epochs;
-    let first = setup.step();
-    let mut run = setup.open(steps, recipe.save_every)?;
-    run.begin(steps, first, "steps");
+    let run = setup.open(Plan {
+        steps,
+        save_every: recipe.save_every,
+        unit: ("steps", 1),
+        shown: &[("loss", "loss", 3)],
+        evaluation: Some(Evaluation {
+            every: recipe.eval_every,
+            size: format!("{} conversations", validation.len()),
+            run: Box::new(|model, evaluating| {
+                let metrics = evaluate(&model, teacher.as_ref(), &validation, recipe.batch_size, pad)?;
+                let shown: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+                evaluating.log(&metrics, &shown.join(", "))
+            }),
+        }),
+        write: Box::new(|model, dir| save(model, &tokenizer, dir)),
+    })?;
 
-    for step in first..steps {
+    for step in run.steps() {
         // Plain text first, then conversations, with plain text as rehearsal.
         let mut routers = RouterMetrics::default();
         let mut metrics = Vec::new();
-        if step >= text_steps {
-            let chosen: Vec<&Example> = conversations.batch(step - text_steps).iter().map(|&i| &train[i]).collect();
+        let on_answers = step.index.checked_sub(text_steps);
+        if let Some(n) = on_answers {
+            let chosen: Vec<&Example> = conversations.batch(n).iter().map(|&i| &train[i]).collect();
             let batch = DistillBatch::of_answers(&chosen, pad)?;
             metrics.extend(batch.accumulate_gradients(&mut learner, teacher.as_ref(), recipe, 1., &mut routers)?);
         }
-        if let Some(text) = text.as_mut().filter(|_| step < text_steps || recipe.text_weight > 0.) {
-            let batch = DistillBatch::of_text(text.batch(step)?, recipe.seq_len)?;
-            let teacher = text_teacher.as_ref();
-            if step < text_steps {
-                metrics.extend(batch.accumulate_gradients(&mut learner, teacher, recipe, 1., &mut routers)?);
-            } else {
-                let losses =
-                    batch.accumulate_gradients(&mut learner, teacher, recipe, recipe.text_weight, &mut routers)?;
-                metrics.extend(losses.into_iter().take(1).map(|(_, loss)| ("text_loss", loss)));
+        if let Some(text) = text.as_mut().filter(|_| on_answers.is_none() || recipe.text_weight > 0.) {
+            let batch = DistillBatch::of_text(text.batch(step.index)?, recipe.seq_len)?;
+            let weight = if on_answers.is_none() { 1. } else { recipe.text_weight };
+            let losses =
+                batch.accumulate_gradients(&mut learner, text_teacher.as_ref(), recipe, weight, &mut routers)?;
+            match on_answers {
+                None => metrics.extend(losses),
+                Some(_) => metrics.push(("text_loss", losses[0].1)),
             }
         }
-        let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
-        let grad_norm = learner.step(learning_rate)?;
-        let (done, loss) = (step + 1, metrics[0].1);
-        metrics.extend([("grad_norm", grad_norm), ("learning_rate", learning_rate)]);
-        run.check_step(done, &metrics)?;
-        run.log_with(done, &metrics, routers.metrics())?;
-        run.progress(done, &format!("loss {loss:.3}"));
-        if is_eval_step(done, recipe.eval_every, steps) {
-            run.progress(done, "evaluating");
-            let metrics = evaluate(&learner.model.frozen()?, teacher.as_ref(), &validation, recipe.batch_size, pad)?;
-            run.log(done, &metrics)?;
-            let shown: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-            tracing::info!("step {done}: {}", shown.join(", "));
-        }
-        if run.is_due(done) {
-            run.checkpoint_of(done, &learner, &tokenizer)?;
-        }
+        let learning_rate = recipe.optimizer.learning_rate_at(step.index, steps);
+        metrics.extend([("grad_norm", learner.step(learning_rate)?), ("learning_rate", learning_rate)]);
+        step.finish(&learner, &metrics, routers.metrics())?;
     }
-    run.finish(&[(OPTIMIZER, &learner)], |dir| {
-        tokenizer.save(dir)?;
-        Ok(learner.model.save(dir)?)
-    })
+    run.finish(&learner)
 }
 
 /// The teachers and the plain text.

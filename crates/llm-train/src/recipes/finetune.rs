@@ -7,17 +7,15 @@ use llm_kernels::BlockFormat;
 use llm_model::{Batch, Head, LoraConfig, Model, TokenIndices, WeightFormat};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
-use serde_json::Map;
 
-use super::{chat_format, load_model};
+use super::{chat_format, load_model, save};
 use crate::compat::{TokenSource, check_compatible};
-use crate::eval::is_eval_step;
 use crate::examples::{
     Example, LengthBatches, answer_loss, answer_positions, gather_rows, take_evenly, train_and_validation,
 };
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
-use crate::run::{Checkpoint, Input, OPTIMIZER, Outcome, RunOptions, RunSetup, Start, learner};
+use crate::run::{Checkpoint, Evaluation, Input, Outcome, Plan, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The recipe of fine-tuning.
@@ -151,13 +149,6 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
     if recipe.activation_checkpointing {
         learner.model.checkpoint_activations();
     }
-    let write = |model: &Model, dir: &Path| -> Result<()> {
-        tokenizer.save(dir)?;
-        match recipe.lora {
-            Some(_) => Ok(model.save_adapter(dir, &inputs.model.display().to_string())?),
-            None => Ok(model.save(dir)?),
-        }
-    };
     let mut batches = LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), recipe.batch_size, recipe.seed)?;
     let mut text = match &text {
         Some(text) => Some(Batches::new(text, recipe.text_batch_size, recipe.seq_len, recipe.seed)?),
@@ -165,44 +156,45 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
     };
     let micro_batches = recipe.gradient_accumulation_steps;
     let steps = (batches.per_epoch() * recipe.epochs).div_ceil(micro_batches);
-    let first = setup.step();
-    let mut run = setup.open(steps, recipe.save_every)?;
-    run.begin(steps, first, "steps");
+    let run = setup.open(Plan {
+        steps,
+        save_every: recipe.save_every,
+        unit: ("steps", 1),
+        shown: &[("loss", "loss", 3)],
+        evaluation: Some(Evaluation {
+            every: recipe.eval_every,
+            size: format!("{} conversations", validation.len()),
+            run: Box::new(|model, evaluating| {
+                let eval_loss = answer_loss(&model, &validation, recipe.batch_size, pad)?;
+                evaluating.log(&[("eval_loss", eval_loss)], &format!("validation loss of the answers {eval_loss:.4}"))
+            }),
+        }),
+        write: Box::new(|model, dir| match recipe.lora {
+            Some(_) => {
+                tokenizer.save(dir)?;
+                Ok(model.save_adapter(dir, &inputs.model.display().to_string())?)
+            }
+            None => save(model, &tokenizer, dir),
+        }),
+    })?;
+    if run.is_new() {
+        run.evaluate(0, &learner)?;
+    }
 
-    for step in first..steps {
-        if step == 0 {
-            let eval_loss = answer_loss(&learner.model.frozen()?, &validation, recipe.batch_size, pad)?;
-            run.log(0, &[("eval_loss", eval_loss)])?;
-        }
+    for step in run.steps() {
         let micro: Vec<Vec<&Example>> = (0..micro_batches)
-            .map(|m| batches.batch(step * micro_batches + m).into_iter().map(|i| &train[i]).collect())
+            .map(|m| batches.batch(step.index * micro_batches + m).into_iter().map(|i| &train[i]).collect())
             .collect();
         let (mean_loss, routers) = train_on_answers(&mut learner, &micro, pad)?;
         let mut metrics = vec![("loss", mean_loss)];
         if let Some(text) = &mut text {
-            metrics.push(("text_loss", train_on_text(recipe, &mut learner, text.batch(step)?)?));
+            metrics.push(("text_loss", train_on_text(recipe, &mut learner, text.batch(step.index)?)?));
         }
-        let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
-        let grad_norm = learner.step(learning_rate)?;
-        let done = step + 1;
-        metrics.extend([("grad_norm", grad_norm), ("learning_rate", learning_rate)]);
-        run.check_step(done, &metrics)?;
-        run.log_with(done, &metrics, routers.metrics())?;
-        run.progress(done, &format!("loss {mean_loss:.3}"));
-        if is_eval_step(done, recipe.eval_every, steps) {
-            run.progress(done, "evaluating");
-            let eval_loss = answer_loss(&learner.model.frozen()?, &validation, recipe.batch_size, pad)?;
-            run.log(done, &[("eval_loss", eval_loss)])?;
-            tracing::info!("step {done}: validation loss of the answers {eval_loss:.4}");
-        }
-        if run.is_due(done) {
-            run.checkpoint(done, &[(OPTIMIZER, &learner)], Map::new(), |dir| {
-                write(&learner.model, dir)?;
-                learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
-            })?;
-        }
+        let learning_rate = recipe.optimizer.learning_rate_at(step.index, steps);
+        metrics.extend([("grad_norm", learner.step(learning_rate)?), ("learning_rate", learning_rate)]);
+        step.finish(&learner, &metrics, routers.metrics())?;
     }
-    run.finish(&[(OPTIMIZER, &learner)], |dir| write(&learner.model, dir))
+    run.finish(&learner)
 }
 
 /// Loads the tokenizer, the model and the plain text, and checks that they match and that the recipe applies to them.

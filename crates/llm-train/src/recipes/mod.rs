@@ -39,6 +39,12 @@ fn load_model(dir: &Path, head: llm_model::Head) -> Result<Model> {
     Ok(model)
 }
 
+/// Writes a model and its tokenizer into a folder.
+fn save(model: &Model, tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
+    tokenizer.save(dir)?;
+    Ok(model.save(dir)?)
+}
+
 /// The chat format of a tokenizer. Errors name its folder `dir`.
 fn chat_format<'a>(tokenizer: &'a Tokenizer, dir: &Path) -> Result<&'a ChatFormat> {
     let dir = dir.display();

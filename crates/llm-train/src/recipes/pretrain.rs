@@ -9,11 +9,11 @@ use llm_model::{Batch, Head, Model, ModelConfig};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
+use super::save;
 use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
-use crate::eval::is_eval_step;
-use crate::optim::{Learner, OptimizerConfig};
+use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
-use crate::run::{Input, OPTIMIZER, Outcome, Run, RunOptions, RunSetup, Start, learner};
+use crate::run::{Evaluating, Evaluation, Input, Outcome, Plan, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The recipe of pre-training.
@@ -95,19 +95,28 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
     if recipe.activation_checkpointing {
         learner.model.checkpoint_activations();
     }
-    let first = setup.step();
     let micro_batches = recipe.gradient_accumulation_steps;
     let tokens_per_step = micro_batches * (recipe.batch_size * recipe.seq_len) as u64;
-    let mut run = setup.open(recipe.steps, recipe.save_every)?;
-    run.begin(recipe.steps.saturating_mul(tokens_per_step), first * tokens_per_step, "tokens");
+    let run = setup.open(Plan {
+        steps: recipe.steps,
+        save_every: recipe.save_every,
+        unit: ("tokens", tokens_per_step),
+        shown: &[("loss", "loss", 3)],
+        evaluation: Some(Evaluation {
+            every: recipe.eval_every,
+            size: format!("{} tokens", evaluated_tokens(recipe, &validation)),
+            run: Box::new(|model, evaluating| evaluate(recipe, &tokenizer, &validation, model, evaluating)),
+        }),
+        write: Box::new(|model, dir| save(model, &tokenizer, dir)),
+    })?;
+    if run.is_new() {
+        run.evaluate(0, &learner)?;
+    }
 
-    for step in first..recipe.steps {
-        if step == 0 {
-            evaluate(&evaluation(recipe, &tokenizer, &validation), &learner, &mut run, 0)?;
-        }
+    for step in run.steps() {
         let (mut mean_loss, mut routers) = (0., RouterMetrics::default());
         for micro in 0..micro_batches {
-            let (input_ids, targets) = batches.batch(step * micro_batches + micro)?;
+            let (input_ids, targets) = batches.batch(step.index * micro_batches + micro)?;
             let labels: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
             let batch = Batch::from_flat(&input_ids, recipe.seq_len)?;
             let (hidden, routing) = learner.model.hidden_and_routing(&batch)?; // (b, t, hidden)
@@ -115,34 +124,17 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, opt
             mean_loss += loss::scalar(&loss)?;
             learner.backward(&routers.add(&loss, routing.as_ref(), 1. / micro_batches as f64)?)?;
         }
-        let learning_rate = recipe.optimizer.learning_rate_at(step, recipe.steps);
+        let learning_rate = recipe.optimizer.learning_rate_at(step.index, recipe.steps);
         let grad_norm = learner.step(learning_rate)?;
-        let done = step + 1;
-        run.check_step(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
-        let rate = ((done - first) * tokens_per_step) as f64 / run.seconds();
-        run.log_with(
-            done,
-            &[
-                ("loss", mean_loss),
-                ("grad_norm", grad_norm),
-                ("learning_rate", learning_rate),
-                ("tokens_per_second", rate.round()),
-            ],
-            routers.metrics(),
-        )?;
-        run.progress(done * tokens_per_step, &format!("loss {mean_loss:.3}"));
-        if is_eval_step(done, recipe.eval_every, recipe.steps) {
-            run.progress(done * tokens_per_step, "evaluating");
-            evaluate(&evaluation(recipe, &tokenizer, &validation), &learner, &mut run, done)?;
-        }
-        if run.is_due(done) {
-            run.checkpoint_of(done, &learner, &tokenizer)?;
-        }
+        let metrics = [
+            ("loss", mean_loss),
+            ("grad_norm", grad_norm),
+            ("learning_rate", learning_rate),
+            ("tokens_per_second", step.units_per_second().round()),
+        ];
+        step.finish(&learner, &metrics, routers.metrics())?;
     }
-    run.finish(&[(OPTIMIZER, &learner)], |dir| {
-        tokenizer.save(dir)?;
-        Ok(learner.model.save(dir)?)
-    })
+    run.finish(&learner)
 }
 
 /// The model configuration of the recipe, with vocabulary and special ids of the tokenizer.
@@ -172,31 +164,32 @@ fn check_prompts(recipe: &PretrainRecipe, tokenizer: &Tokenizer) -> Result<()> {
     Ok(())
 }
 
-struct Evaluation<'a> {
-    recipe: &'a PretrainRecipe,
-    tokenizer: &'a Tokenizer,
-    validation: &'a TokenDataset,
-}
-
-fn evaluation<'a>(
-    recipe: &'a PretrainRecipe,
-    tokenizer: &'a Tokenizer,
-    validation: &'a TokenDataset,
-) -> Evaluation<'a> {
-    Evaluation { recipe, tokenizer, validation }
+/// The number of validation tokens that an evaluation predicts.
+fn evaluated_tokens(recipe: &PretrainRecipe, validation: &TokenDataset) -> usize {
+    let all = validation.len().saturating_sub(1);
+    match recipe.eval_batches {
+        0 => all,
+        batches => all.min(batches * recipe.batch_size * recipe.seq_len),
+    }
 }
 
 /// Logs the loss on the validation split and completes the sample prompts.
-fn evaluate(evaluation: &Evaluation, learner: &Learner, run: &mut Run, step: u64) -> Result<()> {
-    let recipe = evaluation.recipe;
-    let model = learner.model.frozen()?;
-    let text = text_loss(&model, evaluation.validation, recipe.batch_size, recipe.seq_len, recipe.eval_batches)?;
-    run.log(step, &[("eval_loss", text.loss), ("eval_bits_per_byte", text.bits_per_byte)])?;
-    tracing::info!("step {step}: validation loss {:.4}, {:.4} bits per byte", text.loss, text.bits_per_byte);
+fn evaluate(
+    recipe: &PretrainRecipe,
+    tokenizer: &Tokenizer,
+    validation: &TokenDataset,
+    model: Model,
+    evaluating: &Evaluating,
+) -> Result<()> {
+    let text = text_loss(&model, validation, recipe.batch_size, recipe.seq_len, recipe.eval_batches)?;
+    evaluating.log(
+        &[("eval_loss", text.loss), ("eval_bits_per_byte", text.bits_per_byte)],
+        &format!("validation loss {:.4}, {:.4} bits per byte", text.loss, text.bits_per_byte),
+    )?;
     if recipe.sample_prompts.is_empty() {
         return Ok(());
     }
-    let text_model = TextModel { model, tokenizer: evaluation.tokenizer.clone() };
+    let text_model = TextModel { model, tokenizer: tokenizer.clone() };
     let prompts = recipe.sample_prompts.iter().map(|p| text_model.document_ids(p)).collect::<Result<Vec<_>, _>>()?;
     let options = GenerateOptions {
         max_new_tokens: 32,
@@ -207,5 +200,5 @@ fn evaluate(evaluation: &Evaluation, learner: &Learner, run: &mut Run, step: u64
     let pairs = recipe.sample_prompts.iter().zip(completions);
     let samples: String = pairs.map(|(prompt, c)| format!("{prompt}|{}\n", c.text)).collect();
     tracing::info!("{}", samples.lines().next().unwrap_or_default());
-    run.sample(step, &samples)
+    evaluating.sample(&samples)
 }

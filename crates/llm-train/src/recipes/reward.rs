@@ -12,13 +12,12 @@ use llm_tokenizer::{ChatFormat, ChatMessage, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{chat_format, load_model};
+use super::{chat_format, load_model, save};
 use crate::compat::check_compatible;
-use crate::eval::is_eval_step;
 use crate::examples::{LengthBatches, gather_rows, take_evenly};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
-use crate::run::{Input, OPTIMIZER, Outcome, RunOptions, RunSetup, Start, learner};
+use crate::run::{Evaluation, Input, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Start, learner};
 use crate::splits::{Source, train_and_validation};
 use crate::{Result, loss};
 
@@ -113,12 +112,25 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
     let longest = |ranked: &EncodedRanking| ranked.rows.iter().map(Vec::len).max().unwrap_or(0);
     let mut batches = LengthBatches::new(train.iter().map(longest).collect(), recipe.batch_size, recipe.seed)?;
     let steps = batches.per_epoch() * recipe.epochs;
-    let first = setup.step();
-    let mut run = setup.open(steps, recipe.save_every)?;
-    run.begin(steps, first, "steps");
+    let run = setup.open(Plan {
+        steps,
+        save_every: recipe.save_every,
+        unit: ("steps", 1),
+        shown: &[("loss", "loss", 3), ("accuracy", "accuracy", 2)],
+        evaluation: Some(Evaluation {
+            every: recipe.eval_every,
+            size: format!("{} rankings", validation.len()),
+            run: Box::new(|model, evaluating| {
+                let (accuracy, margin, ..) = evaluate(&model, &validation, recipe.batch_size, pad)?;
+                let summary = format!("{:.1} % of the validation pairs ranked correctly", 100. * accuracy);
+                evaluating.log(&[("eval_accuracy", accuracy), ("eval_margin", margin)], &summary)
+            }),
+        }),
+        write: Box::new(|model, dir| save(model, &tokenizer, dir)),
+    })?;
 
-    for step in first..steps {
-        let prompts: Vec<&EncodedRanking> = batches.batch(step).into_iter().map(|i| &train[i]).collect();
+    for step in run.steps() {
+        let prompts: Vec<&EncodedRanking> = batches.batch(step.index).into_iter().map(|i| &train[i]).collect();
         // All answers of all prompts in one forward pass: scores (rows,).
         let rows: Vec<Vec<u32>> = prompts.iter().flat_map(|p| p.rows.iter().cloned()).collect();
         let (scores, routing) = scores_and_routing(&learner.model, &rows, pad)?;
@@ -127,33 +139,12 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
         let loss = loss::k_way(&scores, &pairs, &margins, recipe.center_rewards_coefficient)?;
         let mut routers = RouterMetrics::default();
         learner.backward(&routers.add(&loss, routing.as_ref(), 1.)?)?;
-        let learning_rate = recipe.optimizer.learning_rate_at(step, steps);
+        let learning_rate = recipe.optimizer.learning_rate_at(step.index, steps);
         let grad_norm = learner.step(learning_rate)?;
-        let (done, mean_loss) = (step + 1, loss::scalar(&loss)?);
-        run.check_step(done, &[("loss", mean_loss), ("grad_norm", grad_norm)])?;
-        let scores: Vec<f64> = scores.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
-        let (accuracy, margin) = accuracy_and_margin(&scores, &pairs);
-        let metrics = [
-            ("loss", mean_loss),
-            ("accuracy", accuracy),
-            ("margin", margin),
-            ("min_reward", scores.iter().copied().fold(f64::INFINITY, f64::min)),
-            ("mean_reward", scores.iter().sum::<f64>() / scores.len() as f64),
-            ("max_reward", scores.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
-            ("grad_norm", grad_norm),
-            ("learning_rate", learning_rate),
-        ];
-        run.log_with(done, &metrics, routers.metrics())?;
-        run.progress(done, &format!("loss {mean_loss:.3}, accuracy {accuracy:.2}"));
-        if is_eval_step(done, recipe.eval_every, steps) {
-            run.progress(done, "evaluating");
-            let (accuracy, margin, ..) = evaluate(&learner.model.frozen()?, &validation, recipe.batch_size, pad)?;
-            run.log(done, &[("eval_accuracy", accuracy), ("eval_margin", margin)])?;
-            tracing::info!("step {done}: {:.1} % of the validation pairs ranked correctly", 100. * accuracy);
-        }
-        if run.is_due(done) {
-            run.checkpoint_of(done, &learner, &tokenizer)?;
-        }
+        let mut metrics = vec![("loss", loss::scalar(&loss)?)];
+        metrics.extend(score_metrics(&scores, &pairs)?);
+        metrics.extend([("grad_norm", grad_norm), ("learning_rate", learning_rate)]);
+        step.finish(&learner, &metrics, routers.metrics())?;
     }
     // The scale of a reward is arbitrary: store mean and deviation over these answers, to normalise scores. PPO measures its own
     // scale, over replies of the reference model.
@@ -163,10 +154,20 @@ pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: 
     run.check_finite(steps, &[("reward_mean", mean), ("reward_std", std)])?;
     model.extra.insert("reward_mean".to_owned(), json!(mean));
     model.extra.insert("reward_std".to_owned(), json!(std));
-    run.finish(&[(OPTIMIZER, &learner)], |dir| {
-        tokenizer.save(dir)?;
-        Ok(model.save(dir)?)
-    })
+    run.finish_with(&[(OPTIMIZER, &learner)], |dir| save(&model, &tokenizer, dir))
+}
+
+/// The metrics of the scores `(rows,)` of a batch.
+fn score_metrics(scores: &Tensor, pairs: &[Vec<(usize, usize)>]) -> Result<[(&'static str, f64); 5]> {
+    let scores: Vec<f64> = scores.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
+    let (accuracy, margin) = accuracy_and_margin(&scores, pairs);
+    Ok([
+        ("accuracy", accuracy),
+        ("margin", margin),
+        ("min_reward", scores.iter().copied().fold(f64::INFINITY, f64::min)),
+        ("mean_reward", scores.iter().sum::<f64>() / scores.len() as f64),
+        ("max_reward", scores.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
+    ])
 }
 
 /// The scores `(rows,)`, read at the last token of each row, and the routing of a model with experts.

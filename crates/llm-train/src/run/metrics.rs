@@ -35,8 +35,8 @@ impl Metrics {
     }
 
     /// Appends a line.
-    pub fn append(&mut self, line: Map<String, Value>) -> Result<()> {
-        writeln!(self.file, "{}", Value::Object(line)).map_err(Error::io(&self.path))
+    pub fn append(&self, line: Map<String, Value>) -> Result<()> {
+        writeln!(&self.file, "{}", Value::Object(line)).map_err(Error::io(&self.path))
     }
 
     /// Syncs the file to disk.

@@ -14,14 +14,15 @@ mod record;
 mod result;
 mod setup;
 mod stage_times;
+mod steps;
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Instant;
 
 use llm_files::Lock;
 use llm_model::{Model, write_atomic};
-use llm_tokenizer::Tokenizer;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
@@ -32,6 +33,7 @@ pub(crate) use record::Record;
 pub(crate) use result::is_intact;
 pub(crate) use setup::{RunSetup, Start, refuse_existing};
 pub(crate) use stage_times::StageTimes;
+pub(crate) use steps::{Evaluating, Evaluation, Plan};
 
 use crate::optim::{Learner, OptimizerConfig};
 use crate::{Error, Recipe, Result};
@@ -129,55 +131,55 @@ pub(crate) const OPTIMIZER: &str = "optimizer";
 /// A running stage and its folder.
 pub(crate) struct Run<'a> {
     dir: PathBuf,
-    observer: &'a mut dyn FnMut(Event),
+    plan: Plan<'a>,
+    /// Number of steps done before this start of the program.
+    first: u64,
+    observer: RefCell<&'a mut dyn FnMut(Event)>,
     stop: &'a AtomicBool,
     metrics: Metrics,
-    steps: u64,
-    save_every: u64,
     started: Instant,
+    /// Seconds of training before this start of the program.
     earlier: f64,
-    begun_at: Instant,
     _lock: Lock,
 }
 
 impl<'a> Run<'a> {
-    fn new(
+    /// The run in the folder `dir`, of which `first` steps took `earlier` seconds. Reports that the stage begins.
+    fn begin(
         dir: PathBuf,
+        plan: Plan<'a>,
         options: RunOptions<'a>,
         lock: Lock,
-        (step, steps, save_every): (u64, u64, u64),
-        earlier: f64,
+        (first, earlier): (u64, f64),
     ) -> Result<Self> {
-        let metrics = Metrics::open(&dir, step)?;
+        let metrics = Metrics::open(&dir, first)?;
         let RunOptions { observer, stop, .. } = options;
-        let now = Instant::now();
-        Ok(Self { dir, observer, stop, metrics, steps, save_every, started: now, earlier, begun_at: now, _lock: lock })
+        let stage = dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy().into_owned();
+        let (unit, per_step) = plan.unit;
+        let total = plan.steps.saturating_mul(per_step);
+        observer(Event::Begin { stage: &stage, total, done: first * per_step, unit });
+        let observer = RefCell::new(observer);
+        Ok(Self { dir, plan, first, observer, stop, metrics, started: Instant::now(), earlier, _lock: lock })
     }
 
-    /// Reports that the stage begins.
-    pub fn begin(&mut self, total: u64, done: u64, unit: &str) {
-        let stage = self.dir.file_name().unwrap_or(self.dir.as_os_str()).to_string_lossy().into_owned();
-        self.begun_at = Instant::now();
-        (self.observer)(Event::Begin { stage: &stage, total, done, unit });
+    /// Reports that `done` steps are done.
+    fn progress(&self, done: u64, message: &str) {
+        let (_, per_step) = self.plan.unit;
+        (self.observer.borrow_mut())(Event::Progress { done: done * per_step, message });
     }
 
-    /// Reports progress.
-    pub fn progress(&mut self, done: u64, message: &str) {
-        (self.observer)(Event::Progress { done, message });
-    }
-
-    /// Seconds since [`Self::begin`].
-    pub fn seconds(&self) -> f64 {
-        self.begun_at.elapsed().as_secs_f64().max(1e-9)
+    /// Seconds since the run began or was resumed.
+    fn seconds(&self) -> f64 {
+        self.started.elapsed().as_secs_f64().max(1e-9)
     }
 
     /// Appends a line to `metrics.jsonl`. It is an error if a metric is not finite.
-    pub fn log(&mut self, step: u64, metrics: &[(&str, f64)]) -> Result<()> {
+    pub fn log(&self, step: u64, metrics: &[(&str, f64)]) -> Result<()> {
         self.log_with(step, metrics, Map::new())
     }
 
     /// [`Self::log`] with additional metrics that are lists or objects.
-    pub fn log_with(&mut self, step: u64, metrics: &[(&str, f64)], more: Map<String, Value>) -> Result<()> {
+    pub fn log_with(&self, step: u64, metrics: &[(&str, f64)], more: Map<String, Value>) -> Result<()> {
         self.check_finite(step, metrics)?;
         // serde_json writes NaN and infinity as null.
         if let Some((name, _)) = more.iter().find(|(_, value)| has_null(value)) {
@@ -195,10 +197,10 @@ impl<'a> Run<'a> {
         Ok(write_atomic(&self.dir.join(format!("samples/step-{step}.txt")), text.as_bytes())?)
     }
 
-    /// Whether to write a checkpoint after `step` steps: every `save_every` steps, at the end (so that the run can be extended), and
-    /// when the run was asked to stop.
-    pub fn is_due(&self, step: u64) -> bool {
-        step == self.steps || self.save_every > 0 && step.is_multiple_of(self.save_every) || self.stop.load(SeqCst)
+    /// Whether to write a checkpoint after `step` steps.
+    fn is_due(&self, step: u64) -> bool {
+        let Plan { steps, save_every, .. } = self.plan;
+        step == steps || save_every > 0 && step.is_multiple_of(save_every) || self.stop.load(SeqCst)
     }
 
     /// Writes the checkpoint of `step`; `write` fills its folder. Keeps the last two checkpoints. Returns [`Error::Interrupted`] if
@@ -213,24 +215,15 @@ impl<'a> Run<'a> {
         self.check_learners(step, learners)?;
         self.metrics.sync()?;
         state.insert("elapsed_s".to_owned(), json!(self.elapsed()));
-        checkpoint::write(&self.dir, step, self.save_every, state, write)?;
-        if self.stop.load(SeqCst) && step < self.steps {
-            let done = format!("after step {step} of {}", self.steps);
+        checkpoint::write(&self.dir, step, self.plan.save_every, state, write)?;
+        if self.stop.load(SeqCst) && step < self.plan.steps {
+            let done = format!("after step {step} of {}", self.plan.steps);
             return Err(Error::Interrupted { run: self.dir.clone(), done });
         }
         Ok(())
     }
 
-    /// Writes the checkpoint of a stage that trains one model.
-    pub fn checkpoint_of(&self, step: u64, learner: &Learner, tokenizer: &Tokenizer) -> Result<()> {
-        self.checkpoint(step, &[(OPTIMIZER, learner)], Map::new(), |dir| {
-            learner.model.save(dir)?;
-            tokenizer.save(dir)?;
-            learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
-        })
-    }
-
-    /// Returns [`Error::Diverged`] if the loss or the gradient norm of `step` (counted from 1) is not finite. Both come from the
+    /// Returns [`Error::Diverged`] if a metric of `step` (counted from 1) is not finite. Loss and gradients come from the
     /// weights of the previous step, so the checkpoint of that step is removed.
     pub fn check_step(&self, step: u64, metrics: &[(&str, f64)]) -> Result<()> {
         if metrics.iter().any(|(_, value)| !value.is_finite()) {
@@ -265,15 +258,28 @@ impl<'a> Run<'a> {
         Ok(Error::Diverged { run: self.dir.clone(), step, what, kept, optimizer })
     }
 
-    /// Writes the result into the run's folder, then `trainer_state.json`, which marks the run as finished.
-    pub fn finish(self, learners: &Learners, write: impl FnOnce(&Path) -> Result<()>) -> Result<Outcome> {
-        self.check_learners(self.steps, learners)?;
+    /// Writes the model of `learner` into the run's folder and ends the run.
+    pub fn finish(self, learner: &Learner) -> Result<Outcome> {
+        self.check_learners(self.plan.steps, &[(OPTIMIZER, learner)])?;
+        self.metrics.sync()?;
+        (self.plan.write)(&learner.model, &self.dir)?;
+        self.end()
+    }
+
+    /// Writes the result of several learners into the run's folder by `write` and ends the run.
+    pub fn finish_with(self, learners: &Learners, write: impl FnOnce(&Path) -> Result<()>) -> Result<Outcome> {
+        self.check_learners(self.plan.steps, learners)?;
         self.metrics.sync()?;
         write(&self.dir)?;
-        let seconds = self.elapsed();
-        result::write(&self.dir, self.steps, seconds)?;
-        (self.observer)(Event::End);
-        Ok(Outcome { dir: self.dir, steps: self.steps, seconds, was_finished: false })
+        self.end()
+    }
+
+    /// Writes `trainer_state.json`, which marks the run as finished.
+    fn end(self) -> Result<Outcome> {
+        let (steps, seconds) = (self.plan.steps, self.elapsed());
+        result::write(&self.dir, steps, seconds)?;
+        (self.observer.into_inner())(Event::End);
+        Ok(Outcome { dir: self.dir, steps, seconds, was_finished: false })
     }
 
     fn elapsed(&self) -> f64 {

@@ -10,7 +10,7 @@ use toml::Table;
 use super::checkpoint::{self, Checkpoint};
 use super::inputs::{self, Input};
 use super::record::{self, Change, Record};
-use super::{Outcome, Run, RunOptions, is_finished, is_intact};
+use super::{Outcome, Plan, Run, RunOptions, is_finished, is_intact};
 use crate::recipe::Recipe;
 use crate::{Error, Result};
 
@@ -97,8 +97,12 @@ impl<'a> RunSetup<'a> {
     }
 
     /// Creates the folder of the run, or resumes in it. Call it after all checks that can fail by the caller's fault.
-    pub fn open(self, steps: u64, save_every: u64) -> Result<Run<'a>> {
+    pub fn open<'p>(self, plan: Plan<'p>) -> Result<Run<'p>>
+    where
+        'a: 'p,
+    {
         let (step, earlier) = (self.step(), self.checkpoint().map_or(0., Checkpoint::elapsed));
+        let steps = plan.steps;
         if step > steps {
             let dir = self.dir.display();
             return Err(Error::Input(format!("{dir}: has done {step} steps; it cannot end after {steps}")));
@@ -110,7 +114,8 @@ impl<'a> RunSetup<'a> {
         } else if resume {
             tracing::info!("{}: resumes after step {step} of {steps}", dir.display());
         }
-        Run::new(dir, options, lock, (step, steps, save_every), earlier)
+        let RunOptions { resume, observer, stop } = options;
+        Run::begin(dir, plan, RunOptions { resume, observer, stop }, lock, (step, earlier))
     }
 
     /// [`Self::open`] without metrics and checkpoints: only the folder, its recipe and its lock.

@@ -16,17 +16,17 @@ use llm_model::{Head, Model};
 use llm_tokenizer::{ChatFormat, Tokenizer};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 pub use self::metrics::RunningMeans;
 use self::prompts::Prompts;
 pub use self::trainer::{PpoTrainer, Score, SpecialIds, Targets};
-use super::{RewardModel, RewardScale, chat_format, load_model};
+use super::{RewardModel, RewardScale, chat_format, load_model, save};
 use crate::compat::{TokenSource, check_compatible};
 use crate::optim::{OptimizerConfig, Schedule};
 use crate::rl::MissingEos;
 use crate::rollout::Rollout;
-use crate::run::{Input, OPTIMIZER, Outcome, RunOptions, RunSetup, Start, rng};
+use crate::run::{Input, Outcome, Plan, RunOptions, RunSetup, Start, rng};
 use crate::{Error, Result};
 
 /// The recipe of PPO.
@@ -158,37 +158,33 @@ pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOption
     if let Some(checkpoint) = setup.checkpoint() {
         trainer.restore(&checkpoint.dir, &checkpoint.state)?;
     }
-    let first = setup.step();
-    let mut run = setup.open(recipe.updates, recipe.save_every)?;
-    run.begin(recipe.updates, first, "updates");
+    let run = setup.open(Plan {
+        steps: recipe.updates,
+        save_every: recipe.save_every,
+        unit: ("updates", 1),
+        shown: &[("score", "objective/scores", 2), ("KL", "objective/kl", 2)],
+        evaluation: None,
+        write: Box::new(|model, dir| save(model, &tokenizer, dir)),
+    })?;
 
-    for update in first..recipe.updates {
-        let rollouts = trainer.roll_out(&prompts.of_update(update), rng(recipe.seed, 2, update).random())?;
-        let metrics = trainer.learn(&rollouts, update)?;
-        let done = update + 1;
-        let learners = [(OPTIMIZER, &trainer.policy), ("value_optimizer", &trainer.critic)];
+    for step in run.steps() {
+        let rollouts = trainer.roll_out(&prompts.of_update(step.index), rng(recipe.seed, 2, step.index).random())?;
+        let metrics = trainer.learn(&rollouts, step.index)?;
+        let (done, learners) = (step.done(), trainer.learners());
         // First, because weights of one model that are not finite make all metrics not finite.
         run.check_learners(done, &learners)?;
-        run.log(done, &metrics)?;
-        let metric = |name: &str| metrics.iter().find(|m| m.0 == name).map_or(0., |m| m.1);
-        run.progress(done, &format!("score {:.2}, KL {:.2}", metric("objective/scores"), metric("objective/kl")));
+        step.log(&metrics, Map::new())?;
         if recipe.save_every > 0 && done.is_multiple_of(recipe.save_every) || done == recipe.updates {
             run.sample(done, &samples(&tokenizer, &rollouts)?)?;
         }
-        if run.is_due(done) {
-            let mut state = trainer.state();
-            state.insert(SCALE.to_owned(), json!(reward_model.scale));
-            run.checkpoint(done, &learners, state, |dir| {
-                tokenizer.save(dir)?;
-                trainer.save(dir)
-            })?;
-        }
+        let mut state = trainer.state();
+        state.insert(SCALE.to_owned(), json!(reward_model.scale));
+        step.save(&learners, state, |dir| {
+            tokenizer.save(dir)?;
+            trainer.save(dir)
+        })?;
     }
-    let learners = [(OPTIMIZER, &trainer.policy), ("value_optimizer", &trainer.critic)];
-    run.finish(&learners, |dir| {
-        tokenizer.save(dir)?;
-        Ok(trainer.policy.model.save(dir)?)
-    })
+    run.finish_with(&trainer.learners(), |dir| save(&trainer.policy.model, &tokenizer, dir))
 }
 
 /// The score scale that gives replies of the reference mean 0 and deviation 1.

@@ -14,7 +14,7 @@ use crate::optim::Learner;
 use crate::rl::{adapted_kl_coef, explained_variance, gae, policy_loss, token_rewards, value_loss, whiten};
 use crate::rollout::{Reply, Rollout, logprobs_entropies_and_routing, per_reply, reply_logprobs, reply_values};
 use crate::routing::RouterMetrics;
-use crate::run::{restored, rng};
+use crate::run::{OPTIMIZER, restored, rng};
 use crate::{Error, Result, loss};
 
 /// Scores conversations in token ids: a reward model, or any other function.
@@ -77,6 +77,11 @@ impl<'a> PpoTrainer<'a> {
             episodes: 0,
             recipe,
         })
+    }
+
+    /// The policy and the critic, each with the table of its optimizer in the recipe.
+    pub(super) fn learners(&self) -> [(&'static str, &Learner); 2] {
+        [(OPTIMIZER, &self.policy), ("value_optimizer", &self.critic)]
     }
 
     /// Saves policy, critic and both optimizers for [`Self::restore`]; `dir` becomes the policy's Hugging Face folder.

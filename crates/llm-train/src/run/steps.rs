@@ -1,0 +1,144 @@
+//! The frame of a training loop: [`Run::steps`] yields the steps, [`Step::finish`] does everything of a step but the training.
+
+use std::path::Path;
+
+use llm_model::Model;
+use serde_json::{Map, Value};
+
+use super::{Learners, OPTIMIZER, Run};
+use crate::Result;
+use crate::eval::is_eval_step;
+use crate::optim::Learner;
+
+/// The length of a run, and what it does besides training.
+pub(crate) struct Plan<'a> {
+    /// Total number of steps (PPO: updates).
+    pub steps: u64,
+    /// Steps between checkpoints; 0: only at the end.
+    pub save_every: u64,
+    /// The unit of the progress bar, and its number per step.
+    pub unit: (&'static str, u64),
+    /// The metrics in the progress bar: label, name, decimals.
+    pub shown: &'static [(&'static str, &'static str, usize)],
+    /// The evaluation; `None`: the stage has none.
+    pub evaluation: Option<Evaluation<'a>>,
+    /// Writes the model and its tokenizer into a folder.
+    pub write: Box<WriteModel<'a>>,
+}
+
+/// Writes a model and its tokenizer into a folder.
+pub(crate) type WriteModel<'a> = dyn Fn(&Model, &Path) -> Result<()> + 'a;
+
+/// When and how a run evaluates its model.
+pub(crate) struct Evaluation<'a> {
+    /// Steps between evaluations, as for [`is_eval_step`].
+    pub every: u64,
+    /// What is evaluated, for the progress bar, such as `40,960 tokens`.
+    pub size: String,
+    /// Evaluates a frozen copy of the model and logs the metrics.
+    pub run: Box<dyn Fn(Model, &Evaluating) -> Result<()> + 'a>,
+}
+
+/// An evaluation that is running.
+pub(crate) struct Evaluating<'r, 'a> {
+    run: &'r Run<'a>,
+    step: u64,
+}
+
+impl Evaluating<'_, '_> {
+    /// Logs the metrics of the evaluation, and tells the user `summary`.
+    pub fn log(&self, metrics: &[(&str, f64)], summary: &str) -> Result<()> {
+        self.run.log(self.step, metrics)?;
+        tracing::info!("step {}: {summary}", self.step);
+        Ok(())
+    }
+
+    /// Writes `samples/step-N.txt`.
+    pub fn sample(&self, text: &str) -> Result<()> {
+        self.run.sample(self.step, text)
+    }
+}
+
+/// A step of a run. Train, then call [`Self::finish`].
+pub(crate) struct Step<'r, 'a> {
+    run: &'r Run<'a>,
+    /// Counted from 0. Batches, random streams and learning rates depend on it.
+    pub index: u64,
+}
+
+impl<'a> Run<'a> {
+    /// The steps that are left.
+    pub fn steps(&self) -> impl Iterator<Item = Step<'_, 'a>> {
+        (self.first..self.plan.steps).map(|index| Step { run: self, index })
+    }
+
+    /// Whether no step is done yet.
+    pub fn is_new(&self) -> bool {
+        self.first == 0
+    }
+
+    /// Evaluates the model after `done` steps.
+    pub fn evaluate(&self, done: u64, learner: &Learner) -> Result<()> {
+        let Some(evaluation) = &self.plan.evaluation else { return Ok(()) };
+        if done > self.first {
+            self.progress(done, &format!("evaluating on {}", evaluation.size));
+        }
+        (evaluation.run)(learner.model.frozen()?, &Evaluating { run: self, step: done })
+    }
+}
+
+impl Step<'_, '_> {
+    /// Number of steps done when this one is finished.
+    pub fn done(&self) -> u64 {
+        self.index + 1
+    }
+
+    /// Units of the progress bar per second since the run began or was resumed.
+    pub fn units_per_second(&self) -> f64 {
+        let (_, per_step) = self.run.plan.unit;
+        ((self.done() - self.run.first) * per_step) as f64 / self.run.seconds()
+    }
+
+    /// Ends the step of a stage that trains one model: checks the metrics and logs them with `more`, shows the progress, evaluates
+    /// and writes a checkpoint if they are due.
+    ///
+    /// Returns [`crate::Error::Diverged`] if a metric is not finite, and [`crate::Error::Interrupted`], after a checkpoint, if the
+    /// run was asked to stop.
+    pub fn finish(self, learner: &Learner, metrics: &[(&str, f64)], more: Map<String, Value>) -> Result<()> {
+        let (run, done) = (self.run, self.done());
+        run.check_step(done, metrics)?;
+        self.log(metrics, more)?;
+        if run.plan.evaluation.as_ref().is_some_and(|e| is_eval_step(done, e.every, run.plan.steps)) {
+            run.evaluate(done, learner)?;
+        }
+        self.save(&[(OPTIMIZER, learner)], Map::new(), |dir| {
+            (run.plan.write)(&learner.model, dir)?;
+            learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
+        })
+    }
+
+    /// Logs the metrics of the step and shows the progress.
+    pub fn log(&self, metrics: &[(&str, f64)], more: Map<String, Value>) -> Result<()> {
+        self.run.log_with(self.done(), metrics, more)?;
+        let value = |name: &str| metrics.iter().find(|(known, _)| *known == name).map_or(f64::NAN, |(_, value)| *value);
+        let shown = self.run.plan.shown.iter();
+        let parts: Vec<String> =
+            shown.map(|&(label, name, decimals)| format!("{label} {:.decimals$}", value(name))).collect();
+        self.run.progress(self.done(), &parts.join(", "));
+        Ok(())
+    }
+
+    /// Writes a checkpoint if one is due: at every `save_every`-th step, at the end (so that the run can be extended), and when the
+    /// run was asked to stop. `state` is additional state of the recipe; `write` fills the folder.
+    pub fn save(
+        self,
+        learners: &Learners,
+        state: Map<String, Value>,
+        write: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        match self.run.is_due(self.done()) {
+            true => self.run.checkpoint(self.done(), learners, state, write),
+            false => Ok(()),
+        }
+    }
+}
