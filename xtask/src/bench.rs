@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::{Args, Subcommand};
+use llm_files::WeightDtype;
 use serde_json::{Map, Value};
 
 /// Which benchmark to run.
@@ -63,15 +64,13 @@ const PRECISIONS: [(&str, [(&str, &str); 2]); 2] = [
     ("bf16", [("PyTorch bf16, eager", "eager-bf16"), ("PyTorch bf16, compiled", "compiled-bf16")]),
 ];
 
-/// The weight dtypes of the inference benchmark, each with the baselines that support it.
-const DTYPES: [(&str, &[&str]); 6] = [
-    ("f32", &["llama.cpp", "transformers"]),
-    ("bf16", &["llama.cpp", "transformers"]),
-    ("q8_0", &["llama.cpp"]),
-    ("q4_0", &["llama.cpp"]),
-    ("q4_k", &["llama.cpp"]),
-    ("q6_k", &["llama.cpp"]),
-];
+/// The baselines of the inference benchmark that support weights of this dtype.
+fn baselines_of(dtype: WeightDtype) -> &'static [&'static str] {
+    match dtype {
+        WeightDtype::F32 | WeightDtype::Bf16 => &["llama.cpp", "transformers"],
+        WeightDtype::F16 | WeightDtype::Quantized(_) => &["llama.cpp"],
+    }
+}
 
 /// Runs a benchmark and prints its table. An error is a message for the user, on one line.
 pub fn run(bench: &Bench) -> Result<(), String> {
@@ -144,8 +143,9 @@ fn infer(options: &Options, root: &Path) -> Result<(), String> {
         }
     }
     // One table per dtype: ratios between different dtypes mean nothing.
-    for (dtype, engines) in DTYPES {
-        let arguments = words(&["bench", "--threads", &threads, "--config", &config, "--dtype", dtype]);
+    for dtype in WeightDtype::ALL.into_iter().filter(|dtype| *dtype != WeightDtype::F16) {
+        let (name, engines) = (dtype.name(), baselines_of(dtype));
+        let arguments = words(&["bench", "--threads", &threads, "--config", &config, "--dtype", name]);
         let mut programs = vec![Program {
             name: format!("ours, {dtype}"),
             executable: root.join("target/release/llm-infer"),
@@ -153,7 +153,7 @@ fn infer(options: &Options, root: &Path) -> Result<(), String> {
         }];
         for engine in engines.iter().filter(|_| options.baselines.is_some()) {
             let arguments =
-                words(&[&script, "--engine", engine, "--dtype", dtype, "--model", &model, "--threads", &threads]);
+                words(&[&script, "--engine", engine, "--dtype", name, "--model", &model, "--threads", &threads]);
             let executable = options.baselines.clone().unwrap_or_default();
             programs.push(Program { name: format!("{engine}, {dtype}"), executable, arguments });
         }

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use llm_model::Model;
-use llm_model::gguf::{GgufFile, Metadata, TensorType, Value};
+use llm_model::gguf::{GgufFile, Metadata, Value};
+use llm_model::{Model, WeightDtype};
 use llm_tokenizer::{GgufVocabulary, Tokenizer};
 
 use crate::{Error, Result, TextModel};
@@ -24,10 +24,10 @@ impl TextModel {
         Self::checked(model, Tokenizer::from_gguf(&vocabulary)?, path)
     }
 
-    /// Writes a GGUF file with matrices of type `kind`, or in their current format if it is none; `path` must not exist.
-    pub fn save_gguf(&self, path: &Path, kind: Option<TensorType>) -> Result<()> {
+    /// Writes a GGUF file with matrices in `dtype`, or in their current dtype if it is none; `path` must not exist.
+    pub fn save_gguf(&self, path: &Path, dtype: Option<WeightDtype>) -> Result<()> {
         let vocabulary = self.tokenizer.to_gguf(self.model.config().vocab_size)?;
-        Ok(self.model.save_gguf(path, kind, metadata(vocabulary))?)
+        Ok(self.model.save_gguf(path, dtype, metadata(vocabulary))?)
     }
 }
 

@@ -8,9 +8,8 @@ use std::path::Path;
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{D, Device, Tensor};
 use llm_engine::{GenerateOptions, Sampling, TextModel, generate};
-use llm_kernels::BlockFormat;
-use llm_model::gguf::{GgufFile, TensorType, Value};
-use llm_model::{Batch, Head, Model, ModelConfig};
+use llm_model::gguf::{GgufFile, Value};
+use llm_model::{Batch, BlockFormat, Head, Model, ModelConfig, WeightDtype};
 use llm_tokenizer::{ChatMessage, TrainConfig, train_bpe};
 
 /// Unusual on purpose: grouped-query attention, `head_dim` not `hidden_size / heads`, more embedding rows than tokens.
@@ -47,14 +46,14 @@ fn max_difference(a: &Tensor, b: &Tensor) -> f32 {
 }
 
 /// All types with the tolerance of the logits, which are at most about 6.
-const KINDS: [(TensorType, f32); 7] = [
-    (TensorType::F32, 1e-5),
-    (TensorType::F16, 0.02),
-    (TensorType::Bf16, 0.1),
-    (TensorType::Quantized(BlockFormat::Q8_0), 0.3),
-    (TensorType::Quantized(BlockFormat::Q6_K), 0.6),
-    (TensorType::Quantized(BlockFormat::Q4_0), 4.),
-    (TensorType::Quantized(BlockFormat::Q4_K), 4.),
+const KINDS: [(WeightDtype, f32); 7] = [
+    (WeightDtype::F32, 1e-5),
+    (WeightDtype::F16, 0.02),
+    (WeightDtype::Bf16, 0.1),
+    (WeightDtype::Quantized(BlockFormat::Q8_0), 0.3),
+    (WeightDtype::Quantized(BlockFormat::Q6_K), 0.6),
+    (WeightDtype::Quantized(BlockFormat::Q4_0), 4.),
+    (WeightDtype::Quantized(BlockFormat::Q4_K), 4.),
 ];
 
 #[test]
@@ -69,7 +68,7 @@ fn config_tokenizer_and_logits_survive_the_round_trip() {
             let after = TextModel::open(&path).unwrap();
             assert_eq!(after.model.config(), &ModelConfig { initializer_range: 0.02, ..before.model.config().clone() });
             let gap = max_difference(&logits(&after.model), &expected);
-            assert!(gap <= tolerance && (gap > 0. || kind == TensorType::F32), "{kind:?}: {gap}");
+            assert!(gap <= tolerance && (gap > 0. || kind == WeightDtype::F32), "{kind:?}: {gap}");
             let chat = [ChatMessage::new("user", "the cat 🐈?")];
             assert_eq!(after.chat_ids(&chat).unwrap(), before.chat_ids(&chat).unwrap());
             assert_eq!(after.stop_ids(), before.stop_ids());
@@ -88,10 +87,10 @@ fn a_folder_converted_from_gguf_generates_the_same_text() {
     let dir = tempfile::tempdir().unwrap();
     let before = text_model(false);
     let path = dir.path().join("m.gguf");
-    before.save_gguf(&path, Some(TensorType::F16)).unwrap();
+    before.save_gguf(&path, Some(WeightDtype::F16)).unwrap();
     let mapped = TextModel::open(&path).unwrap();
     let folder = dir.path().join("folder");
-    mapped.model.frozen_as(llm_model::WeightFormat::F32).unwrap().save(&folder).unwrap();
+    mapped.model.frozen_as(llm_model::WeightDtype::F32).unwrap().save(&folder).unwrap();
     mapped.tokenizer.save(&folder).unwrap();
     let folder = TextModel::open(&folder).unwrap();
     let options = GenerateOptions {
@@ -118,10 +117,7 @@ fn candle_reads_the_same_values() {
         for (gguf, hf) in [("blk.1.ffn_down", "model.layers.1.mlp.down_proj"), ("output", "lm_head")] {
             let tensor = theirs.tensor(&mut file, &format!("{gguf}.weight"), &Device::Cpu).unwrap();
             let name = format!("{hf}.weight");
-            let weight = match ours.params().quantized().get(&name) {
-                Some(blocks) => blocks.dequantize().unwrap(),
-                None => ours.params().mapped()[&name].to_tensor().unwrap(),
-            };
+            let weight = ours.params().get(&name).unwrap().to_dense().unwrap();
             assert!(max_difference(&tensor.dequantize(&Device::Cpu).unwrap(), &weight) < 1e-6, "{kind:?} {name}");
         }
     }
@@ -178,7 +174,7 @@ fn an_existing_file_is_not_overwritten() {
 fn the_metadata_keys_match_llama_cpp() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
-    text_model(true).save_gguf(&path, Some(TensorType::Quantized(BlockFormat::Q8_0))).unwrap();
+    text_model(true).save_gguf(&path, Some(WeightDtype::Quantized(BlockFormat::Q8_0))).unwrap();
     let file = GgufFile::open(&path).unwrap();
     for (key, value) in [
         ("general.architecture", Value::Text("llama".to_owned())),

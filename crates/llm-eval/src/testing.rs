@@ -1,7 +1,7 @@
 //! Models with known predictions, for tests.
 
 use candle_core::{Device, Tensor};
-use llm_model::{Head, Model, ModelConfig, Params};
+use llm_model::{Head, Model, ModelConfig, Params, Role, TensorSpec};
 use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
 
 /// A tokenizer trained on `text`, with a chat template.
@@ -43,13 +43,13 @@ pub fn bigram_model(tokenizer: &Tokenizer, logit: impl Fn(u32, u32) -> f32) -> M
     };
     // The final norm scales a one-hot row to root mean square 1: its entry becomes sqrt(vocab).
     let scale = (vocab as f32).sqrt();
-    let shapes = config.tensor_shapes(Head::LanguageModel);
-    let tensor = |name: &str, shape: Vec<usize>| match name {
-        "model.embed_tokens.weight" => table(&|i, j| f32::from(u8::from(i == j))),
-        "lm_head.weight" => table(&|to, from| logit(from, to) / scale),
-        _ if name.contains("norm") => Tensor::ones(shape, candle_core::DType::F32, &Device::Cpu).unwrap(),
-        _ => Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap(),
+    let tensor = |spec: &TensorSpec| match spec.role {
+        Role::Embedding => table(&|i, j| f32::from(u8::from(i == j))),
+        Role::Output => table(&|to, from| logit(from, to) / scale),
+        role if role.is_norm() => Tensor::ones(&*spec.shape, candle_core::DType::F32, &Device::Cpu).unwrap(),
+        _ => Tensor::zeros(&*spec.shape, candle_core::DType::F32, &Device::Cpu).unwrap(),
     };
-    let tensors = shapes.into_iter().map(|(name, shape)| (name.clone(), tensor(&name, shape)));
+    let specs = config.tensor_specs(Head::LanguageModel).into_iter();
+    let tensors = specs.map(|spec| (spec.name.clone(), tensor(&spec)));
     Model::new(config.clone(), Head::LanguageModel, Params::new(tensors.collect())).unwrap()
 }

@@ -15,9 +15,11 @@
 //! Where to look next: `llm_model::write_safetensors`, which writes the weights of a model with [`write_atomic`].
 
 mod checksum;
+mod dtype;
 mod lock;
 
 pub use checksum::{checksum, combine_checksums, list_files, sync_folder, verify_checksums, write_checksums};
+pub use dtype::{BlockFormat, WeightDtype};
 pub use lock::Lock;
 
 use std::fs;

@@ -8,8 +8,7 @@ use std::time::Instant;
 use clap::CommandFactory;
 use llm_cli::Failure;
 use llm_engine::{Error, Sampling, TextModel, TextOptions, anonymous_memory, bench};
-use llm_kernels::BlockFormat;
-use llm_model::{Batch, Model, WeightFormat, write_safetensors};
+use llm_model::{Batch, Model, write_safetensors};
 use llm_tokenizer::{ChatMessage, Tokenizer};
 
 pub use crate::args::Arguments;
@@ -33,16 +32,10 @@ All commands: llm-infer --help
 impl Dtype {
     /// Converts the weights of a model to this dtype.
     fn convert(self, model: Model) -> Result<Model, Failure> {
-        let format = match self {
-            Self::Mapped => return Ok(model),
-            Self::F32 => WeightFormat::F32,
-            Self::Bf16 => WeightFormat::Bf16,
-            Self::Q8_0 => WeightFormat::Quantized(BlockFormat::Q8_0),
-            Self::Q4_0 => WeightFormat::Quantized(BlockFormat::Q4_0),
-            Self::Q4_K => WeightFormat::Quantized(BlockFormat::Q4_K),
-            Self::Q6_K => WeightFormat::Quantized(BlockFormat::Q6_K),
-        };
-        model.frozen_as(format).map_err(input)
+        match self.0 {
+            Some(dtype) => model.frozen_as(dtype).map_err(input),
+            None => Ok(model),
+        }
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use llm_cli::Failure;
 use llm_engine::{Error, TextModel};
-use llm_kernels::BlockFormat;
-use llm_model::WeightFormat;
-use llm_model::gguf::TensorType;
+use llm_model::{Model, Weight, WeightDtype};
 
+use crate::args::bits;
 use crate::cli::input;
 
 #[derive(Debug, Args)]
@@ -21,8 +21,8 @@ pub(crate) struct ConvertArgs {
     #[arg(long, value_enum)]
     to: Format,
     /// Weight type of the matrices in the output [default: the type of the input]
-    #[arg(long, value_enum)]
-    quantize: Option<Kind>,
+    #[arg(long, value_parser = dtype_parser())]
+    quantize: Option<WeightDtype>,
     /// Output file (gguf) or folder (safetensors); it must not exist
     #[arg(long)]
     out: PathBuf,
@@ -36,39 +36,17 @@ enum Format {
     Safetensors,
 }
 
-/// Weight type of the matrices in the output.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-#[allow(non_camel_case_types, reason = "ggml's names")]
-#[value(rename_all = "snake_case")]
-enum Kind {
-    /// 32 bits per weight
-    F32,
-    /// 16 bits per weight: the range of f32, about 3 significant digits
-    Bf16,
-    /// 16 bits per weight: up to 65504, about 4 significant digits (gguf only)
-    F16,
-    /// 8.5 bits per weight (gguf only)
-    Q8_0,
-    /// 4.5 bits per weight (gguf only)
-    Q4_0,
-    /// 4.5 bits per weight, with finer scales; 8.5 bits if the row length is not a multiple of 256 (gguf only)
-    Q4_K,
-    /// 6.6 bits per weight; 8.5 bits if the row length is not a multiple of 256 (gguf only)
-    Q6_K,
-}
-
-impl Kind {
-    fn tensor_type(self) -> TensorType {
-        match self {
-            Self::F32 => TensorType::F32,
-            Self::Bf16 => TensorType::Bf16,
-            Self::F16 => TensorType::F16,
-            Self::Q8_0 => TensorType::Quantized(BlockFormat::Q8_0),
-            Self::Q4_0 => TensorType::Quantized(BlockFormat::Q4_0),
-            Self::Q4_K => TensorType::Quantized(BlockFormat::Q4_K),
-            Self::Q6_K => TensorType::Quantized(BlockFormat::Q6_K),
-        }
-    }
+/// The parser of `--quantize`.
+fn dtype_parser() -> impl TypedValueParser<Value = WeightDtype> {
+    let value = |dtype: WeightDtype| {
+        let in_folders = matches!(dtype, WeightDtype::F32 | WeightDtype::Bf16);
+        PossibleValue::new(dtype.name()).help(format!(
+            "{}{}",
+            bits(dtype),
+            if in_folders { "" } else { " (gguf only)" }
+        ))
+    };
+    PossibleValuesParser::new(WeightDtype::ALL.map(value)).try_map(|name| name.parse::<WeightDtype>())
 }
 
 /// Runs the command.
@@ -79,26 +57,30 @@ pub(crate) fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     }
     let text_model = TextModel::open(&args.model).map_err(input)?;
     match args.to {
-        Format::Gguf => text_model.save_gguf(&args.out, args.quantize.map(Kind::tensor_type)).map_err(input)?,
+        Format::Gguf => text_model.save_gguf(&args.out, args.quantize).map_err(input)?,
         Format::Safetensors => save_folder(text_model, args.quantize, &args.out)?,
     }
     llm_cli::print(&format!("{}\n", args.out.display()))
 }
 
 /// Writes a Hugging Face folder.
-fn save_folder(text_model: TextModel, kind: Option<Kind>, out: &Path) -> Result<(), Failure> {
-    let format = match kind {
-        None if text_model.model.params().quantized().is_empty() => return save(&text_model, out),
-        None | Some(Kind::F32) => WeightFormat::F32, // quantised matrices are dequantised
-        Some(Kind::Bf16) => WeightFormat::Bf16,
-        Some(kind) => {
+fn save_folder(text_model: TextModel, dtype: Option<WeightDtype>, out: &Path) -> Result<(), Failure> {
+    let dtype = match dtype {
+        None if !is_quantized(&text_model.model) => return save(&text_model, out),
+        None | Some(WeightDtype::F32) => WeightDtype::F32, // quantised matrices are dequantised
+        Some(WeightDtype::Bf16) => WeightDtype::Bf16,
+        Some(dtype) => {
             return Err(Failure::input(format!(
-                "--quantize {kind:?}: a Hugging Face folder supports f32 and bf16 only; use one of them or omit --quantize"
+                "--quantize {dtype}: a Hugging Face folder supports f32 and bf16 only; use one of them or omit --quantize"
             )));
         }
     };
-    let model = text_model.model.frozen_as(format).map_err(input)?;
+    let model = text_model.model.frozen_as(dtype).map_err(input)?;
     save(&TextModel { model, ..text_model }, out)
+}
+
+fn is_quantized(model: &Model) -> bool {
+    model.params().iter().any(|(_, weight)| matches!(weight, Weight::Quantized(_)))
 }
 
 /// Saves under a temporary name, then renames the folder, so an existing `out` is always complete.

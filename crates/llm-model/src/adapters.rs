@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::lora::{Adapter, Lora, LoraConfig};
 use crate::token_rows::{EMBEDDING, OUTPUT};
+use crate::weight::Weight;
 use crate::{Error, Model, Result, peft};
 
 /// The adapter name that [`Model::with_lora`] uses, as in PEFT.
@@ -69,7 +70,7 @@ impl Model {
                 Error::Input(format!("there is no adapter \"{name}\"; loaded adapters: {known:?}"))
             })?),
         };
-        let params = self.params().with_adapter(adapter.map(Adapter::frozen).transpose()?)?;
+        let params = self.params().with_adapter(adapter.map(|adapter| adapter.map(Weight::frozen)).transpose()?)?;
         let mut model = self.clone();
         model.adapters.active = name.map(str::to_owned);
         *self = model.with_params(params)?;
@@ -97,15 +98,15 @@ impl Model {
     pub fn merged(&self) -> Result<Self> {
         let adapter = self.adapter()?;
         let mut params = self.params().with_adapter(None)?;
-        for name in adapter.tensors.keys().filter_map(|name| name.strip_suffix(".lora_A.weight")) {
-            let weight = self.params().matrix(&format!("{name}.weight"))?;
-            if let Some(lora) = Lora::new(adapter, name, &weight)? {
-                params.replace(format!("{name}.weight"), lora.merged(&weight)?);
+        for name in adapter.weights.keys().filter_map(|name| name.strip_suffix(".lora_A.weight")) {
+            let weight = self.params().get(&format!("{name}.weight"))?;
+            if let Some(lora) = Lora::new(adapter, name, weight)? {
+                params.insert(format!("{name}.weight"), lora.merged(weight)?);
             }
         }
         for name in [EMBEDDING, OUTPUT] {
             if let Some(weight) = adapter.merged_rows(self.config(), self.params(), name)? {
-                params.replace(format!("{name}.weight"), weight);
+                params.insert(format!("{name}.weight"), weight);
             }
         }
         let mut base = self.clone();

@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::families::{self, ParsedConfig};
-use crate::matrix::Matrix;
 use crate::safetensors_file::SafetensorsFile;
+use crate::weight::Weight;
 use crate::{Error, Head, Model, Params, Result};
 
 /// Writes `bytes` to `path` atomically: a reader or a crash sees the old or the new file, never a partial one.
@@ -49,23 +49,28 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
-    if let Some(name) = model.params().quantized().keys().next() {
-        let dir = dir.display();
-        return Err(Error::Input(format!(
-            "{dir}: \"{name}\" is quantised, which a Hugging Face folder does not support; save the model in f32 or bf16"
-        )));
-    }
     if model.params().adapter().is_some() {
         let dir = dir.display();
         return Err(Error::Input(format!(
             "{dir}: an adapter is active; save it with `save_adapter` or merge it first"
         )));
     }
-    let mut tensors = model.params().tensors().clone();
-    for (name, w) in model.params().mapped() {
-        let (rows, cols) = w.shape();
-        let tensor = Tensor::from_raw_buffer(w.bytes(), w.dtype(), &[rows, cols], &Device::Cpu)?;
-        tensors.insert(name.clone(), tensor);
+    let mut tensors = BTreeMap::new();
+    for (name, weight) in model.params().iter() {
+        let tensor = match weight {
+            Weight::Trainable(var) => var.as_tensor().clone(),
+            Weight::Dense(tensor) => tensor.clone(),
+            Weight::Mapped(w) => {
+                Tensor::from_raw_buffer(w.bytes(), w.dtype(), &[w.shape().0, w.shape().1], &Device::Cpu)?
+            }
+            Weight::Quantized(_) => {
+                let dir = dir.display();
+                return Err(Error::Input(format!(
+                    "{dir}: \"{name}\" is quantised, which a Hugging Face folder does not support; save the model in f32 or bf16"
+                )));
+            }
+        };
+        tensors.insert(name.to_owned(), tensor);
     }
     let tensors = families::to_files(&tensors, model.config(), model.head())?;
     write_safetensors(&dir.join("model.safetensors"), &tensors)?;
@@ -94,15 +99,15 @@ pub fn read_config(path: &Path) -> Result<ParsedConfig> {
 
 /// Loads the model of a folder into memory, in f32.
 pub(crate) fn load(dir: &Path) -> Result<Model> {
-    read(dir, |file, name| file.tensor(name).map(Matrix::from))
+    read(dir, |file, name| file.tensor(name).map(Weight::from))
 }
 
 /// Opens the model of a folder with memory-mapped matrices.
 pub(crate) fn open(dir: &Path) -> Result<Model> {
-    read(dir, SafetensorsFile::matrix)
+    read(dir, SafetensorsFile::weight)
 }
 
-fn read(dir: &Path, weight: impl Fn(&SafetensorsFile, &str) -> Result<Matrix>) -> Result<Model> {
+fn read(dir: &Path, weight: impl Fn(&SafetensorsFile, &str) -> Result<Weight>) -> Result<Model> {
     if !dir.is_dir() {
         let message = "no such folder; a model is a folder with config.json and model.safetensors";
         return Err(Error::config(dir.display().to_string(), message));

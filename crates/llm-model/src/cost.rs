@@ -4,10 +4,10 @@
 //! memory figures are those of this workspace's decoder, kernels and optimizer.
 //!
 //! ```
-//! use llm_model::{Head, WeightFormat, cost, presets::preset};
+//! use llm_model::{Head, WeightDtype, cost, presets::preset};
 //!
 //! let llama = preset("llama-3-8b").unwrap();
-//! assert_eq!(cost::weight_bytes(&llama, Head::LanguageModel, WeightFormat::Bf16), 16_061_054_976);
+//! assert_eq!(cost::weight_bytes(&llama, Head::LanguageModel, WeightDtype::Bf16), 16_061_054_976);
 //! assert_eq!(cost::kv_cache_bytes(&llama, 1, 8192), 2 * 1024 * 1024 * 1024);
 //! assert!((cost::Flops::of(&llama, Head::LanguageModel, 8192).forward() / 17.2e9 - 1.).abs() < 0.01);
 //! ```
@@ -18,11 +18,16 @@ use serde::Serialize;
 
 pub use activations::{TrainingMemory, TrainingShape};
 
-use crate::{Head, ModelConfig, WeightFormat};
+use crate::{Head, ModelConfig, Role, TensorSpec, WeightDtype};
 
-/// Bytes of the weights with matrices in `format`; norms, biases and routers are always f32.
-pub fn weight_bytes(config: &ModelConfig, head: Head, format: WeightFormat) -> u64 {
-    config.tensor_shapes(head).iter().map(|(name, shape)| format.bytes_of(name, shape)).sum()
+/// Bytes of the weights with matrices in `dtype`; norms, biases and routers are always f32.
+pub fn weight_bytes(config: &ModelConfig, head: Head, dtype: WeightDtype) -> u64 {
+    let bytes = |spec: &TensorSpec| {
+        let row = spec.shape.last().copied().unwrap_or(0);
+        let bytes = spec.dtype_in(dtype).row_bytes(row).unwrap_or(0) as u64;
+        bytes * (spec.elements() / row.max(1)) as u64
+    };
+    config.tensor_specs(head).iter().map(bytes).sum()
 }
 
 /// Bytes of a [`crate::KvCache`] for `rows` rows of `context` tokens: `2 · layers · rows · context · g · d` f32 values.
@@ -54,17 +59,13 @@ impl Flops {
     pub fn of(config: &ModelConfig, head: Head, seq_len: u64) -> Self {
         let outputs = if head == Head::LanguageModel { config.vocab_size } else { 1 };
         let mut matrices = 0.;
-        for (name, shape) in config.tensor_shapes(head) {
-            if !name.starts_with("model.layers.") || shape.len() != 2 {
-                continue;
-            }
-            let share = match &config.experts {
-                Some(experts) if name.contains(".mlp.experts.") => {
-                    experts.num_experts_per_tok as f64 / experts.num_experts as f64
-                }
+        for spec in config.tensor_specs(head).iter().filter(|spec| spec.is_matrix()) {
+            let share = match (spec.role, &config.experts) {
+                (Role::Embedding | Role::PositionEmbedding | Role::Output | Role::Score, _) => continue,
+                (Role::Expert(_), Some(experts)) => experts.num_experts_per_tok as f64 / experts.num_experts as f64,
                 _ => 1.,
             };
-            matrices += 2. * share * shape.iter().product::<usize>() as f64;
+            matrices += 2. * share * spec.elements() as f64;
         }
         let width = (config.num_attention_heads * config.head_dim) as f64;
         let keys = (0..config.num_hidden_layers).map(|layer| mean_keys(seq_len, config.window_of(layer)));
@@ -99,7 +100,7 @@ mod tests {
 
     use super::*;
     use crate::presets::preset;
-    use crate::{KvCache, Model};
+    use crate::{KvCache, Model, Weight};
 
     fn small() -> ModelConfig {
         ModelConfig { vocab_size: 300, ..ModelConfig::default() }.validated("test").unwrap()
@@ -111,13 +112,15 @@ mod tests {
         let experts = Some(crate::ExpertsConfig::default());
         let experts = ModelConfig { model_type: crate::ModelType::Mixtral, experts, intermediate_size: 512, ..small() };
         let formats = [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_K, BlockFormat::Q6_K];
-        let formats = formats.map(WeightFormat::Quantized).into_iter().chain([WeightFormat::F32, WeightFormat::Bf16]);
+        let formats = formats.map(WeightDtype::Quantized).into_iter().chain([WeightDtype::F32, WeightDtype::Bf16]);
         for format in formats {
             for config in [small(), ModelConfig { tie_word_embeddings: false, ..small() }, experts.clone()] {
                 let model = Model::init(config, Head::LanguageModel, 1).unwrap().frozen_as(format).unwrap();
-                let dense = model.params().tensors().values().map(|t| t.elem_count() * t.dtype().size_in_bytes());
-                let quantized = model.params().quantized().values().map(|w| w.blocks().len());
-                let allocated = dense.chain(quantized).sum::<usize>() as u64;
+                let bytes = |(_, weight): (&str, &Weight)| match weight {
+                    Weight::Quantized(w) => w.blocks().len(),
+                    _ => weight.tensor().map_or(0, |t| t.elem_count() * t.dtype().size_in_bytes()),
+                };
+                let allocated = model.params().iter().map(bytes).sum::<usize>() as u64;
                 assert_eq!(weight_bytes(model.config(), Head::LanguageModel, format), allocated, "{format:?}");
             }
         }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{Head, ModelConfig};
+use crate::{Head, ModelConfig, Role};
 
 /// Number of parameters by part. Each parameter is counted once: a tied output layer counts as embedding only.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -31,17 +31,18 @@ impl ParamCount {
     /// Counts the parameters of a model with `config` and `head`, without allocating tensors.
     pub fn of(config: &ModelConfig, head: Head) -> Self {
         let mut count = Self::default();
-        for (name, shape) in config.tensor_shapes(head) {
-            let part = match name.as_str() {
-                name if name.starts_with("model.embed") => &mut count.embedding,
-                name if name.contains(".self_attn.") => &mut count.attention,
-                name if name.contains(".mlp.experts.") => &mut count.experts,
-                name if name.contains(".mlp.gate.") => &mut count.routers,
-                name if name.contains(".mlp.") => &mut count.mlp,
-                name if name.contains("norm.") => &mut count.norms,
-                _ => &mut count.head,
-            };
-            *part += shape.iter().product::<usize>();
+        for spec in config.tensor_specs(head) {
+            *match spec.role {
+                Role::Embedding | Role::PositionEmbedding => &mut count.embedding,
+                Role::Query | Role::Key | Role::Value | Role::AttentionOutput | Role::QueryNorm | Role::KeyNorm => {
+                    &mut count.attention
+                }
+                Role::Expert(_) => &mut count.experts,
+                Role::Router => &mut count.routers,
+                Role::Mlp(_) => &mut count.mlp,
+                Role::Norm => &mut count.norms,
+                Role::Output | Role::Score => &mut count.head,
+            } += spec.elements();
         }
         if let Some(experts) = &config.experts {
             count.active_experts = count.experts / experts.num_experts * experts.num_experts_per_tok;

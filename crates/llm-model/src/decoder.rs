@@ -11,20 +11,20 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use llm_kernels::{AttentionMask, RecomputedGradients};
 
-use crate::matrix::Matrix;
 use crate::norm::Norm;
 use crate::rotary::{RotaryEmbedding, RotaryTables};
 use crate::token_rows::{EMBEDDING, TokenRows};
+use crate::weight::Weight;
 use crate::{Batch, Error, KvCache, ModelConfig, Params, Result};
 use block::Block;
 pub(crate) use mlp::Mlp;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Decoder {
-    pub embed_tokens: Matrix, // (vocab, hidden)
+    pub embed_tokens: Weight, // (vocab, hidden)
     pub embed_rows: Option<TokenRows>,
     embed_scale: Option<f64>,
-    embed_positions: Option<Matrix>, // (max_position_embeddings, hidden)
+    embed_positions: Option<Weight>, // (max_position_embeddings, hidden)
     layers: Vec<Block>,
     norm: Norm,
     rotary: RotaryEmbedding,
@@ -45,12 +45,12 @@ pub(crate) struct DecoderOutput {
 impl Decoder {
     pub fn new(config: &ModelConfig, params: &Params) -> Result<Self> {
         let layers = (0..config.num_hidden_layers).map(|i| Block::new(config, params, i)).collect::<Result<_>>()?;
-        let positions = config.learned_positions.then(|| params.matrix("model.embed_positions.weight"));
+        let positions = config.learned_positions.then(|| params.get("model.embed_positions.weight"));
         Ok(Self {
-            embed_tokens: params.matrix("model.embed_tokens.weight")?,
+            embed_tokens: params.get("model.embed_tokens.weight")?.clone(),
             embed_rows: TokenRows::new(config, params, EMBEDDING)?,
             embed_scale: config.scale_embeddings.then(|| (config.hidden_size as f64).sqrt()),
-            embed_positions: positions.transpose()?,
+            embed_positions: positions.transpose()?.cloned(),
             layers,
             norm: Norm::new(config, params, "model.norm")?,
             rotary: RotaryEmbedding::new(config),

@@ -22,7 +22,8 @@ impl Experts {
     pub fn new(config: &ModelConfig, experts: &ExpertsConfig, params: &Params, name: &str) -> Result<Self> {
         let expert = |i: usize| Mlp::new(config, params, &format!("{name}.experts.{i}"));
         Ok(Self {
-            router: Linear::new(params, &format!("{name}.gate"))?,
+            // In f32: rounding would change the selected experts.
+            router: Linear::new(params, &format!("{name}.gate"))?.in_f32(),
             experts: (0..experts.num_experts).map(expert).collect::<Result<_>>()?,
             experts_per_token: experts.num_experts_per_tok,
             norm_topk_prob: experts.norm_topk_prob,

@@ -40,7 +40,6 @@ pub mod families;
 pub mod gguf;
 mod linear;
 mod lora;
-mod matrix;
 mod model;
 mod norm;
 mod params;
@@ -50,6 +49,7 @@ mod rotary;
 mod safetensors_file;
 mod shapes;
 mod token_rows;
+mod weight;
 
 pub use batch::Batch;
 pub use cache::KvCache;
@@ -59,12 +59,15 @@ pub use count::ParamCount;
 pub use error::Error;
 pub use experts::Routing;
 pub use families::ModelType;
+pub use llm_files::{BlockFormat, WeightDtype};
 pub use lora::LoraConfig;
 pub use model::{Head, Model};
-pub use params::{Params, WeightFormat};
+pub use params::Params;
 pub use rotary::RopeScaling;
 pub use safetensors_file::read_safetensors;
+pub use shapes::{Projection, Role, TensorSpec};
 pub use token_rows::TokenIndices;
+pub use weight::Weight;
 
 /// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -6,14 +6,14 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use llm_kernels::{linear_residual, linear_with_precision};
+use llm_kernels::{Precision, linear_residual, linear_with_precision};
 use rand_distr::{Distribution, StandardUniform};
 use serde::{Deserialize, Serialize};
 
-use crate::matrix::Matrix;
-use crate::params::{detached, frozen, stream};
+use crate::params::stream;
 use crate::token_rows::{TokenIndices, TokenTarget};
-use crate::{Error, Head, ModelConfig, Params, Result, families};
+use crate::weight::Weight;
+use crate::{Error, Head, ModelConfig, Params, Result, TensorSpec, families};
 
 /// The configuration of an adapter, with the names and defaults of PEFT.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,12 +90,11 @@ impl LoraConfig {
         }
         let family = model.model_type.name();
         let (mut adaptable, mut others) = (Vec::new(), Vec::new());
-        for (name, shape) in model.tensor_shapes(head) {
+        for TensorSpec { name, shape, role, .. } in model.tensor_specs(head) {
             let (Some(name), &[out, width]) = (name.strip_suffix(".weight"), shape.as_slice()) else { continue };
             let (module, unfused) = families::module_of(model, head, name);
             let target = Target { name: name.to_owned(), module, out, width };
-            let inner = name.contains(".layers.") && !name.contains(".mlp.experts.") && !name.ends_with(".mlp.gate");
-            if unfused && inner { adaptable.push(target) } else { others.push(target) }
+            if unfused && role.is_adaptable() { adaptable.push(target) } else { others.push(target) }
         }
         for wanted in &self.target_modules {
             let matches = |target: &Target| is_named(&target.module, wanted);
@@ -133,13 +132,13 @@ fn last_parts(targets: &[Target]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-/// An adapter: configuration and tensors.
+/// An adapter: configuration and weights.
 #[derive(Debug, Clone)]
 pub(crate) struct Adapter {
     pub config: LoraConfig,
-    /// Tensors by name: the decoder's name of the matrix and the suffix of PEFT, such as
+    /// Trainable or dense weights by name: the decoder's name of the matrix and the suffix of PEFT, such as
     /// `model.layers.0.self_attn.q_proj.lora_A.weight` or `model.embed_tokens.token_adapter.trainable_tokens_delta`.
-    pub tensors: BTreeMap<String, Tensor>,
+    pub weights: BTreeMap<String, Weight>,
 }
 
 impl Adapter {
@@ -151,12 +150,12 @@ impl Adapter {
         params: &Params,
         seed: u64,
     ) -> Result<Self> {
-        let mut tensors = BTreeMap::new();
+        let mut weights = BTreeMap::new();
         let mut token_dtype = DType::F32;
         for target in targets {
-            let weight = params.matrix(&format!("{}.weight", target.name))?;
-            let dtype = match &weight {
-                Matrix::Dense(w, _) if w.dtype() == DType::F64 => DType::F64,
+            let weight = params.get(&format!("{}.weight", target.name))?;
+            let dtype = match weight.tensor() {
+                Some(w) if w.dtype() == DType::F64 => DType::F64,
                 _ => DType::F32,
             };
             token_dtype = dtype;
@@ -165,23 +164,24 @@ impl Adapter {
                 let tensor = match part {
                     A => uniform(&name, &shape, seed)?.to_dtype(dtype)?,
                     B => Tensor::zeros(shape, dtype, &Device::Cpu)?,
-                    _ => row_norms(&weight.dense()?.detach())?,
+                    _ => row_norms(&weight.to_dense()?.detach())?,
                 };
-                tensors.insert(name, tensor);
+                weights.insert(name, Weight::Dense(tensor));
             }
         }
-        tensors.extend(Self::init_rows(tokens, params, token_dtype)?);
-        Ok(Self { config: config.clone(), tensors })
+        weights.extend(Self::init_rows(tokens, params, token_dtype)?);
+        Ok(Self { config: config.clone(), weights })
     }
 
-    /// A frozen snapshot.
-    pub fn frozen(&self) -> Result<Self> {
-        Ok(Self { config: self.config.clone(), tensors: frozen(&self.tensors)? })
+    /// Applies `f` to each weight.
+    pub fn map(&self, f: impl Fn(&Weight) -> Result<Weight>) -> Result<Self> {
+        let weights = self.weights.iter().map(|(name, weight)| Ok((name.clone(), f(weight)?)));
+        Ok(Self { config: self.config.clone(), weights: weights.collect::<Result<_>>()? })
     }
 
-    /// The same tensors without gradients.
-    pub fn detached(&self) -> Self {
-        Self { config: self.config.clone(), tensors: detached(&self.tensors) }
+    /// The tensor `name`, if the adapter has it.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.weights.get(name)?.tensor()
     }
 }
 
@@ -214,8 +214,8 @@ pub(crate) struct Lora {
 
 impl Lora {
     /// The adapter of the linear layer `name`, if `adapter` has one.
-    pub fn new(adapter: &Adapter, name: &str, weight: &Matrix) -> Result<Option<Self>> {
-        let part = |part: &str| adapter.tensors.get(&format!("{name}.{part}")).cloned();
+    pub fn new(adapter: &Adapter, name: &str, weight: &Weight) -> Result<Option<Self>> {
+        let part = |part: &str| adapter.tensor(&format!("{name}.{part}")).cloned();
         let (Some(a), Some(b)) = (part(A), part(B)) else { return Ok(None) };
         let mut lora = Self { a, b, scale: adapter.config.scale(), magnitude: part(MAGNITUDE), dora_scale: None };
         if !lora.b.is_variable() {
@@ -225,8 +225,7 @@ impl Lora {
     }
 
     /// Adds the adapter to `y = x · Wᵀ`: `y + s·(x · Aᵀ) · Bᵀ`, times the DoRA scale. `x` is `(…, in)`, `y` is `(…, out)`.
-    pub fn apply(&self, x: &Tensor, y: &Tensor, weight: &Matrix) -> Result<Tensor> {
-        let precision = weight.precision();
+    pub fn apply(&self, x: &Tensor, y: &Tensor, weight: &Weight, precision: Precision) -> Result<Tensor> {
         let low = (linear_with_precision(x, &self.a, precision)? * self.scale)?; // (…, r)
         let y = linear_residual(&low, &self.b, y, precision)?;
         let dora_scale = if self.dora_scale.is_some() { self.dora_scale.clone() } else { self.dora_scale(weight)? };
@@ -237,7 +236,7 @@ impl Lora {
     }
 
     /// The merged matrix `(out, in)`.
-    pub fn merged(&self, weight: &Matrix) -> Result<Tensor> {
+    pub fn merged(&self, weight: &Weight) -> Result<Tensor> {
         let sum = self.sum(weight)?;
         Ok(match self.dora_scale(weight)? {
             Some(scale) => sum.broadcast_mul(&scale.detach().unsqueeze(1)?)?,
@@ -246,13 +245,13 @@ impl Lora {
     }
 
     /// `W + s·BA`, without gradient.
-    fn sum(&self, weight: &Matrix) -> Result<Tensor> {
+    fn sum(&self, weight: &Weight) -> Result<Tensor> {
         let delta = (self.b.detach().matmul(&self.a.detach())? * self.scale)?;
-        Ok((weight.dense()?.detach() + delta)?)
+        Ok((weight.to_dense()?.detach() + delta)?)
     }
 
     /// `magnitude / ‖W + s·BA‖` per row; the norm is treated as a constant (DoRA, section 4.3). None without DoRA.
-    fn dora_scale(&self, weight: &Matrix) -> Result<Option<Tensor>> {
+    fn dora_scale(&self, weight: &Weight) -> Result<Option<Tensor>> {
         let Some(magnitude) = &self.magnitude else { return Ok(None) };
         Ok(Some((magnitude / row_norms(&self.sum(weight)?)?)?))
     }

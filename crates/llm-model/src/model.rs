@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Tensor, TensorId};
+use llm_files::WeightDtype;
 use llm_kernels::{
     CrossEntropyOptions, DistillationLoss, HeadInputs, IGNORE_INDEX, Precision, RecomputedGradients, cross_entropy,
     kl_divergence, linear_cross_entropy, linear_distillation,
@@ -14,9 +15,8 @@ use crate::adapters::Adapters;
 use crate::decoder::Decoder;
 use crate::gguf::{GgufFile, is_gguf};
 use crate::linear::Linear;
-use crate::matrix::Matrix;
-use crate::params::WeightFormat;
 use crate::token_rows::{OUTPUT, TokenRows};
+use crate::weight::Weight;
 use crate::{Batch, Error, KvCache, ModelConfig, ParamCount, Params, Result, Routing, checkpoint, families};
 
 /// The output layer of a model.
@@ -55,7 +55,7 @@ impl Model {
         families::to_json(&config, head)?; // every model can be saved
         let output = match head {
             Head::LanguageModel if config.tie_word_embeddings => {
-                Linear { weight: decoder.embed_tokens.clone(), bias: None, lora: None }
+                Linear::of(decoder.embed_tokens.clone(), params.precision())
             }
             Head::LanguageModel => Linear::new(&params, "lm_head")?,
             Head::Sequence | Head::Token => Linear::new(&params, "score")?,
@@ -112,15 +112,15 @@ impl Model {
 
     /// The same weights without gradients, not copied: for evaluation during training. Training steps change them too.
     pub fn detached(&self) -> Result<Self> {
-        self.with_params(self.params.detached())
+        self.with_params(self.params.detached()?)
     }
 
-    /// A frozen copy with matrices in `format`. Smaller formats use less memory and decode faster, as decoding is limited by
+    /// A frozen copy with matrices in `dtype`. Smaller formats use less memory and decode faster, as decoding is limited by
     /// memory bandwidth.
     ///
     /// A quantised copy cannot be saved with [`Self::save`]: Hugging Face folders do not support these formats.
-    pub fn frozen_as(&self, format: WeightFormat) -> Result<Self> {
-        self.with_params(self.params.with_matrices_in(format)?)
+    pub fn frozen_as(&self, dtype: WeightDtype) -> Result<Self> {
+        self.with_params(self.params.with_matrices_in(dtype, self.config.tensor_specs(self.head))?)
     }
 
     /// The same model and variables with matmuls in `precision`. Bf16 is mixed precision (Micikevicius et al. 2018, arXiv
@@ -241,19 +241,18 @@ impl Model {
         if self.config.final_logit_softcapping.is_some() {
             return Ok((cross_entropy(&self.output(hidden)?, labels)?.sum_all()? / label_count(labels))?);
         }
-        let options =
-            CrossEntropyOptions { precision: self.output.weight.precision(), ..CrossEntropyOptions::default() };
+        let options = CrossEntropyOptions { precision: self.output.precision(), ..CrossEntropyOptions::default() };
         Ok(linear_cross_entropy(hidden, &self.output_weight()?, labels, options)?)
     }
 
     /// The matrix of the output layer, without adapter rows.
-    pub(crate) fn output_matrix(&self) -> &Matrix {
+    pub(crate) fn output_matrix(&self) -> &Weight {
         &self.output.weight
     }
 
     /// The matrix of the output layer, `(vocab, hidden)`, with the rows of the active adapter.
     fn output_weight(&self) -> Result<Tensor> {
-        let weight = self.output.weight.dense()?;
+        let weight = self.output.weight.to_dense()?;
         self.output_rows.as_ref().map_or(Ok(weight.clone()), |rows| rows.insert_into(&weight))
     }
 
@@ -274,9 +273,8 @@ impl Model {
             return distillation_of_logits(&self.output(hidden)?, &teacher_logits, labels, alpha, temperature);
         }
         let (student_weight, teacher_weight) = (self.output_weight()?, teacher.0.output_weight()?);
-        let student =
-            HeadInputs { hidden_states: hidden, weight: &student_weight, precision: self.output.weight.precision() };
-        let precision = teacher.0.output.weight.precision();
+        let student = HeadInputs { hidden_states: hidden, weight: &student_weight, precision: self.output.precision() };
+        let precision = teacher.0.output.precision();
         let teacher = HeadInputs { hidden_states: teacher.1, weight: &teacher_weight, precision };
         Ok(linear_distillation(student, teacher, labels, alpha, temperature)?)
     }
@@ -308,9 +306,10 @@ impl Model {
             _ => families::to_json(&self.config, self.head)?,
         };
         let dtype = match &self.decoder.embed_tokens {
-            Matrix::Dense(w, _) => w.dtype(),
-            Matrix::Mapped(w) => w.dtype(),
-            Matrix::Quantized(_) => DType::F32,
+            Weight::Trainable(w) => w.dtype(),
+            Weight::Dense(w) => w.dtype(),
+            Weight::Mapped(w) => w.dtype(),
+            Weight::Quantized(_) => DType::F32,
         };
         let key = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
         json[key] = Value::from(match dtype {

@@ -17,11 +17,11 @@ pub(crate) struct Norm {
 impl Norm {
     pub fn new(config: &ModelConfig, params: &Params, name: &str) -> Result<Self> {
         let bias = match config.norm {
-            NormKind::Layer => Some(params.get(&format!("{name}.bias"))?),
+            NormKind::Layer => Some(params.tensor(&format!("{name}.bias"))?),
             NormKind::Rms | NormKind::RmsPlusOne => None,
         };
         let plus_one = config.norm == NormKind::RmsPlusOne;
-        Ok(Self { weight: params.get(&format!("{name}.weight"))?, bias, plus_one, eps: config.rms_norm_eps })
+        Ok(Self { weight: params.tensor(&format!("{name}.weight"))?, bias, plus_one, eps: config.rms_norm_eps })
     }
 
     /// `(…, n)` to the same shape.

@@ -10,6 +10,7 @@ use crate::checkpoint::{read_json, write_json, write_safetensors};
 use crate::lora::{Adapter, LoraConfig};
 use crate::safetensors_file::read_safetensors;
 use crate::token_rows::TokenTarget;
+use crate::weight::Weight;
 use crate::{Error, Head, ModelConfig, Result};
 
 const CONFIG: &str = "adapter_config.json";
@@ -41,7 +42,7 @@ pub(crate) fn load(dir: &Path, model: &ModelConfig, head: Head) -> Result<Adapte
     let config = read_config(&read_json(&path)?, &origin)?;
     let path = dir.join(TENSORS);
     let mut found = read_safetensors(&path)?;
-    let (mut tensors, mut problems) = (BTreeMap::new(), Vec::new());
+    let (mut weights, mut problems) = (BTreeMap::new(), Vec::new());
     for Part { ours, theirs, shape } in parts(&config, model, head, &origin)? {
         let name = format!("{PREFIX}{theirs}");
         let Some(tensor) = found.remove(&name) else {
@@ -54,13 +55,13 @@ pub(crate) fn load(dir: &Path, model: &ModelConfig, head: Head) -> Result<Adapte
         } else if !matches!(tensor.dtype(), DType::F32 | DType::F64) {
             problems.push(format!("tensor \"{name}\" is {:?}; expected a floating-point dtype", tensor.dtype()));
         } else {
-            tensors.insert(ours, tensor.to_dtype(DType::F32)?);
+            weights.insert(ours, Weight::Dense(tensor.to_dtype(DType::F32)?));
         }
     }
     problems
         .extend(found.keys().map(|name| format!("tensor \"{name}\" is not part of an adapted module of this model")));
     if problems.is_empty() {
-        Ok(Adapter { config, tensors })
+        Ok(Adapter { config, weights })
     } else {
         Err(Error::Tensors { origin: path.display().to_string(), problems })
     }
@@ -68,7 +69,7 @@ pub(crate) fn load(dir: &Path, model: &ModelConfig, head: Head) -> Result<Adapte
 
 /// A tensor of an adapter.
 struct Part {
-    /// The name in [`Adapter::tensors`].
+    /// The name in [`Adapter::weights`].
     ours: String,
     /// The name in PEFT's file, without [`PREFIX`].
     theirs: String,
@@ -97,8 +98,8 @@ fn parts(config: &LoraConfig, model: &ModelConfig, head: Head, origin: &str) -> 
 pub(crate) fn save(adapter: &Adapter, dir: &Path, base: &str, model: &ModelConfig, head: Head) -> Result<()> {
     let config = &adapter.config;
     let parts = parts(config, model, head, "adapter configuration")?;
-    let tensor = |part: Part| (format!("{PREFIX}{}", part.theirs), adapter.tensors[&part.ours].clone());
-    let tensors: BTreeMap<_, _> = parts.into_iter().map(tensor).collect();
+    let tensor = |part: Part| Ok((format!("{PREFIX}{}", part.theirs), adapter.weights[&part.ours].to_dense()?));
+    let tensors = parts.into_iter().map(tensor).collect::<Result<BTreeMap<_, _>>>()?;
     write_safetensors(&dir.join(TENSORS), &tensors)?;
     write_json(&dir.join(CONFIG), &config_json(config, base))
 }

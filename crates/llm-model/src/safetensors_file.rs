@@ -13,7 +13,7 @@ use llm_kernels::{Bytes, MappedWeight};
 use safetensors::{Dtype, SafeTensors};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
-use crate::matrix::Matrix;
+use crate::weight::Weight;
 use crate::{Error, Result};
 
 /// A memory-mapped file with a validated header.
@@ -79,13 +79,13 @@ impl SafetensorsFile {
     }
 
     /// A weight: matrices stay memory-mapped, other tensors are copied.
-    pub fn matrix(&self, name: &str) -> Result<Matrix> {
+    pub fn weight(&self, name: &str) -> Result<Weight> {
         let (entry, bytes) = self.entry(name)?;
         match (entry.shape.as_slice(), entry.dtype) {
             (&[rows, cols], DType::F32 | DType::BF16 | DType::F16) => {
-                Ok(Matrix::Mapped(MappedWeight::new(bytes, (rows, cols), entry.dtype)?))
+                Ok(Weight::Mapped(MappedWeight::new(bytes, (rows, cols), entry.dtype)?))
             }
-            _ => Ok(Matrix::from(self.tensor(name)?)),
+            _ => Ok(Weight::from(self.tensor(name)?)),
         }
     }
 }

@@ -1,4 +1,7 @@
-//! Names and shapes of the decoder's tensors. The names are Llama's, with additions for other families.
+//! Names, shapes, roles and initialisation of the decoder's tensors. The names are Llama's, with additions for other families.
+
+use candle_nn::Init;
+use llm_files::WeightDtype;
 
 use crate::config::{AttentionBias, NormKind, NormPlacement, QkNorm};
 use crate::{Error, Head, ModelConfig, Result};
@@ -27,25 +30,119 @@ impl NormPlacement {
     }
 }
 
-/// Names and shapes in the order of the forward pass.
-struct Shapes(Vec<(String, Vec<usize>)>);
+/// A tensor of a model.
+#[derive(Debug, Clone)]
+pub struct TensorSpec {
+    /// The decoder's name; the files of a family may use another one.
+    pub name: String,
+    /// The shape: `(out, in)` for matrices.
+    pub shape: Vec<usize>,
+    /// The layer it belongs to.
+    pub role: Role,
+    /// Whether it is the bias of the layer instead of its weight.
+    pub is_bias: bool,
+    /// The distribution of the initial values. It is a description only: [`crate::Params::init`] draws the values, because
+    /// candle cannot seed the random numbers of a CPU.
+    pub init: Init,
+}
 
-impl Shapes {
-    fn add(&mut self, name: String, shape: &[usize]) {
-        self.0.push((name, shape.to_vec()));
+/// The layer of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Token embedding; also the output layer if the model ties them.
+    Embedding,
+    /// Learned position embedding.
+    PositionEmbedding,
+    /// A norm of a block, or the final norm.
+    Norm,
+    /// `q_proj`.
+    Query,
+    /// `k_proj`.
+    Key,
+    /// `v_proj`.
+    Value,
+    /// `o_proj`.
+    AttentionOutput,
+    /// Norm of the queries.
+    QueryNorm,
+    /// Norm of the keys.
+    KeyNorm,
+    /// The router of a mixture of experts. It is always f32: it is small, and rounding would change the selected experts.
+    Router,
+    /// `gate_proj`, `up_proj` or `down_proj` of a dense MLP.
+    Mlp(Projection),
+    /// `gate_proj`, `up_proj` or `down_proj` of an expert.
+    Expert(Projection),
+    /// Output layer of a language model (`lm_head`).
+    Output,
+    /// Score head.
+    Score,
+}
+
+/// A projection of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "each variant is the name of a projection")]
+pub enum Projection {
+    Gate,
+    Up,
+    Down,
+}
+
+impl Role {
+    /// Whether it is a norm.
+    pub fn is_norm(self) -> bool {
+        matches!(self, Self::Norm | Self::QueryNorm | Self::KeyNorm)
     }
 
-    fn linear(&mut self, name: &str, out: usize, input: usize, bias: bool) {
-        self.add(format!("{name}.weight"), &[out, input]);
+    /// Whether it is a linear layer of a block that can have an adapter: of attention, or of a dense MLP.
+    pub(crate) fn is_adaptable(self) -> bool {
+        matches!(self, Self::Query | Self::Key | Self::Value | Self::AttentionOutput | Self::Mlp(_))
+    }
+}
+
+impl TensorSpec {
+    /// Whether it is a matrix.
+    pub fn is_matrix(&self) -> bool {
+        self.shape.len() == 2
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The dtype of this tensor in a model in memory with matrices in `dtype`: norms, biases and routers are f32.
+    pub(crate) fn dtype_in(&self, dtype: WeightDtype) -> WeightDtype {
+        match self.shape.as_slice() {
+            &[_, row] if self.role != Role::Router => dtype.for_rows_of(row),
+            _ => WeightDtype::F32,
+        }
+    }
+}
+
+/// The specifications in the order of the forward pass.
+struct Specs<'a> {
+    config: &'a ModelConfig,
+    all: Vec<TensorSpec>,
+}
+
+impl Specs<'_> {
+    fn add(&mut self, name: String, shape: &[usize], role: Role, is_bias: bool) {
+        let init = if is_bias { candle_nn::init::ZERO } else { self.config.init_of(role) };
+        self.all.push(TensorSpec { name, shape: shape.to_vec(), role, is_bias, init });
+    }
+
+    fn linear(&mut self, name: &str, role: Role, (out, input): (usize, usize), bias: bool) {
+        self.add(format!("{name}.weight"), &[out, input], role, false);
         if bias {
-            self.add(format!("{name}.bias"), &[out]);
+            self.add(format!("{name}.bias"), &[out], role, true);
         }
     }
 
-    fn norm(&mut self, name: &str, width: usize, kind: NormKind) {
-        self.add(format!("{name}.weight"), &[width]);
-        if kind == NormKind::Layer {
-            self.add(format!("{name}.bias"), &[width]);
+    fn norm(&mut self, name: &str, role: Role, width: usize) {
+        self.add(format!("{name}.weight"), &[width], role, false);
+        if self.config.norm == NormKind::Layer {
+            self.add(format!("{name}.bias"), &[width], role, true);
         }
     }
 }
@@ -68,69 +165,86 @@ impl ModelConfig {
         if all > tensors { few("\"num_experts\" of all layers,", all) } else { Ok(()) }
     }
 
-    /// The name and shape of every tensor of a model with this decoder and `head`, in the order of the forward pass.
-    ///
-    /// These are the decoder's names; the files of a family may use other names.
-    pub fn tensor_shapes(&self, head: Head) -> Vec<(String, Vec<usize>)> {
+    /// All tensors of a model with this decoder and `head`, in the order of the forward pass.
+    pub fn tensor_specs(&self, head: Head) -> Vec<TensorSpec> {
         let width = self.hidden_size;
-        let mut shapes = Shapes(Vec::new());
-        shapes.linear("model.embed_tokens", self.vocab_size, width, false);
+        let mut specs = Specs { config: self, all: Vec::new() };
+        specs.linear("model.embed_tokens", Role::Embedding, (self.vocab_size, width), false);
         if self.learned_positions {
-            shapes.linear("model.embed_positions", self.max_position_embeddings, width, false);
+            let shape = (self.max_position_embeddings, width);
+            specs.linear("model.embed_positions", Role::PositionEmbedding, shape, false);
         }
         for layer in 0..self.num_hidden_layers {
-            self.block_shapes(layer, &mut shapes);
+            self.block_specs(layer, &mut specs);
         }
-        shapes.norm("model.norm", width, self.norm);
+        specs.norm("model.norm", Role::Norm, width);
         match head {
             Head::LanguageModel if self.tie_word_embeddings => {}
-            Head::LanguageModel => shapes.linear("lm_head", self.vocab_size, width, false),
-            Head::Sequence => shapes.linear("score", 1, width, false),
-            Head::Token => shapes.linear("score", 1, width, true),
+            Head::LanguageModel => specs.linear("lm_head", Role::Output, (self.vocab_size, width), false),
+            Head::Sequence => specs.linear("score", Role::Score, (1, width), false),
+            Head::Token => specs.linear("score", Role::Score, (1, width), true),
         }
-        shapes.0
+        specs.all
     }
 
-    fn block_shapes(&self, layer: usize, shapes: &mut Shapes) {
+    /// The initial values of the weight of a layer. Norms start as the identity. Matrices are normal with standard deviation
+    /// `initializer_range`, divided by `sqrt(2 · layers)` where the output is added to the residual stream, as in GPT-2; the
+    /// score head with `1 / sqrt(hidden_size + 1)` (Stiennon et al. 2020, arXiv 2009.01325).
+    fn init_of(&self, role: Role) -> Init {
+        let stdev = match role {
+            role if role.is_norm() && self.norm == NormKind::RmsPlusOne => return candle_nn::init::ZERO,
+            role if role.is_norm() => return candle_nn::init::ONE,
+            Role::Score => 1. / ((self.hidden_size + 1) as f64).sqrt(),
+            Role::AttentionOutput | Role::Mlp(Projection::Down) | Role::Expert(Projection::Down) => {
+                self.initializer_range / (2. * self.num_hidden_layers as f64).sqrt()
+            }
+            _ => self.initializer_range,
+        };
+        Init::Randn { mean: 0., stdev }
+    }
+
+    fn block_specs(&self, layer: usize, specs: &mut Specs) {
         let (width, names) = (self.hidden_size, self.norm_placement.names());
         let (q, kv) = (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
         let full = |name: &str| format!("model.layers.{layer}.{name}");
-        let norm = |shapes: &mut Shapes, name: Option<&str>| {
+        let norm = |specs: &mut Specs, name: Option<&str>| {
             if let Some(name) = name {
-                shapes.norm(&full(name), width, self.norm);
+                specs.norm(&full(name), Role::Norm, width);
             }
         };
-        norm(shapes, names.attention_in);
+        norm(specs, names.attention_in);
         let bias = self.attention_bias != AttentionBias::None;
-        shapes.linear(&full("self_attn.q_proj"), q, width, bias);
-        shapes.linear(&full("self_attn.k_proj"), kv, width, bias);
-        shapes.linear(&full("self_attn.v_proj"), kv, width, bias);
+        specs.linear(&full("self_attn.q_proj"), Role::Query, (q, width), bias);
+        specs.linear(&full("self_attn.k_proj"), Role::Key, (kv, width), bias);
+        specs.linear(&full("self_attn.v_proj"), Role::Value, (kv, width), bias);
         if let Some(kind) = self.qk_norm {
             let (q, kv) = if kind == QkNorm::Head { (self.head_dim, self.head_dim) } else { (q, kv) };
-            shapes.norm(&full("self_attn.q_norm"), q, self.norm);
-            shapes.norm(&full("self_attn.k_norm"), kv, self.norm);
+            specs.norm(&full("self_attn.q_norm"), Role::QueryNorm, q);
+            specs.norm(&full("self_attn.k_norm"), Role::KeyNorm, kv);
         }
-        shapes.linear(&full("self_attn.o_proj"), width, q, self.attention_bias == AttentionBias::All);
-        norm(shapes, names.attention_out);
-        norm(shapes, names.mlp_in);
+        let bias = self.attention_bias == AttentionBias::All;
+        specs.linear(&full("self_attn.o_proj"), Role::AttentionOutput, (width, q), bias);
+        norm(specs, names.attention_out);
+        norm(specs, names.mlp_in);
         match self.experts_of(layer) {
             Some(experts) => {
-                shapes.linear(&full("mlp.gate"), experts.num_experts, width, false);
+                specs.linear(&full("mlp.gate"), Role::Router, (experts.num_experts, width), false);
                 for expert in 0..experts.num_experts {
-                    self.mlp_shapes(&full(&format!("mlp.experts.{expert}")), experts.moe_intermediate_size, shapes);
+                    let name = full(&format!("mlp.experts.{expert}"));
+                    self.mlp_specs(&name, Role::Expert, experts.moe_intermediate_size, specs);
                 }
             }
-            None => self.mlp_shapes(&full("mlp"), self.intermediate_size, shapes),
+            None => self.mlp_specs(&full("mlp"), Role::Mlp, self.intermediate_size, specs),
         }
-        norm(shapes, names.mlp_out);
+        norm(specs, names.mlp_out);
     }
 
-    fn mlp_shapes(&self, name: &str, inner: usize, shapes: &mut Shapes) {
+    fn mlp_specs(&self, name: &str, role: fn(Projection) -> Role, inner: usize, specs: &mut Specs) {
         let (width, bias) = (self.hidden_size, self.mlp_bias);
         if self.gated_mlp {
-            shapes.linear(&format!("{name}.gate_proj"), inner, width, bias);
+            specs.linear(&format!("{name}.gate_proj"), role(Projection::Gate), (inner, width), bias);
         }
-        shapes.linear(&format!("{name}.up_proj"), inner, width, bias);
-        shapes.linear(&format!("{name}.down_proj"), width, inner, bias);
+        specs.linear(&format!("{name}.up_proj"), role(Projection::Up), (inner, width), bias);
+        specs.linear(&format!("{name}.down_proj"), role(Projection::Down), (width, inner), bias);
     }
 }

@@ -10,7 +10,7 @@ use llm_kernels::{Precision, linear_residual, linear_with_precision};
 use serde::{Deserialize, Serialize};
 
 use crate::lora::Adapter;
-use crate::matrix::Matrix;
+use crate::weight::Weight;
 use crate::{Error, Head, Model, ModelConfig, Params, Result, families};
 
 /// The tokens with trainable rows, in the format of PEFT.
@@ -124,12 +124,12 @@ impl TokenRows {
     pub fn new(config: &ModelConfig, params: &Params, name: &str) -> Result<Option<Self>> {
         let Some(adapter) = params.adapter() else { return Ok(None) };
         let targets = adapter.config.token_targets(config, "adapter configuration")?;
-        let rows = adapter.tensors.get(&TokenTarget::tensor(name));
+        let rows = adapter.tensor(&TokenTarget::tensor(name));
         let (Some(target), Some(rows)) = (targets.into_iter().find(|target| target.name == name), rows) else {
             return Ok(None);
         };
-        let matrix = params.matrix(&format!("{name}.weight"))?;
-        let original = rows_of(&matrix, &target.ids)?.to_dtype(rows.dtype())?;
+        let matrix = params.get(&format!("{name}.weight"))?;
+        let original = rows_of(matrix, &target.ids)?.to_dtype(rows.dtype())?;
         let (vocab, k) = (matrix.dims()[0], target.ids.len());
         let mut one_hot = vec![0f32; vocab * k];
         for (i, &id) in target.ids.iter().enumerate() {
@@ -206,7 +206,7 @@ impl CustomOp1 for ReplaceRows {
 }
 
 /// The rows `ids` of a matrix, `(ids, hidden)`.
-fn rows_of(matrix: &Matrix, ids: &[u32]) -> Result<Tensor> {
+fn rows_of(matrix: &Weight, ids: &[u32]) -> Result<Tensor> {
     Ok(matrix.gather_rows(&Tensor::from_slice(ids, ids.len(), &candle_core::Device::Cpu)?)?.detach())
 }
 
@@ -216,10 +216,10 @@ impl Adapter {
         targets: &[TokenTarget],
         params: &Params,
         dtype: DType,
-    ) -> Result<BTreeMap<String, Tensor>> {
+    ) -> Result<BTreeMap<String, Weight>> {
         let init = |target: &TokenTarget| {
-            let matrix = params.matrix(&format!("{}.weight", target.name))?;
-            Ok((TokenTarget::tensor(&target.name), rows_of(&matrix, &target.ids)?.to_dtype(dtype)?))
+            let matrix = params.get(&format!("{}.weight", target.name))?;
+            Ok((TokenTarget::tensor(&target.name), rows_of(matrix, &target.ids)?.to_dtype(dtype)?.into()))
         };
         targets.iter().map(init).collect()
     }
@@ -228,8 +228,9 @@ impl Adapter {
     pub(crate) fn merged_rows(&self, config: &ModelConfig, params: &Params, name: &str) -> Result<Option<Tensor>> {
         let targets = self.config.token_targets(config, "adapter configuration")?;
         let Some(target) = targets.iter().find(|target| target.name == name) else { return Ok(None) };
-        let weight = params.matrix(&format!("{name}.weight"))?.dense()?.detach();
-        let rows = self.tensors[&TokenTarget::tensor(name)].detach().to_dtype(weight.dtype())?.contiguous()?;
+        let weight = params.get(&format!("{name}.weight"))?.to_dense()?.detach();
+        let rows =
+            self.weights[&TokenTarget::tensor(name)].to_dense()?.detach().to_dtype(weight.dtype())?.contiguous()?;
         let weight = rows.apply_op1(ReplaceRows { weight, ids: target.ids.clone() })?;
         Ok(Some(weight))
     }

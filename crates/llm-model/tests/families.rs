@@ -255,7 +255,7 @@ fn gradients_match_finite_differences() {
         for (seed, (tensor, var)) in model.params().vars().iter().enumerate() {
             let direction = signs(var, seed as u64);
             let moved = |by: f64| {
-                let mut tensors = wide.params().tensors().clone();
+                let mut tensors = wide.params().tensors();
                 let there = (&tensors[tensor] + (&direction * by).unwrap()).unwrap();
                 tensors.insert(tensor.clone(), there);
                 let model = Model::new(wide.config().clone(), wide.head(), Params::new(tensors)).unwrap();
@@ -287,13 +287,14 @@ fn the_loss_falls_within_50_steps() {
         config.initializer_range = 0.1;
         let model = Model::init(config, Head::LanguageModel, 3).unwrap();
         let zeros = |var: &Var| Tensor::zeros((2, var.elem_count()), DType::F32, var.device()).unwrap();
-        let moments: BTreeMap<&String, Tensor> = model.params().vars().iter().map(|(n, v)| (n, zeros(v))).collect();
+        let moments: BTreeMap<String, Tensor> =
+            model.params().vars().into_iter().map(|(n, v)| (n, zeros(&v))).collect();
         let mut losses = Vec::new();
         for step in 1..=50 {
             let loss = training_loss(&model);
             losses.push(number(&loss));
             let gradients = loss.backward().unwrap();
-            for (tensor, var) in model.params().vars() {
+            for (tensor, var) in &model.params().vars() {
                 let Some(gradient) = gradients.get(var) else { continue };
                 let step = AdamWStep {
                     learning_rate: 3e-3,

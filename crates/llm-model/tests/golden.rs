@@ -70,7 +70,7 @@ fn check(name: &str, head: Head) {
     };
     assert_near("loss", &loss.reshape(1).unwrap(), &expected["loss"]);
     let grads = loss.backward().unwrap();
-    for (name, var) in model.params().vars() {
+    for (name, var) in &model.params().vars() {
         assert_near(&format!("gradient of {name}"), grads.get(var).unwrap(), &expected[&format!("grad.{name}")]);
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use candle_core::{D, DType, IndexOp, Tensor};
 use llm_kernels::{BlockFormat, Precision};
 use llm_model::{
-    Batch, Head, KvCache, Model, ModelConfig, ModelType, ParamCount, Params, WeightFormat, write_safetensors,
+    Batch, Head, KvCache, Model, ModelConfig, ModelType, ParamCount, Params, Weight, WeightDtype, write_safetensors,
 };
 use serde_json::{Value, json};
 
@@ -232,30 +232,28 @@ fn weight_formats_compute_with_their_rounded_weights() {
     let mut gap_before = 0.;
     // From the most to the least precise format.
     for format in [
-        WeightFormat::F32,
-        WeightFormat::Bf16,
-        WeightFormat::Quantized(BlockFormat::Q8_0),
-        WeightFormat::Quantized(BlockFormat::Q6_K),
-        WeightFormat::Quantized(BlockFormat::Q4_0),
+        WeightDtype::F32,
+        WeightDtype::Bf16,
+        WeightDtype::Quantized(BlockFormat::Q8_0),
+        WeightDtype::Quantized(BlockFormat::Q6_K),
+        WeightDtype::Quantized(BlockFormat::Q4_0),
     ] {
         let small = model.frozen_as(format).unwrap();
         let gap = max_difference(&logits(&small), &exact);
-        assert!(gap > gap_before || format == WeightFormat::F32, "{format:?}: {gap} after {gap_before}");
+        assert!(gap > gap_before || format == WeightDtype::F32, "{format:?}: {gap} after {gap_before}");
         gap_before = gap;
         // The dequantised weights in f32 give the same logits.
-        let wide = |t: &Tensor| t.to_dtype(candle_core::DType::F32).unwrap();
-        let mut tensors: BTreeMap<String, Tensor> =
-            small.params().tensors().iter().map(|(name, t)| (name.clone(), wide(t))).collect();
-        tensors.extend(small.params().quantized().iter().map(|(n, w)| (n.clone(), w.dequantize().unwrap())));
+        let tensors: BTreeMap<String, Tensor> =
+            small.params().iter().map(|(name, w)| (name.to_owned(), w.to_dense().unwrap())).collect();
         // With formats below f32, activations are rounded to bf16 on CPUs with bf16 instructions.
-        let precision = if format == WeightFormat::F32 { Precision::F32 } else { Precision::for_bf16_weights() };
+        let precision = if format == WeightDtype::F32 { Precision::F32 } else { Precision::for_bf16_weights() };
         let rounded = |model: Model| logits(&model.in_precision(precision).unwrap());
         let widened = Model::new(small.config().clone(), Head::LanguageModel, Params::new(tensors)).unwrap();
         let (ours, most) = (logits(&small), 1e-5 * largest(&exact));
         assert!(max_difference(&ours, &rounded(widened)) < most, "{format:?}");
 
         let folder = dir.path().join(format!("{format:?}"));
-        if let WeightFormat::Quantized(_) = format {
+        if let WeightDtype::Quantized(_) = format {
             assert!(small.save(&folder).unwrap_err().to_string().contains("save the model in f32 or bf16"));
         } else {
             small.save(&folder).unwrap();
@@ -273,12 +271,12 @@ fn a_mapped_model_matches_the_loaded_one_and_saves_the_same_bytes() {
         let half = |t: &Tensor| if t.rank() == 2 { t.to_dtype(dtype).unwrap() } else { t.clone() };
         let mut model = model();
         model.save(&path).unwrap();
-        let tensors = model.params().tensors().iter().map(|(name, t)| (name.clone(), half(t)));
-        write_safetensors(&path.join("model.safetensors"), &tensors.collect()).unwrap();
+        let tensors = model.params().tensors().iter().map(|(name, t)| (name.clone(), half(t))).collect();
+        write_safetensors(&path.join("model.safetensors"), &tensors).unwrap();
         model = Model::load(&path).unwrap();
         let mapped = Model::open(&path).unwrap();
         assert!(mapped.params().tensors().values().all(|t| t.rank() == 1), "{dtype:?}: a matrix was copied");
-        assert!(mapped.params().mapped().values().all(|w| w.dtype() == dtype));
+        assert!(mapped.params().iter().all(|(_, w)| !matches!(w, Weight::Mapped(w) if w.dtype() != dtype)));
         let expected = model.forward(&batch).unwrap();
         let rounding = if dtype == DType::BF16 { 0.02 } else { 1e-5 };
         assert!(
@@ -286,7 +284,7 @@ fn a_mapped_model_matches_the_loaded_one_and_saves_the_same_bytes() {
             "{dtype:?}"
         );
         assert!(
-            max_difference(&expected, &mapped.frozen_as(WeightFormat::F32).unwrap().forward(&batch).unwrap()) < 1e-5
+            max_difference(&expected, &mapped.frozen_as(WeightDtype::F32).unwrap().forward(&batch).unwrap()) < 1e-5
         );
         let trained = mapped.trainable().unwrap();
         assert_eq!(trained.params().vars().len(), trained.params().tensors().len());

@@ -8,9 +8,8 @@ mod mutate;
 
 use std::fs;
 
-use llm_kernels::BlockFormat;
-use llm_model::gguf::{GgufFile, Metadata, TensorType, Value};
-use llm_model::{Batch, Head, LoraConfig, Model, ModelConfig};
+use llm_model::gguf::{GgufFile, Metadata, Value};
+use llm_model::{Batch, BlockFormat, Head, LoraConfig, Model, ModelConfig, WeightDtype};
 
 /// One test, because memory is measured for the whole process.
 #[test]
@@ -55,7 +54,7 @@ fn a_mutated_model_file_gives_an_error_or_a_model() {
     tokenizer.insert("tokenizer.ggml.tokens".to_owned(), Value::Texts(tokens));
     tokenizer.insert("tokenizer.ggml.scores".to_owned(), Value::Floats(vec![0.; 64]));
     tokenizer.insert("tokenizer.ggml.token_type".to_owned(), Value::Integers(vec![1; 64]));
-    for (name, kind) in [("f16.gguf", TensorType::F16), ("q8_0.gguf", TensorType::Quantized(BlockFormat::Q8_0))] {
+    for (name, kind) in [("f16.gguf", WeightDtype::F16), ("q8_0.gguf", WeightDtype::Quantized(BlockFormat::Q8_0))] {
         let path = dir.join(name);
         model.save_gguf(&path, Some(kind), tokenizer.clone()).unwrap();
         // Only mutate the header: any tensor data is valid.

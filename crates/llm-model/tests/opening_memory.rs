@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use llm_model::{Head, Model, ModelConfig, families};
+use llm_model::{Head, Model, ModelConfig, TensorSpec, families};
 use serde_json::{Value, json};
 
 #[test]
@@ -22,7 +22,7 @@ fn a_mapped_model_opens_quickly_with_little_memory() {
     let config = config.validated("test").unwrap();
     let dir = tempfile::tempdir().unwrap();
     let (mut header, mut end) = (serde_json::Map::new(), 0);
-    for (name, shape) in config.tensor_shapes(Head::LanguageModel) {
+    for TensorSpec { name, shape, .. } in config.tensor_specs(Head::LanguageModel) {
         let (from, size) = (end, 2 * shape.iter().product::<usize>());
         end += size;
         header.insert(name, json!({"dtype": "BF16", "shape": shape, "data_offsets": [from, end]}));

@@ -114,7 +114,7 @@ impl Learner {
     /// A learner with zero moments; it is an error if `model` is frozen.
     pub fn new(model: Model, config: &OptimizerConfig) -> Result<Self> {
         let mut moments = BTreeMap::new();
-        for (name, var) in model.params().vars() {
+        for (name, var) in &model.params().vars() {
             moments.insert(name.clone(), Tensor::zeros((2, var.elem_count()), DType::F32, var.device())?);
         }
         if moments.is_empty() {
@@ -129,7 +129,7 @@ impl Learner {
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
         let mut grads = loss.backward()?;
         let mut recomputed = self.model.take_recomputed_gradients();
-        for (name, var) in self.model.params().vars() {
+        for (name, var) in &self.model.params().vars() {
             let Some(grad) = grads.remove(var).or_else(|| recomputed.remove(&var.id())) else { continue };
             let sum = match self.gradients.remove(name) {
                 Some(before) => (before + grad)?,
@@ -159,8 +159,9 @@ impl Learner {
         }
         let config = &self.config;
         let clip = config.max_grad_norm > 0. && norm > config.max_grad_norm;
+        let vars = self.model.params().vars();
         for (name, grad) in &gradients {
-            let (var, moments) = (&self.model.params().vars()[name], &self.moments[name]);
+            let (var, moments) = (&vars[name], &self.moments[name]);
             let matrix = var.rank() > 1;
             let steps = self.steps.entry(name.clone()).or_default();
             *steps += 1;
@@ -180,7 +181,8 @@ impl Learner {
 
     /// Describes the first weight or moment that is not finite, or whose square is not finite.
     pub fn not_finite(&self) -> Result<Option<String>> {
-        let weights = self.model.params().vars().iter().map(|(name, var)| (name, "weight", var.as_tensor()));
+        let vars = self.model.params().vars();
+        let weights = vars.iter().map(|(name, var)| (name, "weight", var.as_tensor()));
         let moments = self.moments.iter().map(|(name, moments)| (name, "moments of", moments));
         for (name, what, tensor) in weights.chain(moments) {
             if !sum_of_squares(tensor)?.is_finite() {
@@ -271,7 +273,7 @@ mod tests {
         let before = learner.model.frozen().unwrap();
         learner.gradients = zeros;
         learner.step(0.1).unwrap();
-        for (name, after) in learner.model.params().tensors() {
+        for (name, after) in &learner.model.params().tensors() {
             let before = &before.params().tensors()[name];
             let expected = if after.rank() > 1 { (before * 0.95).unwrap() } else { before.clone() };
             let gap = (after - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
@@ -287,7 +289,7 @@ mod tests {
             .unwrap();
         learner.backward(&loss).unwrap();
         assert!(!learner.step(0.1).unwrap().is_finite());
-        for (name, after) in learner.model.params().tensors() {
+        for (name, after) in &learner.model.params().tensors() {
             let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_eq!(bits(after), bits(&before.params().tensors()[name]), "{name}");
         }
@@ -389,7 +391,7 @@ mod tests {
         two.load_optimizer(&dir.path().join("optimizer.safetensors")).unwrap();
         train(&mut one);
         train(&mut two);
-        for (name, a) in one.model.params().tensors() {
+        for (name, a) in &one.model.params().tensors() {
             let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_eq!(bits(a), bits(&two.model.params().tensors()[name]), "{name}");
         }

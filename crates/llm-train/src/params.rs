@@ -4,10 +4,10 @@ mod display;
 
 use std::path::Path;
 
-use llm_kernels::{BlockFormat, Precision};
+use llm_kernels::Precision;
 use llm_model::cost::{Flops, TrainingMemory, TrainingShape, kv_cache_bytes, weight_bytes};
 use llm_model::presets::{PRESETS, preset};
-use llm_model::{Head, ModelConfig, ParamCount, WeightFormat, read_config};
+use llm_model::{BlockFormat, Head, ModelConfig, ParamCount, WeightDtype, read_config};
 use serde::Serialize;
 
 use crate::{Error, Result};
@@ -55,7 +55,7 @@ struct Context {
 /// Inference memory: weights in one format, and weights plus KV cache for each context length.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Serving {
-    dtype: &'static str,
+    dtype: WeightDtype,
     weights: u64,
     with_cache: Vec<u64>,
 }
@@ -81,13 +81,14 @@ struct Time {
     training_seconds_checkpointed: Option<f64>,
 }
 
-const FORMATS: [(&str, WeightFormat); 6] = [
-    ("f32", WeightFormat::F32),
-    ("bf16", WeightFormat::Bf16),
-    ("q8_0", WeightFormat::Quantized(BlockFormat::Q8_0)),
-    ("q6_k", WeightFormat::Quantized(BlockFormat::Q6_K)),
-    ("q4_k", WeightFormat::Quantized(BlockFormat::Q4_K)),
-    ("q4_0", WeightFormat::Quantized(BlockFormat::Q4_0)),
+/// The dtypes of a model in memory, largest first.
+const DTYPES: [WeightDtype; 6] = [
+    WeightDtype::F32,
+    WeightDtype::Bf16,
+    WeightDtype::Quantized(BlockFormat::Q8_0),
+    WeightDtype::Quantized(BlockFormat::Q6_K),
+    WeightDtype::Quantized(BlockFormat::Q4_K),
+    WeightDtype::Quantized(BlockFormat::Q4_0),
 ];
 
 /// The configuration and head from a `config.json`, a folder with one, or a preset.
@@ -120,8 +121,8 @@ impl Report {
             .into_iter()
             .map(|tokens| Context { tokens, kv_cache: kv_cache_bytes(&config, batch_size, tokens) })
             .collect();
-        let serving = FORMATS.map(|(dtype, format)| {
-            let weights = weight_bytes(&config, head, format);
+        let serving = DTYPES.map(|dtype| {
+            let weights = weight_bytes(&config, head, dtype);
             Serving { dtype, weights, with_cache: contexts.iter().map(|context| weights + context.kv_cache).collect() }
         });
         let flops = Flops::of(&config, head, seq_len);

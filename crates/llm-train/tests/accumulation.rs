@@ -61,7 +61,7 @@ fn fine_tuning_accumulates_the_gradient_of_the_whole_batch() {
     let validation = dir.path().join("validation.jsonl");
     write_jsonl(&validation, &[Conversation { messages: vec![Message::user("one more"), Message::assistant("two")] }])
         .unwrap();
-    let before = numbers(Model::load(&base).unwrap().params().tensors());
+    let before = numbers(&Model::load(&base).unwrap().params().tensors());
     let run = |batch_size: usize, micro_batches: u64| {
         let optimizer = OptimizerConfig {
             learning_rate: 1.,
@@ -81,7 +81,7 @@ fn fine_tuning_accumulates_the_gradient_of_the_whole_batch() {
         let out = dir.path().join(format!("run-{batch_size}"));
         let inputs = FinetuneInputs { model: &base, data: &data, validation: Some(&validation), text: None };
         quietly(|options| finetune(&recipe, inputs, &out, options)).unwrap();
-        let after = numbers(Model::load(&out).unwrap().params().tensors());
+        let after = numbers(&Model::load(&out).unwrap().params().tensors());
         let step: Vec<f64> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
         (first_step(&out), step)
     };

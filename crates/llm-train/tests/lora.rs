@@ -10,12 +10,12 @@ use std::path::Path;
 use common::{fresh_model, quietly};
 use llm_data::{Conversation, Message, write_jsonl};
 use llm_engine::{Sampling, TextModel, TextOptions};
-use llm_model::{LoraConfig, Model, ModelConfig, TokenIndices};
+use llm_model::{BlockFormat, LoraConfig, Model, ModelConfig, TokenIndices, WeightDtype};
 use llm_tokenizer::{ChatMessage, TrainConfig};
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{
-    BaseDtype, FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PrepareInputs, PretrainInputs, PretrainRecipe,
-    finetune, lifecycle, prepare, pretrain, train_tokenizer,
+    FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PrepareInputs, PretrainInputs, PretrainRecipe, finetune,
+    lifecycle, prepare, pretrain, train_tokenizer,
 };
 use llm_train::run::{NEVER, RunOptions};
 use serde_json::Value;
@@ -29,7 +29,7 @@ fn conversations(before: &[&str]) -> Vec<Conversation> {
     before.iter().flat_map(|before| colours.map(|pair| of(before, pair))).collect()
 }
 
-fn recipe(base_dtype: BaseDtype, use_dora: bool) -> FinetuneRecipe {
+fn recipe(base_dtype: WeightDtype, use_dora: bool) -> FinetuneRecipe {
     let target_modules =
         ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(str::to_owned).to_vec();
     FinetuneRecipe {
@@ -71,9 +71,11 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
     let validation = dir.path().join("validation.jsonl");
     write_jsonl(&validation, &conversations(&["see a", "is this the"])).unwrap();
     let inputs = FinetuneInputs { model: &base, data: &data, validation: Some(&validation), text: None };
-    for (name, base_dtype, use_dora) in
-        [("plain", BaseDtype::F32, false), ("dora", BaseDtype::Bf16, true), ("quantised", BaseDtype::Q8_0, false)]
-    {
+    for (name, base_dtype, use_dora) in [
+        ("plain", WeightDtype::F32, false),
+        ("dora", WeightDtype::Bf16, true),
+        ("quantised", WeightDtype::Quantized(BlockFormat::Q8_0), false),
+    ] {
         let (recipe, out) = (recipe(base_dtype, use_dora), dir.path().join(name));
         quietly(|options| finetune(&recipe, inputs, &out, options)).unwrap();
         let losses = eval_losses(&out);
@@ -93,7 +95,7 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
 fn trained_weights_must_be_f32() {
     let nowhere = Path::new("nowhere");
     let inputs = FinetuneInputs { model: nowhere, data: nowhere, validation: None, text: None };
-    let recipe = FinetuneRecipe { lora: None, ..recipe(BaseDtype::Q4_0, false) };
+    let recipe = FinetuneRecipe { lora: None, ..recipe(WeightDtype::Quantized(BlockFormat::Q4_0), false) };
     let message = quietly(|options| finetune(&recipe, inputs, nowhere, options)).unwrap_err().to_string();
     assert!(message.contains("base_dtype") && message.contains("[lora]"), "{message}");
 }
@@ -101,7 +103,7 @@ fn trained_weights_must_be_f32() {
 #[test]
 fn the_pipeline_rejects_an_adapter() {
     let dir = tempfile::tempdir().unwrap();
-    let recipe = LifecycleRecipe { finetune: recipe(BaseDtype::F32, false), ..LifecycleRecipe::default() };
+    let recipe = LifecycleRecipe { finetune: recipe(WeightDtype::F32, false), ..LifecycleRecipe::default() };
     let message = quietly(|options| lifecycle(&recipe, &dir.path().join("run"), options)).unwrap_err().to_string();
     assert!(message.contains("finetune.lora") && !dir.path().join("run").exists(), "{message}");
 }
@@ -149,7 +151,7 @@ fn an_adapter_trains_the_embeddings_of_new_chat_tokens() {
     write_jsonl(&validation, &spaced(&["the the is the"])).unwrap();
     let inputs = FinetuneInputs { model: &base, data: &data, validation: Some(&validation), text: None };
     let run = |name: &str, indices: Option<TokenIndices>| {
-        let mut recipe = FinetuneRecipe { epochs: 30, ..recipe(BaseDtype::F32, false) };
+        let mut recipe = FinetuneRecipe { epochs: 30, ..recipe(WeightDtype::F32, false) };
         recipe.lora.as_mut().unwrap().trainable_token_indices = indices;
         quietly(|options| finetune(&recipe, inputs, &path(name), options)).unwrap();
         let losses = eval_losses(&path(name));

@@ -64,7 +64,7 @@ fn metric(metrics: &[(&str, f64)], name: &str) -> f64 {
 #[test]
 fn l1_ppo_finds_the_optimum_of_the_regularised_bandit() {
     let start = model(8, 16, 0.1, Head::LanguageModel, 1);
-    let mut tensors = start.params().tensors().clone();
+    let mut tensors = start.params().tensors();
     let head = tensors.get_mut("lm_head.weight").unwrap();
     *head = head.zeros_like().unwrap();
     let reference = Model::new(start.config().clone(), Head::LanguageModel, Params::new(tensors)).unwrap();

@@ -5,14 +5,13 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod blocks;
-mod format;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 mod weight;
 
 pub(crate) use blocks::{DotInput, dots};
 use blocks::{QuantizedActivations, f16_to_f32, read_bytes, scale_and_min};
-pub use format::BlockFormat;
+pub use llm_files::BlockFormat;
 pub use weight::QuantizedWeight;
 
 #[cfg(test)]
@@ -41,7 +40,8 @@ mod tests {
         for format in BlockFormat::ALL {
             for scale in [1., 1e-3, 50.] {
                 let w = random(&[5, 512], 1, scale)?;
-                let theirs = QTensor::quantize(&w, format.ggml())?.dequantize(&candle_core::Device::Cpu)?;
+                let theirs =
+                    QTensor::quantize(&w, super::weight::ggml_dtype(format))?.dequantize(&candle_core::Device::Cpu)?;
                 let ours = QuantizedWeight::quantize(&w, format)?;
                 let near = |a: &f32, b: &f32| (a - b).abs() <= 1e-6 * scale as f32;
                 assert!(flat(&ours.dequantize()?).iter().zip(&flat(&theirs)).all(|(a, b)| near(a, b)), "{format:?}");

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::quantized::QTensor;
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -37,7 +37,7 @@ impl QuantizedWeight {
             bail!("a weight of {rows} x {cols} has values that are not finite; {format:?} cannot represent them");
         }
         drop(storage);
-        let quantized = QTensor::quantize(&w, format.ggml())?;
+        let quantized = QTensor::quantize(&w, ggml_dtype(format))?;
         Self::from_blocks(quantized.data()?.into_owned(), (rows, cols), format)
     }
 
@@ -107,5 +107,15 @@ impl QuantizedWeight {
                 dequantize_row(self.format, row, out);
             });
         }
+    }
+}
+
+/// candle's name of a format.
+pub(super) fn ggml_dtype(format: BlockFormat) -> GgmlDType {
+    match format {
+        BlockFormat::Q8_0 => GgmlDType::Q8_0,
+        BlockFormat::Q4_0 => GgmlDType::Q4_0,
+        BlockFormat::Q4_K => GgmlDType::Q4K,
+        BlockFormat::Q6_K => GgmlDType::Q6K,
     }
 }

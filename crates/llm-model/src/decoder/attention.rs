@@ -34,7 +34,7 @@ impl Attention {
         let scale = config.query_pre_attn_scalar.unwrap_or(config.head_dim as f64).powf(-0.5);
         let q_proj = linear("q_proj")?;
         // Attention has the precision of the projections.
-        let precision = q_proj.weight.activation_precision();
+        let precision = q_proj.activation_precision();
         Ok(Self {
             q_proj,
             k_proj: linear("k_proj")?,

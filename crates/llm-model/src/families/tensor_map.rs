@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use crate::matrix::Matrix;
-use crate::{Error, Head, ModelConfig, Params, Result};
+use crate::weight::Weight;
+use crate::{Error, Head, ModelConfig, Params, Result, TensorSpec};
 
 /// The location of a decoder tensor in the files.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +45,7 @@ const BUFFERS: [&str; 5] =
 /// The expected shape of each tensor in the files.
 fn file_shapes(config: &ModelConfig, head: Head) -> BTreeMap<String, Vec<usize>> {
     let family = config.model_type.family();
-    let in_file = |(name, mut shape): (String, Vec<usize>)| {
+    let in_file = |TensorSpec { name, mut shape, .. }| {
         let map = family.map_tensor(config, head, &name);
         if let Some(rows) = map.rows {
             shape[0] = rows.groups * rows.group_len;
@@ -55,7 +55,7 @@ fn file_shapes(config: &ModelConfig, head: Head) -> BTreeMap<String, Vec<usize>>
         }
         (map.name, shape)
     };
-    config.tensor_shapes(head).into_iter().map(in_file).collect()
+    config.tensor_specs(head).into_iter().map(in_file).collect()
 }
 
 /// The decoder's parameters from the tensors of a family's files. The error lists every tensor that is missing,
@@ -63,7 +63,7 @@ fn file_shapes(config: &ModelConfig, head: Head) -> BTreeMap<String, Vec<usize>>
 ///
 /// Memory-mapped matrices stay mapped, except transposed ones and interleaved parts of a fused matrix.
 pub(crate) fn from_files(
-    mut tensors: BTreeMap<String, Matrix>,
+    mut tensors: BTreeMap<String, Weight>,
     config: &ModelConfig,
     head: Head,
     origin: &str,
@@ -82,7 +82,7 @@ pub(crate) fn from_files(
     }
     let mut problems = Vec::new();
     for (name, shape) in &expected {
-        match tensors.get(name).map(Matrix::dims) {
+        match tensors.get(name).map(Weight::dims) {
             None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
             Some(found) if found != *shape => {
                 problems.push(format!("tensor \"{name}\" has shape {found:?}; config.json says {shape:?}"));
@@ -96,24 +96,24 @@ pub(crate) fn from_files(
         return Err(Error::Tensors { origin: origin.to_owned(), problems });
     }
     let mut ours = Params::default();
-    for (name, shape) in config.tensor_shapes(head) {
+    for TensorSpec { name, shape, .. } in config.tensor_specs(head) {
         let map = family.map_tensor(config, head, &name);
         let mut matrix = tensors[&map.name].clone();
         if map.transposed {
-            matrix = Matrix::from(matrix.dense()?.t()?.contiguous()?);
+            matrix = Weight::from(matrix.to_dense()?.t()?.contiguous()?);
         }
         if let Some(rows) = map.rows {
             matrix = match &matrix {
-                Matrix::Mapped(w) if rows.groups == 1 => {
-                    Matrix::Mapped(w.slice_rows(rows.start..rows.start + rows.len)?)
+                Weight::Mapped(w) if rows.groups == 1 => {
+                    Weight::Mapped(w.slice_rows(rows.start..rows.start + rows.len)?)
                 }
                 _ => {
-                    let grouped = matrix.dense()?.reshape((rows.groups, rows.group_len, ()))?;
-                    Matrix::from(grouped.narrow(1, rows.start, rows.len)?.contiguous()?.reshape(shape)?)
+                    let grouped = matrix.to_dense()?.reshape((rows.groups, rows.group_len, ()))?;
+                    Weight::from(grouped.narrow(1, rows.start, rows.len)?.contiguous()?.reshape(shape)?)
                 }
             };
         }
-        ours.insert(&name, matrix);
+        ours.insert(name, matrix);
     }
     Ok(ours)
 }

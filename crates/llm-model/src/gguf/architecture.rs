@@ -3,7 +3,7 @@
 use serde_json::{Value as Json, json};
 
 use crate::config::{Activation, AttentionBias, LayerType, NormKind, NormPlacement, QkNorm};
-use crate::{ExpertsConfig, Head, ModelConfig, ModelType};
+use crate::{ExpertsConfig, Head, ModelConfig, ModelType, Role, TensorSpec};
 
 /// A GGUF architecture: its fixed settings, and the keys and tensor names of the file.
 pub(crate) struct Architecture {
@@ -285,7 +285,7 @@ pub(crate) struct GgufTensor {
     pub name: String,
     /// Row-major shape; GGUF stores the dimensions in reverse order.
     pub shape: Vec<usize>,
-    pub parts: Vec<(String, Vec<usize>)>,
+    pub parts: Vec<TensorSpec>,
 }
 
 impl Architecture {
@@ -302,21 +302,20 @@ impl Architecture {
     /// The tensors of a file, in order. The error is the name of a decoder tensor that has no GGUF name.
     pub fn layout(&self, config: &ModelConfig) -> Result<Vec<GgufTensor>, String> {
         let mut layout: Vec<GgufTensor> = Vec::new();
-        for (name, shape) in config.tensor_shapes(Head::LanguageModel) {
-            let Some(theirs) = self.rename(&name) else { return Err(name) };
+        for spec in config.tensor_specs(Head::LanguageModel) {
+            let Some(theirs) = self.rename(&spec.name) else { return Err(spec.name) };
             // Fused tensors are close to each other.
             match layout.iter_mut().rev().take(8).find(|tensor| tensor.name == theirs) {
-                Some(tensor) => tensor.parts.push((name, shape)),
-                None => layout.push(GgufTensor { name: theirs, shape: Vec::new(), parts: vec![(name, shape)] }),
+                Some(tensor) => tensor.parts.push(spec),
+                None => layout.push(GgufTensor { name: theirs, shape: Vec::new(), parts: vec![spec] }),
             }
         }
         for tensor in &mut layout {
-            let of_experts = tensor.name.contains("_exps.");
-            let (first, count) = (&tensor.parts[0].1, tensor.parts.len());
-            tensor.shape = if of_experts {
+            let (first, count) = (&tensor.parts[0].shape, tensor.parts.len());
+            tensor.shape = if let Role::Expert(_) = tensor.parts[0].role {
                 [&[count], &first[..]].concat()
             } else {
-                let rows = tensor.parts.iter().map(|(_, shape)| shape[0]).sum();
+                let rows = tensor.parts.iter().map(|part| part.shape[0]).sum();
                 [&[rows], &first[1..]].concat()
             };
         }

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use llm_kernels::{BlockFormat, Bytes};
+use llm_files::{BlockFormat, WeightDtype};
+use llm_kernels::Bytes;
 
 use crate::{Error, Result};
 
@@ -40,56 +41,31 @@ pub enum Value {
 /// The metadata of a file: values by key.
 pub type Metadata = BTreeMap<String, Value>;
 
-/// The storage type of a tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TensorType {
-    /// 4 bytes per element.
-    F32,
-    /// 2 bytes per element, IEEE half precision.
-    F16,
-    /// 2 bytes per element, bfloat16.
-    Bf16,
-    /// Block-quantised as in ggml.
-    Quantized(BlockFormat),
+/// The dtypes with `ggml_type` and the `general.file_type` of a file that mostly has this dtype.
+const DTYPES: [(WeightDtype, u32, u32); 7] = [
+    (WeightDtype::F32, 0, 0),
+    (WeightDtype::F16, 1, 1),
+    (WeightDtype::Bf16, 30, 32),
+    (WeightDtype::Quantized(BlockFormat::Q4_0), 2, 2),
+    (WeightDtype::Quantized(BlockFormat::Q8_0), 8, 7),
+    (WeightDtype::Quantized(BlockFormat::Q4_K), 12, 14),
+    (WeightDtype::Quantized(BlockFormat::Q6_K), 14, 18),
+];
+
+/// The `ggml_type` number of a dtype.
+pub(super) fn ggml_type(dtype: WeightDtype) -> u32 {
+    DTYPES.iter().find(|(known, ..)| *known == dtype).map_or(0, |(_, number, _)| *number)
 }
 
-impl TensorType {
-    /// All types with `ggml_type` and the `general.file_type` of a file that mostly has this type.
-    const ALL: [(Self, u32, u32); 7] = [
-        (Self::F32, 0, 0),
-        (Self::F16, 1, 1),
-        (Self::Bf16, 30, 32),
-        (Self::Quantized(BlockFormat::Q4_0), 2, 2),
-        (Self::Quantized(BlockFormat::Q8_0), 8, 7),
-        (Self::Quantized(BlockFormat::Q4_K), 12, 14),
-        (Self::Quantized(BlockFormat::Q6_K), 14, 18),
-    ];
-
-    /// The `ggml_type` number.
-    pub(super) fn number(self) -> u32 {
-        Self::ALL.iter().find(|(kind, ..)| *kind == self).map_or(0, |(_, number, _)| *number)
-    }
-
-    /// The `general.file_type` of a file whose matrices are mostly of this type.
-    pub(crate) fn file_type(self) -> u32 {
-        Self::ALL.iter().find(|(kind, ..)| *kind == self).map_or(0, |(.., number)| *number)
-    }
-
-    /// Bytes of a row of `len` elements; none if `len` is not a multiple of the block size.
-    pub(crate) fn row_bytes(self, len: usize) -> Option<usize> {
-        match self {
-            Self::F32 => len.checked_mul(4),
-            Self::F16 | Self::Bf16 => len.checked_mul(2),
-            Self::Quantized(f) if len.is_multiple_of(f.elements()) => (len / f.elements()).checked_mul(f.bytes()),
-            Self::Quantized(_) => None,
-        }
-    }
+/// The `general.file_type` of a file whose matrices are mostly of this dtype.
+pub(super) fn file_type(dtype: WeightDtype) -> u32 {
+    DTYPES.iter().find(|(known, ..)| *known == dtype).map_or(0, |(.., number)| *number)
 }
 
 /// A tensor of a file, with row-major shape (GGUF stores the dimensions in reverse order).
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
-    pub kind: TensorType,
+    pub dtype: WeightDtype,
     pub shape: Vec<usize>,
     pub bytes: Bytes,
 }
@@ -133,8 +109,8 @@ struct Reader<'a> {
 
 type Read<T> = std::result::Result<T, String>;
 
-/// Type, shape and offset of a tensor.
-type TensorInfo = (TensorType, Vec<usize>, u64);
+/// Dtype, shape and offset of a tensor.
+type TensorInfo = (WeightDtype, Vec<usize>, u64);
 
 impl Reader<'_> {
     fn file(mut self, path: &Path) -> Read<GgufFile> {
@@ -273,10 +249,10 @@ impl Reader<'_> {
         let sizes: Read<Vec<u64>> = (0..rank).map(|_| self.u64()).collect();
         let shape: Vec<usize> = sizes?.into_iter().rev().map(|n| n as usize).collect();
         let number = self.u32()?;
-        let Some((kind, ..)) = TensorType::ALL.into_iter().find(|(_, n, _)| *n == number) else {
+        let Some((dtype, ..)) = DTYPES.into_iter().find(|(_, n, _)| *n == number) else {
             return Err(format!("type {number} is not supported; supported: F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q6_K"));
         };
-        Ok((kind, shape, self.u64()?))
+        Ok((dtype, shape, self.u64()?))
     }
 }
 
@@ -288,11 +264,11 @@ fn locate_tensors(
     infos: Vec<(String, TensorInfo)>,
 ) -> Read<BTreeMap<String, Entry>> {
     let (mut tensors, mut ranges) = (BTreeMap::new(), Vec::new());
-    for (name, (kind, shape, offset)) in infos {
-        let row = shape.last().and_then(|row| kind.row_bytes(*row));
+    for (name, (dtype, shape, offset)) in infos {
+        let row = shape.last().and_then(|row| dtype.row_bytes(*row));
         let size = shape.iter().rev().skip(1).try_fold(row.unwrap_or(0), |size, n| size.checked_mul(*n));
         let (Some(_), Some(size)) = (row, size) else {
-            return Err(format!("tensor \"{name}\": shape {shape:?} is not valid for type {kind:?}"));
+            return Err(format!("tensor \"{name}\": shape {shape:?} is not valid for type {dtype}"));
         };
         if !offset.is_multiple_of(alignment) {
             return Err(format!("tensor \"{name}\": offset {offset} is not a multiple of the alignment {alignment}"));
@@ -303,7 +279,7 @@ fn locate_tensors(
             return Err(format!("tensor \"{name}\": its {size} bytes extend past the end of the file"));
         };
         ranges.push((from, from + size, name.clone()));
-        if tensors.insert(name.clone(), Entry { kind, shape, bytes: part }).is_some() {
+        if tensors.insert(name.clone(), Entry { dtype, shape, bytes: part }).is_some() {
             return Err(format!("duplicate tensor \"{name}\""));
         }
     }

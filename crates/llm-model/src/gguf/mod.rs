@@ -12,7 +12,7 @@ mod model;
 mod weights;
 mod write;
 
-pub use file::{GgufFile, Metadata, TensorType, Value};
+pub use file::{GgufFile, Metadata, Value};
 
 use std::path::Path;
 

@@ -2,16 +2,18 @@
 
 use std::path::Path;
 
+use llm_files::WeightDtype;
 use serde_json::{Value as Json, json};
 
 use super::architecture::{self, Architecture, GgufTensor};
-use super::file::{Entry, GgufFile, Metadata, TensorType, Value};
+use super::file::{Entry, GgufFile, Metadata, Value, file_type};
 use super::keys::{self, ROPE_FACTORS, recover_llama3_scaling};
-use super::weights::{choose_type, encode, interleave_rows, matrix, type_of};
+use super::weights::{choose_dtype, dtype_of, encode, interleave_rows, matrix};
 use super::write::{PendingTensor, write};
-use crate::matrix::Matrix;
 use crate::rotary::RotaryEmbedding;
-use crate::{Error, Head, Model, ModelConfig, NormKind, Params, Result, RopeScaling};
+use crate::shapes::Projection;
+use crate::weight::Weight;
+use crate::{Error, Head, Model, ModelConfig, NormKind, Params, Result, Role, RopeScaling, TensorSpec};
 
 impl Model {
     /// Opens the frozen language model of a GGUF file with memory-mapped matrices.
@@ -31,7 +33,7 @@ impl Model {
         let mut config = ModelConfig { vocab_size, ..config }.validated(&origin)?;
         if let Some(entry) = file.tensors.get(ROPE_FACTORS) {
             let found = entry.shape == [config.rotary_dim() / 2];
-            let divisors = if found { matrix(entry, None)?.dense()?.flatten_all()?.to_vec1()? } else { Vec::new() };
+            let divisors = if found { matrix(entry, None)?.to_dense()?.flatten_all()?.to_vec1()? } else { Vec::new() };
             let known = recover_llama3_scaling(&config, &divisors).filter(|_| found);
             config = known.ok_or_else(|| {
                 file.broken(format!("tensor \"{ROPE_FACTORS}\" does not match the rope scaling of Llama 3"))
@@ -45,20 +47,20 @@ impl Model {
         let mut params = Params::default();
         for tensor in layout {
             let entry = &file.tensors[&tensor.name];
-            let rows: usize = tensor.parts.iter().map(|(_, shape)| rows_of(shape)).sum();
+            let rows: usize = tensor.parts.iter().map(|part| rows_of(&part.shape)).sum();
             let (row, mut start) = (entry.bytes.len() / rows.max(1), 0);
-            for (name, shape) in tensor.parts {
-                let end = start + rows_of(&shape) * row;
+            for spec in tensor.parts {
+                let end = start + rows_of(&spec.shape) * row;
                 let part = entry.bytes.slice(start..end);
                 let bytes = part.ok_or_else(|| file.broken(format!("tensor \"{}\" is truncated", tensor.name)))?;
                 let broken = |e: Error| file.broken(format!("tensor \"{}\": {e}", tensor.name));
-                let part = Entry { kind: entry.kind, bytes, shape };
-                let heads = interleaved_heads(architecture, &name, &config);
+                let part = Entry { dtype: entry.dtype, bytes, shape: spec.shape.clone() };
+                let heads = interleaved_heads(architecture, spec.role, &config);
                 let mut matrix = matrix(&part, heads).map_err(broken)?;
-                if let (Matrix::Dense(w, _), true) = (&matrix, has_unit_offset(&config, &name)) {
-                    matrix = Matrix::from((w - 1.)?);
+                if let (Weight::Dense(w), true) = (&matrix, has_unit_offset(&config, &spec)) {
+                    matrix = Weight::from((w - 1.)?);
                 }
-                params.insert(&name, matrix);
+                params.insert(spec.name, matrix);
                 start = end;
             }
         }
@@ -67,10 +69,10 @@ impl Model {
 
     /// Writes a language model as a GGUF file, with the metadata of its tokenizer; `path` must not exist.
     ///
-    /// Matrices are written as `kind`, or in their current format if it is none; norms, biases and routers as f32. As in
+    /// Matrices are written in `dtype`, or in their current format if it is none; norms, biases and routers as f32. As in
     /// llama.cpp, the output layer is `Q6_K` if the other matrices have 4 bits. Matrices with a row length that is not a
     /// multiple of the block size are `Q8_0` or f32. A setting that GGUF cannot express is an error that names it.
-    pub fn save_gguf(&self, path: &Path, kind: Option<TensorType>, tokenizer: Metadata) -> Result<()> {
+    pub fn save_gguf(&self, path: &Path, dtype: Option<WeightDtype>, tokenizer: Metadata) -> Result<()> {
         if self.head() != Head::LanguageModel {
             return Err(Error::Input("GGUF supports language models only; this model has a score head".to_owned()));
         }
@@ -87,34 +89,34 @@ impl Model {
         let mut metadata = tokenizer;
         metadata.extend(keys::to_metadata(architecture, config));
         self.check_keys(&metadata, architecture)?;
-        let (mut tensors, mut main_type) = (Vec::new(), TensorType::F32);
+        let (mut tensors, mut main_dtype) = (Vec::new(), WeightDtype::F32);
         if let RopeScaling::Llama3 { .. } = config.rope_scaling {
             let divisors = RotaryEmbedding::frequency_divisors(config);
             let shape = vec![divisors.len()];
             let bytes = divisors.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into();
             let bytes = Box::new(move || Ok(bytes));
-            tensors.push(PendingTensor { name: ROPE_FACTORS.to_owned(), kind: TensorType::F32, shape, bytes });
+            tensors.push(PendingTensor { name: ROPE_FACTORS.to_owned(), dtype: WeightDtype::F32, shape, bytes });
         }
         let layout = architecture.layout(config).map_err(|name| no_gguf_name(architecture, &name))?;
         for GgufTensor { name, shape, parts } in layout {
-            let first = self.params().matrix(&parts[0].0)?;
-            let output = name == "output.weight" || config.tie_word_embeddings && name == "token_embd.weight";
-            let small = ["position_embd", "ffn_gate_inp"].iter().any(|part| name.contains(part));
-            let wanted = if small { TensorType::F32 } else { kind.unwrap_or(type_of(&first)) };
-            let tensor_kind = choose_type(wanted, &shape, output);
-            if name.contains(".ffn_up") {
-                main_type = tensor_kind;
+            let (role, first) = (parts[0].role, self.params().get(&parts[0].name)?);
+            let output = role == Role::Output || config.tie_word_embeddings && role == Role::Embedding;
+            let small = matches!(role, Role::PositionEmbedding | Role::Router);
+            let wanted = if small { WeightDtype::F32 } else { dtype.unwrap_or(dtype_of(first)) };
+            let chosen = choose_dtype(wanted, &shape, output);
+            if parts.iter().any(|part| matches!(part.role, Role::Mlp(Projection::Up) | Role::Expert(Projection::Up))) {
+                main_dtype = chosen;
             }
             let bytes = Box::new(move || {
                 let mut all = Vec::new();
-                for (name, shape) in &parts {
-                    let mut matrix = self.params().matrix(name)?;
-                    if let (Matrix::Dense(w, _), true) = (&matrix, has_unit_offset(config, name)) {
-                        matrix = Matrix::from((w + 1.)?);
+                for spec in &parts {
+                    let mut matrix = self.params().get(&spec.name)?.clone();
+                    if let (Some(w), true) = (matrix.tensor(), has_unit_offset(config, spec)) {
+                        matrix = Weight::from((w + 1.)?);
                     }
-                    let mut bytes = encode(&matrix, tensor_kind, name)?;
-                    if let Some(heads) = interleaved_heads(architecture, name, config) {
-                        bytes = interleave_rows(&bytes, shape[0], heads).into();
+                    let mut bytes = encode(&matrix, chosen, &spec.name)?;
+                    if let Some(heads) = interleaved_heads(architecture, spec.role, config) {
+                        bytes = interleave_rows(&bytes, spec.shape[0], heads).into();
                     }
                     if parts.len() == 1 {
                         return Ok(bytes);
@@ -123,9 +125,9 @@ impl Model {
                 }
                 Ok(all.into())
             });
-            tensors.push(PendingTensor { name, kind: tensor_kind, shape, bytes });
+            tensors.push(PendingTensor { name, dtype: chosen, shape, bytes });
         }
-        metadata.insert("general.file_type".to_owned(), Value::Unsigned(kind.unwrap_or(main_type).file_type().into()));
+        metadata.insert("general.file_type".to_owned(), Value::Unsigned(file_type(dtype.unwrap_or(main_dtype)).into()));
         write(path, &metadata, tensors)
     }
 
@@ -202,16 +204,16 @@ fn check(layout: &[GgufTensor], file: &GgufFile, origin: &str) -> Result<()> {
 }
 
 /// Whether GGUF stores `1 + w` for this weight `w`: the norms of Gemma.
-fn has_unit_offset(config: &ModelConfig, name: &str) -> bool {
-    config.norm == NormKind::RmsPlusOne && name.ends_with("norm.weight")
+fn has_unit_offset(config: &ModelConfig, spec: &TensorSpec) -> bool {
+    config.norm == NormKind::RmsPlusOne && spec.role.is_norm() && !spec.is_bias
 }
 
 /// The number of heads with interleaved rows in this tensor; none if its rows are not interleaved.
-fn interleaved_heads(architecture: &Architecture, name: &str, config: &ModelConfig) -> Option<usize> {
-    match name {
+fn interleaved_heads(architecture: &Architecture, role: Role, config: &ModelConfig) -> Option<usize> {
+    match role {
         _ if !architecture.interleaved => None,
-        name if name.contains(".q_proj.") => Some(config.num_attention_heads),
-        name if name.contains(".k_proj.") => Some(config.num_key_value_heads),
+        Role::Query => Some(config.num_attention_heads),
+        Role::Key => Some(config.num_key_value_heads),
         _ => None,
     }
 }

@@ -2,15 +2,15 @@
 
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
-use llm_kernels::{BlockFormat, Bytes, MappedWeight, QuantizedWeight};
+use llm_files::{BlockFormat, WeightDtype};
+use llm_kernels::{Bytes, MappedWeight, QuantizedWeight};
 
-use super::file::{Entry, TensorType};
-use crate::matrix::Matrix;
-use crate::params::blocks_for;
+use super::file::Entry;
+use crate::weight::Weight;
 use crate::{Error, Result};
 
 /// The matrix (or vector) of a tensor. With `heads`, the rows of each head are interleaved and get de-interleaved.
-pub(super) fn matrix(entry: &Entry, heads: Option<usize>) -> Result<Matrix> {
+pub(super) fn matrix(entry: &Entry, heads: Option<usize>) -> Result<Weight> {
     let (rows, cols) = match *entry.shape.as_slice() {
         [count] if heads.is_some() => (count, 1),
         [cols] => (1, cols),
@@ -26,60 +26,60 @@ pub(super) fn matrix(entry: &Entry, heads: Option<usize>) -> Result<Matrix> {
         }
         None => entry.bytes.clone(),
     };
-    let matrix = match entry.kind {
-        TensorType::Quantized(format) => Matrix::Quantized(QuantizedWeight::from_blocks(bytes, (rows, cols), format)?),
-        TensorType::F32 => Matrix::Mapped(MappedWeight::new(bytes, (rows, cols), DType::F32)?),
-        TensorType::F16 => Matrix::Mapped(MappedWeight::new(bytes, (rows, cols), DType::F16)?),
-        TensorType::Bf16 => Matrix::Mapped(MappedWeight::new(bytes, (rows, cols), DType::BF16)?),
+    let matrix = match entry.dtype {
+        WeightDtype::Quantized(format) => Weight::Quantized(QuantizedWeight::from_blocks(bytes, (rows, cols), format)?),
+        WeightDtype::F32 => Weight::Mapped(MappedWeight::new(bytes, (rows, cols), DType::F32)?),
+        WeightDtype::F16 => Weight::Mapped(MappedWeight::new(bytes, (rows, cols), DType::F16)?),
+        WeightDtype::Bf16 => Weight::Mapped(MappedWeight::new(bytes, (rows, cols), DType::BF16)?),
     };
-    Ok(if entry.shape.len() == 1 { Matrix::from(matrix.dense()?.flatten_all()?) } else { matrix })
+    Ok(if entry.shape.len() == 1 { Weight::from(matrix.to_dense()?.flatten_all()?) } else { matrix })
 }
 
-/// The storage type of a matrix.
-pub(super) fn type_of(matrix: &Matrix) -> TensorType {
+/// The dtype of a matrix in memory.
+pub(super) fn dtype_of(matrix: &Weight) -> WeightDtype {
     let dtype = match matrix {
-        Matrix::Quantized(w) => return TensorType::Quantized(w.format()),
-        Matrix::Mapped(w) => w.dtype(),
-        Matrix::Dense(w, _) => w.dtype(),
+        Weight::Quantized(w) => return WeightDtype::Quantized(w.format()),
+        Weight::Mapped(w) => w.dtype(),
+        Weight::Trainable(w) => w.dtype(),
+        Weight::Dense(w) => w.dtype(),
     };
     match dtype {
-        DType::BF16 => TensorType::Bf16,
-        DType::F16 => TensorType::F16,
-        _ => TensorType::F32,
+        DType::BF16 => WeightDtype::Bf16,
+        DType::F16 => WeightDtype::F16,
+        _ => WeightDtype::F32,
     }
 }
 
-/// The type for a tensor of this shape, if `kind` is requested for matrices.
-pub(super) fn choose_type(kind: TensorType, shape: &[usize], output: bool) -> TensorType {
-    let (row, matrix) = (shape.last().copied().unwrap_or(0), shape.len() > 1);
-    match kind {
-        _ if !matrix => TensorType::F32,
-        TensorType::Quantized(format) => {
-            let four_bits = matches!(format, BlockFormat::Q4_0 | BlockFormat::Q4_K);
-            let format = if output && four_bits { BlockFormat::Q6_K } else { format };
-            blocks_for(format, row).map_or(TensorType::F32, TensorType::Quantized)
-        }
+/// The dtype for a tensor of this shape, if `dtype` is requested for matrices.
+pub(super) fn choose_dtype(dtype: WeightDtype, shape: &[usize], output: bool) -> WeightDtype {
+    use BlockFormat::{Q4_0, Q4_K, Q6_K};
+    let dtype = match dtype {
+        _ if shape.len() < 2 => WeightDtype::F32,
+        WeightDtype::Quantized(Q4_0 | Q4_K) if output => WeightDtype::Quantized(Q6_K),
         other => other,
-    }
+    };
+    dtype.for_rows_of(shape.last().copied().unwrap_or(0))
 }
 
-/// The data of a matrix as type `kind`.
-pub(super) fn encode(matrix: &Matrix, kind: TensorType, name: &str) -> Result<Bytes> {
-    match (matrix, kind) {
-        (Matrix::Quantized(w), TensorType::Quantized(format)) if w.format() == format => return Ok(w.blocks().clone()),
-        (Matrix::Mapped(w), _) if type_of(matrix) == kind => return Ok(w.bytes().clone()),
+/// The data of a matrix in `dtype`.
+pub(super) fn encode(matrix: &Weight, dtype: WeightDtype, name: &str) -> Result<Bytes> {
+    match (matrix, dtype) {
+        (Weight::Quantized(w), WeightDtype::Quantized(format)) if w.format() == format => {
+            return Ok(w.blocks().clone());
+        }
+        (Weight::Mapped(w), _) if dtype_of(matrix) == dtype => return Ok(w.bytes().clone()),
         _ => {}
     }
-    let tensor = matrix.dense()?.detach();
+    let tensor = matrix.to_dense()?.detach();
     let numbers = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1::<f32>()?) };
-    Ok(match kind {
-        TensorType::Quantized(format) => QuantizedWeight::quantize(&tensor, format)?.blocks().clone(),
-        TensorType::F32 => numbers(&tensor)?.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into(),
-        TensorType::Bf16 => {
+    Ok(match dtype {
+        WeightDtype::Quantized(format) => QuantizedWeight::quantize(&tensor, format)?.blocks().clone(),
+        WeightDtype::F32 => numbers(&tensor)?.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into(),
+        WeightDtype::Bf16 => {
             let bytes = numbers(&tensor)?.into_iter().flat_map(|x| bf16::from_f32(x).to_le_bytes());
             bytes.collect::<Vec<u8>>().into()
         }
-        TensorType::F16 => {
+        WeightDtype::F16 => {
             let numbers = numbers(&tensor)?;
             if let Some(x) = numbers.iter().find(|x| x.is_finite() && x.abs() > f16::MAX.to_f32()) {
                 let message = format!("tensor \"{name}\" contains {x}, which overflows f16; use bf16 or f32 instead");

@@ -3,15 +3,16 @@
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use llm_files::WeightDtype;
 use llm_kernels::Bytes;
 
-use super::file::{ALIGNMENT, MAGIC, Metadata, TensorType, Value};
+use super::file::{ALIGNMENT, MAGIC, Metadata, Value, ggml_type};
 use crate::{Error, Result};
 
 /// A tensor to write; its data is computed when it is written.
 pub(crate) struct PendingTensor<'a> {
     pub name: String,
-    pub kind: TensorType,
+    pub dtype: WeightDtype,
     pub shape: Vec<usize>,
     pub bytes: Box<dyn FnOnce() -> Result<Bytes> + 'a>,
 }
@@ -25,7 +26,7 @@ pub(crate) fn write(path: &Path, metadata: &Metadata, tensors: Vec<PendingTensor
     out.write_all(&header).map_err(io())?;
     for tensor in tensors {
         let bytes = (tensor.bytes)()?;
-        debug_assert_eq!(Some(bytes.len()), size(tensor.kind, &tensor.shape));
+        debug_assert_eq!(Some(bytes.len()), size(tensor.dtype, &tensor.shape));
         let padding = bytes.len().next_multiple_of(ALIGNMENT as usize) - bytes.len();
         out.write_all(&bytes).and_then(|()| out.write_all(&[0; ALIGNMENT as usize][..padding])).map_err(io())?;
     }
@@ -36,8 +37,8 @@ pub(crate) fn write(path: &Path, metadata: &Metadata, tensors: Vec<PendingTensor
     Ok(())
 }
 
-fn size(kind: TensorType, shape: &[usize]) -> Option<usize> {
-    let row = kind.row_bytes(*shape.last()?)?;
+fn size(dtype: WeightDtype, shape: &[usize]) -> Option<usize> {
+    let row = dtype.row_bytes(*shape.last()?)?;
     shape.iter().rev().skip(1).try_fold(row, |size, n| size.checked_mul(*n))
 }
 
@@ -55,12 +56,12 @@ fn header(metadata: &Metadata, tensors: &[PendingTensor]) -> Result<Vec<u8>> {
         put_text(&mut out, &tensor.name);
         out.extend((tensor.shape.len() as u32).to_le_bytes());
         tensor.shape.iter().rev().for_each(|n| out.extend((*n as u64).to_le_bytes()));
-        out.extend(tensor.kind.number().to_le_bytes());
+        out.extend(ggml_type(tensor.dtype).to_le_bytes());
         out.extend(offset.to_le_bytes());
-        let size = size(tensor.kind, &tensor.shape).ok_or_else(|| {
+        let size = size(tensor.dtype, &tensor.shape).ok_or_else(|| {
             Error::Input(format!(
-                "\"{}\": shape {:?} is not valid for type {:?}",
-                tensor.name, tensor.shape, tensor.kind
+                "\"{}\": shape {:?} is not valid for type {}",
+                tensor.name, tensor.shape, tensor.dtype
             ))
         })?;
         offset += (size as u64).next_multiple_of(ALIGNMENT);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, IndexOp, Tensor, Var};
 use llm_kernels::{AdamWStep, BlockFormat, adamw_step};
 use llm_model::{
-    Batch, Head, LoraConfig, Model, ModelConfig, Params, TokenIndices, WeightFormat, read_safetensors,
+    Batch, Head, LoraConfig, Model, ModelConfig, Params, TokenIndices, Weight, WeightDtype, read_safetensors,
     write_safetensors,
 };
 
@@ -107,7 +107,7 @@ fn train(model: &Model, ids: &[Vec<u32>], steps: u64) -> [f64; 2] {
             step,
             gradient_scale: 1.,
         };
-        for (name, var) in vars {
+        for (name, var) in &vars {
             adamw_step(var, grads.get(var).unwrap(), &moments[name], &settings).unwrap();
         }
     }
@@ -130,7 +130,7 @@ fn logits_losses_and_gradients_match_peft() {
         let loss = loss(&training, &ids);
         assert!((number(&loss) - number(&expected["loss"])).abs() < 1e-5, "{case}");
         let grads = loss.backward().unwrap();
-        for (name, var) in training.params().vars() {
+        for (name, var) in &training.params().vars() {
             let theirs = &expected[&format!("grad.base_model.model.{name}")];
             let gap = max_difference(grads.get(var).unwrap(), theirs);
             assert!(gap <= 1e-5, "{case}, {name}: {gap}");
@@ -183,7 +183,7 @@ fn merging_keeps_the_outputs_and_unmerging_restores_the_bits() {
         let unmerged = merged.unmerged().unwrap();
         assert_eq!(unmerged.active_adapter(), Some(case));
         assert_eq!(bits(&unmerged.forward(&batch).unwrap()), bits(&before), "{case}");
-        for (name, tensor) in Model::load(golden("tied")).unwrap().params().tensors() {
+        for (name, tensor) in &Model::load(golden("tied")).unwrap().params().tensors() {
             assert_eq!(bits(tensor), bits(&unmerged.params().tensors()[name]), "{case}: {name}");
         }
         assert!(merged.clone().use_adapter(None).is_err() && unmerged.unmerged().is_err());
@@ -228,7 +228,7 @@ fn gradients_match_finite_differences_in_f64() {
         let model = in_f64(&config);
         let grads = loss(&model, &text()).backward().unwrap();
         let mut compared = 0;
-        for (name, var) in model.params().vars() {
+        for (name, var) in &model.params().vars() {
             // DoRA treats the row norms as constants, so A and B have no finite-difference check; PEFT is their oracle.
             if config.use_dora && !name.ends_with("magnitude_vector") {
                 continue;
@@ -275,14 +275,16 @@ fn activation_checkpointing_keeps_the_gradients_bit_identical() {
 #[test]
 fn training_on_a_quantised_base_lowers_the_loss_and_keeps_the_base() {
     let formats =
-        [WeightFormat::Bf16, WeightFormat::Quantized(BlockFormat::Q8_0), WeightFormat::Quantized(BlockFormat::Q4_0)];
+        [WeightDtype::Bf16, WeightDtype::Quantized(BlockFormat::Q8_0), WeightDtype::Quantized(BlockFormat::Q4_0)];
     let batch = Batch::new(&text()).unwrap();
     for format in formats {
         for config in kinds() {
             let base = small().frozen_as(format).unwrap();
             let before = bits(&base.forward(&batch).unwrap());
             let model = base.with_lora(&config, 1).unwrap();
-            assert_eq!(model.params().quantized().len(), base.params().quantized().len());
+            let quantized =
+                |model: &Model| model.params().iter().filter(|(_, w)| matches!(w, Weight::Quantized(_))).count();
+            assert_eq!(quantized(&model), quantized(&base));
             let trains = |name: &String| name.contains("lora_") || name.ends_with(".trainable_tokens_delta");
             assert!(model.params().vars().keys().all(trains));
             let [first, last] = train(&model, &text(), 50);
@@ -296,10 +298,7 @@ fn training_on_a_quantised_base_lowers_the_loss_and_keeps_the_base() {
             let (vars, weight) = (model.params().vars(), format!("{name}.weight"));
             let change =
                 vars[&format!("{name}.lora_B.weight")].matmul(&vars[&format!("{name}.lora_A.weight")]).unwrap();
-            let dense = match base.params().quantized().get(&weight) {
-                Some(blocks) => blocks.dequantize().unwrap(),
-                None => base.params().tensors()[&weight].to_dtype(DType::F32).unwrap(),
-            };
+            let dense = base.params().get(&weight).unwrap().to_dense().unwrap();
             let gap = max_difference(
                 &model.merged().unwrap().params().tensors()[&weight],
                 &(dense + change * scale).unwrap(),
@@ -331,7 +330,7 @@ fn a_saved_adapter_is_loaded_bit_for_bit() {
         assert!(max_difference(&read.forward(&Batch::new(&ids).unwrap()).unwrap(), &logits) <= 1e-6, "{case}");
         let (ours, again) = (model.params().vars(), read.trainable().unwrap());
         assert_eq!(ours.len(), again.params().vars().len());
-        for (name, var) in ours {
+        for (name, var) in &ours {
             assert_eq!(bits(var), bits(&again.params().vars()[name]), "{case}: {name}");
         }
     }

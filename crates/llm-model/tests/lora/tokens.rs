@@ -59,7 +59,7 @@ fn rows_of_tokens_are_trained_in_both_matrices_and_merged_bit_for_bit() {
 fn untrained_tokens_are_found_by_similar_rows() {
     let base = small();
     assert!(base.untrained_tokens(&[1, 2, 3], &[0, 1, 2, 3]).unwrap().is_empty(), "fresh rows differ");
-    let mut tensors = base.params().tensors().clone();
+    let mut tensors = base.params().tensors();
     let embedding = tensors["model.embed_tokens.weight"].copy().unwrap();
     let row = embedding.get(2).unwrap().unsqueeze(0).unwrap();
     for (id, factor) in [(3usize, 1.01), (5, 0.7), (6, 0.)] {

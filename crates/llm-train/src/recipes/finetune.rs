@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use llm_data::{Batches, TokenDataset};
-use llm_kernels::BlockFormat;
-use llm_model::{Batch, Head, LoraConfig, Model, TokenIndices, WeightFormat};
+use llm_model::{Batch, Head, LoraConfig, Model, TokenIndices, WeightDtype};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
@@ -46,42 +45,15 @@ pub struct FinetuneRecipe {
     pub eval_batches: usize,
     /// Steps between checkpoints; 0: only at the end.
     pub save_every: u64,
-    /// Dtype of the frozen weights under an adapter.
-    pub base_dtype: BaseDtype,
+    /// Dtype of the frozen matrices under an adapter: f32, bf16, q8_0, q4_0, q4_k or q6_k. Quantised formats make it QLoRA (Dettmers
+    /// et al. 2023, arXiv 2305.14314).
+    pub base_dtype: WeightDtype,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
     /// A LoRA adapter to train instead of the model's weights. The run writes the adapter in the PEFT format, and no model. Without
     /// `trainable_token_indices` the adapter also trains the embeddings of chat template tokens that the model was never trained on
     /// ([`Model::untrained_tokens`]); an empty list trains none.
     pub lora: Option<LoraConfig>,
-}
-
-/// Dtype of the frozen matrices under an adapter. Quantised formats make it QLoRA (Dettmers et al. 2023, arXiv 2305.14314).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(non_camel_case_types, reason = "ggml's names")]
-#[serde(rename_all = "lowercase")]
-pub enum BaseDtype {
-    /// 32 bits per weight.
-    #[default]
-    F32,
-    /// 16 bits per weight.
-    Bf16,
-    /// 8.5 bits per weight.
-    Q8_0,
-    /// 4.5 bits per weight.
-    Q4_0,
-}
-
-impl BaseDtype {
-    fn apply(self, model: Model) -> Result<Model> {
-        let format = match self {
-            Self::F32 => return Ok(model),
-            Self::Bf16 => WeightFormat::Bf16,
-            Self::Q8_0 => WeightFormat::Quantized(BlockFormat::Q8_0),
-            Self::Q4_0 => WeightFormat::Quantized(BlockFormat::Q4_0),
-        };
-        Ok(model.frozen_as(format)?)
-    }
 }
 
 impl Default for FinetuneRecipe {
@@ -100,7 +72,7 @@ impl Default for FinetuneRecipe {
             eval_every: 100,
             eval_batches: 20,
             save_every: 100,
-            base_dtype: BaseDtype::F32,
+            base_dtype: WeightDtype::F32,
             optimizer,
             lora: None,
         }
@@ -199,7 +171,7 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, opt
 
 /// Loads the tokenizer, the model and the plain text, and checks that they match and that the recipe applies to them.
 fn load(recipe: &FinetuneRecipe, inputs: &FinetuneInputs) -> Result<(Tokenizer, Model, Option<TokenDataset>)> {
-    if recipe.lora.is_none() && recipe.base_dtype != BaseDtype::F32 {
+    if recipe.lora.is_none() && recipe.base_dtype != WeightDtype::F32 {
         let message =
             "\"base_dtype\" applies to the frozen weights under an adapter; add a table [lora], or set it to \"f32\"";
         return Err(Error::Input(message.to_owned()));
@@ -270,7 +242,7 @@ fn adapter_learner(
     base: Model,
     checkpoint: Option<&Checkpoint>,
 ) -> Result<Learner> {
-    let mut model = recipe.base_dtype.apply(base)?;
+    let mut model = if recipe.base_dtype == WeightDtype::F32 { base } else { base.frozen_as(recipe.base_dtype)? };
     let Some(checkpoint) = checkpoint else {
         return Learner::new(model.with_lora(lora, recipe.seed)?, &recipe.optimizer);
     };

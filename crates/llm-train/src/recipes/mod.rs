@@ -9,7 +9,7 @@ mod pretrain;
 mod reward;
 
 pub use distill::{DistillInputs, DistillRecipe, distill};
-pub use finetune::{BaseDtype, FinetuneInputs, FinetuneRecipe, finetune};
+pub use finetune::{FinetuneInputs, FinetuneRecipe, finetune};
 pub use lifecycle::{LifecycleRecipe, lifecycle, lifecycle_seeds};
 pub use ppo::{PpoInputs, PpoRecipe, PpoTrainer, RunningMeans, Score, SpecialIds, Targets, ppo};
 pub use prepare::{PrepareInputs, prepare, train_tokenizer};
@@ -26,7 +26,7 @@ use crate::{Error, Result};
 /// Loads the model of a folder; it is an error if it has another head or a weight that is not finite.
 fn load_model(dir: &Path, head: llm_model::Head) -> Result<Model> {
     let model = Model::load(dir)?;
-    for (name, tensor) in model.params().tensors() {
+    for (name, tensor) in &model.params().tensors() {
         if !llm_kernels::sum_of_squares(tensor)?.is_finite() {
             let dir = dir.display();
             return Err(Error::Input(format!("{dir}: the weight {name} is not finite, or too large")));

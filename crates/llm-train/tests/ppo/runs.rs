@@ -110,7 +110,7 @@ fn all_prompts_that_leave_room_for_a_reply_are_used() {
     let tokenizer = Tokenizer::load(dir.path().join("model")).unwrap();
     let model = Model::load(dir.path().join("model")).unwrap();
     let config = ModelConfig { max_position_embeddings: 24, ..model.config().clone() };
-    let params = Params::new(model.params().tensors().clone());
+    let params = Params::new(model.params().tensors());
     Model::new(config, model.head(), params).unwrap().save(dir.path().join("model")).unwrap();
     let tokens = |prompt: &str| tokenizer.encode_chat(&[ChatMessage::new("user", prompt)], true).unwrap().len();
     let (short, long) = (["b", "c", "d"], "bc");
@@ -138,7 +138,7 @@ fn replies_stop_at_the_end_of_turn_token_at_the_recipe_temperature() {
     let path = dir.path().join("model");
     let (model, tokenizer) = (Model::load(&path).unwrap(), Tokenizer::load(&path).unwrap());
     let end = tokenizer.chat_format().unwrap().end_of_turn;
-    let mut tensors = model.params().tensors().clone();
+    let mut tensors = model.params().tensors();
     for (name, tensor) in &mut tensors {
         if name.contains("embed_tokens") {
             let (rows, width) = tensor.dims2().unwrap();

@@ -72,7 +72,7 @@ fn the_critic_predicts_a_constant_reward_from_the_first_update() {
     let folder = reward_folder(dir.path(), -0.4, 0.2);
     let model = Model::load(&folder).unwrap();
     // Equal embeddings and zero output projections: every text has the same hidden states.
-    let mut tensors = model.params().tensors().clone();
+    let mut tensors = model.params().tensors();
     for (name, tensor) in &mut tensors {
         if name.contains("embed_tokens") || name.contains("down_proj") || name.contains("o_proj") {
             let scale = if name.contains("embed_tokens") { 1. } else { 0. };

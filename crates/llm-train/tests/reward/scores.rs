@@ -121,7 +121,7 @@ fn equal_scores_have_accuracy_zero() {
     let path = |name: &str| dir.path().join(name);
     fresh_model(&path("model"), &"Say 1. sun rain tree stone bird moon ".repeat(20), 16, 0.3);
     let model = Model::load(path("model")).unwrap();
-    let mut tensors = model.params().tensors().clone();
+    let mut tensors = model.params().tensors();
     for (name, tensor) in &mut tensors {
         if name.contains("embed_tokens") {
             *tensor = tensor.ones_like().unwrap();
@@ -173,7 +173,7 @@ fn rankings_with_a_too_long_answer_are_skipped() {
     let model = Model::load(path("model")).unwrap();
     for (name, max_length, max_position_embeddings) in [("length", n + 1, 512), ("positions", 512, n + 1)] {
         let config = ModelConfig { max_position_embeddings, ..model.config().clone() };
-        let params = Params::new(model.params().tensors().clone());
+        let params = Params::new(model.params().tensors());
         Model::new(config, model.head(), params).unwrap().save(path("model")).unwrap();
         let optimizer = OptimizerConfig {
             learning_rate: 1e-3,

@@ -1,0 +1,131 @@
+//! A weight of a model: a tensor that is trainable, in memory, memory-mapped or quantised.
+
+use candle_core::{DType, Tensor, Var};
+use llm_kernels::{
+    MappedWeight, Precision, QuantizedWeight, linear_mapped, linear_quantized, linear_reshaped, linear_residual,
+    linear_with_precision,
+};
+
+use crate::Result;
+
+/// A matrix `(out, in)` or a vector. Only matrices can be memory-mapped or quantised.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// A candle variable: it has a gradient, and the optimizer changes it in place.
+    Trainable(Var),
+    /// A frozen tensor in memory.
+    Dense(Tensor),
+    /// A frozen matrix in a memory-mapped file, in the dtype of the file.
+    Mapped(MappedWeight),
+    /// A frozen matrix in a block format of ggml.
+    Quantized(QuantizedWeight),
+}
+
+impl From<Tensor> for Weight {
+    fn from(tensor: Tensor) -> Self {
+        Self::Dense(tensor)
+    }
+}
+
+impl Weight {
+    /// The tensor of a trainable or dense weight, with its gradient; none if it is mapped or quantised.
+    pub fn tensor(&self) -> Option<&Tensor> {
+        match self {
+            Self::Trainable(var) => Some(var.as_tensor()),
+            Self::Dense(tensor) => Some(tensor),
+            Self::Mapped(_) | Self::Quantized(_) => None,
+        }
+    }
+
+    /// The values as a tensor in f32 or f64. A trainable weight keeps its gradient; mapped and quantised weights are
+    /// converted.
+    pub fn to_dense(&self) -> Result<Tensor> {
+        Ok(match self {
+            Self::Trainable(var) => var.as_tensor().clone(),
+            Self::Dense(w) if w.dtype() == DType::BF16 => w.to_dtype(DType::F32)?,
+            Self::Dense(w) => w.clone(),
+            Self::Mapped(w) => w.to_tensor()?,
+            Self::Quantized(w) => w.dequantize()?,
+        })
+    }
+
+    /// The shape.
+    pub fn dims(&self) -> Vec<usize> {
+        match self {
+            Self::Trainable(var) => var.dims().to_vec(),
+            Self::Dense(w) => w.dims().to_vec(),
+            Self::Mapped(w) => vec![w.shape().0, w.shape().1],
+            Self::Quantized(w) => vec![w.shape().0, w.shape().1],
+        }
+    }
+
+    /// A trainable copy. Quantised weights cannot be trained and stay quantised.
+    pub(crate) fn trainable(&self) -> Result<Self> {
+        Ok(match self {
+            Self::Quantized(_) => self.clone(),
+            Self::Mapped(w) => Self::Trainable(Var::from_tensor(&w.to_tensor()?)?),
+            Self::Trainable(_) | Self::Dense(_) => match self.tensor() {
+                Some(tensor) => Self::Trainable(Var::from_tensor(&tensor.detach().copy()?)?),
+                None => self.clone(),
+            },
+        })
+    }
+
+    /// A frozen snapshot: variables are copied, other weights are shared.
+    pub(crate) fn frozen(&self) -> Result<Self> {
+        Ok(match self.tensor() {
+            Some(tensor) if tensor.is_variable() => Self::Dense(tensor.copy()?.detach()),
+            Some(tensor) => Self::Dense(tensor.detach()),
+            None => self.clone(),
+        })
+    }
+
+    /// The same values without gradient. Nothing is copied: training the original changes this weight too.
+    pub(crate) fn detached(&self) -> Self {
+        self.tensor().map_or_else(|| self.clone(), |tensor| Self::Dense(tensor.detach()))
+    }
+
+    /// `x · wᵀ`: `(…, in)` to `(…, out)`. `precision` is that of a dense matmul.
+    pub(crate) fn apply(&self, x: &Tensor, precision: Precision) -> Result<Tensor> {
+        Ok(match self {
+            Self::Trainable(w) => linear_with_precision(x, w, precision)?,
+            Self::Dense(w) => linear_with_precision(x, w, precision)?,
+            Self::Mapped(w) => linear_mapped(x, w)?,
+            Self::Quantized(w) => linear_quantized(x, w)?,
+        })
+    }
+
+    /// `x · wᵀ` reshaped to heads: `(b, t, in)` to `(b, t, h, d)`.
+    pub(crate) fn apply_to_heads(&self, x: &Tensor, h: usize, d: usize, precision: Precision) -> Result<Tensor> {
+        let (b, t, _) = x.dims3()?;
+        Ok(match self.tensor() {
+            Some(w) => linear_reshaped(x, w, &[b, t, h, d], precision)?,
+            None => self.apply(x, precision)?.reshape((b, t, h, d))?,
+        })
+    }
+
+    /// `residual + x · wᵀ`; `x` is `(b, t, in)` or `(b, t, h, d)` with `h · d = in`.
+    pub(crate) fn apply_residual(&self, x: &Tensor, residual: &Tensor, precision: Precision) -> Result<Tensor> {
+        Ok(match self.tensor() {
+            Some(w) => linear_residual(x, w, residual, precision)?,
+            None => (residual + self.apply(&self.flatten_input(x)?, precision)?.reshape(residual.shape())?)?,
+        })
+    }
+
+    /// Gathers the rows `ids` `(n,)`: `(n, in)` in f32 or f64.
+    pub(crate) fn gather_rows(&self, ids: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Trainable(w) => w.index_select(ids, 0)?,
+            // Weights can be bf16; activations are not.
+            Self::Dense(w) if w.dtype() == DType::BF16 => w.index_select(ids, 0)?.to_dtype(DType::F32)?,
+            Self::Dense(w) => w.index_select(ids, 0)?,
+            Self::Mapped(w) => w.gather_rows(&ids.to_vec1::<u32>()?)?,
+            Self::Quantized(w) => w.gather_rows(&ids.to_vec1::<u32>()?)?,
+        })
+    }
+
+    /// Flattens `x`, which can have separate heads, to `(n, in)`.
+    pub(crate) fn flatten_input(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.reshape(((), self.dims()[1]))?)
+    }
+}
