@@ -2,15 +2,20 @@
 //!
 //! A block has 32 (Q8_0, Q4_0) or 256 (Q4_K, Q6_K) weights as small integers with scales, in the layout of GGUF files.
 
+mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
-mod blocks;
+mod bits;
+mod dots;
+mod q4_0;
+mod q4_k;
+mod q6_k;
+mod q8_0;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 mod weight;
 
-pub(crate) use blocks::{DotInput, dots};
-use blocks::{QuantizedActivations, f16_to_f32, read_bytes, scale_and_min};
+pub(crate) use dots::{DotInput, dots};
 pub use llm_files::BlockFormat;
 pub use weight::QuantizedWeight;
 
@@ -19,7 +24,9 @@ mod tests {
     use candle_core::quantized::QTensor;
     use candle_core::{Result, Tensor};
 
-    use super::blocks::portable_dots;
+    use super::activations::QuantizedActivations;
+    use super::bits::f16_to_f32;
+    use super::dots::portable_dots;
     use super::*;
     use crate::testing::random;
 
@@ -30,7 +37,7 @@ mod tests {
     #[test]
     fn f16_conversion_equals_the_half_crate() {
         for bits in 0..=u16::MAX {
-            let (ours, theirs) = (super::f16_to_f32(&bits.to_le_bytes(), 0), half::f16::from_bits(bits).to_f32());
+            let (ours, theirs) = (f16_to_f32(&bits.to_le_bytes(), 0), half::f16::from_bits(bits).to_f32());
             assert!(ours == theirs || ours.is_nan() && theirs.is_nan(), "{bits:x}: {ours} is not {theirs}");
         }
     }

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::BlockFormat;
-use super::blocks::dequantize_row;
+use super::dots::dequantize_row;
 use crate::Bytes;
 use crate::cpu::gemm::Precision;
 use crate::cpu::{cpu_slice, simd};
