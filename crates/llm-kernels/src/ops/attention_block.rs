@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use candle_core::{Result, Tensor, bail};
 use half::bf16;
 
-use super::attention::{AttentionMask, AttentionParams, Dims, FlashAttention, Heads, HeadsMut, attention};
+use super::attention::{AttentionMask, AttentionParams, Dims, FlashAttention, GroupWriters, Heads, attention};
 use super::linear::{linear_reshaped, linear_residual, matmul_residual};
 use super::rms_norm::{rms_norm, rms_norm_backward, rms_norm_rows};
 use super::rotary::{RotaryTable, rope};
@@ -17,7 +17,7 @@ use crate::cpu::gemm::{FEW_ROWS, GemmElement, GemmOptions, Matrix, Precision, ma
 use crate::cpu::rows::zeros;
 use crate::cpu::simd::f32_epsilon;
 use crate::cpu::slice_op::{SliceCustomOp, SliceOp};
-use crate::cpu::uninit::{DisjointWriter, uninit_vec};
+use crate::cpu::uninit::write_heads;
 
 /// The weights of an attention block.
 #[derive(Debug, Clone, Copy)]
@@ -153,15 +153,7 @@ impl<T: GemmElement> SliceOp for AttentionBlock<T> {
         let rows = Matrix::new(&normed, n, hidden);
         let qkv = Matrix::new(qkv, width, hidden);
         let heads = matmul_epilogue(rows, qkv.t(), [width, d], |token, heads, to| self.rotate(token, heads, to));
-        let mut lse = Vec::new();
-        // SAFETY: `forward` writes every row.
-        #[allow(unsafe_code)]
-        let attn_out = unsafe {
-            uninit_vec(n * h * d, |attn_out| {
-                let attn_out = HeadsMut::new(DisjointWriter::new(attn_out), self.by_token(h), 0, d);
-                lse = self.flash.forward(self.inputs(&heads), attn_out);
-            })
-        };
+        let (attn_out, lse) = self.flash.forward(self.inputs(&heads));
         let y = matmul_residual(
             Some(x),
             Matrix::new(&attn_out, n, h * d),
@@ -192,17 +184,16 @@ impl<T: GemmElement> SliceOp for AttentionBlock<T> {
         let o = Matrix::new(o, hidden, h * d);
         let d_attn_out: Vec<T> = matmul_epilogue(dy_rows, o, [h * d, d], |_, row, to| to.copy_from_slice(row));
         let result = Heads::new(attn_out, self.by_token(h), d);
-        // SAFETY: the heads of queries, keys and values are all heads of `to`, and `backward` writes every row of
-        // each.
-        #[allow(unsafe_code)]
-        let d_heads: Vec<T> = unsafe {
-            uninit_vec(n * width, |to| {
-                let writer = DisjointWriter::new(to);
-                let parts = [0, h, h + g].map(|first| HeadsMut::new(writer, self.by_token(h + 2 * g), first, d));
-                let (inputs, grad) = (self.inputs(heads), self.by_head(&d_attn_out, 0));
-                self.flash.backward(inputs, result, grad, lse, parts, self.rotation.as_ref());
-            })
-        };
+        let d_heads: Vec<T> = write_heads(&vec![t; b], h + 2 * g, d, |to| {
+            let (mut parts, mut to) = ([const { Vec::new() }; 3], to.into_iter());
+            for (part, heads) in (0..b).flat_map(|_| [h, g, g].into_iter().enumerate()) {
+                parts[part].extend(to.by_ref().take(heads));
+            }
+            let [q, k, v] = parts;
+            let gradients = GroupWriters::collect(&self.flash.dims, q, k, v);
+            let (inputs, grad) = (self.inputs(heads), self.by_head(&d_attn_out, 0));
+            self.flash.backward(inputs, result, grad, lse, gradients, self.rotation.as_ref());
+        });
         drop(d_attn_out);
         let d_heads = Matrix::new(&d_heads, n, width);
         let mut d_norm_qkv = zeros(if needs_d_norm_qkv { norm_qkv.len() } else { hidden });

@@ -8,7 +8,6 @@ use std::sync::OnceLock;
 
 use candle_core::{Result, Tensor, bail};
 use half::bf16;
-use rayon::prelude::*;
 
 use super::activation::{Activation, gated_activation, gated_backward, gated_forward};
 use super::linear::{linear_residual, linear_with_precision, matmul_residual};
@@ -17,7 +16,7 @@ use crate::cpu::gemm::{FEW_ROWS, GemmElement, GemmOptions, Matrix, Precision, ma
 use crate::cpu::rows::zeros;
 use crate::cpu::simd::f32_epsilon;
 use crate::cpu::slice_op::{SliceCustomOp, SliceOp};
-use crate::cpu::uninit::uninit_vec;
+use crate::cpu::uninit::rounded;
 
 /// The weights of a gated MLP.
 #[derive(Debug, Clone, Copy)]
@@ -132,7 +131,7 @@ impl<T: GemmElement> SliceOp for MlpBlock<T> {
 
     fn forward(&self, [x, params, down]: [&[f32]; 3]) -> Result<Vec<f32>> {
         let (n, hidden, norm, weight) = self.parts(x, params);
-        let normed: Vec<T> = self.eps.map_or_else(|| round_rows(x), |eps| rms_norm_rows(x, norm, eps));
+        let normed: Vec<T> = self.eps.map_or_else(|| rounded(x), |eps| rms_norm_rows(x, norm, eps));
         let weight = Matrix::new(weight, 2 * self.inner, hidden);
         let inner =
             matmul_epilogue(Matrix::new(&normed, n, hidden), weight.t(), [3 * self.inner; 2], |_, branches, to| {
@@ -188,16 +187,6 @@ impl<T: GemmElement> SliceOp for MlpBlock<T> {
             dx = d_x;
         }
         Ok([needs_dx.then_some(dx), needs_d_params.then_some(d_params), d_down])
-    }
-}
-
-fn round_rows<T: GemmElement>(values: &[f32]) -> Vec<T> {
-    const CHUNK: usize = 1 << 14;
-    let task = |(to, from): (&mut [_], _)| T::round_slice(from, to);
-    // SAFETY: both slices have the same length, and `round_slice` writes every element.
-    #[allow(unsafe_code)]
-    unsafe {
-        uninit_vec(values.len(), |to| to.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(task))
     }
 }
 

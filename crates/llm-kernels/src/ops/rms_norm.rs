@@ -1,14 +1,10 @@
 //! RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467): `y = x / sqrt(mean(x²) + eps) · w`.
 
-use std::mem::MaybeUninit;
-
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
-use crate::cpu::gemm::GemmElement;
-use crate::cpu::rows::rows_per_task;
+use crate::cpu::rounding::Rounded;
 use crate::cpu::simd::{f32_epsilon, sum2};
-use crate::cpu::uninit::uninit_vec;
+use crate::cpu::uninit::par_rows;
 use crate::cpu::{contiguous, cpu_slice};
 
 /// Normalises each row of `x` `(…, n)` to a root mean square of one and multiplies it by `weight` `(n,)`.
@@ -27,7 +23,7 @@ fn reference(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     // Half precision loses the small terms of the mean, so it is computed in f32.
     let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let y = x.to_dtype(wide)?;
-    let rms = (y.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
+    let rms = (y.sqr()?.mean_keepdim(D::Minus1)? + f64::from(f32_epsilon(eps)))?.sqrt()?;
     y.broadcast_div(&rms)?.to_dtype(x.dtype())?.broadcast_mul(weight)
 }
 
@@ -57,23 +53,10 @@ impl CustomOp2 for RmsNorm {
 }
 
 /// [`rms_norm`] of rows on plain slices, rounded to `T`.
-pub(crate) fn rms_norm_rows<T: GemmElement>(x: &[f32], w: &[f32], eps: f32) -> Vec<T> {
+pub(crate) fn rms_norm_rows<T: Rounded>(x: &[f32], w: &[f32], eps: f32) -> Vec<T> {
     let n = w.len();
     assert!(x.len().is_multiple_of(n), "rows are as long as the weight");
-    let task = |(y, x): (&mut [MaybeUninit<T>], &[f32])| {
-        let mut row = vec![0f32; n];
-        for (y, x) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
-            forward(x, w, eps, &mut row);
-            T::round_slice(&row, y);
-        }
-    };
-    let len = rows_per_task(n) * n.max(1);
-    // SAFETY: `x` consists of whole rows of `n` elements, as asserted; the output has the same number, and each row is
-    // written.
-    #[allow(unsafe_code)]
-    unsafe {
-        uninit_vec(x.len(), |y| y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(task))
-    }
+    par_rows(x.len(), n, || (), |(), i, y| forward(&x[i * n..][..n], w, eps, y)).0
 }
 
 /// The gradients of the rows, plus `residual`, and of the weight.
@@ -90,29 +73,20 @@ pub(crate) fn rms_norm_backward(
         "rows are as long as the weight, and each has a gradient"
     );
     assert!(residual.is_none_or(|residual| residual.len() == x.len()), "each row has a residual");
-    let len = rows_per_task(n) * n.max(1);
+    let (dx, parts) = par_rows(
+        x.len(),
+        n,
+        || vec![0f32; n],
+        |dw, i, dx| {
+            let rows = i * n..(i + 1) * n;
+            let residual = residual.map_or(&[][..], |residual| &residual[rows.clone()]);
+            backward([&x[rows.clone()], w, &dy[rows], residual], eps, dw, dx);
+        },
+    );
     let mut dw = vec![0f32; n];
-    // SAFETY: `x` and `dy` consist of the same number of whole rows of `n` elements, as asserted; the output has the
-    // same number, and each row is written.
-    #[allow(unsafe_code)]
-    let dx = unsafe {
-        uninit_vec(x.len(), |dx| {
-            let tasks = dx.par_chunks_mut(len).zip(x.par_chunks(len)).zip(dy.par_chunks(len)).enumerate();
-            let parts = tasks.map(|(task, ((dx, x), dy))| {
-                let (mut dw, mut row) = (vec![0f32; n], vec![0f32; n]);
-                let rows = dx.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(dy.chunks_exact(n));
-                for (i, ((dx, x), dy)) in rows.enumerate() {
-                    let residual = residual.map(|residual| &residual[task * len + i * n..][..n]);
-                    backward([x, w, dy, residual.unwrap_or_default()], eps, &mut dw, &mut row);
-                    dx.write_copy_of_slice(&row);
-                }
-                dw
-            });
-            for part in parts.collect::<Vec<_>>() {
-                dw.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
-            }
-        })
-    };
+    for part in parts {
+        dw.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+    }
     (dx, dw)
 }
 

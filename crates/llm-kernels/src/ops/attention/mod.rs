@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
-pub(crate) use cpu::{FlashAttention, Heads, HeadsMut};
+pub(crate) use cpu::{FlashAttention, GroupWriters, Heads};
 pub use reference::attention_weights;
 
 use crate::Precision;

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::{decode, row_by_row};
 use crate::cpu::gemm::{Element, GemmElement, Matrix, PackedB};
 use crate::cpu::simd::{exp, max, sum2, tanh};
-use crate::cpu::uninit::DisjointWriter;
+use crate::cpu::uninit::{HeadWriter, write_heads};
 use crate::ops::attention::{AttentionMask, AttentionParams, Dims};
 use crate::ops::rotary::RotaryTable;
 
@@ -48,31 +48,23 @@ impl<'a, T: Copy> Heads<'a, T> {
     }
 }
 
-/// A tensor `(b, t, h, d)` with a contiguous last dimension, written by head.
-pub(crate) struct HeadsMut<'a, T> {
-    writer: DisjointWriter<'a, T>,
-    stride: [usize; 3],
-    first: usize,
-    d: usize,
+/// The gradients of one key/value head of one sequence and of its query heads.
+pub(crate) struct GroupWriters<'a, T> {
+    pub(super) q: Vec<HeadWriter<'a, T>>,
+    pub(super) k: HeadWriter<'a, T>,
+    pub(super) v: HeadWriter<'a, T>,
 }
 
-impl<'a, T: GemmElement> HeadsMut<'a, T> {
-    /// `stride`: elements from one sequence, token and head to the next. Head 0 is head `first` of the tensor.
-    pub fn new(writer: DisjointWriter<'a, T>, stride: [usize; 3], first: usize, d: usize) -> Self {
-        Self { writer, stride, first, d }
-    }
-
-    /// Writes `rows` `(n, d)` to head `h` of sequence `b`, from token `t` on.
-    ///
-    /// # Safety
-    /// No other task writes one of these rows at the same time.
-    #[allow(unsafe_code)]
-    pub unsafe fn write(&self, b: usize, t: usize, h: usize, rows: &[f32]) {
-        for (i, row) in rows.chunks_exact(self.d.max(1)).enumerate() {
-            let start = b * self.stride[0] + (t + i) * self.stride[1] + (self.first + h) * self.stride[2];
-            // SAFETY: the caller guarantees that no other task writes this row.
-            unsafe { self.writer.write(start, row) };
-        }
+impl<'a, T> GroupWriters<'a, T> {
+    /// The groups of all sequences, from the writers of all query, key and value heads in the order (sequence, head).
+    pub fn collect(
+        dims: &Dims,
+        q: impl IntoIterator<Item = HeadWriter<'a, T>>,
+        k: impl IntoIterator<Item = HeadWriter<'a, T>>,
+        v: impl IntoIterator<Item = HeadWriter<'a, T>>,
+    ) -> Vec<Self> {
+        let mut q = q.into_iter();
+        k.into_iter().zip(v).map(|(k, v)| Self { q: q.by_ref().take(dims.h / dims.g).collect(), k, v }).collect()
     }
 }
 
@@ -107,31 +99,34 @@ impl Queries {
 }
 
 impl FlashAttention {
-    /// Attention of `q` `(b, t, h, d)`, `k` and `v` `(b, s, g, d)`: writes every row of `out` `(b, t, h, d)` and
-    /// returns the log-sum-exp of the scores `(b, h, t)`.
-    pub fn forward<T: Element>(&self, inputs: [Heads<T>; 3], out: HeadsMut<f32>) -> Vec<f32> {
-        let Dims { b, h, .. } = self.dims;
-        let tasks = (0..b * h).into_par_iter().with_max_len(1);
-        let lse: Vec<_> = tasks.map(|i| self.forward_head(inputs, i / h, i % h, &out)).collect();
-        lse.concat()
+    /// Attention of `q` `(b, t, h, d)`, `k` and `v` `(b, s, g, d)`: the result `(b, t, h, d)`, and the log-sum-exp of the
+    /// scores `(b, h, t)`.
+    pub fn forward<T: Element>(&self, inputs: [Heads<T>; 3]) -> (Vec<f32>, Vec<f32>) {
+        let Dims { b, t, h, d, .. } = self.dims;
+        let mut lse = Vec::new();
+        let out = write_heads(&vec![t; b], h, d, |heads| {
+            let tasks = heads.into_par_iter().enumerate().with_max_len(1);
+            let parts = tasks.map(|(i, mut out)| self.forward_head(inputs, i / h, i % h, &mut out));
+            lse = parts.collect::<Vec<_>>().concat();
+        });
+        (out, lse)
     }
 
     /// The gradients of `q`, `k` and `v` `(b, t or s, heads, d)` from the result and its gradient. With `rotation`,
-    /// the gradients of `q` and `k` are those before the rotary embedding. Writes every row.
+    /// the gradients of `q` and `k` are those before the rotary embedding.
     pub fn backward<T: GemmElement, G: GemmElement>(
         &self,
         inputs: [Heads<T>; 3],
         out: Heads,
         grad: Heads<T>,
         lse: &[f32],
-        gradients: [HeadsMut<G>; 3],
+        gradients: Vec<GroupWriters<G>>,
         rotation: Option<&RotaryTable>,
     ) {
-        let Dims { b, g, .. } = self.dims;
-        let [dq, dk, dv] = gradients;
+        let g = self.dims.g;
         // One task per sequence and key/value head, so that only one task adds to the gradients of a head.
-        (0..b * g).into_par_iter().with_max_len(1).for_each(|i| {
-            self.backward_group((inputs, out, grad), lse, (i / g, i % g), [&dq, &dk, &dv], rotation);
+        gradients.into_par_iter().enumerate().with_max_len(1).for_each(|(i, mut to)| {
+            self.backward_group((inputs, out, grad), lse, (i / g, i % g), &mut to, rotation);
         });
     }
 
@@ -169,7 +164,7 @@ impl FlashAttention {
         [q, k, v]: [Heads<T>; 3],
         b: usize,
         head: usize,
-        to: &HeadsMut<f32>,
+        to: &mut HeadWriter<f32>,
     ) -> Vec<f32> {
         let Dims { t, s, h, g, d, .. } = self.dims;
         let group = head / (h / g);
@@ -206,11 +201,7 @@ impl FlashAttention {
                     *lse_i = row_max + sum.ln();
                 }
             }
-            // SAFETY: only this task writes this head of this sequence.
-            #[allow(unsafe_code)]
-            unsafe {
-                to.write(b, queries.rows.start, head, out);
-            }
+            to.append(out);
         }
         lse
     }
@@ -222,7 +213,7 @@ impl FlashAttention {
         (inputs, out, grad): ([Heads<T>; 3], Heads, Heads<T>),
         lse: &[f32],
         (b, group): (usize, usize),
-        [to_q, to_k, to_v]: [&HeadsMut<G>; 3],
+        to: &mut GroupWriters<G>,
         rotation: Option<&RotaryTable>,
     ) {
         let Dims { t, s, h, g, d, .. } = self.dims;
@@ -234,14 +225,14 @@ impl FlashAttention {
         let plain = [k, v].map(row_by_row::all_finite) == [true; 2]
             && heads.all(|i| head_is_finite(q, i) && head_is_finite(grad, i));
         if !plain {
-            return self.backward_group_row_by_row((inputs, out, grad), lse, (b, group), [to_q, to_k, to_v], rotation);
+            return self.backward_group_row_by_row((inputs, out, grad), lse, (b, group), to, rotation);
         }
         let (keys_t, values_t, keys_packed) = (self.pack(k.t()), self.pack(v.t()), self.pack(k));
         let (mut dk, mut dv) = (vec![0f32; s * d], vec![0f32; s * d]);
         let (mut dq, mut row) = (vec![0f32; t.min(QUERIES) * d], vec![0f32; d]);
         let size = t.min(QUERIES) * s.min(KEYS);
         let (mut p, mut ds) = (vec![0f32; size], vec![0f32; size]);
-        for head in group * (h / g)..(group + 1) * (h / g) {
+        for (head, to_q) in (group * (h / g)..).zip(&mut to.q) {
             let lse = &lse[(b * h + head) * t..][..t];
             let (q_packed, grad_packed) = (self.pack(q.block(b, 0..t, head)), self.pack(grad.block(b, 0..t, head)));
             for queries in self.query_blocks(b) {
@@ -269,19 +260,11 @@ impl FlashAttention {
                     q_packed.matmul_into(ds.t(), [rows.start, 0], &mut dk[key_range], [d, d], true, scale);
                     keys_packed.matmul_into(ds, [keys.start, 0], dq, [d, d], true, scale);
                 }
-                // SAFETY: only this task writes this head of this sequence.
-                #[allow(unsafe_code)]
-                unsafe {
-                    to_q.write(b, rows.start, head, rotate_rows_back(rotation, b * t + rows.start, d, dq));
-                }
+                to_q.append(rotate_rows_back(rotation, b * t + rows.start, d, dq));
             }
         }
-        // SAFETY: only this task writes this key/value head of this sequence.
-        #[allow(unsafe_code)]
-        unsafe {
-            to_k.write(b, 0, group, rotate_rows_back(rotation, b * s, d, &mut dk));
-            to_v.write(b, 0, group, &dv);
-        }
+        to.k.append(rotate_rows_back(rotation, b * s, d, &mut dk));
+        to.v.append(&dv);
     }
 }
 

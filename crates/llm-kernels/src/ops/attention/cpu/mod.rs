@@ -4,16 +4,15 @@ mod decode;
 mod flash;
 mod row_by_row;
 
-use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-pub(crate) use flash::{FlashAttention, Heads, HeadsMut};
+pub(crate) use flash::{FlashAttention, GroupWriters, Heads};
 
 use super::Dims;
-use crate::cpu::uninit::{DisjointWriter, uninit_vec};
+use crate::cpu::uninit::write_heads;
 
 /// [`super::attention`] of `q`, `k` and `v`.
 pub(super) fn attention([q, k, v]: [&Tensor; 3], flash: FlashAttention) -> Result<Tensor> {
@@ -70,14 +69,7 @@ impl CustomOp3 for Attention {
             let (out, lse): (Vec<_>, Vec<_>) = parts.chunks(spans).map(decode::merge_spans).unzip();
             return self.save(lse.concat(), out.concat());
         }
-        let mut lse = Vec::new();
-        let run = |out: &mut [MaybeUninit<f32>]| {
-            let out = HeadsMut::new(DisjointWriter::new(out), [t * h * d, h * d, d], 0, d);
-            lse = self.flash.forward([q, k, v], out);
-        };
-        // SAFETY: `forward` writes every row.
-        #[allow(unsafe_code)]
-        let out = unsafe { uninit_vec(b * t * h * d, run) };
+        let (out, lse) = self.flash.forward([q, k, v]);
         self.save(lse, out)
     }
 
@@ -99,23 +91,15 @@ impl CustomOp3 for Attention {
         let Some(lse) = self.lse.get() else { bail!("attention: backward ran before forward") };
         let inputs = [heads(&qs, ql, d)?, heads(&ks, kl, d)?, heads(&vs, vl, d)?];
         let (out, grad) = (heads(&os, ol, d)?, heads(&gs, gl, d)?);
-        let q_stride = [t * h * d, h * d, d];
-        let kv_stride = [s * g * d, g * d, d];
         let (mut dk, mut dv) = (Vec::new(), Vec::new());
-        // SAFETY: `backward` writes every row of the three gradients.
-        #[allow(unsafe_code)]
-        let dq = unsafe {
-            uninit_vec(b * t * h * d, |dq| {
-                dk = uninit_vec(b * s * g * d, |dk| {
-                    dv = uninit_vec(b * s * g * d, |dv| {
-                        let dq = HeadsMut::new(DisjointWriter::new(dq), q_stride, 0, d);
-                        let dk = HeadsMut::new(DisjointWriter::new(dk), kv_stride, 0, d);
-                        let dv = HeadsMut::new(DisjointWriter::new(dv), kv_stride, 0, d);
-                        self.flash.backward(inputs, out, grad, lse, [dq, dk, dv], None);
-                    });
+        let dq = write_heads(&vec![t; b], h, d, |dq| {
+            dk = write_heads(&vec![s; b], g, d, |dk| {
+                dv = write_heads(&vec![s; b], g, d, |dv| {
+                    let gradients = GroupWriters::collect(&self.flash.dims, dq, dk, dv);
+                    self.flash.backward(inputs, out, grad, lse, gradients, None);
                 });
-            })
-        };
+            });
+        });
         let tensor = |data: Vec<f32>, like: &Tensor| Tensor::from_vec(data, like.shape(), &Device::Cpu).map(Some);
         Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
     }

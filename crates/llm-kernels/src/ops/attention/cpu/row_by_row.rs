@@ -4,9 +4,10 @@
 //! query is multiplied only with the keys it attends to. This is slow and runs only if such a value is present.
 
 use super::decode;
-use super::flash::{FlashAttention, Heads, HeadsMut, rotate_rows_back};
+use super::flash::{FlashAttention, GroupWriters, Heads, rotate_rows_back};
 use crate::cpu::gemm::{Element, GemmElement, Matrix};
 use crate::cpu::simd::{exp, tanh};
+use crate::cpu::uninit::HeadWriter;
 use crate::ops::attention::Dims;
 use crate::ops::rotary::RotaryTable;
 
@@ -36,7 +37,7 @@ impl FlashAttention {
         [q, k, v]: [Heads<T>; 3],
         b: usize,
         head: usize,
-        to: &HeadsMut<f32>,
+        to: &mut HeadWriter<f32>,
     ) -> Vec<f32> {
         let Dims { t, s, h, g, d, .. } = self.dims;
         let group = head / (h / g);
@@ -50,11 +51,7 @@ impl FlashAttention {
             if start < end {
                 *lse_i = sums[0];
             }
-            // SAFETY: only the caller's task writes this head of this sequence.
-            #[allow(unsafe_code)]
-            unsafe {
-                to.write(b, i, head, &row);
-            }
+            to.append(&row);
         }
         lse
     }
@@ -65,14 +62,14 @@ impl FlashAttention {
         ([q, k, v], out, grad): ([Heads<T>; 3], Heads, Heads<T>),
         lse: &[f32],
         (b, group): (usize, usize),
-        [to_q, to_k, to_v]: [&HeadsMut<G>; 3],
+        to: &mut GroupWriters<G>,
         rotation: Option<&RotaryTable>,
     ) {
         let Dims { t, s, h, g, d, .. } = self.dims;
         let (scale, cap) = (self.params.scale as f32, self.params.soft_cap());
         let (k, v) = (to_f32(k.block(b, 0..s, group)), to_f32(v.block(b, 0..s, group)));
         let (mut dk, mut dv) = (vec![0f32; s * d], vec![0f32; s * d]);
-        for head in group * (h / g)..(group + 1) * (h / g) {
+        for (head, to_q) in (group * (h / g)..).zip(&mut to.q) {
             let (q, grad) = (to_f32(q.block(b, 0..t, head)), to_f32(grad.block(b, 0..t, head)));
             let mut dq = vec![0f32; t * d];
             for (i, dq) in dq.chunks_exact_mut(d).enumerate() {
@@ -93,18 +90,10 @@ impl FlashAttention {
                     add(&mut dv[key], grad, p);
                 }
             }
-            // SAFETY: only the caller's task writes the heads of this group of this sequence.
-            #[allow(unsafe_code)]
-            unsafe {
-                to_q.write(b, 0, head, rotate_rows_back(rotation, b * t, d, &mut dq));
-            }
+            to_q.append(rotate_rows_back(rotation, b * t, d, &mut dq));
         }
-        // SAFETY: as above.
-        #[allow(unsafe_code)]
-        unsafe {
-            to_k.write(b, 0, group, rotate_rows_back(rotation, b * s, d, &mut dk));
-            to_v.write(b, 0, group, &dv);
-        }
+        to.k.append(rotate_rows_back(rotation, b * s, d, &mut dk));
+        to.v.append(&dv);
     }
 }
 
