@@ -31,6 +31,7 @@ mod testing;
 pub use bytes::Bytes;
 pub use cpu::gemm::{Precision, peak_flops};
 pub use cpu::threads::{default_threads, join, spin_workers, with_threads};
+pub use cpu::unit::skip_on_reference_path;
 pub use ops::activation::{Activation, activate, gated_activation};
 pub use ops::adamw::{AdamWStep, adamw_step, sum_of_squares};
 pub use ops::attention::{AttentionMask, AttentionParams, attention, attention_weights};
@@ -50,11 +51,16 @@ pub use ops::rotary::{RotaryFrequencies, RotaryTable, rope};
 pub use ops::token_logprobs::{token_logprobs, token_logprobs_and_entropies};
 pub use quant::{BlockFormat, QuantizedWeight};
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-/// True if the fused path supports the tensor: f32 in CPU memory.
+/// True if the fused path supports the tensor, f32 in CPU memory, and is not switched off.
 fn is_fused(x: &Tensor) -> bool {
-    x.dtype() == DType::F32 && x.device().is_cpu()
+    x.dtype() == DType::F32 && x.device().is_cpu() && !cpu::unit::reference_only()
+}
+
+/// The dtype in which a reference computes what f32 is not precise enough for: f64, which Metal does not have.
+fn widest_dtype(device: &Device) -> DType {
+    if device.is_metal() { DType::F32 } else { DType::F64 }
 }
 
 /// True if a fused block with a backward applies: f32 on the CPU, no tensor is empty, and some tensor needs a gradient.

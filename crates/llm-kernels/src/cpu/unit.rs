@@ -1,5 +1,33 @@
-//! Run-time selection of the SIMD instruction set: the widest one of this machine. In the tests of this crate, the
-//! environment variable `LLM_KERNELS_UNIT` ("avx2", "portable") limits it, so that one machine can run every path.
+//! Run-time selection of the implementation: the fast path with the widest SIMD instruction set of this machine.
+//!
+//! The environment variable `LLM_KERNELS_UNIT` selects another one, so that one machine can run every path: "reference"
+//! runs the references instead of the fast paths, in every program; "avx2" and "portable" limit the instruction set, in the
+//! tests of this crate.
+
+use std::sync::OnceLock;
+
+const VARIABLE: &str = "LLM_KERNELS_UNIT";
+
+/// True if every operation runs its reference, as on a device without a fast path: `LLM_KERNELS_UNIT` is "reference".
+pub fn reference_only() -> bool {
+    static REFERENCE_ONLY: OnceLock<bool> = OnceLock::new();
+    *REFERENCE_ONLY.get_or_init(|| std::env::var_os(VARIABLE).is_some_and(|unit| unit == "reference"))
+}
+
+/// For tests of a property of the fast paths: true if they are switched off (`LLM_KERNELS_UNIT` is "reference"). Prints
+/// the reason why the test is skipped.
+///
+/// ```
+/// if llm_kernels::skip_on_reference_path("the memory bound is that of the fused attention") {
+///     return;
+/// }
+/// ```
+pub fn skip_on_reference_path(reason: &str) -> bool {
+    if reference_only() {
+        eprintln!("skipped on the reference path: {reason}");
+    }
+    reference_only()
+}
 
 /// The instruction set for loops that `pulp` compiles.
 #[inline(always)]
@@ -25,12 +53,13 @@ pub fn avx512_is_allowed() -> bool {
     !cfg!(test) || requested().is_none()
 }
 
-/// The value of `LLM_KERNELS_UNIT`; read by tests only.
+/// The instruction set that `LLM_KERNELS_UNIT` limits tests to.
 #[cfg(target_arch = "x86_64")]
 fn requested() -> Option<&'static str> {
-    static REQUESTED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
-    let requested = REQUESTED.get_or_init(|| std::env::var("LLM_KERNELS_UNIT").ok().filter(|unit| unit != "avx512"));
-    assert!(matches!(requested.as_deref(), None | Some("avx2" | "portable")), "LLM_KERNELS_UNIT is {requested:?}");
+    static REQUESTED: OnceLock<Option<String>> = OnceLock::new();
+    let unlimited = |unit: &String| matches!(unit.as_str(), "avx512" | "reference");
+    let requested = REQUESTED.get_or_init(|| std::env::var(VARIABLE).ok().filter(|unit| !unlimited(unit)));
+    assert!(matches!(requested.as_deref(), None | Some("avx2" | "portable")), "{VARIABLE} is {requested:?}");
     requested.as_deref()
 }
 

@@ -303,6 +303,9 @@ mod tests {
 
     #[test]
     fn values_and_derivatives_are_correct_for_large_inputs() -> Result<()> {
+        if crate::skip_on_reference_path("candle's derivatives of inputs over 1e7 are inexact, those of infinity NaN") {
+            return Ok(());
+        }
         let device = candle_core::Device::Cpu;
         let numbers = [20f32, 90., 1e4, 1e20, 3e38, f32::INFINITY];
         for activation in ALL {

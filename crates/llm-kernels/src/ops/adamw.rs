@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::simd::{f32_epsilon, sum2};
@@ -31,7 +31,7 @@ pub struct AdamWStep {
 
 /// Updates `weight` and `moments` in place. `moments` is `(2, n)`: first and second moment of the `n` weights.
 ///
-/// All three are f32, contiguous and on the same device. It is an error if two of them share memory.
+/// All three are contiguous and on the same device; the moments are f32. It is an error if two of them share memory.
 pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamWStep) -> Result<()> {
     if moments.dims() != [2, weight.elem_count()] || grad.dims() != weight.dims() {
         bail!("adamw_step: weight {:?}, gradient {:?}, moments {:?}", weight.dims(), grad.dims(), moments.dims());
@@ -54,6 +54,10 @@ pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamW
     if crate::is_fused(weight) {
         return weight.inplace_op2(&grad, &WithWeight { moments, step });
     }
+    reference(weight, &grad, moments, step)
+}
+
+fn reference(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamWStep) -> Result<()> {
     let (m, v) = (moments.get(0)?, moments.get(1)?);
     let g = (grad.flatten_all()?.to_dtype(DType::F32)? * step.gradient_scale)?;
     let m = ((m * step.beta1)? + (&g * (1. - step.beta1))?)?;
@@ -70,7 +74,8 @@ pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamW
 pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
     let x = x.contiguous()?;
     if !crate::is_fused(&x) {
-        return x.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
+        let sum = x.to_dtype(crate::widest_dtype(x.device()))?.sqr()?.sum_all()?;
+        return sum.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar::<f64>();
     }
     let (storage, layout) = x.storage_and_layout();
     let data = cpu_slice(&storage, layout)?;
@@ -193,7 +198,7 @@ fn update_simd<'a, S: pulp::Simd>(
 mod tests {
     use super::*;
     use crate::testing::random;
-    use candle_core::{Device, Var};
+    use candle_core::Var;
 
     /// The steps of Algorithm 2 of the paper on one weight, in f64.
     fn by_hand(mut w: f64, grads: &[f64], lr: f64, b1: f64, b2: f64, eps: f64, decay: f64) -> f64 {

@@ -155,6 +155,9 @@ mod tests {
             row[700] = offset;
             let exact = (999. * (-f64::from(gap)).exp()).ln_1p();
             for dtype in [candle_core::DType::F32, candle_core::DType::F64] {
+                if dtype == candle_core::DType::F32 && crate::skip_on_reference_path("candle has no log1p") {
+                    continue;
+                }
                 let logits = Tensor::from_slice(&row, (1, 1000), &candle_core::Device::Cpu)?.to_dtype(dtype)?;
                 let loss = cross_entropy(&logits, &[700])?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?[0];
                 assert!((loss / exact - 1.).abs() < 1e-3, "{dtype:?} {gap} {offset}: {loss} is not {exact}");

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::cross_entropy::{IGNORE_INDEX, LogSumExp, check_labels, log_sum_exp};
 use super::head::{FusedHead, RowLoss, count_labels};
@@ -106,7 +106,7 @@ fn reference(
     let kl = kept_mean(crate::kl_divergence(&some, &their_some, temperature)?)?;
     let cross_entropy = kept_mean(crate::cross_entropy(&logits, labels)?)?;
     let loss = ((&kl * (alpha * temperature * temperature))? + (&cross_entropy * (1. - alpha))?)?;
-    let number = |x: &Tensor| x.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>();
+    let number = |x: &Tensor| x.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar::<f64>();
     Ok(DistillationLoss { loss, kl: number(&kl)?, cross_entropy: number(&cross_entropy)? })
 }
 

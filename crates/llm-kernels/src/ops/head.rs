@@ -64,7 +64,7 @@ pub(crate) fn count_labels(labels: &[i64]) -> usize {
 }
 
 fn reference(x: &Tensor, w: &Tensor, labels: &[i64], options: CrossEntropyOptions) -> Result<Tensor> {
-    let logits = x.matmul(&w.t()?)?; // (n, vocab)
+    let logits = crate::linear(x, w)?; // (n, vocab)
     let row_max = logits.detach().max_keepdim(D::Minus1)?;
     let shifted = logits.broadcast_sub(&row_max)?;
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?; // (n, 1), relative to the maximum

@@ -37,15 +37,16 @@ pub fn kl_divergence(student: &Tensor, teacher: &Tensor, temperature: f64) -> Re
 }
 
 fn reference(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
-    let dtype = student.dtype();
+    let (dtype, wide) = (student.dtype(), crate::widest_dtype(student.device()));
+    let smallest = if wide == DType::F64 { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
     let log_softmax = |x: &Tensor| -> Result<Tensor> {
-        let x = x.to_dtype(DType::F64)?;
+        let x = x.to_dtype(wide)?;
         let x = (x.broadcast_sub(&x.detach().max_keepdim(D::Minus1)?)? / temperature)?;
         x.broadcast_sub(&x.exp()?.sum_keepdim(D::Minus1)?.log()?)
     };
     let (student, teacher) = (log_softmax(student)?, log_softmax(teacher)?);
-    // A probability that underflows to 0 in f64 still counts if the student's is 0.
-    let terms = (teacher.exp()?.maximum(f64::MIN_POSITIVE)? * (&teacher - student)?)?;
+    // A probability that underflows to 0 still counts if the student's is 0.
+    let terms = (teacher.exp()?.maximum(smallest)? * (&teacher - student)?)?;
     let terms = teacher.eq(f64::NEG_INFINITY)?.where_cond(&terms.zeros_like()?, &terms)?;
     terms.sum(D::Minus1)?.to_dtype(dtype)
 }

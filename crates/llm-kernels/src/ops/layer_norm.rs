@@ -27,7 +27,7 @@ fn reference(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Ten
     let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let y = x.to_dtype(wide)?;
     let y = y.broadcast_sub(&y.mean_keepdim(D::Minus1)?)?;
-    let deviation = (y.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
+    let deviation = (y.sqr()?.mean_keepdim(D::Minus1)? + f64::from(f32_epsilon(eps)))?.sqrt()?;
     y.broadcast_div(&deviation)?.to_dtype(x.dtype())?.broadcast_mul(weight)?.broadcast_add(bias)
 }
 

@@ -34,7 +34,7 @@ pub fn linear_with_precision(x: &Tensor, w: &Tensor, precision: Precision) -> Re
 /// `(b, t, h, d)`, or back. `x` may have its last two dimensions in place of `in`.
 pub fn linear_reshaped(x: &Tensor, w: &Tensor, shape: &[usize], precision: Precision) -> Result<Tensor> {
     let n = rows(x, w, shape)?;
-    if let Some(op) = Linear::new(x, w, shape, precision)? {
+    if let Some(op) = Linear::new(x, w, shape, precision) {
         return x.contiguous()?.apply_op2(&w.contiguous()?, op);
     }
     reference(x, w, n)?.reshape(shape)
@@ -43,13 +43,13 @@ pub fn linear_reshaped(x: &Tensor, w: &Tensor, shape: &[usize], precision: Preci
 /// `residual + x · wᵀ`, with the shape of `residual`.
 pub fn linear_residual(x: &Tensor, w: &Tensor, residual: &Tensor, precision: Precision) -> Result<Tensor> {
     let n = rows(x, w, residual.dims())?;
-    if let Some(op) = Linear::new(x, w, residual.dims(), precision)?.filter(|_| crate::is_fused(residual)) {
+    if let Some(op) = Linear::new(x, w, residual.dims(), precision).filter(|_| crate::is_fused(residual)) {
         return x.contiguous()?.apply_op3(&w.contiguous()?, &residual.contiguous()?, op);
     }
     residual + reference(x, w, n)?.reshape(residual.dims())?
 }
 
-/// The number of rows of `x`. It is an error if the shapes do not match.
+/// The number of rows of `x`. It is an error if the shapes do not match, or if a weight in bf16 needs a gradient in f32.
 fn rows(x: &Tensor, w: &Tensor, shape: &[usize]) -> Result<usize> {
     let (m, k) = w.dims2()?;
     let width = match x.dims() {
@@ -64,6 +64,9 @@ fn rows(x: &Tensor, w: &Tensor, shape: &[usize]) -> Result<usize> {
             x.dims(),
             w.dims()
         );
+    }
+    if w.dtype() == DType::BF16 && x.dtype() == DType::F32 && w.track_op() {
+        bail!("linear: a weight in bf16 cannot be trained; keep it in f32");
     }
     Ok(n)
 }
@@ -81,16 +84,13 @@ struct Linear {
 
 impl Linear {
     /// `None` if the reference implementation must run.
-    fn new(x: &Tensor, w: &Tensor, shape: &[usize], precision: Precision) -> Result<Option<Self>> {
+    fn new(x: &Tensor, w: &Tensor, shape: &[usize], precision: Precision) -> Option<Self> {
         let w_is_bf16 = w.dtype() == DType::BF16 && w.device().is_cpu();
         if !crate::is_fused(x) || !(w_is_bf16 || crate::is_fused(w)) {
-            return Ok(None);
-        }
-        if w_is_bf16 && w.track_op() {
-            bail!("linear: a weight in bf16 cannot be trained; keep it in f32");
+            return None;
         }
         let precision = if w_is_bf16 { Precision::for_bf16_weights() } else { precision };
-        Ok(Some(Self { dx: x.track_op(), dw: w.track_op(), shape: shape.to_vec(), precision }))
+        Some(Self { dx: x.track_op(), dw: w.track_op(), shape: shape.to_vec(), precision })
     }
 
     fn forward(&self, x: &[f32], w: WeightSlice, (m, k): (usize, usize), residual: Option<&[f32]>) -> Vec<f32> {

@@ -121,7 +121,7 @@ fn to_f32<'a>(values: WeightSlice<'a>, wide: &'a mut Vec<f32>) -> &'a [f32] {
     wide
 }
 
-/// `x · wᵀ` for a frozen `w` `(out, in)`; `x` is `(…, in)` in f32, the result `(…, out)`.
+/// `x · wᵀ` for a frozen `w` `(out, in)`; `x` is `(…, in)`, the result `(…, out)` with its dtype.
 ///
 /// `x` gets a gradient, so adapters can be trained on such a weight.
 pub fn linear_mapped(x: &Tensor, w: &MappedWeight) -> Result<Tensor> {
@@ -131,8 +131,18 @@ pub fn linear_mapped(x: &Tensor, w: &MappedWeight) -> Result<Tensor> {
         Some(last) if *last == input => *last = out,
         _ => bail!("linear_mapped: x is {:?}, the weight is {out} x {input}", x.dims()),
     }
+    if !crate::is_fused(x) {
+        return reference(x, w);
+    }
     let rows: usize = shape.iter().rev().skip(1).product();
     x.reshape((rows, input))?.contiguous()?.apply_op1(LinearMapped(w.clone()))?.reshape(shape)
+}
+
+/// Copies the weight to the device of `x` for each call.
+fn reference(x: &Tensor, w: &MappedWeight) -> Result<Tensor> {
+    let (out, input) = w.shape;
+    let weight = Tensor::from_raw_buffer(&w.bytes, w.dtype, &[out, input], x.device())?.to_dtype(x.dtype())?;
+    crate::linear(x, &weight)
 }
 
 struct LinearMapped(MappedWeight);

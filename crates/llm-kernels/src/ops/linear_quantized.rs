@@ -10,7 +10,7 @@ use crate::cpu::gemm::{FEW_ROWS, GemmOptions, Matrix, Precision, matmul_into, ro
 use crate::cpu::{contiguous, cpu_slice};
 use crate::quant::{DotInput, QuantizedWeight, dots};
 
-/// `x · wᵀ` for a quantised, frozen `w` `(out, in)`; `x` is `(…, in)` in f32, the result `(…, out)`.
+/// `x · wᵀ` for a quantised, frozen `w` `(out, in)`; `x` is `(…, in)`, the result `(…, out)` with its dtype.
 ///
 /// `x` gets a gradient through the dequantised weight, so adapters can be trained on it (`QLoRA`).
 pub fn linear_quantized(x: &Tensor, w: &QuantizedWeight) -> Result<Tensor> {
@@ -20,8 +20,16 @@ pub fn linear_quantized(x: &Tensor, w: &QuantizedWeight) -> Result<Tensor> {
         Some(last) if *last == input => *last = out,
         _ => bail!("linear_quantized: x is {:?}, the weight is {out} x {input}", x.dims()),
     }
+    if !crate::is_fused(x) {
+        return reference(x, w);
+    }
     let rows: usize = shape.iter().rev().skip(1).product();
     x.reshape((rows, input))?.contiguous()?.apply_op1(LinearQuantized(w.clone()))?.reshape(shape)
+}
+
+/// Copies the dequantised weight to the device of `x` for each call.
+fn reference(x: &Tensor, w: &QuantizedWeight) -> Result<Tensor> {
+    crate::linear(x, &w.dequantize()?.to_device(x.device())?.to_dtype(x.dtype())?)
 }
 
 struct LinearQuantized(QuantizedWeight);
@@ -119,6 +127,9 @@ mod tests {
 
     #[test]
     fn the_error_is_that_of_8_bit_activations() -> Result<()> {
+        if crate::skip_on_reference_path("it does not quantise activations") {
+            return Ok(());
+        }
         for format in BlockFormat::ALL {
             for scale in [1e-4, 1., 1e4] {
                 let w = QuantizedWeight::quantize(&random(&[16, 512], 1, 0.3)?, format)?;

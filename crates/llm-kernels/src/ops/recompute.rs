@@ -5,7 +5,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Storage, Tensor, TensorId, Var, bail};
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Storage, Tensor, TensorId, Var, bail,
+};
 
 /// Gradients of the parameters inside checkpointed blocks; candle's `backward` does not return them.
 #[derive(Debug, Clone, Default)]
@@ -43,7 +46,9 @@ pub fn recompute(
     if !x.track_op() {
         return f(x);
     }
-    let value = f(&x.detach())?.detach().contiguous()?; // drops the graph of the value
+    let value = f(&x.detach())?.detach(); // drops the graph of the value
+    let starts_at_zero = value.layout().contiguous_offsets().is_some_and(|(start, _)| start == 0);
+    let value = if starts_at_zero { value } else { value.force_contiguous()? };
     x.apply_op1(Recompute { value: Mutex::new(Some(value)), params, gradients: gradients.clone(), f: Box::new(f) })
 }
 
@@ -56,25 +61,33 @@ struct Recompute {
     f: Block,
 }
 
+impl Recompute {
+    /// The value of the block, copied to a storage of its own.
+    fn copy_value<S: BackendStorage>(&self, of_device: impl Fn(&Storage) -> Option<&S>) -> Result<(S, Shape)> {
+        let Some(value) = self.value.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            bail!("recompute: an operation runs only once");
+        };
+        let (storage, layout) = value.storage_and_layout();
+        let Some(storage) = of_device(&storage) else { bail!("recompute: the block changed the device") };
+        Ok((storage.try_clone(layout)?, layout.shape().clone()))
+    }
+}
+
 impl CustomOp1 for Recompute {
     fn name(&self) -> &'static str {
         "recompute"
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let Some(value) = self.value.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            bail!("recompute: an operation runs only once");
-        };
-        let (storage, layout) = value.storage_and_layout();
-        let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-            bail!("recompute: the result of the block is not in CPU memory");
-        };
-        let copy = match storage {
-            CpuStorage::F32(data) => CpuStorage::F32(data[start..end].to_vec()),
-            CpuStorage::F64(data) => CpuStorage::F64(data[start..end].to_vec()),
-            _ => bail!("recompute: the result of a block must be f32 or f64"),
-        };
-        Ok((copy, layout.shape().clone()))
+        self.copy_value(|storage| if let Storage::Cpu(storage) = storage { Some(storage) } else { None })
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.copy_value(|storage| if let Storage::Cuda(storage) = storage { Some(storage) } else { None })
+    }
+
+    fn metal_fwd(&self, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
+        self.copy_value(|storage| if let Storage::Metal(storage) = storage { Some(storage) } else { None })
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
@@ -101,15 +114,29 @@ impl CustomOp1 for Seed {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let zero = Tensor::zeros((), candle_core::backend::BackendStorage::dtype(storage), &Device::Cpu)?;
-        let (zero, _) = zero.storage_and_layout();
-        let Storage::Cpu(zero) = &*zero else { bail!("recompute: the result is not in CPU memory") };
-        Ok((zero.clone(), Shape::from(())))
+        zero_scalar(storage)
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        zero_scalar(storage)
+    }
+
+    fn metal_fwd(&self, storage: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
+        zero_scalar(storage)
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, _dy: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(self.gradient.clone()))
     }
+}
+
+/// A scalar 0 with the dtype and on the device of `like`.
+fn zero_scalar<S: BackendStorage>(like: &S) -> Result<(S, Shape)>
+where
+    S::Device: BackendDevice<Storage = S>,
+{
+    let shape = Shape::from(());
+    Ok((like.device().zeros_impl(&shape, like.dtype())?, shape))
 }
 
 #[cfg(test)]

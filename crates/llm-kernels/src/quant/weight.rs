@@ -31,7 +31,7 @@ impl QuantizedWeight {
         if rows * cols == 0 {
             return Self::from_blocks(Vec::new(), (rows, cols), format);
         }
-        let w = w.to_dtype(DType::F32)?.contiguous()?;
+        let w = w.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
         let (storage, layout) = w.storage_and_layout();
         if !simd::all_finite(cpu_slice(&storage, layout)?) {
             bail!("a weight of {rows} x {cols} has values that are not finite; {format:?} cannot represent them");

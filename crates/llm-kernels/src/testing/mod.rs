@@ -54,6 +54,9 @@ pub fn assert_matches_reference_within(
     if inputs.iter().any(|x| x.elem_count() == 0) {
         // candle's reductions fail on empty tensors, so there is no reference: the fused result must only be empty
         // too.
+        if crate::skip_on_reference_path("candle's reductions of empty tensors") {
+            return Ok(());
+        }
         return run(DType::F32).map(|all| assert_eq!(all[0].elem_count(), 0));
     }
     for (i, (fused, reference)) in run(DType::F32)?.iter().zip(run(DType::F64)?).enumerate() {

@@ -25,6 +25,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, params: AttentionParams, ma
             (&y * with_nan_where(&attended, &y.ones_like()?)?)?
         }
     };
+    let y = match without_keys(mask, dims, y.device())? {
+        None => y,
+        Some(empty) => zeroed(&y, &empty.broadcast_as(y.shape())?)?, // no gradient passes, not even NaN
+    };
     y.transpose(1, 2)?.contiguous()
 }
 
@@ -70,6 +74,17 @@ fn mask_tensor(mask: &AttentionMask, Dims { b, t, s, .. }: Dims, device: &Device
         allowed.extend((0..s).map(|j| u8::from(start <= j && j < end && !mask.is_masked(row, j))));
     }
     Tensor::from_vec(allowed, (b, 1, t, s), device)
+}
+
+/// A mask `(b, 1, t, 1)` of the queries that attend to no key, or `None` if there are none.
+fn without_keys(mask: &AttentionMask, Dims { b, t, s, .. }: Dims, device: &Device) -> Result<Option<Tensor>> {
+    let queries = (0..b).flat_map(|row| (0..t).map(move |i| (row, i)));
+    let empty = queries.map(|(row, i)| {
+        let (start, end) = mask.range(row, i, t, s);
+        u8::from((start..end).all(|j| mask.is_masked(row, j)))
+    });
+    let empty: Vec<u8> = empty.collect();
+    if empty.contains(&1) { Tensor::from_vec(empty, (b, 1, t, 1), device).map(Some) } else { Ok(None) }
 }
 
 /// `(b, s, g, d)` to `(b, g * times, s, d)`: each key/value head serves `times` consecutive query heads.
