@@ -17,7 +17,7 @@
 //! use llm_synthetic::{Split, World, WorldConfig};
 //! use llm_tokenizer::{TrainConfig, train_bpe};
 //! use llm_train::recipes::{PretrainInputs, PretrainRecipe, pretrain};
-//! use llm_train::run::{NEVER, RunOptions};
+//! use llm_train::run::RunOptions;
 //!
 //! let dir = std::env::temp_dir().join(format!("llm-train-doc-example-{}", std::process::id()));
 //! let world = World::new(WorldConfig { corpus_bytes: 20_000, ..WorldConfig::default() });
@@ -32,9 +32,10 @@
 //!     ..ModelConfig::default()
 //! };
 //! let recipe = PretrainRecipe { steps: 5, batch_size: 2, seq_len: 32, model, ..PretrainRecipe::default() };
-//! let inputs = PretrainInputs { tokenizer: &dir.join("tokenizer"), data: &dir.join("shards") };
-//! pretrain(&recipe, inputs, &dir.join("run"), RunOptions { resume: false, observer: &mut |_| (), stop: &NEVER })?;
-//! assert_eq!(Model::load(&dir.join("run"))?.config().hidden_size, 32);
+//! let inputs = PretrainInputs { tokenizer: dir.join("tokenizer"), data: dir.join("shards") };
+//! let outcome = pretrain(&recipe, &inputs, &dir.join("run"), RunOptions::default())?;
+//! assert!(outcome.metrics["eval_loss"] < 7.);
+//! assert_eq!(Model::load(&outcome.dir)?.config().hidden_size, 32);
 //! # std::fs::remove_dir_all(dir).ok();
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -11,7 +11,7 @@ use crate::compat::{refuse_overwritten, without_token_ids};
 use crate::optim::OptimizerConfig;
 use crate::recipes::{DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe};
 use crate::rl::MissingEos;
-use crate::{Error, Recipe, Result};
+use crate::{Error, Recipe, Result, recipe};
 
 /// Counts: rows, steps, tokens.
 const COUNT: RangeInclusive<u64> = 1..=1_000_000_000;
@@ -216,6 +216,14 @@ impl Recipe for DistillRecipe {
 impl Recipe for LifecycleRecipe {
     const STAGE: &'static str = "lifecycle";
 
+    /// The built-in recipes of the stages, with the changes of the pipeline.
+    fn defaults() -> toml::Table {
+        let stages = PIPELINE_STAGES.map(|(stage, _)| (stage.to_owned(), recipe::built_in_table(stage).into()));
+        let mut table = toml::Table::from_iter(stages);
+        recipe::merge(&mut table, recipe::built_in_table(Self::STAGE));
+        table
+    }
+
     fn check(&self, table: &str) -> Result<()> {
         let (world, questions) = (&self.world, &self.questions);
         Keys { table: &format!("{table}world.") }.whole("seed", world.seed, SEED)?.whole(
@@ -262,7 +270,7 @@ impl Recipe for LifecycleRecipe {
         let stage = PIPELINE_STAGES.iter().find(|(name, _)| *name == table).map(|(_, folder)| run.join(folder));
         stage.is_some_and(|stage| match (crate::run::has_begun(&stage), crate::run::is_finished(&stage)) {
             (false, _) => true,
-            (true, finished) => !finished && crate::recipe::CHANGEABLE.contains(&key),
+            (true, finished) => !finished && recipe::CHANGEABLE.contains(&key),
         })
     }
 }

@@ -1,7 +1,8 @@
 //! Recipes: TOML files with all settings of a run.
 //!
-//! A recipe mirrors the config struct of its stage. Missing keys have their defaults. An unknown key is an error that suggests
-//! the nearest known key. Every key can be overridden (`optimizer.learning_rate=0.001`).
+//! A recipe mirrors the config struct of its stage. The built-in recipe of the stage has the defaults: a file needs only the keys
+//! that differ. An unknown key is an error that suggests the nearest known key. Every key can be overridden
+//! (`optimizer.learning_rate=0.001`).
 
 use std::path::Path;
 
@@ -15,6 +16,11 @@ use crate::{Error, Result};
 pub trait Recipe: Default + Serialize + DeserializeOwned {
     /// The command that runs the stage.
     const STAGE: &'static str;
+
+    /// The default of every key: the built-in recipe of the stage.
+    fn defaults() -> Table {
+        built_in_table(Self::STAGE)
+    }
 
     /// Checks every number. Errors put `table` (empty, or ending with a dot) before the key.
     fn check(&self, table: &str) -> Result<()>;
@@ -70,6 +76,45 @@ fn built_in(name: &str) -> Option<&'static str> {
     BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
 }
 
+/// The table of a built-in recipe. A test parses all of them.
+pub(crate) fn built_in_table(name: &str) -> Table {
+    built_in(name).and_then(|text| text.parse().ok()).unwrap_or_default()
+}
+
+/// [`Recipe::defaults`] as a recipe: what `Default` of each recipe returns.
+pub(crate) fn default<R: Recipe>() -> R {
+    match Value::Table(R::defaults()).try_into() {
+        Ok(recipe) => recipe,
+        // The text is part of the program, and a test reads it.
+        Err(error) => unreachable!("the built-in recipe \"{}\": {error}", R::STAGE),
+    }
+}
+
+/// Puts the values of `from` into `into`; those of a table are merged with the table of the same name.
+pub(crate) fn merge(into: &mut Table, from: Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(Value::Table(into)), Value::Table(from)) if !VARIANTS.contains(&key.as_str()) => merge(into, from),
+            (_, value) => drop(into.insert(key, value)),
+        }
+    }
+}
+
+/// Keys whose tables are one of several variants, such as `{ subtract = 1.0 }`: a new value replaces the whole table.
+const VARIANTS: [&str; 1] = ["missing_eos"];
+
+/// Earlier versions call the validation split `held_out`.
+fn rename_old_keys(table: &mut Table) {
+    for (_, value) in table.iter_mut() {
+        if let Value::Table(inner) = value {
+            rename_old_keys(inner);
+        }
+    }
+    if let Some(share) = table.remove("held_out_share") {
+        table.insert("validation_share".to_owned(), share);
+    }
+}
+
 fn no_such_recipe(name: &str) -> Error {
     let known = BUILT_IN.map(|(known, _)| known).join(", ");
     Error::Input(format!("{name}: no such recipe; give a TOML file or one of {known}"))
@@ -89,12 +134,15 @@ pub(crate) fn built_in_recipe(name: Option<&str>) -> Result<String> {
 /// Parses and checks a recipe; errors name `origin`.
 pub(crate) fn parse<R: Recipe>(origin: &str, text: &str, overrides: &[(String, String)]) -> Result<R> {
     let syntax = |e: toml::de::Error| Error::Input(format!("{origin}: {}", one_line(&e)));
-    let mut table: Table = text.parse().map_err(syntax)?;
+    let mut given: Table = text.parse().map_err(syntax)?;
     // Written by a run into its `recipe.toml`.
-    table.remove("inputs");
-    table.remove("run");
+    given.remove("inputs");
+    given.remove("run");
+    rename_old_keys(&mut given);
+    let mut table = R::defaults();
+    merge(&mut table, given);
     for (key, text) in overrides {
-        set(&mut table, key, value(key, text)?)?;
+        set(&mut table, &key.replace("held_out_share", "validation_share"), value(key, text)?)?;
     }
     let recipe: R = Value::Table(table)
         .try_into()
@@ -190,6 +238,48 @@ mod tests {
         read::<PpoRecipe>("ppo", &[]).unwrap();
         read::<DistillRecipe>("distill", &[]).unwrap();
         read::<LifecycleRecipe>("lifecycle", &[]).unwrap();
+    }
+
+    /// Each recipe has every key, so that the printed recipe can be copied and changed, and its defaults are written once.
+    #[test]
+    fn a_built_in_recipe_has_every_key_of_its_stage() {
+        fn check<R: Recipe>() {
+            // Tables of other crates have their own defaults.
+            const PARTIAL: [&str; 2] = ["model", "student"];
+            fn missing(all: &Table, given: &Table) -> Vec<String> {
+                let is_missing = |(key, value): (&String, &Value)| match (value, given.get(key)) {
+                    _ if PARTIAL.contains(&key.as_str()) => Vec::new(),
+                    (Value::Table(all), Some(Value::Table(given))) => missing(all, given),
+                    (_, Some(_)) => Vec::new(),
+                    (_, None) => vec![key.clone()],
+                };
+                all.iter().flat_map(is_missing).collect()
+            }
+            let all = to_table(&R::default()).unwrap();
+            assert_eq!(missing(&all, &R::defaults()), Vec::<String>::new(), "{}", R::STAGE);
+            assert_eq!(to_table(&read::<R>(R::STAGE, &[]).unwrap()).unwrap(), all, "{}", R::STAGE);
+        }
+        check::<PretrainRecipe>();
+        check::<FinetuneRecipe>();
+        check::<RewardRecipe>();
+        check::<PpoRecipe>();
+        check::<DistillRecipe>();
+        check::<LifecycleRecipe>();
+    }
+
+    #[test]
+    fn a_file_needs_only_the_keys_that_differ_from_the_built_in_recipe() {
+        let recipe: FinetuneRecipe =
+            parse("mine.toml", "epochs = 5\n[optimizer]\nlearning_rate = 1e-3\n", &[]).unwrap();
+        let expected = FinetuneRecipe::default();
+        let optimizer = crate::optim::OptimizerConfig { learning_rate: 1e-3, ..expected.optimizer.clone() };
+        assert_eq!(recipe, FinetuneRecipe { epochs: 5, optimizer, ..expected });
+        let recipe: PpoRecipe = parse("mine.toml", "missing_eos = { replace = -1.0 }", &[]).unwrap();
+        assert_eq!(recipe.missing_eos, crate::rl::MissingEos::Replace(-1.), "a variant is replaced, not merged");
+        let old = [("held_out_share".to_owned(), "0.3".to_owned())];
+        for recipe in [parse("old.toml", "held_out_share = 0.3", &[]), parse("old.toml", "", &old)] {
+            assert_eq!(recipe.map(|recipe: RewardRecipe| recipe.validation_share).unwrap(), 0.3);
+        }
     }
 
     #[test]

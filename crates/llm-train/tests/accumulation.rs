@@ -79,8 +79,13 @@ fn fine_tuning_accumulates_the_gradient_of_the_whole_batch() {
             ..FinetuneRecipe::default()
         };
         let out = dir.path().join(format!("run-{batch_size}"));
-        let inputs = FinetuneInputs { model: &base, data: &data, validation: Some(&validation), text: None };
-        quietly(|options| finetune(&recipe, inputs, &out, options)).unwrap();
+        let inputs = FinetuneInputs {
+            model: base.clone(),
+            data: data.clone(),
+            validation: Some(validation.clone()),
+            text: None,
+        };
+        quietly(|options| finetune(&recipe, &inputs, &out, options)).unwrap();
         let after = numbers(&Model::load(&out).unwrap().params().tensors());
         let step: Vec<f64> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
         (first_step(&out), step)

@@ -37,22 +37,25 @@ impl Fixture {
 
     fn finetune(&self, data: &Path, validation: Option<&Path>) -> Result<()> {
         let recipe = FinetuneRecipe { epochs: 1, batch_size: 4, max_length: 64, ..FinetuneRecipe::default() };
-        let inputs = FinetuneInputs { model: &self.path("model"), data, validation, text: None };
-        self.run(|out| quietly(|options| finetune(&recipe, inputs, out, options)).map(drop))
+        let (data, validation) = (data.to_owned(), validation.map(Path::to_owned));
+        let inputs = FinetuneInputs { model: self.path("model"), data, validation, text: None };
+        self.run(|out| quietly(|options| finetune(&recipe, &inputs, out, options)).map(drop))
     }
 
     fn reward(&self, data: &Path, validation: Option<&Path>) -> Result<()> {
         let recipe = RewardRecipe { batch_size: 4, ..RewardRecipe::default() };
-        let inputs = RewardInputs { model: &self.path("model"), data, validation };
-        self.run(|out| quietly(|options| reward(&recipe, inputs, out, options)).map(drop))
+        let (data, validation) = (data.to_owned(), validation.map(Path::to_owned));
+        let inputs = RewardInputs { model: self.path("model"), data, validation };
+        self.run(|out| quietly(|options| reward(&recipe, &inputs, out, options)).map(drop))
     }
 
     fn distill(&self, data: &Path, validation: Option<&Path>) -> Result<()> {
         let student = llm_model::ModelConfig { hidden_size: 16, ..DistillRecipe::default().student };
         let recipe = DistillRecipe { epochs: 1, batch_size: 4, student, ..DistillRecipe::default() };
-        let teacher = &self.path("model");
+        let teacher = self.path("model");
+        let (data, validation) = (data.to_owned(), validation.map(Path::to_owned));
         let inputs = DistillInputs { teacher, text_teacher: None, student: None, data, validation, text: None };
-        self.run(|out| quietly(|options| distill(&recipe, inputs, out, options)).map(drop))
+        self.run(|out| quietly(|options| distill(&recipe, &inputs, out, options)).map(drop))
     }
 
     /// Runs a stage in a new folder, which must not exist after an error.

@@ -110,19 +110,25 @@ fn distillation_gets_closer_to_the_teacher_than_training_on_labels() {
             epochs,
             batch_size: 32,
             eval_every: 1,
-            optimizer: OptimizerConfig { learning_rate: 1e-2, weight_decay: 0., ..DistillRecipe::default().optimizer },
+            optimizer: OptimizerConfig {
+                learning_rate: 1e-2,
+                warmup_steps: 20,
+                min_learning_rate_ratio: 0.1,
+                weight_decay: 0.,
+                ..DistillRecipe::default().optimizer
+            },
             student: Model::load(&teacher).unwrap().config().clone(),
             ..DistillRecipe::default()
         };
         let inputs = DistillInputs {
-            teacher: &teacher,
+            teacher: teacher.clone(),
             text_teacher: None,
             student: None,
-            data: &data,
-            validation: Some(&validation),
+            data: data.clone(),
+            validation: Some(validation.clone()),
             text: None,
         };
-        quietly(|options| distill(&recipe, inputs, &path(name), options)).unwrap();
+        quietly(|options| distill(&recipe, &inputs, &path(name), options)).unwrap();
         (metrics(&path(name), "eval_kl"), validation_kl(&teacher, &path(name), &validation))
     };
     let (logged, taught) = run("taught", 1., 60);
@@ -164,9 +170,9 @@ impl Fixture {
         fresh_model(&fixture.path("other"), &text.replace('e', "a"), 16, 0.3);
         for name in ["teacher", "other"] {
             let inputs = PrepareInputs {
-                tokenizer: &fixture.path(name),
-                train: &[fixture.path("base.txt")],
-                validation: &[],
+                tokenizer: fixture.path(name),
+                train: vec![fixture.path("base.txt")],
+                validation: Vec::new(),
                 validation_share: 0.2,
             };
             quietly(|options| prepare(&inputs, &fixture.path(&format!("{name}-shards")), options)).unwrap();
@@ -204,14 +210,14 @@ impl Fixture {
         let text_teacher = text_teacher.map(|name| self.path(name));
         let (teacher, data, text) = (self.path("teacher"), self.path("data.jsonl"), self.path(shards));
         let inputs = DistillInputs {
-            teacher: &teacher,
-            text_teacher: text_teacher.as_deref(),
+            teacher: teacher.clone(),
+            text_teacher,
             student: None,
-            data: &data,
+            data: data.clone(),
             validation: None,
-            text: Some(&text),
+            text: Some(text.clone()),
         };
-        quietly(|options| distill(&recipe, inputs, &self.path(out), options)).map(|_| ())
+        quietly(|options| distill(&recipe, &inputs, &self.path(out), options)).map(|_| ())
     }
 }
 

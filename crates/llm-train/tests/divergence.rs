@@ -10,7 +10,7 @@ use llm_tokenizer::TrainConfig;
 use llm_train::Error;
 use llm_train::optim::{OptimizerConfig, Schedule};
 use llm_train::recipes::{PrepareInputs, PretrainInputs, PretrainRecipe, prepare, pretrain, train_tokenizer};
-use llm_train::run::{NEVER, RunOptions};
+use llm_train::run::RunOptions;
 
 #[test]
 fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
@@ -20,7 +20,12 @@ fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
     std::fs::write(&text[0], "One two three four five six seven eight nine ten.\n".repeat(200)).unwrap();
     let (tokenizer, shards, run) = (path("tokenizer"), path("shards"), path("run"));
     train_tokenizer(&TrainConfig { vocab_size: 300, min_frequency: 1 }, &text, &tokenizer, false).unwrap();
-    let inputs = PrepareInputs { tokenizer: &tokenizer, train: &text, validation: &[], validation_share: 0.1 };
+    let inputs = PrepareInputs {
+        tokenizer: tokenizer.clone(),
+        train: text.to_vec(),
+        validation: Vec::new(),
+        validation_share: 0.1,
+    };
     quietly(|options| prepare(&inputs, &shards, options)).unwrap();
 
     // The learning rate rises by a million per step; loss and gradients of the first steps are still finite in f32.
@@ -46,8 +51,8 @@ fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
         },
         ..PretrainRecipe::default()
     };
-    let inputs = PretrainInputs { tokenizer: &tokenizer, data: &shards };
-    let error = quietly(|options| pretrain(&recipe, inputs, &run, options)).unwrap_err();
+    let inputs = PretrainInputs { tokenizer: tokenizer.clone(), data: shards.clone() };
+    let error = quietly(|options| pretrain(&recipe, &inputs, &run, options)).unwrap_err();
     let Error::Diverged { step, kept, .. } = &error else { panic!("{error}") };
     assert!(*step > 2, "{error}");
     assert!(error.to_string().contains("learning_rate"), "{error}");
@@ -62,7 +67,7 @@ fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
     // It resumes from there with a lower learning rate, which is recorded.
     let optimizer = OptimizerConfig { learning_rate: 1e-3, ..recipe.optimizer.clone() };
     let lower = PretrainRecipe { optimizer, steps: step + 2, ..recipe };
-    let outcome = pretrain(&lower, inputs, &run, RunOptions { resume: true, observer: &mut |_| (), stop: &NEVER });
+    let outcome = pretrain(&lower, &inputs, &run, RunOptions { resume: true, ..RunOptions::default() });
     assert_eq!(outcome.unwrap().steps, step + 2);
     assert!(std::fs::read_to_string(run.join("recipe.toml")).unwrap().contains("optimizer.learning_rate"));
 }

@@ -69,11 +69,16 @@ fn router_losses_balance_the_experts_in_every_stage() {
     std::fs::write(&text[0], sentences.repeat(100)).unwrap();
     let (tokenizer, shards) = (path("tokenizer"), path("shards"));
     train_tokenizer(&TrainConfig { vocab_size: 300, min_frequency: 1 }, &text, &tokenizer, false).unwrap();
-    let inputs = PrepareInputs { tokenizer: &tokenizer, train: &text, validation: &[], validation_share: 0.1 };
+    let inputs = PrepareInputs {
+        tokenizer: tokenizer.clone(),
+        train: text.to_vec(),
+        validation: Vec::new(),
+        validation_share: 0.1,
+    };
     quietly(|options| prepare(&inputs, &shards, options)).unwrap();
-    let inputs = PretrainInputs { tokenizer: &tokenizer, data: &shards };
+    let inputs = PretrainInputs { tokenizer: tokenizer.clone(), data: shards.clone() };
     for (name, aux, z) in [("balanced", 0.05, 0.), ("free", 0., 0.), ("small", 0., 0.1)] {
-        quietly(|options| pretrain(&recipe(aux, z), inputs, &path(name), options)).unwrap();
+        quietly(|options| pretrain(&recipe(aux, z), &inputs, &path(name), options)).unwrap();
         let loss = numbers(&path(name), "loss");
         assert!(loss[59] < 0.5 * loss[0], "{name}: {} after {}", loss[59], loss[0]);
         // Two layers, two micro-batches of 4 x 16 tokens, two experts for each: none is dropped.
@@ -94,8 +99,8 @@ fn router_losses_balance_the_experts_in_every_stage() {
     write_jsonl(&path("chat.jsonl"), &words.repeat(10).iter().map(of).collect::<Vec<_>>()).unwrap();
     let optimizer = OptimizerConfig { warmup_steps: 0, ..FinetuneRecipe::default().optimizer };
     let tuning = FinetuneRecipe { epochs: 3, batch_size: 8, optimizer, ..FinetuneRecipe::default() };
-    let inputs = FinetuneInputs { model: &path("balanced"), data: &path("chat.jsonl"), validation: None, text: None };
-    quietly(|options| finetune(&tuning, inputs, &path("tuned"), options)).unwrap();
+    let inputs = FinetuneInputs { model: path("balanced"), data: path("chat.jsonl"), validation: None, text: None };
+    quietly(|options| finetune(&tuning, &inputs, &path("tuned"), options)).unwrap();
     // Compare whole epochs: batches of different lengths have different losses.
     let loss = numbers(&path("tuned"), "loss");
     let epochs: Vec<f64> = loss.chunks(loss.len() / 3).map(|epoch| epoch.iter().sum()).collect();
@@ -113,8 +118,8 @@ fn router_losses_balance_the_experts_in_every_stage() {
         with_balance(&path("tuned"), coefficient);
         let recipe = RewardRecipe { epochs: 1, batch_size: 4, ..RewardRecipe::default() };
         let (model, data, validation) = (path("tuned"), path("pairs.jsonl"), path("other-pairs.jsonl"));
-        let inputs = RewardInputs { model: &model, data: &data, validation: Some(&validation) };
-        quietly(|options| reward(&recipe, inputs, &path(out), options)).unwrap();
+        let inputs = RewardInputs { model: model.clone(), data: data.clone(), validation: Some(validation.clone()) };
+        quietly(|options| reward(&recipe, &inputs, &path(out), options)).unwrap();
         (numbers(&path(out), "load_balancing_loss"), numbers(&path(out), "grad_norm"))
     };
     let (logged, strong) = scored(50., "scored");
@@ -127,14 +132,14 @@ fn router_losses_balance_the_experts_in_every_stage() {
         let recipe = DistillRecipe { epochs: 1, batch_size: 8, student, ..DistillRecipe::default() };
         let (teacher, data) = (path("tuned"), path("chat.jsonl"));
         let inputs = DistillInputs {
-            teacher: &teacher,
+            teacher: teacher.clone(),
             text_teacher: None,
             student: None,
-            data: &data,
+            data: data.clone(),
             validation: None,
             text: None,
         };
-        quietly(|options| distill(&recipe, inputs, &path(out), options)).unwrap();
+        quietly(|options| distill(&recipe, &inputs, &path(out), options)).unwrap();
         (numbers(&path(out), "load_balancing_loss"), numbers(&path(out), "grad_norm"))
     };
     let (logged, strong) = student(50., "student");

@@ -17,7 +17,7 @@ use llm_train::recipes::{
     FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PrepareInputs, PretrainInputs, PretrainRecipe, finetune,
     lifecycle, prepare, pretrain, train_tokenizer,
 };
-use llm_train::run::{NEVER, RunOptions};
+use llm_train::run::RunOptions;
 use serde_json::Value;
 
 /// Questions about the colours of four things, with each of these prefixes.
@@ -70,14 +70,15 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
     write_jsonl(&data, &conversations(&["the", "a", "see the", "is the", "this", "red or white: the"])).unwrap();
     let validation = dir.path().join("validation.jsonl");
     write_jsonl(&validation, &conversations(&["see a", "is this the"])).unwrap();
-    let inputs = FinetuneInputs { model: &base, data: &data, validation: Some(&validation), text: None };
+    let inputs =
+        FinetuneInputs { model: base.clone(), data: data.clone(), validation: Some(validation.clone()), text: None };
     for (name, base_dtype, use_dora) in [
         ("plain", WeightDtype::F32, false),
         ("dora", WeightDtype::Bf16, true),
         ("quantised", WeightDtype::Quantized(BlockFormat::Q8_0), false),
     ] {
         let (recipe, out) = (recipe(base_dtype, use_dora), dir.path().join(name));
-        quietly(|options| finetune(&recipe, inputs, &out, options)).unwrap();
+        quietly(|options| finetune(&recipe, &inputs, &out, options)).unwrap();
         let losses = eval_losses(&out);
         assert!(losses[losses.len() - 1] < 0.5 * losses[0], "{name}: {losses:?}");
         assert!(!out.join("model.safetensors").exists() && out.join("tokenizer.json").exists());
@@ -85,7 +86,7 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
 
         let whole = fs::read(out.join("adapter_model.safetensors")).unwrap();
         interrupt(&out);
-        finetune(&recipe, inputs, &out, RunOptions { resume: true, observer: &mut |_| (), stop: &NEVER }).unwrap();
+        finetune(&recipe, &inputs, &out, RunOptions { resume: true, ..RunOptions::default() }).unwrap();
         assert!(fs::read(out.join("adapter_model.safetensors")).unwrap() == whole, "{name}: other bytes");
         assert_eq!(eval_losses(&out), losses, "{name}");
     }
@@ -94,9 +95,9 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
 #[test]
 fn trained_weights_must_be_f32() {
     let nowhere = Path::new("nowhere");
-    let inputs = FinetuneInputs { model: nowhere, data: nowhere, validation: None, text: None };
+    let inputs = FinetuneInputs { model: nowhere.into(), data: nowhere.into(), validation: None, text: None };
     let recipe = FinetuneRecipe { lora: None, ..recipe(WeightDtype::Quantized(BlockFormat::Q4_0), false) };
-    let message = quietly(|options| finetune(&recipe, inputs, nowhere, options)).unwrap_err().to_string();
+    let message = quietly(|options| finetune(&recipe, &inputs, nowhere, options)).unwrap_err().to_string();
     assert!(message.contains("base_dtype") && message.contains("[lora]"), "{message}");
 }
 
@@ -115,7 +116,12 @@ fn pretrained(dir: &Path) {
     fs::write(path("text.txt"), &text).unwrap();
     let train = [path("text.txt")];
     train_tokenizer(&TrainConfig { vocab_size: 300, min_frequency: 2 }, &train, &path("tokenizer"), false).unwrap();
-    let inputs = PrepareInputs { tokenizer: &path("tokenizer"), train: &train, validation: &[], validation_share: 0.1 };
+    let inputs = PrepareInputs {
+        tokenizer: path("tokenizer"),
+        train: train.to_vec(),
+        validation: Vec::new(),
+        validation_share: 0.1,
+    };
     quietly(|options| prepare(&inputs, &path("shards"), options)).unwrap();
     let model = ModelConfig {
         hidden_size: 32,
@@ -128,8 +134,8 @@ fn pretrained(dir: &Path) {
     let optimizer = OptimizerConfig { learning_rate: 1e-2, ..OptimizerConfig::default() };
     let recipe =
         PretrainRecipe { steps: 200, batch_size: 8, seq_len: 32, optimizer, model, ..PretrainRecipe::default() };
-    let inputs = PretrainInputs { tokenizer: &path("tokenizer"), data: &path("shards") };
-    quietly(|options| pretrain(&recipe, inputs, &path("base"), options)).unwrap();
+    let inputs = PretrainInputs { tokenizer: path("tokenizer"), data: path("shards") };
+    quietly(|options| pretrain(&recipe, &inputs, &path("base"), options)).unwrap();
 }
 
 #[test]
@@ -149,11 +155,12 @@ fn an_adapter_trains_the_embeddings_of_new_chat_tokens() {
     let validation = path("validation.jsonl");
     write_jsonl(&data, &spaced(&["the", "the the", "the is the", "the apple is the"])).unwrap();
     write_jsonl(&validation, &spaced(&["the the is the"])).unwrap();
-    let inputs = FinetuneInputs { model: &base, data: &data, validation: Some(&validation), text: None };
+    let inputs =
+        FinetuneInputs { model: base.clone(), data: data.clone(), validation: Some(validation.clone()), text: None };
     let run = |name: &str, indices: Option<TokenIndices>| {
         let mut recipe = FinetuneRecipe { epochs: 30, ..recipe(WeightDtype::F32, false) };
         recipe.lora.as_mut().unwrap().trainable_token_indices = indices;
-        quietly(|options| finetune(&recipe, inputs, &path(name), options)).unwrap();
+        quietly(|options| finetune(&recipe, &inputs, &path(name), options)).unwrap();
         let losses = eval_losses(&path(name));
         (recipe, losses[losses.len() - 1])
     };
@@ -167,7 +174,7 @@ fn an_adapter_trains_the_embeddings_of_new_chat_tokens() {
     assert_eq!(config["trainable_token_indices"], serde_json::json!([2, 3, 4, 5]), "all tokens of the template");
     let whole = file("adapter_model.safetensors");
     interrupt(&path("with"));
-    finetune(&recipe, inputs, &path("with"), RunOptions { resume: true, observer: &mut |_| (), stop: &NEVER }).unwrap();
+    finetune(&recipe, &inputs, &path("with"), RunOptions { resume: true, ..RunOptions::default() }).unwrap();
     assert!(file("adapter_model.safetensors") == whole, "other bytes");
 
     // The merged model ends its turns.

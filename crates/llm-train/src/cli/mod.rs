@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 use llm_cli::{Failure, Progress, Shell, Verbosity, key_value};
 
+use crate::recipes::{DistillInputs, FinetuneInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs};
 use crate::run::{Event, recorded_recipe};
 use crate::{Error, Recipe, read_recipe};
 use run::run;
@@ -96,21 +97,11 @@ struct TokenizerTrain {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  llm-train prepare --tokenizer runs/tokenizer --train corpus/ --out runs/shards")]
 struct Prepare {
-    /// Folder of the tokenizer
-    #[arg(long, value_name = "DIR")]
-    tokenizer: PathBuf,
-    /// Training text: text or JSONL files (also .gz), or folders of them
-    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
-    train: Vec<PathBuf>,
+    #[command(flatten)]
+    inputs: PrepareInputs,
     /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", display_order = 2)]
     out: PathBuf,
-    /// Validation text, in the same formats [default: the end of the training text]
-    #[arg(long, alias = "held-out", num_args = 1.., value_name = "PATH")]
-    validation: Vec<PathBuf>,
-    /// Without --validation: share of the training text, taken from its end, to validate on; above 0 and below 1
-    #[arg(long, alias = "held-out-share", default_value_t = 0.05, value_name = "SHARE")]
-    validation_share: f64,
 }
 
 /// Options of every run.
@@ -145,12 +136,8 @@ struct Lifecycle {
     after_help = "Example:\n  llm-train pretrain --tokenizer runs/tokenizer --data runs/shards --out runs/base --set steps=3000"
 )]
 struct Pretrain {
-    /// Folder of the tokenizer
-    #[arg(long, value_name = "DIR")]
-    tokenizer: PathBuf,
-    /// Folder of token shards, written by `llm-train prepare`
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[command(flatten)]
+    inputs: PretrainInputs,
     /// Folder to write; must not exist
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -161,21 +148,11 @@ struct Pretrain {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  llm-train finetune --model runs/base --data chats.jsonl --out runs/chat")]
 struct Finetune {
-    /// Folder of the model to fine-tune
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// Conversations in JSONL: messages, ShareGPT, question and answer, prompt and completion, instruction and output
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    #[command(flatten)]
+    inputs: FinetuneInputs,
     /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", display_order = 2)]
     out: PathBuf,
-    /// Validation conversations [default: those of 5 % of the prompts of --data, chosen by the recipe's seed]
-    #[arg(long, alias = "held-out", value_name = "FILE")]
-    validation: Option<PathBuf>,
-    /// Folder of token shards: also train on plain text, so that the model keeps what it learned from text
-    #[arg(long, value_name = "DIR")]
-    text: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
@@ -183,18 +160,11 @@ struct Finetune {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  llm-train reward --model runs/chat --data rankings.jsonl --out runs/reward")]
 struct Reward {
-    /// Folder of the fine-tuned model to start from
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// Ranked answers in JSONL: chosen and rejected (TRL, HH), or answers and order
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    #[command(flatten)]
+    inputs: RewardInputs,
     /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", display_order = 2)]
     out: PathBuf,
-    /// Validation rankings [default: those of the recipe's `validation_share` of the prompts of --data]
-    #[arg(long, alias = "held-out", value_name = "FILE")]
-    validation: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
@@ -204,15 +174,8 @@ struct Reward {
     after_help = "Example:\n  llm-train ppo --model runs/chat --reward runs/reward --data prompts.jsonl --out runs/aligned"
 )]
 struct Ppo {
-    /// Folder of the fine-tuned model: the initial policy, and the reference
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// Folder of the reward model
-    #[arg(long, value_name = "DIR")]
-    reward: PathBuf,
-    /// Prompts in JSONL
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    #[command(flatten)]
+    inputs: PpoInputs,
     /// Folder to write; must not exist
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -225,27 +188,11 @@ struct Ppo {
     after_help = "Example:\n  llm-train distill --teacher runs/aligned --data chats.jsonl --out runs/student --set temperature=2"
 )]
 struct Distill {
-    /// Folder of the teacher
-    #[arg(long, value_name = "DIR")]
-    teacher: PathBuf,
-    /// Conversations in JSONL
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    #[command(flatten)]
+    inputs: DistillInputs,
     /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", display_order = 2)]
     out: PathBuf,
-    /// Folder of a student to continue training [default: a new model of the recipe's shape]
-    #[arg(long, value_name = "DIR")]
-    student: Option<PathBuf>,
-    /// Validation conversations [default: those of 5 % of the prompts of --data, chosen by the recipe's seed]
-    #[arg(long, alias = "held-out", value_name = "FILE")]
-    validation: Option<PathBuf>,
-    /// Folder of token shards to train on before the conversations
-    #[arg(long, value_name = "DIR")]
-    text: Option<PathBuf>,
-    /// Folder of the teacher of plain text, such as the pre-trained model [default: train text on its labels only]
-    #[arg(long, requires = "text", value_name = "DIR")]
-    text_teacher: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }

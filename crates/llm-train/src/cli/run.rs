@@ -1,17 +1,19 @@
 //! Implementation of each command of `llm-train`, and the message it prints at the end.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use clap::CommandFactory;
 use llm_tokenizer::TrainConfig;
+use serde::de::DeserializeOwned;
 
 use super::{Arguments, Command, Params, Resume, Tokenizer};
 use crate::bench::bench;
 use crate::params::{Report, Usage};
 use crate::recipe::built_in_recipe;
 use crate::recipes::{
-    DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PpoInputs, PpoRecipe, PrepareInputs,
+    DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PpoInputs, PpoRecipe,
     PretrainInputs, PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, lifecycle, lifecycle_seeds, ppo,
     prepare, pretrain, reward, train_tokenizer,
 };
@@ -38,47 +40,23 @@ pub(super) fn run(command: Command, observer: &mut dyn FnMut(Event)) -> Result<S
             Ok(format!("{out}: done. Next: llm-train prepare --tokenizer {out} --train TEXT --out SHARDS\n"))
         }
         Command::Prepare(args) => {
-            let inputs = PrepareInputs {
-                tokenizer: &args.tokenizer,
-                train: &args.train,
-                validation: &args.validation,
-                validation_share: args.validation_share,
-            };
-            prepare(&inputs, &args.out, RunOptions { resume: false, observer: stages.observer, stop: &NEVER })?;
-            let (tokenizer, out) = (args.tokenizer.display(), args.out.display());
+            let options = RunOptions { observer: stages.observer, ..RunOptions::default() };
+            prepare(&args.inputs, &args.out, options)?;
+            let (tokenizer, out) = (args.inputs.tokenizer.display(), args.out.display());
             Ok(format!("{out}: done. Next: llm-train pretrain --tokenizer {tokenizer} --data {out} --out RUN\n"))
         }
         Command::Pretrain(args) => {
-            let inputs = PretrainInputs { tokenizer: &args.tokenizer, data: &args.data };
-            stages.pretrain(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
+            stages.pretrain(&args.common.recipe(&args.out)?, &args.inputs, &args.out, args.common.resume)
         }
         Command::Finetune(args) => {
-            let inputs = FinetuneInputs {
-                model: &args.model,
-                data: &args.data,
-                validation: args.validation.as_deref(),
-                text: args.text.as_deref(),
-            };
-            stages.finetune(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
+            stages.finetune(&args.common.recipe(&args.out)?, &args.inputs, &args.out, args.common.resume)
         }
         Command::Reward(args) => {
-            let inputs = RewardInputs { model: &args.model, data: &args.data, validation: args.validation.as_deref() };
-            stages.reward(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
+            stages.reward(&args.common.recipe(&args.out)?, &args.inputs, &args.out, args.common.resume)
         }
-        Command::Ppo(args) => {
-            let inputs = PpoInputs { model: &args.model, reward: &args.reward, data: &args.data };
-            stages.ppo(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
-        }
+        Command::Ppo(args) => stages.ppo(&args.common.recipe(&args.out)?, &args.inputs, &args.out, args.common.resume),
         Command::Distill(args) => {
-            let inputs = DistillInputs {
-                teacher: &args.teacher,
-                text_teacher: args.text_teacher.as_deref(),
-                student: args.student.as_deref(),
-                data: &args.data,
-                validation: args.validation.as_deref(),
-                text: args.text.as_deref(),
-            };
-            stages.distill(&args.common.recipe(&args.out)?, inputs, &args.out, args.common.resume)
+            stages.distill(&args.common.recipe(&args.out)?, &args.inputs, &args.out, args.common.resume)
         }
         Command::Resume(args) => stages.resume(&args),
         Command::Bench(args) => {
@@ -130,7 +108,7 @@ impl Stages<'_> {
     fn pretrain(
         &mut self,
         recipe: &PretrainRecipe,
-        inputs: PretrainInputs,
+        inputs: &PretrainInputs,
         out: &Path,
         resume: bool,
     ) -> Result<String, Error> {
@@ -141,7 +119,7 @@ impl Stages<'_> {
     fn finetune(
         &mut self,
         recipe: &FinetuneRecipe,
-        inputs: FinetuneInputs,
+        inputs: &FinetuneInputs,
         out: &Path,
         resume: bool,
     ) -> Result<String, Error> {
@@ -157,7 +135,7 @@ impl Stages<'_> {
     fn reward(
         &mut self,
         recipe: &RewardRecipe,
-        inputs: RewardInputs,
+        inputs: &RewardInputs,
         out: &Path,
         resume: bool,
     ) -> Result<String, Error> {
@@ -170,7 +148,7 @@ impl Stages<'_> {
         ))
     }
 
-    fn ppo(&mut self, recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, resume: bool) -> Result<String, Error> {
+    fn ppo(&mut self, recipe: &PpoRecipe, inputs: &PpoInputs, out: &Path, resume: bool) -> Result<String, Error> {
         let outcome = ppo(recipe, inputs, out, self.options(resume))?;
         Ok(summary(&outcome, "updates", &format!("llm-infer chat --model {}", out.display())))
     }
@@ -178,7 +156,7 @@ impl Stages<'_> {
     fn distill(
         &mut self,
         recipe: &DistillRecipe,
-        inputs: DistillInputs,
+        inputs: &DistillInputs,
         out: &Path,
         resume: bool,
     ) -> Result<String, Error> {
@@ -192,36 +170,11 @@ impl Stages<'_> {
         let paths = InputPaths::of(args, &record)?;
         match record.run.stage.as_str() {
             LifecycleRecipe::STAGE => self.lifecycle(&record.recipe(&args.set)?, dir, true),
-            PretrainRecipe::STAGE => {
-                let inputs = PretrainInputs { tokenizer: paths.get("tokenizer")?, data: paths.get("data")? };
-                self.pretrain(&record.recipe(&args.set)?, inputs, dir, true)
-            }
-            FinetuneRecipe::STAGE => {
-                let validation = paths.find("validation");
-                let (model, data, text) = (paths.get("model")?, paths.get("data")?, paths.find("text"));
-                let inputs = FinetuneInputs { model, data, validation, text };
-                self.finetune(&record.recipe(&args.set)?, inputs, dir, true)
-            }
-            RewardRecipe::STAGE => {
-                let validation = paths.find("validation");
-                let inputs = RewardInputs { model: paths.get("model")?, data: paths.get("data")?, validation };
-                self.reward(&record.recipe(&args.set)?, inputs, dir, true)
-            }
-            PpoRecipe::STAGE => {
-                let (model, reward) = (paths.get("model")?, paths.get("reward")?);
-                self.ppo(&record.recipe(&args.set)?, PpoInputs { model, reward, data: paths.get("data")? }, dir, true)
-            }
-            DistillRecipe::STAGE => {
-                let inputs = DistillInputs {
-                    teacher: paths.get("teacher")?,
-                    text_teacher: paths.find("text_teacher"),
-                    student: paths.find("student"),
-                    data: paths.get("data")?,
-                    validation: paths.find("validation"),
-                    text: paths.find("text"),
-                };
-                self.distill(&record.recipe(&args.set)?, inputs, dir, true)
-            }
+            PretrainRecipe::STAGE => self.pretrain(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
+            FinetuneRecipe::STAGE => self.finetune(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
+            RewardRecipe::STAGE => self.reward(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
+            PpoRecipe::STAGE => self.ppo(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
+            DistillRecipe::STAGE => self.distill(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             other => Err(Error::Input(format!("{}: a run of `{other}` cannot be resumed", dir.display()))),
         }
     }
@@ -230,7 +183,7 @@ impl Stages<'_> {
 /// The current paths of a run's inputs.
 struct InputPaths<'a> {
     run: &'a Path,
-    all: Vec<(String, PathBuf)>,
+    all: BTreeMap<String, PathBuf>,
 }
 
 impl<'a> InputPaths<'a> {
@@ -242,12 +195,12 @@ impl<'a> InputPaths<'a> {
                 known.join(", ")
             )));
         }
-        let mut all = Vec::new();
+        let mut all = BTreeMap::new();
         for (name, recorded) in &record.inputs {
             let given = args.input.iter().rev().find(|(given, _)| given == name).map(|(_, path)| PathBuf::from(path));
             // A finished run that is not extended does not need its inputs.
             let path = given.map_or_else(|| recorded.find(name, &args.run), Ok);
-            all.push((
+            all.insert(
                 name.clone(),
                 path.or_else(|e| {
                     if args.set.is_empty() && crate::run::is_finished(&args.run) {
@@ -256,18 +209,15 @@ impl<'a> InputPaths<'a> {
                         Err(e)
                     }
                 })?,
-            ));
+            );
         }
         Ok(Self { run: &args.run, all })
     }
 
-    fn find(&self, name: &str) -> Option<&Path> {
-        self.all.iter().find(|(known, _)| known == name).map(|(_, path)| path.as_path())
-    }
-
-    fn get(&self, name: &str) -> Result<&Path, Error> {
-        let run = self.run.display();
-        self.find(name).ok_or_else(|| Error::Input(format!("{run}/recipe.toml: no table [inputs.{name}]")))
+    /// The inputs of the run's stage.
+    fn inputs<I: DeserializeOwned>(&self) -> Result<I, Error> {
+        let inputs = serde_json::to_value(&self.all).and_then(serde_json::from_value);
+        inputs.map_err(|e| Error::Input(format!("{}/recipe.toml: [inputs]: {e}", self.run.display())))
     }
 }
 

@@ -5,7 +5,7 @@
 //! then on conversations, where the loss counts the answers only. Plain text has a separate teacher, such as the pre-trained model;
 //! without one plain text is trained with labels only (α = 0).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use llm_data::{Batches, TokenDataset};
@@ -18,12 +18,12 @@ use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
 use crate::examples::{Example, LengthBatches, answer_positions, gather_rows, take_evenly, train_and_validation};
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
-use crate::run::{Evaluation, Input, Outcome, Plan, RunOptions, RunSetup, Start, learner};
+use crate::run::{Evaluation, Outcome, Plan, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The recipe of distillation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct DistillRecipe {
     /// Seed for initial weights and data order.
     pub seed: u64,
@@ -59,79 +59,50 @@ pub struct DistillRecipe {
 }
 
 impl Default for DistillRecipe {
+    /// The built-in recipe.
     fn default() -> Self {
-        let student = ModelConfig {
-            hidden_size: 96,
-            intermediate_size: 256,
-            num_hidden_layers: 3,
-            num_attention_heads: 4,
-            num_key_value_heads: 2,
-            ..ModelConfig::default()
-        };
-        Self {
-            seed: 42,
-            alpha: 0.9,
-            temperature: 2.,
-            text_steps: 500,
-            text_batch_size: 16,
-            seq_len: 128,
-            text_weight: 1.,
-            epochs: 3,
-            batch_size: 32,
-            max_length: 512,
-            eval_every: 100,
-            eval_batches: 20,
-            save_every: 100,
-            optimizer: OptimizerConfig { learning_rate: 3e-3, ..OptimizerConfig::default() },
-            student,
-        }
+        crate::recipe::default()
     }
 }
 
 /// The inputs of [`distill`].
-#[derive(Debug, Clone, Copy)]
-pub struct DistillInputs<'a> {
-    /// The folder of the teacher, with tokenizer and chat template. With α = 0 its weights are not read.
-    pub teacher: &'a Path,
-    /// The folder of the teacher of plain text, such as the pre-trained model; `None`: plain text is trained with labels only.
-    pub text_teacher: Option<&'a Path>,
-    /// The folder of a student to continue training; `None`: a new one.
-    pub student: Option<&'a Path>,
-    /// Training conversations.
-    pub data: &'a Path,
-    /// Validation conversations; `None`: those of 5 % of the prompts of `data`.
-    pub validation: Option<&'a Path>,
-    /// The folder of token shards of plain text.
-    pub text: Option<&'a Path>,
-}
-
-impl DistillInputs<'_> {
-    fn named(&self) -> Vec<Input> {
-        Input::given([
-            ("teacher", Some(self.teacher)),
-            ("data", Some(self.data)),
-            ("student", self.student),
-            ("validation", self.validation),
-            ("text", self.text),
-            ("text_teacher", self.text_teacher),
-        ])
-    }
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+pub struct DistillInputs {
+    /// Folder of the teacher.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
+    pub teacher: PathBuf,
+    /// Conversations in JSONL.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "FILE"))]
+    pub data: PathBuf,
+    /// Folder of a student to continue training [default: a new model of the recipe's shape].
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 3))]
+    pub student: Option<PathBuf>,
+    /// Validation conversations [default: those of 5 % of the prompts of --data, chosen by the recipe's seed].
+    #[cfg_attr(feature = "cli", arg(long, alias = "held-out", value_name = "FILE", display_order = 4))]
+    pub validation: Option<PathBuf>,
+    /// Folder of token shards to train on before the conversations.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 5))]
+    pub text: Option<PathBuf>,
+    /// Folder of the teacher of plain text, such as the pre-trained model [default: train text on its labels only].
+    #[cfg_attr(feature = "cli", arg(long, requires = "text", value_name = "DIR", display_order = 6))]
+    pub text_teacher: Option<PathBuf>,
 }
 
 /// Distils a teacher into a student. The run folder `out` becomes the student's Hugging Face folder.
-pub fn distill(recipe: &DistillRecipe, inputs: DistillInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
-    let setup = match RunSetup::check(recipe, inputs.named(), out, options)? {
+pub fn distill(recipe: &DistillRecipe, inputs: &DistillInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let setup = match RunSetup::check(recipe, inputs, out, options)? {
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let tokenizer = Tokenizer::load(inputs.teacher)?;
-    let pad = chat_format(&tokenizer, inputs.teacher)?.pad;
-    let Teachers { teacher_config, teacher, text_teacher, text } = Teachers::load(recipe, &inputs, &tokenizer)?;
-    let first_student = student(recipe, &inputs, &teacher_config, &tokenizer, text.as_ref())?;
+    let tokenizer = Tokenizer::load(&inputs.teacher)?;
+    let pad = chat_format(&tokenizer, &inputs.teacher)?.pad;
+    let Teachers { teacher_config, teacher, text_teacher, text } = Teachers::load(recipe, inputs, &tokenizer)?;
+    let first_student = student(recipe, inputs, &teacher_config, &tokenizer, text.as_ref())?;
     let positions = teacher_config.max_position_embeddings.min(first_student.config().max_position_embeddings);
     let max_length = recipe.max_length.min(positions);
     let (train, validation) =
-        train_and_validation((inputs.data, inputs.validation), recipe.seed, &tokenizer, max_length)?;
+        train_and_validation((&inputs.data, inputs.validation.as_deref()), recipe.seed, &tokenizer, max_length)?;
     let mut conversations =
         LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), recipe.batch_size, recipe.seed)?;
     let mut text = match &text {
@@ -204,7 +175,7 @@ struct Teachers {
 impl Teachers {
     /// Loads the teachers and checks that all have the same tokenizer.
     fn load(recipe: &DistillRecipe, inputs: &DistillInputs, tokenizer: &Tokenizer) -> Result<Self> {
-        let described = read_config(inputs.teacher)?;
+        let described = read_config(&inputs.teacher)?;
         if described.head != Head::LanguageModel {
             let (teacher, head) = (inputs.teacher.display(), described.head);
             return Err(Error::Input(format!(
@@ -212,10 +183,10 @@ impl Teachers {
             )));
         }
         let teacher_config = described.config;
-        let teacher_tokenizer = (tokenizer, inputs.teacher);
-        let text = inputs.text.map(|dir| TokenDataset::open(dir, "train")).transpose()?;
+        let teacher_tokenizer = (tokenizer, inputs.teacher.as_path());
+        let text = inputs.text.as_ref().map(|dir| TokenDataset::open(dir, "train")).transpose()?;
         check_compatible(&teacher_config, teacher_tokenizer, text_source(recipe, inputs, text.as_ref()).as_slice())?;
-        if let Some(dir) = inputs.text_teacher {
+        if let Some(dir) = &inputs.text_teacher {
             if text.is_none() {
                 let dir = dir.display();
                 return Err(Error::Input(format!("{dir}: a teacher of plain text needs plain text; give --text too")));
@@ -225,8 +196,8 @@ impl Teachers {
         }
         let load = |dir: &Path| load_model(dir, Head::LanguageModel);
         let runs_teacher = recipe.alpha != 0.;
-        let teacher = if runs_teacher { Some(load(inputs.teacher)?) } else { None };
-        let text_teacher = inputs.text_teacher.filter(|_| runs_teacher).map(load).transpose()?;
+        let teacher = if runs_teacher { Some(load(&inputs.teacher)?) } else { None };
+        let text_teacher = inputs.text_teacher.as_deref().filter(|_| runs_teacher).map(load).transpose()?;
         Ok(Self { teacher_config, teacher, text_teacher, text })
     }
 }
@@ -234,10 +205,10 @@ impl Teachers {
 /// The plain text as a source of tokens, if there is any.
 fn text_source<'a>(
     recipe: &DistillRecipe,
-    inputs: &DistillInputs<'a>,
+    inputs: &'a DistillInputs,
     text: Option<&'a TokenDataset>,
 ) -> Option<TokenSource<'a>> {
-    let (shards, dir) = text.zip(inputs.text)?;
+    let (shards, dir) = text.zip(inputs.text.as_deref())?;
     Some(TokenSource::Shards { shards, dir, seq_len: recipe.seq_len })
 }
 
@@ -359,7 +330,7 @@ fn student(
     teacher_tokenizer: &Tokenizer,
     text: Option<&TokenDataset>,
 ) -> Result<Model> {
-    let Some(dir) = inputs.student else {
+    let Some(dir) = &inputs.student else {
         let config = ModelConfig {
             vocab_size: teacher_config.vocab_size,
             max_position_embeddings: teacher_config.max_position_embeddings,
@@ -373,6 +344,6 @@ fn student(
     };
     let student = load_model(dir, Head::LanguageModel)?;
     let source = text_source(recipe, inputs, text);
-    check_vocabulary((teacher_config, (teacher_tokenizer, inputs.teacher)), (student.config(), dir), source)?;
+    check_vocabulary((teacher_config, (teacher_tokenizer, &inputs.teacher)), (student.config(), dir), source)?;
     Ok(student.trainable()?)
 }

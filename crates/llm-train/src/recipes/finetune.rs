@@ -1,6 +1,6 @@
 //! Instruction fine-tuning on conversations, of all weights or of a LoRA adapter. The loss counts the assistant's tokens only.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use llm_data::{Batches, TokenDataset};
 use llm_model::{Batch, Head, LoraConfig, Model, TokenIndices, WeightDtype};
@@ -14,12 +14,12 @@ use crate::examples::{
 };
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
-use crate::run::{Checkpoint, Evaluation, Input, Outcome, Plan, RunOptions, RunSetup, Start, learner};
+use crate::run::{Checkpoint, Evaluation, Outcome, Plan, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The recipe of fine-tuning.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct FinetuneRecipe {
     /// Seed for data order and initial adapter weights.
     pub seed: u64,
@@ -57,59 +57,41 @@ pub struct FinetuneRecipe {
 }
 
 impl Default for FinetuneRecipe {
+    /// The built-in recipe.
     fn default() -> Self {
-        let optimizer = OptimizerConfig { learning_rate: 5e-4, weight_decay: 0.01, ..OptimizerConfig::default() };
-        Self {
-            seed: 42,
-            epochs: 3,
-            batch_size: 32,
-            gradient_accumulation_steps: 1,
-            activation_checkpointing: false,
-            max_length: 512,
-            text_batch_size: 8,
-            seq_len: 128,
-            text_weight: 1.,
-            eval_every: 100,
-            eval_batches: 20,
-            save_every: 100,
-            base_dtype: WeightDtype::F32,
-            optimizer,
-            lora: None,
-        }
+        crate::recipe::default()
     }
 }
 
 /// The inputs of [`finetune`].
-#[derive(Debug, Clone, Copy)]
-pub struct FinetuneInputs<'a> {
-    /// The folder of the model to fine-tune.
-    pub model: &'a Path,
-    /// Training conversations.
-    pub data: &'a Path,
-    /// Validation conversations; `None`: those of 5 % of the prompts of `data`.
-    pub validation: Option<&'a Path>,
-    /// The folder of token shards of plain text to train on as well, so that the model keeps what it learned from text (rehearsal,
-    /// Robins 1995); `None`: conversations only.
-    pub text: Option<&'a Path>,
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+pub struct FinetuneInputs {
+    /// Folder of the model to fine-tune.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
+    pub model: PathBuf,
+    /// Conversations in JSONL: messages, ShareGPT, question and answer, prompt and completion, instruction and output.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "FILE"))]
+    pub data: PathBuf,
+    /// Validation conversations [default: those of 5 % of the prompts of --data, chosen by the recipe's seed].
+    #[cfg_attr(feature = "cli", arg(long, alias = "held-out", value_name = "FILE", display_order = 3))]
+    pub validation: Option<PathBuf>,
+    /// Folder of token shards: also train on plain text, so that the model keeps what it learned from text.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 4))]
+    pub text: Option<PathBuf>,
 }
 
 /// Fine-tunes a model on conversations. The run folder `out` becomes the Hugging Face folder of the model or adapter.
-pub fn finetune(recipe: &FinetuneRecipe, inputs: FinetuneInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
-    let read = Input::given([
-        ("model", Some(inputs.model)),
-        ("data", Some(inputs.data)),
-        ("validation", inputs.validation),
-        ("text", inputs.text),
-    ]);
-    let setup = match RunSetup::check(recipe, read, out, options)? {
+pub fn finetune(recipe: &FinetuneRecipe, inputs: &FinetuneInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let setup = match RunSetup::check(recipe, inputs, out, options)? {
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let (tokenizer, base, text) = load(recipe, &inputs)?;
-    let pad = chat_format(&tokenizer, inputs.model)?.pad;
+    let (tokenizer, base, text) = load(recipe, inputs)?;
+    let pad = chat_format(&tokenizer, &inputs.model)?.pad;
     let max_length = recipe.max_length.min(base.config().max_position_embeddings);
     let (train, validation) =
-        train_and_validation((inputs.data, inputs.validation), recipe.seed, &tokenizer, max_length)?;
+        train_and_validation((&inputs.data, inputs.validation.as_deref()), recipe.seed, &tokenizer, max_length)?;
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
     let mut learner = match &recipe.lora {
         Some(lora) => {
@@ -176,16 +158,16 @@ fn load(recipe: &FinetuneRecipe, inputs: &FinetuneInputs) -> Result<(Tokenizer, 
             "\"base_dtype\" applies to the frozen weights under an adapter; add a table [lora], or set it to \"f32\"";
         return Err(Error::Input(message.to_owned()));
     }
-    let mut tokenizer = Tokenizer::load(inputs.model)?;
+    let mut tokenizer = Tokenizer::load(&inputs.model)?;
     if !tokenizer.has_chat_template() {
         tokenizer = tokenizer.with_default_chat_template()?;
     }
-    let end_of_turn = chat_format(&tokenizer, inputs.model)?.end_of_turn;
-    let mut base = load_model(inputs.model, Head::LanguageModel)?;
-    let text = inputs.text.map(|dir| TokenDataset::open(dir, "train")).transpose()?;
+    let end_of_turn = chat_format(&tokenizer, &inputs.model)?.end_of_turn;
+    let mut base = load_model(&inputs.model, Head::LanguageModel)?;
+    let text = inputs.text.as_ref().map(|dir| TokenDataset::open(dir, "train")).transpose()?;
     let source = |(dir, shards)| TokenSource::Shards { shards, dir, seq_len: recipe.seq_len };
-    let sources = inputs.text.zip(text.as_ref()).map(source);
-    check_compatible(base.config(), (&tokenizer, inputs.model), sources.as_slice())?;
+    let sources = inputs.text.as_deref().zip(text.as_ref()).map(source);
+    check_compatible(base.config(), (&tokenizer, &inputs.model), sources.as_slice())?;
     base.set_eos_token_id(Some(end_of_turn));
     Ok((tokenizer, base, text))
 }

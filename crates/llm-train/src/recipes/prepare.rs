@@ -43,15 +43,23 @@ fn read_all(paths: &[PathBuf]) -> Result<Vec<String>> {
 }
 
 /// The inputs of [`prepare`].
-#[derive(Debug, Clone)]
-pub struct PrepareInputs<'a> {
-    /// The folder of the tokenizer.
-    pub tokenizer: &'a Path,
-    /// Files or folders of training text.
-    pub train: &'a [PathBuf],
-    /// Files or folders of validation text; empty: the end of the training text.
-    pub validation: &'a [PathBuf],
-    /// Without validation text: the share of the training text to validate on, above 0 and below 1.
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+pub struct PrepareInputs {
+    /// Folder of the tokenizer.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
+    pub tokenizer: PathBuf,
+    /// Training text: text or JSONL files (also .gz), or folders of them.
+    #[cfg_attr(feature = "cli", arg(long, required = true, num_args = 1.., value_name = "PATH"))]
+    pub train: Vec<PathBuf>,
+    /// Validation text, in the same formats [default: the end of the training text].
+    #[cfg_attr(feature = "cli", arg(long, alias = "held-out", num_args = 1.., value_name = "PATH", display_order = 3))]
+    pub validation: Vec<PathBuf>,
+    /// Without --validation: share of the training text, taken from its end, to validate on; above 0 and below 1.
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, alias = "held-out-share", default_value_t = 0.05, value_name = "SHARE", display_order = 4)
+    )]
     pub validation_share: f64,
 }
 
@@ -63,8 +71,8 @@ pub fn prepare(inputs: &PrepareInputs, out: &Path, options: RunOptions) -> Resul
     if !options.resume {
         refuse_existing_folder(out)?;
     }
-    let tokenizer = Tokenizer::load(inputs.tokenizer)?;
-    let (mut train, mut validation) = (read_all(inputs.train)?, read_all(inputs.validation)?);
+    let tokenizer = Tokenizer::load(&inputs.tokenizer)?;
+    let (mut train, mut validation) = (read_all(&inputs.train)?, read_all(&inputs.validation)?);
     let duplicates = Duplicates::within(train.iter().map(|document| text_keys(document)));
     if duplicates.exact > 0 {
         tracing::warn!("{} of {} training documents repeat an earlier one", duplicates.exact, train.len());
@@ -187,7 +195,6 @@ fn boundary(text: &str, wanted: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::NEVER;
 
     #[test]
     fn the_validation_text_is_the_end_of_the_text() {
@@ -233,9 +240,9 @@ mod tests {
             let config = TrainConfig { vocab_size: 300, min_frequency: 1 };
             train_tokenizer(&config, &files[..1], &tokenizer, false)?;
         }
-        let validation = if validation.is_empty() { &[] } else { &files[1..] };
-        let inputs = PrepareInputs { tokenizer: &tokenizer, train: &files[..1], validation, validation_share: 0.05 };
-        let done = prepare(&inputs, &out, RunOptions { resume: false, observer: &mut |_| (), stop: &NEVER });
+        let validation = if validation.is_empty() { Vec::new() } else { files[1..].to_vec() };
+        let inputs = PrepareInputs { tokenizer, train: files[..1].to_vec(), validation, validation_share: 0.05 };
+        let done = prepare(&inputs, &out, RunOptions::default());
         if done.is_ok() {
             std::fs::remove_dir_all(&out).unwrap();
         }

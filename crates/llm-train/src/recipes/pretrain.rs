@@ -1,6 +1,6 @@
 //! Pre-training: next-token prediction on plain text.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use llm_data::{Batches, TokenDataset};
 use llm_engine::{GenerateOptions, Sampling, TextModel};
@@ -13,12 +13,12 @@ use super::save;
 use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
-use crate::run::{Evaluating, Evaluation, Input, Outcome, Plan, RunOptions, RunSetup, Start, learner};
+use crate::run::{Evaluating, Evaluation, Outcome, Plan, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The recipe of pre-training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct PretrainRecipe {
     /// Seed for initial weights and data order.
     pub seed: u64,
@@ -48,46 +48,36 @@ pub struct PretrainRecipe {
 }
 
 impl Default for PretrainRecipe {
+    /// The built-in recipe.
     fn default() -> Self {
-        Self {
-            seed: 42,
-            steps: 1000,
-            batch_size: 16,
-            gradient_accumulation_steps: 1,
-            activation_checkpointing: false,
-            seq_len: 128,
-            eval_every: 200,
-            eval_batches: 20,
-            sample_prompts: Vec::new(),
-            save_every: 200,
-            optimizer: OptimizerConfig::default(),
-            model: ModelConfig::default(),
-        }
+        crate::recipe::default()
     }
 }
 
 /// The inputs of [`pretrain`].
-#[derive(Debug, Clone, Copy)]
-pub struct PretrainInputs<'a> {
-    /// The folder of the tokenizer.
-    pub tokenizer: &'a Path,
-    /// The folder of token shards.
-    pub data: &'a Path,
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+pub struct PretrainInputs {
+    /// Folder of the tokenizer.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
+    pub tokenizer: PathBuf,
+    /// Folder of token shards, written by `llm-train prepare`.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
+    pub data: PathBuf,
 }
 
 /// Trains a new model on token shards. The run folder `out` becomes its Hugging Face folder.
-pub fn pretrain(recipe: &PretrainRecipe, inputs: PretrainInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
-    let read = vec![Input::new("tokenizer", inputs.tokenizer), Input::new("data", inputs.data)];
-    let setup = match RunSetup::check(recipe, read, out, options)? {
+pub fn pretrain(recipe: &PretrainRecipe, inputs: &PretrainInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let setup = match RunSetup::check(recipe, inputs, out, options)? {
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let tokenizer = Tokenizer::load(inputs.tokenizer)?;
-    let train = TokenDataset::open(inputs.data, "train")?;
-    let validation = TokenDataset::open(inputs.data, "held_out")?;
+    let tokenizer = Tokenizer::load(&inputs.tokenizer)?;
+    let train = TokenDataset::open(&inputs.data, "train")?;
+    let validation = TokenDataset::open(&inputs.data, "held_out")?;
     let config = model_config(recipe, &tokenizer)?;
-    let rows = TokenSource::Shards { shards: &train, dir: inputs.data, seq_len: recipe.seq_len };
-    check_compatible(&config, (&tokenizer, inputs.tokenizer), &[rows])?;
+    let rows = TokenSource::Shards { shards: &train, dir: &inputs.data, seq_len: recipe.seq_len };
+    check_compatible(&config, (&tokenizer, &inputs.tokenizer), &[rows])?;
     check_prompts(recipe, &tokenizer)?;
     let mut batches = Batches::new(&train, recipe.batch_size, recipe.seq_len, recipe.seed)?;
     let mut learner =

@@ -1,7 +1,7 @@
 //! The reward model: one score per conversation, trained on ranked answers (Bradley and Terry 1952; Stiennon et al. 2020, arXiv
 //! 2009.01325; K-way loss of Ouyang et al. 2022, arXiv 2203.02155).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use llm_data::chat_messages;
@@ -17,13 +17,13 @@ use crate::compat::check_compatible;
 use crate::examples::{LengthBatches, gather_rows, take_evenly};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
-use crate::run::{Evaluation, Input, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Start, learner};
+use crate::run::{Evaluation, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Start, learner};
 use crate::splits::{Source, train_and_validation};
 use crate::{Result, loss};
 
 /// The recipe of a reward model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct RewardRecipe {
     /// Seed for the score head and the data order.
     pub seed: u64,
@@ -36,7 +36,6 @@ pub struct RewardRecipe {
     /// Weight of the penalty `(better + worse)²`, which keeps scores near 0.
     pub center_rewards_coefficient: f64,
     /// Without a validation file: the share of the prompts of the data to use for validation, above 0 and below 1.
-    #[serde(alias = "held_out_share")]
     pub validation_share: f64,
     /// Steps between evaluations on the validation split; 0: only at the end.
     pub eval_every: u64,
@@ -50,33 +49,25 @@ pub struct RewardRecipe {
 }
 
 impl Default for RewardRecipe {
+    /// The built-in recipe.
     fn default() -> Self {
-        let optimizer =
-            OptimizerConfig { learning_rate: 3e-4, eps: 1e-5, weight_decay: 0., ..OptimizerConfig::default() };
-        Self {
-            seed: 42,
-            epochs: 1,
-            batch_size: 16,
-            max_length: 512,
-            center_rewards_coefficient: 0.01,
-            validation_share: 0.1,
-            eval_every: 50,
-            eval_batches: 10,
-            save_every: 50,
-            optimizer,
-        }
+        crate::recipe::default()
     }
 }
 
 /// The inputs of [`reward`].
-#[derive(Debug, Clone, Copy)]
-pub struct RewardInputs<'a> {
-    /// The folder of the fine-tuned model to start from.
-    pub model: &'a Path,
-    /// Training rankings.
-    pub data: &'a Path,
-    /// Validation rankings; `None`: those of a share of the prompts of `data`.
-    pub validation: Option<&'a Path>,
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+pub struct RewardInputs {
+    /// Folder of the fine-tuned model to start from.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
+    pub model: PathBuf,
+    /// Ranked answers in JSONL: chosen and rejected (TRL, HH), or answers and order.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "FILE"))]
+    pub data: PathBuf,
+    /// Validation rankings [default: those of the recipe's `validation_share` of the prompts of --data].
+    #[cfg_attr(feature = "cli", arg(long, alias = "held-out", value_name = "FILE", display_order = 3))]
+    pub validation: Option<PathBuf>,
 }
 
 /// A ranking in token ids: one row per answer, index pairs (better, worse), and their margin.
@@ -87,22 +78,20 @@ struct EncodedRanking {
 }
 
 /// Trains a reward model. The run folder `out` becomes its Hugging Face folder (a sequence classifier with one label).
-pub fn reward(recipe: &RewardRecipe, inputs: RewardInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
-    let read =
-        Input::given([("model", Some(inputs.model)), ("data", Some(inputs.data)), ("validation", inputs.validation)]);
-    let setup = match RunSetup::check(recipe, read, out, options)? {
+pub fn reward(recipe: &RewardRecipe, inputs: &RewardInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let setup = match RunSetup::check(recipe, inputs, out, options)? {
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let mut tokenizer = Tokenizer::load(inputs.model)?;
+    let mut tokenizer = Tokenizer::load(&inputs.model)?;
     if !tokenizer.has_chat_template() {
         tokenizer = tokenizer.with_default_chat_template()?;
     }
-    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, inputs.model)?;
-    let policy = load_model(inputs.model, Head::LanguageModel)?;
-    check_compatible(policy.config(), (&tokenizer, inputs.model), &[])?;
+    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, &inputs.model)?;
+    let policy = load_model(&inputs.model, Head::LanguageModel)?;
+    check_compatible(policy.config(), (&tokenizer, &inputs.model), &[])?;
     let max_length = recipe.max_length.min(policy.config().max_position_embeddings);
-    let (train, validation) = rankings(recipe, &inputs, &tokenizer, max_length)?;
+    let (train, validation) = rankings(recipe, inputs, &tokenizer, max_length)?;
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
     let mut learner = learner(setup.checkpoint(), &recipe.optimizer, || {
         let mut model = policy.with_head(Head::Sequence, recipe.seed)?;
@@ -220,7 +209,7 @@ fn rankings(
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<(Vec<EncodedRanking>, Vec<EncodedRanking>)> {
-    let (data, validation) = (inputs.data, inputs.validation);
+    let (data, validation) = (inputs.data.as_path(), inputs.validation.as_deref());
     let source = Source { data, validation, validation_share: recipe.validation_share, seed: recipe.seed, max_length };
     let read = |path: &Path| {
         let read = read_rankings(path)?;

@@ -9,8 +9,8 @@ use crate::{Error, Result};
 /// A file or folder that a stage reads.
 #[derive(Debug, Clone)]
 pub(crate) struct Input {
-    /// The name of its option.
-    pub name: &'static str,
+    /// The name of its option, with underscores.
+    pub name: String,
     /// The path.
     pub path: PathBuf,
 }
@@ -28,19 +28,17 @@ pub(crate) struct Recorded {
 }
 
 impl Input {
-    /// The input of the option `--name`.
-    pub fn new(name: &'static str, path: &Path) -> Self {
-        Self { name, path: path.to_owned() }
-    }
-
-    /// The inputs that are given.
-    pub fn given<const N: usize>(all: [(&'static str, Option<&Path>); N]) -> Vec<Self> {
-        all.into_iter().filter_map(|(name, path)| Some(Self::new(name, path?))).collect()
+    /// The paths of a struct of inputs that are given, by field.
+    pub fn list(inputs: &impl Serialize) -> Result<Vec<Self>> {
+        let value = serde_json::to_value(inputs)
+            .map_err(|e| Error::Input(format!("the path of an input cannot be recorded: {e}")))?;
+        let paths = value.as_object().into_iter().flatten();
+        Ok(paths.filter_map(|(name, path)| Some(Self { name: name.clone(), path: path.as_str()?.into() })).collect())
     }
 
     /// The record of this input for a run in the existing folder `dir`.
     pub fn recorded(&self, dir: &Path) -> Result<Recorded> {
-        let blake3 = fingerprint(self.name, &self.path)?;
+        let blake3 = fingerprint(&self.name, &self.path)?;
         Ok(Recorded { path: self.path.clone(), from_run: path_from(dir, &self.path), blake3 })
     }
 }
@@ -66,10 +64,10 @@ pub(crate) fn compare(inputs: &[Input], recorded: &std::collections::BTreeMap<St
     }
     for input in inputs {
         let (option, path) = (input.name.replace('_', "-"), input.path.display());
-        let Some(recorded) = recorded.get(input.name) else {
+        let Some(recorded) = recorded.get(&input.name) else {
             return Err(Error::Input(format!("the run was started without --{option}; leave it out")));
         };
-        if fingerprint(input.name, &input.path)? != recorded.blake3 {
+        if fingerprint(&input.name, &input.path)? != recorded.blake3 {
             let was = recorded.path.display();
             return Err(Error::Input(format!(
                 "--{option} {path}: the content differs from the input the run was started with ({was}); use that one, or start a new run"

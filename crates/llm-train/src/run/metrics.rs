@@ -1,5 +1,6 @@
 //! `metrics.jsonl`: one JSON object per line. Resuming removes lines after the checkpoint.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -43,4 +44,21 @@ impl Metrics {
     pub fn sync(&self) -> Result<()> {
         self.file.sync_all().map_err(Error::io(&self.path))
     }
+}
+
+/// The last value of each number in the file of the run in `dir`; empty without a file.
+pub(super) fn last(dir: &Path) -> Result<BTreeMap<String, f64>> {
+    let path = dir.join("metrics.jsonl");
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        text => text.map_err(Error::io(&path))?,
+    };
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Map<String, Value>>(line).ok());
+    let mut last = BTreeMap::new();
+    for (name, value) in lines.flatten() {
+        if let Some(value) = value.as_f64().filter(|_| !["step", "elapsed_s"].contains(&name.as_str())) {
+            last.insert(name, value);
+        }
+    }
+    Ok(last)
 }

@@ -17,6 +17,7 @@ mod stage_times;
 mod steps;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Instant;
@@ -28,7 +29,6 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 
 pub(crate) use checkpoint::Checkpoint;
-pub(crate) use inputs::Input;
 pub(crate) use record::Record;
 pub(crate) use result::is_intact;
 pub(crate) use setup::{RunSetup, Start, refuse_existing};
@@ -74,6 +74,14 @@ pub struct RunOptions<'a> {
     pub stop: &'a AtomicBool,
 }
 
+impl Default for RunOptions<'_> {
+    /// A new run, without progress events, that nothing interrupts.
+    fn default() -> Self {
+        // The closure has size 0, so nothing is allocated.
+        Self { resume: false, observer: Box::leak(Box::new(|_: Event| ())), stop: &NEVER }
+    }
+}
+
 /// A value for [`RunOptions::stop`] that is never set.
 pub static NEVER: AtomicBool = AtomicBool::new(false);
 
@@ -88,6 +96,8 @@ pub struct Outcome {
     pub seconds: f64,
     /// Whether the run was already finished, so that nothing was done.
     pub was_finished: bool,
+    /// The last value of each metric in `metrics.jsonl`, such as `loss` and `eval_loss`.
+    pub metrics: BTreeMap<String, f64>,
 }
 
 impl Outcome {
@@ -100,6 +110,7 @@ impl Outcome {
             steps: state.get("global_step").and_then(Value::as_u64).unwrap_or(0),
             seconds: state.get("elapsed_s").and_then(Value::as_f64).unwrap_or(0.),
             was_finished: true,
+            metrics: metrics::last(dir)?,
         })
     }
 }
@@ -279,7 +290,8 @@ impl<'a> Run<'a> {
         let (steps, seconds) = (self.plan.steps, self.elapsed());
         result::write(&self.dir, steps, seconds)?;
         (self.observer.into_inner())(Event::End);
-        Ok(Outcome { dir: self.dir, steps, seconds, was_finished: false })
+        let metrics = metrics::last(&self.dir)?;
+        Ok(Outcome { dir: self.dir, steps, seconds, was_finished: false, metrics })
     }
 
     fn elapsed(&self) -> f64 {

@@ -189,7 +189,7 @@ pub(crate) fn to_text(stage: &str, recipe: Table, inputs: &[Input], dir: &Path, 
     let run = RunTable { stage: stage.to_owned(), program: PROGRAM.to_owned(), changes: changes.to_vec() };
     let mut recorded = Table::new();
     for input in inputs {
-        recorded.insert(input.name.to_owned(), Value::try_from(input.recorded(dir)?).map_err(broken)?);
+        recorded.insert(input.name.clone(), Value::try_from(input.recorded(dir)?).map_err(broken)?);
     }
     let mut table = recipe;
     table.insert("run".to_owned(), Value::try_from(run).map_err(broken)?);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 
 use llm_files::Lock;
+use serde::Serialize;
 use toml::Table;
 
 use super::checkpoint::{self, Checkpoint};
@@ -44,12 +45,18 @@ const LOCK: &str = ".lock";
 
 impl<'a> RunSetup<'a> {
     /// Checks the recipe. To resume, also checks that the run in the folder `dir` has the same recipe and inputs.
-    pub fn check<R: Recipe>(recipe: &R, inputs: Vec<Input>, dir: &Path, options: RunOptions<'a>) -> Result<Start<'a>> {
+    pub fn check<R: Recipe>(
+        recipe: &R,
+        inputs: &impl Serialize,
+        dir: &Path,
+        options: RunOptions<'a>,
+    ) -> Result<Start<'a>> {
         recipe.validate()?;
         if options.stop.load(SeqCst) {
             return Err(Error::Interrupted { run: dir.to_owned(), done: "before it started".to_owned() });
         }
         let (resume, table) = (options.resume, crate::recipe::to_table(recipe)?);
+        let inputs = Input::list(inputs)?;
         let setup = Self { stage: R::STAGE, recipe: table, inputs, dir: dir.to_owned(), options, resumed: None };
         if resume {
             let record = Record::read(dir)?;

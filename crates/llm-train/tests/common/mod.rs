@@ -10,11 +10,11 @@ use llm_data::{Message, Ranking, write_jsonl};
 use llm_model::{Head, Model, ModelConfig};
 use llm_tokenizer::{Tokenizer, TrainConfig};
 use llm_train::recipes::train_tokenizer;
-use llm_train::run::{NEVER, RunOptions};
+use llm_train::run::RunOptions;
 
 /// Runs `work` with default options: no observer, no interruption, no resume.
 pub fn quietly<T>(work: impl FnOnce(RunOptions) -> T) -> T {
-    work(RunOptions { resume: false, observer: &mut |_| (), stop: &NEVER })
+    work(RunOptions::default())
 }
 
 /// Writes a tokenizer trained on `text` and a randomly initialised model of two layers.

@@ -8,7 +8,7 @@ use llm_model::{Model, ModelConfig, Params};
 use llm_tokenizer::{ChatMessage, Tokenizer};
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{PpoInputs, PpoRecipe, ppo};
-use llm_train::run::{NEVER, RunOptions};
+use llm_train::run::RunOptions;
 use serde_json::{Value, json};
 
 use super::common::quietly;
@@ -60,10 +60,10 @@ fn m8_a_run_is_reproducible_and_resumable() {
         value_optimizer: OptimizerConfig { learning_rate: 3e-3, weight_decay: 0.1, beta2: 0.9, ..recipe().optimizer },
         ..recipe()
     };
-    let inputs = PpoInputs { model: &model, reward: &reward, data: &data };
+    let inputs = PpoInputs { model: model.clone(), reward: reward.clone(), data: data.clone() };
     let path = |name: &str| dir.path().join(name);
-    quietly(|options| ppo(&recipe, inputs, &path("one"), options)).unwrap();
-    quietly(|options| ppo(&recipe, inputs, &path("two"), options)).unwrap();
+    quietly(|options| ppo(&recipe, &inputs, &path("one"), options)).unwrap();
+    quietly(|options| ppo(&recipe, &inputs, &path("two"), options)).unwrap();
     let lines = metrics(&path("one"));
     assert_eq!(lines, metrics(&path("two")));
     // Scores are rescaled: with the statistics in the folder they would be several hundred.
@@ -87,7 +87,7 @@ fn m8_a_run_is_reproducible_and_resumable() {
         std::fs::remove_file(path("two").join(file)).unwrap();
     }
     std::fs::remove_dir_all(path("two").join("checkpoints/step-5")).unwrap();
-    ppo(&recipe, inputs, &path("two"), RunOptions { resume: true, observer: &mut |_| (), stop: &NEVER }).unwrap();
+    ppo(&recipe, &inputs, &path("two"), RunOptions { resume: true, ..RunOptions::default() }).unwrap();
     assert_eq!(lines, metrics(&path("two")));
     let model = |run: &str| std::fs::read(path(run).join("model.safetensors")).unwrap();
     assert_eq!(model("one"), model("two"));
@@ -98,8 +98,8 @@ fn run(dir: &Path, name: &str, recipe: &PpoRecipe, prompts: &[&str]) -> llm_trai
     let (model, reward, data, out) =
         (dir.join("model"), dir.join("reward"), dir.join(format!("{name}.jsonl")), dir.join(name));
     write_prompts(&data, prompts);
-    let inputs = PpoInputs { model: &model, reward: &reward, data: &data };
-    quietly(|options| ppo(recipe, inputs, &out, options))?;
+    let inputs = PpoInputs { model: model.clone(), reward: reward.clone(), data: data.clone() };
+    quietly(|options| ppo(recipe, &inputs, &out, options))?;
     Ok(out)
 }
 

@@ -55,12 +55,17 @@ fn trained(dir: &Path, prefers: fn(f64) -> f64) -> (RewardModel, f64) {
     let recipe = RewardRecipe {
         epochs: 3,
         batch_size: 16,
-        optimizer: OptimizerConfig { learning_rate: 3e-3, weight_decay: 0., ..RewardRecipe::default().optimizer },
+        optimizer: OptimizerConfig {
+            learning_rate: 3e-3,
+            warmup_steps: 20,
+            weight_decay: 0.,
+            ..RewardRecipe::default().optimizer
+        },
         ..RewardRecipe::default()
     };
     let (model, data, validation) = (path("model"), path("train.jsonl"), path("validation.jsonl"));
-    let inputs = RewardInputs { model: &model, data: &data, validation: Some(&validation) };
-    quietly(|options| reward(&recipe, inputs, &path("reward"), options)).unwrap();
+    let inputs = RewardInputs { model: model.clone(), data: data.clone(), validation: Some(validation.clone()) };
+    quietly(|options| reward(&recipe, &inputs, &path("reward"), options)).unwrap();
     let reward_model = RewardModel::load(&path("reward")).unwrap();
     let accuracy = reward_model.accuracy(&read_rankings(&validation).unwrap().rankings).unwrap();
     (reward_model, accuracy)
@@ -126,9 +131,11 @@ fn the_margin_of_the_data_is_part_of_the_loss() {
         let of = |p: &&str| format!(r#"{{"prompt": "{p}", "chosen": "good", "rejected": "bad", "margin": {margin}}}"#);
         std::fs::write(&data, prompts.iter().map(of).collect::<Vec<_>>().join("\n")).unwrap();
         let recipe = RewardRecipe { center_rewards_coefficient: 0., batch_size: 2, ..RewardRecipe::default() };
-        let (inputs, out) =
-            (RewardInputs { model: &model, data: &data, validation: None }, dir.path().join(margin.to_string()));
-        quietly(|options| reward(&recipe, inputs, &out, options)).unwrap();
+        let (inputs, out) = (
+            RewardInputs { model: model.clone(), data: data.clone(), validation: None },
+            dir.path().join(margin.to_string()),
+        );
+        quietly(|options| reward(&recipe, &inputs, &out, options)).unwrap();
         let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
         let first: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
         first["loss"].as_f64().unwrap()
@@ -174,12 +181,17 @@ fn training_and_ppo_read_the_score_at_the_same_token() {
     write_pairs(&path("validation.jsonl"), &pairs(200, 2, prefers));
     let recipe = RewardRecipe {
         epochs: 2,
-        optimizer: OptimizerConfig { learning_rate: 5e-3, weight_decay: 0., ..RewardRecipe::default().optimizer },
+        optimizer: OptimizerConfig {
+            learning_rate: 5e-3,
+            warmup_steps: 20,
+            weight_decay: 0.,
+            ..RewardRecipe::default().optimizer
+        },
         ..RewardRecipe::default()
     };
     let (model, data, validation) = (path("model"), path("train.jsonl"), path("validation.jsonl"));
-    let inputs = RewardInputs { model: &model, data: &data, validation: Some(&validation) };
-    quietly(|options| reward(&recipe, inputs, &path("reward"), options)).unwrap();
+    let inputs = RewardInputs { model: model.clone(), data: data.clone(), validation: Some(validation.clone()) };
+    quietly(|options| reward(&recipe, &inputs, &path("reward"), options)).unwrap();
     let reward_model = RewardModel::load(&path("reward")).unwrap();
     assert_eq!(reward_model.model.config().eos_token_id, Some(2), "<|system|> ends turns in this template");
 

@@ -66,8 +66,8 @@ fn logged_metrics_equal_those_computed_from_the_scores() {
         ..RewardRecipe::default()
     };
     let (model, data, validation) = (path("model"), path("train.jsonl"), path("test.jsonl"));
-    let inputs = RewardInputs { model: &model, data: &data, validation: Some(&validation) };
-    quietly(|options| reward(&recipe, inputs, &path("reward"), options)).unwrap();
+    let inputs = RewardInputs { model: model.clone(), data: data.clone(), validation: Some(validation.clone()) };
+    quietly(|options| reward(&recipe, &inputs, &path("reward"), options)).unwrap();
     let model = RewardModel::load(&path("reward")).unwrap();
     let raw = |ranking: &Ranking| -> Vec<f64> {
         let scores = model.answer_scores(ranking).unwrap();
@@ -139,8 +139,8 @@ fn equal_scores_have_accuracy_zero() {
         ..RewardRecipe::default()
     };
     let (model, data, validation) = (path("model"), path("train.jsonl"), path("test.jsonl"));
-    let inputs = RewardInputs { model: &model, data: &data, validation: Some(&validation) };
-    quietly(|options| reward(&recipe, inputs, &path("reward"), options)).unwrap();
+    let inputs = RewardInputs { model: model.clone(), data: data.clone(), validation: Some(validation.clone()) };
+    quietly(|options| reward(&recipe, &inputs, &path("reward"), options)).unwrap();
     let lines = metrics(&path("reward"));
     assert_eq!(
         [&lines[0]["accuracy"], &lines[0]["margin"], &lines[1]["eval_accuracy"]].map(serde_json::Value::as_f64),
@@ -183,8 +183,8 @@ fn rankings_with_a_too_long_answer_are_skipped() {
         };
         let recipe = RewardRecipe { epochs: 2, batch_size: 1, max_length, optimizer, ..RewardRecipe::default() };
         let (start, data, validation) = (path("model"), path("train.jsonl"), path("test.jsonl"));
-        let inputs = RewardInputs { model: &start, data: &data, validation: Some(&validation) };
-        quietly(|options| reward(&recipe, inputs, &path(name), options)).unwrap();
+        let inputs = RewardInputs { model: start.clone(), data: data.clone(), validation: Some(validation.clone()) };
+        quietly(|options| reward(&recipe, &inputs, &path(name), options)).unwrap();
         let lines = metrics(&path(name));
         let steps: Vec<_> = lines.iter().filter(|line| line.get("loss").is_some()).collect();
         let found: Vec<_> = steps.iter().map(|line| (line["step"].as_u64(), line["learning_rate"].as_f64())).collect();

@@ -23,20 +23,20 @@ fn logged(run: &Path, key: &str) -> Vec<f64> {
 
 /// Runs a stage for one epoch with batches of 4.
 fn run(stage: Stage, file: &Path, eval_batches: usize, out: &Path) {
-    let (model, validation) = (FIXTURE.path("model"), Some(file));
+    let (model, validation) = (FIXTURE.path("model"), Some(file.to_owned()));
     let (optimizer, data) = (Knobs::default().optimizer(), FIXTURE.path("chats.jsonl"));
     let (epochs, batch_size, eval_every) = (1, 4, 0);
     match stage {
         Stage::Finetune => {
             let recipe =
                 FinetuneRecipe { epochs, batch_size, eval_every, eval_batches, optimizer, ..Default::default() };
-            let inputs = FinetuneInputs { model: &model, data: &data, validation, text: None };
-            finetune(&recipe, inputs, out, quiet()).unwrap();
+            let inputs = FinetuneInputs { model, data, validation, text: None };
+            finetune(&recipe, &inputs, out, quiet()).unwrap();
         }
         Stage::Reward => {
             let recipe = RewardRecipe { epochs, batch_size, eval_every, eval_batches, optimizer, ..Default::default() };
             let data = FIXTURE.path("pairs.jsonl");
-            reward(&recipe, RewardInputs { model: &model, data: &data, validation }, out, quiet()).unwrap();
+            reward(&recipe, &RewardInputs { model, data, validation }, out, quiet()).unwrap();
         }
         _ => {
             let student = Knobs::default().shape();
@@ -49,9 +49,9 @@ fn run(stage: Stage, file: &Path, eval_batches: usize, out: &Path) {
                 student,
                 ..Default::default()
             };
-            let (teacher, data) = (&*model, &*data);
+            let teacher = model;
             let inputs = DistillInputs { teacher, text_teacher: None, student: None, data, validation, text: None };
-            distill(&recipe, inputs, out, quiet()).unwrap();
+            distill(&recipe, &inputs, out, quiet()).unwrap();
         }
     }
 }
@@ -93,7 +93,7 @@ fn pre_training_evaluates_the_first_eval_batches_of_the_validation_text() {
     let (tokenizer, data) = (FIXTURE.path("model.tokenizer"), FIXTURE.path("shards"));
     let model = Knobs::default().shape();
     let recipe = PretrainRecipe { steps: 1, batch_size: 2, seq_len: 8, eval_batches: 1, model, ..Default::default() };
-    pretrain(&recipe, PretrainInputs { tokenizer: &tokenizer, data: &data }, &out, quiet()).unwrap();
+    pretrain(&recipe, &PretrainInputs { tokenizer: tokenizer.clone(), data: data.clone() }, &out, quiet()).unwrap();
     let losses = logged(&out, "eval_loss");
     let (trained, text) = (Model::load(&out).unwrap(), TokenDataset::open(&data, "held_out").unwrap());
     let loss = |batches: usize| text_loss(&trained, &text, 2, 8, batches).unwrap().loss;

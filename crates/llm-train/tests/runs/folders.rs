@@ -148,8 +148,13 @@ fn ppo_names_the_learning_rate_of_the_model_that_diverged() {
                 ..PpoRecipe::default()
             };
             let out = dir.path().join("run");
-            let error =
-                ppo(&recipe, PpoInputs { model: &model, reward: &reward, data: &data }, &out, quiet()).unwrap_err();
+            let error = ppo(
+                &recipe,
+                &PpoInputs { model: model.clone(), reward: reward.clone(), data: data.clone() },
+                &out,
+                quiet(),
+            )
+            .unwrap_err();
             assert!(matches!(error, Error::Diverged { step: 1, .. }), "{error}");
             assert!(error.to_string().ends_with(named), "{error}");
             fs::remove_dir_all(&out).unwrap();

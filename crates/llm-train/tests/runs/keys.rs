@@ -12,21 +12,21 @@ use super::{FIXTURE, Knobs, Stage, quiet};
 fn pretrained(model: ModelConfig, out: &Path) -> Result<()> {
     let recipe = PretrainRecipe { steps: 1, batch_size: 2, seq_len: 8, eval_batches: 1, model, ..Default::default() };
     let (tokenizer, data) = (FIXTURE.path("model.tokenizer"), FIXTURE.path("shards"));
-    pretrain(&recipe, PretrainInputs { tokenizer: &tokenizer, data: &data }, out, quiet()).map(|_| ())
+    pretrain(&recipe, &PretrainInputs { tokenizer: tokenizer.clone(), data: data.clone() }, out, quiet()).map(|_| ())
 }
 
 fn distilled(student: ModelConfig, out: &Path) -> Result<()> {
     let recipe = DistillRecipe { epochs: 1, batch_size: 8, student, ..DistillRecipe::default() };
     let (teacher, data) = (FIXTURE.path("model"), FIXTURE.path("chats.jsonl"));
     let inputs = DistillInputs {
-        teacher: &teacher,
+        teacher: teacher.clone(),
         text_teacher: None,
         student: None,
-        data: &data,
+        data: data.clone(),
         validation: None,
         text: None,
     };
-    distill(&recipe, inputs, out, quiet()).map(|_| ())
+    distill(&recipe, &inputs, out, quiet()).map(|_| ())
 }
 
 /// A change of one key of a model.

@@ -24,7 +24,7 @@ use llm_train::recipes::{
     DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, PpoInputs, PpoRecipe, PrepareInputs, PretrainInputs,
     PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, ppo, prepare, pretrain, reward,
 };
-use llm_train::run::{Event, NEVER, Outcome, RunOptions};
+use llm_train::run::{Event, Outcome, RunOptions};
 use llm_train::{Error, Result};
 use tempfile::TempDir;
 
@@ -39,7 +39,12 @@ impl Fixture {
         fresh_model(&fixture.path("model"), &text, 16, 0.1);
         fs::write(fixture.path("text.txt"), &text).unwrap();
         let (tokenizer, text) = (fixture.path("model.tokenizer"), [fixture.path("text.txt")]);
-        let inputs = PrepareInputs { tokenizer: &tokenizer, train: &text, validation: &[], validation_share: 0.1 };
+        let inputs = PrepareInputs {
+            tokenizer: tokenizer.clone(),
+            train: text.to_vec(),
+            validation: Vec::new(),
+            validation_share: 0.1,
+        };
         prepare(&inputs, &fixture.path("shards"), quiet()).unwrap();
         let chats = |say: &str, count: usize| -> Vec<Conversation> {
             let chat = |i: usize| {
@@ -83,7 +88,7 @@ fn quiet<'a>() -> RunOptions<'a> {
 }
 
 fn options<'a>(resume: bool) -> RunOptions<'a> {
-    RunOptions { resume, observer: Box::leak(Box::new(|_: Event| ())), stop: &NEVER }
+    RunOptions { resume, ..RunOptions::default() }
 }
 
 /// Settings of a run that tests vary.
@@ -162,7 +167,7 @@ impl Stage {
                 };
                 let recipe = PretrainRecipe { seed, batch_size, save_every, optimizer, ..recipe };
                 let (tokenizer, shards) = (fixture.path("model.tokenizer"), data("shards"));
-                pretrain(&recipe, PretrainInputs { tokenizer: &tokenizer, data: &shards }, out, options)
+                pretrain(&recipe, &PretrainInputs { tokenizer: tokenizer.clone(), data: shards.clone() }, out, options)
             }
             Self::Finetune => {
                 let recipe = FinetuneRecipe {
@@ -173,15 +178,21 @@ impl Stage {
                 };
                 let recipe = FinetuneRecipe { seed, batch_size, save_every, optimizer, ..recipe };
                 let (data, validation) = (data("chats.jsonl"), fixture.path("other.jsonl"));
-                let inputs = FinetuneInputs { model: &model, data: &data, validation: Some(&validation), text: None };
-                finetune(&recipe, inputs, out, options)
+                let inputs = FinetuneInputs {
+                    model: model.clone(),
+                    data: data.clone(),
+                    validation: Some(validation.clone()),
+                    text: None,
+                };
+                finetune(&recipe, &inputs, out, options)
             }
             Self::Reward => {
                 let recipe = RewardRecipe { epochs: knobs.length, eval_every: 2, ..RewardRecipe::default() };
                 let recipe = RewardRecipe { seed, batch_size, save_every, optimizer, ..recipe };
                 let (data, validation) = (data("pairs.jsonl"), fixture.path("other-pairs.jsonl"));
-                let inputs = RewardInputs { model: &model, data: &data, validation: Some(&validation) };
-                reward(&recipe, inputs, out, options)
+                let inputs =
+                    RewardInputs { model: model.clone(), data: data.clone(), validation: Some(validation.clone()) };
+                reward(&recipe, &inputs, out, options)
             }
             Self::Ppo => {
                 let recipe = PpoRecipe {
@@ -199,7 +210,12 @@ impl Stage {
                     ..recipe
                 };
                 let (reward, data) = (fixture.path("reward-model"), data("prompts.jsonl"));
-                ppo(&recipe, PpoInputs { model: &model, reward: &reward, data: &data }, out, options)
+                ppo(
+                    &recipe,
+                    &PpoInputs { model: model.clone(), reward: reward.clone(), data: data.clone() },
+                    out,
+                    options,
+                )
             }
             Self::Distill => {
                 let recipe = DistillRecipe {
@@ -215,14 +231,14 @@ impl Stage {
                 let (data, validation, text) =
                     (data("chats.jsonl"), fixture.path("other.jsonl"), fixture.path("shards"));
                 let inputs = DistillInputs {
-                    teacher: &model,
+                    teacher: model.clone(),
                     text_teacher: None,
                     student: None,
-                    data: &data,
-                    validation: Some(&validation),
-                    text: Some(&text),
+                    data: data.clone(),
+                    validation: Some(validation.clone()),
+                    text: Some(text.clone()),
                 };
-                distill(&recipe, inputs, out, options)
+                distill(&recipe, &inputs, out, options)
             }
         }
     }

@@ -27,8 +27,8 @@ use crate::{Error, Result};
 pub use seeds::lifecycle_seeds;
 
 /// The configuration of the whole pipeline.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LifecycleRecipe {
     /// The synthetic dataset.
     pub world: WorldConfig,
@@ -52,7 +52,7 @@ pub struct LifecycleRecipe {
 
 /// The number of items in each training and test set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Questions {
     /// Fine-tuning: tasks with a known answer.
     pub tasks: usize,
@@ -74,26 +74,17 @@ pub struct Questions {
     pub probes: usize,
 }
 
-impl Default for Questions {
+impl Default for LifecycleRecipe {
+    /// The built-in recipe.
     fn default() -> Self {
-        Self {
-            tasks: 8000,
-            crowd: 2000,
-            dialogues: 1500,
-            echoes: 1500,
-            rankings: 1500,
-            prompts: 1000,
-            lessons: 2000,
-            held_out: 600,
-            probes: 400,
-        }
+        crate::recipe::default()
     }
 }
 
 /// Runs the whole pipeline in the folder `out` and writes `report.md` there; returns the report's table.
 pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> Result<String> {
     let resume = options.resume;
-    let setup = match RunSetup::check(recipe, Vec::new(), out, options)? {
+    let setup = match RunSetup::check(recipe, &(), out, options)? {
         Start::Open(setup) => setup,
         Start::Finished(_) => {
             for (stage, _) in STAGES {
@@ -164,8 +155,12 @@ fn write_data(
     times.measure("tokenizer", || train_tokenizer(&recipe.tokenizer, &text("train"), tokenizer, resume))?;
     unless_stopped(stop, tokenizer)?;
     times.measure("prepare", || {
-        let (train, validation) = (text("train"), text("held_out"));
-        let inputs = PrepareInputs { tokenizer, train: &train, validation: &validation, validation_share: 0. };
+        let inputs = PrepareInputs {
+            tokenizer: tokenizer.to_owned(),
+            train: text("train").into(),
+            validation: text("held_out").into(),
+            validation_share: 0.,
+        };
         prepare(&inputs, shards, options)
     })?;
     unless_stopped(stop, shards)
@@ -177,6 +172,11 @@ fn unless_stopped(stop: &AtomicBool, part: &Path) -> Result<()> {
         true => Err(Error::Interrupted { run: part.to_owned(), done: "after this part".to_owned() }),
         false => Ok(()),
     }
+}
+
+/// The options of a stage that starts or continues in the folder `run`.
+fn stage_options<'a>(run: &Path, observer: &'a mut dyn FnMut(Event), stop: &'a AtomicBool) -> RunOptions<'a> {
+    RunOptions { resume: has_begun(run), observer, stop }
 }
 
 /// Runs all stages that are not finished.
@@ -193,40 +193,32 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     let world = World::new(recipe.world.clone());
     let mut times = StageTimes::open(&dir("times.json"))?;
 
-    let options = RunOptions { resume, observer: &mut *observer, stop };
-    write_data(recipe, &world, (&data, &tokenizer, &shards), &mut times, options)?;
+    let data_options = RunOptions { resume, observer: &mut *observer, stop };
+    write_data(recipe, &world, (&data, &tokenizer, &shards), &mut times, data_options)?;
     if !is_intact(&base)? {
-        let inputs = PretrainInputs { tokenizer: &tokenizer, data: &shards };
-        pretrain(
-            &recipe.pretrain,
-            inputs,
-            &base,
-            RunOptions { resume: has_begun(&base), observer: &mut *observer, stop },
-        )?;
+        let inputs = PretrainInputs { tokenizer, data: shards.clone() };
+        pretrain(&recipe.pretrain, &inputs, &base, stage_options(&base, observer, stop))?;
     }
     if !is_intact(&instruct)? {
-        let (data, validation) = (data.join("instruct-train.jsonl"), data.join("instruct-held_out.jsonl"));
-        let inputs = FinetuneInputs { model: &base, data: &data, validation: Some(&validation), text: Some(&shards) };
-        finetune(
-            &recipe.finetune,
-            inputs,
-            &instruct,
-            RunOptions { resume: has_begun(&instruct), observer: &mut *observer, stop },
-        )?;
+        let inputs = FinetuneInputs {
+            model: base.clone(),
+            data: data.join("instruct-train.jsonl"),
+            validation: Some(data.join("instruct-held_out.jsonl")),
+            text: Some(shards.clone()),
+        };
+        finetune(&recipe.finetune, &inputs, &instruct, stage_options(&instruct, observer, stop))?;
     }
     if !is_intact(&reward_model)? {
-        let (data, validation) = (data.join("rankings-train.jsonl"), data.join("rankings-held_out.jsonl"));
-        let inputs = RewardInputs { model: &instruct, data: &data, validation: Some(&validation) };
-        reward(
-            &recipe.reward,
-            inputs,
-            &reward_model,
-            RunOptions { resume: has_begun(&reward_model), observer: &mut *observer, stop },
-        )?;
+        let inputs = RewardInputs {
+            model: instruct.clone(),
+            data: data.join("rankings-train.jsonl"),
+            validation: Some(data.join("rankings-held_out.jsonl")),
+        };
+        reward(&recipe.reward, &inputs, &reward_model, stage_options(&reward_model, observer, stop))?;
     }
     if !is_intact(&aligned)? {
-        let inputs = PpoInputs { model: &instruct, reward: &reward_model, data: &data.join("prompts.jsonl") };
-        ppo(&recipe.ppo, inputs, &aligned, RunOptions { resume: has_begun(&aligned), observer: &mut *observer, stop })?;
+        let inputs = PpoInputs { model: instruct, reward: reward_model, data: data.join("prompts.jsonl") };
+        ppo(&recipe.ppo, &inputs, &aligned, stage_options(&aligned, observer, stop))?;
     }
     if !is_intact(&student)? {
         times.measure("teacher", || data::write_lessons(recipe, &world, &aligned, &data, observer))?;
@@ -234,18 +226,17 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     }
     // The baseline of distillation: the same student on the same tokens, trained on the labels only (alpha = 0).
     let (baseline, labels_only) = (dir("student-alone"), DistillRecipe { alpha: 0., ..recipe.distill.clone() });
-    let (lessons, validation) = (data.join("lessons-train.jsonl"), data.join("lessons-held_out.jsonl"));
-    for (recipe, text_teacher, out) in [(&recipe.distill, Some(&*base), &student), (&labels_only, None, &baseline)] {
+    for (recipe, text_teacher, out) in [(&recipe.distill, Some(base), &student), (&labels_only, None, &baseline)] {
         if !is_intact(out)? {
             let inputs = DistillInputs {
-                teacher: &aligned,
+                teacher: aligned.clone(),
                 text_teacher,
                 student: None,
-                data: &lessons,
-                validation: Some(&validation),
-                text: Some(&shards),
+                data: data.join("lessons-train.jsonl"),
+                validation: Some(data.join("lessons-held_out.jsonl")),
+                text: Some(shards.clone()),
             };
-            distill(recipe, inputs, out, RunOptions { resume: has_begun(out), observer: &mut *observer, stop })?;
+            distill(recipe, &inputs, out, stage_options(out, observer, stop))?;
         }
     }
     unless_stopped(stop, &baseline)?;

@@ -9,7 +9,7 @@ mod metrics;
 mod prompts;
 mod trainer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use llm_engine::{GenerateOptions, Sampling};
 use llm_model::{Head, Model};
@@ -23,15 +23,15 @@ use self::prompts::Prompts;
 pub use self::trainer::{PpoTrainer, Score, SpecialIds, Targets};
 use super::{RewardModel, RewardScale, chat_format, load_model, save};
 use crate::compat::{TokenSource, check_compatible};
-use crate::optim::{OptimizerConfig, Schedule};
+use crate::optim::OptimizerConfig;
 use crate::rl::MissingEos;
 use crate::rollout::Rollout;
-use crate::run::{Input, Outcome, Plan, RunOptions, RunSetup, Start, rng};
+use crate::run::{Outcome, Plan, RunOptions, RunSetup, Start, rng};
 use crate::{Error, Result};
 
 /// The recipe of PPO.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct PpoRecipe {
     /// Seed for prompt order and sampling.
     pub seed: u64,
@@ -78,72 +78,44 @@ pub struct PpoRecipe {
 }
 
 impl Default for PpoRecipe {
+    /// The built-in recipe.
     fn default() -> Self {
-        let optimizer = OptimizerConfig {
-            learning_rate: 1e-5,
-            schedule: Schedule::Linear,
-            warmup_steps: 0,
-            beta2: 0.999,
-            eps: 1e-5,
-            weight_decay: 0.,
-            ..OptimizerConfig::default()
-        };
-        Self {
-            seed: 42,
-            updates: 50,
-            episodes: 64,
-            num_ppo_epochs: 4,
-            num_mini_batches: 1,
-            micro_batch_size: 64,
-            max_new_tokens: 64,
-            temperature: 1.,
-            kl_coef: 0.05,
-            kl_target_per_sequence: None,
-            kl_horizon: 10_000.,
-            cliprange: 0.2,
-            cliprange_value: 0.2,
-            entropy_coef: 0.,
-            gamma: 1.,
-            lam: 0.95,
-            whiten_rewards: false,
-            missing_eos: MissingEos::Subtract(1.),
-            save_every: 10,
-            value_optimizer: optimizer.clone(),
-            optimizer,
-        }
+        crate::recipe::default()
     }
 }
 
 /// The inputs of [`ppo`].
-#[derive(Debug, Clone, Copy)]
-pub struct PpoInputs<'a> {
-    /// The folder of the fine-tuned model: the initial policy, and the reference.
-    pub model: &'a Path,
-    /// The folder of the reward model, which also initialises the critic.
-    pub reward: &'a Path,
-    /// Prompts.
-    pub data: &'a Path,
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+pub struct PpoInputs {
+    /// Folder of the fine-tuned model: the initial policy, and the reference.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
+    pub model: PathBuf,
+    /// Folder of the reward model.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
+    pub reward: PathBuf,
+    /// Prompts in JSONL.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "FILE"))]
+    pub data: PathBuf,
 }
 
 /// Aligns a model by PPO. The run folder `out` becomes its Hugging Face folder.
-pub fn ppo(recipe: &PpoRecipe, inputs: PpoInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
-    let read =
-        Input::given([("model", Some(inputs.model)), ("reward", Some(inputs.reward)), ("data", Some(inputs.data))]);
-    let setup = match RunSetup::check(recipe, read, out, options)? {
+pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let setup = match RunSetup::check(recipe, inputs, out, options)? {
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let tokenizer = Tokenizer::load(inputs.model)?;
-    let reference = load_model(inputs.model, Head::LanguageModel)?;
-    let mut reward_model = RewardModel::load(inputs.reward)?;
-    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, inputs.model)?;
+    let tokenizer = Tokenizer::load(&inputs.model)?;
+    let reference = load_model(&inputs.model, Head::LanguageModel)?;
+    let mut reward_model = RewardModel::load(&inputs.reward)?;
+    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, &inputs.model)?;
     let other = TokenSource::Model {
         config: reward_model.model.config(),
         tokenizer: &reward_model.tokenizer,
-        dir: inputs.reward,
+        dir: &inputs.reward,
     };
-    check_compatible(reference.config(), (&tokenizer, inputs.model), &[other])?;
-    let prompts = Prompts::read(recipe, &inputs, &tokenizer, reference.config().max_position_embeddings)?;
+    check_compatible(reference.config(), (&tokenizer, &inputs.model), &[other])?;
+    let prompts = Prompts::read(recipe, inputs, &tokenizer, reference.config().max_position_embeddings)?;
     reward_model.scale = match setup.checkpoint() {
         Some(checkpoint) => {
             let scale = checkpoint.state.get(SCALE).cloned().unwrap_or_default();

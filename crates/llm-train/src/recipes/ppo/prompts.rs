@@ -20,7 +20,7 @@ pub(super) struct Prompts {
 impl Prompts {
     /// Reads prompts and encodes them up to the assistant's turn. Prompts that leave no room for a reply are left out.
     pub fn read(recipe: &PpoRecipe, inputs: &PpoInputs, tokenizer: &Tokenizer, positions: usize) -> Result<Self> {
-        let prompts = read_prompts(inputs.data)?;
+        let prompts = read_prompts(&inputs.data)?;
         let repeated = Duplicates::within(prompts.iter().map(|prompt| prompt_key(prompt).into())).exact;
         if repeated > 0 {
             tracing::warn!("{}: {repeated} of {} prompts repeat an earlier one", inputs.data.display(), prompts.len());
