@@ -6,9 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use llm_kernels::BlockFormat;
-use llm_model::families::FAMILIES;
-use llm_model::gguf::{Metadata, TensorType, Value};
-use llm_model::{Head, LoraConfig, Model, ModelConfig};
+use llm_model::gguf::{Metadata, Value};
+use llm_model::{Head, LoraConfig, Model, ModelConfig, ModelType, WeightDtype};
 use serde_json::{Value as Json, json};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,7 +31,7 @@ fn adapters() -> Result<(), Box<dyn std::error::Error>> {
     let dir = std::env::temp_dir().join("llm-fuzz").join("adapter");
     for (name, use_rslora, use_dora) in [("lora", false, false), ("rslora", true, false), ("dora", false, true)] {
         let lora = LoraConfig { r: 2, use_rslora, use_dora, ..LoraConfig::default() };
-        llm_fuzz::tiny(FAMILIES[0]).with_lora(&lora, 1)?.save_adapter(&dir, "base")?;
+        llm_fuzz::tiny(ModelType::ALL[0]).with_lora(&lora, 1)?.save_adapter(&dir, "base")?;
         let config: Json = serde_json::from_slice(&fs::read(dir.join("adapter_config.json"))?)?;
         let tensors = fs::read(dir.join("adapter_model.safetensors"))?;
         fs::write(corpus("adapter")?.join(name), [format!("{config}\n").as_bytes(), &tensors].concat())?;
@@ -44,24 +43,24 @@ fn adapters() -> Result<(), Box<dyn std::error::Error>> {
 /// more keys.
 fn models() -> Result<(), Box<dyn std::error::Error>> {
     let (configs, weights, ggufs) = (corpus("config_json")?, corpus("safetensors")?, corpus("gguf")?);
-    for family in FAMILIES {
+    for family in ModelType::ALL {
         let (name, dir) = (family.name(), llm_fuzz::tiny_folder(family));
         fs::copy(dir.join("config.json"), configs.join(format!("{name}.json")))?;
         if ["llama", "gpt2", "gpt_neox"].contains(&name.as_str()) {
             fs::copy(dir.join("model.safetensors"), weights.join(format!("{name}.safetensors")))?;
         }
-        for (kind, tokenizer) in [(TensorType::F32, byte_level()), (TensorType::F16, sentence_piece())] {
+        for (kind, tokenizer) in [(WeightDtype::F32, byte_level()), (WeightDtype::F16, sentence_piece())] {
             let path = ggufs.join(format!("{name}_{kind:?}.gguf"));
             let _ = fs::remove_file(&path);
             llm_fuzz::tiny(family).save_gguf(&path, Some(kind), tokenizer)?;
         }
     }
-    let wide = ModelConfig { hidden_size: 32, ..llm_fuzz::tiny(FAMILIES[0]).config().clone() };
+    let wide = ModelConfig { hidden_size: 32, ..llm_fuzz::tiny(ModelType::ALL[0]).config().clone() };
     let wide = Model::init(ModelConfig { head_dim: 16, ..wide }, Head::LanguageModel, 1)?.frozen()?;
     for format in [BlockFormat::Q8_0, BlockFormat::Q4_0] {
         let path = ggufs.join(format!("llama_{format:?}.gguf"));
         let _ = fs::remove_file(&path);
-        wide.save_gguf(&path, Some(TensorType::Quantized(format)), byte_level())?;
+        wide.save_gguf(&path, Some(WeightDtype::Quantized(format)), byte_level())?;
     }
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/llm-model/tests/golden");
     for folder in fs::read_dir(golden.join("families"))?.chain(fs::read_dir(&golden)?) {

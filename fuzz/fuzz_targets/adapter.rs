@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use llm_model::Model;
-use llm_model::families::ModelType::Llama;
+use llm_model::ModelType::Llama;
 
 static BASE: LazyLock<Model> = LazyLock::new(|| llm_fuzz::tiny(Llama));
 

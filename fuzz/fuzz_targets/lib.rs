@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use llm_model::families::ModelType;
+use llm_model::ModelType;
 use llm_model::{Activation, AttentionBias, Batch, ExpertsConfig, Head, Model, ModelConfig};
 use llm_model::{NormKind, NormPlacement, QkNorm};
 use llm_tokenizer::{ChatMessage, Tokenizer};

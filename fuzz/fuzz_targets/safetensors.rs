@@ -3,7 +3,7 @@
 //! Three families cover the three tensor layouts in files: unchanged (Llama), transposed (GPT-2), fused q, k, v (GPT-NeoX).
 #![no_main]
 
-use llm_model::families::ModelType::{Gpt2, GptNeox, Llama};
+use llm_model::ModelType::{Gpt2, GptNeox, Llama};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     llm_fuzz::with_file("model.safetensors", bytes, |dir| {

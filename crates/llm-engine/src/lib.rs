@@ -36,7 +36,6 @@
 mod bench;
 mod engine;
 mod error;
-mod gguf;
 mod sampler;
 mod text;
 

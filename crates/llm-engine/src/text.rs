@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use llm_model::Model;
-use llm_model::gguf::is_gguf;
+use llm_model::gguf::{GgufFile, is_gguf};
+use llm_model::{Model, WeightDtype};
 use llm_tokenizer::{ChatMessage, Tokenizer};
 
 use crate::{Error, GenerateOptions, Result, Sampling, generate, generate_from};
@@ -60,6 +60,19 @@ impl TextModel {
         Self::with_tokenizer(Model::open(path)?, path)
     }
 
+    /// Opens a GGUF file with memory-mapped matrices.
+    pub fn from_gguf(path: &Path) -> Result<Self> {
+        let file = GgufFile::open(path).map_err(llm_model::Error::from)?;
+        let tokenizer = Tokenizer::from_gguf(file.metadata())?;
+        Self::checked(Model::from_gguf(&file)?, tokenizer, path)
+    }
+
+    /// Writes a GGUF file with matrices in `dtype`, or in their current dtype if it is none; `path` must not exist.
+    pub fn save_gguf(&self, path: &Path, dtype: Option<WeightDtype>) -> Result<()> {
+        let tokenizer = self.tokenizer.to_gguf(self.model.config().vocab_size)?;
+        Ok(self.model.save_gguf(path, dtype, tokenizer)?)
+    }
+
     /// A model with the tokenizer of a folder: the model's folder, or an adapter's if that has its own tokenizer.
     pub fn with_tokenizer(model: Model, dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
@@ -67,7 +80,7 @@ impl TextModel {
     }
 
     /// Checks that the tokenizer has no more tokens than the model; the error names `origin`.
-    pub(crate) fn checked(model: Model, tokenizer: Tokenizer, origin: &Path) -> Result<Self> {
+    fn checked(model: Model, tokenizer: Tokenizer, origin: &Path) -> Result<Self> {
         let (ids, rows) = (tokenizer.vocab_size(), model.config().vocab_size);
         if ids > rows {
             let origin = origin.display();

@@ -1,4 +1,6 @@
-//! Atomic file writes: a file is written under a temporary name in the same folder, synced to disk, then renamed.
+//! Files: atomic writes, locks, checksums, memory-mapped bytes, and the containers safetensors and GGUF.
+//!
+//! An atomic write has a temporary name in the same folder, is synced to disk, then renamed.
 //!
 //! ```
 //! let dir = tempfile::tempdir()?;
@@ -12,15 +14,23 @@
 //!
 //! A program that is killed during a write leaves a temporary file whose name starts with `.tmp`; [`remove_temp_files`] deletes
 //! such files. [`write_checksums`] and [`verify_checksums`] detect changed files in a folder, [`Lock`] excludes a second process.
+//! [`SafetensorsFile`] and [`gguf::GgufFile`] validate the header of a memory-mapped file; this crate does not know tensors or models.
 //! Where to look next: `llm_model::write_safetensors`, which writes the weights of a model with [`write_atomic`].
 
+mod bytes;
 mod checksum;
 mod dtype;
+mod error;
+pub mod gguf;
 mod lock;
+mod safetensors_file;
 
+pub use bytes::Bytes;
 pub use checksum::{checksum, combine_checksums, list_files, sync_folder, verify_checksums, write_checksums};
 pub use dtype::{BlockFormat, WeightDtype};
+pub use error::Error;
 pub use lock::Lock;
+pub use safetensors_file::{SafetensorsFile, SafetensorsTensor};
 
 use std::fs;
 use std::io::{BufWriter, Result, Write};

@@ -21,14 +21,12 @@
 //! device. Where to look next: `llm-model` builds its decoder from these functions, `llm-train` its losses.
 #![allow(clippy::inline_always)] // a helper is compiled with the SIMD features of its caller only if it is inlined
 
-mod bytes;
 mod cpu;
 mod ops;
 mod quant;
 #[cfg(test)]
 mod testing;
 
-pub use bytes::Bytes;
 pub use cpu::gemm::{Precision, peak_flops};
 pub use cpu::threads::{default_threads, join, spin_workers, with_threads};
 pub use cpu::unit::skip_on_reference_path;

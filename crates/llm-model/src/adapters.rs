@@ -1,37 +1,18 @@
 //! The adapters of a model: create, load, activate, save and merge.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::DType;
+
+use crate::formats::peft;
 use crate::lora::{Adapter, Lora, LoraConfig};
-use crate::token_rows::{EMBEDDING, OUTPUT};
+use crate::token_rows::{EMBEDDING, OUTPUT, rows_of};
 use crate::weight::Weight;
-use crate::{Error, Model, Result, peft};
+use crate::{Error, Head, Model, Result};
 
 /// The adapter name that [`Model::with_lora`] uses, as in PEFT.
 const DEFAULT: &str = "default";
-
-/// The adapters of a model, by name.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Adapters {
-    known: BTreeMap<String, Adapter>,
-    /// The active adapter; the parameters contain it too.
-    active: Option<String>,
-    /// The model before its adapter was merged.
-    unmerged: Option<Arc<Model>>,
-}
-
-impl Adapters {
-    /// The same adapters, with `adapter` as the new state of the active one.
-    pub fn with_active(&self, adapter: Option<&Adapter>) -> Self {
-        let mut adapters = Self { unmerged: None, ..self.clone() };
-        if let (Some(name), Some(adapter)) = (&adapters.active, adapter) {
-            adapters.known.insert(name.clone(), adapter.clone());
-        }
-        adapters
-    }
-}
 
 impl Model {
     /// This model, frozen, with a new trainable adapter; the same seed gives the same bytes. The weights are shared with
@@ -125,5 +106,30 @@ impl Model {
     fn adapter(&self) -> Result<&Adapter> {
         let none = "no adapter is active; load one and activate it with `use_adapter`";
         self.params().adapter().ok_or_else(|| Error::Input(none.to_owned()))
+    }
+
+    /// The subset of `tokens` that the model was probably never trained on, judged by the rows of its output layer.
+    ///
+    /// Rows of tokens that are never a target all get the same gradient direction, so they become nearly equal. A token is
+    /// returned if its row is zero or has a cosine similarity above 0.95 with the row of another token of `tokens` or
+    /// `among` (for example all special tokens). Rows of trained tokens and freshly initialised rows differ.
+    pub fn untrained_tokens(&self, tokens: &[u32], among: &[u32]) -> Result<Vec<u32>> {
+        const MIN_COSINE: f32 = 0.95;
+        if self.head() != Head::LanguageModel || tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut all: Vec<u32> = tokens.iter().chain(among).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        all.retain(|&id| (id as usize) < self.config().vocab_size);
+        let rows = rows_of(self.output_matrix(), &all)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        let norms: Vec<f32> = rows.iter().map(|row| dot(row, row).sqrt()).collect();
+        let untrained = |&token: &u32| {
+            let Ok(at) = all.binary_search(&token) else { return false };
+            let similar = |i: usize| i != at && dot(&rows[i], &rows[at]) > MIN_COSINE * norms[i] * norms[at];
+            norms[at] == 0. || (0..all.len()).any(similar)
+        };
+        Ok(tokens.iter().copied().filter(untrained).collect())
     }
 }

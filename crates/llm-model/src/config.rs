@@ -1,12 +1,13 @@
 //! The configuration of a decoder. Field names follow the `config.json` of Hugging Face.
 
 mod kinds;
+mod model_type;
 
 use serde::{Deserialize, Serialize};
 
-use crate::families::ModelType;
 use crate::{Error, Result, RopeScaling};
 pub use kinds::{Activation, AttentionBias, ExpertsConfig, LayerType, NormKind, NormPlacement, QkNorm};
+pub use model_type::ModelType;
 
 /// The architecture and sizes of a decoder. The default is a small Llama.
 ///

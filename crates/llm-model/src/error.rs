@@ -71,3 +71,13 @@ impl Error {
         Self::Config { origin: origin.into(), message: message.into() }
     }
 }
+
+impl From<llm_files::Error> for Error {
+    fn from(error: llm_files::Error) -> Self {
+        match error {
+            llm_files::Error::Io { path, source } => Self::Io { path, source },
+            llm_files::Error::Safetensors { path, message } => Self::Safetensors { path, message },
+            llm_files::Error::Gguf { path, message } => Self::Gguf { path, message },
+        }
+    }
+}

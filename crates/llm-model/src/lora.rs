@@ -10,10 +10,11 @@ use llm_kernels::{Precision, linear_residual, linear_with_precision};
 use rand_distr::{Distribution, StandardUniform};
 use serde::{Deserialize, Serialize};
 
+use crate::formats::families;
 use crate::params::stream;
 use crate::token_rows::{TokenIndices, TokenTarget};
 use crate::weight::Weight;
-use crate::{Error, Head, ModelConfig, Params, Result, TensorSpec, families};
+use crate::{Error, Head, ModelConfig, Params, Result, TensorSpec};
 
 /// The configuration of an adapter, with the names and defaults of PEFT.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
-//! Models: a decoder with a head, its parameters and its files.
+//! Models: a decoder with a head and its parameters.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use candle_core::{DType, Tensor, TensorId};
 use llm_files::WeightDtype;
@@ -11,24 +11,14 @@ use llm_kernels::{
 };
 use serde_json::{Map, Value};
 
-use crate::adapters::Adapters;
 use crate::decoder::Decoder;
-use crate::gguf::{GgufFile, is_gguf};
+use crate::formats::families;
+use crate::head::Head;
 use crate::linear::Linear;
+use crate::lora::Adapter;
 use crate::token_rows::{OUTPUT, TokenRows};
 use crate::weight::Weight;
-use crate::{Batch, Error, KvCache, ModelConfig, ParamCount, Params, Result, Routing, checkpoint, families};
-
-/// The output layer of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Head {
-    /// Logits of the next token (`…ForCausalLM`).
-    LanguageModel,
-    /// One score per sequence, read at its last token (`…ForSequenceClassification` with one label): a reward model.
-    Sequence,
-    /// One value per token (`…ForTokenClassification` with one label): the value model (critic) of PPO.
-    Token,
-}
+use crate::{Batch, Error, KvCache, ModelConfig, ParamCount, Params, Result, Routing};
 
 /// A decoder with its head.
 #[derive(Debug, Clone)]
@@ -41,9 +31,30 @@ pub struct Model {
     output_rows: Option<TokenRows>,
     pub(crate) adapters: Adapters,
     /// The recognised keys of the `config.json` that this model was read from, with their original values.
-    raw_config: Map<String, Value>,
+    pub(crate) raw_config: Map<String, Value>,
     /// Other keys of `config.json`, which are saved unchanged (for example reward statistics).
     pub extra: Map<String, Value>,
+}
+
+/// The adapters of a model, by name.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Adapters {
+    pub known: BTreeMap<String, Adapter>,
+    /// The active adapter; the parameters contain it too.
+    pub active: Option<String>,
+    /// The model before its adapter was merged.
+    pub unmerged: Option<Arc<Model>>,
+}
+
+impl Adapters {
+    /// The same adapters, with `adapter` as the new state of the active one.
+    pub fn with_active(&self, adapter: Option<&Adapter>) -> Self {
+        let mut adapters = Self { unmerged: None, ..self.clone() };
+        if let (Some(name), Some(adapter)) = (&adapters.active, adapter) {
+            adapters.known.insert(name.clone(), adapter.clone());
+        }
+        adapters
+    }
 }
 
 impl Model {
@@ -52,7 +63,6 @@ impl Model {
         let config = config.validated("model configuration")?;
         params.check(&config, head, "parameters")?;
         let decoder = Decoder::new(&config, &params)?;
-        families::to_json(&config, head)?; // every model can be saved
         let output = match head {
             Head::LanguageModel if config.tie_word_embeddings => {
                 Linear::of(decoder.embed_tokens.clone(), params.precision())
@@ -69,35 +79,13 @@ impl Model {
         Ok(Self { config, head, params, decoder, output, output_rows, adapters, raw_config, extra })
     }
 
-    /// A trainable model with random weights; the same seed gives the same bytes.
+    /// A trainable model with random weights; the same seed gives the same bytes. A configuration that the family cannot express
+    /// in its `config.json` is an error, because such a model could not be saved.
     pub fn init(config: ModelConfig, head: Head, seed: u64) -> Result<Self> {
         let config = config.validated("model configuration")?;
+        families::to_json(&config, head)?;
         let params = Params::init(&config, head, seed)?;
         Self::new(config, head, params.trainable()?)
-    }
-
-    /// Loads the frozen model of a Hugging Face folder into memory, in f32.
-    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
-        let dir = dir.as_ref();
-        checkpoint::load(dir)
-    }
-
-    /// Opens the frozen model of a Hugging Face folder or a `.gguf` file with memory-mapped matrices in the precision of the
-    /// file. Pages are read on first use; matrices are not copied.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        if is_gguf(path) { Self::from_gguf(&GgufFile::open(path)?) } else { checkpoint::open(path) }
-    }
-
-    /// A frozen model with random weights and the configuration of a `config.json`, for benchmarks.
-    pub fn random(config: &Path, seed: u64) -> Result<Self> {
-        checkpoint::random(config, seed)
-    }
-
-    /// Saves `config.json`, `generation_config.json` and `model.safetensors` to `dir`, which is created if needed.
-    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
-        let dir = dir.as_ref();
-        checkpoint::save(self, dir)
     }
 
     /// A trainable copy; training does not change this model. With an active adapter only the adapter is trainable.
@@ -149,6 +137,7 @@ impl Model {
         if self.params.adapter().is_some() {
             return Err(Error::Input("an adapter is active; merge it before changing the head".to_owned()));
         }
+        families::to_json(&self.config, head)?;
         let params = self.params.for_head(&self.config, head, seed)?;
         Self::new(self.config.clone(), head, params.trainable()?)
     }
@@ -296,31 +285,6 @@ impl Model {
             )));
         }
         Ok(())
-    }
-
-    /// The `config.json` of this model: the original one if it still describes the model, else a new one.
-    pub(crate) fn config_json(&self) -> Result<Value> {
-        let read = families::from_json(&Value::Object(self.raw_config.clone()), "config.json");
-        let mut json = match read {
-            Ok(read) if read.config == self.config && read.head == self.head => Value::Object(self.raw_config.clone()),
-            _ => families::to_json(&self.config, self.head)?,
-        };
-        let dtype = match &self.decoder.embed_tokens {
-            Weight::Trainable(w) => w.dtype(),
-            Weight::Dense(w) => w.dtype(),
-            Weight::Mapped(w) => w.dtype(),
-            Weight::Quantized(_) => DType::F32,
-        };
-        let key = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
-        json[key] = Value::from(match dtype {
-            DType::BF16 => "bfloat16",
-            DType::F16 => "float16",
-            _ => "float32",
-        });
-        if let Value::Object(map) = &mut json {
-            map.extend(self.extra.clone());
-        }
-        Ok(json)
     }
 }
 

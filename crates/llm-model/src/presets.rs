@@ -213,7 +213,7 @@ mod tests {
     fn every_preset_can_be_written_as_config_json() {
         for name in PRESETS {
             let config = preset(name).unwrap().validated(name).unwrap();
-            crate::families::to_json(&config, Head::LanguageModel).unwrap();
+            crate::formats::families::to_json(&config, Head::LanguageModel).unwrap();
         }
     }
 

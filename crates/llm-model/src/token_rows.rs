@@ -9,9 +9,10 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, WithDType
 use llm_kernels::{Precision, linear_residual, linear_with_precision};
 use serde::{Deserialize, Serialize};
 
+use crate::formats::families;
 use crate::lora::Adapter;
 use crate::weight::Weight;
-use crate::{Error, Head, Model, ModelConfig, Params, Result, families};
+use crate::{Error, Head, ModelConfig, Params, Result};
 
 /// The tokens with trainable rows, in the format of PEFT.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,7 +207,7 @@ impl CustomOp1 for ReplaceRows {
 }
 
 /// The rows `ids` of a matrix, `(ids, hidden)`.
-fn rows_of(matrix: &Weight, ids: &[u32]) -> Result<Tensor> {
+pub(crate) fn rows_of(matrix: &Weight, ids: &[u32]) -> Result<Tensor> {
     Ok(matrix.gather_rows(&Tensor::from_slice(ids, ids.len(), &candle_core::Device::Cpu)?)?.detach())
 }
 
@@ -233,32 +234,5 @@ impl Adapter {
             self.weights[&TokenTarget::tensor(name)].to_dense()?.detach().to_dtype(weight.dtype())?.contiguous()?;
         let weight = rows.apply_op1(ReplaceRows { weight, ids: target.ids.clone() })?;
         Ok(Some(weight))
-    }
-}
-
-impl Model {
-    /// The subset of `tokens` that the model was probably never trained on, judged by the rows of its output layer.
-    ///
-    /// Rows of tokens that are never a target all get the same gradient direction, so they become nearly equal. A token is
-    /// returned if its row is zero or has a cosine similarity above 0.95 with the row of another token of `tokens` or
-    /// `among` (for example all special tokens). Rows of trained tokens and freshly initialised rows differ.
-    pub fn untrained_tokens(&self, tokens: &[u32], among: &[u32]) -> Result<Vec<u32>> {
-        const MIN_COSINE: f32 = 0.95;
-        if self.head() != Head::LanguageModel || tokens.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut all: Vec<u32> = tokens.iter().chain(among).copied().collect();
-        all.sort_unstable();
-        all.dedup();
-        all.retain(|&id| (id as usize) < self.config().vocab_size);
-        let rows = rows_of(self.output_matrix(), &all)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-        let norms: Vec<f32> = rows.iter().map(|row| dot(row, row).sqrt()).collect();
-        let untrained = |&token: &u32| {
-            let Ok(at) = all.binary_search(&token) else { return false };
-            let similar = |i: usize| i != at && dot(&rows[i], &rows[at]) > MIN_COSINE * norms[i] * norms[at];
-            norms[at] == 0. || (0..all.len()).any(similar)
-        };
-        Ok(tokens.iter().copied().filter(untrained).collect())
     }
 }

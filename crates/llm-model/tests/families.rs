@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, IndexOp, Tensor, Var};
 use llm_kernels::{AdamWStep, adamw_step};
-use llm_model::families::FAMILIES;
-use llm_model::{Batch, Head, KvCache, Model, Params, read_safetensors, write_safetensors};
+use llm_model::{Batch, Head, KvCache, Model, ModelType, Params, read_safetensors, write_safetensors};
 use serde_json::{Value, json};
 
 /// Absolute tolerance of the f32 logits.
@@ -54,7 +53,7 @@ fn json(path: &Path) -> Value {
 fn every_family_has_a_golden_checkpoint() {
     let here: Vec<Value> =
         checkpoints().iter().map(|(_, path, _)| json(&path.join("config.json"))["model_type"].clone()).collect();
-    for family in FAMILIES {
+    for family in ModelType::ALL {
         assert!(here.contains(&Value::from(family.name())), "{family:?}");
     }
 }

@@ -68,7 +68,7 @@ fn every_family_with_published_settings_survives_the_round_trip() {
         }
         llm_model::families::from_json(&json.into(), "config.json").unwrap().config
     };
-    for model_type in llm_model::families::FAMILIES {
+    for model_type in ModelType::ALL {
         let config = ModelConfig { initializer_range: 0.2, ..small(model_type) };
         let model = Model::init(config, Head::LanguageModel, 3).unwrap().frozen().unwrap();
         let back = round_trip(&model).unwrap();

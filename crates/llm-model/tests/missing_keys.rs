@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use llm_model::families::{FAMILIES, from_json};
+use llm_model::ModelType;
+use llm_model::families::from_json;
 use llm_model::{Error, ModelConfig};
 use serde_json::{Map, Value};
 
@@ -48,7 +49,7 @@ fn each_missing_key_has_the_default_of_transformers() {
             left_out.insert((family.to_owned(), key.clone()));
         }
     }
-    for family in FAMILIES {
+    for family in ModelType::ALL {
         assert!(left_out.iter().any(|(name, _)| *name == family.name()), "{family:?}");
     }
 }

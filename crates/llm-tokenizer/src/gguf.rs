@@ -4,10 +4,12 @@
 //! ([`PRE_TOKENIZERS`]). "llama" is that of `SentencePiece`: no pre-tokenizer, a score for each token, and byte tokens as
 //! fallback. A `tokenizer.json` that matches neither is an error.
 
+mod keys;
 mod pre_tokenizers;
 
 use std::collections::{HashMap, HashSet};
 
+use llm_files::gguf::Metadata;
 use serde_json::{Map, Value, json};
 
 use crate::chat_template::ChatTemplate;
@@ -18,7 +20,7 @@ use pre_tokenizers::{GPT2, PRE_TOKENIZERS, pre_tokenizer_name};
 
 /// The tokenizer metadata of a GGUF file. Each field is the key of the same name under `tokenizer.ggml`.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct GgufVocabulary {
+pub(crate) struct GgufVocabulary {
     /// "gpt2" or "llama".
     pub model: String,
     /// The name of the pre-tokenizer ("gpt2").
@@ -69,8 +71,17 @@ fn unsupported(message: impl Into<String>) -> Error {
 }
 
 impl Tokenizer {
-    /// Converts this tokenizer to GGUF metadata, for a model with a vocabulary of `rows`.
-    pub fn to_gguf(&self, rows: usize) -> Result<GgufVocabulary> {
+    /// The metadata of this tokenizer in a GGUF file, for a model with a vocabulary of `rows`.
+    pub fn to_gguf(&self, rows: usize) -> Result<Metadata> {
+        Ok(self.to_vocabulary(rows)?.into_metadata())
+    }
+
+    /// Builds the tokenizer of a GGUF file from its metadata.
+    pub fn from_gguf(metadata: &Metadata) -> Result<Self> {
+        Self::from_vocabulary(&GgufVocabulary::read(metadata)?)
+    }
+
+    fn to_vocabulary(&self, rows: usize) -> Result<GgufVocabulary> {
         let text = self.inner.to_string(false).map_err(|cause| Error::Serialize { cause })?;
         let json: Value = serde_json::from_str(&text).map_err(|cause| Error::Serialize { cause: cause.into() })?;
         let model = &json["model"];
@@ -154,8 +165,7 @@ impl Tokenizer {
         scores
     }
 
-    /// Builds a tokenizer from GGUF metadata.
-    pub fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Self> {
+    pub(crate) fn from_vocabulary(vocabulary: &GgufVocabulary) -> Result<Self> {
         let GgufVocabulary { tokens, token_type, .. } = vocabulary;
         let kind = |id: usize| token_type.get(id).copied().unwrap_or(NORMAL);
         if let Some(long) = tokens.iter().find(|token| token.len() > MAX_TOKEN_BYTES) {

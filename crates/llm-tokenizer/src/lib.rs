@@ -45,7 +45,6 @@ mod validate;
 pub use chat::ChatMessage;
 pub use chat_format::ChatFormat;
 pub use error::{Error, Result};
-pub use gguf::GgufVocabulary;
 pub use stream::StreamDecoder;
 pub use tokenizer::Tokenizer;
 pub use train::{MIN_VOCAB_SIZE, TrainConfig, train_bpe};

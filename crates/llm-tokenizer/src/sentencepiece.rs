@@ -7,7 +7,8 @@
 
 use std::path::Path;
 
-use crate::{Error, GgufVocabulary, Result, Tokenizer};
+use crate::gguf::GgufVocabulary;
+use crate::{Error, Result, Tokenizer};
 
 /// The value of a field of a protocol buffer message.
 enum Field<'a> {
@@ -37,7 +38,7 @@ impl Field<'_> {
 pub(crate) fn read(bytes: &[u8], path: &Path) -> Result<Tokenizer> {
     let invalid = |cause: &str| Error::Parse { path: path.to_owned(), cause: cause.into() };
     let vocabulary = vocabulary(bytes).map_err(|cause| invalid(&cause))?;
-    Tokenizer::from_gguf(&vocabulary).map_err(|cause| invalid(&cause.to_string()))
+    Tokenizer::from_vocabulary(&vocabulary).map_err(|cause| invalid(&cause.to_string()))
 }
 
 fn vocabulary(bytes: &[u8]) -> std::result::Result<GgufVocabulary, String> {

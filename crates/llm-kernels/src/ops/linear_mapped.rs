@@ -5,10 +5,10 @@ use bytemuck::Pod;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::linear::WeightSlice;
-use crate::Bytes;
 use crate::cpu::gemm::{GemmOptions, Matrix, Precision};
 use crate::cpu::storage::widen_to_f32;
 use crate::cpu::{contiguous, cpu_slice};
+use llm_files::Bytes;
 
 /// A frozen weight `(out, in)` in f32, bf16 or f16.
 #[derive(Debug, Clone)]

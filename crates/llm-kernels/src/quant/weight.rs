@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Result, Tensor, bail};
+use llm_files::Bytes;
 use rayon::prelude::*;
 
 use super::BlockFormat;
 use super::dots::dequantize_row;
-use crate::Bytes;
 use crate::cpu::gemm::Precision;
 use crate::cpu::{cpu_slice, simd};
 

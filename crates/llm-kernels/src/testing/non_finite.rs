@@ -5,9 +5,9 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::testing::random;
 use crate::{
-    BlockFormat, Bytes, MappedWeight, Precision, QuantizedWeight, linear_mapped, linear_quantized,
-    linear_with_precision,
+    BlockFormat, MappedWeight, Precision, QuantizedWeight, linear_mapped, linear_quantized, linear_with_precision,
 };
+use llm_files::Bytes;
 
 const FORMATS: [BlockFormat; 4] = [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_K, BlockFormat::Q6_K];
 const BROKEN: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];

@@ -8,13 +8,14 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::testing::random;
 use crate::{
-    Activation, AdamWStep, AttentionMask, AttentionParams, AttentionWeights, BlockFormat, Bytes, CrossEntropyOptions,
+    Activation, AdamWStep, AttentionMask, AttentionParams, AttentionWeights, BlockFormat, CrossEntropyOptions,
     HeadInputs, IGNORE_INDEX, MappedWeight, MlpWeights, Precision, QuantizedWeight, RecomputedGradients,
     RotaryFrequencies, activate, adamw_step, attention, attention_block, attention_weights, cross_entropy,
     gated_activation, join, kl_divergence, layer_norm, linear, linear_cross_entropy, linear_distillation,
     linear_mapped, linear_quantized, linear_reshaped, linear_residual, linear_with_precision, mlp_block, recompute,
     rms_norm, rope, sum_of_squares, token_logprobs, token_logprobs_and_entropies,
 };
+use llm_files::Bytes;
 
 /// All combinations of `N` sizes.
 fn sizes<const N: usize>(of: [usize; 3]) -> impl Iterator<Item = [usize; N]> {

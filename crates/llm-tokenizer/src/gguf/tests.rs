@@ -12,11 +12,11 @@ fn trained() -> Tokenizer {
 #[test]
 fn a_byte_level_tokenizer_survives_the_round_trip() {
     let tokenizer = trained().with_default_chat_template().unwrap();
-    let vocabulary = tokenizer.to_gguf(330).unwrap();
+    let vocabulary = tokenizer.to_vocabulary(330).unwrap();
     assert_eq!((vocabulary.model.as_str(), vocabulary.pre.as_deref()), ("gpt2", Some("gpt-2")));
     assert_eq!((vocabulary.tokens.len(), &vocabulary.token_type[4..7]), (330, &[CONTROL, CONTROL, NORMAL][..]));
     assert_eq!((vocabulary.tokens[329].as_str(), vocabulary.token_type[329]), ("[PAD329]", UNUSED));
-    let back = Tokenizer::from_gguf(&vocabulary).unwrap();
+    let back = Tokenizer::from_vocabulary(&vocabulary).unwrap();
     for text in TEXTS {
         assert_eq!(back.encode(text).unwrap(), tokenizer.encode(text).unwrap(), "{text}");
         assert_eq!(back.encode_with_special(text).unwrap(), tokenizer.encode_with_special(text).unwrap(), "{text}");
@@ -25,15 +25,15 @@ fn a_byte_level_tokenizer_survives_the_round_trip() {
     let chat = [ChatMessage::new("user", "the cat?")];
     assert_eq!(back.encode_chat(&chat, true).unwrap(), tokenizer.encode_chat(&chat, true).unwrap());
     assert_eq!((back.bos_id(), back.eos_id(), back.pad_id()), (tokenizer.bos_id(), tokenizer.eos_id(), Some(1)));
-    assert_eq!(back.to_gguf(330).unwrap(), vocabulary);
+    assert_eq!(back.to_vocabulary(330).unwrap(), vocabulary);
 }
 
 #[test]
 fn every_named_pre_tokenizer_splits_digits_as_expected() {
-    let mut vocabulary = trained().to_gguf(320).unwrap();
+    let mut vocabulary = trained().to_vocabulary(320).unwrap();
     for (name, ..) in PRE_TOKENIZERS {
         vocabulary.pre = Some(name.to_owned());
-        let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
+        let tokenizer = Tokenizer::from_vocabulary(&vocabulary).unwrap();
         let digits = tokenizer.encode("2020").unwrap().len();
         let expected = match name {
             "smollm" | "qwen2" => 4,              // one by one
@@ -41,7 +41,7 @@ fn every_named_pre_tokenizer_splits_digits_as_expected() {
             _ => 2,
         };
         assert_eq!(digits, expected, "{name}");
-        let again = tokenizer.to_gguf(320).unwrap().pre.unwrap();
+        let again = tokenizer.to_vocabulary(320).unwrap().pre.unwrap();
         let first = |name: &str| PRE_TOKENIZERS.iter().find(|s| s.0 == name).map(|s| (s.1, s.2, s.3));
         assert_eq!(first(&again), first(name));
     }
@@ -77,7 +77,7 @@ fn pieces() -> GgufVocabulary {
 #[test]
 fn tokens_are_merged_by_score_with_byte_fallback() {
     let vocabulary = pieces();
-    let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
+    let tokenizer = Tokenizer::from_vocabulary(&vocabulary).unwrap();
     let tokens = |text: &str| -> Vec<String> {
         tokenizer.encode(text).unwrap().iter().map(|id| tokenizer.token(*id).unwrap()).collect()
     };
@@ -89,10 +89,10 @@ fn tokens_are_merged_by_score_with_byte_fallback() {
     }
     assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(1), Some(2)));
 
-    let written = tokenizer.to_gguf(vocabulary.tokens.len()).unwrap();
+    let written = tokenizer.to_vocabulary(vocabulary.tokens.len()).unwrap();
     assert_eq!((&written.tokens, &written.token_type), (&vocabulary.tokens, &vocabulary.token_type));
     assert_eq!((written.add_space_prefix, written.add_bos_token), (Some(true), Some(true)));
-    let back = Tokenizer::from_gguf(&written).unwrap();
+    let back = Tokenizer::from_vocabulary(&written).unwrap();
     for text in ["the cat that he at", "heat catch", "é the"] {
         assert_eq!(back.encode(text).unwrap(), tokenizer.encode(text).unwrap(), "{text}");
     }
@@ -105,19 +105,19 @@ fn unsupported_tokenizers_are_errors_that_name_the_key() {
         let mut json = serde_json::from_str(&text).unwrap();
         change(&mut json);
         let inner: tokenizers::Tokenizer = json.to_string().parse().unwrap();
-        Tokenizer::new(inner, default_config(), None).unwrap().to_gguf(320).unwrap_err().to_string()
+        Tokenizer::new(inner, default_config(), None).unwrap().to_vocabulary(320).unwrap_err().to_string()
     };
     let message = with(|json| json["pre_tokenizer"]["add_prefix_space"] = json!(true));
     assert!(message.contains("pre_tokenizer") && message.contains("gpt-2"), "{message}");
     assert!(with(|json| json["normalizer"] = json!({"type": "Lowercase"})).contains("normalizer"));
     assert!(with(|json| json["pre_tokenizer"] = json!({"type": "Whitespace"})).contains("Whitespace"));
     assert!(with(|json| json["model"]["dropout"] = json!(0.5)).contains("dropout"));
-    assert!(trained().to_gguf(100).unwrap_err().to_string().contains("100"));
+    assert!(trained().to_vocabulary(100).unwrap_err().to_string().contains("100"));
 
     let from = |change: fn(&mut GgufVocabulary)| {
         let mut vocabulary = pieces();
         change(&mut vocabulary);
-        Tokenizer::from_gguf(&vocabulary).unwrap_err().to_string()
+        Tokenizer::from_vocabulary(&vocabulary).unwrap_err().to_string()
     };
     assert!(from(|v| v.model = "bert".to_owned()).contains("bert"));
     assert!(from(|v| v.eos_token_id = Some(9999)).contains("9999"));
@@ -133,5 +133,5 @@ fn unsupported_tokenizers_are_errors_that_name_the_key() {
     let mut vocabulary = pieces();
     gpt2(&mut vocabulary);
     vocabulary.pre = Some("klingon".to_owned());
-    assert!(Tokenizer::from_gguf(&vocabulary).unwrap_err().to_string().contains("klingon"));
+    assert!(Tokenizer::from_vocabulary(&vocabulary).unwrap_err().to_string().contains("klingon"));
 }

@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use llm_files::WeightDtype;
+use llm_files::gguf::{GgufFile, GgufTensor, Metadata, PendingTensor, Value, file_type, write};
 use serde_json::{Value as Json, json};
 
-use super::architecture::{self, Architecture, GgufTensor};
-use super::file::{Entry, GgufFile, Metadata, Value, file_type};
+use super::architecture::{self, Architecture, FileTensor};
 use super::keys::{self, ROPE_FACTORS, recover_llama3_scaling};
 use super::weights::{choose_dtype, dtype_of, encode, interleave_rows, matrix};
-use super::write::{PendingTensor, write};
 use crate::rotary::RotaryEmbedding;
 use crate::shapes::Projection;
 use crate::weight::Weight;
@@ -21,17 +20,19 @@ impl Model {
     /// A missing or unknown tensor or key of the architecture is an error.
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
         let architecture = architecture_of(file)?;
-        let tied = !file.tensors.contains_key("output.weight");
+        let tied = !file.tensors().contains_key("output.weight");
         let origin = file.path().display().to_string();
         let config = keys::read(file.metadata(), architecture, tied).map_err(|message| file.broken(message))?;
-        let rows = file.tensors.get("token_embd.weight").and_then(|entry| entry.shape.first().copied());
+        let rows = file.tensors().get("token_embd.weight").and_then(|entry| entry.shape.first().copied());
         let vocab_size = rows.ok_or_else(|| file.broken("tensor \"token_embd.weight\" is missing"))?;
         let key = format!("{}.vocab_size", architecture.name);
         if let Some(value) = file.metadata().get(&key).filter(|value| **value != Value::Unsigned(vocab_size as u64)) {
-            return Err(file.broken(format!("\"{key}\" is {value:?}, but \"token_embd.weight\" has {vocab_size} rows")));
+            return Err(file
+                .broken(format!("\"{key}\" is {value:?}, but \"token_embd.weight\" has {vocab_size} rows"))
+                .into());
         }
         let mut config = ModelConfig { vocab_size, ..config }.validated(&origin)?;
-        if let Some(entry) = file.tensors.get(ROPE_FACTORS) {
+        if let Some(entry) = file.tensors().get(ROPE_FACTORS) {
             let found = entry.shape == [config.rotary_dim() / 2];
             let divisors = if found { matrix(entry, None)?.to_dense()?.flatten_all()?.to_vec1()? } else { Vec::new() };
             let known = recover_llama3_scaling(&config, &divisors).filter(|_| found);
@@ -40,13 +41,14 @@ impl Model {
             })?;
         }
         // Experts are stored in one tensor, so its size limits their number.
-        let matrices = |entry: &Entry| if entry.shape.len() == 3 { entry.shape[0].min(entry.bytes.len()) } else { 1 };
-        config.check_count(file.tensors.values().map(matrices).sum(), &origin)?;
+        let matrices =
+            |entry: &GgufTensor| if entry.shape.len() == 3 { entry.shape[0].min(entry.bytes.len()) } else { 1 };
+        config.check_count(file.tensors().values().map(matrices).sum(), &origin)?;
         let layout = architecture.layout(&config).map_err(|name| no_gguf_name(architecture, &name))?;
         check(&layout, file, &origin)?;
         let mut params = Params::default();
         for tensor in layout {
-            let entry = &file.tensors[&tensor.name];
+            let entry = &file.tensors()[&tensor.name];
             let rows: usize = tensor.parts.iter().map(|part| rows_of(&part.shape)).sum();
             let (row, mut start) = (entry.bytes.len() / rows.max(1), 0);
             for spec in tensor.parts {
@@ -54,7 +56,7 @@ impl Model {
                 let part = entry.bytes.slice(start..end);
                 let bytes = part.ok_or_else(|| file.broken(format!("tensor \"{}\" is truncated", tensor.name)))?;
                 let broken = |e: Error| file.broken(format!("tensor \"{}\": {e}", tensor.name));
-                let part = Entry { dtype: entry.dtype, bytes, shape: spec.shape.clone() };
+                let part = GgufTensor { dtype: entry.dtype, bytes, shape: spec.shape.clone() };
                 let heads = interleaved_heads(architecture, spec.role, &config);
                 let mut matrix = matrix(&part, heads).map_err(broken)?;
                 if let (Weight::Dense(w), true) = (&matrix, has_unit_offset(&config, &spec)) {
@@ -98,7 +100,7 @@ impl Model {
             tensors.push(PendingTensor { name: ROPE_FACTORS.to_owned(), dtype: WeightDtype::F32, shape, bytes });
         }
         let layout = architecture.layout(config).map_err(|name| no_gguf_name(architecture, &name))?;
-        for GgufTensor { name, shape, parts } in layout {
+        for FileTensor { name, shape, parts } in layout {
             let (role, first) = (parts[0].role, self.params().get(&parts[0].name)?);
             let output = role == Role::Output || config.tie_word_embeddings && role == Role::Embedding;
             let small = matches!(role, Role::PositionEmbedding | Role::Router);
@@ -170,13 +172,13 @@ fn supported_architectures() -> String {
 
 fn architecture_of(file: &GgufFile) -> Result<&'static Architecture> {
     let Some(Value::Text(name)) = file.metadata().get("general.architecture") else {
-        return Err(file.broken("\"general.architecture\" is missing"));
+        return Err(file.broken("\"general.architecture\" is missing").into());
     };
     let experts = file.metadata().contains_key(&format!("{name}.expert_count"));
     let found = architecture::ALL.iter().find(|a| a.name == name && a.experts == experts).copied();
     found.ok_or_else(|| {
         let kind = if experts { " with experts" } else { "" };
-        file.broken(format!("\"general.architecture\" is \"{name}\"{kind}; {}", supported_architectures()))
+        file.broken(format!("\"general.architecture\" is \"{name}\"{kind}; {}", supported_architectures())).into()
     })
 }
 
@@ -186,10 +188,10 @@ fn rows_of(shape: &[usize]) -> usize {
 }
 
 /// Checks that the tensors of a file match the model; the error lists every difference.
-fn check(layout: &[GgufTensor], file: &GgufFile, origin: &str) -> Result<()> {
+fn check(layout: &[FileTensor], file: &GgufFile, origin: &str) -> Result<()> {
     let mut problems = Vec::new();
-    for GgufTensor { name, shape, .. } in layout {
-        match file.tensors.get(name).map(|entry| &entry.shape) {
+    for FileTensor { name, shape, .. } in layout {
+        match file.tensors().get(name).map(|entry| &entry.shape) {
             None => problems.push(format!("tensor \"{name}\" {shape:?} is missing")),
             Some(found) if found != shape => {
                 problems.push(format!("tensor \"{name}\" has shape {found:?}; the keys of the file say {shape:?}"));
@@ -198,7 +200,7 @@ fn check(layout: &[GgufTensor], file: &GgufFile, origin: &str) -> Result<()> {
         }
     }
     let expected: std::collections::BTreeSet<&str> = layout.iter().map(|tensor| tensor.name.as_str()).collect();
-    let extra = file.tensors.keys().filter(|name| !expected.contains(name.as_str()) && *name != ROPE_FACTORS);
+    let extra = file.tensors().keys().filter(|name| !expected.contains(name.as_str()) && *name != ROPE_FACTORS);
     problems.extend(extra.map(|name| format!("tensor \"{name}\" is not part of this model")));
     if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { origin: origin.to_owned(), problems }) }
 }

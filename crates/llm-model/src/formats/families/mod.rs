@@ -19,76 +19,31 @@ mod qwen3_moe;
 mod smollm3;
 mod tensor_map;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::config::MAX_LAYERS;
-use crate::{Error, Head, ModelConfig, Result};
+use crate::head::Head;
+use crate::{Error, ModelConfig, ModelType, Result};
 use keys::Keys;
 use tensor_map::{TensorMap, identity, rename};
 pub(crate) use tensor_map::{from_files, to_files};
 
-/// The supported families, by `model_type` of transformers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "each variant is the name of a family")]
-pub enum ModelType {
-    #[default]
-    Llama,
-    Mistral,
-    Mixtral,
-    Qwen2,
-    Qwen3,
-    Qwen3Moe,
-    #[serde(rename = "smollm3")]
-    SmolLm3,
-    Olmo2,
-    Phi3,
-    Gemma2,
-    Gemma3Text,
-    Gpt2,
-    GptNeox,
-}
-
-/// All families.
-pub const FAMILIES: [ModelType; 13] = [
-    ModelType::Llama,
-    ModelType::Mistral,
-    ModelType::Mixtral,
-    ModelType::Qwen2,
-    ModelType::Qwen3,
-    ModelType::Qwen3Moe,
-    ModelType::SmolLm3,
-    ModelType::Olmo2,
-    ModelType::Phi3,
-    ModelType::Gemma2,
-    ModelType::Gemma3Text,
-    ModelType::Gpt2,
-    ModelType::GptNeox,
-];
-
-impl ModelType {
-    fn family(self) -> &'static Family {
-        match self {
-            Self::Llama => &llama::FAMILY,
-            Self::Mistral => &mistral::FAMILY,
-            Self::Mixtral => &mixtral::FAMILY,
-            Self::Qwen2 => &qwen2::FAMILY,
-            Self::Qwen3 => &qwen3::FAMILY,
-            Self::Qwen3Moe => &qwen3_moe::FAMILY,
-            Self::SmolLm3 => &smollm3::FAMILY,
-            Self::Olmo2 => &olmo2::FAMILY,
-            Self::Phi3 => &phi3::FAMILY,
-            Self::Gemma2 => &gemma2::FAMILY,
-            Self::Gemma3Text => &gemma3_text::FAMILY,
-            Self::Gpt2 => &gpt2::FAMILY,
-            Self::GptNeox => &gpt_neox::FAMILY,
-        }
-    }
-
-    /// The `model_type` in `config.json`.
-    pub fn name(self) -> String {
-        json!(self).as_str().unwrap_or_default().to_owned()
+/// The definition of a family.
+fn family(model_type: ModelType) -> &'static Family {
+    match model_type {
+        ModelType::Llama => &llama::FAMILY,
+        ModelType::Mistral => &mistral::FAMILY,
+        ModelType::Mixtral => &mixtral::FAMILY,
+        ModelType::Qwen2 => &qwen2::FAMILY,
+        ModelType::Qwen3 => &qwen3::FAMILY,
+        ModelType::Qwen3Moe => &qwen3_moe::FAMILY,
+        ModelType::SmolLm3 => &smollm3::FAMILY,
+        ModelType::Olmo2 => &olmo2::FAMILY,
+        ModelType::Phi3 => &phi3::FAMILY,
+        ModelType::Gemma2 => &gemma2::FAMILY,
+        ModelType::Gemma3Text => &gemma3_text::FAMILY,
+        ModelType::Gpt2 => &gpt2::FAMILY,
+        ModelType::GptNeox => &gpt_neox::FAMILY,
     }
 }
 
@@ -144,7 +99,7 @@ impl Family {
 /// The module in transformers of the decoder's matrix `{name}.weight`, and whether it stores the matrix plainly: neither
 /// transposed nor fused with others.
 pub(crate) fn module_of(config: &ModelConfig, head: Head, name: &str) -> (String, bool) {
-    let map = config.model_type.family().map_tensor(config, head, &format!("{name}.weight"));
+    let map = family(config.model_type).map_tensor(config, head, &format!("{name}.weight"));
     let module = map.name.strip_suffix(".weight").unwrap_or(&map.name).to_owned();
     (module, !map.transposed && map.rows.is_none())
 }
@@ -175,10 +130,10 @@ pub fn from_json(json: &Value, origin: &str) -> Result<ParsedConfig> {
     };
     let name = map.get("model_type").unwrap_or(&Value::Null);
     let Ok(model_type) = serde_json::from_value::<ModelType>(name.clone()) else {
-        let known = FAMILIES.map(ModelType::name).join(", ");
+        let known = ModelType::ALL.map(ModelType::name).join(", ");
         return Err(Error::config(origin, format!("\"model_type\" is {name}; supported: {known}")));
     };
-    let family = model_type.family();
+    let family = family(model_type);
     let heads = [Head::LanguageModel, Head::Sequence, Head::Token];
     let head = match map.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str) {
         None => Head::LanguageModel,
@@ -211,7 +166,7 @@ pub fn from_json(json: &Value, origin: &str) -> Result<ParsedConfig> {
 ///
 /// A setting that the family cannot express is an error that names it.
 pub fn to_json(config: &ModelConfig, head: Head) -> Result<Value> {
-    let family = config.model_type.family();
+    let family = family(config.model_type);
     let name = config.model_type.name();
     let origin = "model configuration";
     let Some(class) = family.class(head) else {

@@ -1,9 +1,9 @@
 //! Conversion between the metadata of a GGUF file and the decoder configuration.
 
+use llm_files::gguf::{Metadata, Value};
 use serde_json::{Value as Json, json};
 
 use super::architecture::{Architecture, REQUIRED};
-use super::file::{Metadata, Value};
 use crate::config::MAX_LAYERS;
 use crate::rotary::RotaryEmbedding;
 use crate::{ModelConfig, RopeScaling};
@@ -151,10 +151,10 @@ pub(super) fn recover_llama3_scaling(config: &ModelConfig, divisors: &[f32]) -> 
 mod tests {
     use super::*;
     use crate::ModelType;
-    use crate::gguf::architecture::ALL;
+    use crate::formats::gguf::architecture::ALL;
 
     fn gemma(config: &Json) -> (&'static Architecture, Metadata) {
-        let config = crate::families::from_json(config, "test").unwrap().config;
+        let config = crate::formats::families::from_json(config, "test").unwrap().config;
         let architecture = ALL.into_iter().find(|a| a.model_types.contains(&config.model_type)).unwrap();
         (architecture, to_metadata(architecture, &config))
     }

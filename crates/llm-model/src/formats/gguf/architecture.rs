@@ -281,7 +281,7 @@ fn alternating(config: &mut ModelConfig, pattern: usize, layers_of_27b: usize) {
 }
 
 /// A tensor of a file, and the decoder tensors that it contains, concatenated by row.
-pub(crate) struct GgufTensor {
+pub(crate) struct FileTensor {
     pub name: String,
     /// Row-major shape; GGUF stores the dimensions in reverse order.
     pub shape: Vec<usize>,
@@ -300,14 +300,14 @@ impl Architecture {
     }
 
     /// The tensors of a file, in order. The error is the name of a decoder tensor that has no GGUF name.
-    pub fn layout(&self, config: &ModelConfig) -> Result<Vec<GgufTensor>, String> {
-        let mut layout: Vec<GgufTensor> = Vec::new();
+    pub fn layout(&self, config: &ModelConfig) -> Result<Vec<FileTensor>, String> {
+        let mut layout: Vec<FileTensor> = Vec::new();
         for spec in config.tensor_specs(Head::LanguageModel) {
             let Some(theirs) = self.rename(&spec.name) else { return Err(spec.name) };
             // Fused tensors are close to each other.
             match layout.iter_mut().rev().take(8).find(|tensor| tensor.name == theirs) {
                 Some(tensor) => tensor.parts.push(spec),
-                None => layout.push(GgufTensor { name: theirs, shape: Vec::new(), parts: vec![spec] }),
+                None => layout.push(FileTensor { name: theirs, shape: Vec::new(), parts: vec![spec] }),
             }
         }
         for tensor in &mut layout {

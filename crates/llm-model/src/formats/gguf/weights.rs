@@ -2,15 +2,15 @@
 
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
-use llm_files::{BlockFormat, WeightDtype};
-use llm_kernels::{Bytes, MappedWeight, QuantizedWeight};
+use llm_files::gguf::GgufTensor;
+use llm_files::{BlockFormat, Bytes, WeightDtype};
+use llm_kernels::{MappedWeight, QuantizedWeight};
 
-use super::file::Entry;
 use crate::weight::Weight;
 use crate::{Error, Result};
 
 /// The matrix (or vector) of a tensor. With `heads`, the rows of each head are interleaved and get de-interleaved.
-pub(super) fn matrix(entry: &Entry, heads: Option<usize>) -> Result<Weight> {
+pub(super) fn matrix(entry: &GgufTensor, heads: Option<usize>) -> Result<Weight> {
     let (rows, cols) = match *entry.shape.as_slice() {
         [count] if heads.is_some() => (count, 1),
         [cols] => (1, cols),

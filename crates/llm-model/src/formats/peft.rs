@@ -6,9 +6,9 @@ use std::path::Path;
 use candle_core::DType;
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{read_json, write_json, write_safetensors};
+use super::hf::{read_json, write_json};
+use super::safetensors::{read_safetensors, write_safetensors};
 use crate::lora::{Adapter, LoraConfig};
-use crate::safetensors_file::read_safetensors;
 use crate::token_rows::TokenTarget;
 use crate::weight::Weight;
 use crate::{Error, Head, ModelConfig, Result};

@@ -44,7 +44,7 @@ const BUFFERS: [&str; 5] =
 
 /// The expected shape of each tensor in the files.
 fn file_shapes(config: &ModelConfig, head: Head) -> BTreeMap<String, Vec<usize>> {
-    let family = config.model_type.family();
+    let family = super::family(config.model_type);
     let in_file = |TensorSpec { name, mut shape, .. }| {
         let map = family.map_tensor(config, head, &name);
         if let Some(rows) = map.rows {
@@ -68,7 +68,7 @@ pub(crate) fn from_files(
     head: Head,
     origin: &str,
 ) -> Result<Params> {
-    let family = config.model_type.family();
+    let family = super::family(config.model_type);
     tensors.retain(|name, _| !BUFFERS.iter().any(|buffer| name.ends_with(buffer)));
     let expected = file_shapes(config, head);
     if !tensors.keys().any(|name| name.starts_with(family.prefix)) {
@@ -124,7 +124,7 @@ pub(crate) fn to_files(
     config: &ModelConfig,
     head: Head,
 ) -> Result<BTreeMap<String, Tensor>> {
-    let family = config.model_type.family();
+    let family = super::family(config.model_type);
     let mut parts: BTreeMap<String, Vec<(TensorMap, &Tensor)>> = BTreeMap::new();
     for (name, tensor) in tensors {
         let map = family.map_tensor(config, head, name);

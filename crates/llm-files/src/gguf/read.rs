@@ -7,10 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use llm_files::{BlockFormat, WeightDtype};
-use llm_kernels::Bytes;
-
-use crate::{Error, Result};
+use crate::{BlockFormat, Bytes, Error, WeightDtype};
 
 /// The first bytes of a file.
 pub(super) const MAGIC: &[u8; 4] = b"GGUF";
@@ -58,15 +55,18 @@ pub(super) fn ggml_type(dtype: WeightDtype) -> u32 {
 }
 
 /// The `general.file_type` of a file whose matrices are mostly of this dtype.
-pub(super) fn file_type(dtype: WeightDtype) -> u32 {
+pub fn file_type(dtype: WeightDtype) -> u32 {
     DTYPES.iter().find(|(known, ..)| *known == dtype).map_or(0, |(.., number)| *number)
 }
 
 /// A tensor of a file, with row-major shape (GGUF stores the dimensions in reverse order).
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
+pub struct GgufTensor {
+    /// The dtype.
     pub dtype: WeightDtype,
+    /// The row-major shape.
     pub shape: Vec<usize>,
+    /// The data, memory-mapped.
     pub bytes: Bytes,
 }
 
@@ -75,12 +75,12 @@ pub(crate) struct Entry {
 pub struct GgufFile {
     path: PathBuf,
     metadata: Metadata,
-    pub(crate) tensors: BTreeMap<String, Entry>,
+    tensors: BTreeMap<String, GgufTensor>,
 }
 
 impl GgufFile {
     /// Maps a file and validates its header.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self, Error> {
         let bytes = Bytes::open(path).map_err(Error::io(path))?;
         Reader { bytes: &bytes, at: 0 }.file(path).map_err(|message| Error::Gguf { path: path.into(), message })
     }
@@ -90,13 +90,18 @@ impl GgufFile {
         &self.metadata
     }
 
+    /// The tensors by name.
+    pub fn tensors(&self) -> &BTreeMap<String, GgufTensor> {
+        &self.tensors
+    }
+
     /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// An error for this file.
-    pub(crate) fn broken(&self, message: impl Into<String>) -> Error {
+    pub fn broken(&self, message: impl Into<String>) -> Error {
         Error::Gguf { path: self.path.clone(), message: message.into() }
     }
 }
@@ -107,7 +112,7 @@ struct Reader<'a> {
     at: usize,
 }
 
-type Read<T> = std::result::Result<T, String>;
+type Read<T> = Result<T, String>;
 
 /// Dtype, shape and offset of a tensor.
 type TensorInfo = (WeightDtype, Vec<usize>, u64);
@@ -262,7 +267,7 @@ fn locate_tensors(
     start: u64,
     alignment: u64,
     infos: Vec<(String, TensorInfo)>,
-) -> Read<BTreeMap<String, Entry>> {
+) -> Read<BTreeMap<String, GgufTensor>> {
     let (mut tensors, mut ranges) = (BTreeMap::new(), Vec::new());
     for (name, (dtype, shape, offset)) in infos {
         let row = shape.last().and_then(|row| dtype.row_bytes(*row));
@@ -279,7 +284,7 @@ fn locate_tensors(
             return Err(format!("tensor \"{name}\": its {size} bytes extend past the end of the file"));
         };
         ranges.push((from, from + size, name.clone()));
-        if tensors.insert(name.clone(), Entry { dtype, shape, bytes: part }).is_some() {
+        if tensors.insert(name.clone(), GgufTensor { dtype, shape, bytes: part }).is_some() {
             return Err(format!("duplicate tensor \"{name}\""));
         }
     }

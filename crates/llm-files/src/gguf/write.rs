@@ -3,26 +3,27 @@
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use llm_files::WeightDtype;
-use llm_kernels::Bytes;
-
-use super::file::{ALIGNMENT, MAGIC, Metadata, Value, ggml_type};
-use crate::{Error, Result};
+use super::read::{ALIGNMENT, MAGIC, Metadata, Value, ggml_type};
+use crate::{Bytes, Error, WeightDtype};
 
 /// A tensor to write; its data is computed when it is written.
-pub(crate) struct PendingTensor<'a> {
+pub struct PendingTensor<'a, E> {
+    /// The name.
     pub name: String,
+    /// The dtype.
     pub dtype: WeightDtype,
+    /// The row-major shape.
     pub shape: Vec<usize>,
-    pub bytes: Box<dyn FnOnce() -> Result<Bytes> + 'a>,
+    /// Computes the data.
+    pub bytes: Box<dyn FnOnce() -> Result<Bytes, E> + 'a>,
 }
 
 /// Writes a file under a temporary name, one tensor at a time, then renames it; `path` must not exist.
-pub(crate) fn write(path: &Path, metadata: &Metadata, tensors: Vec<PendingTensor>) -> Result<()> {
-    let file = llm_files::temp_file(path).map_err(Error::io(path))?;
+pub fn write<E: From<Error>>(path: &Path, metadata: &Metadata, tensors: Vec<PendingTensor<E>>) -> Result<(), E> {
+    let file = crate::temp_file(path).map_err(Error::io(path))?;
     let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
     let io = || Error::io(path);
-    let header = header(metadata, &tensors)?;
+    let header = header(path, metadata, &tensors)?;
     out.write_all(&header).map_err(io())?;
     for tensor in tensors {
         let bytes = (tensor.bytes)()?;
@@ -33,7 +34,7 @@ pub(crate) fn write(path: &Path, metadata: &Metadata, tensors: Vec<PendingTensor
     out.flush().map_err(io())?;
     drop(out);
     file.as_file().sync_all().map_err(io())?;
-    file.persist_noclobber(path).map_err(|e| Error::Io { path: path.into(), source: e.error })?;
+    file.persist_noclobber(path).map_err(|e| io()(e.error))?;
     Ok(())
 }
 
@@ -42,7 +43,7 @@ fn size(dtype: WeightDtype, shape: &[usize]) -> Option<usize> {
     shape.iter().rev().skip(1).try_fold(row, |size, n| size.checked_mul(*n))
 }
 
-fn header(metadata: &Metadata, tensors: &[PendingTensor]) -> Result<Vec<u8>> {
+fn header<E>(path: &Path, metadata: &Metadata, tensors: &[PendingTensor<E>]) -> Result<Vec<u8>, Error> {
     let mut out = MAGIC.to_vec();
     out.extend(3u32.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());
@@ -59,10 +60,9 @@ fn header(metadata: &Metadata, tensors: &[PendingTensor]) -> Result<Vec<u8>> {
         out.extend(ggml_type(tensor.dtype).to_le_bytes());
         out.extend(offset.to_le_bytes());
         let size = size(tensor.dtype, &tensor.shape).ok_or_else(|| {
-            Error::Input(format!(
-                "\"{}\": shape {:?} is not valid for type {}",
-                tensor.name, tensor.shape, tensor.dtype
-            ))
+            let PendingTensor { name, shape, dtype, .. } = tensor;
+            let message = format!("tensor \"{name}\": shape {shape:?} is not valid for type {dtype}");
+            Error::Gguf { path: path.into(), message }
         })?;
         offset += (size as u64).next_multiple_of(ALIGNMENT);
     }

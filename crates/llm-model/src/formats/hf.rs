@@ -1,29 +1,24 @@
 //! Model folders of Hugging Face: `config.json`, `generation_config.json`, `model.safetensors`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use llm_files::gguf::GgufFile;
+use llm_files::{SafetensorsFile, SafetensorsTensor};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::families::{self, ParsedConfig};
-use crate::safetensors_file::SafetensorsFile;
+use super::families::{self, ParsedConfig};
+use super::gguf::is_gguf;
+use super::safetensors::{self, write_safetensors};
 use crate::weight::Weight;
 use crate::{Error, Head, Model, Params, Result};
 
 /// Writes `bytes` to `path` atomically: a reader or a crash sees the old or the new file, never a partial one.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     llm_files::write_atomic(path, |out| out.write_all(bytes)).map_err(Error::io(path))
-}
-
-/// Writes named tensors as a safetensors file; the same tensors give the same bytes.
-pub fn write_safetensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let bytes = safetensors::serialize(tensors.iter().map(|(name, t)| (name.as_str(), t)), Some(metadata))
-        .map_err(|e| Error::Safetensors { path: path.into(), message: e.to_string() })?;
-    write_atomic(path, &bytes)
 }
 
 /// Maximum size of a JSON file, in bytes. Parsed JSON can take a hundred times the memory of its text.
@@ -48,7 +43,60 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_atomic(path, format!("{text}\n").as_bytes())
 }
 
-pub(crate) fn save(model: &Model, dir: &Path) -> Result<()> {
+impl Model {
+    /// Loads the frozen model of a Hugging Face folder into memory, in f32.
+    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
+        read(dir.as_ref(), |entry| safetensors::tensor(entry).map(Weight::from))
+    }
+
+    /// Opens the frozen model of a Hugging Face folder or a `.gguf` file with memory-mapped matrices in the precision of the
+    /// file. Pages are read on first use; matrices are not copied.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if is_gguf(path) { Self::from_gguf(&GgufFile::open(path)?) } else { read(path, safetensors::weight) }
+    }
+
+    /// A frozen model with random weights and the configuration of a `config.json`, for benchmarks.
+    pub fn random(config: &Path, seed: u64) -> Result<Self> {
+        let ParsedConfig { config, head, .. } = read_config(config)?;
+        let params = Params::init(&config, head, seed)?;
+        Self::new(config, head, params)
+    }
+
+    /// Saves `config.json`, `generation_config.json` and `model.safetensors` to `dir`, which is created if needed.
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        save(self, dir.as_ref())
+    }
+
+    /// The `config.json` of this model: the original one if it still describes the model, else a new one.
+    fn config_json(&self) -> Result<Value> {
+        let read = families::from_json(&Value::Object(self.raw_config.clone()), "config.json");
+        let mut json = match read {
+            Ok(read) if read.config == *self.config() && read.head == self.head() => {
+                Value::Object(self.raw_config.clone())
+            }
+            _ => families::to_json(self.config(), self.head())?,
+        };
+        let dtype = match self.params().get("model.embed_tokens.weight")? {
+            Weight::Trainable(w) => w.dtype(),
+            Weight::Dense(w) => w.dtype(),
+            Weight::Mapped(w) => w.dtype(),
+            Weight::Quantized(_) => DType::F32,
+        };
+        let key = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+        json[key] = Value::from(match dtype {
+            DType::BF16 => "bfloat16",
+            DType::F16 => "float16",
+            _ => "float32",
+        });
+        if let Value::Object(map) = &mut json {
+            map.extend(self.extra.clone());
+        }
+        Ok(json)
+    }
+}
+
+fn save(model: &Model, dir: &Path) -> Result<()> {
     if model.params().adapter().is_some() {
         let dir = dir.display();
         return Err(Error::Input(format!(
@@ -97,17 +145,7 @@ pub fn read_config(path: &Path) -> Result<ParsedConfig> {
     families::from_json(&read_json(&path)?, &path.display().to_string())
 }
 
-/// Loads the model of a folder into memory, in f32.
-pub(crate) fn load(dir: &Path) -> Result<Model> {
-    read(dir, |file, name| file.tensor(name).map(Weight::from))
-}
-
-/// Opens the model of a folder with memory-mapped matrices.
-pub(crate) fn open(dir: &Path) -> Result<Model> {
-    read(dir, SafetensorsFile::weight)
-}
-
-fn read(dir: &Path, weight: impl Fn(&SafetensorsFile, &str) -> Result<Weight>) -> Result<Model> {
+fn read(dir: &Path, weight: impl Fn(&SafetensorsTensor) -> Result<Weight>) -> Result<Model> {
     if !dir.is_dir() {
         let message = "no such folder; a model is a folder with config.json and model.safetensors";
         return Err(Error::config(dir.display().to_string(), message));
@@ -115,22 +153,16 @@ fn read(dir: &Path, weight: impl Fn(&SafetensorsFile, &str) -> Result<Weight>) -
     let ParsedConfig { config, head, raw_config, extra } = read_config(dir)?;
     let origin = dir.join("model.safetensors").display().to_string();
     let files = weight_files(dir)?;
-    let found: usize = files.iter().map(|file| file.names().count()).sum();
+    let found: usize = files.iter().map(|file| file.tensors().len()).sum();
     config.check_count(found, &origin)?;
     let mut matrices = BTreeMap::new();
     for file in &files {
-        for name in file.names() {
-            matrices.insert(name.to_owned(), weight(file, name)?);
+        for (name, entry) in file.tensors() {
+            matrices.insert(name.clone(), weight(entry)?);
         }
     }
     let params = families::from_files(matrices, &config, head, &origin)?;
     Ok(Model::new(config, head, params)?.with_raw_config(raw_config, extra))
-}
-
-pub(crate) fn random(path: &Path, seed: u64) -> Result<Model> {
-    let ParsedConfig { config, head, .. } = read_config(path)?;
-    let params = Params::init(&config, head, seed)?;
-    Model::new(config, head, params)
 }
 
 /// The index of a sharded model. It can be longer than [`MAX_JSON_BYTES`], as it lists all tensors.
@@ -143,7 +175,7 @@ struct Index {
 fn weight_files(dir: &Path) -> Result<Vec<SafetensorsFile>> {
     let index = dir.join("model.safetensors.index.json");
     if !index.exists() {
-        return Ok(vec![SafetensorsFile::open(&dir.join("model.safetensors"))?]);
+        return Ok(vec![safetensors::open(&dir.join("model.safetensors"))?]);
     }
     let origin = index.display().to_string();
     let Index { weight_map } = parse_json(&index)?;
@@ -156,8 +188,8 @@ fn weight_files(dir: &Path) -> Result<Vec<SafetensorsFile>> {
     }
     let (mut files, mut problems) = (Vec::new(), Vec::new());
     for (shard, expected) in shards {
-        let file = SafetensorsFile::open(&dir.join(shard))?;
-        let found: BTreeSet<&str> = file.names().collect();
+        let file = safetensors::open(&dir.join(shard))?;
+        let found: BTreeSet<&str> = file.tensors().keys().map(String::as_str).collect();
         let missing = expected.difference(&found);
         problems.extend(missing.map(|name| format!("{shard} lacks the tensor \"{name}\"")));
         let extra = found.difference(&expected);

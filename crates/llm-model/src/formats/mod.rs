@@ -1,0 +1,9 @@
+//! The files of models: Hugging Face folders (`hf`, with `safetensors` and one module per family), GGUF and PEFT adapters.
+//!
+//! These modules know models; models do not know their files, except for the names of a family ([`families`]).
+
+pub mod families;
+pub mod gguf;
+pub(crate) mod hf;
+pub(crate) mod peft;
+pub(crate) mod safetensors;
