@@ -4,19 +4,19 @@
 
 mod attention;
 mod block;
+mod context;
 mod mlp;
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
-use llm_kernels::{AttentionMask, RecomputedGradients};
+use llm_kernels::RecomputedGradients;
 
 use crate::norm::Norm;
-use crate::rotary::{RotaryEmbedding, RotaryTables};
+use crate::rotary::RotaryEmbedding;
 use crate::token_rows::{EMBEDDING, TokenRows};
 use crate::weight::Weight;
 use crate::{Batch, Error, KvCache, ModelConfig, Params, Result};
 use block::Block;
+use context::{ForwardContext, TokenContext};
 pub(crate) use mlp::Mlp;
 
 #[derive(Debug, Clone)]
@@ -40,6 +40,15 @@ pub(crate) struct DecoderOutput {
     pub hidden: Tensor,
     /// Router logits `(b·t, e)` of each layer with experts.
     pub router_logits: Vec<Tensor>,
+    /// Attention weights `(b, h, t, s)` of each layer, if they were asked for.
+    pub attentions: Vec<Tensor>,
+}
+
+/// The outputs of a forward pass that are not always made.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct OptionalOutputs {
+    /// The attention weights of each layer.
+    pub attentions: bool,
 }
 
 impl Decoder {
@@ -60,39 +69,40 @@ impl Decoder {
         })
     }
 
-    /// Runs the decoder on a batch. With `output_attentions`, the attention weights `(b, h, t, s)` of each block are
-    /// appended to it.
+    /// Runs the decoder on a batch. With a cache, the batch continues the cached tokens.
     pub fn forward(
         &self,
         batch: &Batch,
         mut cache: Option<&mut KvCache>,
-        mut output_attentions: Option<&mut Vec<Tensor>>,
+        outputs: OptionalOutputs,
     ) -> Result<DecoderOutput> {
         let (_, t) = batch.input_ids.dims2()?;
         let mut x = self.embed(batch)?; // (b, t, hidden)
-        let past_len = cache.as_deref().map_or(0, KvCache::len);
-        let context = ForwardContext {
-            rotary: self.rotary.tables(&batch.positions),
-            sliding_mask: self
-                .sliding_window
-                .map(|window| sliding_window_mask(&batch.mask, batch.positions.len(), t, past_len, window)),
-            mask: batch.mask.clone(),
+        let past = cache.as_deref().map_or(0, KvCache::len);
+        let mut context = ForwardContext {
+            tokens: TokenContext::new(
+                batch,
+                self.rotary.tables(&batch.positions, &[batch.positions.len()]),
+                past,
+                self.sliding_window,
+            ),
+            cache: cache.as_deref(),
+            attentions: outputs.attentions.then(Vec::new),
         };
         let mut router_logits = Vec::new();
-        for (i, layer) in self.layers.iter().enumerate() {
+        for layer in &self.layers {
             let logits;
-            if let (Some(gradients), None, None) = (&self.recomputed, &cache, &output_attentions) {
-                (x, logits) = layer.checkpointed(&x, &context, gradients)?;
-            } else {
-                let cache = cache.as_deref().map(|cache| (cache, i));
-                (x, logits) = layer.forward(&x, &context, cache, output_attentions.as_deref_mut())?;
-            }
+            (x, logits) = match &self.recomputed {
+                Some(gradients) if context.is_pure() => layer.checkpointed(&x, &context, gradients)?,
+                _ => layer.forward(&x, &mut context)?,
+            };
             router_logits.extend(logits);
         }
+        let attentions = context.attentions.unwrap_or_default();
         if let Some(cache) = &mut cache {
             cache.advance(t);
         }
-        Ok(DecoderOutput { hidden: self.norm.apply(&x)?, router_logits })
+        Ok(DecoderOutput { hidden: self.norm.apply(&x)?, router_logits, attentions })
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor> {
@@ -117,22 +127,4 @@ impl Decoder {
         }
         Ok(x.reshape((b, t, ()))?)
     }
-}
-
-/// Inputs of a forward pass that all blocks share.
-#[derive(Debug, Clone)]
-struct ForwardContext {
-    rotary: RotaryTables,
-    mask: AttentionMask,
-    sliding_mask: Option<AttentionMask>,
-}
-
-/// `mask` restricted to the last `window` keys of each of `tokens` queries; rows have `t` queries after `past` cached keys.
-fn sliding_window_mask(mask: &AttentionMask, tokens: usize, t: usize, past: usize, window: usize) -> AttentionMask {
-    let start = |token: usize| {
-        let start = mask.window_starts.as_ref().map_or(0, |starts| starts[token]);
-        start.max((past + token % t + 1).saturating_sub(window) as u32)
-    };
-    let window_starts = (0..tokens).map(start).collect::<Arc<[u32]>>();
-    AttentionMask { window_starts: Some(window_starts), masked_keys: mask.masked_keys.clone() }
 }

@@ -11,7 +11,7 @@ use llm_kernels::{
 };
 use serde_json::{Map, Value};
 
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, OptionalOutputs};
 use crate::formats::families;
 use crate::head::Head;
 use crate::linear::Linear;
@@ -183,14 +183,14 @@ impl Model {
     /// The hidden states after the final norm, `(b, t, hidden)`. With a cache, the batch continues the cached tokens.
     pub fn hidden(&self, batch: &Batch, cache: Option<&mut KvCache>) -> Result<Tensor> {
         self.check_ids(batch)?;
-        Ok(self.decoder.forward(batch, cache, None)?.hidden)
+        Ok(self.decoder.forward(batch, cache, OptionalOutputs::default())?.hidden)
     }
 
     /// The hidden states `(b, t, hidden)`, and the router losses of a model with experts: add [`Routing::loss`] to the
     /// training loss.
     pub fn hidden_and_routing(&self, batch: &Batch) -> Result<(Tensor, Option<Routing>)> {
         self.check_ids(batch)?;
-        let output = self.decoder.forward(batch, None, None)?;
+        let output = self.decoder.forward(batch, None, OptionalOutputs::default())?;
         let routing = match &self.config.experts {
             Some(experts) if !output.router_logits.is_empty() => {
                 Some(Routing::of(experts, &output.router_logits, batch.padding.as_deref())?)
@@ -271,9 +271,7 @@ impl Model {
     /// The attention weights of every layer, each `(b, h, t, t)`: query by key, each row sums to one.
     pub fn attentions(&self, batch: &Batch) -> Result<Vec<Tensor>> {
         self.check_ids(batch)?;
-        let mut weights = Vec::new();
-        self.decoder.forward(batch, None, Some(&mut weights))?;
-        Ok(weights)
+        Ok(self.decoder.forward(batch, None, OptionalOutputs { attentions: true })?.attentions)
     }
 
     fn check_ids(&self, batch: &Batch) -> Result<()> {

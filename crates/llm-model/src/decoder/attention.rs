@@ -3,14 +3,14 @@
 //! b: batch, t: sequence, s: cached and new tokens, h: query heads, g: key/value heads, d: head size.
 
 use candle_core::Tensor;
-use llm_kernels::{
-    AttentionMask, AttentionParams, AttentionWeights, RotaryTable, attention, attention_weights, join, rope,
-};
+use llm_kernels::{AttentionParams, AttentionWeights, attention, attention_weights, join, rope};
 
+use super::block::RopeKind;
+use super::context::ForwardContext;
 use crate::config::QkNorm;
 use crate::linear::Linear;
 use crate::norm::Norm;
-use crate::{KvCache, ModelConfig, Params, Result};
+use crate::{ModelConfig, Params, Result};
 
 /// Multi-head self-attention, `softmax(q · kᵀ · scale + mask) · v` (Vaswani et al. 2017, arXiv 1706.03762), with grouped
 /// key/value heads (Ainslie et al. 2023, arXiv 2305.13245).
@@ -22,15 +22,26 @@ pub(super) struct Attention {
     pub(super) o_proj: Linear, // (hidden, h·d)
     qk_norm: Option<(QkNorm, Norm, Norm)>,
     pub(super) params: AttentionParams,
+    /// The index in the decoder, and in the KV cache.
+    layer: usize,
+    pub(super) rope: RopeKind,
+    pub(super) sliding: bool,
     h: usize,
     g: usize,
     pub(super) d: usize,
 }
 
 impl Attention {
-    pub(super) fn new(config: &ModelConfig, params: &Params, name: &str) -> Result<Self> {
-        let linear = |part: &str| Linear::new(params, &format!("{name}.{part}"));
-        let norm = |part: &str| Norm::new(config, params, &format!("{name}.{part}"));
+    pub(super) fn new(config: &ModelConfig, params: &Params, layer: usize) -> Result<Self> {
+        let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}");
+        let linear = |part: &str| Linear::new(params, &name(part));
+        let norm = |part: &str| Norm::new(config, params, &name(part));
+        let sliding = config.window_of(layer).is_some();
+        let rope = match config.rope_local_theta {
+            _ if config.learned_positions || config.layers_without_rope.contains(&layer) => RopeKind::None,
+            Some(_) if sliding => RopeKind::Local,
+            _ => RopeKind::Global,
+        };
         let scale = config.query_pre_attn_scalar.unwrap_or(config.head_dim as f64).powf(-0.5);
         let q_proj = linear("q_proj")?;
         // Attention has the precision of the projections.
@@ -45,6 +56,9 @@ impl Attention {
                 None => None,
             },
             params: AttentionParams { scale, soft_cap: config.attn_logit_softcapping, precision },
+            layer,
+            rope,
+            sliding,
             h: config.num_attention_heads,
             g: config.num_key_value_heads,
             d: config.head_dim,
@@ -52,14 +66,8 @@ impl Attention {
     }
 
     /// The attention output `(b, t, h, d)` before `o_proj`.
-    pub(super) fn forward(
-        &self,
-        x: &Tensor,
-        rotary: Option<&RotaryTable>,
-        mask: &AttentionMask,
-        cache: Option<(&KvCache, usize)>,
-        output_attentions: Option<&mut Vec<Tensor>>,
-    ) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor, context: &mut ForwardContext) -> Result<Tensor> {
+        let (rotary, mask) = (context.tokens.rotary(self.rope), context.tokens.mask(self.sliding));
         let (b, t, _) = x.dims3()?;
         let project = |projection: &Linear, heads: usize, norm: Option<(QkNorm, &Norm)>| -> Result<Tensor> {
             let y = match norm {
@@ -77,11 +85,11 @@ impl Attention {
         let keys = || project(&self.k_proj, self.g, norms.map(|(kind, _, norm)| (*kind, norm)));
         let ((q, k), v) = join(b * t, || join(b * t, queries, keys), || self.v_proj.apply_to_heads(x, self.g, self.d));
         let (q, k, v) = (q?, k?, v?); // (b, t, h, d), (b, t, g, d), (b, t, g, d)
-        let (k, v) = match cache {
-            Some((cache, layer)) => cache.append(layer, &k, &v)?, // (b, s, g, d)
+        let (k, v) = match context.cache {
+            Some(cache) => cache.append(self.layer, &k, &v)?, // (b, s, g, d)
             None => (k, v),
         };
-        if let Some(attentions) = output_attentions {
+        if let Some(attentions) = &mut context.attentions {
             attentions.push(attention_weights(&q, &k, self.params, mask)?);
         }
         Ok(attention(&q, &k, &v, self.params, mask)?)

@@ -1,14 +1,14 @@
 //! A decoder block: attention and MLP (or experts) with their norms and residual connections.
 
 use candle_core::{D, Tensor};
-use llm_kernels::{AttentionMask, RecomputedGradients, RotaryTable, attention_block, mlp_block, recompute};
+use llm_kernels::{RecomputedGradients, attention_block, mlp_block, recompute};
 
-use super::ForwardContext;
 use super::attention::Attention;
+use super::context::ForwardContext;
 use super::mlp::Mlp;
 use crate::experts::Experts;
 use crate::norm::Norm;
-use crate::{KvCache, ModelConfig, Params, Result};
+use crate::{ModelConfig, Params, Result};
 
 #[derive(Debug, Clone)]
 pub(super) struct Block {
@@ -19,14 +19,12 @@ pub(super) struct Block {
     feed_forward: FeedForward,
     mlp_out: Option<Norm>,
     parallel_residual: bool,
-    rope: RopeKind,
-    sliding: bool,
     experts: usize,
 }
 
 /// The rotary embedding of a block.
 #[derive(Debug, Clone, Copy)]
-enum RopeKind {
+pub(super) enum RopeKind {
     None,
     Global,
     /// With `rope_local_theta`.
@@ -48,16 +46,10 @@ impl Block {
         let full = |name: &str| format!("model.layers.{layer}.{name}");
         let names = config.norm_placement.names();
         let norm = |name: Option<&str>| name.map(|name| Norm::new(config, params, &full(name))).transpose();
-        let sliding = config.window_of(layer).is_some();
-        let rope = match config.rope_local_theta {
-            _ if config.learned_positions || config.layers_without_rope.contains(&layer) => RopeKind::None,
-            Some(_) if sliding => RopeKind::Local,
-            _ => RopeKind::Global,
-        };
         let experts = config.experts_of(layer);
         Ok(Self {
             attention_in: norm(names.attention_in)?,
-            attention: Attention::new(config, params, &full("self_attn"))?,
+            attention: Attention::new(config, params, layer)?,
             attention_out: norm(names.attention_out)?,
             mlp_in: norm(names.mlp_in)?,
             feed_forward: match experts {
@@ -66,27 +58,13 @@ impl Block {
             },
             mlp_out: norm(names.mlp_out)?,
             parallel_residual: config.parallel_residual,
-            rope,
-            sliding,
             experts: experts.map_or(0, |experts| experts.num_experts),
         })
     }
 
     /// The output `(b, t, hidden)`, and the router logits `(b·t, e)` of a layer with experts.
-    pub(super) fn forward(
-        &self,
-        x: &Tensor,
-        context: &ForwardContext,
-        cache: Option<(&KvCache, usize)>,
-        output_attentions: Option<&mut Vec<Tensor>>,
-    ) -> Result<(Tensor, Option<Tensor>)> {
-        let mask = if self.sliding { context.sliding_mask.as_ref() } else { None }.unwrap_or(&context.mask);
-        let rotary = match self.rope {
-            RopeKind::None => None,
-            RopeKind::Global => Some(&context.rotary.global),
-            RopeKind::Local => context.rotary.local.as_ref(),
-        };
-        let attended = self.forward_attention(x, rotary, mask, cache, output_attentions)?;
+    pub(super) fn forward(&self, x: &Tensor, context: &mut ForwardContext) -> Result<(Tensor, Option<Tensor>)> {
+        let attended = self.forward_attention(x, context)?;
         match &self.feed_forward {
             FeedForward::Dense(mlp) => Ok((self.forward_mlp(mlp, x, &attended)?, None)),
             FeedForward::Experts(experts) => {
@@ -97,23 +75,17 @@ impl Block {
     }
 
     /// The attention sub-layer: `x` plus the attention output, `(b, t, hidden)`; fused where the block allows it.
-    fn forward_attention(
-        &self,
-        x: &Tensor,
-        rotary: Option<&RotaryTable>,
-        mask: &AttentionMask,
-        cache: Option<(&KvCache, usize)>,
-        output_attentions: Option<&mut Vec<Tensor>>,
-    ) -> Result<Tensor> {
+    fn forward_attention(&self, x: &Tensor, context: &mut ForwardContext) -> Result<Tensor> {
         let attention = &self.attention;
-        if let (Some(norm), None, None, None) = (&self.attention_in, &self.attention_out, cache, &output_attentions)
+        if let (Some(norm), None, true) = (&self.attention_in, &self.attention_out, context.is_pure())
             && let (Some((norm, eps)), Some(weights)) = (norm.rms()?, attention.plain_weights())
         {
             let (d, params) = (attention.d, attention.params);
+            let (rotary, mask) = (context.tokens.rotary(attention.rope), context.tokens.mask(attention.sliding));
             return Ok(attention_block(x, (&norm, eps), weights, d, rotary, params, mask)?);
         }
         let y = apply_norm(self.attention_in.as_ref(), x)?;
-        let y = attention.forward(&y, rotary, mask, cache, output_attentions)?;
+        let y = attention.forward(&y, context)?;
         match &self.attention_out {
             Some(norm) => Ok((x + norm.apply(&attention.o_proj.apply(&y.flatten_from(2)?)?)?)?),
             None => attention.o_proj.apply_residual(&y, x),
@@ -147,9 +119,10 @@ impl Block {
         context: &ForwardContext,
         gradients: &RecomputedGradients,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        let (block, context) = (self.clone(), context.clone());
+        let (block, tokens) = (self.clone(), context.tokens.clone());
         let run = move |x: &Tensor| {
-            let (y, logits) = block.forward(x, &context, None, None).map_err(candle_core::Error::wrap)?;
+            let mut context = ForwardContext { tokens: tokens.clone(), cache: None, attentions: None };
+            let (y, logits) = block.forward(x, &mut context).map_err(candle_core::Error::wrap)?;
             match logits {
                 Some(logits) => {
                     let (b, t, _) = y.dims3()?;
