@@ -45,7 +45,7 @@ pub use ops::linear_quantized::linear_quantized;
 pub use ops::mlp_block::{MlpWeights, mlp_block};
 pub use ops::recompute::{RecomputedGradients, recompute};
 pub use ops::rms_norm::rms_norm;
-pub use ops::rotary::{RotaryFrequencies, RotaryTable, rope};
+pub use ops::rotary::{RotaryCache, RotaryFrequencies, RotaryTable, rope};
 pub use ops::token_logprobs::{token_logprobs, token_logprobs_and_entropies};
 pub use quant::{BlockFormat, QuantizedWeight};
 

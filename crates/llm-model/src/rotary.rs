@@ -1,6 +1,6 @@
 //! Rotary position embeddings (`RoPE`, Su et al. 2021, arXiv 2104.09864) with scaling to longer contexts.
 
-use llm_kernels::{RotaryFrequencies, RotaryTable};
+use llm_kernels::{RotaryCache, RotaryFrequencies, RotaryTable};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, ModelConfig, Result};
@@ -125,10 +125,12 @@ pub(crate) struct RotaryEmbedding {
     dim: usize,
     max_position_embeddings: usize,
     scaling: RopeScaling,
-    /// Frequencies for sequences within the pretraining context.
-    rotary: RotaryFrequencies,
-    /// Frequencies of sliding-window layers, if `rope_local_theta` is set.
-    local: Option<RotaryFrequencies>,
+    /// For sequences within the pretraining context.
+    rotary: RotaryCache,
+    /// For longer sequences, if the scaling has other frequencies for them that do not depend on the length.
+    long: Option<RotaryCache>,
+    /// For sliding-window layers, if `rope_local_theta` is set.
+    local: Option<RotaryCache>,
 }
 
 /// The rotary tables of a batch.
@@ -141,15 +143,20 @@ pub(crate) struct RotaryTables {
 impl RotaryEmbedding {
     pub fn new(config: &ModelConfig) -> Self {
         let dim = config.rotary_dim();
+        let plain = RotaryFrequencies::new(dim, config.rope_theta);
         let mut embedding = Self {
             theta: config.rope_theta,
             dim,
             max_position_embeddings: config.max_position_embeddings,
             scaling: config.rope_scaling.clone(),
-            rotary: RotaryFrequencies::new(dim, config.rope_theta),
-            local: config.rope_local_theta.map(|theta| RotaryFrequencies::new(dim, theta)),
+            rotary: RotaryCache::new(plain),
+            long: None,
+            local: config.rope_local_theta.map(|theta| RotaryCache::new(RotaryFrequencies::new(dim, theta))),
         };
-        embedding.rotary = embedding.for_length(0);
+        embedding.rotary = RotaryCache::new(embedding.for_length(0));
+        if matches!(embedding.scaling, RopeScaling::LongRope { .. }) {
+            embedding.long = Some(RotaryCache::new(embedding.for_length(usize::MAX)));
+        }
         embedding
     }
 
@@ -161,16 +168,27 @@ impl RotaryEmbedding {
         both.map(|(plain, scaled)| (plain / scaled) as f32).collect()
     }
 
-    /// The rotary tables for these positions.
-    pub fn tables(&self, positions: &[u32]) -> RotaryTables {
-        let length = positions.iter().max().map_or(0, |&last| last as usize + 1);
+    /// The rotary tables of the tokens at these positions. Tokens of one sequence are consecutive; `lens` are the tokens of
+    /// each. Scaling that depends on the length uses that of the sequence of the token.
+    pub fn tables(&self, positions: &[u32], lens: &[usize]) -> RotaryTables {
         let limit = match self.scaling {
             RopeScaling::Dynamic { .. } => self.max_position_embeddings,
             RopeScaling::LongRope { original_max_position_embeddings, .. } => original_max_position_embeddings,
             _ => usize::MAX,
         };
-        let global =
-            if length > limit { self.for_length(length).table(positions) } else { self.rotary.table(positions) };
+        let length = |positions: &[u32]| positions.iter().max().map_or(0, |&last| last as usize + 1);
+        let table = |positions: &[u32]| match (length(positions), &self.long) {
+            (length, _) if length <= limit => self.rotary.table(positions),
+            (_, Some(long)) => long.table(positions),
+            (length, None) => self.for_length(length).table(positions),
+        };
+        let global = if length(positions) <= limit || lens.len() <= 1 {
+            table(positions)
+        } else {
+            let starts = lens.iter().scan(0, |next, &len| Some(std::mem::replace(next, *next + len)));
+            let parts = starts.zip(lens).map(|(start, len)| table(&positions[start..start + len]));
+            RotaryTable::cat(&parts.collect::<Vec<_>>())
+        };
         RotaryTables { global, local: self.local.as_ref().map(|local| local.table(positions)) }
     }
 

@@ -1,7 +1,7 @@
 //! Rotary position embedding (`RoPE`; Su et al. 2021, arXiv 2104.09864), in the half-split layout of Hugging Face
-//! checkpoints or in the interleaved layout of the paper.
+//! checkpoints: elements `i` and `i + rotary_dim / 2` of a head are pair `i`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -14,7 +14,6 @@ use crate::cpu::rows::zeros;
 pub struct RotaryFrequencies {
     inverse_frequencies: Vec<f64>, // (d / 2)
     attention_factor: f64,
-    interleaved: bool,
 }
 
 impl RotaryFrequencies {
@@ -22,20 +21,13 @@ impl RotaryFrequencies {
     pub fn new(rotary_dim: usize, theta: f64) -> Self {
         let half_dim = rotary_dim / 2;
         let inverse_frequencies = (0..half_dim).map(|i| theta.powf(-(i as f64) / half_dim as f64)).collect();
-        Self { inverse_frequencies, attention_factor: 1., interleaved: false }
+        Self { inverse_frequencies, attention_factor: 1. }
     }
 
     /// Given frequencies `(rotary_dim / 2)`. Rotated elements are multiplied by `attention_factor` (`YaRN`, arXiv
     /// 2309.00071; otherwise 1).
     pub fn from_inverse_frequencies(inverse_frequencies: Vec<f64>, attention_factor: f64) -> Self {
-        Self { inverse_frequencies, attention_factor, interleaved: false }
-    }
-
-    /// The interleaved layout, in which elements `2 i` and `2 i + 1` are pair `i` (the paper, GPT-J, Meta's Llama
-    /// files), instead of elements `i` and `i + rotary_dim / 2`.
-    #[must_use]
-    pub fn interleaved(self) -> Self {
-        Self { interleaved: true, ..self }
+        Self { inverse_frequencies, attention_factor }
     }
 
     /// The rotation angle of each pair per position, in radians.
@@ -45,37 +37,108 @@ impl RotaryFrequencies {
 
     /// The table for the given positions, shared by all layers of a forward pass.
     pub fn table(&self, positions: &[u32]) -> RotaryTable {
-        let half_dim = self.inverse_frequencies.len();
-        let low = positions.iter().copied().min().unwrap_or(0);
-        let high = positions.iter().copied().max().unwrap_or(0);
-        let table: Vec<(f32, f32)> = (low..=high)
-            .flat_map(|position| {
-                self.inverse_frequencies.iter().map(move |frequency| {
-                    let (sin, cos) = (f64::from(position) * frequency).sin_cos();
-                    ((cos * self.attention_factor) as f32, (sin * self.attention_factor) as f32)
-                })
-            })
-            .collect();
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        for &position in positions {
-            let row = (position - low) as usize * half_dim;
-            cos.extend(table[row..row + half_dim].iter().map(|&(c, _)| c));
-            sin.extend(table[row..row + half_dim].iter().map(|&(_, s)| s));
-        }
-        RotaryTable { cos: Arc::new(cos), sin: Arc::new(sin), half_dim, interleaved: self.interleaved }
+        let mut rows = Rows::default();
+        positions.iter().for_each(|&position| rows.push(self, position));
+        rows.into_table(self.inverse_frequencies.len())
     }
 }
 
-/// Cosines and sines `(tokens, d / 2)` of the tokens of one batch; made by [`RotaryFrequencies::table`].
+/// Cosines and sines of some positions, each `(positions, d / 2)`.
+#[derive(Debug, Clone, Default)]
+struct Rows {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Rows {
+    fn push(&mut self, frequencies: &RotaryFrequencies, position: u32) {
+        for frequency in &frequencies.inverse_frequencies {
+            let (sin, cos) = (f64::from(position) * frequency).sin_cos();
+            self.cos.push((cos * frequencies.attention_factor) as f32);
+            self.sin.push((sin * frequencies.attention_factor) as f32);
+        }
+    }
+
+    fn into_table(self, half_dim: usize) -> RotaryTable {
+        RotaryTable { cos: Arc::new(self.cos), sin: Arc::new(self.sin), half_dim }
+    }
+}
+
+/// The cosines and sines of all positions from 0 on, computed once for a model: the table grows when a batch has a larger
+/// position, and the rows of a batch are copied from it. Clones share the table.
+#[derive(Debug, Clone)]
+pub struct RotaryCache {
+    frequencies: RotaryFrequencies,
+    rows: Arc<Mutex<Arc<Rows>>>,
+}
+
+impl RotaryCache {
+    /// Positions in the table at most; those of larger positions are computed for each batch.
+    const MAX_POSITIONS: usize = 1 << 20;
+
+    /// An empty table of these frequencies.
+    pub fn new(frequencies: RotaryFrequencies) -> Self {
+        Self { frequencies, rows: Arc::default() }
+    }
+
+    /// The rotation angle of each pair per position, in radians.
+    pub fn inverse_frequencies(&self) -> &[f64] {
+        self.frequencies.inverse_frequencies()
+    }
+
+    /// [`RotaryFrequencies::table`] with the same bits.
+    pub fn table(&self, positions: &[u32]) -> RotaryTable {
+        let half_dim = self.frequencies.inverse_frequencies.len();
+        let needed = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        let rows = self.rows(needed.min(Self::MAX_POSITIONS));
+        let size = positions.len() * half_dim;
+        let mut batch = Rows { cos: Vec::with_capacity(size), sin: Vec::with_capacity(size) };
+        for &position in positions {
+            let row = position as usize * half_dim..(position as usize + 1) * half_dim;
+            match (rows.cos.get(row.clone()), rows.sin.get(row)) {
+                (Some(cos), Some(sin)) => {
+                    batch.cos.extend_from_slice(cos);
+                    batch.sin.extend_from_slice(sin);
+                }
+                _ => batch.push(&self.frequencies, position),
+            }
+        }
+        batch.into_table(half_dim)
+    }
+
+    /// The table with at least `len` positions.
+    fn rows(&self, len: usize) -> Arc<Rows> {
+        let half_dim = self.frequencies.inverse_frequencies.len().max(1);
+        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = rows.cos.len() / half_dim;
+        if known < len {
+            let grown = Arc::make_mut(&mut rows);
+            // Twice the size, so that decoding does not copy the table for every token.
+            (known..len.next_power_of_two()).for_each(|position| grown.push(&self.frequencies, position as u32));
+        }
+        rows.clone()
+    }
+}
+
+/// Cosines and sines `(tokens, d / 2)` of the tokens of one batch; made by [`RotaryFrequencies::table`] and
+/// [`RotaryCache::table`].
 #[derive(Debug, Clone)]
 pub struct RotaryTable {
     cos: Arc<Vec<f32>>,
     sin: Arc<Vec<f32>>,
     half_dim: usize,
-    interleaved: bool,
 }
 
 impl RotaryTable {
+    /// The tables of consecutive tokens as one table. The tables rotate the same number of elements of a head.
+    pub fn cat(tables: &[Self]) -> Self {
+        let rows = Rows {
+            cos: tables.iter().flat_map(|table| table.cos.iter().copied()).collect(),
+            sin: tables.iter().flat_map(|table| table.sin.iter().copied()).collect(),
+        };
+        rows.into_table(tables.first().map_or(0, |table| table.half_dim))
+    }
+
     /// True if the table has this number of tokens and does not rotate more elements than a head has.
     pub(crate) fn fits(&self, tokens: usize, head_dim: usize) -> bool {
         head_dim >= 2 * self.half_dim && tokens * self.half_dim == self.cos.len()
@@ -94,7 +157,7 @@ impl RotaryTable {
 
     fn rotate_by(&self, token: usize, head_dim: usize, sign: f32, x: &[f32], y: &mut [f32]) {
         let [cos, sin] = [&self.cos, &self.sin].map(|table| &table[token * self.half_dim..(token + 1) * self.half_dim]);
-        rotate(x, head_dim, [cos, sin], sign, self.interleaved, y);
+        rotate(x, head_dim, [cos, sin], sign, y);
     }
 }
 
@@ -128,18 +191,10 @@ fn reference(x: &Tensor, rotation: &RotaryTable) -> Result<Tensor> {
     let table = |data: &Vec<f32>| Tensor::from_slice(data, (b, t, 1, half_dim), x.device())?.to_dtype(x.dtype());
     let (cos, sin) = (table(&rotation.cos)?, table(&rotation.sin)?);
     let rotated = x.narrow(D::Minus1, 0, 2 * half_dim)?;
-    let (x1, x2) = if rotation.interleaved {
-        let pairs = rotated.contiguous()?.reshape((b, t, (), half_dim, 2))?;
-        (pairs.narrow(D::Minus1, 0, 1)?.squeeze(D::Minus1)?, pairs.narrow(D::Minus1, 1, 1)?.squeeze(D::Minus1)?)
-    } else {
-        (rotated.narrow(D::Minus1, 0, half_dim)?, rotated.narrow(D::Minus1, half_dim, half_dim)?)
-    };
+    let (x1, x2) = (rotated.narrow(D::Minus1, 0, half_dim)?, rotated.narrow(D::Minus1, half_dim, half_dim)?);
     let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
     let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
-    let y = match rotation.interleaved {
-        true => Tensor::stack(&[y1, y2], D::Minus1)?.reshape(rotated.shape())?,
-        false => Tensor::cat(&[y1, y2], D::Minus1)?,
-    };
+    let y = Tensor::cat(&[y1, y2], D::Minus1)?;
     match d - 2 * half_dim {
         0 => Ok(y),
         rest => Tensor::cat(&[y, x.narrow(D::Minus1, 2 * half_dim, rest)?], D::Minus1),
@@ -185,23 +240,16 @@ fn rotate_simd<'a, S: pulp::Simd>(
     head_dim: usize,
     [cos, sin]: [&'a [f32]; 2],
     sign: f32,
-    interleaved: bool,
     y: &'a mut [f32],
 ) {
     let half_dim = cos.len();
     for (x, y) in x.chunks_exact(head_dim).zip(y.chunks_exact_mut(head_dim)) {
         let ((x, pass_through), (y, rest)) = (x.split_at(2 * half_dim), y.split_at_mut(2 * half_dim));
-        if interleaved {
-            for (i, (x, y)) in x.as_chunks::<2>().0.iter().zip(y.as_chunks_mut::<2>().0).enumerate() {
-                *y = [x[0] * cos[i] - x[1] * sin[i] * sign, x[1] * cos[i] + x[0] * sin[i] * sign];
-            }
-        } else {
-            let ((x1, x2), (y1, y2)) = (x.split_at(half_dim), y.split_at_mut(half_dim));
-            let pairs_out = y1.iter_mut().zip(y2).zip(x1.iter().zip(x2)).zip(cos.iter().zip(sin));
-            for (((y1, y2), (x1, x2)), (cos, sin)) in pairs_out {
-                *y1 = x1 * cos - x2 * sin * sign;
-                *y2 = x2 * cos + x1 * sin * sign;
-            }
+        let ((x1, x2), (y1, y2)) = (x.split_at(half_dim), y.split_at_mut(half_dim));
+        let pairs_out = y1.iter_mut().zip(y2).zip(x1.iter().zip(x2)).zip(cos.iter().zip(sin));
+        for (((y1, y2), (x1, x2)), (cos, sin)) in pairs_out {
+            *y1 = x1 * cos - x2 * sin * sign;
+            *y2 = x2 * cos + x1 * sin * sign;
         }
         rest.copy_from_slice(pass_through);
     }
@@ -232,17 +280,17 @@ mod tests {
     }
 
     #[test]
-    fn interleaved_layout_equals_half_split_layout_reordered() -> Result<()> {
-        let half_split = RotaryFrequencies::from_inverse_frequencies(vec![1., 0.2, 0.03], 1.25);
-        let (positions, order) =
-            ([0, 1, 2, 1000], Tensor::new(&[0u32, 3, 1, 4, 2, 5, 6, 7], &candle_core::Device::Cpu)?);
-        let rotation = half_split.clone().interleaved().table(&positions);
-        let x = random(&[1, 4, 3, 8], 1, 1.)?; // the last two elements of each head are not rotated
-        assert_matches_reference(&[&x], 1e-6, |t| rope(&t[0], &rotation))?;
-        let expected = rope(&x, &half_split.table(&positions))?.index_select(&order, 3)?;
-        let reordered = rope(&x.index_select(&order, 3)?, &rotation)?;
-        assert_eq!(reordered.flatten_all()?.to_vec1::<f32>()?, expected.flatten_all()?.to_vec1::<f32>()?);
-        Ok(())
+    fn the_grown_table_has_the_bits_of_a_table_of_the_batch() {
+        let frequencies = RotaryFrequencies::from_inverse_frequencies(vec![1., 0.2, 0.03], 1.25);
+        let cache = RotaryCache::new(frequencies.clone());
+        let far = RotaryCache::MAX_POSITIONS as u32;
+        for positions in [vec![0, 1, 2], vec![7, 0, 7], vec![], vec![1000, 3], vec![far - 1, far, far + 5, 2]] {
+            let (ours, expected) = (cache.clone().table(&positions), frequencies.table(&positions));
+            assert_eq!((&ours.cos, &ours.sin), (&expected.cos, &expected.sin), "{positions:?}");
+        }
+        assert_eq!(cache.rows(0).cos.len(), RotaryCache::MAX_POSITIONS * 3, "clones share the table");
+        let parts = [&[5, 6][..], &[0]].map(|positions| cache.table(positions));
+        assert_eq!(RotaryTable::cat(&parts).cos, cache.table(&[5, 6, 0]).cos);
     }
 
     #[test]
