@@ -1,4 +1,4 @@
-//! Batched generation with a KV cache: prefill of the left-padded prompts, then one decode step per token.
+//! Batched generation with a KV cache: prefill of the prompts as a ragged batch, then one decode step per token.
 
 use candle_core::{D, DType, Tensor};
 use llm_model::{Batch, Head, KvCache, Model};
@@ -72,41 +72,44 @@ pub fn generate_from(
     let rows = first_row..first_row + prompts.len();
     let mut rngs: Vec<ChaCha8Rng> = rows.map(|row| row_rng(options.sampling.seed, row)).collect();
     let mut active = vec![true; prompts.len()];
-    let padding: Vec<u32> = prompts.iter().map(|p| (width - p.len()) as u32).collect();
-    let pad_id = model.config().pad_token_id.unwrap_or(0);
-    let mut cache = KvCache::new(model.config(), prompts.len(), width + steps)?;
-    let mut batch = Batch::left_padded(prompts, pad_id)?;
+    let capacity = prompts.iter().map(|prompt| (prompt.len() + steps).min(context_length)).max().unwrap_or(0);
+    let mut cache = KvCache::new(model.config(), prompts.len(), capacity)?;
     for step in 0..steps {
         let logits = match step {
-            0 => last_logits(model, &batch, &mut cache)?, // prefill
-            _ => llm_kernels::spin_workers(|| last_logits(model, &batch, &mut cache))?, // decode
-        }; // (b, vocab)
+            0 => last_logits(model, prompts, &mut cache)?, // prefill
+            _ => {
+                // Decode: the last token of each active row; the others have none.
+                let last = |(reply, active): (&Vec<u32>, &bool)| reply[reply.len() - usize::from(*active)..].to_vec();
+                let next: Vec<Vec<u32>> = replies.iter().zip(&active).map(last).collect();
+                llm_kernels::spin_workers(|| last_logits(model, &next, &mut cache))?
+            }
+        }; // (active rows, vocab)
         let vocab = logits.dim(D::Minus1)?;
         let logits = logits.flatten_all()?.to_vec1::<f32>()?;
-        let mut next = vec![pad_id; prompts.len()];
-        for row in (0..prompts.len()).filter(|&row| active[row]) {
-            let id = sample(&logits[row * vocab..(row + 1) * vocab], &options.sampling, &mut rngs[row])?;
-            next[row] = id;
-            replies[row].push(id);
+        for (row, logits) in (0..prompts.len()).filter(|&row| active[row]).zip(logits.chunks_exact(vocab)) {
+            replies[row].push(sample(logits, &options.sampling, &mut rngs[row])?);
         }
-        for row in 0..prompts.len() {
-            active[row] = active[row] && on_token(row, next[row]) && !options.stop_ids.contains(&next[row]);
+        for row in (0..prompts.len()).filter(|&row| active[row]).collect::<Vec<_>>() {
+            let id = replies[row][replies[row].len() - 1];
+            active[row] = on_token(row, id) && !options.stop_ids.contains(&id);
             active[row] &= prompts[row].len() + replies[row].len() < context_length;
         }
-        if step + 1 == steps || !active.contains(&true) {
+        if !active.contains(&true) {
             break;
         }
-        batch = Batch::step(&next, cache.len(), &padding)?;
-        // Finished rows stay in the batch; clamp their positions to the last valid one.
-        batch.positions.iter_mut().for_each(|position| *position = (*position).min(context_length as u32 - 1));
     }
     Ok(replies)
 }
 
-/// The logits `(b, vocab)` after the last token of each row.
-fn last_logits(model: &Model, batch: &Batch, cache: &mut KvCache) -> Result<Tensor> {
-    let hidden = model.hidden(batch, Some(cache))?; // (b, t, hidden)
-    let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
+/// Runs the model on the next tokens of each row: the logits `(rows, vocab)` after the last token of each row that has one.
+fn last_logits(model: &Model, rows: &[Vec<u32>], cache: &mut KvCache) -> Result<Tensor> {
+    let hidden = model.hidden(&Batch::ragged(rows, cache.lens())?, Some(cache))?.squeeze(0)?; // (n, hidden)
+    let ends = rows.iter().filter(|row| !row.is_empty()).scan(0, |end, row| {
+        *end += row.len() as u32;
+        Some(*end - 1)
+    });
+    let ends = ends.collect::<Vec<_>>();
+    let last = hidden.index_select(&Tensor::from_slice(&ends, ends.len(), hidden.device())?, 0)?;
     Ok(model.output(&last)?.to_dtype(DType::F32)?)
 }
 

@@ -1,6 +1,6 @@
 //! Text generation with a checkpoint, for one prompt or for a batch.
 //!
-//! [`generate`] generates token ids for a batch of prompts: left padding, one KV cache, one random stream per row.
+//! [`generate`] generates token ids for a batch of prompts: one KV cache, one random stream per row.
 //! [`TextModel`] adds text: the tokenizer, the chat template, streaming and stop strings. The program `llm-infer` is
 //! the command line for them.
 //!

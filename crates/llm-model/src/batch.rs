@@ -5,12 +5,15 @@ use llm_kernels::AttentionMask;
 
 use crate::{Error, Result};
 
-/// Token ids `(b, t)` with the position and the attention mask of each token.
+/// Token ids with the position and the attention mask of each token. The rows have t tokens each, or in a ragged batch any
+/// number of tokens.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// `(b, t)`, u32.
+    /// `(b, t)`, u32; of a ragged batch `(1, n)`, the concatenated rows.
     pub input_ids: Tensor,
-    /// Position of each token, `b·t` values, counted from the first non-padding token of its row.
+    /// The number of tokens of each row of a ragged batch; none: t.
+    pub row_lens: Option<Vec<usize>>,
+    /// Position of each token, `b·t` or n values, counted from the first non-padding token of its row.
     pub positions: Vec<u32>,
     /// The attention mask in addition to the causal mask.
     pub mask: AttentionMask,
@@ -36,6 +39,7 @@ impl Batch {
         let rows = ids.len() / width;
         Ok(Self {
             input_ids: Tensor::from_slice(ids, (rows, width), &Device::Cpu)?,
+            row_lens: None,
             positions: (0..rows).flat_map(|_| 0..width as u32).collect(),
             mask: AttentionMask::default(),
             padding: None,
@@ -55,21 +59,44 @@ impl Batch {
         Ok(batch)
     }
 
-    /// Rows of any length, padded on the left with `pad`. Padding is masked, and positions start after it.
-    pub fn left_padded(rows: &[Vec<u32>], pad: u32) -> Result<Self> {
-        let width = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let mut ids = Vec::with_capacity(rows.len() * width);
-        for row in rows {
-            ids.resize(ids.len() + width - row.len(), pad);
-            ids.extend(row);
+    /// A ragged batch: rows of any length without padding. `past[row]` is the number of earlier tokens of the row, those in
+    /// the KV cache ([`crate::KvCache::lens`]), or 0. Rows can be empty, but not all. A row gets what it gets alone.
+    pub fn ragged<R: AsRef<[u32]>>(rows: &[R], past: &[usize]) -> Result<Self> {
+        if rows.len() != past.len() {
+            return Err(Error::Input(format!("{} rows, but lengths of earlier tokens for {}", rows.len(), past.len())));
         }
-        let padding: Vec<u32> = rows.iter().map(|row| (width - row.len()) as u32).collect();
-        Self::from_flat(&ids, width)?.with_padding(&padding)
+        let ids: Vec<u32> = rows.iter().flat_map(|row| row.as_ref()).copied().collect();
+        if ids.is_empty() {
+            return Err(Error::Input("a batch needs at least one token".to_owned()));
+        }
+        let row_lens: Vec<usize> = rows.iter().map(|row| row.as_ref().len()).collect();
+        let positions = past.iter().zip(&row_lens).flat_map(|(&past, &len)| (past..past + len).map(|i| i as u32));
+        Ok(Self {
+            input_ids: Tensor::from_slice(&ids, (1, ids.len()), &Device::Cpu)?,
+            positions: positions.collect(),
+            row_lens: Some(row_lens),
+            mask: AttentionMask::default(),
+            padding: None,
+        })
+    }
+
+    /// The number of tokens of each row.
+    pub(crate) fn lens(&self) -> Result<Vec<usize>> {
+        let (b, t) = self.input_ids.dims2()?;
+        Ok(self.row_lens.clone().unwrap_or_else(|| vec![t; b]))
+    }
+
+    /// The rows and their common length; an error if the batch is ragged.
+    fn rows_of_equal_length(&self) -> Result<(usize, usize)> {
+        match self.row_lens {
+            None => Ok(self.input_ids.dims2()?),
+            Some(_) => Err(Error::Input("the batch is ragged; it must have rows of equal length".to_owned())),
+        }
     }
 
     /// Marks the first `padding[row]` tokens of each row as padding.
     pub fn with_padding(mut self, padding: &[u32]) -> Result<Self> {
-        let (rows, width) = self.input_ids.dims2()?;
+        let (rows, width) = self.rows_of_equal_length()?;
         if padding.len() != rows {
             return Err(Error::Input(format!("{rows} rows, but padding for {}", padding.len())));
         }
@@ -83,7 +110,7 @@ impl Batch {
     ///
     /// For ablations in evaluation: they show which tokens a prediction depends on.
     pub fn with_masked_keys(mut self, masked: &[(u32, u32)]) -> Result<Self> {
-        let (rows, width) = self.input_ids.dims2()?;
+        let (rows, width) = self.rows_of_equal_length()?;
         if masked.len() != rows {
             return Err(Error::Input(format!("{rows} rows, but masked ranges for {}", masked.len())));
         }
@@ -94,18 +121,5 @@ impl Batch {
         }
         self.mask.masked_keys = Some(masked.into());
         Ok(self)
-    }
-
-    /// One decode step: one new token per row after `past` cached tokens; the first `padding[row]` of them are padding.
-    pub fn step(ids: &[u32], past: usize, padding: &[u32]) -> Result<Self> {
-        if ids.len() != padding.len() {
-            return Err(Error::Input(format!("{} rows, but padding for {}", ids.len(), padding.len())));
-        }
-        Ok(Self {
-            input_ids: Tensor::from_slice(ids, (ids.len(), 1), &Device::Cpu)?,
-            positions: padding.iter().map(|&p| (past as u32).saturating_sub(p)).collect(),
-            mask: AttentionMask::from_window_starts(padding),
-            padding: None,
-        })
     }
 }

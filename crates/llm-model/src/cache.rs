@@ -1,15 +1,17 @@
 //! The KV cache.
 
 use candle_core::{DType, Device, Tensor};
+use llm_kernels::{Sequences, kv_append};
 
 use crate::{Error, ModelConfig, Result};
 
-/// Keys and values of every layer, each `(b, g, capacity, d)`: contiguous per head and filled from the front.
+/// Keys and values of every layer, each `(b, g, capacity, d)`: contiguous per head and filled from the front. Each row has
+/// its own number of tokens.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
     capacity: usize,
-    len: usize,
+    lens: Vec<usize>,
 }
 
 impl KvCache {
@@ -18,12 +20,12 @@ impl KvCache {
         let shape = (rows, config.num_key_value_heads, capacity, config.head_dim);
         let zeros = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
         let layers = (0..config.num_hidden_layers).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<_>>()?;
-        Ok(Self { layers, capacity, len: 0 })
+        Ok(Self { layers, capacity, lens: vec![0; rows] })
     }
 
-    /// Number of cached tokens per row, padding included.
-    pub fn len(&self) -> usize {
-        self.len
+    /// Number of cached tokens of each row.
+    pub fn lens(&self) -> &[usize] {
+        &self.lens
     }
 
     /// Allocated bytes.
@@ -32,28 +34,37 @@ impl KvCache {
         self.layers.iter().map(|(keys, values)| of(keys) + of(values)).sum()
     }
 
-    /// Whether no token is cached.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Appends the keys and values `(b, t, g, d)` of one layer and returns all cached ones, `(b, s, g, d)`.
-    pub(crate) fn append(&self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        let t = k.dim(1)?;
-        if self.len + t > self.capacity {
-            let (len, capacity) = (self.len, self.capacity);
+    /// The sequences of a batch that appends `row_lens[row]` tokens to each row. An error if they do not fit.
+    pub(crate) fn sequences(&self, row_lens: &[usize]) -> Result<Sequences> {
+        if row_lens.len() != self.lens.len() {
+            let (rows, cached) = (row_lens.len(), self.lens.len());
+            return Err(Error::Input(format!("the batch has {rows} rows; the KV cache has {cached}")));
+        }
+        let lens = || self.lens.iter().copied().zip(row_lens.iter().copied());
+        let capacity = self.capacity;
+        if let Some((len, t)) = lens().find(|(len, t)| len + t > capacity) {
             return Err(Error::Input(format!("the KV cache has {len} of {capacity} tokens; {t} more do not fit")));
         }
+        Ok(Sequences::new(lens()))
+    }
+
+    /// Appends the keys and values of one layer, `(1, n, g, d)`, and returns those of all rows, `(b, s, g, d)`; s is the
+    /// number of tokens of the longest row.
+    pub(crate) fn append(
+        &self,
+        layer: usize,
+        (k, v): (&Tensor, &Tensor),
+        sequences: &Sequences,
+    ) -> Result<(Tensor, Tensor)> {
         let (keys, values) = &self.layers[layer];
-        for (all, new) in [(keys, k), (values, v)] {
-            all.slice_set(&new.transpose(1, 2)?.contiguous()?, 2, self.len)?;
-        }
-        let cached = |all: &Tensor| all.narrow(2, 0, self.len + t)?.transpose(1, 2);
+        kv_append(keys, k, sequences)?;
+        kv_append(values, v, sequences)?;
+        let cached = |all: &Tensor| all.narrow(2, 0, sequences.max_keys())?.transpose(1, 2);
         Ok((cached(keys)?, cached(values)?))
     }
 
-    /// Advances the length by `t` tokens, after every layer has appended them.
-    pub(crate) fn advance(&mut self, t: usize) {
-        self.len += t;
+    /// Adds the tokens of a batch to the lengths, after every layer has appended them.
+    pub(crate) fn advance(&mut self, sequences: &Sequences) {
+        self.lens = (0..sequences.len()).map(|row| sequences.keys(row)).collect();
     }
 }

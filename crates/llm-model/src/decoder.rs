@@ -76,19 +76,15 @@ impl Decoder {
         mut cache: Option<&mut KvCache>,
         outputs: OptionalOutputs,
     ) -> Result<DecoderOutput> {
-        let (_, t) = batch.input_ids.dims2()?;
+        let tokens = TokenContext::new(batch, cache.as_deref(), &self.rotary, self.sliding_window)?;
+        let sequences = tokens.sequences().cloned();
         let mut x = self.embed(batch)?; // (b, t, hidden)
-        let past = cache.as_deref().map_or(0, KvCache::len);
-        let mut context = ForwardContext {
-            tokens: TokenContext::new(
-                batch,
-                self.rotary.tables(&batch.positions, &[batch.positions.len()]),
-                past,
-                self.sliding_window,
-            ),
-            cache: cache.as_deref(),
-            attentions: outputs.attentions.then(Vec::new),
-        };
+        let shape = x.shape().clone();
+        if sequences.is_some() {
+            x = x.reshape((1, (), shape.dims()[2]))?; // (1, n, hidden)
+        }
+        let attentions = outputs.attentions.then(Vec::new);
+        let mut context = ForwardContext { tokens, cache: cache.as_deref(), attentions };
         let mut router_logits = Vec::new();
         for layer in &self.layers {
             let logits;
@@ -99,10 +95,12 @@ impl Decoder {
             router_logits.extend(logits);
         }
         let attentions = context.attentions.unwrap_or_default();
-        if let Some(cache) = &mut cache {
-            cache.advance(t);
+        if let (Some(cache), Some(sequences)) = (&mut cache, &sequences) {
+            cache.advance(sequences);
         }
-        Ok(DecoderOutput { hidden: self.norm.apply(&x)?, router_logits, attentions })
+        let hidden = self.norm.apply(&x)?;
+        let hidden = if sequences.is_some() { hidden.reshape(shape)? } else { hidden };
+        Ok(DecoderOutput { hidden, router_logits, attentions })
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor> {

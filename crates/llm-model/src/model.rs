@@ -180,7 +180,8 @@ impl Model {
         ParamCount::of(&self.config, self.head)
     }
 
-    /// The hidden states after the final norm, `(b, t, hidden)`. With a cache, the batch continues the cached tokens.
+    /// The hidden states after the final norm, `(b, t, hidden)`, of a ragged batch `(1, n, hidden)`. With a cache, the rows
+    /// of the batch continue its rows.
     pub fn hidden(&self, batch: &Batch, cache: Option<&mut KvCache>) -> Result<Tensor> {
         self.check_ids(batch)?;
         Ok(self.decoder.forward(batch, cache, OptionalOutputs::default())?.hidden)

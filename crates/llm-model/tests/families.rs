@@ -93,7 +93,7 @@ fn logits_of_200_tokens_match_transformers_with_and_without_cache() {
         let first = Batch::new(&[ids[..150].to_vec()]).unwrap();
         let mut logits = vec![model.output(&model.hidden(&first, Some(&mut cache)).unwrap()).unwrap()];
         for (i, &id) in ids.iter().enumerate().skip(150) {
-            let batch = Batch::step(&[id], i, &[0]).unwrap();
+            let batch = Batch::ragged(&[[id]], &[i]).unwrap();
             logits.push(model.output(&model.hidden(&batch, Some(&mut cache)).unwrap()).unwrap());
         }
         let theirs = expected.get("cached_logits").unwrap_or(&expected["long_logits"]);

@@ -64,7 +64,8 @@ fn padding_on_either_side_does_not_change_the_logits() {
     for pad in [0, 39] {
         let rows = [short.clone(), long.clone()];
         let right = model.forward(&Batch::right_padded(&rows, pad).unwrap()).unwrap();
-        let left = model.forward(&Batch::left_padded(&rows, pad).unwrap()).unwrap();
+        let padded = [[vec![pad; 6], short.clone()].concat(), long.clone()];
+        let left = model.forward(&Batch::new(&padded).unwrap().with_padding(&[6, 0]).unwrap()).unwrap();
         assert!(max_difference(&right.i((0, ..5)).unwrap(), &alone) < 1e-5);
         assert!(max_difference(&left.i((0, 6..)).unwrap(), &alone) < 1e-5);
     }
@@ -111,18 +112,28 @@ fn masked_keys_do_not_affect_later_tokens() {
 fn logits_with_and_without_kv_cache_are_equal() {
     let model = model().frozen().unwrap();
     let rows = [ids(4), ids(9)];
-    let padding = [5, 0];
     let continued: Vec<Vec<u32>> = rows.iter().map(|row| [row.as_slice(), &[11, 12, 13]].concat()).collect();
-    let whole = model.forward(&Batch::left_padded(&continued, 0).unwrap()).unwrap();
+    let whole = continued.iter().map(|row| model.forward(&Batch::new(std::slice::from_ref(row)).unwrap()).unwrap());
+    let whole: Vec<Tensor> = whole.map(|logits| logits.i(0).unwrap()).collect(); // (t, vocab)
     let mut cache = KvCache::new(model.config(), 2, 12).unwrap();
-    let hidden = model.hidden(&Batch::left_padded(&rows, 0).unwrap(), Some(&mut cache)).unwrap();
-    let first = model.output(&hidden).unwrap();
-    assert!(max_difference(&first.i((.., 8)).unwrap(), &whole.i((.., 8)).unwrap()) < 1e-4);
+    let mut next = |rows: &[Vec<u32>]| {
+        let batch = Batch::ragged(rows, cache.lens()).unwrap();
+        let hidden = model.hidden(&batch, Some(&mut cache)).unwrap();
+        model.output(&hidden).unwrap().i(0).unwrap() // (n, vocab)
+    };
+    let first = next(&rows);
+    assert!(max_difference(&first.i(..4).unwrap(), &whole[0].i(..4).unwrap()) < 1e-4);
+    assert!(max_difference(&first.i(4..).unwrap(), &whole[1].i(..9).unwrap()) < 1e-4);
     for (step, id) in [11, 12, 13].into_iter().enumerate() {
-        let batch = Batch::step(&[id, id], 9 + step, &padding).unwrap();
-        let next = model.output(&model.hidden(&batch, Some(&mut cache)).unwrap()).unwrap();
-        assert!(max_difference(&next.i((.., 0)).unwrap(), &whole.i((.., 9 + step)).unwrap()) < 1e-4, "step {step}");
+        let logits = next(&[vec![id], vec![id]]);
+        for (row, at) in [4 + step, 9 + step].into_iter().enumerate() {
+            let difference = max_difference(&logits.i(row).unwrap(), &whole[row].i(at).unwrap());
+            assert!(difference < 1e-4, "step {step} row {row}");
+        }
     }
+    let full = Batch::ragged(&[vec![1], vec![2]], cache.lens()).unwrap();
+    let message = model.hidden(&full, Some(&mut cache)).unwrap_err().to_string();
+    assert_eq!(message, "the KV cache has 12 of 12 tokens; 1 more do not fit");
 }
 
 #[test]

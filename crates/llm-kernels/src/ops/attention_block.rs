@@ -153,7 +153,8 @@ impl<T: GemmElement> SliceOp for AttentionBlock<T> {
         let rows = Matrix::new(&normed, n, hidden);
         let qkv = Matrix::new(qkv, width, hidden);
         let heads = matmul_epilogue(rows, qkv.t(), [width, d], |token, heads, to| self.rotate(token, heads, to));
-        let (attn_out, lse) = self.flash.forward(self.inputs(&heads));
+        let inputs = self.inputs(&heads);
+        let (attn_out, lse) = self.flash.forward(|b, head, out| self.flash.forward_head(inputs, b, head, out));
         let y = matmul_residual(
             Some(x),
             Matrix::new(&attn_out, n, h * d),

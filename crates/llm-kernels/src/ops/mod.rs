@@ -8,6 +8,7 @@ pub(crate) mod cross_entropy;
 pub(crate) mod distillation;
 pub(crate) mod head;
 pub(crate) mod kl_divergence;
+pub(crate) mod kv_append;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod linear_mapped;

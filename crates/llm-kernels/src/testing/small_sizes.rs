@@ -184,7 +184,8 @@ fn attentions() {
                 continue;
             }
             let shapes: [&[usize]; 3] = [&shape, &[b, s, g, d], &[b, s, g, d]];
-            let hidden = AttentionMask { window_starts: None, masked_keys: Some(vec![(0, s as u32); b].into()) };
+            let masked_keys = Some(vec![(0, s as u32); b].into());
+            let hidden = AttentionMask { masked_keys, ..AttentionMask::default() };
             for mask in [AttentionMask::default(), AttentionMask::from_window_starts(vec![1; b * t]), hidden] {
                 check("attention", &shapes, &shape, |x| attention(&x[0], &x[1], &x[2], params, &mask));
                 check("attention_weights", &shapes[..2], &[b, h, t, s], |x| {
@@ -196,33 +197,29 @@ fn attentions() {
     for [b, h, d] in sizes(SMALL) {
         for (t, rotary) in [0, 1, 2, 5].into_iter().flat_map(|t| [0, 1, 2].map(|rotary| (t, rotary))) {
             let positions: Vec<u32> = (0..b * t).map(|i| i as u32).collect();
-            for frequencies in [RotaryFrequencies::new(rotary, 1e4), RotaryFrequencies::new(rotary, 1e4).interleaved()]
-            {
-                let rotation = frequencies.table(&positions);
-                if rotary / 2 * 2 <= d {
-                    check("rope", &[&[b, t, h, d]], &[b, t, h, d], |x| rope(&x[0], &rotation));
+            let rotation = RotaryFrequencies::new(rotary, 1e4).table(&positions);
+            if rotary / 2 * 2 <= d {
+                check("rope", &[&[b, t, h, d]], &[b, t, h, d], |x| rope(&x[0], &rotation));
+            }
+            for ([hidden, g], precision) in sizes(SMALL).zip([Precision::F32, Precision::Bf16].into_iter().cycle()) {
+                if rotary / 2 * 2 > d || g == 0 || h % g != 0 {
+                    continue;
                 }
-                for ([hidden, g], precision) in sizes(SMALL).zip([Precision::F32, Precision::Bf16].into_iter().cycle())
-                {
-                    if rotary / 2 * 2 > d || g == 0 || h % g != 0 {
-                        continue;
-                    }
-                    let (q, k, o) = ([h * d, hidden], [g * d, hidden], [hidden, h * d]);
-                    let shapes: [&[usize]; 6] = [&[b, t, hidden], &[hidden], &q, &k, &k, &o];
-                    check("attention_block", &shapes, &[b, t, hidden], |x| {
-                        let weights = AttentionWeights { q: &x[2], k: &x[3], v: &x[4], o: &x[5] };
-                        let params = AttentionParams { precision, ..AttentionParams::for_head_dim(d) };
-                        attention_block(
-                            &x[0],
-                            (&x[1], 1e-5),
-                            weights,
-                            d,
-                            Some(&rotation),
-                            params,
-                            &AttentionMask::default(),
-                        )
-                    });
-                }
+                let (q, k, o) = ([h * d, hidden], [g * d, hidden], [hidden, h * d]);
+                let shapes: [&[usize]; 6] = [&[b, t, hidden], &[hidden], &q, &k, &k, &o];
+                check("attention_block", &shapes, &[b, t, hidden], |x| {
+                    let weights = AttentionWeights { q: &x[2], k: &x[3], v: &x[4], o: &x[5] };
+                    let params = AttentionParams { precision, ..AttentionParams::for_head_dim(d) };
+                    attention_block(
+                        &x[0],
+                        (&x[1], 1e-5),
+                        weights,
+                        d,
+                        Some(&rotation),
+                        params,
+                        &AttentionMask::default(),
+                    )
+                });
             }
         }
     }

@@ -85,9 +85,9 @@ impl Attention {
         let keys = || project(&self.k_proj, self.g, norms.map(|(kind, _, norm)| (*kind, norm)));
         let ((q, k), v) = join(b * t, || join(b * t, queries, keys), || self.v_proj.apply_to_heads(x, self.g, self.d));
         let (q, k, v) = (q?, k?, v?); // (b, t, h, d), (b, t, g, d), (b, t, g, d)
-        let (k, v) = match context.cache {
-            Some(cache) => cache.append(self.layer, &k, &v)?, // (b, s, g, d)
-            None => (k, v),
+        let (k, v) = match (context.cache, context.tokens.sequences()) {
+            (Some(cache), Some(sequences)) => cache.append(self.layer, (&k, &v), sequences)?, // (b, s, g, d)
+            _ => (k, v),
         };
         if let Some(attentions) = &mut context.attentions {
             attentions.push(attention_weights(&q, &k, self.params, mask)?);

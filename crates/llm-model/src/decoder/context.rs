@@ -1,11 +1,11 @@
 //! The forward context: what a forward pass needs besides the weights and the token ids.
 
 use candle_core::Tensor;
-use llm_kernels::{AttentionMask, RotaryTable};
+use llm_kernels::{AttentionMask, RotaryTable, Sequences};
 
 use super::block::RopeKind;
-use crate::rotary::RotaryTables;
-use crate::{Batch, KvCache};
+use crate::rotary::{RotaryEmbedding, RotaryTables};
+use crate::{Batch, KvCache, Result};
 
 /// The inputs that all blocks share, and the outputs asked for. It is made once per forward pass.
 ///
@@ -27,7 +27,7 @@ impl ForwardContext<'_> {
     }
 }
 
-/// Positions and masks of the tokens of a batch.
+/// Positions, sequences and masks of the tokens of a batch.
 #[derive(Debug, Clone)]
 pub(super) struct TokenContext {
     rotary: RotaryTables,
@@ -36,11 +36,31 @@ pub(super) struct TokenContext {
 }
 
 impl TokenContext {
-    /// The context of a batch whose rows continue `past` cached tokens.
-    pub fn new(batch: &Batch, rotary: RotaryTables, past: usize, sliding_window: Option<usize>) -> Self {
-        let (tokens, t) = (batch.positions.len(), batch.input_ids.dims().last().copied().unwrap_or(1));
-        let sliding_mask = sliding_window.map(|window| sliding_window_mask(&batch.mask, tokens, t, past, window));
-        Self { rotary, mask: batch.mask.clone(), sliding_mask }
+    /// The context of a batch, whose rows continue those of a cache.
+    pub fn new(
+        batch: &Batch,
+        cache: Option<&KvCache>,
+        rotary: &RotaryEmbedding,
+        sliding_window: Option<usize>,
+    ) -> Result<Self> {
+        let lens = batch.lens()?;
+        let sequences = cache.map(|cache| cache.sequences(&lens)).transpose()?;
+        let mut mask = AttentionMask { sequences, ..batch.mask.clone() };
+        // The number of keys before the first token of each row.
+        let past: Vec<usize> = match (&mask.sequences, &batch.row_lens) {
+            (Some(sequences), _) => (0..lens.len()).map(|row| sequences.past(row)).collect(),
+            (None, None) => vec![0; lens.len()],
+            // Without a cache, the keys are those of all rows.
+            (None, Some(_)) => lens.iter().scan(0, |next, &len| Some(std::mem::replace(next, *next + len))).collect(),
+        };
+        if mask.sequences.is_none() && batch.row_lens.is_some() {
+            let starts = past.iter().zip(&lens).flat_map(|(&past, &len)| std::iter::repeat_n(past as u32, len));
+            mask.window_starts = Some(starts.collect());
+        }
+        let ends = || past.iter().zip(&lens).flat_map(|(&past, &len)| past + 1..=past + len);
+        // All rows of a padded batch have the scaling of the longest one, as in transformers.
+        let rotary = rotary.tables(&batch.positions, if batch.row_lens.is_some() { &lens } else { &[] });
+        Ok(Self { rotary, sliding_mask: sliding_window.map(|window| sliding_window_mask(&mask, ends(), window)), mask })
     }
 
     /// The rotary table of a block.
@@ -56,14 +76,18 @@ impl TokenContext {
     pub fn mask(&self, sliding: bool) -> &AttentionMask {
         if sliding { self.sliding_mask.as_ref() } else { None }.unwrap_or(&self.mask)
     }
+
+    /// The sequences of a batch with a KV cache.
+    pub fn sequences(&self) -> Option<&Sequences> {
+        self.mask.sequences.as_ref()
+    }
 }
 
-/// `mask` restricted to the last `window` keys of each of `tokens` queries; rows have `t` queries after `past` cached keys.
-fn sliding_window_mask(mask: &AttentionMask, tokens: usize, t: usize, past: usize, window: usize) -> AttentionMask {
-    let start = |token: usize| {
-        let start = mask.window_starts.as_ref().map_or(0, |starts| starts[token]);
-        start.max((past + token % t + 1).saturating_sub(window) as u32)
+/// `mask` restricted to the last `window` keys of each query; `ends` are the numbers of keys up to each query.
+fn sliding_window_mask(mask: &AttentionMask, ends: impl Iterator<Item = usize>, window: usize) -> AttentionMask {
+    let start = |(query, end): (usize, usize)| {
+        let start = mask.window_starts.as_ref().map_or(0, |starts| starts[query]);
+        start.max(end.saturating_sub(window) as u32)
     };
-    let window_starts = (0..tokens).map(start).collect();
-    AttentionMask { window_starts: Some(window_starts), masked_keys: mask.masked_keys.clone() }
+    AttentionMask { window_starts: Some(ends.enumerate().map(start).collect()), ..mask.clone() }
 }

@@ -2,10 +2,12 @@
 //! grouped heads: Ainslie et al. 2023, arXiv 2305.13245).
 //!
 //! Letters: b batch, t queries, s keys, h query heads, g key/value heads, d head size. The queries are the *last* `t`
-//! of the `s` positions. So the same call serves a whole sequence (`t == s`) and a step with a KV cache (`t < s`).
+//! of the `s` positions. So the same call serves a whole sequence (`t == s`) and a step with a KV cache (`t < s`). In a
+//! ragged batch each sequence has its own numbers of queries and keys ([`Sequences`]).
 
 mod cpu;
 mod reference;
+mod sequences;
 
 use std::sync::Arc;
 
@@ -13,13 +15,15 @@ use candle_core::{Result, Tensor, bail};
 
 pub(crate) use cpu::{FlashAttention, GroupWriters, Heads};
 pub use reference::attention_weights;
+pub use sequences::Sequences;
 
 use crate::Precision;
 
 /// The keys that a query attends to, in addition to the causal mask.
 #[derive(Debug, Clone, Default)]
 pub struct AttentionMask {
-    /// For each query `(b, t)` in row-major order, the first key it attends to; `None`: all keys from the first on.
+    /// For each query `(b, t)` in row-major order, the first key of its sequence that it attends to; `None`: all keys from
+    /// the first on.
     ///
     /// This covers left padding, packed documents and sliding windows. A query whose window starts after its own
     /// position attends to no key; its result is zero.
@@ -31,19 +35,26 @@ pub struct AttentionMask {
     /// implementation, which holds all weights `(b, h, t, s)` in memory. The result of a query with no key left is
     /// zero.
     pub masked_keys: Option<Arc<[(u32, u32)]>>,
+    /// The sequences of a ragged batch; `None`: `b` sequences of `t` queries and `s` keys.
+    pub sequences: Option<Sequences>,
 }
 
 impl AttentionMask {
     /// The mask in which each query `(b, t)`, in row-major order, attends to the keys from its own window start on.
     pub fn from_window_starts(window_starts: impl Into<Arc<[u32]>>) -> Self {
-        Self { window_starts: Some(window_starts.into()), masked_keys: None }
+        Self { window_starts: Some(window_starts.into()), ..Self::default() }
     }
 
     /// The half-open range of keys that query `i` of sequence `b` attends to, with `t` queries and `s` keys.
     fn range(&self, b: usize, i: usize, t: usize, s: usize) -> (usize, usize) {
         let end = s - t + i + 1;
-        let start = self.window_starts.as_ref().map_or(0, |first| first[b * t + i] as usize);
+        let start = self.window_starts.as_ref().map_or(0, |starts| starts[self.first_query(b, t) + i] as usize);
         (start.min(end), end)
+    }
+
+    /// The index among all queries of the first query of sequence `b`.
+    fn first_query(&self, b: usize, t: usize) -> usize {
+        self.sequences.as_ref().map_or(b * t, |sequences| sequences.queries(b).start)
     }
 
     /// True if key `j` is masked for all queries of sequence `b`.
@@ -81,6 +92,9 @@ impl AttentionParams {
 /// `q` is `(b, t, h, d)`, `k` and `v` are `(b, s, g, d)` with `h` a multiple of `g`; the result is `(b, t, h, d)`.
 /// Masked keys and values never affect a result, even if they are infinite or NaN. It is an error if the shapes do not
 /// match or the mask has the wrong size.
+///
+/// The queries of a ragged batch are concatenated, so that `q` and the result are `(1, n, h, d)`; `k` and `v` are
+/// `(b, s, g, d)` with `s` at least the keys of the longest sequence. Each sequence gets the bits that it gets alone.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, params: AttentionParams, mask: &AttentionMask) -> Result<Tensor> {
     let dims = Dims::of(q, k, v, mask)?;
     if mask.masked_keys.is_none() && crate::is_fused(q) && crate::is_fused(k) && crate::is_fused(v) {
@@ -103,9 +117,12 @@ pub(crate) struct Dims {
 
 impl Dims {
     fn of(q: &Tensor, k: &Tensor, v: &Tensor, mask: &AttentionMask) -> Result<Self> {
-        let ((b, t, h, d), (bk, s, g, dk)) = (q.dims4()?, k.dims4()?);
-        let fits = bk == b && dk == d && k.dims() == v.dims() && t <= s;
-        if !fits {
+        let ((bq, n, h, d), (b, s, g, dk)) = (q.dims4()?, k.dims4()?);
+        let (fits, t) = match &mask.sequences {
+            None => (bq == b && n <= s, n),
+            Some(sequences) => (bq == 1 && sequences.fits(n, b, s), sequences.longest()),
+        };
+        if !fits || dk != d || k.dims() != v.dims() {
             bail!("attention: q {:?}, k {:?} and v {:?} have mismatched shapes", q.dims(), k.dims(), v.dims());
         }
         Self { b, t, s, h, g, d }.checked(mask)
@@ -117,8 +134,9 @@ impl Dims {
         if g == 0 || h % g != 0 {
             bail!("attention: {h} query heads cannot share {g} key/value heads");
         }
-        if mask.window_starts.as_ref().is_some_and(|first| first.len() != b * t) {
-            bail!("attention: window_starts must have one entry for each of the {b} x {t} queries");
+        let n = mask.first_query(b, t);
+        if mask.window_starts.as_ref().is_some_and(|first| first.len() != n) {
+            bail!("attention: window_starts must have one entry for each of the {n} queries");
         }
         if let Some(hidden) = &mask.masked_keys
             && (hidden.len() != b || hidden.iter().any(|&(start, end)| start > end || end as usize > s))
@@ -205,7 +223,7 @@ mod tests {
         let (q, k, v) = (random(&[2, 7, 4, 6], 1, 1.)?, random(&[2, 9, 2, 6], 2, 1.)?, random(&[2, 9, 2, 6], 3, 1.)?);
         let flat = |x: Tensor| x.flatten_all()?.to_vec1::<f32>();
         // There are two more keys than queries, so the first query keeps one key. The second sequence masks none.
-        let mask = AttentionMask { window_starts: None, masked_keys: Some([(1, 4), (0, 0)].into()) };
+        let mask = AttentionMask { masked_keys: Some([(1, 4), (0, 0)].into()), ..AttentionMask::default() };
         let ours = attention(&q, &k, &v, PLAIN, &mask)?;
         let plain = attention(&q, &k, &v, PLAIN, &AttentionMask::default())?;
         for (ours, plain) in flat(ours.get(1)?)?.into_iter().zip(flat(plain.get(1)?)?) {
@@ -219,11 +237,11 @@ mod tests {
             assert!((ours - expected).abs() < 1e-6);
         }
         // All keys of the first two queries are masked: the result is zero.
-        let all = AttentionMask { window_starts: None, masked_keys: Some([(0, 4), (0, 0)].into()) };
+        let all = AttentionMask { masked_keys: Some([(0, 4), (0, 0)].into()), ..AttentionMask::default() };
         let none = attention(&q, &k, &v, PLAIN, &all)?.narrow(0, 0, 1)?.narrow(1, 0, 2)?;
         assert!(flat(none)?.iter().all(|&x| x == 0.));
         for wrong in [vec![(0, 0)], vec![(3, 2), (0, 0)], vec![(0, 0), (0, 10)]] {
-            let mask = AttentionMask { window_starts: None, masked_keys: Some(wrong.into()) };
+            let mask = AttentionMask { masked_keys: Some(wrong.into()), ..AttentionMask::default() };
             assert!(attention(&q, &k, &v, PLAIN, &mask).is_err());
         }
         Ok(())

@@ -4,13 +4,16 @@
 //! Infinite and NaN values are removed before a matmul and restored where a query attends to them, because 0 times
 //! infinity is NaN.
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 
-use super::{AttentionMask, AttentionParams, Dims};
+use super::{AttentionMask, AttentionParams, Dims, Sequences};
 
 /// [`super::attention`].
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, params: AttentionParams, mask: &AttentionMask) -> Result<Tensor> {
     let dims = Dims::of(q, k, v, mask)?;
+    if let Some(sequences) = &mask.sequences {
+        return ragged(q, k, v, params, mask, sequences);
+    }
     let weights = attention_weights(q, k, params, mask)?; // (b, h, t, s)
     let v = repeat_heads(v, dims.h / dims.g)?; // (b, h, s, d)
     let y = match non_finite(&v)? {
@@ -32,9 +35,39 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, params: AttentionParams, ma
     y.transpose(1, 2)?.contiguous()
 }
 
-/// The weights of [`super::attention`], `(b, h, t, s)`, for inspection; each row sums to one.
+/// Attention of a ragged batch: each sequence alone.
+fn ragged(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    params: AttentionParams,
+    mask: &AttentionMask,
+    sequences: &Sequences,
+) -> Result<Tensor> {
+    let mut outputs = Vec::new();
+    for b in 0..sequences.len() {
+        let (queries, keys) = (sequences.queries(b), sequences.keys(b));
+        if !queries.is_empty() {
+            let alone = AttentionMask {
+                window_starts: mask.window_starts.as_ref().map(|starts| starts[queries.clone()].into()),
+                masked_keys: mask.masked_keys.as_ref().map(|masked| [masked[b]].into()),
+                sequences: None,
+            };
+            let q = q.narrow(1, queries.start, queries.len())?;
+            let [k, v] = [k, v].map(|x| x.narrow(0, b, 1)?.narrow(1, 0, keys));
+            outputs.push(attention(&q, &k?, &v?, params, &alone)?);
+        }
+    }
+    if outputs.is_empty() { q.zeros_like() } else { Tensor::cat(&outputs, 1) }
+}
+
+/// The weights of [`super::attention`], `(b, h, t, s)`, for inspection; each row sums to one. It is an error if the batch
+/// is ragged.
 pub fn attention_weights(q: &Tensor, k: &Tensor, params: AttentionParams, mask: &AttentionMask) -> Result<Tensor> {
     let dims = Dims::of(q, k, k, mask)?;
+    if mask.sequences.is_some() {
+        bail!("attention_weights: the batch is ragged; give each sequence alone");
+    }
     let Dims { b, t, s, h, g, .. } = dims;
     let q = q.transpose(1, 2)?.contiguous()?; // (b, h, t, d)
     let k = repeat_heads(k, h / g)?; // (b, h, s, d)

@@ -3,70 +3,19 @@
 
 use std::ops::Range;
 
-use candle_core::Layout;
 use rayon::prelude::*;
 
+use super::heads::{GroupWriters, Heads};
 use super::{decode, row_by_row};
 use crate::cpu::gemm::{Element, GemmElement, Matrix, PackedB};
 use crate::cpu::simd::{exp, max, sum2, tanh};
 use crate::cpu::uninit::{HeadWriter, write_heads};
-use crate::ops::attention::{AttentionMask, AttentionParams, Dims};
+use crate::ops::attention::{AttentionMask, AttentionParams, Dims, Sequences};
 use crate::ops::rotary::RotaryTable;
 
 /// Queries and keys per block; the scores of a block stay in the L1 and L2 caches.
 const QUERIES: usize = 48;
 const KEYS: usize = 512;
-
-/// A tensor `(b, t, h, d)` with a contiguous last dimension, read by head.
-#[derive(Clone, Copy)]
-pub(crate) struct Heads<'a, T = f32> {
-    data: &'a [T],
-    stride: [usize; 3],
-    d: usize,
-}
-
-impl<'a, T: Copy> Heads<'a, T> {
-    /// `stride`: elements from one sequence, token and head to the next.
-    pub fn new(data: &'a [T], stride: [usize; 3], d: usize) -> Self {
-        Self { data, stride, d }
-    }
-
-    pub fn of(data: &'a [T], layout: &Layout, d: usize) -> Self {
-        let stride = layout.stride();
-        Self::new(&data[layout.start_offset()..], [stride[0], stride[1], stride[2]], d)
-    }
-
-    pub fn row(&self, b: usize, t: usize, h: usize) -> &'a [T] {
-        let start = b * self.stride[0] + t * self.stride[1] + h * self.stride[2];
-        &self.data[start..start + self.d]
-    }
-
-    /// Rows `rows` of head `h` of sequence `b`: `(rows, d)`.
-    pub fn block(&self, b: usize, rows: Range<usize>, h: usize) -> Matrix<'a, T> {
-        let start = b * self.stride[0] + rows.start * self.stride[1] + h * self.stride[2];
-        Matrix::with_stride(&self.data[start..], rows.len(), self.d, self.stride[1])
-    }
-}
-
-/// The gradients of one key/value head of one sequence and of its query heads.
-pub(crate) struct GroupWriters<'a, T> {
-    pub(super) q: Vec<HeadWriter<'a, T>>,
-    pub(super) k: HeadWriter<'a, T>,
-    pub(super) v: HeadWriter<'a, T>,
-}
-
-impl<'a, T> GroupWriters<'a, T> {
-    /// The groups of all sequences, from the writers of all query, key and value heads in the order (sequence, head).
-    pub fn collect(
-        dims: &Dims,
-        q: impl IntoIterator<Item = HeadWriter<'a, T>>,
-        k: impl IntoIterator<Item = HeadWriter<'a, T>>,
-        v: impl IntoIterator<Item = HeadWriter<'a, T>>,
-    ) -> Vec<Self> {
-        let mut q = q.into_iter();
-        k.into_iter().zip(v).map(|(k, v)| Self { q: q.by_ref().take(dims.h / dims.g).collect(), k, v }).collect()
-    }
-}
 
 /// An attention call: sizes, parameters and mask.
 pub(crate) struct FlashAttention {
@@ -99,15 +48,41 @@ impl Queries {
 }
 
 impl FlashAttention {
-    /// Attention of `q` `(b, t, h, d)`, `k` and `v` `(b, s, g, d)`: the result `(b, t, h, d)`, and the log-sum-exp of the
-    /// scores `(b, h, t)`.
-    pub fn forward<T: Element>(&self, inputs: [Heads<T>; 3]) -> (Vec<f32>, Vec<f32>) {
-        let Dims { b, t, h, d, .. } = self.dims;
+    /// The number of queries of all sequences.
+    pub fn queries(&self) -> usize {
+        self.mask.first_query(self.dims.b, self.dims.t)
+    }
+
+    /// The number of queries of each sequence.
+    pub fn query_lens(&self) -> Vec<usize> {
+        (0..self.dims.b).map(|b| self.lens(b).0).collect()
+    }
+
+    /// The first query of each sequence of a ragged batch, and the number of queries.
+    pub fn cu_seqlens(&self) -> Option<&[u32]> {
+        self.mask.sequences.as_ref().map(Sequences::cu_seqlens)
+    }
+
+    /// The numbers of queries and keys of sequence `b`.
+    pub fn lens(&self, b: usize) -> (usize, usize) {
+        match &self.mask.sequences {
+            None => (self.dims.t, self.dims.s),
+            Some(sequences) => (sequences.queries(b).len(), sequences.keys(b)),
+        }
+    }
+
+    /// Attention of all sequences and query heads: the result `(n, h, d)` of n queries, and the log-sum-exp of the scores,
+    /// `(h, t)` of each sequence. `head(b, h, writer)` writes the result of a head of a sequence and returns its
+    /// log-sum-exp `(t,)`, as [`Self::forward_head`] does.
+    pub fn forward(
+        &self,
+        head: impl Fn(usize, usize, &mut HeadWriter<f32>) -> Vec<f32> + Sync,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let Dims { h, d, .. } = self.dims;
         let mut lse = Vec::new();
-        let out = write_heads(&vec![t; b], h, d, |heads| {
+        let out = write_heads(&self.query_lens(), h, d, |heads| {
             let tasks = heads.into_par_iter().enumerate().with_max_len(1);
-            let parts = tasks.map(|(i, mut out)| self.forward_head(inputs, i / h, i % h, &mut out));
-            lse = parts.collect::<Vec<_>>().concat();
+            lse = tasks.map(|(i, mut out)| head(i / h, i % h, &mut out)).collect::<Vec<_>>().concat();
         });
         (out, lse)
     }
@@ -130,20 +105,26 @@ impl FlashAttention {
         });
     }
 
-    /// Attention of the single query of sequence `b` for the query heads of key/value head `group`, over one span of
-    /// keys.
-    pub fn decode_span(&self, [q, k, v]: [Heads; 3], b: usize, group: usize, span: usize) -> decode::PartialAttention {
-        let Dims { t, s, h, g, .. } = self.dims;
+    /// Attention of the single query of sequence `b` for some query heads of a key/value head, over one span of keys.
+    pub fn decode_span(
+        &self,
+        [q, k, v]: [Heads; 3],
+        b: usize,
+        heads: Range<usize>,
+        span: usize,
+    ) -> decode::PartialAttention {
+        let (Dims { h, g, .. }, (t, s)) = (self.dims, self.lens(b));
+        let group = heads.start / (h / g);
         let (start, end) = self.mask.range(b, 0, t, s);
         let (start, end) = (start.max(span * decode::SPAN), end.min((span + 1) * decode::SPAN));
         let keys = if start < end { start..end } else { 0..0 };
-        let rows: Vec<&[f32]> = (group * (h / g)..(group + 1) * (h / g)).map(|head| q.row(b, 0, head)).collect();
+        let rows: Vec<&[f32]> = heads.map(|head| q.row(b, 0, head)).collect();
         decode::decode(&rows, k.block(b, keys.clone(), group), v.block(b, keys, group), &self.params)
     }
 
     /// The blocks of queries of sequence `b`.
     fn query_blocks(&self, b: usize) -> impl Iterator<Item = Queries> {
-        let Dims { t, s, .. } = self.dims;
+        let (t, s) = self.lens(b);
         (0..t).step_by(QUERIES).map(move |start| {
             let rows = start..(start + QUERIES).min(t);
             let visible_keys = rows.clone().map(|i| self.mask.range(b, i, t, s)).collect();
@@ -159,14 +140,17 @@ impl FlashAttention {
     /// Attention of one query head: writes the results and returns the log-sum-exp of the scores `(t,)`.
     ///
     /// Keys are processed in blocks; the sum so far is scaled down when a block has a larger score.
-    fn forward_head<T: Element>(
+    pub fn forward_head<T: Element>(
         &self,
         [q, k, v]: [Heads<T>; 3],
         b: usize,
         head: usize,
         to: &mut HeadWriter<f32>,
     ) -> Vec<f32> {
-        let Dims { t, s, h, g, d, .. } = self.dims;
+        let (Dims { h, g, d, .. }, (t, s)) = (self.dims, self.lens(b));
+        if t == 0 {
+            return Vec::new();
+        }
         let group = head / (h / g);
         if ![k, v].iter().all(|x| row_by_row::all_finite(x.block(b, 0..s, group))) {
             return self.forward_head_row_by_row([q, k, v], b, head, to);
@@ -216,24 +200,24 @@ impl FlashAttention {
         to: &mut GroupWriters<G>,
         rotation: Option<&RotaryTable>,
     ) {
-        let Dims { t, s, h, g, d, .. } = self.dims;
+        let (Dims { s, h, g, d, .. }, (t, len)) = (self.dims, self.lens(b));
         let scale = self.params.scale as f32;
         let [q, k, v] = inputs;
-        let (k, v) = (k.block(b, 0..s, group), v.block(b, 0..s, group));
+        let (k, v) = (k.block(b, 0..len, group), v.block(b, 0..len, group));
         let head_is_finite = |x: Heads<'_, T>, head| row_by_row::all_finite(x.block(b, 0..t, head));
-        let mut heads = group * (h / g)..(group + 1) * (h / g);
+        let heads = if t == 0 { 0..0 } else { group * (h / g)..(group + 1) * (h / g) };
         let plain = [k, v].map(row_by_row::all_finite) == [true; 2]
-            && heads.all(|i| head_is_finite(q, i) && head_is_finite(grad, i));
+            && heads.clone().all(|i| head_is_finite(q, i) && head_is_finite(grad, i));
         if !plain {
             return self.backward_group_row_by_row((inputs, out, grad), lse, (b, group), to, rotation);
         }
         let (keys_t, values_t, keys_packed) = (self.pack(k.t()), self.pack(v.t()), self.pack(k));
-        let (mut dk, mut dv) = (vec![0f32; s * d], vec![0f32; s * d]);
+        let (mut dk, mut dv) = (vec![0f32; s * d], vec![0f32; s * d]); // zeros after the last key
         let (mut dq, mut row) = (vec![0f32; t.min(QUERIES) * d], vec![0f32; d]);
-        let size = t.min(QUERIES) * s.min(KEYS);
+        let size = t.min(QUERIES) * len.min(KEYS);
         let (mut p, mut ds) = (vec![0f32; size], vec![0f32; size]);
-        for (head, to_q) in (group * (h / g)..).zip(&mut to.q) {
-            let lse = &lse[(b * h + head) * t..][..t];
+        for (head, to_q) in heads.zip(&mut to.q) {
+            let lse = &lse[self.mask.first_query(b, t) * h + head * t..][..t];
             let (q_packed, grad_packed) = (self.pack(q.block(b, 0..t, head)), self.pack(grad.block(b, 0..t, head)));
             for queries in self.query_blocks(b) {
                 let rows = queries.rows.clone();

@@ -4,7 +4,8 @@
 //! query is multiplied only with the keys it attends to. This is slow and runs only if such a value is present.
 
 use super::decode;
-use super::flash::{FlashAttention, GroupWriters, Heads, rotate_rows_back};
+use super::flash::{FlashAttention, rotate_rows_back};
+use super::heads::{GroupWriters, Heads};
 use crate::cpu::gemm::{Element, GemmElement, Matrix};
 use crate::cpu::simd::{exp, tanh};
 use crate::cpu::uninit::HeadWriter;
@@ -39,7 +40,7 @@ impl FlashAttention {
         head: usize,
         to: &mut HeadWriter<f32>,
     ) -> Vec<f32> {
-        let Dims { t, s, h, g, d, .. } = self.dims;
+        let (Dims { h, g, d, .. }, (t, s)) = (self.dims, self.lens(b));
         let group = head / (h / g);
         let (q, k, v) =
             (to_f32(q.block(b, 0..t, head)), to_f32(k.block(b, 0..s, group)), to_f32(v.block(b, 0..s, group)));
@@ -65,17 +66,19 @@ impl FlashAttention {
         to: &mut GroupWriters<G>,
         rotation: Option<&RotaryTable>,
     ) {
-        let Dims { t, s, h, g, d, .. } = self.dims;
+        let (Dims { s, h, g, d, .. }, (t, len)) = (self.dims, self.lens(b));
         let (scale, cap) = (self.params.scale as f32, self.params.soft_cap());
-        let (k, v) = (to_f32(k.block(b, 0..s, group)), to_f32(v.block(b, 0..s, group)));
-        let (mut dk, mut dv) = (vec![0f32; s * d], vec![0f32; s * d]);
-        for (head, to_q) in (group * (h / g)..).zip(&mut to.q) {
+        let (k, v) = (to_f32(k.block(b, 0..len, group)), to_f32(v.block(b, 0..len, group)));
+        let (mut dk, mut dv) = (vec![0f32; s * d], vec![0f32; s * d]); // zeros after the last key
+        let heads = if t == 0 { 0..0 } else { group * (h / g)..(group + 1) * (h / g) };
+        for (head, to_q) in heads.zip(&mut to.q) {
             let (q, grad) = (to_f32(q.block(b, 0..t, head)), to_f32(grad.block(b, 0..t, head)));
             let mut dq = vec![0f32; t * d];
             for (i, dq) in dq.chunks_exact_mut(d).enumerate() {
                 let (q, grad) = (&q[i * d..(i + 1) * d], &grad[i * d..(i + 1) * d]);
-                let (mean, lse_i) = (dot(out.row(b, i, head), grad), lse[(b * h + head) * t + i]);
-                let (start, end) = self.mask.range(b, i, t, s);
+                let (mean, lse_i) =
+                    (dot(out.row(b, i, head), grad), lse[self.mask.first_query(b, t) * h + head * t + i]);
+                let (start, end) = self.mask.range(b, i, t, len);
                 for j in start..end {
                     let key = j * d..(j + 1) * d;
                     let (mut score, mut slope) = (dot(q, &k[key.clone()]) * scale, scale);
