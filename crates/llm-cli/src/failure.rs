@@ -22,6 +22,12 @@ impl Failure {
         Self { message: message.into(), code: 1 }
     }
 
+    /// An error of a library that says whether the caller can fix it: exit code 2 if so, else 1.
+    pub fn of(error: impl std::fmt::Display, is_callers_fault: bool) -> Self {
+        let failure = if is_callers_fault { Self::input } else { Self::internal };
+        failure(error.to_string())
+    }
+
     /// The user interrupted the program and it stopped cleanly: exit code 130, the shell's code for Ctrl-C.
     pub fn interrupted(message: impl Into<String>) -> Self {
         Self { message: message.into(), code: INTERRUPTED }

@@ -46,6 +46,9 @@ pub fn print(text: &str) -> Result<(), Failure> {
     });
     written.map_err(|e| match e.kind() {
         std::io::ErrorKind::BrokenPipe => Failure::broken_pipe(),
+        std::io::ErrorKind::StorageFull => {
+            Failure::internal("standard output: disk full; free some space and try again")
+        }
         _ => Failure::internal(format!("standard output: {e}")),
     })
 }

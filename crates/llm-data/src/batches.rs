@@ -22,11 +22,7 @@ impl<'a> Batches<'a> {
         let tokens = dataset.tokens();
         let needed = batch_size.saturating_mul(seq_len).saturating_add(seq_len).saturating_add(1);
         if batch_size == 0 || seq_len == 0 || tokens.len() < needed {
-            return Err(Error::Input(format!(
-                "the dataset has {} tokens, too few for one batch of {batch_size} x {seq_len}; use more text, or a smaller \
-                 batch_size or seq_len",
-                tokens.len()
-            )));
+            return Err(Error::TooFewTokens { tokens: tokens.len(), purpose: "training", batch_size, seq_len });
         }
         Ok(Self { tokens, batch_size, seq_len, seed, epoch: None })
     }
@@ -70,10 +66,7 @@ pub fn eval_windows(
 ) -> Result<impl Iterator<Item = (Vec<u32>, Vec<u32>)>> {
     let tokens = dataset.tokens();
     if tokens.len() < 2 || batch_size == 0 || seq_len == 0 {
-        return Err(Error::Input(format!(
-            "cannot evaluate on {} tokens in batches of {batch_size} x {seq_len}; use at least 2 tokens",
-            tokens.len()
-        )));
+        return Err(Error::TooFewTokens { tokens: tokens.len(), purpose: "evaluation", batch_size, seq_len });
     }
     let whole = (tokens.len() - 1) / seq_len * seq_len;
     let window = move |(start, end): (usize, usize)| (tokens[start..end].to_vec(), tokens[start + 1..=end].to_vec());

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", path.display(), llm_files::error_text(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -42,12 +42,48 @@ pub enum Error {
         /// Number of items.
         items: usize,
     },
-    /// An argument is invalid or does not match the data.
-    #[error("{0}")]
-    Input(String),
+    /// A dataset is too small for the batches.
+    #[error(
+        "the dataset has {tokens} tokens, too few for {purpose} in batches of {batch_size} x {seq_len}; use more text, or a smaller \
+         batch_size or seq_len"
+    )]
+    TooFewTokens {
+        /// Number of tokens of the dataset.
+        tokens: usize,
+        /// What the batches are for: training or evaluation.
+        purpose: &'static str,
+        /// Rows of a batch.
+        batch_size: usize,
+        /// Tokens of a row.
+        seq_len: usize,
+    },
+    /// The share of the validation split is out of range.
+    #[error("the validation share is {share}; it must be greater than 0 and less than 1")]
+    ValidationShare {
+        /// The share.
+        share: f64,
+    },
+    /// The tokenizer has no end-of-document token.
+    #[error("the tokenizer has no end-of-document token; add \"<|endoftext|>\"")]
+    NoEndToken,
 }
 
 impl Error {
+    /// Whether the caller can fix it: a missing or invalid file, an argument out of range. Other errors come from the machine,
+    /// such as a full disk.
+    pub fn is_callers_fault(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => llm_files::is_callers_fault(source),
+            Self::Tokenizer(error) => error.is_callers_fault(),
+            Self::Line { .. }
+            | Self::Unusable { .. }
+            | Self::OnePrompt { .. }
+            | Self::TooFewTokens { .. }
+            | Self::ValidationShare { .. }
+            | Self::NoEndToken => true,
+        }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }

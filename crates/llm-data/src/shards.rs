@@ -60,7 +60,7 @@ pub fn prepare(
 ) -> Result<Manifest> {
     let vocab_size = tokenizer.vocab_size();
     let Some(end) = tokenizer.document_end_id() else {
-        return Err(Error::Input("the tokenizer has no end-of-document token; add \"<|endoftext|>\"".to_owned()));
+        return Err(Error::NoEndToken);
     };
     let narrow = vocab_size <= 1 << 16;
     let mut manifest = Manifest {

@@ -143,9 +143,7 @@ pub fn split_by_prompt<T>(
     seed: u64,
 ) -> Result<(Vec<T>, Vec<T>)> {
     if !(share > 0. && share < 1.) {
-        return Err(Error::Input(format!(
-            "the validation share is {share}; it must be greater than 0 and less than 1"
-        )));
+        return Err(Error::ValidationShare { share });
     }
     let distinct: HashSet<SplitKey> = items.iter().map(&prompt).collect();
     if distinct.len() < 2 {

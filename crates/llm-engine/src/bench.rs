@@ -22,8 +22,14 @@ pub struct InferenceCost {
 
 /// Measures prefill of `prompt_tokens` and greedy decoding of `new_tokens` at batch size 1, `rounds` times.
 pub fn bench(model: &Model, prompt_tokens: usize, new_tokens: usize, rounds: usize) -> Result<InferenceCost> {
-    if prompt_tokens == 0 || new_tokens < 2 || rounds == 0 {
-        return Err(Error::Input("a benchmark needs at least 1 prompt token, 2 new tokens and 1 round".to_owned()));
+    for (name, value, least, expected) in [
+        ("prompt_tokens", prompt_tokens, 1, "at least 1"),
+        ("new_tokens", new_tokens, 2, "at least 2"),
+        ("rounds", rounds, 1, "at least 1"),
+    ] {
+        if value < least {
+            return Err(Error::InvalidOption { name, value: value as f64, expected });
+        }
     }
     let vocab = model.config().vocab_size as u32;
     let prompt: Vec<u32> = (0..prompt_tokens as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab).collect();
@@ -40,9 +46,7 @@ pub fn bench(model: &Model, prompt_tokens: usize, new_tokens: usize, rounds: usi
         let generated = replies[0].len();
         if generated < new_tokens {
             let context_length = model.config().max_position_embeddings;
-            return Err(Error::Input(format!(
-                "{prompt_tokens} prompt tokens and {new_tokens} new tokens exceed the context length of {context_length}"
-            )));
+            return Err(Error::BenchTooLong { prompt_tokens, new_tokens, context_length });
         }
         let first = first.unwrap_or(start);
         prefill.push((first - start).as_secs_f64() / prompt_tokens as f64);

@@ -49,19 +49,15 @@ pub fn generate_from(
 ) -> Result<Vec<Vec<u32>>> {
     options.sampling.validate()?;
     if model.head() != Head::LanguageModel {
-        return Err(Error::Input(
-            "this model has a score head and cannot generate text; use a causal language model".to_owned(),
-        ));
+        return Err(Error::NotALanguageModel);
     }
     let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let context_length = model.config().max_position_embeddings;
     if prompts.iter().any(Vec::is_empty) {
-        return Err(Error::Input("a prompt is empty; give at least one token".to_owned()));
+        return Err(Error::EmptyPrompt);
     }
     if width >= context_length {
-        return Err(Error::Input(format!(
-            "the prompt has {width} tokens; it must be shorter than the context length of {context_length}"
-        )));
+        return Err(Error::PromptTooLong { tokens: width, context_length });
     }
     let mut replies = vec![Vec::new(); prompts.len()];
     let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);
@@ -235,8 +231,10 @@ mod tests {
     fn generation_ends_at_the_context_length() {
         let model = model();
         assert_eq!(generate(&model, &[vec![1; 60]], &greedy(100), |_, _| true).unwrap()[0].len(), 4);
-        let message = generate(&model, &[vec![1; 64]], &greedy(1), |_, _| true).unwrap_err().to_string();
-        assert!(message.contains("64 tokens"), "{message}");
-        assert!(generate(&model, &[vec![]], &greedy(1), |_, _| true).is_err());
+        let error = generate(&model, &[vec![1; 64]], &greedy(1), |_, _| true).unwrap_err();
+        assert!(matches!(error, Error::PromptTooLong { tokens: 64, context_length: 64 }), "{error}");
+        assert!(error.is_callers_fault());
+        let error = generate(&model, &[vec![]], &greedy(1), |_, _| true).unwrap_err();
+        assert!(matches!(error, Error::EmptyPrompt), "{error}");
     }
 }

@@ -1,5 +1,7 @@
 //! Errors of text generation.
 
+use std::path::PathBuf;
+
 /// An error of this crate. The message names the problem and the fix.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -12,7 +14,73 @@ pub enum Error {
     /// An error of the tokenizer, its files or its chat template.
     #[error(transparent)]
     Tokenizer(#[from] llm_tokenizer::Error),
-    /// A prompt or an option is not valid.
-    #[error("{0}")]
-    Input(String),
+    /// An option is out of range.
+    #[error("{name} is {value}; it must be {expected}")]
+    InvalidOption {
+        /// The option.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// The allowed range.
+        expected: &'static str,
+    },
+    /// A prompt has no tokens.
+    #[error("a prompt is empty; give at least one token")]
+    EmptyPrompt,
+    /// A prompt does not fit the model.
+    #[error("the prompt has {tokens} tokens; it must be shorter than the context length of {context_length}")]
+    PromptTooLong {
+        /// Number of tokens of the prompt.
+        tokens: usize,
+        /// The context length of the model.
+        context_length: usize,
+    },
+    /// Prompt and reply of a benchmark do not fit the model.
+    #[error(
+        "{prompt_tokens} prompt tokens and {new_tokens} new tokens exceed the context length of {context_length}; use fewer"
+    )]
+    BenchTooLong {
+        /// Number of tokens of the prompt.
+        prompt_tokens: usize,
+        /// Number of tokens to generate.
+        new_tokens: usize,
+        /// The context length of the model.
+        context_length: usize,
+    },
+    /// The model has a head that does not predict tokens.
+    #[error("this model has a score head and cannot generate text; use a causal language model")]
+    NotALanguageModel,
+    /// The tokenizer has more tokens than the model.
+    #[error(
+        "{} has {tokens} tokens, but \"vocab_size\" of the model is {vocab_size}; use the tokenizer of the model", origin.display()
+    )]
+    OtherTokenizer {
+        /// The file of the tokenizer.
+        origin: PathBuf,
+        /// Number of tokens of the tokenizer.
+        tokens: usize,
+        /// The vocabulary size of the model.
+        vocab_size: usize,
+    },
+    /// The model computed logits that are NaN or infinite.
+    #[error("the logits are not finite; the weights of the model are damaged")]
+    LogitsNotFinite,
+}
+
+impl Error {
+    /// Whether the caller can fix it: a bad request, a missing, damaged or unsupported file, a prompt that is too long. Other
+    /// errors come from the machine or from the computation.
+    pub fn is_callers_fault(&self) -> bool {
+        match self {
+            Self::Candle(_) | Self::LogitsNotFinite => false,
+            Self::Model(error) => error.is_callers_fault(),
+            Self::Tokenizer(error) => error.is_callers_fault(),
+            Self::InvalidOption { .. }
+            | Self::EmptyPrompt
+            | Self::PromptTooLong { .. }
+            | Self::BenchTooLong { .. }
+            | Self::NotALanguageModel
+            | Self::OtherTokenizer { .. } => true,
+        }
+    }
 }

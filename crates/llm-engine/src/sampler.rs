@@ -31,10 +31,12 @@ impl Sampling {
     /// Checks the ranges of the parameters.
     pub fn validate(&self) -> Result<()> {
         if !(self.temperature.is_finite() && self.temperature >= 0.) {
-            return Err(Error::Input(format!("temperature is {}; it must be 0 or more", self.temperature)));
+            let (name, value) = ("temperature", self.temperature);
+            return Err(Error::InvalidOption { name, value, expected: "0 or more" });
         }
         if !(self.top_p > 0. && self.top_p <= 1.) {
-            return Err(Error::Input(format!("top_p is {}; it must be greater than 0 and at most 1", self.top_p)));
+            let (name, value) = ("top_p", self.top_p);
+            return Err(Error::InvalidOption { name, value, expected: "greater than 0 and at most 1" });
         }
         Ok(())
     }
@@ -44,7 +46,7 @@ impl Sampling {
 pub fn sample(logits: &[f32], sampling: &Sampling, rng: &mut ChaCha8Rng) -> Result<u32> {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if !top.is_finite() || logits.iter().any(|l| l.is_nan()) {
-        return Err(Error::Input("the logits are not finite; the weights of the model are damaged".to_owned()));
+        return Err(Error::LogitsNotFinite);
     }
     if sampling.temperature == 0. {
         return Ok(logits.iter().position(|&l| l == top).unwrap_or(0) as u32);
@@ -137,7 +139,8 @@ mod tests {
         let logits = [f32::NEG_INFINITY, 0., f32::NEG_INFINITY];
         let hot = Sampling { temperature: 100., ..Sampling::default() };
         assert!((0..1000).all(|_| sample(&logits, &hot, &mut rng).unwrap() == 1));
-        assert!(sample(&[f32::NAN, 0.], &hot, &mut rng).is_err());
+        let error = sample(&[f32::NAN, 0.], &hot, &mut rng).unwrap_err();
+        assert!(matches!(error, Error::LogitsNotFinite) && !error.is_callers_fault(), "{error}");
         assert!(Sampling { temperature: -1., ..hot }.validate().is_err());
         assert!(Sampling { top_p: 0., ..hot }.validate().is_err());
     }

@@ -83,10 +83,7 @@ impl TextModel {
     fn checked(model: Model, tokenizer: Tokenizer, origin: &Path) -> Result<Self> {
         let (ids, rows) = (tokenizer.vocab_size(), model.config().vocab_size);
         if ids > rows {
-            let origin = origin.display();
-            return Err(Error::Input(format!(
-                "{origin} has {ids} tokens, but \"vocab_size\" of the model is {rows}; use the tokenizer of the model"
-            )));
+            return Err(Error::OtherTokenizer { origin: origin.to_owned(), tokens: ids, vocab_size: rows });
         }
         Ok(Self { model, tokenizer })
     }

@@ -46,7 +46,7 @@ pub fn pair_scores(model: &Model, tokenizer: &Tokenizer, pairs: &[Pair]) -> Resu
         .collect();
     let logprobs = row_logprobs(model, &rows, 64, 1.)?;
     if logprobs.iter().any(|x| x.is_nan()) {
-        return Err(Error::Input("the model's log-probabilities are NaN; are its weights damaged?".to_owned()));
+        return Err(Error::LogprobsNaN);
     }
     Ok(logprobs.chunks(2).map(|p| if p[0] == p[1] { 0.5 } else { f64::from(u8::from(p[0] > p[1])) }).collect())
 }

@@ -96,9 +96,7 @@ fn bootstrap<const N: usize>(
 ) -> Result<Interval> {
     if let Some(column) = columns.iter().find(|column| column.len() != clusters.len()) {
         let (values, clusters) = (column.len(), clusters.len());
-        return Err(Error::Input(format!(
-            "a bootstrap of {values} values with {clusters} cluster numbers; give one per value"
-        )));
+        return Err(Error::Lengths { values, clusters });
     }
     let mut sums: BTreeMap<usize, ([f64; N], usize)> = BTreeMap::new();
     for (i, &cluster) in clusters.iter().enumerate() {
@@ -110,8 +108,7 @@ fn bootstrap<const N: usize>(
     }
     let sums: Vec<([f64; N], usize)> = sums.into_values().collect();
     if sums.len() < 2 {
-        let n = sums.len();
-        return Err(Error::Input(format!("a bootstrap of {n} clusters; give at least 2 clusters")));
+        return Err(Error::TooFew { statistic: "a bootstrap", n: sums.len(), unit: "clusters" });
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut draws = Vec::with_capacity(DRAWS);
@@ -127,8 +124,7 @@ fn bootstrap<const N: usize>(
         draws.push(statistic(total.map(|sum| sum / items as f64)));
     }
     if draws.iter().any(|draw| !draw.is_finite()) {
-        let message = "a bootstrap statistic is not finite: a value is not finite, or the mean of a denominator is 0";
-        return Err(Error::Input(message.to_owned()));
+        return Err(Error::StatisticNotFinite);
     }
     draws.sort_by(f64::total_cmp);
     Ok(Interval { low: quantile(&draws, 0.025), high: quantile(&draws, 0.975) })
@@ -165,12 +161,13 @@ impl Spread {
     /// ```
     pub fn of(values: &[f64]) -> Result<Self> {
         let n = values.len();
+        let too_few = Error::TooFew { statistic: "the spread", n, unit: "values" };
         if n < 2 {
-            return Err(Error::Input(format!("the spread of {n} values; give at least 2")));
+            return Err(too_few);
         }
         let mean = values.iter().sum::<f64>() / n as f64;
         let std = (values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1) as f64).sqrt();
-        let t = StudentsT::new(0., 1., (n - 1) as f64).map_err(|e| Error::Input(format!("Student's t: {e}")))?;
+        let t = StudentsT::new(0., 1., (n - 1) as f64).map_err(|_| too_few)?;
         let half = t.inverse_cdf(0.975) * std / (n as f64).sqrt();
         Ok(Self { n, mean, std, interval: Interval { low: mean - half, high: mean + half } })
     }

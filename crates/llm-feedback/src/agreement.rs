@@ -13,9 +13,7 @@ pub fn agreement(one: &[usize], other: &[usize]) -> Result<f64> {
         sorted
     };
     if one.len() < 2 || sorted(one) != sorted(other) || sorted(one).windows(2).any(|w| w[0] == w[1]) {
-        return Err(Error::Input(format!(
-            "cannot compare the rankings {one:?} and {other:?}: both must rank the same answers, at least two"
-        )));
+        return Err(Error::Rankings { one: one.to_vec(), other: other.to_vec() });
     }
     let rank = |item: usize| other.iter().position(|&x| x == item);
     let (mut agreeing, mut pairs) = (0., 0.);

@@ -38,11 +38,9 @@ impl Annotator {
             ("length_bias", self.length_bias, -MAX_VALUE, MAX_VALUE),
             ("position_bias", self.position_bias, -MAX_VALUE, MAX_VALUE),
         ];
-        match numbers.iter().find(|(_, value, low, high)| !(low..=high).contains(&value)) {
+        match numbers.into_iter().find(|(_, value, low, high)| !(low..=high).contains(&value)) {
             None => Ok(()),
-            Some((key, value, low, high)) => {
-                Err(Error::Input(format!("{key} is {value}; it must be a number from {low} to {high}")))
-            }
+            Some((key, value, low, high)) => Err(Error::Setting { key, value, low, high }),
         }
     }
 
@@ -78,8 +76,7 @@ impl Annotator {
     pub fn rank(&self, id: &str, utilities: &[f64], texts: &[&str]) -> Result<Vec<usize>> {
         self.validate()?;
         if utilities.len() != texts.len() || utilities.iter().any(|u| !u.is_finite()) {
-            let (u, t) = (utilities.len(), texts.len());
-            return Err(Error::Input(format!("{u} utilities for {t} answers; each answer needs one finite utility")));
+            return Err(Error::Utilities { utilities: utilities.len(), answers: texts.len() });
         }
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(

@@ -22,17 +22,11 @@
 
 mod agreement;
 mod annotator;
+mod error;
 
 pub use agreement::agreement;
 pub use annotator::{Annotator, preference_probability};
-
-/// An error of this crate.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Invalid settings, or utilities, texts or rankings that do not match.
-    #[error("{0}")]
-    Input(String),
-}
+pub use error::Error;
 
 /// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

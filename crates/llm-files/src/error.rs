@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", path.display(), crate::error_text(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -32,6 +32,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the caller can fix it: a missing, damaged or unsupported file. Other errors come from the machine, such as a full
+    /// disk.
+    pub fn is_callers_fault(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => crate::is_callers_fault(source),
+            Self::Safetensors { .. } | Self::Gguf { .. } => true,
+        }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }

@@ -15,6 +15,8 @@
 //! A program that is killed during a write leaves a temporary file whose name starts with `.tmp`; [`remove_temp_files`] deletes
 //! such files. [`write_checksums`] and [`verify_checksums`] detect changed files in a folder, [`Lock`] excludes a second process.
 //! [`SafetensorsFile`] and [`gguf::GgufFile`] validate the header of a memory-mapped file; this crate does not know tensors or models.
+//! Functions on files return errors of the standard library: [`is_callers_fault`] and [`error_text`] say what they mean.
+//!
 //! Where to look next: `llm_model::write_safetensors`, which writes the weights of a model with [`write_atomic`].
 
 mod bytes;
@@ -22,6 +24,7 @@ mod checksum;
 mod dtype;
 mod error;
 pub mod gguf;
+mod io_error;
 mod lock;
 mod safetensors_file;
 
@@ -29,6 +32,7 @@ pub use bytes::Bytes;
 pub use checksum::{checksum, combine_checksums, list_files, sync_folder, verify_checksums, write_checksums};
 pub use dtype::{BlockFormat, WeightDtype};
 pub use error::Error;
+pub use io_error::{error_text, hub_hint, is_callers_fault};
 pub use lock::Lock;
 pub use safetensors_file::{SafetensorsFile, SafetensorsTensor};
 

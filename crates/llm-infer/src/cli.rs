@@ -1,11 +1,11 @@
 //! Runs the commands of `llm-infer`.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::{BufRead, IsTerminal};
 use std::path::Path;
 use std::time::Instant;
 
-use clap::CommandFactory;
 use llm_cli::Failure;
 use llm_engine::{Error, Sampling, TextModel, TextOptions, anonymous_memory, bench};
 use llm_model::{Batch, Model, write_safetensors};
@@ -79,21 +79,20 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
         Command::Merge(args) => merge(&args),
         Command::Bench(args) => run_bench(&args),
         Command::Convert(args) => convert(&args),
-        Command::Completions { shell } => llm_cli::print(&llm_cli::completions(Arguments::command(), shell)),
-        Command::Man { out } => {
-            let written = llm_cli::write_man_pages(Arguments::command(), &out);
-            llm_cli::print(&written.map_err(|e| Failure::input(format!("{}: {e}", out.display())))?)
-        }
+        Command::Shell(command) => command.run::<Arguments>(),
     });
     result.map_err(|e| Failure::input(format!("--threads: {e}")))?
 }
 
-/// Classifies an error: tensor errors are internal, all others are errors of the input.
+/// The failure of the program for an error of the libraries.
 pub(crate) fn input(error: impl Into<Error>) -> Failure {
-    match error.into() {
-        Error::Candle(error) => Failure::internal(error.to_string()),
-        error => Failure::input(error.to_string()),
-    }
+    let error = error.into();
+    Failure::of(&error, error.is_callers_fault())
+}
+
+/// The failure of the program for an I/O error of a file, a folder or a stream.
+pub(crate) fn io_failure(name: impl Display, error: &std::io::Error) -> Failure {
+    Failure::of(format!("{name}: {}", llm_files::error_text(error)), llm_files::is_callers_fault(error))
 }
 
 /// Loads and activates the adapter of a folder, if one is given.
@@ -147,7 +146,7 @@ fn chat(args: &ChatArgs) -> Result<(), Failure> {
         }
         let mut line = String::new();
         let read = std::io::stdin().lock().read_line(&mut line);
-        let read = read.map_err(|e| Failure::input(format!("standard input: {e}")))?;
+        let read = read.map_err(|e| io_failure("standard input", &e))?;
         if read == 0 || line.trim() == "/bye" {
             return Ok(());
         }
@@ -180,11 +179,11 @@ fn stream_reply(text_model: &TextModel, prompt: &[u32], options: &TextOptions) -
 }
 
 fn write_logits(args: &LogitsArgs) -> Result<(), Failure> {
+    refuse_existing(&args.out)?;
     let model = with_adapter(Model::open(&args.model).map_err(input)?, args.adapter.as_deref())?;
     let logits =
         (|| -> Result<_, Error> { Ok(model.forward(&Batch::new(std::slice::from_ref(&args.ids))?)?.squeeze(0)?) })();
     let tensors = BTreeMap::from([("logits".to_owned(), logits.map_err(input)?)]);
-    reject_folder(&args.out)?;
     write_safetensors(&args.out, &tensors).map_err(input)?;
     let (tokens, out) = (args.ids.len(), args.out.display());
     llm_cli::print(&format!(
@@ -193,9 +192,7 @@ fn write_logits(args: &LogitsArgs) -> Result<(), Failure> {
 }
 
 fn merge(args: &MergeArgs) -> Result<(), Failure> {
-    if args.out.exists() {
-        return Err(Failure::input(format!("{}: already exists; choose another --out", args.out.display())));
-    }
+    refuse_existing(&args.out)?;
     let model = with_adapter(Model::load(&args.model).map_err(input)?, Some(&args.adapter))?;
     let with_tokenizer = [&args.adapter, &args.model].into_iter().find(|dir| dir.join("tokenizer.json").exists());
     let tokenizer = with_tokenizer.map(Tokenizer::load).transpose().map_err(input)?;
@@ -229,9 +226,10 @@ fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
     llm_cli::print(&format!("{json}\n"))
 }
 
-fn reject_folder(path: &Path) -> Result<(), Failure> {
-    if path.is_dir() {
-        return Err(Failure::input(format!("{}: is a folder; --out must be a file", path.display())));
+/// An error if the output exists: nothing is overwritten.
+pub(crate) fn refuse_existing(out: &Path) -> Result<(), Failure> {
+    if out.exists() {
+        return Err(Failure::input(format!("{}: already exists; choose another --out", out.display())));
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use llm_engine::{Error, TextModel};
 use llm_model::{Model, Weight, WeightDtype};
 
 use crate::args::bits;
-use crate::cli::input;
+use crate::cli::{input, io_failure, refuse_existing};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  llm-infer convert --model runs/chat --to gguf --quantize q8_0 --out chat.gguf")]
@@ -23,7 +23,7 @@ pub(crate) struct ConvertArgs {
     /// Weight type of the matrices in the output [default: the type of the input]
     #[arg(long, value_parser = dtype_parser())]
     quantize: Option<WeightDtype>,
-    /// Output file (gguf) or folder (safetensors); it must not exist
+    /// File (gguf) or folder (safetensors) to write; must not exist
     #[arg(long)]
     out: PathBuf,
 }
@@ -51,10 +51,7 @@ fn dtype_parser() -> impl TypedValueParser<Value = WeightDtype> {
 
 /// Runs the command.
 pub(crate) fn convert(args: &ConvertArgs) -> Result<(), Failure> {
-    if args.out.exists() {
-        let out = args.out.display();
-        return Err(Failure::input(format!("{out}: already exists; choose another --out or remove it first")));
-    }
+    refuse_existing(&args.out)?;
     let text_model = TextModel::open(&args.model).map_err(input)?;
     match args.to {
         Format::Gguf => text_model.save_gguf(&args.out, args.quantize).map_err(input)?,
@@ -85,7 +82,7 @@ fn is_quantized(model: &Model) -> bool {
 
 /// Saves under a temporary name, then renames the folder, so an existing `out` is always complete.
 fn save(text_model: &TextModel, out: &Path) -> Result<(), Failure> {
-    let io = |cause: std::io::Error| Failure::input(format!("{}: {cause}", out.display()));
+    let io = |error: std::io::Error| io_failure(out.display(), &error);
     let unfinished = llm_files::temp_folder(out).map_err(io)?;
     text_model.model.save(unfinished.path()).map_err(Error::from).map_err(input)?;
     text_model.tokenizer.save(unfinished.path()).map_err(Error::from).map_err(input)?;

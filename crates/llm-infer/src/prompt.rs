@@ -6,6 +6,7 @@ use std::path::Path;
 use llm_cli::Failure;
 
 use crate::args::GenerateArgs;
+use crate::cli::io_failure;
 
 /// The prompt: an argument, a file, or standard input. One line break at the end of a file or of standard input is removed.
 pub(crate) fn read_prompt(args: &GenerateArgs) -> Result<String, Failure> {
@@ -16,7 +17,7 @@ pub(crate) fn read_prompt(args: &GenerateArgs) -> Result<String, Failure> {
         (None, Some(path)) if path == Path::new("-") => standard_input()?,
         (None, Some(path)) => {
             let text = std::fs::read_to_string(path);
-            without_line_break(text.map_err(|e| Failure::input(format!("{}: {e}", path.display())))?)
+            without_line_break(text.map_err(|e| io_failure(path.display(), &e))?)
         }
         (None, None) if std::io::stdin().is_terminal() => {
             return Err(Failure::input("no prompt; give it as an argument, with --file, or on standard input"));
@@ -32,7 +33,7 @@ pub(crate) fn read_prompt(args: &GenerateArgs) -> Result<String, Failure> {
 fn standard_input() -> Result<String, Failure> {
     let mut text = String::new();
     let read = std::io::stdin().lock().read_to_string(&mut text);
-    read.map_err(|e| Failure::input(format!("standard input: {e}")))?;
+    read.map_err(|e| io_failure("standard input", &e))?;
     Ok(without_line_break(text))
 }
 

@@ -9,7 +9,7 @@ pub enum Error {
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", path.display(), llm_files::error_text(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -62,6 +62,21 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the caller can fix it: a missing, damaged or unsupported file, an input that does not fit the model. Other errors
+    /// come from the machine, such as a full disk, or from the computation.
+    pub fn is_callers_fault(&self) -> bool {
+        match self {
+            Self::Candle(_) => false,
+            Self::Io { source, .. } => llm_files::is_callers_fault(source),
+            Self::Json { .. }
+            | Self::Config { .. }
+            | Self::Safetensors { .. }
+            | Self::Gguf { .. }
+            | Self::Tensors { .. }
+            | Self::Input(_) => true,
+        }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }

@@ -27,6 +27,13 @@ pub enum Error {
         cause: tokenizers::Error,
     },
 
+    /// A folder does not exist.
+    #[error("{}: no such folder; give a folder with a tokenizer.json{}", dir.display(), llm_files::hub_hint(dir))]
+    NoFolder {
+        /// The missing folder.
+        dir: PathBuf,
+    },
+
     /// A folder has no `tokenizer.json`.
     #[error("{}: no such file; give a folder with a tokenizer.json, or train a tokenizer and save it there", path.display())]
     Missing {
@@ -35,7 +42,7 @@ pub enum Error {
     },
 
     /// A file exists but cannot be read.
-    #[error("{}: cannot be read ({cause}); check that it is a text file and that you have permission", path.display())]
+    #[error("{}: cannot be read ({}); check that it is a text file and that you have permission", path.display(), llm_files::error_text(cause))]
     Read {
         /// The file.
         path: PathBuf,
@@ -64,7 +71,7 @@ pub enum Error {
     },
 
     /// A file or folder could not be written.
-    #[error("{}: cannot be written ({cause}); check the permissions of the folder and the free disk space", path.display())]
+    #[error("{}: cannot be written ({}); check the permissions of the folder", path.display(), llm_files::error_text(cause))]
     Write {
         /// The file or folder.
         path: PathBuf,
@@ -166,4 +173,28 @@ pub enum Error {
         /// The index of the assistant message.
         index: usize,
     },
+}
+
+impl Error {
+    /// Whether the caller can fix it: a missing or invalid file, a chat template that does not fit, an argument out of range.
+    /// Other errors come from the machine, such as a full disk, or from the tokenizer library.
+    pub fn is_callers_fault(&self) -> bool {
+        match self {
+            Self::Read { cause, .. } | Self::Write { cause, .. } => llm_files::is_callers_fault(cause),
+            Self::Train { .. } | Self::Serialize { .. } | Self::Encode { .. } | Self::Decode { .. } => false,
+            Self::VocabSize { .. }
+            | Self::NoFolder { .. }
+            | Self::Missing { .. }
+            | Self::Parse { .. }
+            | Self::ConfigKey { .. }
+            | Self::Gguf { .. }
+            | Self::Stream { .. }
+            | Self::NoChatTemplate
+            | Self::RoleTokens { .. }
+            | Self::Template { .. }
+            | Self::NoEndOfTurn
+            | Self::Role { .. }
+            | Self::NotPrefix { .. } => true,
+        }
+    }
 }

@@ -33,6 +33,7 @@ impl Tokenizer {
             None => {
                 let pieces = dir.join(PIECES_FILE);
                 let bytes = fs::read(&pieces).map_err(|cause| match cause.kind() {
+                    io::ErrorKind::NotFound if !dir.exists() => Error::NoFolder { dir: dir.to_owned() },
                     io::ErrorKind::NotFound => Error::Missing { path: path.clone() },
                     _ => Error::Read { path: pieces.clone(), cause },
                 })?;

@@ -27,7 +27,7 @@ pub enum Error {
     #[error(transparent)]
     Feedback(#[from] llm_feedback::Error),
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", path.display(), llm_files::error_text(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -72,33 +72,16 @@ impl Error {
     /// Whether the caller can fix it: a missing file, an invalid number, data in the wrong format. Other errors come from the
     /// machine (disk full, no permission) or from the computation.
     pub fn is_callers_fault(&self) -> bool {
-        use llm_eval::Error as Eval;
         match self {
-            Self::Candle(_)
-            | Self::Engine(llm_engine::Error::Candle(_))
-            | Self::Eval(Eval::Candle(_) | Eval::Engine(llm_engine::Error::Candle(_)))
-            | Self::Diverged { .. }
-            | Self::Interrupted { .. } => false,
-            Self::Io { source, .. }
-            | Self::Data(llm_data::Error::Io { source, .. })
-            | Self::Eval(Eval::Data(llm_data::Error::Io { source, .. })) => is_callers(source),
-            Self::Model(e)
-            | Self::Engine(llm_engine::Error::Model(e))
-            | Self::Eval(Eval::Model(e) | Eval::Engine(llm_engine::Error::Model(e))) => match e {
-                llm_model::Error::Io { source, .. } => is_callers(source),
-                llm_model::Error::Candle(_) => false,
-                _ => true,
-            },
-            Self::Tokenizer(e)
-            | Self::Data(llm_data::Error::Tokenizer(e))
-            | Self::Engine(llm_engine::Error::Tokenizer(e))
-            | Self::Eval(Eval::Tokenizer(e) | Eval::Engine(llm_engine::Error::Tokenizer(e))) => match e {
-                llm_tokenizer::Error::Read { cause, .. } | llm_tokenizer::Error::Write { cause, .. } => {
-                    is_callers(cause)
-                }
-                _ => true,
-            },
-            Self::Data(_) | Self::Engine(_) | Self::Eval(_) | Self::Feedback(_) | Self::Input(_) => true,
+            Self::Candle(_) | Self::Diverged { .. } | Self::Interrupted { .. } => false,
+            Self::Io { source, .. } => llm_files::is_callers_fault(source),
+            Self::Model(error) => error.is_callers_fault(),
+            Self::Tokenizer(error) => error.is_callers_fault(),
+            Self::Data(error) => error.is_callers_fault(),
+            Self::Engine(error) => error.is_callers_fault(),
+            Self::Eval(error) => error.is_callers_fault(),
+            Self::Feedback(error) => error.is_callers_fault(),
+            Self::Input(_) => true,
         }
     }
 
@@ -106,22 +89,6 @@ impl Error {
         let path = path.into();
         move |source| Self::Io { path, source }
     }
-}
-
-/// Whether an I/O error is caused by the request, and not by the machine.
-fn is_callers(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind as Kind;
-    matches!(
-        error.kind(),
-        Kind::AlreadyExists
-            | Kind::InvalidData
-            | Kind::InvalidFilename
-            | Kind::InvalidInput
-            | Kind::IsADirectory
-            | Kind::NotADirectory
-            | Kind::NotFound
-            | Kind::UnexpectedEof
-    )
 }
 
 #[cfg(test)]

@@ -147,7 +147,10 @@ pub fn read_config(path: &Path) -> Result<ParsedConfig> {
 
 fn read(dir: &Path, weight: impl Fn(&SafetensorsTensor) -> Result<Weight>) -> Result<Model> {
     if !dir.is_dir() {
-        let message = "no such folder; a model is a folder with config.json and model.safetensors";
+        let hint = llm_files::hub_hint(dir);
+        let message = format!(
+            "no such folder; a model is a folder with config.json and model.safetensors, or a .gguf file{hint}"
+        );
         return Err(Error::config(dir.display().to_string(), message));
     }
     let ParsedConfig { config, head, raw_config, extra } = read_config(dir)?;
