@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, Parser};
+use clap::{Arg, Command, CommandFactory, Parser};
 
 /// Parses the arguments of the program. Prints help or the version if they are asked for and exits with code 0; prints an error
 /// as one line on standard error and exits with code 2.
@@ -29,7 +29,7 @@ enum Stop {
 
 fn parse_from<A: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result<A, Stop> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let mut command = with_negative_numbers(A::command());
+    let mut command = command::<A>();
     let parsed = command
         .try_get_matches_from_mut(&arguments)
         .and_then(|mut matches| A::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command)));
@@ -39,13 +39,33 @@ fn parse_from<A: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Resul
     })
 }
 
-/// Options take values such as `-1`, so that the error names the value and not an unknown option.
-fn with_negative_numbers(command: Command) -> Command {
-    let command = command.mut_args(|argument| match argument.get_action().takes_values() {
-        true => argument.allow_negative_numbers(true),
-        false => argument,
+/// The command line of a program. Required options are marked and come first in help. Options take values such as `-1`, so that
+/// the error names the value and not an unknown option.
+pub(crate) fn command<A: CommandFactory>() -> Command {
+    prepared(A::command())
+}
+
+fn prepared(command: Command) -> Command {
+    let mut at = 0;
+    let command = command.mut_args(|argument| {
+        at += 1;
+        let argument = match argument.get_action().takes_values() {
+            true => argument.allow_negative_numbers(true),
+            false => argument,
+        };
+        match argument.is_required_set() {
+            true => marked_as_required(argument).display_order(at),
+            false => argument.display_order(100 + at), // `--help` has 999
+        }
     });
-    command.mut_subcommands(with_negative_numbers)
+    command.mut_subcommands(prepared)
+}
+
+fn marked_as_required(argument: Arg) -> Arg {
+    match argument.get_help().map(StyledStr::to_string) {
+        Some(help) => argument.help(format!("{help} [required]")),
+        None => argument,
+    }
 }
 
 /// `error: WHAT; did you mean 'X'?; see 'PROGRAM COMMAND --help'`.
@@ -76,15 +96,22 @@ fn named_command<'a>(arguments: &[OsString], program: &'a Command) -> (String, &
     (path, command)
 }
 
-/// The known name that is nearest to an unknown one, as clap suggests it.
+/// The known name that is nearest to an unknown one, as clap suggests it, if at most a third of its letters differ.
 fn suggestion(error: &clap::Error) -> Option<String> {
-    let kinds = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue];
-    kinds.into_iter().find_map(|kind| match error.get(kind)? {
+    let text = |kind| match error.get(kind)? {
         ContextValue::String(name) => Some(name.clone()),
         ContextValue::Strings(names) => names.first().cloned(),
         ContextValue::StyledStr(name) => Some(StyledStr::to_string(name)),
         _ => None,
-    })
+    };
+    let pairs = [
+        (ContextKind::InvalidArg, ContextKind::SuggestedArg),
+        (ContextKind::InvalidSubcommand, ContextKind::SuggestedSubcommand),
+        (ContextKind::InvalidValue, ContextKind::SuggestedValue),
+    ];
+    let (unknown, known) = pairs.into_iter().find_map(|(is, suggested)| Some((text(is)?, text(suggested)?)))?;
+    let distance = strsim::damerau_levenshtein(unknown.split('=').next()?, &known);
+    (3 * distance <= known.chars().count()).then_some(known)
 }
 
 /// The standard library's reasons why a text is not a number, in other words.
@@ -151,8 +178,12 @@ mod tests {
 
     #[derive(Debug, Args)]
     struct Generate {
+        /// The temperature
         #[arg(long, default_value_t = 0.)]
         temperature: f64,
+        /// The model
+        #[arg(long)]
+        model: String,
     }
 
     fn parsed(line: &str) -> Result<Arguments, Stop> {
@@ -191,7 +222,9 @@ mod tests {
             let found = message(&format!("prog tokenizer train --input a --out b {name} {value}"));
             assert!(found.starts_with("error: invalid value '-") && found.ends_with(SEE), "{found}");
         }
-        let Commands::Generate(args) = parsed("prog generate --temperature -1").unwrap().command else { panic!() };
+        let Commands::Generate(args) = parsed("prog generate --model m --temperature -1").unwrap().command else {
+            panic!()
+        };
         assert_eq!(args.temperature, -1.);
     }
 
@@ -209,6 +242,7 @@ mod tests {
             message("prog tokenisers"),
             "error: unrecognized subcommand 'tokenisers'; did you mean 'tokenizer'?; see 'prog --help'"
         );
+        assert_eq!(message("prog operate"), "error: unrecognized subcommand 'operate'; see 'prog --help'");
     }
 
     #[test]
@@ -227,12 +261,25 @@ mod tests {
     }
 
     #[test]
-    fn help_and_version_are_shown_as_clap_shows_them() {
-        for line in ["prog --help", "prog tokenizer train --help", "prog help", "prog --version"] {
+    fn help_and_version_are_shown_and_are_no_errors() {
+        for (line, content) in [
+            ("prog --help", "Usage: prog [OPTIONS] <COMMAND>"),
+            ("prog tokenizer train --help", "Usage: prog tokenizer train [OPTIONS] --input <INPUT>... --out <OUT>"),
+            ("prog help", "Commands:"),
+            ("prog --version", "prog "),
+        ] {
             let Err(Stop::Shown(shown)) = parsed(line) else { panic!("{line}") };
-            let words = line.split_whitespace();
-            assert_eq!(shown.render().to_string(), Arguments::try_parse_from(words).unwrap_err().render().to_string());
+            assert!(shown.render().to_string().contains(content), "{line}: {}", shown.render());
             assert_eq!(shown.exit_code(), 0);
         }
+    }
+
+    #[test]
+    fn required_options_are_marked_and_come_first_in_help() {
+        let Err(Stop::Shown(shown)) = parsed("prog generate --help") else { panic!() };
+        let text = shown.render().to_string();
+        let line = |name: &str| text.lines().position(|line| line.contains(name)).unwrap();
+        assert!(line("--model") < line("--temperature") && line("--temperature") < line("--help"), "{text}");
+        assert!(text.contains("The model [required]"), "{text}");
     }
 }

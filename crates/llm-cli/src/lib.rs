@@ -24,13 +24,12 @@ mod progress;
 mod verbosity;
 
 pub use arguments::parse_arguments;
-pub use clap_complete::Shell;
 pub use failure::{Failure, run};
 pub use interrupt::stop_on_interrupt;
 pub use logging::{init_logging, print};
-pub use manual::{completions, write_man_pages};
+pub use manual::ShellCommand;
 pub use progress::Progress;
-pub use verbosity::Verbosity;
+pub use verbosity::{GLOBAL_HEADING, Verbosity};
 
 /// mimalloc reuses freed memory. The system allocator returns each large tensor to the kernel and maps new pages for the next
 /// one, thousands of times per second.

@@ -2,14 +2,17 @@
 
 use clap::Args;
 
+/// The heading in help of the options that every command has.
+pub const GLOBAL_HEADING: &str = "Global options";
+
 /// How much a program prints on standard error.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct Verbosity {
     /// Print errors only
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = GLOBAL_HEADING)]
     pub quiet: bool,
     /// Print debug messages too, such as load times and tokens per second
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = GLOBAL_HEADING)]
     pub verbose: bool,
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use llm_cli::{Shell, Verbosity};
+use llm_cli::{GLOBAL_HEADING, ShellCommand, Verbosity};
 use llm_model::{BlockFormat, WeightDtype};
 
 use crate::convert::ConvertArgs;
@@ -19,7 +19,7 @@ use crate::convert::ConvertArgs;
 )]
 pub struct Arguments {
     /// Number of compute threads, at least 1 [default: number of physical cores]
-    #[arg(long, global = true)]
+    #[arg(long, global = true, value_name = "N", display_order = 100, help_heading = GLOBAL_HEADING)]
     pub(crate) threads: Option<usize>,
     /// How much to print on standard error.
     #[command(flatten)]
@@ -42,17 +42,8 @@ pub(crate) enum Command {
     Logits(LogitsArgs),
     /// Measure prefill and decode throughput; prints a JSON object
     Bench(BenchArgs),
-    /// Print a completion script for a shell
-    Completions {
-        /// Shell that will load the script
-        shell: Shell,
-    },
-    /// Write manual pages
-    Man {
-        /// Output folder
-        #[arg(long, default_value = "man")]
-        out: PathBuf,
-    },
+    #[command(flatten)]
+    Shell(ShellCommand),
 }
 
 /// Weight dtype in memory; none: the dtype of the file, memory-mapped.
@@ -165,7 +156,7 @@ pub(crate) struct LogitsArgs {
     /// Token ids, comma-separated
     #[arg(long, value_delimiter = ',', required = true)]
     pub(crate) ids: Vec<u32>,
-    /// Output file; its tensor `logits` has shape (seq, vocab) and dtype f32
+    /// Output file, must not exist; its tensor `logits` has shape (seq, vocab) and dtype f32
     #[arg(long)]
     pub(crate) out: PathBuf,
 }
@@ -179,7 +170,7 @@ pub(crate) struct MergeArgs {
     /// Folder of a PEFT LoRA adapter; its tokenizer is copied if it has one, else that of the base model
     #[arg(long)]
     pub(crate) adapter: PathBuf,
-    /// Output folder; it must not exist
+    /// Folder to write; must not exist
     #[arg(long)]
     pub(crate) out: PathBuf,
 }

@@ -34,6 +34,7 @@ fn logits_with_an_active_and_a_merged_adapter_match_peft() {
     let gap = |model: &Path, more: &[&str]| {
         run(&[&["logits", "--ids", &ids, "--model", text(model), "--out", text(&file)], more].concat());
         let ours = &read_safetensors(&file).unwrap()["logits"];
+        std::fs::remove_file(&file).unwrap();
         (ours - &theirs).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
     };
     assert!(gap(&model, &["--adapter", text(&adapter)]) < 1e-4);

@@ -107,3 +107,30 @@ fn completions_and_manual_pages_are_generated() {
     printed(&["man", "--out", out.to_str().unwrap()], "");
     assert!(std::fs::read_to_string(out.join("llm-infer-generate.1")).unwrap().contains("temperature"));
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_named_and_not_the_users_error() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_llm-infer")).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert_eq!(message, "error: standard output: disk full; free some space and try again\n");
+
+    // A file system of 64 KiB, visible to one process. Some machines do not let users mount one.
+    let dir = tempfile::tempdir().unwrap();
+    let (model, small) = (dir.path().join("model"), dir.path().join("small"));
+    save_model(&model);
+    std::fs::create_dir(&small).unwrap();
+    let script = r#"mount -t tmpfs -o size=64k tmpfs "$3" || exit 77
+        exec "$1" convert --model "$2" --to safetensors --out "$3/model""#;
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_llm-infer")]);
+    let output = match command.args([&model, &small]).output() {
+        Ok(output) if output.status.code() != Some(77) && !output.stderr.starts_with(b"unshare:") => output,
+        _ => return eprintln!("skipped: this machine does not let users mount a file system"),
+    };
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("model.safetensors: disk full ("), "{message}");
+}

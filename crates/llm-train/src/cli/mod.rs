@@ -5,7 +5,7 @@ mod run;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use llm_cli::{Failure, Progress, Shell, Verbosity, key_value};
+use llm_cli::{Failure, GLOBAL_HEADING, Progress, ShellCommand, Verbosity, key_value};
 
 use crate::recipes::{DistillInputs, FinetuneInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs};
 use crate::run::{Event, recorded_recipe};
@@ -22,13 +22,21 @@ use run::run;
 )]
 pub struct Arguments {
     /// Number of compute threads, at least 1 [default: one per physical core]
-    #[arg(long, global = true, value_name = "N", display_order = 100)]
+    #[arg(long, global = true, value_name = "N", display_order = 100, help_heading = GLOBAL_HEADING)]
     threads: Option<usize>,
     /// How much to print on standard error.
     #[command(flatten)]
     pub verbosity: Verbosity,
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<AnyCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+enum AnyCommand {
+    #[command(flatten)]
+    Training(Command),
+    #[command(flatten)]
+    Shell(ShellCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -58,17 +66,6 @@ enum Command {
     Bench(Bench),
     /// Count parameters, memory and floating-point operations of a model
     Params(Params),
-    /// Print a completion script for a shell
-    Completions {
-        /// Shell that will load the script
-        shell: Shell,
-    },
-    /// Write manual pages
-    Man {
-        /// Output folder
-        #[arg(long, default_value = "man", value_name = "DIR")]
-        out: PathBuf,
-    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -107,7 +104,7 @@ struct Prepare {
 /// Options of every run.
 #[derive(Debug, Args)]
 struct Common {
-    /// Recipe: a TOML file, or the name of a built-in recipe [default: the command's own; with --resume the run's]
+    /// Recipe: a TOML file, or a name that `llm-train recipe` lists [default: the command's own; with --resume the run's]
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
     /// Override a key of the recipe, such as `optimizer.learning_rate=0.001`; may be repeated
@@ -228,7 +225,7 @@ struct PrintRecipe {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  llm-train bench --steps 10 --set model.hidden_size=384")]
 struct Bench {
-    /// Recipe of pre-training: a TOML file, or the name of a built-in recipe
+    /// Recipe of pre-training: a TOML file, or a name that `llm-train recipe` lists
     #[arg(long, default_value = "pretrain", value_name = "NAME|FILE")]
     recipe: String,
     /// Override a key of the recipe, such as `model.hidden_size=384`; may be repeated
@@ -291,7 +288,11 @@ All commands: llm-train --help
 
 /// Runs the command.
 pub fn execute(arguments: Arguments) -> Result<(), Failure> {
-    let Some(command) = arguments.command else { return llm_cli::print(START) };
+    let command = match arguments.command {
+        None => return llm_cli::print(START),
+        Some(AnyCommand::Shell(command)) => return command.run::<Arguments>(),
+        Some(AnyCommand::Training(command)) => command,
+    };
     let threads = arguments.threads.unwrap_or_else(llm_kernels::default_threads);
     let done = llm_kernels::with_threads(threads, || run_with_progress(command));
     done.map_err(|e| Failure::input(format!("--threads: {e}")))?
@@ -319,8 +320,7 @@ fn run_with_progress(command: Command) -> Result<(), Failure> {
     }
     let text = result.map_err(|error| match error {
         Error::Interrupted { .. } => Failure::interrupted(error.to_string()),
-        error if error.is_callers_fault() => Failure::input(error.to_string()),
-        error => Failure::internal(error.to_string()),
+        error => Failure::of(&error, error.is_callers_fault()),
     })?;
     llm_cli::print(&text)
 }

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use clap::CommandFactory;
 use llm_tokenizer::TrainConfig;
 use serde::de::DeserializeOwned;
 
-use super::{Arguments, Command, Params, Resume, Tokenizer};
+use super::{Command, Params, Resume, Tokenizer};
 use crate::bench::bench;
 use crate::params::{Report, Usage};
 use crate::recipe::built_in_recipe;
@@ -65,8 +64,6 @@ pub(super) fn run(command: Command, observer: &mut dyn FnMut(Event)) -> Result<S
             Ok(format!("{json}\n"))
         }
         Command::Recipe(args) => built_in_recipe(args.name.as_deref()),
-        Command::Completions { shell } => Ok(llm_cli::completions(Arguments::command(), shell)),
-        Command::Man { out } => llm_cli::write_man_pages(Arguments::command(), &out).map_err(Error::io(out)),
         Command::Params(args) => params(args),
     }
 }
