@@ -185,8 +185,8 @@ fn describe<R: Recipe>(error: &toml::de::Error) -> String {
     let whole = error.to_string();
     let table = whole.rsplit_once("in `").map_or("", |(_, table)| table.trim_end().trim_end_matches('`'));
     let key = if table.is_empty() { quoted[0].to_owned() } else { format!("{table}.{}", quoted[0]) };
-    let hint = similar_key::<R>(table, quoted[0]).map_or(String::new(), |key| format!("did you mean \"{key}\"? "));
-    format!("unknown key \"{key}\"; {hint}(keys: {})", quoted[1..].join(", "))
+    let hint = similar_key::<R>(table, quoted[0]).map_or(String::new(), |key| format!("; did you mean \"{key}\"?"));
+    format!("unknown key \"{key}\"{hint} (keys: {})", quoted[1..].join(", "))
 }
 
 /// The key whose last part is most similar to `name`, if the two differ in at most a third of their letters. Among equally
