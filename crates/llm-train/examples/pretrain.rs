@@ -45,8 +45,8 @@ fn train(steps: u64) -> Result<(), Box<dyn Error>> {
             println!("{done}: {message}");
         }
     };
-    let inputs = PretrainInputs { tokenizer: &tokenizer_dir, data: &shards };
-    let outcome = pretrain(&recipe, inputs, &run, RunOptions { resume: false, observer: &mut show, stop: &NEVER })?;
+    let inputs = PretrainInputs { tokenizer: tokenizer_dir, data: shards };
+    let outcome = pretrain(&recipe, &inputs, &run, RunOptions { resume: false, observer: &mut show, stop: &NEVER })?;
     println!("{} steps in {:.1} s", outcome.steps, outcome.seconds);
 
     // The run is a Hugging Face folder, with metrics.jsonl beside the model.
