@@ -10,7 +10,7 @@ use rand::seq::SliceRandom;
 
 use crate::run::rng;
 use crate::splits::{self, Source, encode_all, read_items};
-use crate::{Error, Result};
+use crate::{Error, Result, loss};
 
 /// A conversation in token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub fn answer_loss(model: &Model, examples: &[Example], batch_size: usize, pad: 
     let (mut sum, mut count) = (0., 0);
     for chunk in examples.chunks(batch_size) {
         let (hidden, labels) = answer_states(model, &chunk.iter().collect::<Vec<_>>(), pad)?;
-        sum += labels.len() as f64 * crate::loss::scalar(&model.cross_entropy(&hidden, &labels)?)?;
+        sum += labels.len() as f64 * loss::scalar(&loss::next_token(model, &hidden, &labels)?)?;
         count += labels.len();
     }
     Ok(sum / count.max(1) as f64)

@@ -1,6 +1,6 @@
 //! Training of language models: losses, optimizer, recipes and evaluation.
 //!
-//! - [`loss`]: cross-entropy, KL divergence, mean squared error, ranking losses;
+//! - [`loss`]: all losses: cross-entropy, KL divergence, mean squared error, rankings, PPO;
 //! - [`optim`]: AdamW, learning rate schedules, [`optim::Learner`];
 //! - [`rl`]: the formulas of PPO; [`rollout`]: sampled replies with their log-probabilities and values;
 //! - [`best_of`]: best-of-n sampling, the baseline of PPO;

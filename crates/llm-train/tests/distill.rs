@@ -38,10 +38,10 @@ fn scalar(x: &Tensor) -> f32 {
 fn free_logits_converge_to_the_teachers_distribution() {
     let teacher = Tensor::randn(0f32, 2., (16, 32), &Device::Cpu).unwrap();
     let student = Var::zeros((16, 32), DType::F32, &Device::Cpu).unwrap();
-    let forward = |x: &Tensor| scalar(&loss::distillation(x, &teacher, 1.).unwrap());
+    let forward = |x: &Tensor| scalar(&loss::kl_divergence(x, &teacher, 1.).unwrap());
     assert!(forward(&student) > 0.5);
     for temperature in [1., 4.] {
-        minimise(&student, 600, 0.1, |x| loss::distillation(x, &teacher, temperature).unwrap());
+        minimise(&student, 600, 0.1, |x| loss::kl_divergence(x, &teacher, temperature).unwrap());
         let reverse = scalar(&kl_divergence(&teacher, &student.detach(), 1.).unwrap().mean_all().unwrap());
         assert!(forward(&student) < 1e-3 && reverse < 1e-3, "T = {temperature}: {}, {reverse}", forward(&student));
     }
@@ -68,7 +68,7 @@ fn forward_kl_covers_both_peaks_and_reverse_kl_chooses_one() {
     };
 
     let forward = start();
-    minimise(&forward, 1500, 0.05, |p| loss::distillation(&bell(p), &teacher, 1.).unwrap());
+    minimise(&forward, 1500, 0.05, |p| loss::kl_divergence(&bell(p), &teacher, 1.).unwrap());
     let reverse = start();
     minimise(&reverse, 1500, 0.05, |p| {
         // KL(student || teacher), from candle's basic operations.

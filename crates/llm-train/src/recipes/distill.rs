@@ -279,12 +279,12 @@ impl DistillBatch {
         let (hidden, routing) = student.hidden_and_routing(&self.batch)?; // (b, t, hidden)
         let student_states = self.gather(&hidden)?; // (n, hidden)
         let Some(teacher) = teacher else {
-            let loss = student.cross_entropy(&student_states, &self.labels)?;
+            let loss = loss::next_token(student, &student_states, &self.labels)?;
             return Ok(DistillLoss { kl: None, cross_entropy: loss::scalar(&loss)?, loss, routing });
         };
         let teacher_states = self.gather(&teacher.hidden(&self.batch, None)?)?.detach(); // (n, hidden)
-        let losses =
-            student.distillation(&student_states, (teacher, &teacher_states), &self.labels, alpha, temperature)?;
+        let (student, teacher) = ((student, &student_states), (teacher, &teacher_states));
+        let losses = loss::distillation(student, teacher, &self.labels, alpha, temperature)?;
         Ok(DistillLoss { loss: losses.loss, kl: Some(losses.kl), cross_entropy: losses.cross_entropy, routing })
     }
 }

@@ -182,7 +182,7 @@ fn train_on_answers(learner: &mut Learner, micro: &[Vec<&Example>], pad: u32) ->
         let (hidden, routing) = learner.model.hidden_and_routing(&batch)?; // (b, t, hidden)
         let hidden = gather_rows(&hidden, positions)?; // (n, hidden)
         let share = labels.len() as f64 / tokens as f64;
-        let loss = (learner.model.cross_entropy(&hidden, &labels)? * share)?;
+        let loss = (loss::next_token(&learner.model, &hidden, &labels)? * share)?;
         mean_loss += loss::scalar(&loss)?;
         learner.backward(&routers.add(&loss, routing.as_ref(), share)?)?;
     }
@@ -197,7 +197,7 @@ fn train_on_text(
 ) -> Result<f64> {
     let labels: Vec<i64> = targets.into_iter().map(i64::from).collect();
     let hidden = learner.model.hidden(&Batch::from_flat(&input_ids, recipe.seq_len)?, None)?; // (b, t, hidden)
-    let loss = learner.model.cross_entropy(&hidden.flatten(0, 1)?, &labels)?;
+    let loss = loss::next_token(&learner.model, &hidden.flatten(0, 1)?, &labels)?;
     learner.backward(&(&loss * recipe.text_weight)?)?;
     loss::scalar(&loss)
 }

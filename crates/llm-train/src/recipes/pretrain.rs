@@ -110,7 +110,7 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: &PretrainInputs, out: &Path, op
             let labels: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
             let batch = Batch::from_flat(&input_ids, recipe.seq_len)?;
             let (hidden, routing) = learner.model.hidden_and_routing(&batch)?; // (b, t, hidden)
-            let loss = (learner.model.cross_entropy(&hidden.flatten(0, 1)?, &labels)? / micro_batches as f64)?;
+            let loss = (loss::next_token(&learner.model, &hidden.flatten(0, 1)?, &labels)? / micro_batches as f64)?;
             mean_loss += loss::scalar(&loss)?;
             learner.backward(&routers.add(&loss, routing.as_ref(), 1. / micro_batches as f64)?)?;
         }

@@ -10,8 +10,9 @@ use serde_json::{Map, Value, json};
 
 use super::PpoRecipe;
 use super::metrics::{RunningMeans, objective};
+use crate::loss::{policy_loss, value_loss};
 use crate::optim::Learner;
-use crate::rl::{adapted_kl_coef, explained_variance, gae, policy_loss, token_rewards, value_loss, whiten};
+use crate::rl::{adapted_kl_coef, explained_variance, gae, token_rewards, whiten};
 use crate::rollout::{Reply, Rollout, logprobs_entropies_and_routing, per_reply, reply_logprobs, reply_values};
 use crate::routing::RouterMetrics;
 use crate::run::{OPTIMIZER, restored, rng};

@@ -1,9 +1,46 @@
-//! Losses: cross-entropy, KL divergence, mean squared error, and the losses for ranked answers.
+//! All losses of training.
+//!
+//! - Language models: [`next_token`] (pre-training, fine-tuning) and [`distillation`]. The output layer is part of the operation, so
+//!   that the logits of all tokens are never in memory at once.
+//! - Reward models: [`k_way`], the mean of [`bradley_terry`] over all pairs of a ranking; [`plackett_luce`] and [`best_of_n`] are
+//!   other losses of a ranking.
+//! - PPO: [`policy_loss`] and [`value_loss`].
+//! - Any model: [`cross_entropy`], [`kl_divergence`] and [`mse`], on tensors.
 
-use candle_core::{DType, Device, Tensor};
+mod ppo;
+mod ranking;
+
+use candle_core::{DType, Tensor};
 use llm_kernels::IGNORE_INDEX;
+use llm_model::Model;
 
-use crate::{Error, Result};
+use crate::Result;
+
+pub use llm_kernels::DistillationLoss;
+pub use ppo::{ClippedLoss, policy_loss, value_loss};
+pub use ranking::{best_of_n, bradley_terry, k_way, neg_log_sigmoid, plackett_luce};
+
+/// The mean cross-entropy of next-token prediction in nats, a scalar: [`cross_entropy`] of the logits that `model` computes from
+/// `hidden` `(n, hidden)`, its hidden states, and the next tokens `labels` `(n,)`. Labels of -100 are ignored.
+pub fn next_token(model: &Model, hidden: &Tensor, labels: &[i64]) -> Result<Tensor> {
+    Ok(model.cross_entropy(hidden, labels)?)
+}
+
+/// `alpha · T² · KL(teacher/T ‖ student/T) + (1 - alpha) · cross-entropy` of next-token prediction, a mean over tokens (Hinton et
+/// al. 2015, arXiv 1503.02531).
+///
+/// `student` and `teacher` are models with the same vocabulary and their hidden states `(n, hidden)` for the same tokens, whose next
+/// tokens are `labels` `(n,)`. Labels of -100 are ignored. Gradients flow to the student only.
+pub fn distillation(
+    student: (&Model, &Tensor),
+    teacher: (&Model, &Tensor),
+    labels: &[i64],
+    alpha: f64,
+    temperature: f64,
+) -> Result<DistillationLoss> {
+    let (model, hidden) = student;
+    Ok(model.distillation(hidden, teacher, labels, alpha, temperature)?)
+}
 
 /// The mean cross-entropy of `logits` `(n, vocab)` and `labels` in nats, a scalar. Labels of -100 are ignored.
 ///
@@ -22,7 +59,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
 
 /// The mean over rows of `T² · KL(softmax(teacher / T) ‖ softmax(student / T))` in nats, a scalar (Hinton et al. 2015,
 /// arXiv 1503.02531). `student` and `teacher` are logits `(n, vocab)`. The factor `T²` keeps the scale of the gradient.
-pub fn distillation(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
+pub fn kl_divergence(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
     let kl = llm_kernels::kl_divergence(student, teacher, temperature)?;
     Ok((kl.mean_all()? * (temperature * temperature))?)
 }
@@ -32,69 +69,6 @@ pub fn mse(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
     Ok((prediction - target)?.sqr()?.mean_all()?)
 }
 
-/// `-log σ(x)` of each element, computed without overflow.
-pub fn neg_log_sigmoid(x: &Tensor) -> Result<Tensor> {
-    // max(-x, 0) + log(1 + exp(-|x|))
-    Ok((x.neg()?.relu()? + (x.abs()?.neg()?.exp()? + 1.)?.log()?)?)
-}
-
-/// The Bradley-Terry loss: the mean over pairs of `-log σ(chosen - rejected - margin)`, a scalar. Scores are `(n,)` (Bradley and
-/// Terry 1952).
-pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor, margin: f64) -> Result<Tensor> {
-    Ok(neg_log_sigmoid(&((chosen - rejected)? - margin)?)?.mean_all()?)
-}
-
-/// The K-way ranking loss of InstructGPT (Ouyang et al. 2022, arXiv 2203.02155, equation 1), a scalar.
-///
-/// For each pair of answers to a prompt the loss is `-log σ(better - worse - margin) + centering · (better + worse)²`. It is
-/// averaged over the pairs of each prompt, then over prompts. `scores` `(n,)` are the scores of the answers to all prompts;
-/// `pairs[prompt]` are index pairs (better, worse) into `scores`; `margins[prompt]` is the margin of that prompt (0: none).
-pub fn k_way(scores: &Tensor, pairs: &[Vec<(usize, usize)>], margins: &[f64], centering: f64) -> Result<Tensor> {
-    if pairs.len() != margins.len() {
-        return Err(Error::Input(format!("{} margins for {} prompts", margins.len(), pairs.len())));
-    }
-    let (mut better, mut worse, mut weight, mut margin) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (prompt, &prompt_margin) in pairs.iter().zip(margins) {
-        for &(b, w) in prompt {
-            better.push(b as u32);
-            worse.push(w as u32);
-            weight.push(1. / (prompt.len() * pairs.len()) as f64);
-            margin.push(prompt_margin);
-        }
-    }
-    if better.is_empty() {
-        return Err(Error::Input("no answer is ranked above another; a ranking needs at least two answers".to_owned()));
-    }
-    let pick = |index: Vec<u32>| -> Result<Tensor> {
-        let n = index.len();
-        Ok(scores.index_select(&Tensor::from_vec(index, n, &Device::Cpu)?, 0)?)
-    };
-    let (better, worse) = (pick(better)?, pick(worse)?);
-    let n = weight.len();
-    let like_scores = |values: Vec<f64>| Tensor::from_vec(values, n, &Device::Cpu)?.to_dtype(scores.dtype());
-    let (weight, margin) = (like_scores(weight)?, like_scores(margin)?);
-    let ranking = neg_log_sigmoid(&((&better - &worse)? - margin)?)?;
-    let off_center = ((better + worse)?.sqr()? * centering)?;
-    Ok(((ranking + off_center)? * weight)?.sum_all()?)
-}
-
-/// The Plackett-Luce loss of one ranking, a scalar: the negative log-probability of the order of `scores` `(k,)`, best first
-/// (Plackett 1975).
-pub fn plackett_luce(scores: &Tensor) -> Result<Tensor> {
-    let k = scores.dim(0)?;
-    let mut loss = Tensor::zeros((), scores.dtype(), scores.device())?;
-    for i in 0..k {
-        loss = (loss + best_of_n(&scores.narrow(0, i, k - i)?, 0)?)?;
-    }
-    Ok(loss)
-}
-
-/// The cross-entropy of choosing answer `best` by the softmax of `scores` `(k,)`, a scalar.
-pub fn best_of_n(scores: &Tensor, best: usize) -> Result<Tensor> {
-    let logits = scores.unsqueeze(0)?;
-    Ok(llm_kernels::cross_entropy(&logits, &[best as i64])?.squeeze(0)?)
-}
-
 /// The value of a scalar tensor as f64.
 pub(crate) fn scalar(x: &Tensor) -> Result<f64> {
     Ok(x.to_dtype(DType::F64)?.to_scalar::<f64>()?)
@@ -102,12 +76,17 @@ pub(crate) fn scalar(x: &Tensor) -> Result<f64> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use candle_core::Var;
+    use candle_core::{Device, Var};
+    use llm_model::{Batch, Head, ModelConfig};
 
     use super::*;
 
     fn tensor(data: &[f64]) -> Tensor {
         Tensor::new(data, &Device::Cpu).unwrap()
+    }
+
+    fn pair(chosen: &[f64], rejected: &[f64], margin: f64) -> Tensor {
+        bradley_terry(&tensor(chosen), &tensor(rejected), &tensor(&vec![margin; chosen.len()])).unwrap()
     }
 
     fn rows(data: &[[f64; 3]]) -> Tensor {
@@ -122,7 +101,7 @@ pub(crate) mod tests {
     #[test]
     fn ranking_losses_have_golden_values() {
         let all = |k: usize| vec![(0..k).flat_map(|i| (i + 1..k).map(move |j| (i, j))).collect::<Vec<_>>()];
-        assert_near(&bradley_terry(&tensor(&[3.]), &tensor(&[3.]), 0.).unwrap(), 2f64.ln());
+        assert_near(&pair(&[3.], &[3.], 0.).squeeze(0).unwrap(), 2f64.ln());
         let scores = tensor(&[2., 1., 0., -1.]);
         assert_near(&k_way(&scores, &all(4), &[0.], 0.).unwrap(), 0.207038);
         assert_near(&plackett_luce(&scores).unwrap(), 1.161057);
@@ -134,7 +113,7 @@ pub(crate) mod tests {
         assert_near(&best_of_n(&zeros, 2).unwrap(), 4f64.ln());
         assert_near(&best_of_n(&scores, 2).unwrap(), 2.440190); // log(e² + e + 1 + 1/e) - 0
         assert_eq!(all(4)[0].len(), 6);
-        let (two, pair) = (tensor(&[1.5, -0.5]), bradley_terry(&tensor(&[1.5]), &tensor(&[-0.5]), 0.).unwrap());
+        let (two, pair) = (tensor(&[1.5, -0.5]), pair(&[1.5], &[-0.5], 0.).squeeze(0).unwrap());
         assert_near(&k_way(&two, &all(2), &[0.], 0.).unwrap(), scalar(&pair).unwrap());
     }
 
@@ -156,7 +135,7 @@ pub(crate) mod tests {
         let (with, without) = (0.2014133, 0.3132617);
         let (scores, pairs) = (tensor(&[1.5, -0.5, 1., 0.]), vec![vec![(0, 1)], vec![(2, 3)]]);
         assert_near(&k_way(&scores, &pairs, &[0.5, 0.], 0.).unwrap(), f64::midpoint(with, without));
-        assert_near(&bradley_terry(&tensor(&[1.5]), &tensor(&[-0.5]), 0.5).unwrap(), with);
+        assert_near(&pair(&[1.5], &[-0.5], 0.5).squeeze(0).unwrap(), with);
         assert!(k_way(&scores, &pairs, &[0.5], 0.).is_err());
     }
 
@@ -173,10 +152,9 @@ pub(crate) mod tests {
     #[test]
     fn losses_of_pairs_and_of_rows_are_means() {
         // log(1 + exp(-2)) and log(1 + exp(-1)).
-        let pairs = bradley_terry(&tensor(&[1.5, 1.]), &tensor(&[-0.5, 0.]), 0.).unwrap();
-        assert_near(&pairs, f64::midpoint(0.1269280, 0.3132617));
+        assert_near(&pair(&[1.5, 1.], &[-0.5, 0.], 0.).mean_all().unwrap(), f64::midpoint(0.1269280, 0.3132617));
         let (teacher, student) = (rows(&[[2., 1., 0.], [0., 1., 2.]]), rows(&[[0., 1., 0.], [0., 1., 2.]]));
-        assert_near(&distillation(&student, &teacher, 1.).unwrap(), 0.474321 / 2.);
+        assert_near(&kl_divergence(&student, &teacher, 1.).unwrap(), 0.474321 / 2.);
     }
 
     #[test]
@@ -186,14 +164,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn distillation_has_golden_values() {
+    fn kl_divergence_has_golden_values() {
         let (teacher, student) = (rows(&[[2., 1., 0.]]), rows(&[[0., 1., 0.]]));
         for (temperature, expected) in [(1., 0.474321), (2., 0.482350), (4., 0.469541)] {
-            assert_near(&distillation(&student, &teacher, temperature).unwrap(), expected);
+            assert_near(&kl_divergence(&student, &teacher, temperature).unwrap(), expected);
         }
-        assert_near(&distillation(&teacher, &student, 1.).unwrap(), 0.432278);
-        assert_near(&distillation(&teacher, &teacher, 3.).unwrap(), 0.);
-        assert_near(&distillation(&(&student + 5.).unwrap(), &(&teacher - 7.).unwrap(), 1.).unwrap(), 0.474321);
+        assert_near(&kl_divergence(&teacher, &student, 1.).unwrap(), 0.432278);
+        assert_near(&kl_divergence(&teacher, &teacher, 3.).unwrap(), 0.);
+        assert_near(&kl_divergence(&(&student + 5.).unwrap(), &(&teacher - 7.).unwrap(), 1.).unwrap(), 0.474321);
     }
 
     #[test]
@@ -205,22 +183,57 @@ pub(crate) mod tests {
         assert_near(&cross_entropy(&logits, &[IGNORE_INDEX; 3]).unwrap(), 0.);
     }
 
+    /// The losses of the recipes are those on logits.
+    #[test]
+    fn losses_with_the_output_layer_are_the_losses_of_its_logits() {
+        let model = |seed| {
+            let config = ModelConfig {
+                vocab_size: 11,
+                hidden_size: 16,
+                intermediate_size: 24,
+                num_hidden_layers: 1,
+                num_attention_heads: 2,
+                num_key_value_heads: 1,
+                initializer_range: 0.5,
+                ..ModelConfig::default()
+            };
+            Model::init(config, Head::LanguageModel, seed).unwrap()
+        };
+        let (student, teacher) = (model(1), model(2));
+        let batch = Batch::new(&[vec![1, 2, 3], vec![4, 5, 6]]).unwrap();
+        let hidden = |model: &Model| model.hidden(&batch, None).unwrap().flatten(0, 1).unwrap();
+        let (student_states, teacher_states) = (hidden(&student), hidden(&teacher));
+        let (logits, teacher_logits) =
+            (student.output(&student_states).unwrap(), teacher.output(&teacher_states).unwrap());
+        let labels = [2, 3, 4, 5, 6, 7];
+        let expected = scalar(&cross_entropy(&logits, &labels).unwrap()).unwrap();
+        assert_near(&next_token(&student, &student_states, &labels).unwrap(), expected);
+        let (alpha, temperature) = (0.3, 2.);
+        let kl = scalar(&kl_divergence(&logits, &teacher_logits, temperature).unwrap()).unwrap();
+        let found = distillation((&student, &student_states), (&teacher, &teacher_states), &labels, alpha, temperature)
+            .unwrap();
+        assert_near(&found.loss, alpha * kl + (1. - alpha) * expected);
+    }
+
     type Loss<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
 
     /// Compares the gradient of every loss with central finite differences in f64.
     #[test]
     fn gradients_match_finite_differences() {
         let target = tensor(&[0.2, -0.4, 0.1, 0.9]);
-        let teacher = target.reshape((2, 2)).unwrap();
+        let (teacher, margins) = (target.reshape((2, 2)).unwrap(), tensor(&[0.3, 0.3]));
         let losses: Vec<(&str, Loss)> = vec![
             ("mse", Box::new(|x| mse(x, &target))),
             ("neg_log_sigmoid", Box::new(|x| Ok((neg_log_sigmoid(x)? * &target)?.sum_all()?))),
             ("k_way", Box::new(|x| k_way(x, &[vec![(0, 1), (2, 0)], vec![(3, 1)]], &[0.5, 0.], 0.1))),
             ("plackett_luce", Box::new(plackett_luce)),
             ("best_of_n", Box::new(|x| best_of_n(x, 2))),
-            ("bradley_terry", Box::new(|x| bradley_terry(&x.narrow(0, 0, 2)?, &x.narrow(0, 2, 2)?, 0.3))),
+            (
+                "bradley_terry",
+                Box::new(|x| Ok(bradley_terry(&x.narrow(0, 0, 2)?, &x.narrow(0, 2, 2)?, &margins)?.mean_all()?)),
+            ),
             ("cross_entropy", Box::new(|x| cross_entropy(&x.reshape((2, 2))?, &[1, 0]))),
-            ("distillation", Box::new(|x| distillation(&x.reshape((2, 2))?, &teacher, 2.))),
+            ("kl_divergence", Box::new(|x| kl_divergence(&x.reshape((2, 2))?, &teacher, 2.))),
         ];
         for (name, loss) in losses {
             for seed in 0..10 {

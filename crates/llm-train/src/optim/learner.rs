@@ -1,0 +1,237 @@
+//! A model that is trained.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Tensor;
+use llm_kernels::sum_of_squares;
+use llm_model::{Model, read_safetensors, write_safetensors};
+
+use super::{Gradients, Optimizer, OptimizerConfig};
+use crate::{Error, Result};
+
+/// A trainable model with its optimizer and its accumulated gradients.
+#[derive(Debug)]
+pub struct Learner {
+    /// The model; its weights change with each step.
+    pub model: Model,
+    optimizer: Optimizer,
+    gradients: Gradients,
+    /// As in [`OptimizerConfig`].
+    max_grad_norm: f64,
+}
+
+impl Learner {
+    /// A learner before its first step; it is an error if `model` is frozen.
+    pub fn new(model: Model, config: &OptimizerConfig) -> Result<Self> {
+        let optimizer = Optimizer::new(&model.params().vars(), config)?;
+        if model.params().vars().is_empty() {
+            return Err(Error::Input("this model is frozen; train a copy: `model.trainable()`".to_owned()));
+        }
+        let model = model.in_precision(config.precision)?;
+        Ok(Self { model, optimizer, gradients: Gradients::default(), max_grad_norm: config.max_grad_norm })
+    }
+
+    /// Adds the gradients of `loss` (a scalar) to the accumulated gradients.
+    pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
+        self.gradients.add(&self.model, loss)
+    }
+
+    /// The gradients accumulated since the last step, by parameter name.
+    pub fn gradients(&self) -> &BTreeMap<String, Tensor> {
+        self.gradients.sums()
+    }
+
+    /// Clips the accumulated gradients, takes one step and clears the gradients. Returns the global norm before clipping; if it is
+    /// not finite the weights do not change.
+    pub fn step(&mut self, learning_rate: f64) -> Result<f64> {
+        let (gradients, norm) = self.gradients.take()?;
+        if norm.is_finite() {
+            let clip = self.max_grad_norm > 0. && norm > self.max_grad_norm;
+            let scale = if clip { self.max_grad_norm / norm } else { 1. };
+            self.optimizer.step(&self.model.params().vars(), &gradients, learning_rate, scale)?;
+        }
+        Ok(norm)
+    }
+
+    /// Describes the first weight, or state of the optimizer, that is not finite, or whose square is not finite.
+    pub fn not_finite(&self) -> Result<Option<String>> {
+        for (name, var) in &self.model.params().vars() {
+            if !sum_of_squares(var)?.is_finite() {
+                return Ok(Some(format!("the weight {name} is not finite, or too large")));
+            }
+        }
+        let name = self.optimizer.not_finite()?;
+        Ok(name.map(|name| format!("the moments of {name} are not finite, or too large")))
+    }
+
+    /// Writes the state of the optimizer to a safetensors file.
+    pub fn save_optimizer(&self, path: &Path) -> Result<()> {
+        Ok(write_safetensors(path, &self.optimizer.state()?)?)
+    }
+
+    /// Reads a file of [`Self::save_optimizer`].
+    pub fn load_optimizer(&mut self, path: &Path) -> Result<()> {
+        self.optimizer.restore(read_safetensors(path)?, path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use llm_model::{Batch, Head, ModelConfig};
+
+    use super::*;
+    use crate::optim::AdamW;
+
+    fn learner(decay: f64) -> Learner {
+        let config = ModelConfig {
+            vocab_size: 20,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            ..ModelConfig::default()
+        };
+        let model = Model::init(config, Head::LanguageModel, 3).unwrap();
+        Learner::new(model, &self::config(decay)).unwrap()
+    }
+
+    fn config(weight_decay: f64) -> OptimizerConfig {
+        OptimizerConfig { weight_decay, ..OptimizerConfig::default() }
+    }
+
+    #[test]
+    fn weight_decay_applies_to_matrices_only() {
+        let mut learner = learner(0.5);
+        let zeros: BTreeMap<String, Tensor> =
+            learner.model.params().vars().iter().map(|(n, v)| (n.clone(), v.zeros_like().unwrap())).collect();
+        let before = learner.model.frozen().unwrap();
+        learner.gradients = Gradients(zeros);
+        learner.step(0.1).unwrap();
+        for (name, after) in &learner.model.params().tensors() {
+            let before = &before.params().tensors()[name];
+            let expected = if after.rank() > 1 { (before * 0.95).unwrap() } else { before.clone() };
+            let gap = (after - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+            assert!(gap.to_scalar::<f32>().unwrap() < 1e-7, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_does_not_change_weights() {
+        let mut learner = learner(0.);
+        let before = learner.model.frozen().unwrap();
+        let loss = (learner.model.forward(&Batch::new(&[vec![1, 2]]).unwrap()).unwrap().sum_all().unwrap() * f64::NAN)
+            .unwrap();
+        learner.backward(&loss).unwrap();
+        assert!(!learner.step(0.1).unwrap().is_finite());
+        for (name, after) in &learner.model.params().tensors() {
+            let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(bits(after), bits(&before.params().tensors()[name]), "{name}");
+        }
+    }
+
+    #[test]
+    fn activation_checkpointing_gives_equal_weights() {
+        let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let train = |checkpointed: bool| {
+            let mut learner = learner(0.1);
+            if checkpointed {
+                learner.model.checkpoint_activations();
+            }
+            for step in 0..3 {
+                for micro in 0..2 {
+                    let ids = vec![vec![1, 2, 3 + step], vec![4 + micro, 5, 6]];
+                    let hidden = learner.model.hidden(&Batch::new(&ids).unwrap(), None).unwrap();
+                    let labels = [2, 3, 4, 5, 6, 7];
+                    let loss = learner.model.cross_entropy(&hidden.flatten(0, 1).unwrap(), &labels).unwrap();
+                    learner.backward(&loss).unwrap();
+                }
+                assert_eq!(learner.gradients().len(), learner.model.params().vars().len());
+                learner.step(0.01).unwrap();
+            }
+            learner.model.params().tensors().values().map(bits).collect::<Vec<_>>()
+        };
+        assert_eq!(train(false), train(true));
+    }
+
+    /// AdamW of `torch.optim.AdamW` (one step count per parameter) for one number.
+    fn reference_adamw(w: f64, gradients: &[f64], learning_rate: f64, config: &OptimizerConfig) -> f64 {
+        let (mut w, mut m, mut v) = (w, 0., 0.);
+        for (n, g) in gradients.iter().enumerate() {
+            let n = n as i32 + 1;
+            m = config.beta1 * m + (1. - config.beta1) * g;
+            v = config.beta2 * v + (1. - config.beta2) * g * g;
+            let (m_hat, v_hat) = (m / (1. - config.beta1.powi(n)), v / (1. - config.beta2.powi(n)));
+            w -= learning_rate * config.weight_decay * w;
+            w -= learning_rate * m_hat / (v_hat.sqrt() + config.eps);
+        }
+        w
+    }
+
+    #[test]
+    fn a_parameter_without_a_gradient_does_not_count_the_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("optimizer.safetensors");
+        let mut learner = learner(0.1);
+        learner.max_grad_norm = 0.;
+        let (dense, sparse) = ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight");
+        let first = |learner: &Learner, name: &str| {
+            let weight = learner.model.params().tensors()[name].flatten_all().unwrap();
+            f64::from(weight.get(0).unwrap().to_scalar::<f32>().unwrap())
+        };
+        let before = [first(&learner, dense), first(&learner, sparse)];
+        let give = |learner: &mut Learner, name: &str, g: f64| {
+            let gradient = (learner.model.params().tensors()[name].ones_like().unwrap() * g).unwrap();
+            learner.gradients.0.insert(name.to_owned(), gradient);
+        };
+        let sparse_gradients = [None, None, Some(0.5), None, Some(-2.)];
+        for (step, g) in sparse_gradients.into_iter().enumerate() {
+            give(&mut learner, dense, 1. + step as f64);
+            if let Some(g) = g {
+                give(&mut learner, sparse, g);
+            }
+            learner.step(0.01).unwrap();
+            // Step counts are saved and loaded.
+            learner.save_optimizer(&path).unwrap();
+            let Optimizer::AdamW(adamw) = &mut learner.optimizer;
+            adamw.steps.values_mut().for_each(|count| *count = 77);
+            learner.load_optimizer(&path).unwrap();
+        }
+        let Optimizer::AdamW(AdamW { config, .. }) = &learner.optimizer;
+        let expected = [
+            reference_adamw(before[0], &[1., 2., 3., 4., 5.], 0.01, config),
+            reference_adamw(before[1], &[0.5, -2.], 0.01, config),
+        ];
+        for (expected, name) in expected.into_iter().zip([dense, sparse]) {
+            let found = first(&learner, name);
+            assert!((found - expected).abs() < 2e-6, "{name}: {found}, expected {expected}");
+        }
+        // The first step of a parameter has the full learning rate, whenever it happens.
+        let late = reference_adamw(before[1], &[0.5], 0.01, config);
+        assert!((before[1] - late - 0.01 * (1. + 0.1 * before[1])).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_loaded_optimizer_continues_with_equal_weights() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut one, batch) = (learner(0.1), Batch::new(&[vec![1, 2, 3]]).unwrap());
+        let train = |learner: &mut Learner| {
+            let loss = learner.model.forward(&batch).unwrap().sqr().unwrap().mean_all().unwrap();
+            learner.backward(&loss).unwrap();
+            learner.step(0.01).unwrap();
+        };
+        train(&mut one);
+        one.save_optimizer(&dir.path().join("optimizer.safetensors")).unwrap();
+        one.model.save(dir.path()).unwrap();
+        let model = Model::load(dir.path()).unwrap().trainable().unwrap();
+        let mut two = Learner::new(model, &config(0.1)).unwrap();
+        two.load_optimizer(&dir.path().join("optimizer.safetensors")).unwrap();
+        train(&mut one);
+        train(&mut two);
+        for (name, a) in &one.model.params().tensors() {
+            let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(bits(a), bits(&two.model.params().tensors()[name]), "{name}");
+        }
+    }
+}

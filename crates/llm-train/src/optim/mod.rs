@@ -1,0 +1,181 @@
+//! Optimizers, learning rate schedules, gradient accumulation, and [`Learner`]: a model with its optimizer.
+
+mod adamw;
+mod gradients;
+mod learner;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{Tensor, Var};
+use llm_kernels::Precision;
+use serde::de::IntoDeserializer;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::Result;
+
+pub use adamw::AdamW;
+pub use gradients::Gradients;
+pub use learner::Learner;
+
+/// Settings of the optimizer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// The peak learning rate.
+    pub learning_rate: f64,
+    /// The decay of the learning rate after the warm-up.
+    pub schedule: Schedule,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u64,
+    /// Final learning rate of the cosine schedule, as a share of `learning_rate`.
+    pub min_learning_rate_ratio: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the bias-corrected second moment.
+    pub eps: f64,
+    /// Decoupled weight decay. It applies to matrices only, not to norms and biases.
+    pub weight_decay: f64,
+    /// Gradients are clipped to this global norm; 0: no clipping.
+    pub max_grad_norm: f64,
+    /// Compute dtype of the matmuls, forward and backward. bf16 is about twice as fast on a CPU with bf16 instructions;
+    /// weights, moments and sums stay in f32. In a recipe `auto` means bf16 on such a CPU and f32 on others; the run records
+    /// the choice.
+    #[serde(deserialize_with = "precision")]
+    pub precision: Precision,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-3,
+            schedule: Schedule::Cosine,
+            warmup_steps: 20,
+            min_learning_rate_ratio: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            max_grad_norm: 1.,
+            precision: Precision::F32,
+        }
+    }
+}
+
+/// Reads a precision, or `auto`.
+fn precision<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Precision, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match text.as_str() {
+        "auto" => Ok(Precision::for_bf16_weights()),
+        _ => Precision::deserialize(text.into_deserializer()),
+    }
+}
+
+/// The decay of the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// A half cosine down to `min_learning_rate_ratio`.
+    Cosine,
+    /// Linear to 0.
+    Linear,
+    /// No decay.
+    Constant,
+}
+
+impl OptimizerConfig {
+    /// The learning rate of step `step` (counted from 0) of `steps`.
+    pub fn learning_rate_at(&self, step: u64, steps: u64) -> f64 {
+        if step < self.warmup_steps {
+            return self.learning_rate * (step + 1) as f64 / self.warmup_steps as f64;
+        }
+        let past = (step - self.warmup_steps) as f64 / (steps.saturating_sub(self.warmup_steps)).max(1) as f64;
+        self.learning_rate
+            * match self.schedule {
+                Schedule::Cosine => {
+                    let low = self.min_learning_rate_ratio;
+                    low + (1. - low) * 0.5 * (1. + (std::f64::consts::PI * past.min(1.)).cos())
+                }
+                Schedule::Linear => 1. - past.min(1.),
+                Schedule::Constant => 1.,
+            }
+    }
+}
+
+/// An update rule with its state.
+#[derive(Debug)]
+pub enum Optimizer {
+    /// AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101).
+    AdamW(AdamW),
+}
+
+impl Optimizer {
+    /// The optimizer of these variables, before its first step.
+    pub fn new(variables: &BTreeMap<String, Var>, config: &OptimizerConfig) -> Result<Self> {
+        Ok(Self::AdamW(AdamW::new(variables, config)?))
+    }
+
+    /// Updates the variables that have a gradient. Gradients are multiplied by `gradient_scale`.
+    pub fn step(
+        &mut self,
+        variables: &BTreeMap<String, Var>,
+        gradients: &BTreeMap<String, Tensor>,
+        learning_rate: f64,
+        gradient_scale: f64,
+    ) -> Result<()> {
+        match self {
+            Self::AdamW(adamw) => adamw.step(variables, gradients, learning_rate, gradient_scale),
+        }
+    }
+
+    /// The state as tensors, to be saved.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        match self {
+            Self::AdamW(adamw) => adamw.state(),
+        }
+    }
+
+    /// Replaces the state by one of [`Self::state`] that was read from `origin`, for error messages.
+    pub fn restore(&mut self, state: BTreeMap<String, Tensor>, origin: &Path) -> Result<()> {
+        match self {
+            Self::AdamW(adamw) => adamw.restore(state, origin),
+        }
+    }
+
+    /// The name of a variable whose state is not finite, or whose square is not finite.
+    pub fn not_finite(&self) -> Result<Option<&str>> {
+        match self {
+            Self::AdamW(adamw) => adamw.not_finite(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_learning_rate_warms_up_and_decays() {
+        let config = OptimizerConfig { learning_rate: 1., warmup_steps: 10, ..OptimizerConfig::default() };
+        assert!((config.learning_rate_at(0, 110) - 0.1).abs() < 1e-12);
+        assert!((config.learning_rate_at(9, 110) - 1.).abs() < 1e-12);
+        assert!((config.learning_rate_at(60, 110) - 0.55).abs() < 1e-12);
+        assert!((config.learning_rate_at(110, 110) - 0.1).abs() < 1e-12);
+        let linear = OptimizerConfig { schedule: Schedule::Linear, ..config.clone() };
+        assert!((linear.learning_rate_at(60, 110) - 0.5).abs() < 1e-12);
+        assert_eq!(linear.learning_rate_at(110, 110), 0.);
+        let constant = OptimizerConfig { schedule: Schedule::Constant, warmup_steps: 0, ..config };
+        assert_eq!(constant.learning_rate_at(0, 10), 1.);
+    }
+
+    #[test]
+    fn automatic_precision_depends_on_the_cpu() {
+        let read = |text: &str| toml::from_str::<OptimizerConfig>(text).map(|config| config.precision);
+        assert_eq!(read("precision = \"auto\"").unwrap(), Precision::for_bf16_weights());
+        assert_eq!(read("precision = \"bf16\"").unwrap(), Precision::Bf16);
+        assert_eq!(read("").unwrap(), Precision::F32);
+        assert!(read("precision = \"fp8\"").unwrap_err().to_string().contains("fp8"));
+    }
+}
