@@ -1,8 +1,8 @@
 //! The built-in world: a synthetic English dataset with a small vocabulary, generated from a seed, for all training stages of this
 //! project. A small model learns it in minutes.
 //!
-//! It contains sentences that need self-attention ([`Phenomenon`]), facts, translations, arithmetic, summaries, two domains
-//! ([`Domain`]), questions in six kinds of prompts ([`Task`]), dialogues, and advice questions with answers of different quality
+//! It contains sentences that need self-attention ([`Phenomenon`]), facts, translations, arithmetic, summaries,
+//! questions in six kinds of prompts ([`Task`]), dialogues, and advice questions with answers of different quality
 //! ([`Question`]). Every correct answer is known.
 //!
 //! Training and held-out data are split **by the unit that is tested for generalisation** ([`SplitKey`]): a sentence frame, a
@@ -25,7 +25,6 @@
 
 mod advice;
 mod dialogue;
-mod domains;
 mod facts;
 mod lexicon;
 mod phenomena;
@@ -36,7 +35,6 @@ mod tasks;
 mod themes;
 
 pub use advice::{Answer, Question, Use, Utility};
-pub use domains::Domain;
 pub use phenomena::{Phenomenon, Probe};
 pub use split::{Split, SplitKey};
 pub use tasks::{PromptKind, Task, Topic};
@@ -97,16 +95,6 @@ impl World {
             documents.push(document);
         }
         documents
-    }
-
-    /// Documents of a domain with its own vocabulary, for domain fine-tuning.
-    pub fn domain(&self, domain: Domain, split: Split, documents: usize) -> Vec<String> {
-        let mut rng = self.rng(10 + domain as u64, split);
-        let document = |_| {
-            let sentences = (0..3).map(|_| self.sentence(&mut rng, split, |rng| domain.sentence(rng)));
-            sentences.collect::<Vec<_>>().join(" ")
-        };
-        (0..documents).map(document).collect()
     }
 
     /// Minimal pairs of one phenomenon in held-out frames, at least `count`. Each frame has all of its cells.
