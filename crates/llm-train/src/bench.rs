@@ -32,7 +32,7 @@ pub struct TrainingCost {
 /// Times `steps` steps (forward, backward, clipping, AdamW) of the recipe's model and batch, after one warm-up step.
 pub fn bench(recipe: &PretrainRecipe, steps: usize) -> Result<TrainingCost> {
     if steps == 0 {
-        return Err(Error::Input("--steps is 0; it must be at least 1".to_owned()));
+        return Err(Error::BadRequest("--steps is 0; it must be at least 1".to_owned()));
     }
     let mut learner =
         Learner::new(Model::init(recipe.model.clone(), Head::LanguageModel, recipe.seed)?, &recipe.optimizer)?;

@@ -47,13 +47,13 @@ pub fn n_at_kl(kl: f64, most: usize) -> usize {
 pub fn expected_best(prompts: &[Vec<ScoredReply>], n: usize) -> Result<ScoredReply> {
     let fewest = prompts.iter().map(Vec::len).min().unwrap_or(0);
     if n == 0 || fewest < n {
-        return Err(Error::Input(format!(
+        return Err(Error::BadRequest(format!(
             "best of {n}: there are {} prompts with at least {fewest} replies each; n must be from 1 to the number of replies",
             prompts.len()
         )));
     }
     if prompts.iter().flatten().any(|reply| reply.score.is_nan()) {
-        return Err(Error::Input(format!("best of {n}: a score is NaN; the reward model is damaged")));
+        return Err(Error::Internal(format!("best of {n}: a score is NaN; the reward model is damaged")));
     }
     let mut mean = ScoredReply { score: 0., utility: 0. };
     for replies in prompts {

@@ -73,7 +73,7 @@ pub(crate) fn refuse_overwritten(table: &str, given: &ModelConfig, used: &ModelC
         None => Ok(()),
         Some((((key, given), _), _)) => {
             let given = given.map_or("not set".to_owned(), |value| value.to_string());
-            Err(Error::Input(format!("{table}.{key} is {given}; {by} sets this key: leave it out")))
+            Err(Error::BadRequest(format!("{table}.{key} is {given}; {by} sets this key: leave it out")))
         }
     }
 }
@@ -114,5 +114,5 @@ fn check_sizes(model: &ModelConfig, tokenizer: &Tokenizer, seq_len: usize, dir: 
 }
 
 fn wrong(path: &Path, message: String) -> Result<()> {
-    Err(Error::Input(format!("{}: {message}", path.display())))
+    Err(Error::BadRequest(format!("{}: {message}", path.display())))
 }

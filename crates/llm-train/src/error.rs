@@ -34,9 +34,24 @@ pub enum Error {
         /// The error of the operating system.
         source: std::io::Error,
     },
-    /// An invalid recipe, folder or option.
+    /// An option, a key of a recipe or an argument is not valid, or does not go with the others.
     #[error("{0}")]
-    Input(String),
+    BadRequest(String),
+    /// A file, a folder, a run or a checkpoint does not exist.
+    #[error("{0}")]
+    MissingFile(String),
+    /// The content of a file is damaged, or not what it should be.
+    #[error("{0}")]
+    BadFile(String),
+    /// A text or a sequence has too many tokens.
+    #[error("{0}")]
+    TooLong(String),
+    /// The stage does not support this kind of model or run.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A failure that no change of the request can avoid.
+    #[error("{0}")]
+    Internal(String),
     /// The run was asked to stop. It saved its state before.
     #[error("{}: interrupted {done}; continue with: llm-train resume {}", run.display(), shell_word(run))]
     Interrupted {
@@ -73,7 +88,7 @@ impl Error {
     /// machine (disk full, no permission) or from the computation.
     pub fn is_callers_fault(&self) -> bool {
         match self {
-            Self::Candle(_) | Self::Diverged { .. } | Self::Interrupted { .. } => false,
+            Self::Candle(_) | Self::Internal(_) | Self::Diverged { .. } | Self::Interrupted { .. } => false,
             Self::Io { source, .. } => llm_files::is_callers_fault(source),
             Self::Model(error) => error.is_callers_fault(),
             Self::Tokenizer(error) => error.is_callers_fault(),
@@ -81,7 +96,9 @@ impl Error {
             Self::Engine(error) => error.is_callers_fault(),
             Self::Eval(error) => error.is_callers_fault(),
             Self::Feedback(error) => error.is_callers_fault(),
-            Self::Input(_) => true,
+            Self::BadRequest(_) | Self::MissingFile(_) | Self::BadFile(_) | Self::TooLong(_) | Self::Unsupported(_) => {
+                true
+            }
         }
     }
 
@@ -121,7 +138,8 @@ mod tests {
             }
         }
         assert!(!Error::Candle(candle_core::Error::Msg("no".to_owned())).is_callers_fault());
-        assert!(Error::Input("no".to_owned()).is_callers_fault());
+        assert!(!Error::Internal("no".to_owned()).is_callers_fault());
+        assert!(Error::BadRequest("no".to_owned()).is_callers_fault());
     }
 
     #[test]

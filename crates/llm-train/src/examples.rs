@@ -110,7 +110,7 @@ impl LengthBatches {
     /// Batches of `batch_size` items with these lengths; it is an error if there are no items.
     pub fn new(lengths: Vec<usize>, batch_size: usize, seed: u64) -> Result<Self> {
         if lengths.is_empty() || batch_size == 0 {
-            return Err(Error::Input(format!(
+            return Err(Error::BadRequest(format!(
                 "{} items in batches of {batch_size}: both must be at least 1",
                 lengths.len()
             )));

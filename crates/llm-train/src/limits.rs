@@ -66,7 +66,7 @@ struct Keys<'a> {
 
 impl Keys<'_> {
     fn wrong(&self, key: &str, value: impl Display, allowed: impl Display) -> Error {
-        Error::Input(format!("{}{key} is {value}; it must be {allowed}", self.table))
+        Error::BadRequest(format!("{}{key} is {value}; it must be {allowed}", self.table))
     }
 
     fn whole(&self, key: &str, value: impl TryInto<u64>, range: RangeInclusive<u64>) -> Result<&Self> {
@@ -243,7 +243,7 @@ impl Recipe for LifecycleRecipe {
             .whole("held_out", questions.held_out, COUNT)?;
         check_tokenizer(&self.tokenizer, &format!("{table}tokenizer."))?;
         Keys { table: &format!("{table}annotator.") }.whole("seed", self.annotator.seed, SEED)?;
-        self.annotator.validate().map_err(|e| Error::Input(format!("{table}annotator.{e}")))?;
+        self.annotator.validate().map_err(|e| Error::BadRequest(format!("{table}annotator.{e}")))?;
         self.pretrain.check(&format!("{table}pretrain."))?;
         self.finetune.check(&format!("{table}finetune."))?;
         self.reward.check(&format!("{table}reward."))?;
@@ -251,7 +251,7 @@ impl Recipe for LifecycleRecipe {
         self.distill.check(&format!("{table}distill."))?;
         if self.finetune.lora.is_some() {
             let message = "finetune.lora: the stages after fine-tuning need full weights; remove the table";
-            return Err(Error::Input(format!("{table}{message}")));
+            return Err(Error::BadRequest(format!("{table}{message}")));
         }
         // The tokenizer and the pre-trained model set these keys; all models have the same context length.
         let (model, student) = (&self.pretrain.model, &self.distill.student);

@@ -99,7 +99,7 @@ fn find(model: &str) -> Result<(ModelConfig, Head)> {
     let path = Path::new(model);
     if !path.exists() {
         let known = PRESETS.join(", ");
-        return Err(Error::Input(format!("{model}: no such file, folder or known model; known models: {known}")));
+        return Err(Error::MissingFile(format!("{model}: no such file, folder or known model; known models: {known}")));
     }
     let described = read_config(path)?;
     Ok((described.config, described.head))
@@ -159,7 +159,7 @@ impl Report {
 
     /// The report as JSON.
     pub fn json(&self) -> Result<String> {
-        let json = serde_json::to_string_pretty(self).map_err(|e| Error::Input(format!("{}: {e}", self.model)))?;
+        let json = serde_json::to_string_pretty(self).map_err(|e| Error::Internal(format!("{}: {e}", self.model)))?;
         Ok(format!("{json}\n"))
     }
 }
@@ -184,14 +184,14 @@ fn check(config: &ModelConfig, batch_size: u64, mut lengths: impl Iterator<Item 
     let limit = 1 << 32;
     for (option, number) in [("--flops", usage.flops), ("--tokens", usage.tokens)] {
         if number.is_some_and(|number| !(number.is_finite() && number > 0.)) {
-            return Err(Error::Input(format!("{option} must be a positive number")));
+            return Err(Error::BadRequest(format!("{option} must be a positive number")));
         }
     }
     match lengths.find(|&t| (config.learned_positions && t > room) || t.saturating_mul(batch_size) > limit) {
         Some(t) if t.saturating_mul(batch_size) > limit => {
-            Err(Error::Input(format!("{batch_size} sequences of {t} tokens: more than {limit} tokens per batch")))
+            Err(Error::TooLong(format!("{batch_size} sequences of {t} tokens: more than {limit} tokens per batch")))
         }
-        Some(t) => Err(Error::Input(format!("sequences of {t} tokens: the model has {room} positions"))),
+        Some(t) => Err(Error::TooLong(format!("sequences of {t} tokens: the model has {room} positions"))),
         None => Ok(()),
     }
 }

@@ -117,7 +117,7 @@ fn rename_old_keys(table: &mut Table) {
 
 fn no_such_recipe(name: &str) -> Error {
     let known = BUILT_IN.map(|(known, _)| known).join(", ");
-    Error::Input(format!("{name}: no such recipe; give a TOML file or one of {known}"))
+    Error::MissingFile(format!("{name}: no such recipe; give a TOML file or one of {known}"))
 }
 
 /// The text of a built-in recipe, or, without a name, the list of their names.
@@ -133,7 +133,7 @@ pub(crate) fn built_in_recipe(name: Option<&str>) -> Result<String> {
 
 /// Parses and checks a recipe; errors name `origin`.
 pub(crate) fn parse<R: Recipe>(origin: &str, text: &str, overrides: &[(String, String)]) -> Result<R> {
-    let syntax = |e: toml::de::Error| Error::Input(format!("{origin}: {}", one_line(&e)));
+    let syntax = |e: toml::de::Error| Error::BadFile(format!("{origin}: {}", one_line(&e)));
     let mut given: Table = text.parse().map_err(syntax)?;
     // Written by a run into its `recipe.toml`.
     given.remove("inputs");
@@ -144,9 +144,8 @@ pub(crate) fn parse<R: Recipe>(origin: &str, text: &str, overrides: &[(String, S
     for (key, text) in overrides {
         set(&mut table, &key.replace("held_out_share", "validation_share"), value(key, text)?)?;
     }
-    let recipe: R = Value::Table(table)
-        .try_into()
-        .map_err(|e: toml::de::Error| Error::Input(format!("{origin}: {}", describe::<R>(&e))))?;
+    let recipe: R = serde_path_to_error::deserialize(Value::Table(table))
+        .map_err(|e| Error::BadFile(format!("{origin}: {}", describe::<R>(&e))))?;
     recipe.validate()?;
     Ok(recipe)
 }
@@ -154,7 +153,7 @@ pub(crate) fn parse<R: Recipe>(origin: &str, text: &str, overrides: &[(String, S
 /// Parses a TOML value; anything else is a string, so that `--set optimizer.schedule=linear` needs no quotes.
 fn value(key: &str, text: &str) -> Result<Value> {
     if text.parse::<i64>().is_err() && text.parse::<i128>().is_ok() {
-        return Err(Error::Input(format!("{key} is {text}; it must be a whole number from 0 to {}", i64::MAX)));
+        return Err(Error::BadRequest(format!("{key} is {text}; it must be a whole number from 0 to {}", i64::MAX)));
     }
     let value = format!("v = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
     Ok(value.unwrap_or_else(|| Value::String(text.to_owned())))
@@ -164,7 +163,8 @@ fn set(table: &mut Table, key: &str, value: Value) -> Result<()> {
     let (mut table, mut rest) = (table, key);
     while let Some((head, tail)) = rest.split_once('.') {
         let entry = table.entry(head).or_insert_with(|| Value::Table(Table::new()));
-        table = entry.as_table_mut().ok_or_else(|| Error::Input(format!("--set {key}: \"{head}\" is not a table")))?;
+        table =
+            entry.as_table_mut().ok_or_else(|| Error::BadRequest(format!("--set {key}: \"{head}\" is not a table")))?;
         rest = tail;
     }
     table.insert(rest.to_owned(), value);
@@ -175,17 +175,20 @@ fn one_line(error: &toml::de::Error) -> String {
     error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The message in one line. For an unknown key it suggests a similar key of any table of the recipe, if there is one.
-fn describe<R: Recipe>(error: &toml::de::Error) -> String {
-    let quoted: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
-    if !error.message().contains("unknown field") || quoted.len() < 2 {
+/// The message in one line, with the key. For an unknown key it suggests a similar key of any table of the recipe, if there is one.
+fn describe<R: Recipe>(error: &serde_path_to_error::Error<toml::de::Error>) -> String {
+    let path = error.path().to_string();
+    let path = if path == "." { "" } else { &path };
+    let message = error.inner().message();
+    // The path of an unknown key is that of its table; only the message has the key itself.
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    if !message.contains("unknown field") || quoted.len() < 2 {
         let range = format!("expected a whole number from 0 to {}", i64::MAX);
-        return one_line(error).replace("expected u64", &range).replace("expected usize", &range);
+        let message = message.replace("expected u64", &range).replace("expected usize", &range);
+        return format!("\"{path}\": {}", message.split_whitespace().collect::<Vec<_>>().join(" "));
     }
-    let whole = error.to_string();
-    let table = whole.rsplit_once("in `").map_or("", |(_, table)| table.trim_end().trim_end_matches('`'));
-    let key = if table.is_empty() { quoted[0].to_owned() } else { format!("{table}.{}", quoted[0]) };
-    let hint = similar_key::<R>(table, quoted[0]).map_or(String::new(), |key| format!("; did you mean \"{key}\"?"));
+    let key = if path.is_empty() { quoted[0].to_owned() } else { format!("{path}.{}", quoted[0]) };
+    let hint = similar_key::<R>(path, quoted[0]).map_or(String::new(), |key| format!("; did you mean \"{key}\"?"));
     format!("unknown key \"{key}\"{hint} (keys: {})", quoted[1..].join(", "))
 }
 
@@ -211,7 +214,7 @@ fn similar_key<R: Recipe>(table: &str, name: &str) -> Option<String> {
 
 /// The recipe as a table.
 pub(crate) fn to_table<R: Serialize>(recipe: &R) -> Result<Table> {
-    Table::try_from(recipe).map_err(|e| Error::Input(format!("the recipe cannot be written as TOML: {e}")))
+    Table::try_from(recipe).map_err(|e| Error::Internal(format!("the recipe cannot be written as TOML: {e}")))
 }
 
 #[cfg(test)]
@@ -302,7 +305,10 @@ mod tests {
             assert!(!message(far).contains("did you mean"), "{}", message(far));
         }
         let wrong = read::<PretrainRecipe>("pretrain", &overrides(&[("steps", "many")])).unwrap_err().to_string();
-        assert!(wrong.contains("steps") && !wrong.contains('\n'), "{wrong}");
+        assert!(wrong.contains("\"steps\": invalid type") && !wrong.contains('\n'), "{wrong}");
+        let wrong =
+            read::<PretrainRecipe>("pretrain", &overrides(&[("optimizer.beta1", "high")])).unwrap_err().to_string();
+        assert!(wrong.contains("pretrain: \"optimizer.beta1\": invalid type"), "{wrong}");
         assert!(read::<PretrainRecipe>("nowhere.toml", &[]).unwrap_err().to_string().contains("no such recipe"));
         let folder = std::env::temp_dir();
         let message = read::<PretrainRecipe>(folder.to_str().unwrap(), &[]).unwrap_err().to_string();

@@ -116,7 +116,7 @@ fn map_logits_in_chunks(
 /// The replies as one batch, the flat positions that predict their tokens, and those tokens.
 fn pack_replies(replies: &[Reply], pad: u32) -> Result<(Batch, Vec<u32>, Vec<u32>)> {
     if replies.iter().any(|(query, _)| query.is_empty()) {
-        return Err(Error::Input("a query is empty; the first token of its reply cannot be predicted".to_owned()));
+        return Err(Error::BadRequest("a query is empty; the first token of its reply cannot be predicted".to_owned()));
     }
     let context = replies.iter().map(|(query, _)| query.len()).max().unwrap_or(0);
     let width = context + replies.iter().map(|(_, response)| response.len().saturating_sub(1)).max().unwrap_or(0);

@@ -48,7 +48,7 @@ pub(crate) fn train_and_validation<T: Keyed + Sync, E: Send>(
             let split = split_by_prompt(items, |(prompt, _)| *prompt, source.validation_share, source.seed);
             split.map_err(|error| match error {
                 llm_data::Error::OnePrompt { .. } => {
-                    Error::Input(format!("{}: {error} with --validation", source.data.display()))
+                    Error::BadRequest(format!("{}: {error} with --validation", source.data.display()))
                 }
                 error => error.into(),
             })?
@@ -85,7 +85,7 @@ fn warn_about_long_items(path: &Path, all: usize, fitting: usize, max_length: us
     let path = path.display();
     if fitting == 0 {
         let message = format!("{path}: all {all} records have more than {max_length} tokens; raise max_length");
-        return Err(Error::Input(message));
+        return Err(Error::TooLong(message));
     }
     if fitting < all {
         let left_out = all - fitting;
@@ -99,7 +99,7 @@ fn check_overlap<T: Keyed>((data, train): (&Path, &[T]), (path, validation): (&P
     let duplicates = Duplicates::across(train.iter().map(Keyed::keys), validation.iter().map(Keyed::keys));
     let (data, path, all) = (data.display(), path.display(), validation.len());
     if duplicates.exact == all {
-        return Err(Error::Input(format!(
+        return Err(Error::BadRequest(format!(
             "{path}: all {all} records are also in {data}; use other validation data, or leave out --validation to \
              split by prompt"
         )));

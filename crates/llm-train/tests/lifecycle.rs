@@ -171,7 +171,10 @@ fn table_over_seeds(dir: &Path, run: &Path) {
     };
     let refused = seeds(false).output().unwrap();
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(refused.status.code() == Some(2) && message.contains("seed-42: already exists; add --resume"), "{message}");
+    assert!(
+        refused.status.code() == Some(2) && message.contains("seed-42: already exists; continue its run with --resume"),
+        "{message}"
+    );
     let before = everything(&dir.join("lives/seed-43"));
     let output = seeds(true).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

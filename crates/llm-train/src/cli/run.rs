@@ -60,7 +60,7 @@ pub(super) fn run(command: Command, observer: &mut dyn FnMut(Event)) -> Result<S
         Command::Resume(args) => stages.resume(&args),
         Command::Bench(args) => {
             let cost = bench(&read_recipe(&args.recipe, &args.set)?, args.steps)?;
-            let json = serde_json::to_string(&cost).map_err(|e| Error::Input(format!("bench: {e}")))?;
+            let json = serde_json::to_string(&cost).map_err(|e| Error::Internal(format!("bench: {e}")))?;
             Ok(format!("{json}\n"))
         }
         Command::Recipe(args) => built_in_recipe(args.name.as_deref()),
@@ -94,7 +94,7 @@ impl Stages<'_> {
     }
 
     fn lifecycle(&mut self, recipe: &LifecycleRecipe, out: &Path, resume: bool) -> Result<String, Error> {
-        let table = lifecycle(recipe, out, self.options(resume))?;
+        let table = lifecycle(recipe, out, self.options(resume))?.table;
         let shown = out.display();
         Ok(format!(
             "{table}\nReport: {shown}/report.md. Next: llm-infer chat --model {}\n",
@@ -172,7 +172,7 @@ impl Stages<'_> {
             RewardRecipe::STAGE => self.reward(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             PpoRecipe::STAGE => self.ppo(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             DistillRecipe::STAGE => self.distill(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
-            other => Err(Error::Input(format!("{}: a run of `{other}` cannot be resumed", dir.display()))),
+            other => Err(Error::Unsupported(format!("{}: a run of `{other}` cannot be resumed", dir.display()))),
         }
     }
 }
@@ -187,7 +187,7 @@ impl<'a> InputPaths<'a> {
     fn of(args: &'a Resume, record: &Record) -> Result<Self, Error> {
         if let Some((name, _)) = args.input.iter().find(|(name, _)| !record.inputs.contains_key(name)) {
             let known: Vec<&str> = record.inputs.keys().map(String::as_str).collect();
-            return Err(Error::Input(format!(
+            return Err(Error::BadRequest(format!(
                 "--input {name}: the run has no such input; its inputs are {}",
                 known.join(", ")
             )));
@@ -214,7 +214,7 @@ impl<'a> InputPaths<'a> {
     /// The inputs of the run's stage.
     fn inputs<I: DeserializeOwned>(&self) -> Result<I, Error> {
         let inputs = serde_json::to_value(&self.all).and_then(serde_json::from_value);
-        inputs.map_err(|e| Error::Input(format!("{}/recipe.toml: [inputs]: {e}", self.run.display())))
+        inputs.map_err(|e| Error::BadFile(format!("{}/recipe.toml: [inputs]: {e}", self.run.display())))
     }
 }
 

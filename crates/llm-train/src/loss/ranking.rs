@@ -23,7 +23,7 @@ pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor, margin: &Tensor) -> Res
 /// `pairs[prompt]` are index pairs (better, worse) into `scores`; `margins[prompt]` is the margin of that prompt (0: none).
 pub fn k_way(scores: &Tensor, pairs: &[Vec<(usize, usize)>], margins: &[f64], centering: f64) -> Result<Tensor> {
     if pairs.len() != margins.len() {
-        return Err(Error::Input(format!("{} margins for {} prompts", margins.len(), pairs.len())));
+        return Err(Error::BadRequest(format!("{} margins for {} prompts", margins.len(), pairs.len())));
     }
     let (mut better, mut worse, mut weight, mut margin) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (prompt, &prompt_margin) in pairs.iter().zip(margins) {
@@ -35,7 +35,9 @@ pub fn k_way(scores: &Tensor, pairs: &[Vec<(usize, usize)>], margins: &[f64], ce
         }
     }
     if better.is_empty() {
-        return Err(Error::Input("no answer is ranked above another; a ranking needs at least two answers".to_owned()));
+        return Err(Error::BadRequest(
+            "no answer is ranked above another; a ranking needs at least two answers".to_owned(),
+        ));
     }
     let pick = |index: Vec<u32>| -> Result<Tensor> {
         let n = index.len();

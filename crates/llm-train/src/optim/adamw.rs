@@ -64,7 +64,7 @@ impl AdamW {
 
     /// Replaces the state by one of [`Self::state`] that was read from `origin`, for error messages.
     pub fn restore(&mut self, mut state: BTreeMap<String, Tensor>, origin: &Path) -> Result<()> {
-        let broken = |what: &str| Error::Input(format!("{}: {what}; remove this checkpoint", origin.display()));
+        let broken = |what: &str| Error::BadFile(format!("{}: {what}; remove this checkpoint", origin.display()));
         let steps = state.remove(STEPS).ok_or_else(|| broken("the step count is missing"))?;
         let steps = steps.to_vec1::<i64>()?;
         if steps.len() != self.steps.len() {

@@ -26,7 +26,7 @@ impl Learner {
     pub fn new(model: Model, config: &OptimizerConfig) -> Result<Self> {
         let optimizer = Optimizer::new(&model.params().vars(), config)?;
         if model.params().vars().is_empty() {
-            return Err(Error::Input("this model is frozen; train a copy: `model.trainable()`".to_owned()));
+            return Err(Error::BadRequest("this model is frozen; train a copy: `model.trainable()`".to_owned()));
         }
         let model = model.in_precision(config.precision)?;
         Ok(Self { model, optimizer, gradients: Gradients::default(), max_grad_norm: config.max_grad_norm })

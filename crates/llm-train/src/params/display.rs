@@ -2,17 +2,46 @@
 
 use std::fmt;
 
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use llm_model::cost::{Flops, TrainingMemory};
 
 use super::{Report, Time};
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let (count, batch, seq_len) = (&self.parameters, self.batch_size, self.seq_len);
+        let (batch, seq_len) = (sequences(self.batch_size), self.seq_len);
         writeln!(f, "{} ({}): {} parameters", self.model, self.model_type, grouped(self.total))?;
         if self.active < self.total {
             writeln!(f, "active per token: {} ({})", grouped(self.active), percent(self.active, self.total))?;
         }
+        writeln!(f, "\n{}", table(self.parameter_rows()))?;
+        writeln!(f, "\nInference memory with an f32 KV cache, {batch}, by context length:")?;
+        writeln!(f, "{}", table(self.inference_rows()))?;
+        writeln!(f, "\nTraining memory with AdamW, {batch} of {seq_len} tokens:")?;
+        writeln!(f, "{}", table(self.training_rows()))?;
+        writeln!(f, "\nFLOPs per token at sequence length {seq_len}:\n{}", table(self.flops_rows()))?;
+        self.time.as_ref().map_or(Ok(()), |time| time.fmt(f))
+    }
+}
+
+/// A table without lines: the first column is aligned left, the others right.
+fn table(rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).add_rows(rows);
+    for (i, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((if i == 0 { 0 } else { 2 }, 0));
+        column.set_cell_alignment(if i == 0 { CellAlignment::Left } else { CellAlignment::Right });
+    }
+    table.trim_fmt()
+}
+
+fn row<const N: usize>(name: impl Into<String>, cells: [String; N]) -> Vec<String> {
+    [name.into()].into_iter().chain(cells).collect()
+}
+
+impl Report {
+    fn parameter_rows(&self) -> Vec<Vec<String>> {
+        let count = &self.parameters;
         let parts = [
             ("embeddings", count.embedding),
             ("attention", count.attention),
@@ -24,72 +53,64 @@ impl fmt::Display for Report {
             ("head", count.head),
             ("  tied to the embedding", count.tied),
         ];
-        writeln!(f)?;
-        for (name, number) in parts.into_iter().filter(|(_, number)| *number > 0) {
-            writeln!(f, "{name:<24}{:>20}{:>9}", grouped(number), percent(number, self.total))?;
-        }
+        let parts = parts.into_iter().filter(|(_, number)| *number > 0);
+        parts.map(|(name, number)| row(name, [grouped(number), percent(number, self.total)])).collect()
+    }
 
-        writeln!(f, "\nInference memory with an f32 KV cache, {}, by context length:", sequences(batch))?;
-        write!(f, "{:<8}{:>12}", "dtype", "weights")?;
-        for context in &self.contexts {
-            write!(f, "{:>12}", format!("+ {}", context.tokens))?;
-        }
-        writeln!(f)?;
-        for serving in &self.serving {
-            write!(f, "{:<8}{:>12}", serving.dtype, bytes(serving.weights))?;
-            for &total in &serving.with_cache {
-                write!(f, "{:>12}", bytes(total))?;
-            }
-            writeln!(f)?;
-        }
-        write!(f, "{:<8}{:>12}", "cache", "")?;
-        for context in &self.contexts {
-            write!(f, "{:>12}", bytes(context.kv_cache))?;
-        }
+    fn inference_rows(&self) -> Vec<Vec<String>> {
+        let line = |name: &str, weights: String, cells: Vec<String>| [row(name, [weights]), cells].concat();
+        let contexts = &self.contexts;
+        let mut rows = vec![line(
+            "dtype",
+            "weights".to_owned(),
+            contexts.iter().map(|context| format!("+ {}", context.tokens)).collect(),
+        )];
+        rows.extend(self.serving.iter().map(|serving| {
+            line(
+                &serving.dtype.to_string(),
+                bytes(serving.weights),
+                serving.with_cache.iter().copied().map(bytes).collect(),
+            )
+        }));
+        rows.push(line("cache", String::new(), contexts.iter().map(|context| bytes(context.kv_cache)).collect()));
+        rows
+    }
 
-        writeln!(f, "\n\nTraining memory with AdamW, {} of {seq_len} tokens:", sequences(batch))?;
-        writeln!(
-            f,
-            "{:<20}{:>11}{:>11}{:>11}{:>13}{:>11}{:>11}",
-            "compute dtype", "weights", "gradients", "moments", "activations", "working", "total"
-        )?;
-        for training in &self.training {
+    fn training_rows(&self) -> Vec<Vec<String>> {
+        let titles = ["weights", "gradients", "moments", "activations", "working", "total"].map(str::to_owned);
+        let mut rows = vec![row("compute dtype", titles)];
+        rows.extend(self.training.iter().map(|training| {
             let TrainingMemory { weights, gradients, moments, activations, working } = training.memory;
             let suffix = if training.activation_checkpointing { ", checkpointed" } else { "" };
-            let [weights, gradients, moments, activations, working, total] =
-                [weights, gradients, moments, activations, working, training.total].map(bytes);
-            writeln!(
-                f,
-                "{:<20}{weights:>11}{gradients:>11}{moments:>11}{activations:>13}{working:>11}{total:>11}",
-                format!("{}{suffix}", training.precision)
-            )?;
-        }
+            let numbers = [weights, gradients, moments, activations, working, training.total].map(bytes);
+            row(format!("{}{suffix}", training.precision), numbers)
+        }));
+        rows
+    }
 
+    fn flops_rows(&self) -> Vec<Vec<String>> {
         let Flops { matrices, attention, head } = self.forward;
-        writeln!(f, "\nFLOPs per token at sequence length {seq_len}:")?;
         let training = |checkpointed| self.forward.training(checkpointed);
-        for (name, number) in [
+        let parts = [
             ("matrices", matrices),
             ("attention", attention),
             ("head", head),
             ("forward", self.forward_flops),
             ("training, 3 x forward", training(false)),
             ("training, checkpointed", training(true)),
-        ] {
-            writeln!(f, "{name:<24}{:>12}", scaled(number, "FLOP"))?;
-        }
-        self.time.as_ref().map_or(Ok(()), |time| time.fmt(f))
+        ];
+        parts.into_iter().map(|(name, number)| row(name, [scaled(number, "FLOP")])).collect()
     }
 }
 
 impl Time {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        writeln!(f, "\nAt {} sustained:", scaled(self.flops_per_second, "FLOP/s"))?;
-        for (name, per_second) in
-            [("prefill", self.forward_tokens_per_second), ("training", self.training_tokens_per_second)]
-        {
-            writeln!(f, "{name:<24}{:>12}", format!("{} tokens/s", decimal(per_second)))?;
-        }
+        let speed = |per_second| [format!("{} tokens/s", decimal(per_second))];
+        let rows = vec![
+            row("prefill", speed(self.forward_tokens_per_second)),
+            row("training", speed(self.training_tokens_per_second)),
+        ];
+        writeln!(f, "\nAt {} sustained:\n{}", scaled(self.flops_per_second, "FLOP/s"), table(rows))?;
         if let (Some(tokens), Some(plain), Some(checkpointed)) =
             (self.tokens, self.training_seconds, self.training_seconds_checkpointed)
         {
@@ -160,6 +181,12 @@ fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_aligns_numbers_right() {
+        let rows = vec![row("name", ["n".to_owned()]), row("  tied", ["1,000".to_owned()])];
+        assert_eq!(table(rows), "name        n\n  tied  1,000");
+    }
 
     #[test]
     fn numbers_are_formatted() {

@@ -112,7 +112,7 @@ impl Plot<'_> {
     /// The plot as SVG.
     pub fn svg(&self) -> Result<String> {
         let mut svg = String::new();
-        self.draw(&mut svg).map_err(|e| Error::Input(format!("the plot \"{}\": {e}", self.title)))?;
+        self.draw(&mut svg).map_err(|e| Error::Internal(format!("the plot \"{}\": {e}", self.title)))?;
         Ok(svg)
     }
 

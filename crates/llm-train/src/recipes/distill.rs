@@ -178,7 +178,7 @@ impl Teachers {
         let described = read_config(&inputs.teacher)?;
         if described.head != Head::LanguageModel {
             let (teacher, head) = (inputs.teacher.display(), described.head);
-            return Err(Error::Input(format!(
+            return Err(Error::Unsupported(format!(
                 "{teacher}: the model has the head {head:?}; a teacher must be a language model"
             )));
         }
@@ -189,7 +189,9 @@ impl Teachers {
         if let Some(dir) = &inputs.text_teacher {
             if text.is_none() {
                 let dir = dir.display();
-                return Err(Error::Input(format!("{dir}: a teacher of plain text needs plain text; give --text too")));
+                return Err(Error::BadRequest(format!(
+                    "{dir}: a teacher of plain text needs plain text; give --text too"
+                )));
             }
             let source = text_source(recipe, inputs, text.as_ref());
             check_vocabulary((&teacher_config, teacher_tokenizer), (&read_config(dir)?.config, dir), source)?;
@@ -222,7 +224,7 @@ fn check_vocabulary(
     check_compatible(teacher_config, teacher_tokenizer, &text.into_iter().chain([other]).collect::<Vec<_>>())?;
     if config.vocab_size != teacher_config.vocab_size {
         let (found, expected, teacher) = (config.vocab_size, teacher_config.vocab_size, teacher_tokenizer.1.display());
-        return Err(Error::Input(format!(
+        return Err(Error::BadRequest(format!(
             "{}: \"vocab_size\" is {found}, that of {teacher} is {expected}; both must be equal",
             dir.display()
         )));

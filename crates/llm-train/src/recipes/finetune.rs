@@ -156,7 +156,7 @@ fn load(recipe: &FinetuneRecipe, inputs: &FinetuneInputs) -> Result<(Tokenizer, 
     if recipe.lora.is_none() && recipe.base_dtype != WeightDtype::F32 {
         let message =
             "\"base_dtype\" applies to the frozen weights under an adapter; add a table [lora], or set it to \"f32\"";
-        return Err(Error::Input(message.to_owned()));
+        return Err(Error::BadRequest(message.to_owned()));
     }
     let mut tokenizer = Tokenizer::load(&inputs.model)?;
     if !tokenizer.has_chat_template() {

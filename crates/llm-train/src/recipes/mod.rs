@@ -10,7 +10,7 @@ mod reward;
 
 pub use distill::{DistillInputs, DistillRecipe, distill};
 pub use finetune::{FinetuneInputs, FinetuneRecipe, finetune};
-pub use lifecycle::{LifecycleRecipe, lifecycle, lifecycle_seeds};
+pub use lifecycle::{LifecycleRecipe, PipelineOutcome, lifecycle, lifecycle_seeds};
 pub use ppo::{PpoInputs, PpoRecipe, PpoTrainer, RunningMeans, Score, SpecialIds, Targets, ppo};
 pub use prepare::{PrepareInputs, prepare, train_tokenizer};
 pub use pretrain::{PretrainInputs, PretrainRecipe, pretrain};
@@ -29,12 +29,12 @@ fn load_model(dir: &Path, head: llm_model::Head) -> Result<Model> {
     for (name, tensor) in &model.params().tensors() {
         if !llm_kernels::sum_of_squares(tensor)?.is_finite() {
             let dir = dir.display();
-            return Err(Error::Input(format!("{dir}: the weight {name} is not finite, or too large")));
+            return Err(Error::BadFile(format!("{dir}: the weight {name} is not finite, or too large")));
         }
     }
     if model.head() != head {
         let (found, dir) = (model.head(), dir.display());
-        return Err(Error::Input(format!("{dir}: the model has the head {found:?}; this stage needs {head:?}")));
+        return Err(Error::Unsupported(format!("{dir}: the model has the head {found:?}; this stage needs {head:?}")));
     }
     Ok(model)
 }
@@ -49,7 +49,7 @@ fn save(model: &Model, tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
 fn chat_format<'a>(tokenizer: &'a Tokenizer, dir: &Path) -> Result<&'a ChatFormat> {
     let dir = dir.display();
     if !tokenizer.has_chat_template() {
-        return Err(Error::Input(format!("{dir}: no chat template; run `llm-train finetune` on it first")));
+        return Err(Error::Unsupported(format!("{dir}: no chat template; run `llm-train finetune` on it first")));
     }
-    tokenizer.chat_format().map_err(|e| Error::Input(format!("{dir}: {e}")))
+    tokenizer.chat_format().map_err(|e| Error::BadFile(format!("{dir}: {e}")))
 }

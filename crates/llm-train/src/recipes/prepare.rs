@@ -7,7 +7,7 @@ use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
 use rayon::prelude::*;
 
 use crate::limits::check_tokenizer;
-use crate::run::{Event, RunOptions, refuse_existing};
+use crate::run::{Event, RunOptions, already_exists, refuse_existing};
 use crate::{Error, Result};
 
 /// Trains a byte-level BPE tokenizer on the documents of `input` and saves it into `out`.
@@ -31,7 +31,7 @@ pub fn train_tokenizer(config: &TrainConfig, input: &[PathBuf], out: &Path, resu
 
 /// [`refuse_existing`] without the advice to resume, as these folders are not runs.
 fn refuse_existing_folder(out: &Path) -> Result<()> {
-    refuse_existing(out).map_err(|_| Error::Input(format!("{}: already exists; choose another --out", out.display())))
+    refuse_existing(out).map_err(|_| already_exists(out, false))
 }
 
 fn read_all(paths: &[PathBuf]) -> Result<Vec<String>> {
@@ -82,7 +82,7 @@ pub fn prepare(inputs: &PrepareInputs, out: &Path, options: RunOptions) -> Resul
         warn_about_repeats(&train, &validation);
     } else if warn_about_repeats(&train, &validation) {
         let paths: Vec<String> = inputs.validation.iter().map(|path| path.display().to_string()).collect();
-        return Err(Error::Input(format!(
+        return Err(Error::BadRequest(format!(
             "{}: all lines are also in the training text; use other validation text, or leave out --validation to use the \
              end of the training text",
             paths.join(", ")
@@ -141,7 +141,7 @@ fn repeated_words(train: &[String], validation: &[String]) -> (usize, usize) {
 /// Removes about `share` of the bytes from the end of the documents and returns them: whole documents, and the end of one.
 fn take_end(documents: &mut Vec<String>, share: f64) -> Result<Vec<String>> {
     if !(share > 0. && share < 1.) {
-        return Err(Error::Input(format!("--validation-share is {share}; it must be above 0 and below 1")));
+        return Err(Error::BadRequest(format!("--validation-share is {share}; it must be above 0 and below 1")));
     }
     let all: usize = documents.iter().map(String::len).sum();
     let mut wanted = (all as f64 * share).ceil() as usize;
@@ -167,7 +167,7 @@ fn take_end(documents: &mut Vec<String>, share: f64) -> Result<Vec<String>> {
         let message = format!(
             "{all} bytes of text are too few for a validation share of {share}; give --validation or more text"
         );
-        return Err(Error::Input(message));
+        return Err(Error::BadRequest(message));
     }
     Ok(taken)
 }

@@ -146,7 +146,7 @@ fn check_prompts(recipe: &PretrainRecipe, tokenizer: &Tokenizer) -> Result<()> {
         let (tokens, context) = (tokenizer.encode(prompt)?.len() + 1, recipe.model.max_position_embeddings);
         if tokens >= context {
             let start: String = prompt.chars().take(20).collect();
-            return Err(Error::Input(format!(
+            return Err(Error::TooLong(format!(
                 "sample_prompts: \"{start}…\" has {tokens} tokens; it must have fewer than {context}"
             )));
         }

@@ -263,7 +263,8 @@ pub struct RewardModel {
 
 impl RewardModel {
     /// Loads a folder written by [`reward`], or any sequence classifier with one label (unscaled).
-    pub fn load(dir: &Path) -> Result<Self> {
+    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
         let (model, tokenizer) = (load_model(dir, Head::Sequence)?, Tokenizer::load(dir)?);
         check_compatible(model.config(), (&tokenizer, dir), &[])?;
         let number = |key: &str| model.extra.get(key).and_then(serde_json::Value::as_f64).filter(|x| x.is_finite());

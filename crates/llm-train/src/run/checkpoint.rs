@@ -59,7 +59,7 @@ pub(crate) fn latest(run: &Path) -> Result<Option<Checkpoint>> {
         Some(what) => {
             let dir = run.join("checkpoints");
             let dir = dir.display();
-            Err(Error::Input(format!("{dir}: no valid checkpoint ({what}); remove the folder to restart at step 0")))
+            Err(Error::BadFile(format!("{dir}: no valid checkpoint ({what}); remove the folder to restart at step 0")))
         }
     }
 }

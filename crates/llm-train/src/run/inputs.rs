@@ -31,7 +31,7 @@ impl Input {
     /// The paths of a struct of inputs that are given, by field.
     pub fn list(inputs: &impl Serialize) -> Result<Vec<Self>> {
         let value = serde_json::to_value(inputs)
-            .map_err(|e| Error::Input(format!("the path of an input cannot be recorded: {e}")))?;
+            .map_err(|e| Error::BadRequest(format!("the path of an input cannot be recorded: {e}")))?;
         let paths = value.as_object().into_iter().flatten();
         Ok(paths.filter_map(|(name, path)| Some(Self { name: name.clone(), path: path.as_str()?.into() })).collect())
     }
@@ -52,7 +52,7 @@ impl Recorded {
         let has_content = |path: &&PathBuf| fingerprint(name, path).is_ok_and(|found| found == self.blake3);
         existing.iter().find(has_content).or(existing.first()).cloned().ok_or_else(|| {
             let path = self.path.display();
-            Error::Input(format!("{path}: no such file or folder; give its new path with --input {name}=PATH"))
+            Error::MissingFile(format!("{path}: no such file or folder; give its new path with --input {name}=PATH"))
         })
     }
 }
@@ -60,16 +60,16 @@ impl Recorded {
 /// Returns an error if the inputs differ from the recorded ones.
 pub(crate) fn compare(inputs: &[Input], recorded: &std::collections::BTreeMap<String, Recorded>) -> Result<()> {
     if let Some(name) = recorded.keys().find(|name| inputs.iter().all(|input| input.name != **name)) {
-        return Err(Error::Input(format!("the run was started with --{}; give it again", name.replace('_', "-"))));
+        return Err(Error::BadRequest(format!("the run was started with --{}; give it again", name.replace('_', "-"))));
     }
     for input in inputs {
         let (option, path) = (input.name.replace('_', "-"), input.path.display());
         let Some(recorded) = recorded.get(&input.name) else {
-            return Err(Error::Input(format!("the run was started without --{option}; leave it out")));
+            return Err(Error::BadRequest(format!("the run was started without --{option}; leave it out")));
         };
         if fingerprint(&input.name, &input.path)? != recorded.blake3 {
             let was = recorded.path.display();
-            return Err(Error::Input(format!(
+            return Err(Error::BadRequest(format!(
                 "--{option} {path}: the content differs from the input the run was started with ({was}); use that one, or start a new run"
             )));
         }

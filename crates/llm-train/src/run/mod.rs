@@ -31,7 +31,7 @@ use serde_json::{Map, Value, json};
 pub(crate) use checkpoint::Checkpoint;
 pub(crate) use record::Record;
 pub(crate) use result::is_intact;
-pub(crate) use setup::{RunSetup, Start, refuse_existing};
+pub(crate) use setup::{RunSetup, Start, already_exists, refuse_existing};
 pub(crate) use stage_times::StageTimes;
 pub(crate) use steps::{Evaluating, Evaluation, Plan};
 
@@ -104,7 +104,8 @@ impl Outcome {
     fn of_finished(dir: &Path) -> Result<Self> {
         let path = dir.join(FINISHED);
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let state: Value = serde_json::from_str(&text).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+        let state: Value =
+            serde_json::from_str(&text).map_err(|e| Error::BadFile(format!("{}: {e}", path.display())))?;
         Ok(Self {
             dir: dir.to_owned(),
             steps: state.get("global_step").and_then(Value::as_u64).unwrap_or(0),

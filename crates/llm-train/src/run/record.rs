@@ -69,17 +69,17 @@ impl Record {
         let shown = dir.display();
         if !dir.exists() {
             let message = "no such folder, nothing to resume; check the path, or start a run without --resume";
-            return Err(Error::Input(format!("{shown}: {message}")));
+            return Err(Error::MissingFile(format!("{shown}: {message}")));
         }
         if !path.exists() {
             if let Some(message) = runs_in(dir) {
-                return Err(Error::Input(format!("{shown}: {message}")));
+                return Err(Error::BadRequest(format!("{shown}: {message}")));
             }
             let message = "has no recipe.toml, nothing to resume; check the path, or start a run in another folder";
-            return Err(Error::Input(format!("{shown}: {message}")));
+            return Err(Error::MissingFile(format!("{shown}: {message}")));
         }
         let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let wrong = |what: String| Error::Input(format!("{}: {what}", path.display()));
+        let wrong = |what: String| Error::BadFile(format!("{}: {what}", path.display()));
         let mut table: Table = text.parse().map_err(|e: toml::de::Error| wrong(e.message().to_owned()))?;
         let mut part = |name: &str| {
             table.remove(name).ok_or_else(|| {
@@ -106,7 +106,7 @@ impl Record {
     fn check_stage<R: Recipe>(&self) -> Result<()> {
         if self.run.stage != R::STAGE {
             let (path, was) = (self.path.display(), &self.run.stage);
-            return Err(Error::Input(format!("{path}: this is a run of `{was}`, not of `{}`", R::STAGE)));
+            return Err(Error::BadRequest(format!("{path}: this is a run of `{was}`, not of `{}`", R::STAGE)));
         }
         Ok(())
     }
@@ -136,7 +136,7 @@ impl Record {
                 let show = |value: &Option<Value>| value.as_ref().map_or("missing".to_owned(), Value::to_string);
                 let (path, was, is) = (self.path.display(), show(&from), show(&to));
                 let may = recipe::CHANGEABLE.join(", ");
-                return Err(Error::Input(format!(
+                return Err(Error::BadRequest(format!(
                     "{path}: {key} is {was} in this run, not {is}; only these keys may change on resume: {may}"
                 )));
             }
@@ -185,7 +185,7 @@ fn runs_in(dir: &Path) -> Option<String> {
 
 /// The text of `recipe.toml`.
 pub(crate) fn to_text(stage: &str, recipe: Table, inputs: &[Input], dir: &Path, changes: &[Change]) -> Result<String> {
-    let broken = |e: toml::ser::Error| Error::Input(format!("the recipe cannot be written as TOML: {e}"));
+    let broken = |e: toml::ser::Error| Error::Internal(format!("the recipe cannot be written as TOML: {e}"));
     let run = RunTable { stage: stage.to_owned(), program: PROGRAM.to_owned(), changes: changes.to_vec() };
     let mut recorded = Table::new();
     for input in inputs {

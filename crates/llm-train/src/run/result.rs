@@ -37,7 +37,7 @@ pub(crate) fn is_intact(dir: &Path) -> Result<bool> {
     }
     let path = dir.join(FINISHED);
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let state: Value = serde_json::from_str(&text).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+    let state: Value = serde_json::from_str(&text).map_err(|e| Error::BadFile(format!("{}: {e}", path.display())))?;
     for (name, checksum) in state.get(CHECKSUMS).and_then(Value::as_object).into_iter().flatten() {
         let (file, checksum) = (dir.join(name), checksum.as_str().unwrap_or_default());
         let what = match file.exists() {
@@ -49,7 +49,7 @@ pub(crate) fn is_intact(dir: &Path) -> Result<bool> {
             Some(copy) => format!("restore it with: cp {} {}", shell_word(&copy), shell_word(&file)),
             None => "no intact checkpoint has this file; start a new run".to_owned(),
         };
-        return Err(Error::Input(format!("{}: is finished, but {name} {what}; {fix}", dir.display())));
+        return Err(Error::BadFile(format!("{}: is finished, but {name} {what}; {fix}", dir.display())));
     }
     Ok(true)
 }

@@ -73,7 +73,7 @@ impl<'a> RunSetup<'a> {
         if is_finished(dir) && !lengthened {
             if let Some(change) = changes.iter().find(|change| change.is_length()) {
                 let (dir, key) = (dir.display(), &change.key);
-                return Err(Error::Input(format!("{dir}: is finished; a smaller {key} cannot shorten it")));
+                return Err(Error::BadRequest(format!("{dir}: is finished; a smaller {key} cannot shorten it")));
             }
             is_intact(dir)?;
             return Ok(Start::Finished(Outcome::of_finished(dir)?));
@@ -86,7 +86,7 @@ impl<'a> RunSetup<'a> {
             if checkpoint.as_ref().is_none_or(|checkpoint| checkpoint.step < steps) {
                 let dir = dir.display();
                 let message = format!("its checkpoint of step {steps} is gone, so the run cannot be extended");
-                return Err(Error::Input(format!("{dir}: {message}; start a new run")));
+                return Err(Error::MissingFile(format!("{dir}: {message}; start a new run")));
             }
         }
         self.resumed = Some(ResumeState { lock, checkpoint, changes, earlier: record.run.changes });
@@ -112,7 +112,7 @@ impl<'a> RunSetup<'a> {
         let steps = plan.steps;
         if step > steps {
             let dir = self.dir.display();
-            return Err(Error::Input(format!("{dir}: has done {step} steps; it cannot end after {steps}")));
+            return Err(Error::BadRequest(format!("{dir}: has done {step} steps; it cannot end after {steps}")));
         }
         let resume = self.options.resume;
         let (dir, options, lock) = self.open_folder()?;
@@ -155,7 +155,7 @@ impl<'a> RunSetup<'a> {
     fn resume(self) -> Result<(PathBuf, RunOptions<'a>, Lock)> {
         let step = self.step();
         let Self { stage, recipe, inputs, dir, options, resumed } = self;
-        let Some(state) = resumed else { return Err(Error::Input(format!("{}: nothing to resume", dir.display()))) };
+        let Some(state) = resumed else { return Err(Error::Internal(format!("{}: nothing to resume", dir.display()))) };
         checkpoint::clear(&dir, step)?;
         if !state.changes.is_empty() {
             let mut changes = state.earlier;
@@ -185,7 +185,9 @@ impl<'a> RunSetup<'a> {
         let path = self.dir.join(LOCK);
         Lock::try_acquire(&path).map_err(Error::io(&path))?.ok_or_else(|| {
             let dir = self.dir.display();
-            Error::Input(format!("{dir}: another process is running this run; wait for it, or choose another --out"))
+            Error::BadRequest(format!(
+                "{dir}: another process is running this run; wait for it, or choose another --out"
+            ))
         })
     }
 }
@@ -196,10 +198,13 @@ pub(crate) fn refuse_existing(dir: &Path) -> Result<()> {
         entry.map_or(true, |entry| !llm_files::is_temp_name(&entry.file_name()) && entry.file_name() != LOCK)
     };
     if dir.exists() && fs::read_dir(dir).map_or(true, |mut entries| entries.any(is_content)) {
-        let is_run = dir.join("recipe.toml").exists();
-        let resume = if is_run { "continue its run with --resume, or " } else { "" };
-        let dir = dir.display();
-        return Err(Error::Input(format!("{dir}: already exists; {resume}choose another --out")));
+        return Err(already_exists(dir, dir.join("recipe.toml").exists()));
     }
     Ok(())
+}
+
+/// The error for a folder that a command will not write into. `is_run`: the command can resume it.
+pub(crate) fn already_exists(dir: &Path, is_run: bool) -> Error {
+    let resume = if is_run { "continue its run with --resume, or " } else { "" };
+    Error::BadRequest(format!("{}: already exists; {resume}choose another --out", dir.display()))
 }

@@ -19,7 +19,7 @@ impl StageTimes {
     /// Reads the file if it exists.
     pub fn open(path: &Path) -> Result<Self> {
         let seconds = match fs::read_to_string(path) {
-            Ok(text) => serde_json::from_str(&text).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?,
+            Ok(text) => serde_json::from_str(&text).map_err(|e| Error::BadFile(format!("{}: {e}", path.display())))?,
             Err(_) => Map::new(),
         };
         Ok(Self { path: path.to_owned(), seconds })

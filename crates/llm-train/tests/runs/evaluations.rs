@@ -9,6 +9,7 @@ use llm_train::recipes::{
     DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, PretrainInputs, PretrainRecipe, RewardInputs,
     RewardRecipe, distill, finetune, pretrain, reward,
 };
+use llm_train::run::{Event, RunOptions};
 use serde_json::Value;
 
 use super::common::write_pairs;
@@ -100,4 +101,26 @@ fn pre_training_evaluates_the_first_eval_batches_of_the_validation_text() {
     let last = losses[losses.len() - 1];
     assert!((last - loss(1)).abs() < 1e-6, "{last} logged, {} computed", loss(1));
     assert!((last - loss(0)).abs() > 1e-4, "{last} of one batch, {} of all", loss(0));
+}
+
+#[test]
+fn the_progress_says_what_is_evaluated() {
+    let expected = [
+        (Stage::Pretrain, "evaluating on 64 tokens"),
+        (Stage::Finetune, "evaluating on 6 conversations"),
+        (Stage::Reward, "evaluating on 4 rankings"),
+        (Stage::Distill, "evaluating on 6 conversations"),
+    ];
+    for (stage, expected) in expected {
+        let dir = tempfile::tempdir().unwrap();
+        let mut messages = Vec::new();
+        let mut observer = |event: Event| {
+            if let Event::Progress { message, .. } = event {
+                messages.push(message.to_owned());
+            }
+        };
+        let options = RunOptions { observer: &mut observer, ..RunOptions::default() };
+        stage.run(&FIXTURE, &Knobs { length: 1, ..Knobs::default() }, &dir.path().join("run"), options).unwrap();
+        assert!(messages.iter().any(|message| message == expected), "{stage:?}: {messages:?}");
+    }
 }

@@ -35,6 +35,12 @@ fn a_finished_run_is_not_changed() {
         }
         let again = stage.run(&FIXTURE, &knobs, &out, options(true)).unwrap();
         assert_eq!((again.was_finished, again.steps), (true, first.steps), "{stage:?}");
+        let measured = if stage == Stage::Ppo { "objective/scores" } else { "loss" };
+        assert!(
+            again.metrics == first.metrics && first.metrics[measured].is_finite(),
+            "{stage:?}: {:?}",
+            first.metrics
+        );
         assert!(everything(&out) == before, "{stage:?} changed a finished run");
         let message = stage.run(&FIXTURE, &knobs, &out, quiet()).unwrap_err().to_string();
         assert!(message.contains("already exists"), "{message}");

@@ -7,6 +7,7 @@ mod metric;
 mod report;
 mod seeds;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -81,8 +82,27 @@ impl Default for LifecycleRecipe {
     }
 }
 
-/// Runs the whole pipeline in the folder `out` and writes `report.md` there; returns the report's table.
-pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> Result<String> {
+/// The result of a pipeline run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PipelineOutcome {
+    /// The table of `report.md`.
+    pub table: String,
+    /// The metrics of the table by name; those of one stage begin with its name, their parts with a dash.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+impl PipelineOutcome {
+    fn read(out: &Path) -> Result<Self> {
+        let path = out.join(SUMMARY);
+        let table = std::fs::read_to_string(&path).map_err(Error::io(path))?;
+        let evaluation = seeds::read(out)?;
+        let metrics = evaluation.rows().into_iter().map(|metric| (metric.name.clone(), metric.value)).collect();
+        Ok(Self { table, metrics })
+    }
+}
+
+/// Runs the whole pipeline in the folder `out` and writes `report.md` there.
+pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> Result<PipelineOutcome> {
     let resume = options.resume;
     let setup = match RunSetup::check(recipe, &(), out, options)? {
         Start::Open(setup) => setup,
@@ -90,7 +110,7 @@ pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> R
             for (stage, _) in STAGES {
                 is_intact(&out.join(stage))?;
             }
-            return std::fs::read_to_string(out.join(SUMMARY)).map_err(Error::io(out.join(SUMMARY)));
+            return PipelineOutcome::read(out);
         }
     };
     build_models(recipe)?;
@@ -105,7 +125,7 @@ pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> R
     })?;
     write_atomic(&out.join(SUMMARY), table.as_bytes())?;
     write_json(&out.join(FINISHED), &json!({}))?;
-    Ok(table)
+    PipelineOutcome::read(out)
 }
 
 /// The report's table, which a finished run prints again.
@@ -116,7 +136,7 @@ fn build_models(recipe: &LifecycleRecipe) -> Result<()> {
     for (table, config) in [("pretrain.model", &recipe.pretrain.model), ("distill.student", &recipe.distill.student)] {
         let config = ModelConfig { vocab_size: recipe.tokenizer.vocab_size, ..config.clone() };
         let model = Model::init(config, Head::LanguageModel, 0);
-        model.map_err(|error| Error::Input(format!("{table}: {error}")))?;
+        model.map_err(|error| Error::BadRequest(format!("{table}: {error}")))?;
     }
     Ok(())
 }

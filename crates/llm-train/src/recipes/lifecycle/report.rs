@@ -1,9 +1,11 @@
 //! `report.md`: a table of all metrics of one pipeline run, or of several with different seeds, with curves and samples.
 
-use std::fmt::Write;
 use std::path::Path;
 
 use llm_model::write_atomic;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use serde::Serialize;
 
 use super::evaluate::Evaluation;
 use super::metric::{Metric, Unit, table};
@@ -11,11 +13,30 @@ use crate::plot::{Curve, Panel, Plot, metric};
 use crate::run::{StageTimes, seconds_of};
 use crate::{Error, Result};
 
-/// How to read the table.
-const LEGEND: &str = "Unless its name says otherwise, a metric is measured on items that the tested stage was not trained on: whole sentence \
-frames, facts and themes are held out, and appear only in the pre-training text. The intervals are 95 % intervals from a bootstrap over these \
-clusters; the number of clusters is in brackets. The last column has models and rules without the ability, the value before the stage, or the \
-best possible value.";
+/// The report.
+const TEMPLATE: &str = include_str!("report.md.jinja");
+
+/// What the template shows.
+#[derive(Serialize)]
+struct Page<'a> {
+    /// Number of pipeline runs.
+    seeds: usize,
+    /// The metrics, as a Markdown table.
+    table: &'a str,
+    plots: Vec<PlotLink>,
+    /// (question, reply before PPO, reply after PPO).
+    samples: &'a [[String; 3]],
+    /// (stage, seconds).
+    times: Vec<(String, String)>,
+}
+
+/// A plot, its file and how to read it.
+#[derive(Serialize)]
+struct PlotLink {
+    title: &'static str,
+    file: String,
+    note: &'static str,
+}
 
 /// Writes the report of one pipeline run and its plots; returns the table.
 pub(super) fn write(evaluation: &Evaluation, times: &StageTimes, out: &Path) -> Result<String> {
@@ -24,31 +45,33 @@ pub(super) fn write(evaluation: &Evaluation, times: &StageTimes, out: &Path) -> 
     let mut metrics: Vec<Metric> = evaluation.rows().into_iter().cloned().collect();
     metrics.push(Metric::plain("time in minutes", Unit::Rough, total / 60.));
     let table = table(&metrics);
-    let mut text = format!("# Pipeline report\n\n{LEGEND}\n\n{table}\n");
-    draw_plots(&mut text, &[out], std::slice::from_ref(evaluation), out)?;
-    text.push_str("\n## Before and after PPO\n\nReplies to questions about held-out themes.\n\n");
-    text.push_str("| question | before | after |\n|---|---|---|\n");
-    for [question, before, after] in &evaluation.samples {
-        let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
-        writeln!(text, "| {} | {} | {} |", cell(question), cell(before), cell(after)).map_err(broken)?;
-    }
-    text.push_str("\n## Time\n\n| stage | seconds |\n|---|---|\n");
-    for (stage, seconds) in &times {
-        writeln!(text, "| {stage} | {seconds:.1} |").map_err(broken)?;
-    }
-    write_atomic(&out.join("report.md"), text.as_bytes())?;
+    let plots = draw_plots(&[out], std::slice::from_ref(evaluation), out)?;
+    let times = times.into_iter().map(|(stage, seconds)| (stage, format!("{seconds:.1}"))).collect();
+    let page = Page { seeds: 1, table: &table, plots, samples: &evaluation.samples, times };
+    write_atomic(&out.join("report.md"), page.render()?.as_bytes())?;
     Ok(table)
 }
 
 /// Writes the report over several runs, one per seed, into `out`; returns the table.
 pub(super) fn write_seeds(runs: &[&Path], evaluations: &[Evaluation], minutes: &[f64], out: &Path) -> Result<String> {
-    let (n, table) = (runs.len(), seeds_table(evaluations, minutes));
-    let mut text = format!(
-        "# Pipeline report over {n} seeds\n\nEach seed changes the dataset, the held-out items and the initial weights. {LEGEND}\n\n{table}\n"
-    );
-    draw_plots(&mut text, runs, evaluations, out)?;
-    write_atomic(&out.join("report.md"), text.as_bytes())?;
+    let table = seeds_table(evaluations, minutes);
+    let plots = draw_plots(runs, evaluations, out)?;
+    let page = Page { seeds: runs.len(), table: &table, plots, samples: &[], times: Vec::new() };
+    write_atomic(&out.join("report.md"), page.render()?.as_bytes())?;
     Ok(table)
+}
+
+impl Page<'_> {
+    /// The report as Markdown.
+    fn render(&self) -> Result<String> {
+        let broken = |error: minijinja::Error| Error::Internal(format!("report.md: {error}"));
+        let mut environment = minijinja::Environment::new();
+        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).build().map_err(broken)?);
+        environment.add_filter("cell", |text: String| text.replace('|', "\\|").replace('\n', " "));
+        environment.add_template("report.md", TEMPLATE).map_err(broken)?;
+        let text = environment.get_template("report.md").and_then(|page| page.render(Serde(self))).map_err(broken)?;
+        Ok(format!("{}\n", text.trim_end()))
+    }
 }
 
 /// The rows of the first evaluation, each with the mean and the range over all evaluations.
@@ -94,41 +117,77 @@ type PanelOf<'a> = (&'a str, bool, &'a [(&'a str, &'a str)]);
 
 const LOSS: &str = "loss in nats";
 
-/// The plots: file, title, folder of the stage, panels.
-const PLOTS: [(&str, &str, &str, &[PanelOf]); 5] = [
-    ("pretrain", "Pre-training", "base", &[(LOSS, true, &[("train", "loss"), ("validation", "eval_loss")])]),
-    ("finetune", "Fine-tuning", "instruct", &[(LOSS, true, &[("train", "loss"), ("validation", "eval_loss")])]),
-    (
-        "reward",
-        "Reward model",
-        "reward",
-        &[("accuracy", false, &[("train", "accuracy"), ("validation", "eval_accuracy")])],
-    ),
-    (
-        "ppo",
-        "PPO",
-        "aligned",
-        &[
+/// A plot of one stage.
+struct StagePlot {
+    file: &'static str,
+    title: &'static str,
+    /// The folder of the stage.
+    stage: &'static str,
+    /// How to read it.
+    note: &'static str,
+    panels: &'static [PanelOf<'static>],
+}
+
+const PLOTS: [StagePlot; 5] = [
+    StagePlot {
+        file: "pretrain",
+        title: "Pre-training",
+        stage: "base",
+        note: "The loss on the training batches and on validation text, which has other facts and sentence frames. Both fall together; \
+               a validation loss that rises while the training loss falls means that the model memorises.",
+        panels: &[(LOSS, true, &[("train", "loss"), ("validation", "eval_loss")])],
+    },
+    StagePlot {
+        file: "finetune",
+        title: "Fine-tuning",
+        stage: "instruct",
+        note: "The loss on the assistant's tokens. The validation conversations ask for facts that no training conversation tells: \
+               the model can know them only from the pre-training text.",
+        panels: &[(LOSS, true, &[("train", "loss"), ("validation", "eval_loss")])],
+    },
+    StagePlot {
+        file: "reward",
+        title: "Reward model",
+        stage: "reward",
+        note: "The share of answer pairs that the reward model orders as the annotator did; 0.5 is chance. The annotator is noisy: the \
+               table has the highest accuracy that is possible.",
+        panels: &[("accuracy", false, &[("train", "accuracy"), ("validation", "eval_accuracy")])],
+    },
+    StagePlot {
+        file: "ppo",
+        title: "PPO",
+        stage: "aligned",
+        note: "The reward model's score rises while the policy moves away from the fine-tuned model (KL). An entropy near 0 means \
+               that the policy has one reply for each question.",
+        panels: &[
             ("score", false, &[("score", "objective/scores")]),
             ("KL per reply in nats", false, &[("KL", "objective/kl")]),
             ("entropy per token in nats", false, &[("entropy", "policy/entropy_avg")]),
         ],
-    ),
-    (
-        "distill",
-        "Distillation: plain text first, then conversations",
-        "student",
-        &[("nats", true, &[("train: loss", "loss"), ("validation: loss", "eval_loss"), ("validation: KL", "eval_kl")])],
-    ),
+    },
+    StagePlot {
+        file: "distill",
+        title: "Distillation: plain text first, then conversations",
+        stage: "student",
+        note: "The training loss is that of plain text first, and that of the answers after it; the step between them is a change of \
+               the data, not of the model. The validation curves are those of the answers all the time.",
+        panels: &[(
+            "nats",
+            true,
+            &[("train: loss", "loss"), ("validation: loss", "eval_loss"), ("validation: KL", "eval_kl")],
+        )],
+    },
 ];
 
+/// How to read the plot of utility over KL.
+const UTILITY_NOTE: &str = "Best-of-n samples n replies and keeps the one with the highest score; its KL grows with n. PPO above the curve \
+    of best-of-n gets more true utility, or more reward, for the same distance from the fine-tuned model. A reward that rises while the \
+    true utility falls means that the policy exploits the reward model.";
+
 /// Draws the plots of all runs into `out`. With several runs each curve is their mean, with a band from minimum to maximum.
-fn draw_plots(text: &mut String, runs: &[&Path], evaluations: &[Evaluation], out: &Path) -> Result<()> {
-    let over = |name: &str, curves: Vec<Vec<(f64, f64)>>| match curves.len() {
-        1 => Curve::new(name, curves.concat()),
-        _ => Curve::over_runs(name, &curves),
-    };
-    for (file, title, stage, panels) in PLOTS {
+fn draw_plots(runs: &[&Path], evaluations: &[Evaluation], out: &Path) -> Result<Vec<PlotLink>> {
+    let mut links = Vec::new();
+    for StagePlot { file, title, stage, note, panels } in PLOTS {
         let curve = |&(name, key): &(&str, &str)| {
             let curves = runs.iter().map(|run| metric(&run.join(stage), key)).collect::<Result<Vec<_>>>()?;
             Ok(over(name, curves))
@@ -139,8 +198,22 @@ fn draw_plots(text: &mut String, runs: &[&Path], evaluations: &[Evaluation], out
         let panels = panels.iter().map(panel).collect::<Result<Vec<_>>>()?;
         let file = format!("plots/{file}.svg");
         Plot { title, x: "step", panels }.save(&out.join(&file))?;
-        write!(text, "\n![{title}]({file})\n").map_err(broken)?;
+        links.push(PlotLink { title, file, note });
     }
+    links.push(draw_utility(evaluations, out)?);
+    Ok(links)
+}
+
+/// The curve of one run, or the mean of several.
+fn over(name: &str, curves: Vec<Vec<(f64, f64)>>) -> Curve {
+    match curves.len() {
+        1 => Curve::new(name, curves.concat()),
+        _ => Curve::over_runs(name, &curves),
+    }
+}
+
+/// Draws true utility and reward over KL, of PPO and of best-of-n.
+fn draw_utility(evaluations: &[Evaluation], out: &Path) -> Result<PlotLink> {
     let of_n = |pick: fn(&(f64, f64, f64)) -> f64| {
         evaluations
             .iter()
@@ -168,9 +241,9 @@ fn draw_plots(text: &mut String, runs: &[&Path], evaluations: &[Evaluation], out
             curves: vec![over("best of n", of_n(|p| p.2)), points(ppo("— reward model score"))],
         },
     ];
-    let title = "True utility and reward over KL divergence";
-    Plot { title, x: "KL to the fine-tuned model, nats per reply", panels }.save(&out.join("plots/utility.svg"))?;
-    write!(text, "\n![{title}](plots/utility.svg)\n").map_err(broken)
+    let (title, file) = ("True utility and reward over KL divergence", "plots/utility.svg".to_owned());
+    Plot { title, x: "KL to the fine-tuned model, nats per reply", panels }.save(&out.join(&file))?;
+    Ok(PlotLink { title, file, note: UTILITY_NOTE })
 }
 
 /// Seconds of each stage, in order.
@@ -188,10 +261,6 @@ pub(super) fn stage_times(times: &StageTimes, out: &Path) -> Result<Vec<(String,
     Ok(all)
 }
 
-fn broken(error: std::fmt::Error) -> Error {
-    Error::Input(format!("report.md: {error}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,6 +274,43 @@ mod tests {
             best_of: Vec::new(),
             samples: Vec::new(),
         }
+    }
+
+    #[test]
+    fn the_report_has_table_plots_samples_and_times() {
+        let plots = vec![PlotLink { title: "PPO", file: "plots/ppo.svg".to_owned(), note: "How to read it." }];
+        let samples = [["What?".to_owned(), "a|b".to_owned(), "two\nlines".to_owned()]];
+        let times = vec![("pretrain".to_owned(), "1.5".to_owned()), ("ppo".to_owned(), "2.0".to_owned())];
+        let page = Page { seeds: 1, table: "| metric |\n|---|\n| loss |\n", plots, samples: &samples, times };
+        let text = page.render().unwrap();
+        assert!(text.starts_with("# Pipeline report\n\nUnless its name says otherwise,"), "{text}");
+        let end = "\
+| metric |
+|---|
+| loss |
+
+![PPO](plots/ppo.svg)
+
+How to read it.
+
+## Before and after PPO
+
+Replies to questions about held-out themes.
+
+| question | before | after |
+|---|---|---|
+| What? | a\\|b | two lines |
+
+## Time
+
+| stage | seconds |
+|---|---|
+| pretrain | 1.5 |
+| ppo | 2.0 |
+";
+        assert!(text.ends_with(end), "{text}");
+        let page = Page { seeds: 3, samples: &[], times: Vec::new(), ..page };
+        assert!(page.render().unwrap().starts_with("# Pipeline report over 3 seeds\n\nEach seed changes"));
     }
 
     #[test]

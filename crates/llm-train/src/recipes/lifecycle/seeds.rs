@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::evaluate::Evaluation;
 use super::{LifecycleRecipe, lifecycle, report};
-use crate::run::{RunOptions, StageTimes, has_begun};
+use crate::run::{RunOptions, StageTimes, already_exists, has_begun};
 use crate::{Error, Result};
 
 /// Runs the pipeline once for each of `seeds` consecutive seeds, starting at the recipe's, in `out/seed-N`. Writes
@@ -12,7 +12,7 @@ use crate::{Error, Result};
 pub fn lifecycle_seeds(recipe: &LifecycleRecipe, seeds: u64, out: &Path, options: RunOptions) -> Result<String> {
     let RunOptions { observer, stop, resume } = options;
     if seeds == 0 {
-        return Err(Error::Input("--seeds is 0; give at least 1".to_owned()));
+        return Err(Error::BadRequest("--seeds is 0; give at least 1".to_owned()));
     }
     let (mut dirs, mut evaluations, mut minutes) = (Vec::<PathBuf>::new(), Vec::new(), Vec::new());
     for number in 0..seeds {
@@ -20,8 +20,7 @@ pub fn lifecycle_seeds(recipe: &LifecycleRecipe, seeds: u64, out: &Path, options
         let dir = out.join(format!("seed-{}", recipe.world.seed));
         let begun = has_begun(&dir);
         if begun && !resume {
-            let dir = dir.display();
-            return Err(Error::Input(format!("{dir}: already exists; add --resume, or choose another --out")));
+            return Err(already_exists(&dir, true));
         }
         lifecycle(&recipe, &dir, RunOptions { resume: begun, observer: &mut *observer, stop })?;
         evaluations.push(read(&dir)?);
@@ -50,10 +49,10 @@ fn reseeded(recipe: &LifecycleRecipe, by: u64) -> LifecycleRecipe {
     recipe
 }
 
-fn read(dir: &Path) -> Result<Evaluation> {
+pub(super) fn read(dir: &Path) -> Result<Evaluation> {
     let path = dir.join("evaluation.json");
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-    serde_json::from_str(&text).map_err(|e| Error::Input(format!("{}: {e}", path.display())))
+    serde_json::from_str(&text).map_err(|e| Error::BadFile(format!("{}: {e}", path.display())))
 }
 
 #[cfg(test)]

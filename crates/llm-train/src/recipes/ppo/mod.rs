@@ -119,7 +119,7 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: &Path, options: RunOptio
     reward_model.scale = match setup.checkpoint() {
         Some(checkpoint) => {
             let scale = checkpoint.state.get(SCALE).cloned().unwrap_or_default();
-            let broken = |e| Error::Input(format!("{}: \"{SCALE}\": {e}", checkpoint.dir.display()));
+            let broken = |e| Error::BadFile(format!("{}: \"{SCALE}\": {e}", checkpoint.dir.display()));
             serde_json::from_value(scale).map_err(broken)?
         }
         None => scale_on_reference(recipe, &reward_model, &reference, &prompts, end_of_turn)?,

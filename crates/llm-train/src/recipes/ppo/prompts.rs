@@ -34,7 +34,7 @@ impl Prompts {
         }
         let (left, all, data) = (queries.len(), prompts.len(), inputs.data.display());
         if left == 0 {
-            return Err(Error::Input(format!(
+            return Err(Error::TooLong(format!(
                 "{data}: no prompt leaves room for {} tokens; lower max_new_tokens",
                 recipe.max_new_tokens
             )));
@@ -48,7 +48,9 @@ impl Prompts {
     fn new(queries: Vec<Vec<u32>>, episodes: usize, seed: u64) -> Result<Self> {
         if queries.is_empty() || episodes == 0 {
             let prompts = queries.len();
-            return Err(Error::Input(format!("{prompts} prompts, episodes = {episodes}: both must be at least 1")));
+            return Err(Error::BadRequest(format!(
+                "{prompts} prompts, episodes = {episodes}: both must be at least 1"
+            )));
         }
         Ok(Self { queries, episodes, seed })
     }

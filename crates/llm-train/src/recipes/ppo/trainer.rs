@@ -106,7 +106,7 @@ impl<'a> PpoTrainer<'a> {
         self.critic = restored(&trainer.join("value"), &optimizer, &self.recipe.value_optimizer)?;
         let missing = |key: &str| {
             let path = trainer.join("state.json");
-            Error::Input(format!("{}: \"{key}\" is missing; remove this checkpoint", path.display()))
+            Error::BadFile(format!("{}: \"{key}\" is missing; remove this checkpoint", path.display()))
         };
         self.kl_coef = state.get("kl_coef").and_then(Value::as_f64).ok_or_else(|| missing("kl_coef"))?;
         self.episodes = state.get("episode").and_then(Value::as_u64).ok_or_else(|| missing("episode"))?;
@@ -146,7 +146,7 @@ impl<'a> PpoTrainer<'a> {
         let rows: Vec<Vec<u32>> = replies.iter().map(|(query, response)| [*query, *response].concat()).collect();
         let scores = (self.score)(&rows)?;
         if scores.len() != rows.len() {
-            return Err(Error::Input(format!(
+            return Err(Error::BadRequest(format!(
                 "{} scores for {} replies; the score function must return one per reply",
                 scores.len(),
                 rows.len()

@@ -98,7 +98,7 @@ pub(super) fn evaluate(
     tick("student");
     let tokens_per_second = student::speed(&models, &tasks)?;
     let evaluation = Evaluation { metrics, tokens_per_second, best_of: advice.best_of, samples: advice.samples };
-    let json = serde_json::to_value(&evaluation).map_err(|e| Error::Input(format!("evaluation.json: {e}")))?;
+    let json = serde_json::to_value(&evaluation).map_err(|e| Error::Internal(format!("evaluation.json: {e}")))?;
     write_json(&out.join("evaluation.json"), &json)?;
     observer(Event::End);
     Ok(evaluation)

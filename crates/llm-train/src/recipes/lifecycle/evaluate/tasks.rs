@@ -20,7 +20,7 @@ pub(super) const MAX_NEW_TOKENS: usize = 64;
 pub(super) fn read(out: &Path) -> Result<Vec<Task>> {
     let path = out.join("data/tasks-held_out.jsonl");
     let task = |(line, value)| {
-        serde_json::from_value(value).map_err(|e| Error::Input(format!("{}:{line}: {e}", path.display())))
+        serde_json::from_value(value).map_err(|e| Error::BadFile(format!("{}:{line}: {e}", path.display())))
     };
     read_jsonl(&path)?.into_iter().map(task).collect()
 }
