@@ -14,6 +14,8 @@
 //! ```
 //!
 //! This crate does not depend on the model crates. Where to look next: the `cli` modules of `llm-train` and `llm-infer`.
+//!
+//! `examples/program.rs` is an example to copy: a small program.
 
 mod arguments;
 mod failure;

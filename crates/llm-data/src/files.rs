@@ -65,7 +65,8 @@ pub fn read_jsonl(path: impl AsRef<Path>) -> Result<Vec<(usize, Value)>> {
 }
 
 /// Writes a JSONL file: one line per item.
-pub fn write_jsonl<T: Serialize>(path: &Path, items: &[T]) -> Result<()> {
+pub fn write_jsonl<T: Serialize>(path: impl AsRef<Path>, items: &[T]) -> Result<()> {
+    let path = path.as_ref();
     write_atomic(path, |out| {
         for item in items {
             serde_json::to_writer(&mut *out, item)?;

@@ -23,6 +23,8 @@
 //! ```
 //!
 //! This crate does not depend on the model crates. Where to look next: the recipes of `llm-train` use these datasets.
+//!
+//! `examples/read_data.rs` is an example to copy: data formats and a split by prompt.
 
 mod batches;
 mod contamination;

@@ -12,7 +12,7 @@ use crate::{Error, Result, Sampling, sample};
 pub struct GenerateOptions {
     /// Maximum number of tokens to generate for each prompt.
     pub max_new_tokens: usize,
-    /// A row ends after any of these token ids; the id is part of the result.
+    /// A row ends after any of these token ids; the id is part of the result. [`crate::TextModel::stop_ids`] gives those of a model.
     pub stop_ids: Vec<u32>,
     /// Sampling parameters.
     pub sampling: Sampling,

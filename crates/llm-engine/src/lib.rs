@@ -32,6 +32,8 @@
 //! Cargo ignores the profiles of a dependency, and tensor code without optimisation is too slow to run models.
 //!
 //! This crate does not know about training. See also: `llm-train` generates its rollouts with [`generate`].
+//!
+//! `examples/chat.rs` is an example to copy: a streamed reply and the kinds of errors.
 
 mod bench;
 mod engine;

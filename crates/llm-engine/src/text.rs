@@ -61,14 +61,16 @@ impl TextModel {
     }
 
     /// Opens a GGUF file with memory-mapped matrices.
-    pub fn from_gguf(path: &Path) -> Result<Self> {
+    pub fn from_gguf(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         let file = GgufFile::open(path).map_err(llm_model::Error::from)?;
         let tokenizer = Tokenizer::from_gguf(file.metadata())?;
         Self::checked(Model::from_gguf(&file)?, tokenizer, path)
     }
 
     /// Writes a GGUF file with matrices in `dtype`, or in their current dtype if it is none; `path` must not exist.
-    pub fn save_gguf(&self, path: &Path, dtype: Option<WeightDtype>) -> Result<()> {
+    pub fn save_gguf(&self, path: impl AsRef<Path>, dtype: Option<WeightDtype>) -> Result<()> {
+        let path = path.as_ref();
         let tokenizer = self.tokenizer.to_gguf(self.model.config().vocab_size)?;
         Ok(self.model.save_gguf(path, dtype, tokenizer)?)
     }

@@ -15,6 +15,11 @@
 //! ```
 //!
 //! This crate does not depend on training. Where to look next: `llm_train::recipes::lifecycle` reports these metrics.
+//!
+//! A debug build of a program that uses this crate needs `[profile.dev.package."*"]` with `opt-level = 3` in its `Cargo.toml`:
+//! Cargo ignores the profiles of a dependency, and tensor code without optimisation is too slow to run models.
+//!
+//! `examples/compare_models.rs` is an example to copy: two models with confidence intervals.
 
 pub mod baselines;
 mod error;

@@ -19,6 +19,8 @@
 //!
 //! This crate does not depend on the model crates. Where to look next: `llm_data::Ranking` is the stored form of a ranking;
 //! the reward recipe of `llm-train` trains on rankings.
+//!
+//! `examples/annotators.rs` is an example to copy: annotators with noise and bias.
 
 mod agreement;
 mod annotator;

@@ -32,7 +32,8 @@ impl Bytes {
     /// process with SIGBUS at the next read. All memory maps have this restriction, and the system offers no lock
     /// against it. Copy data that must stay as it was checked. This function opens the file itself, so that no handle
     /// remains through which the file could be changed.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        let path = path.as_ref();
         let file = File::open(path)?;
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));

@@ -5,7 +5,8 @@ use std::io::{Error, ErrorKind, Result};
 use std::path::Path;
 
 /// The BLAKE3 hash of a file's content, in hexadecimal.
-pub fn checksum(path: &Path) -> Result<String> {
+pub fn checksum(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(path)?)?;
     Ok(hasher.finalize().to_hex().to_string())
@@ -19,7 +20,8 @@ pub fn combine_checksums(mut named: Vec<(String, String)>) -> String {
 }
 
 /// All files in a folder and its subfolders, as sorted paths relative to `dir` with `/` as separator. Follows symbolic links.
-pub fn list_files(dir: &Path) -> Result<Vec<String>> {
+pub fn list_files(dir: impl AsRef<Path>) -> Result<Vec<String>> {
+    let dir = dir.as_ref();
     let (mut names, mut folders) = (Vec::new(), vec![String::new()]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(dir.join(&folder))? {
@@ -35,7 +37,8 @@ pub fn list_files(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// Writes the checksums of all files in `dir` to the file `list` in `dir`, and syncs all files and folders to disk.
-pub fn write_checksums(dir: &Path, list: &str) -> Result<()> {
+pub fn write_checksums(dir: impl AsRef<Path>, list: &str) -> Result<()> {
+    let dir = dir.as_ref();
     let mut text = String::new();
     for name in list_files(dir)? {
         let path = dir.join(&name);
@@ -48,7 +51,8 @@ pub fn write_checksums(dir: &Path, list: &str) -> Result<()> {
 
 /// Compares the files in `dir` with the checksums that [`write_checksums`] wrote. The error names the first file that is missing
 /// or has changed.
-pub fn verify_checksums(dir: &Path, list: &str) -> Result<()> {
+pub fn verify_checksums(dir: impl AsRef<Path>, list: &str) -> Result<()> {
+    let dir = dir.as_ref();
     let invalid = |message: String| Error::new(ErrorKind::InvalidData, message);
     let text = fs::read_to_string(dir.join(list)).map_err(|e| invalid(format!("{list}: {e}")))?;
     if text.is_empty() {
@@ -65,7 +69,8 @@ pub fn verify_checksums(dir: &Path, list: &str) -> Result<()> {
 }
 
 /// Syncs the entries of a folder to disk, so that a rename in it survives a power failure. Does nothing outside Unix.
-pub fn sync_folder(dir: &Path) -> Result<()> {
+pub fn sync_folder(dir: impl AsRef<Path>) -> Result<()> {
+    let dir = dir.as_ref();
     if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
 }
 

@@ -18,6 +18,8 @@
 //! Functions on files return errors of the standard library: [`is_callers_fault`] and [`error_text`] say what they mean.
 //!
 //! Where to look next: `llm_model::write_safetensors`, which writes the weights of a model with [`write_atomic`].
+//!
+//! `examples/atomic_write.rs` is an example to copy: atomic writes, checksums and a lock.
 
 mod bytes;
 mod checksum;
@@ -46,7 +48,8 @@ const PREFIX: &str = ".tmp";
 
 /// Writes a file atomically: readers, and a crash at any time, see the old content or the new content. Creates the parent
 /// folders. An error leaves the old file unchanged.
-pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+pub fn write_atomic(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let path = path.as_ref();
     let mut buffer = BufWriter::new(temp_file(path)?);
     write(&mut buffer)?;
     let file = buffer.into_inner().map_err(std::io::IntoInnerError::into_error)?;
@@ -57,12 +60,14 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()
 
 /// Creates an empty temporary file in the folder of `path`; creates that folder if it does not exist. Dropping the handle
 /// deletes the file unless it was persisted.
-pub fn temp_file(path: &Path) -> Result<NamedTempFile> {
+pub fn temp_file(path: impl AsRef<Path>) -> Result<NamedTempFile> {
+    let path = path.as_ref();
     temp_builder(0o666).tempfile_in(parent(path)?)
 }
 
 /// Creates an empty temporary folder in the parent folder of `path`. Dropping the handle deletes it unless it was kept.
-pub fn temp_folder(path: &Path) -> Result<TempDir> {
+pub fn temp_folder(path: impl AsRef<Path>) -> Result<TempDir> {
+    let path = path.as_ref();
     temp_builder(0o777).tempdir_in(parent(path)?)
 }
 
@@ -72,7 +77,8 @@ pub fn is_temp_name(name: &std::ffi::OsStr) -> bool {
 }
 
 /// Deletes the temporary files and folders that a killed program left in `dir` and its subfolders.
-pub fn remove_temp_files(dir: &Path) -> Result<()> {
+pub fn remove_temp_files(dir: impl AsRef<Path>) -> Result<()> {
+    let dir = dir.as_ref();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         match (is_temp_name(&entry.file_name()), entry.file_type()?.is_dir()) {

@@ -14,7 +14,8 @@ pub struct Lock {
 impl Lock {
     /// Locks the file at `path`, creating it if it does not exist. Returns `None` if another process, or another `Lock` of this
     /// process, holds the lock.
-    pub fn try_acquire(path: &Path) -> Result<Option<Self>> {
+    pub fn try_acquire(path: impl AsRef<Path>) -> Result<Option<Self>> {
+        let path = path.as_ref();
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { file })),

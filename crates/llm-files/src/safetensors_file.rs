@@ -32,7 +32,8 @@ pub struct SafetensorsTensor {
 
 impl SafetensorsFile {
     /// Maps a file and validates its header.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
         let bytes = Bytes::open(path).map_err(Error::io(path))?;
         let broken = |message: String| Error::Safetensors { path: path.into(), message };
         let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(e.to_string()))?;

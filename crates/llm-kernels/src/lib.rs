@@ -19,6 +19,11 @@
 //!
 //! Every function returns candle's `Result`. It is an error if shapes do not match or if candle does not support the
 //! device. Where to look next: `llm-model` builds its decoder from these functions, `llm-train` its losses.
+//!
+//! A debug build of a program that uses this crate needs `[profile.dev.package."*"]` with `opt-level = 3` in its `Cargo.toml`:
+//! Cargo ignores the profiles of a dependency, and tensor code without optimisation is too slow to run models.
+//!
+//! `examples/gradients.rs` is an example to copy: gradient descent on an attention layer.
 #![allow(clippy::inline_always)] // a helper is compiled with the SIMD features of its caller only if it is inlined
 
 mod cpu;

@@ -28,7 +28,8 @@ impl Model {
     }
 
     /// Loads an adapter that PEFT or [`Self::save_adapter`] wrote to `dir`. It is not activated.
-    pub fn load_adapter(&mut self, name: &str, dir: &Path) -> Result<()> {
+    pub fn load_adapter(&mut self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
+        let dir = dir.as_ref();
         let adapter = peft::load(dir, self.config(), self.head())?;
         if self.active_adapter() == Some(name) {
             return Err(Error::Input(format!(
@@ -70,7 +71,8 @@ impl Model {
 
     /// Saves the active adapter to `dir` as `adapter_config.json` and `adapter_model.safetensors`; `dir` is created if
     /// needed. `base` is the folder or name from which PEFT loads the base model.
-    pub fn save_adapter(&self, dir: &Path, base: &str) -> Result<()> {
+    pub fn save_adapter(&self, dir: impl AsRef<Path>, base: &str) -> Result<()> {
+        let dir = dir.as_ref();
         peft::save(self.adapter()?, dir, base, self.config(), self.head())
     }
 

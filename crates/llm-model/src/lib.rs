@@ -25,6 +25,8 @@
 //!
 //! This crate does not know about text, tokenizers or training. See also: `llm-infer` generates text with a model,
 //! `llm-train` trains it.
+//!
+//! `examples/custom_model.rs` is an example to copy: a model from its configuration to a Hugging Face folder.
 
 mod adapters;
 mod batch;

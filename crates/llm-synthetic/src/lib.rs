@@ -22,6 +22,8 @@
 //!
 //! This crate generates data and does not depend on the model crates. Where to look next: `llm_train::recipes::lifecycle` trains
 //! and tests models on it.
+//!
+//! `examples/world.rs` is an example to copy: samples of the dataset.
 
 mod advice;
 mod dialogue;

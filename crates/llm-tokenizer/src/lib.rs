@@ -29,6 +29,8 @@
 //! assert_eq!(Tokenizer::load(folder.path())?.encode("the cat 🐈")?, ids);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! `examples/train_tokenizer.rs` is an example to copy: training, a chat template and the loss mask.
 
 mod chat;
 mod chat_format;

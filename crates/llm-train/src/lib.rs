@@ -44,6 +44,8 @@
 //! Cargo ignores the profiles of a dependency, and tensor code without optimisation is too slow to train models.
 //!
 //! Where to look next: `llm-infer` runs the trained models; `docs/guide.md` shows all commands.
+//!
+//! `examples/pretrain.rs` is an example to copy: from a corpus to generated text.
 
 pub mod bench;
 pub mod best_of;

@@ -80,7 +80,8 @@ pub struct GgufFile {
 
 impl GgufFile {
     /// Maps a file and validates its header.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
         let bytes = Bytes::open(path).map_err(Error::io(path))?;
         Reader { bytes: &bytes, at: 0 }.file(path).map_err(|message| Error::Gguf { path: path.into(), message })
     }

@@ -57,7 +57,8 @@ impl Model {
     }
 
     /// A frozen model with random weights and the configuration of a `config.json`, for benchmarks.
-    pub fn random(config: &Path, seed: u64) -> Result<Self> {
+    pub fn random(config: impl AsRef<Path>, seed: u64) -> Result<Self> {
+        let config = config.as_ref();
         let ParsedConfig { config, head, .. } = read_config(config)?;
         let params = Params::init(&config, head, seed)?;
         Self::new(config, head, params)
@@ -136,7 +137,8 @@ fn save(model: &Model, dir: &Path) -> Result<()> {
 }
 
 /// Reads a `config.json`, given its path or its folder. No weights are read.
-pub fn read_config(path: &Path) -> Result<ParsedConfig> {
+pub fn read_config(path: impl AsRef<Path>) -> Result<ParsedConfig> {
+    let path = path.as_ref();
     if path.join("adapter_config.json").exists() && !path.join("config.json").exists() {
         let message = "this folder is an adapter, not a model; merge it into its base model with `llm-infer merge` and use the result";
         return Err(Error::config(path.display().to_string(), message));

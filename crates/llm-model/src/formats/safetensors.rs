@@ -12,13 +12,15 @@ use crate::weight::Weight;
 use crate::{Error, Result};
 
 /// Reads all tensors of a safetensors file; bf16 and f16 are converted to f32.
-pub fn read_safetensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+pub fn read_safetensors(path: impl AsRef<Path>) -> Result<BTreeMap<String, Tensor>> {
+    let path = path.as_ref();
     let file = open(path)?;
     file.tensors().iter().map(|(name, entry)| Ok((name.clone(), tensor(entry)?))).collect()
 }
 
 /// Writes named tensors as a safetensors file; the same tensors give the same bytes.
-pub fn write_safetensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+pub fn write_safetensors(path: impl AsRef<Path>, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let path = path.as_ref();
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let bytes = safetensors::serialize(tensors.iter().map(|(name, t)| (name.as_str(), t)), Some(metadata))
         .map_err(|e| Error::Safetensors { path: path.into(), message: e.to_string() })?;

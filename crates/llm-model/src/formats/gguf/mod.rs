@@ -14,6 +14,7 @@ pub use llm_files::gguf::{GgufFile, Metadata, Value};
 use std::path::Path;
 
 /// Whether a path has the extension `.gguf`.
-pub fn is_gguf(path: &Path) -> bool {
+pub fn is_gguf(path: impl AsRef<Path>) -> bool {
+    let path = path.as_ref();
     path.extension().is_some_and(|extension| extension == "gguf")
 }

@@ -74,7 +74,8 @@ impl Model {
     /// Matrices are written in `dtype`, or in their current format if it is none; norms, biases and routers as f32. As in
     /// llama.cpp, the output layer is `Q6_K` if the other matrices have 4 bits. Matrices with a row length that is not a
     /// multiple of the block size are `Q8_0` or f32. A setting that GGUF cannot express is an error that names it.
-    pub fn save_gguf(&self, path: &Path, dtype: Option<WeightDtype>, tokenizer: Metadata) -> Result<()> {
+    pub fn save_gguf(&self, path: impl AsRef<Path>, dtype: Option<WeightDtype>, tokenizer: Metadata) -> Result<()> {
+        let path = path.as_ref();
         if self.head() != Head::LanguageModel {
             return Err(Error::Input("GGUF supports language models only; this model has a score head".to_owned()));
         }
