@@ -21,7 +21,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Check format, lints, tests and documentation; stop at the first failure
+    /// Check format, lints, tests, documentation and dependencies; stop at the first failure
     Ci {
         /// Skip the tests
         #[arg(long)]
@@ -64,5 +64,22 @@ fn ci(no_test: bool) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    ExitCode::SUCCESS
+    check_dependencies()
+}
+
+/// Licences, advisories and duplicates of the dependencies, by `deny.toml`.
+fn check_dependencies() -> ExitCode {
+    let deny = |arguments: &[&str]| Command::new("cargo-deny").args(arguments).status();
+    if deny(&["--version"]).is_err() {
+        eprintln!("xtask: dependencies skipped, cargo-deny is not installed (cargo install --locked cargo-deny)");
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("xtask: dependencies (cargo deny check)");
+    match deny(&["check"]) {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        _ => {
+            eprintln!("xtask: dependencies failed; see the output above");
+            ExitCode::FAILURE
+        }
+    }
 }

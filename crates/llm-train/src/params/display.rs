@@ -17,7 +17,7 @@ impl fmt::Display for Report {
         writeln!(f, "\n{}", table(self.parameter_rows()))?;
         writeln!(f, "\nInference memory with an f32 KV cache, {batch}, by context length:")?;
         writeln!(f, "{}", table(self.inference_rows()))?;
-        writeln!(f, "\nTraining memory with AdamW (all but activations in f32), {batch} of {seq_len} tokens:")?;
+        writeln!(f, "\nTraining memory with AdamW (weights, gradients, moments: f32), {batch} of {seq_len} tokens:")?;
         writeln!(f, "{}", table(self.training_rows()))?;
         writeln!(f, "\nFLOPs per token at sequence length {seq_len}:\n{}", table(self.flops_rows()))?;
         self.time.as_ref().map_or(Ok(()), |time| time.fmt(f))
