@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use llm_kernels::{
-    Activation, AdamWStep, AttentionMask, AttentionParams, AttentionWeights, BlockFormat, CrossEntropyOptions,
-    MlpWeights, Precision, QuantizedWeight, RotaryFrequencies,
+    Activation, AdamWStep, AttentionBlock, AttentionMask, AttentionParams, BlockFormat, CrossEntropyOptions, MlpBlock,
+    Norm, Precision, Projection, QuantizedWeight, RotaryFrequencies,
 };
 
 const TOKENS: usize = 4096;
@@ -130,18 +130,23 @@ fn fused_blocks(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result
     let (x, norm) = (var(&[8, 512, HIDDEN])?, var(&[HIDDEN])?);
     let [q, k, v, o] = [(); 4].map(|()| var(&[HIDDEN, HIDDEN]));
     let (q, k, v, o) = (q?, k?, v?, o?);
-    let weights = AttentionWeights { q: &q, k: &k, v: &v, o: &o };
+    let norm = Some(Norm::Rms { weight: norm.as_tensor().clone(), eps: 1e-5 });
     let positions: Vec<u32> = (0..8).flat_map(|_| 0..512).collect();
     let rotation = RotaryFrequencies::new(64, 10_000.).table(&positions);
     let (scores, all) = (AttentionParams { precision, ..AttentionParams::for_head_dim(64) }, AttentionMask::default());
-    let attention =
-        || llm_kernels::attention_block(&x, (&norm, 1e-5), weights, 64, Some(&rotation), scores, &all)?.backward();
+    let block = AttentionBlock {
+        norm: norm.clone(),
+        rotary: Some(&rotation),
+        ..AttentionBlock::new([&q, &k, &v, &o].map(|w| Projection::dense(w, precision)), 64, scores, &all)
+    };
+    let attention = || llm_kernels::attention_block(&x, &block, None)?.backward();
     let work = 3. * 4. * flops(TOKENS, HIDDEN, HIDDEN) + 14. * 64. * PAIRS;
     let time = seconds(|| attention().map(drop))?;
     show(&format!("fused attention block, forward and backward, {name}"), Work::Flops(work, precision), time);
     let (gate, up, down) = (var(&[INNER, HIDDEN])?, var(&[INNER, HIDDEN])?, var(&[HIDDEN, INNER])?);
-    let weights = MlpWeights { gate: &gate, up: &up, down: &down };
-    let mlp = || llm_kernels::mlp_block(&x, Some((&norm, 1e-5)), weights, Activation::Silu, precision)?.backward();
+    let weights = [&gate, &up, &down].map(|w| Projection::dense(w, precision));
+    let block = MlpBlock { norm, residual: Some(x.as_tensor()), ..MlpBlock::gated(weights, Activation::Silu) };
+    let mlp = || llm_kernels::mlp_block(&x, &block)?.backward();
     let work = 3. * 3. * flops(TOKENS, HIDDEN, INNER);
     let time = seconds(|| mlp().map(drop))?;
     show(&format!("fused MLP block, forward and backward, {name}"), Work::Flops(work, precision), time);

@@ -1,7 +1,7 @@
 //! The KV cache.
 
 use candle_core::{DType, Device, Tensor};
-use llm_kernels::{Sequences, kv_append};
+use llm_kernels::Sequences;
 
 use crate::{Error, ModelConfig, Result};
 
@@ -48,19 +48,10 @@ impl KvCache {
         Ok(Sequences::new(lens()))
     }
 
-    /// Appends the keys and values of one layer, `(1, n, g, d)`, and returns those of all rows, `(b, s, g, d)`; s is the
-    /// number of tokens of the longest row.
-    pub(crate) fn append(
-        &self,
-        layer: usize,
-        (k, v): (&Tensor, &Tensor),
-        sequences: &Sequences,
-    ) -> Result<(Tensor, Tensor)> {
+    /// The keys and values of one layer.
+    pub(crate) fn layer(&self, layer: usize) -> (&Tensor, &Tensor) {
         let (keys, values) = &self.layers[layer];
-        kv_append(keys, k, sequences)?;
-        kv_append(values, v, sequences)?;
-        let cached = |all: &Tensor| all.narrow(2, 0, sequences.max_keys())?.transpose(1, 2);
-        Ok((cached(keys)?, cached(values)?))
+        (keys, values)
     }
 
     /// Adds the tokens of a batch to the lengths, after every layer has appended them.

@@ -1,7 +1,7 @@
 //! Linear layers with optional bias and LoRA adapter.
 
 use candle_core::{DType, Tensor};
-use llm_kernels::Precision;
+use llm_kernels::{Precision, Projection};
 
 use crate::lora::Lora;
 use crate::weight::Weight;
@@ -38,14 +38,10 @@ impl Linear {
         Self { precision: Precision::F32, ..self }
     }
 
-    /// The weight and its precision, if it is dense and the layer has neither bias nor adapter.
-    pub fn plain_weight(&self) -> Option<(&Tensor, Precision)> {
-        self.weight.tensor().filter(|_| self.is_plain()).map(|weight| (weight, self.precision))
-    }
-
-    /// Whether there is neither bias nor adapter.
-    fn is_plain(&self) -> bool {
-        self.bias.is_none() && self.lora.is_none()
+    /// The layer as a part of a block of `llm_kernels`.
+    pub fn projection(&self) -> Result<Projection<'_>> {
+        let lora = self.lora.as_ref().map(|lora| lora.weights(&self.weight)).transpose()?;
+        Ok(Projection { weight: self.weight.projection(self.precision), bias: self.bias.as_ref(), lora })
     }
 
     /// The compute precision of a dense weight; f32 for the other weights.
@@ -65,35 +61,7 @@ impl Linear {
 
     /// `(…, in)` to `(…, out)`.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let mut y = self.weight.apply(x, self.precision)?;
-        if let Some(lora) = &self.lora {
-            y = lora.apply(x, &y, &self.weight, self.precision)?;
-        }
-        Ok(match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        })
-    }
-
-    /// `(b, t, in)` to heads `(b, t, h, d)`.
-    pub fn apply_to_heads(&self, x: &Tensor, h: usize, d: usize) -> Result<Tensor> {
-        if self.is_plain() {
-            return self.weight.apply_to_heads(x, h, d, self.precision);
-        }
-        let (b, t, _) = x.dims3()?;
-        Ok(self.apply(x)?.reshape((b, t, h, d))?)
-    }
-
-    /// `residual + x · wᵀ + b`; `x` is `(b, t, in)` or `(b, t, h, d)` with `h · d = in`.
-    pub fn apply_residual(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        if self.lora.is_some() {
-            return Ok((residual + self.apply(&self.weight.flatten_input(x)?)?.reshape(residual.shape())?)?);
-        }
-        let y = self.weight.apply_residual(x, residual, self.precision)?;
-        Ok(match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        })
+        Ok(self.projection()?.forward(x)?)
     }
 
     /// The tensors that may be trainable.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use llm_kernels::{Precision, linear_residual, linear_with_precision};
+use llm_kernels::LoraWeights;
 use rand_distr::{Distribution, StandardUniform};
 use serde::{Deserialize, Serialize};
 
@@ -225,15 +225,10 @@ impl Lora {
         Ok(Some(lora))
     }
 
-    /// Adds the adapter to `y = x · Wᵀ`: `y + s·(x · Aᵀ) · Bᵀ`, times the DoRA scale. `x` is `(…, in)`, `y` is `(…, out)`.
-    pub fn apply(&self, x: &Tensor, y: &Tensor, weight: &Weight, precision: Precision) -> Result<Tensor> {
-        let low = (linear_with_precision(x, &self.a, precision)? * self.scale)?; // (…, r)
-        let y = linear_residual(&low, &self.b, y, precision)?;
+    /// The weights that are added to those of the layer.
+    pub fn weights(&self, weight: &Weight) -> Result<LoraWeights<'_>> {
         let dora_scale = if self.dora_scale.is_some() { self.dora_scale.clone() } else { self.dora_scale(weight)? };
-        Ok(match dora_scale {
-            Some(scale) => y.broadcast_mul(&scale)?,
-            None => y,
-        })
+        Ok(LoraWeights { a: &self.a, b: &self.b, scale: self.scale, dora_scale })
     }
 
     /// The merged matrix `(out, in)`.

@@ -1,7 +1,6 @@
 //! The norms of a decoder.
 
 use candle_core::Tensor;
-use llm_kernels::{layer_norm, rms_norm};
 
 use crate::config::NormKind;
 use crate::{ModelConfig, Params, Result};
@@ -26,19 +25,16 @@ impl Norm {
 
     /// `(…, n)` to the same shape.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.kernel()?.forward(x)?)
+    }
+
+    /// The norm with its weights.
+    pub fn kernel(&self) -> Result<llm_kernels::Norm> {
+        let (weight, eps) = (self.weight.clone(), self.eps);
         Ok(match &self.bias {
-            Some(bias) => layer_norm(x, &self.weight, bias, self.eps)?,
-            None => rms_norm(x, &self.scale()?, self.eps)?,
+            Some(bias) => llm_kernels::Norm::Layer { weight, bias: bias.clone(), eps },
+            None => llm_kernels::Norm::Rms { weight: if self.plus_one { (weight + 1.)? } else { weight }, eps },
         })
-    }
-
-    /// The scale `(n,)` and epsilon, if it is an RMS norm.
-    pub fn rms(&self) -> Result<Option<(Tensor, f64)>> {
-        if self.bias.is_some() { Ok(None) } else { Ok(Some((self.scale()?, self.eps))) }
-    }
-
-    fn scale(&self) -> Result<Tensor> {
-        if self.plus_one { Ok((&self.weight + 1.)?) } else { Ok(self.weight.clone()) }
     }
 
     /// The tensors that may be trainable.

@@ -1,10 +1,7 @@
 //! A weight of a model: a tensor that is trainable, in memory, memory-mapped or quantised.
 
 use candle_core::{DType, Tensor, Var};
-use llm_kernels::{
-    MappedWeight, Precision, QuantizedWeight, linear_mapped, linear_quantized, linear_reshaped, linear_residual,
-    linear_with_precision,
-};
+use llm_kernels::{MappedWeight, Precision, ProjectionWeight, QuantizedWeight};
 
 use crate::Result;
 
@@ -85,31 +82,14 @@ impl Weight {
         self.tensor().map_or_else(|| self.clone(), |tensor| Self::Dense(tensor.detach()))
     }
 
-    /// `x · wᵀ`: `(…, in)` to `(…, out)`. `precision` is that of a dense matmul.
-    pub(crate) fn apply(&self, x: &Tensor, precision: Precision) -> Result<Tensor> {
-        Ok(match self {
-            Self::Trainable(w) => linear_with_precision(x, w, precision)?,
-            Self::Dense(w) => linear_with_precision(x, w, precision)?,
-            Self::Mapped(w) => linear_mapped(x, w)?,
-            Self::Quantized(w) => linear_quantized(x, w)?,
-        })
-    }
-
-    /// `x · wᵀ` reshaped to heads: `(b, t, in)` to `(b, t, h, d)`.
-    pub(crate) fn apply_to_heads(&self, x: &Tensor, h: usize, d: usize, precision: Precision) -> Result<Tensor> {
-        let (b, t, _) = x.dims3()?;
-        Ok(match self.tensor() {
-            Some(w) => linear_reshaped(x, w, &[b, t, h, d], precision)?,
-            None => self.apply(x, precision)?.reshape((b, t, h, d))?,
-        })
-    }
-
-    /// `residual + x · wᵀ`; `x` is `(b, t, in)` or `(b, t, h, d)` with `h · d = in`.
-    pub(crate) fn apply_residual(&self, x: &Tensor, residual: &Tensor, precision: Precision) -> Result<Tensor> {
-        Ok(match self.tensor() {
-            Some(w) => linear_residual(x, w, residual, precision)?,
-            None => (residual + self.apply(&self.flatten_input(x)?, precision)?.reshape(residual.shape())?)?,
-        })
+    /// The weight of a projection; `precision` is that of a dense matmul.
+    pub(crate) fn projection(&self, precision: Precision) -> ProjectionWeight<'_> {
+        match self {
+            Self::Trainable(w) => ProjectionWeight::Dense(w, precision),
+            Self::Dense(w) => ProjectionWeight::Dense(w, precision),
+            Self::Mapped(w) => ProjectionWeight::Mapped(w),
+            Self::Quantized(w) => ProjectionWeight::Quantized(w),
+        }
     }
 
     /// Gathers the rows `ids` `(n,)`: `(n, in)` in f32 or f64.
@@ -122,10 +102,5 @@ impl Weight {
             Self::Mapped(w) => w.gather_rows(&ids.to_vec1::<u32>()?)?,
             Self::Quantized(w) => w.gather_rows(&ids.to_vec1::<u32>()?)?,
         })
-    }
-
-    /// Flattens `x`, which can have separate heads, to `(n, in)`.
-    pub(crate) fn flatten_input(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.reshape(((), self.dims()[1]))?)
     }
 }

@@ -14,6 +14,8 @@ pub(crate) mod linear;
 pub(crate) mod linear_mapped;
 pub(crate) mod linear_quantized;
 pub(crate) mod mlp_block;
+pub(crate) mod norm;
+pub(crate) mod projection;
 pub(crate) mod recompute;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;

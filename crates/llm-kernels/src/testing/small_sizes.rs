@@ -8,12 +8,12 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::testing::random;
 use crate::{
-    Activation, AdamWStep, AttentionMask, AttentionParams, AttentionWeights, BlockFormat, CrossEntropyOptions,
-    HeadInputs, IGNORE_INDEX, MappedWeight, MlpWeights, Precision, QuantizedWeight, RecomputedGradients,
-    RotaryFrequencies, activate, adamw_step, attention, attention_block, attention_weights, cross_entropy,
-    gated_activation, join, kl_divergence, layer_norm, linear, linear_cross_entropy, linear_distillation,
-    linear_mapped, linear_quantized, linear_reshaped, linear_residual, linear_with_precision, mlp_block, recompute,
-    rms_norm, rope, sum_of_squares, token_logprobs, token_logprobs_and_entropies,
+    Activation, AdamWStep, AttentionBlock, AttentionMask, AttentionParams, BlockFormat, CrossEntropyOptions,
+    HeadInputs, IGNORE_INDEX, MappedWeight, MlpBlock, Norm, Precision, Projection, QuantizedWeight,
+    RecomputedGradients, RotaryFrequencies, activate, adamw_step, attention, attention_block, attention_weights,
+    cross_entropy, gated_activation, join, kl_divergence, layer_norm, linear, linear_cross_entropy,
+    linear_distillation, linear_mapped, linear_quantized, linear_reshaped, linear_residual, linear_with_precision,
+    mlp_block, recompute, rms_norm, rope, sum_of_squares, token_logprobs, token_logprobs_and_entropies,
 };
 use llm_files::Bytes;
 
@@ -135,10 +135,11 @@ fn linears() {
                 linear_residual(&t[0], &t[1], &t[2], precision)
             });
             check("mlp_block", &[&[n, k], &[k], &[m, k], &[m, k], &[k, m]], &[n, k], |t| {
-                let weights = MlpWeights { gate: &t[2], up: &t[3], down: &t[4] };
-                let plain = mlp_block(&t[0], None, weights, Activation::Silu, precision)?;
-                assert_eq!(plain.dims(), [n, k]);
-                mlp_block(&t[0], Some((&t[1], 1e-5)), weights, Activation::Silu, precision)
+                let weights = [2, 3, 4].map(|i| Projection::dense(&t[i], precision));
+                let mlp = MlpBlock::gated(weights, Activation::Silu);
+                assert_eq!(mlp_block(&t[0], &mlp)?.dims(), [n, k]);
+                let norm = Some(Norm::Rms { weight: t[1].clone(), eps: 1e-5 });
+                mlp_block(&t[0], &MlpBlock { norm, residual: Some(&t[0]), ..mlp })
             });
         }
         let x = |t: &[Tensor]| t[0].to_dtype(DType::F32);
@@ -208,17 +209,12 @@ fn attentions() {
                 let (q, k, o) = ([h * d, hidden], [g * d, hidden], [hidden, h * d]);
                 let shapes: [&[usize]; 6] = [&[b, t, hidden], &[hidden], &q, &k, &k, &o];
                 check("attention_block", &shapes, &[b, t, hidden], |x| {
-                    let weights = AttentionWeights { q: &x[2], k: &x[3], v: &x[4], o: &x[5] };
+                    let weights = [2, 3, 4, 5].map(|i| Projection::dense(&x[i], precision));
                     let params = AttentionParams { precision, ..AttentionParams::for_head_dim(d) };
-                    attention_block(
-                        &x[0],
-                        (&x[1], 1e-5),
-                        weights,
-                        d,
-                        Some(&rotation),
-                        params,
-                        &AttentionMask::default(),
-                    )
+                    let norm = Some(Norm::Rms { weight: x[1].clone(), eps: 1e-5 });
+                    let (rotary, mask) = (Some(&rotation), AttentionMask::default());
+                    let block = AttentionBlock { norm, rotary, ..AttentionBlock::new(weights, d, params, &mask) };
+                    attention_block(&x[0], &block, None)
                 });
             }
         }

@@ -1,7 +1,7 @@
 //! A decoder block: attention and MLP (or experts) with their norms and residual connections.
 
 use candle_core::{D, Tensor};
-use llm_kernels::{RecomputedGradients, attention_block, mlp_block, recompute};
+use llm_kernels::{RecomputedGradients, recompute};
 
 use super::attention::Attention;
 use super::context::ForwardContext;
@@ -12,9 +12,7 @@ use crate::{ModelConfig, Params, Result};
 
 #[derive(Debug, Clone)]
 pub(super) struct Block {
-    attention_in: Option<Norm>,
     attention: Attention,
-    attention_out: Option<Norm>,
     mlp_in: Option<Norm>,
     feed_forward: FeedForward,
     mlp_out: Option<Norm>,
@@ -48,9 +46,7 @@ impl Block {
         let norm = |name: Option<&str>| name.map(|name| Norm::new(config, params, &full(name))).transpose();
         let experts = config.experts_of(layer);
         Ok(Self {
-            attention_in: norm(names.attention_in)?,
             attention: Attention::new(config, params, layer)?,
-            attention_out: norm(names.attention_out)?,
             mlp_in: norm(names.mlp_in)?,
             feed_forward: match experts {
                 Some(experts) => FeedForward::Experts(Experts::new(config, experts, params, &full("mlp"))?),
@@ -64,51 +60,16 @@ impl Block {
 
     /// The output `(b, t, hidden)`, and the router logits `(b·t, e)` of a layer with experts.
     pub(super) fn forward(&self, x: &Tensor, context: &mut ForwardContext) -> Result<(Tensor, Option<Tensor>)> {
-        let attended = self.forward_attention(x, context)?;
+        let attended = self.attention.forward(x, context)?;
+        let input = if self.parallel_residual { x } else { &attended };
+        let norms = [self.mlp_in.as_ref(), self.mlp_out.as_ref()];
         match &self.feed_forward {
-            FeedForward::Dense(mlp) => Ok((self.forward_mlp(mlp, x, &attended)?, None)),
+            FeedForward::Dense(mlp) => Ok((mlp.forward_residual(input, norms, &attended)?, None)),
             FeedForward::Experts(experts) => {
-                let (y, logits) = experts.forward(&self.mlp_input(x, &attended)?)?;
-                Ok(((attended + apply_norm(self.mlp_out.as_ref(), &y)?)?, Some(logits)))
+                let (y, logits) = experts.forward(&apply_norm(norms[0], input)?)?;
+                Ok(((&attended + apply_norm(norms[1], &y)?)?, Some(logits)))
             }
         }
-    }
-
-    /// The attention sub-layer: `x` plus the attention output, `(b, t, hidden)`; fused where the block allows it.
-    fn forward_attention(&self, x: &Tensor, context: &mut ForwardContext) -> Result<Tensor> {
-        let attention = &self.attention;
-        if let (Some(norm), None, true) = (&self.attention_in, &self.attention_out, context.is_pure())
-            && let (Some((norm, eps)), Some(weights)) = (norm.rms()?, attention.plain_weights())
-        {
-            let (d, params) = (attention.d, attention.params);
-            let (rotary, mask) = (context.tokens.rotary(attention.rope), context.tokens.mask(attention.sliding));
-            return Ok(attention_block(x, (&norm, eps), weights, d, rotary, params, mask)?);
-        }
-        let y = apply_norm(self.attention_in.as_ref(), x)?;
-        let y = attention.forward(&y, context)?;
-        match &self.attention_out {
-            Some(norm) => Ok((x + norm.apply(&attention.o_proj.apply(&y.flatten_from(2)?)?)?)?),
-            None => attention.o_proj.apply_residual(&y, x),
-        }
-    }
-
-    /// The MLP sub-layer: `attended` plus the MLP output, `(b, t, hidden)`; fused where the block allows it.
-    fn forward_mlp(&self, mlp: &Mlp, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
-        if let (Some(norm), None, false) = (&self.mlp_in, &self.mlp_out, self.parallel_residual)
-            && let (Some((norm, eps)), Some((weights, precision))) = (norm.rms()?, mlp.plain_weights())
-        {
-            return Ok(mlp_block(attended, Some((&norm, eps)), weights, mlp.activation, precision)?);
-        }
-        let y = self.mlp_input(x, attended)?;
-        match &self.mlp_out {
-            Some(norm) => Ok((attended + norm.apply(&mlp.forward(&y)?)?)?),
-            None => mlp.down_proj.apply_residual(&mlp.inner(&y)?, attended),
-        }
-    }
-
-    /// The input of the MLP or the experts.
-    fn mlp_input(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
-        apply_norm(self.mlp_in.as_ref(), if self.parallel_residual { x } else { attended })
     }
 
     /// [`Self::forward`] with activation checkpointing: only `x` is saved for the backward. The router logits are
@@ -142,7 +103,7 @@ impl Block {
 
     /// The tensors that may be trainable.
     fn tensors(&self) -> Vec<Tensor> {
-        let norms = [&self.attention_in, &self.attention_out, &self.mlp_in, &self.mlp_out];
+        let norms = [&self.mlp_in, &self.mlp_out];
         let mut tensors: Vec<Tensor> = norms.into_iter().flatten().flat_map(Norm::tensors).cloned().collect();
         tensors.extend(self.attention.tensors().cloned());
         match &self.feed_forward {

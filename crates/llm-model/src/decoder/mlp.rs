@@ -1,18 +1,19 @@
-//! The MLP of a block, and of each expert.
+//! The MLP of a block, and of each expert: its weights. `llm_kernels::mlp_block` computes it.
 
-use candle_core::{D, Tensor};
-use llm_kernels::{MlpWeights, Precision, activate, gated_activation, join, mlp_block};
+use candle_core::Tensor;
+use llm_kernels::MlpBlock;
 
 use crate::linear::Linear;
+use crate::norm::Norm;
 use crate::{ModelConfig, Params, Result};
 
 /// The MLP: `down(act(gate(x)) · up(x))`, or `down(act(up(x)))` without a gate.
 #[derive(Debug, Clone)]
 pub(crate) struct Mlp {
-    gate_proj: Option<Linear>,    // (intermediate, hidden)
-    up_proj: Linear,              // (intermediate, hidden)
-    pub(super) down_proj: Linear, // (hidden, intermediate)
-    pub(super) activation: llm_kernels::Activation,
+    gate_proj: Option<Linear>, // (intermediate, hidden)
+    up_proj: Linear,           // (intermediate, hidden)
+    down_proj: Linear,         // (hidden, intermediate)
+    activation: llm_kernels::Activation,
 }
 
 impl Mlp {
@@ -26,28 +27,33 @@ impl Mlp {
         })
     }
 
+    /// The MLP without norms and residual, `(…, hidden)`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match self.plain_weights() {
-            Some((weights, precision)) => Ok(mlp_block(x, None, weights, self.activation, precision)?),
-            None => self.down_proj.apply(&self.inner(x)?),
-        }
+        Ok(llm_kernels::mlp_block(x, &self.block()?)?)
     }
 
-    /// The input of `down_proj`, `(…, intermediate)`.
-    pub(super) fn inner(&self, x: &Tensor) -> Result<Tensor> {
-        let Some(gate) = &self.gate_proj else {
-            return Ok(activate(&self.up_proj.apply(x)?, self.activation)?);
-        };
-        let rows = x.elem_count() / x.dim(D::Minus1)?.max(1);
-        let (gate, up) = join(rows, || gate.apply(x), || self.up_proj.apply(x));
-        Ok(gated_activation(&gate?, &up?, self.activation)?)
+    /// `residual` plus the MLP of `x` with the given norms before and after it, `(b, t, hidden)`.
+    pub(super) fn forward_residual(
+        &self,
+        x: &Tensor,
+        [norm, output_norm]: [Option<&Norm>; 2],
+        residual: &Tensor,
+    ) -> Result<Tensor> {
+        let kernel = |norm: Option<&Norm>| norm.map(Norm::kernel).transpose();
+        let (norm, output_norm, residual) = (kernel(norm)?, kernel(output_norm)?, Some(residual));
+        Ok(llm_kernels::mlp_block(x, &MlpBlock { norm, output_norm, residual, ..self.block()? })?)
     }
 
-    /// The weights and their precision, if there is a gate, they are dense, and there are no biases or adapters.
-    pub(super) fn plain_weights(&self) -> Option<(MlpWeights<'_>, Precision)> {
-        let (gate, precision) = self.gate_proj.as_ref()?.plain_weight()?;
-        let (up, down) = (self.up_proj.plain_weight()?.0, self.down_proj.plain_weight()?.0);
-        Some((MlpWeights { gate, up, down }, precision))
+    fn block(&self) -> Result<MlpBlock<'_>> {
+        Ok(MlpBlock {
+            norm: None,
+            gate: self.gate_proj.as_ref().map(Linear::projection).transpose()?,
+            up: self.up_proj.projection()?,
+            down: self.down_proj.projection()?,
+            activation: self.activation,
+            output_norm: None,
+            residual: None,
+        })
     }
 
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {

@@ -105,7 +105,9 @@ mod tests {
     use candle_core::{DType, IndexOp, Result, Tensor, Var};
 
     use crate::testing::random;
-    use crate::{AttentionMask, AttentionParams, AttentionWeights, Precision, attention, attention_block};
+    use crate::{
+        AttentionBlock, AttentionMask, AttentionParams, Norm, Precision, Projection, attention, attention_block,
+    };
 
     const NON_FINITE: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
     const D: usize = 8;
@@ -273,8 +275,10 @@ mod tests {
             let params = AttentionParams { precision, ..AttentionParams::for_head_dim(D) };
             let run = |x: &Tensor| -> Result<[Tensor; 2]> {
                 let x = Var::from_tensor(x)?;
-                let weights = AttentionWeights { q: &wq, k: &wk, v: &wv, o: &wo };
-                let y = attention_block(&x, (&norm, 1e-5), weights, D, None, params, &mask)?;
+                let weights = [&wq, &wk, &wv, &wo].map(|w| Projection::dense(w, precision));
+                let norm = Some(Norm::Rms { weight: norm.clone(), eps: 1e-5 });
+                let block = AttentionBlock { norm, ..AttentionBlock::new(weights, D, params, &mask) };
+                let y = attention_block(&x, &block, None)?;
                 let grads = y.sqr()?.sum_all()?.backward()?;
                 Ok([y, grads.get(&x).unwrap().clone()])
             };

@@ -9,54 +9,58 @@ use std::sync::OnceLock;
 use candle_core::{Result, Tensor, bail};
 use half::bf16;
 
-use super::attention::{AttentionMask, AttentionParams, Dims, FlashAttention, GroupWriters, Heads, attention};
-use super::linear::{linear_reshaped, linear_residual, matmul_residual};
-use super::rms_norm::{rms_norm, rms_norm_backward, rms_norm_rows};
-use super::rotary::{RotaryTable, rope};
+use super::AttentionBlock;
 use crate::cpu::gemm::{FEW_ROWS, GemmElement, GemmOptions, Matrix, Precision, matmul, matmul_epilogue, matmul_into};
 use crate::cpu::rows::zeros;
 use crate::cpu::simd::f32_epsilon;
 use crate::cpu::slice_op::{SliceCustomOp, SliceOp};
 use crate::cpu::uninit::write_heads;
+use crate::ops::attention::{Dims, FlashAttention, GroupWriters, Heads};
+use crate::ops::linear::matmul_residual;
+use crate::ops::projection::Projection;
+use crate::ops::rms_norm::{rms_norm_backward, rms_norm_rows};
+use crate::ops::rotary::RotaryTable;
 
-/// The weights of an attention block.
-#[derive(Debug, Clone, Copy)]
-pub struct AttentionWeights<'a> {
-    /// Query projection, `(h·d, hidden)`.
-    pub q: &'a Tensor,
-    /// Key projection, `(g·d, hidden)`.
-    pub k: &'a Tensor,
-    /// Value projection, `(g·d, hidden)`.
-    pub v: &'a Tensor,
-    /// Output projection, `(hidden, h·d)`.
-    pub o: &'a Tensor,
+/// The weights of a block that can be one operation.
+pub struct Inputs<'a> {
+    norm: &'a Tensor, // (hidden,)
+    eps: f64,
+    q: &'a Tensor, // (h·d, hidden)
+    k: &'a Tensor, // (g·d, hidden)
+    v: &'a Tensor, // (g·d, hidden)
+    o: &'a Tensor, // (hidden, h·d)
 }
 
-/// `x + o(attention(rope(q(y)), rope(k(y)), v(y)))` with `y = rms_norm(x)`, the attention block of a Llama layer.
-///
-/// `x` and the result are `(b, t, hidden)`. `norm` is the weight of the norm `(hidden,)` and its epsilon, `head_dim`
-/// is `d`. All matmuls have the precision of `params`. The result equals [`rms_norm`], [`linear_reshaped`], [`rope`],
-/// [`attention`] and [`linear_residual`] in sequence. That sequence runs if no input needs a gradient, for a few
-/// tokens, and if the mask has masked keys.
-pub fn attention_block(
-    x: &Tensor,
-    norm: (&Tensor, f64),
-    weights: AttentionWeights,
-    head_dim: usize,
-    rotation: Option<&RotaryTable>,
-    params: AttentionParams,
-    mask: &AttentionMask,
-) -> Result<Tensor> {
-    let ((b, t, hidden), d) = (x.dims3()?, head_dim.max(1));
-    let AttentionWeights { q, k, v, o } = weights;
+impl<'a> Inputs<'a> {
+    /// The weights, if the block is trained, has no other parts than these, and `x` has more than a few rows.
+    pub fn of(x: &Tensor, block: &'a AttentionBlock) -> Option<Self> {
+        let AttentionBlock { mask, .. } = *block;
+        let others = block.qk_norm.is_some() || block.output_norm.is_some() || block.cache.is_some();
+        if others || mask.masked_keys.is_some() || mask.sequences.is_some() {
+            return None;
+        }
+        let weight = |projection: &Projection<'a>| projection.plain().map(|(weight, _)| weight);
+        let (norm, eps) = block.norm.as_ref()?.rms()?;
+        let (q, k, v, o) = (weight(&block.q)?, weight(&block.k)?, weight(&block.v)?, weight(&block.o)?);
+        let rows = x.elem_count().checked_div(*x.dims().last()?)?;
+        let fused = rows > FEW_ROWS && crate::is_differentiated(&[x, norm, q, k, v, o]);
+        fused.then_some(Self { norm, eps, q, k, v, o })
+    }
+}
+
+/// [`super::attention_block`] as one operation. All matmuls have the precision of `block.params`.
+pub fn fused(x: &Tensor, inputs: &Inputs, block: &AttentionBlock) -> Result<Tensor> {
+    let ((b, t, hidden), d) = (x.dims3()?, block.head_dim.max(1));
+    let Inputs { norm, eps, q, k, v, o } = *inputs;
+    let AttentionBlock { params, mask, rotary, .. } = *block;
     let (h, g) = (q.dims2()?.0 / d, k.dims2()?.0 / d);
-    let fits = norm.0.dims() == [hidden]
+    let fits = norm.dims() == [hidden]
         && q.dims() == [h * d, hidden]
         && [k, v].iter().all(|w| w.dims() == [g * d, hidden])
         && o.dims() == [hidden, h * d];
-    if !fits || rotation.is_some_and(|rotation| !rotation.fits(b * t, d)) {
+    if !fits || rotary.is_some_and(|rotary| !rotary.fits(b * t, d)) {
         bail!(
-            "attention_block: x is {:?}, the weights {:?}, {:?}, {:?} and {:?}, head_dim {head_dim}; these do not match",
+            "attention_block: x is {:?}, the weights {:?}, {:?}, {:?} and {:?}, head_dim {d}; these do not match",
             x.dims(),
             q.dims(),
             k.dims(),
@@ -65,35 +69,26 @@ pub fn attention_block(
         );
     }
     let dims = Dims { b, t, s: t, h, g, d }.checked(mask)?;
-    let has_masked_keys = mask.masked_keys.is_some();
-    if has_masked_keys || b * t <= FEW_ROWS || !crate::is_differentiated(&[x, norm.0, q, k, v, o]) {
-        let precision = params.precision;
-        let y = rms_norm(x, norm.0, norm.1)?;
-        let heads = |w: &Tensor, heads: usize| linear_reshaped(&y, w, &[b, t, heads, d], precision);
-        let rotate = |x: Tensor| rotation.map_or_else(|| Ok(x.clone()), |rotation| rope(&x, rotation));
-        let attn_out = attention(&rotate(heads(q, h)?)?, &rotate(heads(k, g)?)?, &heads(v, g)?, params, mask)?;
-        return linear_residual(&attn_out, o, x, precision);
-    }
-    let norm_qkv = Tensor::cat(&[&norm.0.unsqueeze(0)?, q, k, v], 0)?; // (1 + (h + 2 g) d, hidden)
+    let norm_qkv = Tensor::cat(&[&norm.unsqueeze(0)?, q, k, v], 0)?; // (1 + (h + 2 g) d, hidden)
     let (flash, rotation, eps) =
-        (FlashAttention { dims, params, mask: mask.clone() }, rotation.cloned(), f32_epsilon(norm.1));
+        (FlashAttention { dims, params, mask: mask.clone() }, rotary.cloned(), f32_epsilon(eps));
     let (x, o) = (x.contiguous()?, o.contiguous()?);
     let needs_grad = [&x, &norm_qkv, &o].map(Tensor::track_op);
     match params.precision {
         Precision::F32 => x.apply_op3(
             &norm_qkv,
             &o,
-            SliceCustomOp(AttentionBlock::<f32> { flash, rotation, eps, needs_grad, saved: OnceLock::new() }),
+            SliceCustomOp(FusedAttention::<f32> { flash, rotation, eps, needs_grad, saved: OnceLock::new() }),
         ),
         Precision::Bf16 => x.apply_op3(
             &norm_qkv,
             &o,
-            SliceCustomOp(AttentionBlock::<bf16> { flash, rotation, eps, needs_grad, saved: OnceLock::new() }),
+            SliceCustomOp(FusedAttention::<bf16> { flash, rotation, eps, needs_grad, saved: OnceLock::new() }),
         ),
     }
 }
 
-struct AttentionBlock<T> {
+struct FusedAttention<T> {
     flash: FlashAttention,
     rotation: Option<RotaryTable>,
     eps: f32,
@@ -110,7 +105,7 @@ struct SavedTensors<T> {
     lse: Vec<f32>,      // (b, h, t)
 }
 
-impl<T: GemmElement> AttentionBlock<T> {
+impl<T: GemmElement> FusedAttention<T> {
     const GEMM_OPTIONS: GemmOptions = GemmOptions::all_threads(T::PRECISION);
 
     /// Applies the rotary embedding to the queries and keys of a token and copies its values.
@@ -141,7 +136,7 @@ impl<T: GemmElement> AttentionBlock<T> {
     }
 }
 
-impl<T: GemmElement> SliceOp for AttentionBlock<T> {
+impl<T: GemmElement> SliceOp for FusedAttention<T> {
     const NAME: &'static str = "attention_block";
 
     fn forward(&self, [x, norm_qkv, o]: [&[f32]; 3]) -> Result<Vec<f32>> {
@@ -213,19 +208,24 @@ impl<T: GemmElement> SliceOp for AttentionBlock<T> {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::attention_block;
     use super::*;
+    use crate::ops::attention::{AttentionMask, AttentionParams};
+    use crate::ops::norm::Norm;
     use crate::ops::rotary::RotaryFrequencies;
     use crate::testing::{assert_matches_reference_within, random};
 
     fn run(
         t: &[Tensor],
         d: usize,
-        rotation: Option<&RotaryTable>,
+        rotary: Option<&RotaryTable>,
         params: AttentionParams,
         mask: &AttentionMask,
     ) -> Result<Tensor> {
-        let weights = AttentionWeights { q: &t[2], k: &t[3], v: &t[4], o: &t[5] };
-        attention_block(&t[0], (&t[1], 1e-5), weights, d, rotation, params, mask)
+        let projections = [2, 3, 4, 5].map(|i| Projection::dense(&t[i], params.precision));
+        let norm = Some(Norm::Rms { weight: t[1].clone(), eps: 1e-5 });
+        let block = AttentionBlock { norm, rotary, ..AttentionBlock::new(projections, d, params, mask) };
+        attention_block(&t[0], &block, None)
     }
 
     #[test]

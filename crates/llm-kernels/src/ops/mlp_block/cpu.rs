@@ -9,40 +9,52 @@ use std::sync::OnceLock;
 use candle_core::{Result, Tensor, bail};
 use half::bf16;
 
-use super::activation::{Activation, gated_activation, gated_backward, gated_forward};
-use super::linear::{linear_residual, linear_with_precision, matmul_residual};
-use super::rms_norm::{rms_norm, rms_norm_backward, rms_norm_rows};
+use super::MlpBlock;
 use crate::cpu::gemm::{FEW_ROWS, GemmElement, GemmOptions, Matrix, Precision, matmul, matmul_epilogue, matmul_into};
 use crate::cpu::rows::zeros;
 use crate::cpu::simd::f32_epsilon;
 use crate::cpu::slice_op::{SliceCustomOp, SliceOp};
 use crate::cpu::uninit::rounded;
+use crate::ops::activation::{Activation, gated_backward, gated_forward};
+use crate::ops::linear::matmul_residual;
+use crate::ops::rms_norm::{rms_norm_backward, rms_norm_rows};
 
-/// The weights of a gated MLP.
-#[derive(Debug, Clone, Copy)]
-pub struct MlpWeights<'a> {
-    /// The gate projection, `(inner, hidden)`; the activation is applied to it.
-    pub gate: &'a Tensor,
-    /// The up projection, `(inner, hidden)`.
-    pub up: &'a Tensor,
-    /// The down projection, `(hidden, inner)`.
-    pub down: &'a Tensor,
+/// The weights of a block that can be one operation. With a norm, the residual is `x`; without, there is no residual.
+pub struct Inputs<'a> {
+    norm: Option<(&'a Tensor, f64)>, // (hidden,), epsilon
+    gate: &'a Tensor,                // (inner, hidden)
+    up: &'a Tensor,                  // (inner, hidden)
+    down: &'a Tensor,                // (hidden, inner)
+    precision: Precision,
 }
 
-/// `x + down(activation(gate(y)) · up(y))` with `y = rms_norm(x)`, the MLP block of a Llama layer; without a norm only
-/// `down(activation(gate(x)) · up(x))`.
-///
-/// `x` and the result are `(…, hidden)`; `norm` is the weight of the norm `(hidden,)` and its epsilon. The result
-/// equals [`rms_norm`], [`linear_with_precision`], [`gated_activation`] and [`linear_residual`] in sequence. That
-/// sequence runs if no input needs a gradient and for a few rows.
-pub fn mlp_block(
-    x: &Tensor,
-    norm: Option<(&Tensor, f64)>,
-    weights: MlpWeights,
-    activation: Activation,
-    precision: Precision,
-) -> Result<Tensor> {
-    let MlpWeights { gate, up, down } = weights;
+impl<'a> Inputs<'a> {
+    /// The weights of the block with its norm and residual connection, if they can be one operation.
+    pub fn with_residual(x: &Tensor, block: &'a MlpBlock) -> Option<Self> {
+        let of_x = block.residual.is_some_and(|residual| residual.id() == x.id());
+        let norm = block.norm.as_ref()?.rms()?;
+        if of_x && block.output_norm.is_none() { Self::new(x, block, Some(norm)) } else { None }
+    }
+
+    /// The weights of the block without norms and residual, if they can be one operation.
+    pub fn of_mlp(x: &Tensor, block: &'a MlpBlock) -> Option<Self> {
+        Self::new(x, block, None)
+    }
+
+    /// The weights, if they are trained and `x` has more than a few rows.
+    fn new(x: &Tensor, block: &'a MlpBlock, norm: Option<(&'a Tensor, f64)>) -> Option<Self> {
+        let (gate, precision) = block.gate.as_ref()?.plain()?;
+        let (up, down) = (block.up.plain()?.0, block.down.plain()?.0);
+        let rows = x.elem_count().checked_div(*x.dims().last()?)?;
+        let tensors: Vec<&Tensor> = [x, gate, up, down].into_iter().chain(norm.map(|(weight, _)| weight)).collect();
+        let fused = rows > FEW_ROWS && crate::is_differentiated(&tensors);
+        fused.then_some(Self { norm, gate, up, down, precision })
+    }
+}
+
+/// The block as one operation.
+pub fn fused(x: &Tensor, inputs: &Inputs, activation: Activation) -> Result<Tensor> {
+    let Inputs { norm, gate, up, down, precision } = *inputs;
     let (inner, hidden) = gate.dims2()?;
     let fits = x.dims().last() == Some(&hidden)
         && up.dims() == gate.dims()
@@ -57,22 +69,6 @@ pub fn mlp_block(
             down.dims()
         );
     }
-    let tensors: Vec<&Tensor> = [x, gate, up, down].into_iter().chain(norm.map(|(weight, _)| weight)).collect();
-    let rows = x.elem_count() / hidden.max(1);
-    if rows <= FEW_ROWS || !crate::is_differentiated(&tensors) {
-        let y = norm.map_or_else(|| Ok(x.clone()), |(weight, eps)| rms_norm(x, weight, eps))?;
-        let (gate, up) = crate::join(
-            rows,
-            || linear_with_precision(&y, gate, precision),
-            || linear_with_precision(&y, up, precision),
-        );
-        let y = gated_activation(&gate?, &up?, activation)?;
-        return if norm.is_some() {
-            linear_residual(&y, down, x, precision)
-        } else {
-            linear_with_precision(&y, down, precision)
-        };
-    }
     let eps = norm.map(|(_, eps)| f32_epsilon(eps));
     let norm = norm.map(|(weight, _)| weight.unsqueeze(0)).transpose()?;
     let params: Vec<&Tensor> = norm.iter().chain([gate, up]).collect();
@@ -83,17 +79,17 @@ pub fn mlp_block(
         Precision::F32 => x.apply_op3(
             &params,
             &down,
-            SliceCustomOp(MlpBlock::<f32> { inner, eps, activation, needs_grad, saved: OnceLock::new() }),
+            SliceCustomOp(FusedMlp::<f32> { inner, eps, activation, needs_grad, saved: OnceLock::new() }),
         ),
         Precision::Bf16 => x.apply_op3(
             &params,
             &down,
-            SliceCustomOp(MlpBlock::<bf16> { inner, eps, activation, needs_grad, saved: OnceLock::new() }),
+            SliceCustomOp(FusedMlp::<bf16> { inner, eps, activation, needs_grad, saved: OnceLock::new() }),
         ),
     }
 }
 
-struct MlpBlock<T> {
+struct FusedMlp<T> {
     inner: usize,
     /// The epsilon of the norm, if there is a norm.
     eps: Option<f32>,
@@ -109,7 +105,7 @@ struct SavedTensors<T> {
     inner: Vec<T>,  // (n, 3 inner): gated activations, gate branch, up branch
 }
 
-impl<T: GemmElement> MlpBlock<T> {
+impl<T: GemmElement> FusedMlp<T> {
     const GEMM_OPTIONS: GemmOptions = GemmOptions::all_threads(T::PRECISION);
 
     /// The number of tokens, the hidden size, and the weights of the norm and of the branches.
@@ -126,7 +122,7 @@ impl<T: GemmElement> MlpBlock<T> {
     }
 }
 
-impl<T: GemmElement> SliceOp for MlpBlock<T> {
+impl<T: GemmElement> SliceOp for FusedMlp<T> {
     const NAME: &'static str = "mlp_block";
 
     fn forward(&self, [x, params, down]: [&[f32]; 3]) -> Result<Vec<f32>> {
@@ -194,7 +190,10 @@ impl<T: GemmElement> SliceOp for MlpBlock<T> {
 mod tests {
     use candle_core::Var;
 
+    use super::super::mlp_block;
     use super::*;
+    use crate::ops::norm::Norm;
+    use crate::ops::projection::Projection;
     use crate::testing::{assert_matches_reference, random};
 
     #[test]
@@ -207,8 +206,10 @@ mod tests {
             for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
                 for (precision, tolerance) in [(Precision::F32, 2e-5), (Precision::Bf16, 1. / 32.)] {
                     let run = |t: &[Tensor]| {
-                        let (norm, weights) = (t.get(4), MlpWeights { gate: &t[1], up: &t[2], down: &t[3] });
-                        mlp_block(&t[0], norm.map(|norm| (norm, 1e-5)), weights, activation, precision)
+                        let norm = t.get(4).map(|norm| Norm::Rms { weight: norm.clone(), eps: 1e-5 });
+                        let residual = norm.is_some().then_some(&t[0]);
+                        let weights = [1, 2, 3].map(|i| Projection::dense(&t[i], precision));
+                        mlp_block(&t[0], &MlpBlock { norm, residual, ..MlpBlock::gated(weights, activation) })
                     };
                     assert_matches_reference(&[&x, &gate, &up, &down], tolerance, run)?;
                     assert_matches_reference(&[&x, &gate, &up, &down, &norm], tolerance, run)?;
@@ -224,19 +225,18 @@ mod tests {
         let vars = [&x, &w, &down].map(Var::from_tensor);
         let [x_var, w_var, down_var] = vars;
         let (x_var, w_var, down_var) = (x_var?, w_var?, down_var?);
-        let run = |x: &Tensor, w: &Tensor, down: &Tensor| {
-            let weights = MlpWeights { gate: w, up: w, down };
-            mlp_block(x, None, weights, Activation::Silu, Precision::F32)?.sum_all()?.backward()
+        let forward = |x: &Tensor, w: &Tensor, down: &Tensor| {
+            let weights = [w, w, down].map(|w| Projection::dense(w, Precision::F32));
+            mlp_block(x, &MlpBlock::gated(weights, Activation::Silu))
         };
+        let run = |x: &Tensor, w: &Tensor, down: &Tensor| forward(x, w, down)?.sum_all()?.backward();
         let grads = run(&x, &w, &down_var)?;
         assert!(grads.get(&down_var).is_some() && grads.get(&w).is_none() && grads.get(&x).is_none());
         let grads = run(&x, &w_var, &down)?;
         assert!(grads.get(&w_var).is_some() && grads.get(&down).is_none() && grads.get(&x).is_none());
         let grads = run(&x_var, &w, &down)?;
         assert!(grads.get(&x_var).is_some() && grads.get(&w).is_none() && grads.get(&down).is_none());
-        let weights = MlpWeights { gate: &w, up: &w, down: &down };
-        let wrong = MlpWeights { down: &w, ..weights };
-        assert!(mlp_block(&x, None, wrong, Activation::Silu, Precision::F32).is_err());
+        assert!(forward(&x, &w, &w).is_err() && forward(&x_var, &w, &w).is_err());
         Ok(())
     }
 }

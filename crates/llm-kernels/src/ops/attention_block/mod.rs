@@ -1,0 +1,78 @@
+//! Attention block: the attention sub-layer of a decoder, from its norm to the residual connection.
+//!
+//! b: batch, t: sequence, s: cached and new tokens, h: query heads, g: key/value heads, d: head size.
+
+mod cpu;
+mod reference;
+
+use candle_core::{Result, Tensor};
+
+use super::attention::{AttentionMask, AttentionParams};
+use super::norm::Norm;
+use super::projection::Projection;
+use super::rotary::RotaryTable;
+
+/// Norms of queries and keys, in this order.
+#[derive(Debug, Clone)]
+pub enum QkNorm {
+    /// Over each head: weights `(d,)`.
+    Head(Norm, Norm),
+    /// Over all heads of a token: weights `(h·d,)` and `(g·d,)`.
+    Whole(Norm, Norm),
+}
+
+/// The weights and inputs of [`attention_block`].
+#[derive(Debug, Clone)]
+pub struct AttentionBlock<'a> {
+    /// The norm before the projections.
+    pub norm: Option<Norm>,
+    /// Query projection, `(h·d, hidden)`.
+    pub q: Projection<'a>,
+    /// Key projection, `(g·d, hidden)`.
+    pub k: Projection<'a>,
+    /// Value projection, `(g·d, hidden)`.
+    pub v: Projection<'a>,
+    /// Output projection, `(hidden, h·d)`.
+    pub o: Projection<'a>,
+    /// Norms of queries and keys, before the rotary embedding.
+    pub qk_norm: Option<QkNorm>,
+    /// The norm after the output projection.
+    pub output_norm: Option<Norm>,
+    /// d.
+    pub head_dim: usize,
+    /// The rotary embedding of the tokens.
+    pub rotary: Option<&'a RotaryTable>,
+    /// The parameters of attention.
+    pub params: AttentionParams,
+    /// The attention mask.
+    pub mask: &'a AttentionMask,
+    /// Keys and values of earlier tokens, each `(b, g, capacity, d)`: those of `x` are appended to them. The mask then has
+    /// the sequences, and `x` is `(1, n, hidden)`.
+    pub cache: Option<(&'a Tensor, &'a Tensor)>,
+}
+
+impl<'a> AttentionBlock<'a> {
+    /// The block with the projections `q`, `k`, `v` and `o`, and without the optional parts.
+    pub fn new(
+        [q, k, v, o]: [Projection<'a>; 4],
+        head_dim: usize,
+        params: AttentionParams,
+        mask: &'a AttentionMask,
+    ) -> Self {
+        let (norm, qk_norm, output_norm) = (None, None, None);
+        Self { norm, q, k, v, o, qk_norm, output_norm, head_dim, rotary: None, params, mask, cache: None }
+    }
+}
+
+/// `x + o(attention(rope(q(y)), rope(k(y)), v(y)))` with `y = norm(x)`; the optional norms are applied where
+/// [`AttentionBlock`] says.
+///
+/// `x` and the result are `(b, t, hidden)`. The attention weights `(b, h, t, s)` are appended to `attentions` if it is
+/// given. In training, a block with dense weights, an `RMSNorm` before it and no other optional part but the rotary embedding
+/// is one fused operation; otherwise the parts run one by one, with the same result.
+pub fn attention_block(x: &Tensor, block: &AttentionBlock, attentions: Option<&mut Vec<Tensor>>) -> Result<Tensor> {
+    match cpu::Inputs::of(x, block).filter(|_| attentions.is_none()) {
+        Some(inputs) => cpu::fused(x, &inputs, block),
+        None => reference::attention_block(x, block, attentions),
+    }
+}
