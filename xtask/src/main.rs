@@ -1,10 +1,12 @@
 //! Tasks for developers of this workspace: `cargo xtask ci` runs every check that a commit must pass, `cargo xtask bench`
-//! measures our programs and compares them with others.
+//! measures our programs and compares them with others, `cargo xtask cuda-check`
+//! checks the feature `cuda`.
 
 // Links the allocator that the programs use, so that the kernel benchmark runs with it.
 use llm_cli as _;
 
 mod bench;
+mod cuda;
 mod kernels;
 
 use std::process::{Command, ExitCode};
@@ -27,6 +29,8 @@ enum Task {
         #[arg(long)]
         no_test: bool,
     },
+    /// Check types and lints with the feature `cuda`, without CUDA and without a GPU (about 6 CPU minutes the first time)
+    CudaCheck,
     /// Measure our programs, and other programs to compare with
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -43,13 +47,18 @@ const DOCS: Step = ("documentation", &["doc", "--workspace", "--no-deps"], &[("R
 fn main() -> ExitCode {
     match Arguments::parse().task {
         Task::Ci { no_test } => ci(no_test),
-        Task::Bench(bench) => match bench::run(&bench) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(message) => {
-                eprintln!("error: {message}");
-                ExitCode::FAILURE
-            }
-        },
+        Task::CudaCheck => exit_code(cuda::check()),
+        Task::Bench(bench) => exit_code(bench::run(&bench)),
+    }
+}
+
+fn exit_code(result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
     }
 }
 
