@@ -18,6 +18,7 @@
 //! `examples/program.rs` is an example to copy: a small program.
 
 mod arguments;
+mod device;
 mod failure;
 mod interrupt;
 mod logging;
@@ -26,6 +27,7 @@ mod progress;
 mod verbosity;
 
 pub use arguments::parse_arguments;
+pub use device::DeviceOption;
 pub use failure::{Failure, run};
 pub use interrupt::stop_on_interrupt;
 pub use logging::{init_logging, print};
