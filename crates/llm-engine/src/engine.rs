@@ -69,7 +69,7 @@ pub fn generate_from(
     let mut rngs: Vec<ChaCha8Rng> = rows.map(|row| row_rng(options.sampling.seed, row)).collect();
     let mut active = vec![true; prompts.len()];
     let capacity = prompts.iter().map(|prompt| (prompt.len() + steps).min(context_length)).max().unwrap_or(0);
-    let mut cache = KvCache::new(model.config(), prompts.len(), capacity)?;
+    let mut cache = KvCache::new(model.config(), prompts.len(), capacity, &model.device())?;
     for step in 0..steps {
         let logits = match step {
             0 => last_logits(model, prompts, &mut cache)?, // prefill

@@ -1,6 +1,6 @@
 //! The loss on text, and the log-probabilities of given continuations.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use llm_data::TokenDataset;
 use llm_model::{Batch, Model};
 use serde::Serialize;
@@ -81,7 +81,7 @@ pub(crate) fn row_logprobs(model: &Model, rows: &[Row], batch_size: usize, tempe
         let hidden = model.hidden(&batch, None)?; // (b, t, hidden)
         let n = (LOGITS / model.config().vocab_size).max(1);
         for ((positions, labels), owners) in positions.chunks(n).zip(labels.chunks(n)).zip(owners.chunks(n)) {
-            let index = Tensor::from_slice(positions, positions.len(), &Device::Cpu)?;
+            let index = Tensor::from_slice(positions, positions.len(), hidden.device())?;
             let logits = model.output(&hidden.flatten(0, 1)?.index_select(&index, 0)?)?; // (n, vocab)
             let losses = llm_kernels::cross_entropy(&(logits / temperature)?, labels)?.to_vec1::<f32>()?;
             for (loss, &row) in losses.iter().zip(owners) {

@@ -30,7 +30,7 @@ impl Model {
     /// Loads an adapter that PEFT or [`Self::save_adapter`] wrote to `dir`. It is not activated.
     pub fn load_adapter(&mut self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
         let dir = dir.as_ref();
-        let adapter = peft::load(dir, self.config(), self.head())?;
+        let adapter = peft::load(dir, self.config(), self.head())?.map(|weight| weight.to_device(&self.device()))?;
         if self.active_adapter() == Some(name) {
             return Err(Error::Input(format!(
                 "adapter \"{name}\" is active; activate another one before replacing it"

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// number of tokens.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// `(b, t)`, u32; of a ragged batch `(1, n)`, the concatenated rows.
+    /// `(b, t)`, u32, in CPU memory (a model copies them to its device); of a ragged batch `(1, n)`, the concatenated rows.
     pub input_ids: Tensor,
     /// The number of tokens of each row of a ragged batch; none: t.
     pub row_lens: Option<Vec<usize>>,

@@ -15,10 +15,10 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache for `rows` rows of at most `capacity` tokens.
-    pub fn new(config: &ModelConfig, rows: usize, capacity: usize) -> Result<Self> {
+    /// An empty cache for `rows` rows of at most `capacity` tokens, on the device of the model ([`crate::Model::device`]).
+    pub fn new(config: &ModelConfig, rows: usize, capacity: usize, device: &Device) -> Result<Self> {
         let shape = (rows, config.num_key_value_heads, capacity, config.head_dim);
-        let zeros = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        let zeros = || Tensor::zeros(shape, DType::F32, device);
         let layers = (0..config.num_hidden_layers).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<_>>()?;
         Ok(Self { layers, capacity, lens: vec![0; rows] })
     }

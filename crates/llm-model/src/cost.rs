@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn kv_cache_bytes_match_the_allocated_cache() {
         let config = small();
-        let cache = KvCache::new(&config, 3, 40).unwrap();
+        let cache = KvCache::new(&config, 3, 40, &candle_core::Device::Cpu).unwrap();
         assert_eq!(kv_cache_bytes(&config, 3, 40), cache.bytes() as u64);
     }
 

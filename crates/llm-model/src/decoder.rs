@@ -7,7 +7,7 @@ mod block;
 mod context;
 mod mlp;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use llm_kernels::RecomputedGradients;
 
 use crate::norm::Norm;
@@ -120,7 +120,7 @@ impl Decoder {
                     "position {position} is outside the {max} learned positions of the model; shorten the input"
                 )));
             }
-            let ids = Tensor::from_slice(&batch.positions, batch.positions.len(), x.device())?;
+            let ids = Tensor::from_slice(&batch.positions, batch.positions.len(), &Device::Cpu)?;
             x = (x + positions.gather_rows(&ids)?)?;
         }
         Ok(x.reshape((b, t, ()))?)

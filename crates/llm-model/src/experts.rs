@@ -3,7 +3,7 @@
 //!
 //! n: tokens, e: experts, k: experts per token.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 use crate::config::ExpertsConfig;
 use crate::decoder::Mlp;
@@ -67,7 +67,7 @@ impl Experts {
 
 /// The column indices of the `k` largest entries of each row, largest first; ties go to the lower index.
 fn top_k(logits: &Tensor, k: usize) -> Result<Vec<Vec<u32>>> {
-    let rows = logits.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+    let rows = logits.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
     let top = |row: Vec<f64>| {
         let mut columns: Vec<u32> = (0..row.len() as u32).collect();
         columns.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]));
@@ -122,7 +122,7 @@ impl Routing {
         let max = logits.detach().max_keepdim(D::Minus1)?;
         let logsumexp = (logits.broadcast_sub(&max)?.exp()?.sum_keepdim(D::Minus1)?.log()? + max)?; // (layers·n, 1)
         let z = logsumexp.sqr()?.mean_all()?;
-        let number = |x: &Tensor| x.to_dtype(DType::F64)?.to_scalar::<f64>();
+        let number = |x: &Tensor| x.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar::<f64>();
         Ok(Self {
             load_balancing_loss: number(&balance)?,
             z_loss: number(&z)?,

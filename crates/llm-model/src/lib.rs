@@ -35,6 +35,7 @@ mod config;
 pub mod cost;
 mod count;
 mod decoder;
+mod device;
 mod error;
 mod experts;
 mod formats;

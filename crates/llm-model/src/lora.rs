@@ -163,8 +163,8 @@ impl Adapter {
             for (part, shape) in target.shapes(config) {
                 let name = format!("{}.{part}", target.name);
                 let tensor = match part {
-                    A => uniform(&name, &shape, seed)?.to_dtype(dtype)?,
-                    B => Tensor::zeros(shape, dtype, &Device::Cpu)?,
+                    A => uniform(&name, &shape, seed)?.to_dtype(dtype)?.to_device(&weight.device())?,
+                    B => Tensor::zeros(shape, dtype, &weight.device())?,
                     _ => row_norms(&weight.to_dense()?.detach())?,
                 };
                 weights.insert(name, Weight::Dense(tensor));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor, TensorId};
+use candle_core::{DType, Device, Tensor, TensorId};
 use llm_files::WeightDtype;
 use llm_kernels::{
     CrossEntropyOptions, DistillationLoss, HeadInputs, IGNORE_INDEX, Precision, RecomputedGradients, cross_entropy,
@@ -304,7 +304,7 @@ fn distillation_of_logits(
     let keep = Tensor::from_vec(keep, labels.len(), student.device())?.to_dtype(student.dtype())?;
     let kl = ((kl_divergence(student, teacher, temperature)? * keep)?.sum_all()? / label_count(labels))?;
     let cross_entropy = (cross_entropy(student, labels)?.sum_all()? / label_count(labels))?;
-    let number = |x: &Tensor| x.to_dtype(DType::F64)?.to_scalar::<f64>();
+    let number = |x: &Tensor| x.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar::<f64>();
     let (kl_number, cross_entropy_number) = (number(&kl)?, number(&cross_entropy)?);
     let loss = ((kl * (alpha * temperature * temperature))? + (cross_entropy * (1. - alpha))?)?;
     Ok(DistillationLoss { loss, kl: kl_number, cross_entropy: cross_entropy_number })

@@ -120,13 +120,25 @@ impl Params {
         Ok(rounded)
     }
 
+    /// The device of the weights.
+    pub(crate) fn device(&self) -> Device {
+        // Norms are tensors in every model.
+        let tensor = self.weights.values().find_map(Weight::tensor);
+        tensor.map_or(Device::Cpu, |tensor| tensor.device().clone())
+    }
+
+    /// A copy on `device` ([`Weight::to_device`]).
+    pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
+        self.map(|weight| weight.to_device(device))
+    }
+
     /// Parameters for another head: the decoder is kept; a missing score head is initialised from `seed`.
     pub fn for_head(&self, config: &ModelConfig, head: Head, seed: u64) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for spec in config.tensor_specs(head) {
             let tensor = match self.weights.get(&spec.name) {
                 Some(weight) => weight.to_dense()?.detach(),
-                None if spec.role == Role::Score => init_tensor(&spec, seed)?,
+                None if spec.role == Role::Score => init_tensor(&spec, seed)?.to_device(&self.device())?,
                 None => {
                     let name = spec.name;
                     let problems = vec![format!("tensor \"{name}\" is missing; only a score head can be initialised")];

@@ -161,12 +161,31 @@ impl TokenRows {
 
     /// The matrix `(vocab, hidden)` with the trained rows inserted; only the rows get a gradient.
     pub fn insert_into(&self, weight: &Tensor) -> Result<Tensor> {
-        let op = ReplaceRows { weight: weight.detach(), ids: self.ids.clone() };
-        Ok(self.rows.to_dtype(weight.dtype())?.contiguous()?.apply_op1(op)?)
+        replace_rows(&weight.detach(), &self.ids, &self.rows)
     }
 }
 
-/// Replaces rows of a frozen matrix by the argument. candle's `index_add` would compute a gradient for the whole matrix.
+/// The frozen matrix `weight` `(vocab, hidden)` with the rows `ids` replaced by `rows` `(ids, hidden)`; `rows` gets a gradient.
+fn replace_rows(weight: &Tensor, ids: &[u32], rows: &Tensor) -> Result<Tensor> {
+    let rows = rows.to_dtype(weight.dtype())?.contiguous()?;
+    if weight.device().is_cpu() {
+        return Ok(rows.apply_op1(ReplaceRows { weight: weight.clone(), ids: ids.to_vec() })?);
+    }
+    composed_replace_rows(weight, ids, &rows)
+}
+
+/// [`replace_rows`] of candle's operations, for any device.
+fn composed_replace_rows(weight: &Tensor, ids: &[u32], rows: &Tensor) -> Result<Tensor> {
+    let vocab = weight.dim(0)?;
+    let mut sources: Vec<u32> = (0..vocab as u32).collect();
+    for (slot, &id) in ids.iter().enumerate() {
+        sources[id as usize] = (vocab + slot) as u32;
+    }
+    let sources = Tensor::from_vec(sources, vocab, weight.device())?;
+    Ok(Tensor::cat(&[weight, rows], 0)?.index_select(&sources, 0)?)
+}
+
+/// [`replace_rows`] on the CPU. candle's operations would compute a gradient for the whole matrix.
 struct ReplaceRows {
     weight: Tensor, // (vocab, hidden)
     ids: Vec<u32>,
@@ -230,9 +249,28 @@ impl Adapter {
         let targets = self.config.token_targets(config, "adapter configuration")?;
         let Some(target) = targets.iter().find(|target| target.name == name) else { return Ok(None) };
         let weight = params.get(&format!("{name}.weight"))?.to_dense()?.detach();
-        let rows =
-            self.weights[&TokenTarget::tensor(name)].to_dense()?.detach().to_dtype(weight.dtype())?.contiguous()?;
-        let weight = rows.apply_op1(ReplaceRows { weight, ids: target.ids.clone() })?;
-        Ok(Some(weight))
+        let rows = self.weights[&TokenTarget::tensor(name)].to_dense()?.detach();
+        Ok(Some(replace_rows(&weight, &target.ids, &rows)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    #[test]
+    fn replaced_rows_and_their_gradient_are_the_same_on_every_device() {
+        let weight = Tensor::arange(0f32, 15., &Device::Cpu).unwrap().reshape((5, 3)).unwrap();
+        let rows = Var::new(&[[1f32, -2., 3.], [0.5, 0., -1.]], &Device::Cpu).unwrap();
+        let run = |replace: fn(&Tensor, &[u32], &Tensor) -> Result<Tensor>| {
+            let replaced = replace(&weight, &[4, 1], &rows).unwrap();
+            let gradients = (&replaced * &weight).unwrap().sum_all().unwrap().backward().unwrap();
+            (replaced.to_vec2::<f32>().unwrap(), gradients.get(&rows).unwrap().to_vec2::<f32>().unwrap())
+        };
+        let (fused, composed) = (run(replace_rows), run(composed_replace_rows));
+        assert_eq!(fused, composed);
+        assert_eq!((fused.0[4][1], fused.0[1][2], fused.0[0][2]), (-2., -1., 2.));
     }
 }

@@ -1,6 +1,6 @@
 //! A weight of a model: a tensor that is trainable, in memory, memory-mapped or quantised.
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use llm_kernels::{MappedWeight, Precision, ProjectionWeight, QuantizedWeight};
 
 use crate::Result;
@@ -56,6 +56,25 @@ impl Weight {
         }
     }
 
+    /// The device. Mapped and quantised weights are in CPU memory.
+    pub(crate) fn device(&self) -> Device {
+        self.tensor().map_or(Device::Cpu, |tensor| tensor.device().clone())
+    }
+
+    /// A copy on `device`; a trainable weight becomes a new variable. bf16 stays bf16; mapped f16 and quantised weights
+    /// become f32.
+    pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(match self {
+            Self::Trainable(var) => Self::Trainable(Var::from_tensor(&var.as_detached_tensor().to_device(device)?)?),
+            Self::Mapped(w) if w.dtype() == DType::BF16 => {
+                let (rows, cols) = w.shape();
+                Self::Dense(Tensor::from_raw_buffer(w.bytes(), DType::BF16, &[rows, cols], device)?)
+            }
+            Self::Dense(w) => Self::Dense(w.detach().to_device(device)?),
+            Self::Mapped(_) | Self::Quantized(_) => Self::Dense(self.to_dense()?.to_device(device)?),
+        })
+    }
+
     /// A trainable copy. Quantised weights cannot be trained and stay quantised.
     pub(crate) fn trainable(&self) -> Result<Self> {
         Ok(match self {
@@ -92,13 +111,15 @@ impl Weight {
         }
     }
 
-    /// Gathers the rows `ids` `(n,)`: `(n, in)` in f32 or f64.
+    /// Gathers the rows `ids` `(n,)`, u32 in CPU memory: `(n, in)` in f32 or f64, on the device of the weight.
     pub(crate) fn gather_rows(&self, ids: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            Self::Trainable(w) => w.index_select(ids, 0)?,
-            // Weights can be bf16; activations are not.
-            Self::Dense(w) if w.dtype() == DType::BF16 => w.index_select(ids, 0)?.to_dtype(DType::F32)?,
-            Self::Dense(w) => w.index_select(ids, 0)?,
+            Self::Trainable(w) => w.index_select(&ids.to_device(w.device())?, 0)?,
+            Self::Dense(w) => {
+                let rows = w.index_select(&ids.to_device(w.device())?, 0)?;
+                // Weights can be bf16; activations are not.
+                if w.dtype() == DType::BF16 { rows.to_dtype(DType::F32)? } else { rows }
+            }
             Self::Mapped(w) => w.gather_rows(&ids.to_vec1::<u32>()?)?,
             Self::Quantized(w) => w.gather_rows(&ids.to_vec1::<u32>()?)?,
         })

@@ -89,7 +89,7 @@ fn logits_of_200_tokens_match_transformers_with_and_without_cache() {
         let whole = model.forward(&Batch::new(std::slice::from_ref(&ids)).unwrap()).unwrap();
         assert_near(&name, &whole, &expected["long_logits"]);
 
-        let mut cache = KvCache::new(model.config(), 1, 200).unwrap();
+        let mut cache = KvCache::new(model.config(), 1, 200, &model.device()).unwrap();
         let first = Batch::new(&[ids[..150].to_vec()]).unwrap();
         let mut logits = vec![model.output(&model.hidden(&first, Some(&mut cache)).unwrap()).unwrap()];
         for (i, &id) in ids.iter().enumerate().skip(150) {

@@ -115,7 +115,7 @@ fn logits_with_and_without_kv_cache_are_equal() {
     let continued: Vec<Vec<u32>> = rows.iter().map(|row| [row.as_slice(), &[11, 12, 13]].concat()).collect();
     let whole = continued.iter().map(|row| model.forward(&Batch::new(std::slice::from_ref(row)).unwrap()).unwrap());
     let whole: Vec<Tensor> = whole.map(|logits| logits.i(0).unwrap()).collect(); // (t, vocab)
-    let mut cache = KvCache::new(model.config(), 2, 12).unwrap();
+    let mut cache = KvCache::new(model.config(), 2, 12, &model.device()).unwrap();
     let mut next = |rows: &[Vec<u32>]| {
         let batch = Batch::ragged(rows, cache.lens()).unwrap();
         let hidden = model.hidden(&batch, Some(&mut cache)).unwrap();

@@ -84,8 +84,9 @@ fn rows_with_a_cache_get_what_they_get_alone() {
         models().iter().flat_map(|model| [(model, ("whole", whole)), (model, ("in chunks", chunks))])
     {
         let rows = rows();
-        let mut cache = KvCache::new(model.config(), 4, 20).unwrap();
-        let mut alone: Vec<KvCache> = rows.iter().map(|_| KvCache::new(model.config(), 1, 20).unwrap()).collect();
+        let mut cache = KvCache::new(model.config(), 4, 20, &model.device()).unwrap();
+        let mut alone: Vec<KvCache> =
+            rows.iter().map(|_| KvCache::new(model.config(), 1, 20, &model.device()).unwrap()).collect();
         for lens in steps {
             let past = cache.lens().to_vec();
             let tokens: Vec<&[u32]> = (0..4).map(|row| &rows[row][past[row]..past[row] + lens[row]]).collect();
@@ -105,7 +106,7 @@ fn rows_with_a_cache_get_what_they_get_alone() {
 #[test]
 fn rows_that_do_not_match_are_errors() {
     let (_, model) = models().swap_remove(0);
-    let mut cache = KvCache::new(model.config(), 2, 4).unwrap();
+    let mut cache = KvCache::new(model.config(), 2, 4, &model.device()).unwrap();
     assert!(Batch::ragged(&[vec![1], vec![2]], &[0]).is_err(), "two rows, one length");
     assert!(Batch::ragged(&[vec![], vec![]], &[0, 0]).is_err(), "no token");
     let one = Batch::ragged(&[vec![1]], &[0]).unwrap();

@@ -18,10 +18,12 @@ pub fn read_safetensors(path: impl AsRef<Path>) -> Result<BTreeMap<String, Tenso
     file.tensors().iter().map(|(name, entry)| Ok((name.clone(), tensor(entry)?))).collect()
 }
 
-/// Writes named tensors as a safetensors file; the same tensors give the same bytes.
+/// Writes named tensors, on any device, as a safetensors file; the same tensors give the same bytes.
 pub fn write_safetensors(path: impl AsRef<Path>, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     let path = path.as_ref();
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let on_cpu = |(name, tensor): (_, &Tensor)| Ok((name, tensor.to_device(&Device::Cpu)?));
+    let tensors = tensors.iter().map(on_cpu).collect::<Result<Vec<(&String, Tensor)>>>()?;
     let bytes = safetensors::serialize(tensors.iter().map(|(name, t)| (name.as_str(), t)), Some(metadata))
         .map_err(|e| Error::Safetensors { path: path.into(), message: e.to_string() })?;
     llm_files::write_atomic(path, |out| out.write_all(&bytes)).map_err(Error::io(path))
