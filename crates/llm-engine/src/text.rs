@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use candle_core::Device;
 use llm_model::gguf::{GgufFile, is_gguf};
 use llm_model::{Model, WeightDtype};
 use llm_tokenizer::{ChatMessage, Tokenizer};
@@ -79,6 +80,11 @@ impl TextModel {
     pub fn with_tokenizer(model: Model, dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         Self::checked(model, Tokenizer::load(dir)?, &dir.join("tokenizer.json"))
+    }
+
+    /// The same with the model on `device` ([`Model::to_device`]).
+    pub fn to_device(self, device: &Device) -> Result<Self> {
+        Ok(Self { model: self.model.to_device(device)?, ..self })
     }
 
     /// Checks that the tokenizer has no more tokens than the model; the error names `origin`.

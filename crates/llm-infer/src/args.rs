@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use llm_cli::{GLOBAL_HEADING, ShellCommand, Verbosity};
+use llm_cli::{DeviceOption, GLOBAL_HEADING, ShellCommand, Verbosity};
 use llm_model::{BlockFormat, WeightDtype};
 
 use crate::convert::ConvertArgs;
@@ -113,6 +113,8 @@ pub(crate) struct GenerationArgs {
     /// Maximum number of tokens to generate
     #[arg(long, default_value_t = 256)]
     pub(crate) max_new_tokens: usize,
+    #[command(flatten)]
+    pub(crate) device: DeviceOption,
 }
 
 #[derive(Debug, Args)]
@@ -156,6 +158,8 @@ pub(crate) struct LogitsArgs {
     /// Token ids, comma-separated
     #[arg(long, value_delimiter = ',', required = true)]
     pub(crate) ids: Vec<u32>,
+    #[command(flatten)]
+    pub(crate) device: DeviceOption,
     /// Output file, must not exist; its tensor `logits` has shape (seq, vocab) and dtype f32
     #[arg(long)]
     pub(crate) out: PathBuf,
@@ -189,6 +193,8 @@ pub(crate) struct BenchArgs {
     /// Weight dtype in memory
     #[arg(long, value_parser = Dtype::parser(), default_value = "mapped")]
     pub(crate) dtype: Dtype,
+    #[command(flatten)]
+    pub(crate) device: DeviceOption,
     /// Length of the prompt in tokens, at least 1
     #[arg(long, default_value_t = 512)]
     pub(crate) prompt_tokens: usize,

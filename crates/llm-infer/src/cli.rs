@@ -41,7 +41,7 @@ impl Dtype {
 
 impl GenerationArgs {
     fn load(&self) -> Result<TextModel, Failure> {
-        let start = Instant::now();
+        let (start, device) = (Instant::now(), self.device.open()?);
         let adapter_tokenizer = self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists());
         let opened = match adapter_tokenizer {
             Some(dir) => {
@@ -51,6 +51,7 @@ impl GenerationArgs {
         };
         let mut text_model = opened.map_err(input)?;
         text_model.model = with_adapter(self.dtype.convert(text_model.model)?, self.adapter.as_deref())?;
+        text_model = text_model.to_device(&device).map_err(input)?;
         let memory =
             anonymous_memory().map_or_else(String::new, |bytes| format!(", {} MB of memory", bytes / 1_000_000));
         tracing::debug!("loaded in {:.2} s{memory}", start.elapsed().as_secs_f64());
@@ -180,7 +181,9 @@ fn stream_reply(text_model: &TextModel, prompt: &[u32], options: &TextOptions) -
 
 fn write_logits(args: &LogitsArgs) -> Result<(), Failure> {
     refuse_existing(&args.out)?;
+    let device = args.device.open()?;
     let model = with_adapter(Model::open(&args.model).map_err(input)?, args.adapter.as_deref())?;
+    let model = model.to_device(&device).map_err(input)?;
     let logits =
         (|| -> Result<_, Error> { Ok(model.forward(&Batch::new(std::slice::from_ref(&args.ids))?)?.squeeze(0)?) })();
     let tensors = BTreeMap::from([("logits".to_owned(), logits.map_err(input)?)]);
@@ -215,12 +218,13 @@ fn merge(args: &MergeArgs) -> Result<(), Failure> {
 }
 
 fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
+    let device = args.device.open()?;
     let model = match (&args.model, &args.config) {
         (Some(path), _) => Model::open(path).map_err(input)?,
         (None, Some(path)) => Model::random(path, 42).map_err(input)?,
         (None, None) => return Err(Failure::input("give --model or --config")),
     };
-    let model = args.dtype.convert(model)?;
+    let model = args.dtype.convert(model)?.to_device(&device).map_err(input)?;
     let cost = bench(&model, args.prompt_tokens, args.new_tokens, args.rounds).map_err(input)?;
     let json = serde_json::to_string(&cost).map_err(|e| Failure::internal(e.to_string()))?;
     llm_cli::print(&format!("{json}\n"))

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use candle_core::Device;
 use llm_engine::peak_memory;
 use llm_model::{Batch, Head, Model};
 use rand::RngExt;
@@ -30,12 +31,12 @@ pub struct TrainingCost {
 }
 
 /// Times `steps` steps (forward, backward, clipping, AdamW) of the recipe's model and batch, after one warm-up step.
-pub fn bench(recipe: &PretrainRecipe, steps: usize) -> Result<TrainingCost> {
+pub fn bench(recipe: &PretrainRecipe, steps: usize, device: &Device) -> Result<TrainingCost> {
     if steps == 0 {
         return Err(Error::BadRequest("--steps is 0; it must be at least 1".to_owned()));
     }
-    let mut learner =
-        Learner::new(Model::init(recipe.model.clone(), Head::LanguageModel, recipe.seed)?, &recipe.optimizer)?;
+    let model = Model::init(recipe.model.clone(), Head::LanguageModel, recipe.seed)?.to_device(device)?;
+    let mut learner = Learner::new(model, &recipe.optimizer)?;
     if recipe.activation_checkpointing {
         learner.model.checkpoint_activations();
     }

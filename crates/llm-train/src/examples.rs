@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use llm_data::{Conversation, Warnings, chat_messages, read_conversations};
 use llm_model::{Batch, Model};
 use llm_tokenizer::Tokenizer;
@@ -73,7 +73,7 @@ pub fn answer_states(model: &Model, examples: &[&Example], pad: u32) -> Result<(
 /// The rows of `hidden` `(b, t, hidden)` at these flat positions: `(n, hidden)`.
 pub(crate) fn gather_rows(hidden: &Tensor, positions: Vec<u32>) -> Result<Tensor> {
     let n = positions.len();
-    Ok(hidden.flatten(0, 1)?.index_select(&Tensor::from_vec(positions, n, &Device::Cpu)?, 0)?)
+    Ok(hidden.flatten(0, 1)?.index_select(&Tensor::from_vec(positions, n, hidden.device())?, 0)?)
 }
 
 /// The mean cross-entropy over the trained tokens of all examples, in nats.

@@ -5,7 +5,7 @@ mod run;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use llm_cli::{Failure, GLOBAL_HEADING, Progress, ShellCommand, Verbosity, key_value};
+use llm_cli::{DeviceOption, Failure, GLOBAL_HEADING, Progress, ShellCommand, Verbosity, key_value};
 
 use crate::recipes::{DistillInputs, FinetuneInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs};
 use crate::run::{Event, recorded_recipe};
@@ -113,6 +113,8 @@ struct Common {
     /// Continue the interrupted run in --out
     #[arg(long)]
     resume: bool,
+    #[command(flatten)]
+    device: DeviceOption,
 }
 
 #[derive(Debug, Args)]
@@ -207,6 +209,8 @@ struct Resume {
     /// New location of an input of the run, such as `data=chats.jsonl`; may be repeated [default: the recorded path]
     #[arg(long, value_name = "NAME=PATH", value_parser = input_path)]
     input: Vec<(String, String)>,
+    #[command(flatten)]
+    device: DeviceOption,
 }
 
 /// Parses `NAME=PATH`. The old name `held_out` means `validation`.
@@ -234,6 +238,8 @@ struct Bench {
     /// Number of timed steps, at least 1, after one warm-up step
     #[arg(long, default_value_t = 5, value_name = "N")]
     steps: usize,
+    #[command(flatten)]
+    device: DeviceOption,
 }
 
 #[derive(Debug, Args)]
@@ -314,7 +320,8 @@ fn run_with_progress(command: Command) -> Result<(), Failure> {
             }
         }
     };
-    let result = run(command, &mut observer);
+    let device = command.device()?;
+    let result = run(command, device, &mut observer);
     if let Some(progress) = progress {
         progress.finish();
     }

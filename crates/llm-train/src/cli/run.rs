@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use candle_core::Device;
+use llm_cli::Failure;
 use llm_tokenizer::TrainConfig;
 use serde::de::DeserializeOwned;
 
@@ -20,8 +22,8 @@ use crate::run::{Event, NEVER, Outcome, Record, RunOptions};
 use crate::{Error, Recipe, read_recipe};
 
 /// Runs a command; returns the text to print.
-pub(super) fn run(command: Command, observer: &mut dyn FnMut(Event)) -> Result<String, Error> {
-    let mut stages = Stages { observer, stop: &NEVER };
+pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Event)) -> Result<String, Error> {
+    let mut stages = Stages { device, observer, stop: &NEVER };
     match command {
         Command::Lifecycle(args) => match args.seeds {
             None => stages.lifecycle(&args.common.recipe(&args.out)?, &args.out, args.common.resume),
@@ -59,12 +61,30 @@ pub(super) fn run(command: Command, observer: &mut dyn FnMut(Event)) -> Result<S
         }
         Command::Resume(args) => stages.resume(&args),
         Command::Bench(args) => {
-            let cost = bench(&read_recipe(&args.recipe, &args.set)?, args.steps)?;
+            let cost = bench(&read_recipe(&args.recipe, &args.set)?, args.steps, &stages.device)?;
             let json = serde_json::to_string(&cost).map_err(|e| Error::Internal(format!("bench: {e}")))?;
             Ok(format!("{json}\n"))
         }
         Command::Recipe(args) => built_in_recipe(args.name.as_deref()),
         Command::Params(args) => params(args),
+    }
+}
+
+impl Command {
+    /// The device of the command's models; the CPU for a command without models.
+    pub(super) fn device(&self) -> Result<Device, Failure> {
+        let option = match self {
+            Self::Lifecycle(args) => args.common.device,
+            Self::Pretrain(args) => args.common.device,
+            Self::Finetune(args) => args.common.device,
+            Self::Reward(args) => args.common.device,
+            Self::Ppo(args) => args.common.device,
+            Self::Distill(args) => args.common.device,
+            Self::Resume(args) => args.device,
+            Self::Bench(args) => args.device,
+            _ => return Ok(Device::Cpu),
+        };
+        option.open()
     }
 }
 
@@ -82,6 +102,7 @@ fn params(args: Params) -> Result<String, Error> {
 
 /// Runs the stages; each returns its final message.
 struct Stages<'a> {
+    device: Device,
     observer: &'a mut dyn FnMut(Event),
     stop: &'a AtomicBool,
 }
@@ -90,7 +111,7 @@ impl Stages<'_> {
     /// Options of a run. From here on Ctrl-C saves a checkpoint and stops the run.
     fn options(&mut self, resume: bool) -> RunOptions<'_> {
         self.stop = llm_cli::stop_on_interrupt();
-        RunOptions { resume, observer: self.observer, stop: self.stop }
+        RunOptions { resume, device: self.device.clone(), observer: self.observer, stop: self.stop }
     }
 
     fn lifecycle(&mut self, recipe: &LifecycleRecipe, out: &Path, resume: bool) -> Result<String, Error> {

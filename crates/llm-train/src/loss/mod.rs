@@ -10,7 +10,7 @@
 mod ppo;
 mod ranking;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use llm_kernels::IGNORE_INDEX;
 use llm_model::Model;
 
@@ -71,12 +71,12 @@ pub fn mse(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
 
 /// The value of a scalar tensor as f64.
 pub(crate) fn scalar(x: &Tensor) -> Result<f64> {
-    Ok(x.to_dtype(DType::F64)?.to_scalar::<f64>()?)
+    Ok(x.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar::<f64>()?) // Metal has no f64
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::Var;
     use llm_model::{Batch, Head, ModelConfig};
 
     use super::*;

@@ -1,6 +1,6 @@
 //! The clipped losses of PPO (Schulman et al. 2017, arXiv 1707.06347).
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::scalar;
 use crate::Result;
@@ -37,13 +37,13 @@ fn max_of_branches(unclipped: &Tensor, clipped: &Tensor) -> Result<ClippedLoss> 
     let above = clipped.gt(unclipped)?; // (n,)
     // On a tie the gradient flows through the unclipped branch.
     let loss = above.where_cond(clipped, unclipped)?.mean_all()?;
-    let clip_fraction = scalar(&above.to_dtype(DType::F64)?.mean_all()?)?;
+    let clip_fraction = scalar(&above.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.mean_all()?)?;
     Ok(ClippedLoss { loss, clip_fraction })
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::Var;
     use proptest::prelude::*;
 
     use super::*;

@@ -41,11 +41,13 @@ pub fn k_way(scores: &Tensor, pairs: &[Vec<(usize, usize)>], margins: &[f64], ce
     }
     let pick = |index: Vec<u32>| -> Result<Tensor> {
         let n = index.len();
-        Ok(scores.index_select(&Tensor::from_vec(index, n, &Device::Cpu)?, 0)?)
+        Ok(scores.index_select(&Tensor::from_vec(index, n, scores.device())?, 0)?)
     };
     let (better, worse) = (pick(better)?, pick(worse)?);
     let n = weight.len();
-    let like_scores = |values: Vec<f64>| Tensor::from_vec(values, n, &Device::Cpu)?.to_dtype(scores.dtype());
+    let like_scores = |values: Vec<f64>| {
+        Tensor::from_vec(values, n, &Device::Cpu)?.to_dtype(scores.dtype())?.to_device(scores.device())
+    };
     let (weight, margin) = (like_scores(weight)?, like_scores(margin)?);
     let ranking = bradley_terry(&better, &worse, &margin)?;
     let off_center = ((better + worse)?.sqr()? * centering)?;

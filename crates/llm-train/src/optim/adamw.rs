@@ -75,7 +75,8 @@ impl AdamW {
         }
         for (name, moments) in &mut self.moments {
             let read = state.remove(name).filter(|t| t.dims() == moments.dims());
-            *moments = read.ok_or_else(|| broken(&format!("the moments of \"{name}\" are missing")))?;
+            let read = read.ok_or_else(|| broken(&format!("the moments of \"{name}\" are missing")))?;
+            *moments = read.to_device(moments.device())?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use llm_data::{Batches, TokenDataset};
 use llm_model::{Batch, Head, Model, ModelConfig, ParamCount, Routing, read_config};
 use llm_tokenizer::Tokenizer;
@@ -97,7 +97,8 @@ pub fn distill(recipe: &DistillRecipe, inputs: &DistillInputs, out: &Path, optio
     };
     let tokenizer = Tokenizer::load(&inputs.teacher)?;
     let pad = chat_format(&tokenizer, &inputs.teacher)?.pad;
-    let Teachers { teacher_config, teacher, text_teacher, text } = Teachers::load(recipe, inputs, &tokenizer)?;
+    let Teachers { teacher_config, teacher, text_teacher, text } =
+        Teachers::load(recipe, inputs, &tokenizer, setup.device())?;
     let first_student = student(recipe, inputs, &teacher_config, &tokenizer, text.as_ref())?;
     let positions = teacher_config.max_position_embeddings.min(first_student.config().max_position_embeddings);
     let max_length = recipe.max_length.min(positions);
@@ -110,7 +111,7 @@ pub fn distill(recipe: &DistillRecipe, inputs: &DistillInputs, out: &Path, optio
         None => None,
     };
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
-    let mut learner = learner(setup.checkpoint(), &recipe.optimizer, || Ok(first_student))?;
+    let mut learner = learner(&setup, &recipe.optimizer, || Ok(first_student))?;
     let size = |config: &ModelConfig| ParamCount::of(config, Head::LanguageModel).total() as f64;
     let share = 100. * size(learner.model.config()) / size(&teacher_config);
     tracing::info!("the student has {share:.1} % of the teacher's parameters");
@@ -174,7 +175,7 @@ struct Teachers {
 
 impl Teachers {
     /// Loads the teachers and checks that all have the same tokenizer.
-    fn load(recipe: &DistillRecipe, inputs: &DistillInputs, tokenizer: &Tokenizer) -> Result<Self> {
+    fn load(recipe: &DistillRecipe, inputs: &DistillInputs, tokenizer: &Tokenizer, device: &Device) -> Result<Self> {
         let described = read_config(&inputs.teacher)?;
         if described.head != Head::LanguageModel {
             let (teacher, head) = (inputs.teacher.display(), described.head);
@@ -196,7 +197,7 @@ impl Teachers {
             let source = text_source(recipe, inputs, text.as_ref());
             check_vocabulary((&teacher_config, teacher_tokenizer), (&read_config(dir)?.config, dir), source)?;
         }
-        let load = |dir: &Path| load_model(dir, Head::LanguageModel);
+        let load = |dir: &Path| Ok::<_, Error>(load_model(dir, Head::LanguageModel)?.to_device(device)?);
         let runs_teacher = recipe.alpha != 0.;
         let teacher = if runs_teacher { Some(load(&inputs.teacher)?) } else { None };
         let text_teacher = inputs.text_teacher.as_deref().filter(|_| runs_teacher).map(load).transpose()?;

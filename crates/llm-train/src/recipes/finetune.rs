@@ -14,7 +14,7 @@ use crate::examples::{
 };
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
-use crate::run::{Checkpoint, Evaluation, Outcome, Plan, RunOptions, RunSetup, Start, learner};
+use crate::run::{Evaluation, Outcome, Plan, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The recipe of fine-tuning.
@@ -96,9 +96,9 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: &FinetuneInputs, out: &Path, op
     let mut learner = match &recipe.lora {
         Some(lora) => {
             let lora = with_chat_tokens(lora, &base, &tokenizer)?;
-            adapter_learner(recipe, &lora, base, setup.checkpoint())?
+            adapter_learner(recipe, &lora, base, &setup)?
         }
-        None => learner(setup.checkpoint(), &recipe.optimizer, || Ok(base.trainable()?))?,
+        None => learner(&setup, &recipe.optimizer, || Ok(base.trainable()?))?,
     };
     if recipe.activation_checkpointing {
         learner.model.checkpoint_activations();
@@ -217,20 +217,15 @@ fn with_chat_tokens(lora: &LoraConfig, base: &Model, tokenizer: &Tokenizer) -> R
     Ok(lora)
 }
 
-/// A learner of a new adapter over `base`, or of the checkpoint's adapter.
-fn adapter_learner(
-    recipe: &FinetuneRecipe,
-    lora: &LoraConfig,
-    base: Model,
-    checkpoint: Option<&Checkpoint>,
-) -> Result<Learner> {
+/// A learner of a new adapter over `base`, or of the adapter of the setup's checkpoint.
+fn adapter_learner(recipe: &FinetuneRecipe, lora: &LoraConfig, base: Model, setup: &RunSetup) -> Result<Learner> {
     let mut model = if recipe.base_dtype == WeightDtype::F32 { base } else { base.frozen_as(recipe.base_dtype)? };
-    let Some(checkpoint) = checkpoint else {
-        return Learner::new(model.with_lora(lora, recipe.seed)?, &recipe.optimizer);
+    let Some(checkpoint) = setup.checkpoint() else {
+        return Learner::new(model.with_lora(lora, recipe.seed)?.to_device(setup.device())?, &recipe.optimizer);
     };
     model.load_adapter(ADAPTER, &checkpoint.dir)?;
     model.use_adapter(Some(ADAPTER))?;
-    let mut learner = Learner::new(model.trainable()?, &recipe.optimizer)?;
+    let mut learner = Learner::new(model.trainable()?.to_device(setup.device())?, &recipe.optimizer)?;
     learner.load_optimizer(&checkpoint.dir.join("trainer/optimizer.safetensors"))?;
     Ok(learner)
 }

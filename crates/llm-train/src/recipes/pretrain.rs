@@ -81,7 +81,7 @@ pub fn pretrain(recipe: &PretrainRecipe, inputs: &PretrainInputs, out: &Path, op
     check_prompts(recipe, &tokenizer)?;
     let mut batches = Batches::new(&train, recipe.batch_size, recipe.seq_len, recipe.seed)?;
     let mut learner =
-        learner(setup.checkpoint(), &recipe.optimizer, || Ok(Model::init(config, Head::LanguageModel, recipe.seed)?))?;
+        learner(&setup, &recipe.optimizer, || Ok(Model::init(config, Head::LanguageModel, recipe.seed)?))?;
     if recipe.activation_checkpointing {
         learner.model.checkpoint_activations();
     }

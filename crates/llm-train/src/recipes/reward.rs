@@ -93,7 +93,7 @@ pub fn reward(recipe: &RewardRecipe, inputs: &RewardInputs, out: &Path, options:
     let max_length = recipe.max_length.min(policy.config().max_position_embeddings);
     let (train, validation) = rankings(recipe, inputs, &tokenizer, max_length)?;
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
-    let mut learner = learner(setup.checkpoint(), &recipe.optimizer, || {
+    let mut learner = learner(&setup, &recipe.optimizer, || {
         let mut model = policy.with_head(Head::Sequence, recipe.seed)?;
         model.set_eos_token_id(Some(end_of_turn));
         Ok(model)

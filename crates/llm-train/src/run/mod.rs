@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Instant;
 
+use candle_core::Device;
 use llm_files::Lock;
 use llm_model::{Model, write_atomic};
 use rand::SeedableRng;
@@ -68,6 +69,8 @@ pub enum Event<'a> {
 pub struct RunOptions<'a> {
     /// Whether to continue the run in the folder; otherwise the folder must not exist.
     pub resume: bool,
+    /// The device of the models. The files of a run do not depend on it, except for rounding.
+    pub device: Device,
     /// Receives progress events.
     pub observer: &'a mut dyn FnMut(Event),
     /// When this is set, the stage finishes its step, writes a checkpoint and returns [`Error::Interrupted`].
@@ -75,10 +78,10 @@ pub struct RunOptions<'a> {
 }
 
 impl Default for RunOptions<'_> {
-    /// A new run, without progress events, that nothing interrupts.
+    /// A new run on the CPU, without progress events, that nothing interrupts.
     fn default() -> Self {
         // The closure has size 0, so nothing is allocated.
-        Self { resume: false, observer: Box::leak(Box::new(|_: Event| ())), stop: &NEVER }
+        Self { resume: false, device: Device::Cpu, observer: Box::leak(Box::new(|_: Event| ())), stop: &NEVER }
     }
 }
 
@@ -313,21 +316,22 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     Ok(write_atomic(path, format!("{value:#}\n").as_bytes())?)
 }
 
-/// The learner of a checkpoint, or a new learner of `model`.
+/// The learner of a setup's checkpoint, or a new learner of `model`, on the setup's device.
 pub(crate) fn learner(
-    checkpoint: Option<&Checkpoint>,
+    setup: &RunSetup,
     config: &OptimizerConfig,
     model: impl FnOnce() -> Result<Model>,
 ) -> Result<Learner> {
-    match checkpoint {
-        None => Learner::new(model()?, config),
-        Some(checkpoint) => restored(&checkpoint.dir, &checkpoint.dir.join("trainer/optimizer.safetensors"), config),
+    let device = setup.device();
+    match setup.checkpoint() {
+        None => Learner::new(model()?.to_device(device)?, config),
+        Some(Checkpoint { dir, .. }) => restored(dir, &dir.join("trainer/optimizer.safetensors"), config, device),
     }
 }
 
 /// Loads a learner: its model from `dir`, its optimizer state from `optimizer`.
-pub(crate) fn restored(dir: &Path, optimizer: &Path, config: &OptimizerConfig) -> Result<Learner> {
-    let mut learner = Learner::new(Model::load(dir)?.trainable()?, config)?;
+pub(crate) fn restored(dir: &Path, optimizer: &Path, config: &OptimizerConfig, device: &Device) -> Result<Learner> {
+    let mut learner = Learner::new(Model::load(dir)?.trainable()?.to_device(device)?, config)?;
     learner.load_optimizer(optimizer)?;
     Ok(learner)
 }

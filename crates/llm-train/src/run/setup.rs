@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 
+use candle_core::Device;
 use llm_files::Lock;
 use serde::Serialize;
 use toml::Table;
@@ -103,6 +104,11 @@ impl<'a> RunSetup<'a> {
         self.checkpoint().map_or(0, |checkpoint| checkpoint.step)
     }
 
+    /// The device of the stage's models.
+    pub fn device(&self) -> &Device {
+        &self.options.device
+    }
+
     /// Creates the folder of the run, or resumes in it. Call it after all checks that can fail by the caller's fault.
     pub fn open<'p>(self, plan: Plan<'p>) -> Result<Run<'p>>
     where
@@ -121,8 +127,8 @@ impl<'a> RunSetup<'a> {
         } else if resume {
             tracing::info!("{}: resumes after step {step} of {steps}", dir.display());
         }
-        let RunOptions { resume, observer, stop } = options;
-        Run::begin(dir, plan, RunOptions { resume, observer, stop }, lock, (step, earlier))
+        let RunOptions { resume, device, observer, stop } = options;
+        Run::begin(dir, plan, RunOptions { resume, device, observer, stop }, lock, (step, earlier))
     }
 
     /// [`Self::open`] without metrics and checkpoints: only the folder, its recipe and its lock.

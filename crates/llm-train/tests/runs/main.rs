@@ -253,7 +253,12 @@ impl Stage {
                 stop.store(steps >= after, SeqCst);
             }
         };
-        self.run(fixture, knobs, out, RunOptions { resume: out.exists(), observer: &mut watch, stop: &stop })
-            .unwrap_err()
+        self.run(
+            fixture,
+            knobs,
+            out,
+            RunOptions { resume: out.exists(), device: candle_core::Device::Cpu, observer: &mut watch, stop: &stop },
+        )
+        .unwrap_err()
     }
 }

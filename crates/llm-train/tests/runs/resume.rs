@@ -162,7 +162,7 @@ fn a_second_process_is_refused_while_one_is_running() {
             refused += 1;
         }
     };
-    let options = RunOptions { resume: false, observer: &mut second, stop: &NEVER };
+    let options = RunOptions { resume: false, device: candle_core::Device::Cpu, observer: &mut second, stop: &NEVER };
     Stage::Pretrain.run(&FIXTURE, &Knobs::default(), &out, options).unwrap();
     assert_eq!(refused, 1);
     let alone = dir.path().join("alone");

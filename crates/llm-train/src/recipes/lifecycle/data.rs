@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use candle_core::Device;
 use llm_data::{Conversation, Message, NGrams, Ranking, chat_messages, write_jsonl};
 use llm_engine::{GenerateOptions, Sampling, TextModel};
 use llm_feedback::Annotator;
@@ -71,13 +72,14 @@ pub(super) fn write_lessons(
     world: &World,
     teacher: &Path,
     dir: &Path,
+    device: &Device,
     observer: &mut dyn FnMut(Event),
 ) -> Result<()> {
     let (train, held_out) = (dir.join("lessons-train.jsonl"), dir.join("lessons-held_out.jsonl"));
     if train.exists() && held_out.exists() {
         return Ok(());
     }
-    let (model, count) = (TextModel::load(teacher)?, &recipe.questions);
+    let (model, count) = (TextModel::load(teacher)?.to_device(device)?, &recipe.questions);
     let validation = count.held_out.min(200);
     let mut questions = world.questions(Split::Train, Use::Lessons, count.lessons);
     questions.extend(world.questions(Split::Train, Use::Validation, validation));

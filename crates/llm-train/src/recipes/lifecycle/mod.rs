@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+use candle_core::Device;
 use llm_feedback::Annotator;
 use llm_model::{Head, Model, ModelConfig, write_atomic};
 use llm_synthetic::{World, WorldConfig};
@@ -195,13 +196,18 @@ fn unless_stopped(stop: &AtomicBool, part: &Path) -> Result<()> {
 }
 
 /// The options of a stage that starts or continues in the folder `run`.
-fn stage_options<'a>(run: &Path, observer: &'a mut dyn FnMut(Event), stop: &'a AtomicBool) -> RunOptions<'a> {
-    RunOptions { resume: has_begun(run), observer, stop }
+fn stage_options<'a>(
+    run: &Path,
+    device: &Device,
+    observer: &'a mut dyn FnMut(Event),
+    stop: &'a AtomicBool,
+) -> RunOptions<'a> {
+    RunOptions { resume: has_begun(run), device: device.clone(), observer, stop }
 }
 
 /// Runs all stages that are not finished.
 fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions) -> Result<String> {
-    let RunOptions { observer, stop, .. } = options;
+    let RunOptions { device, observer, stop, .. } = options;
     let observer: &mut dyn FnMut(Event) = &mut |event| match event {
         Event::Begin { stage, total, done, unit } => observer(Event::Begin { stage: &title(stage), total, done, unit }),
         event => observer(event),
@@ -213,11 +219,11 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     let world = World::new(recipe.world.clone());
     let mut times = StageTimes::open(&dir("times.json"))?;
 
-    let data_options = RunOptions { resume, observer: &mut *observer, stop };
+    let data_options = RunOptions { resume, device: device.clone(), observer: &mut *observer, stop };
     write_data(recipe, &world, (&data, &tokenizer, &shards), &mut times, data_options)?;
     if !is_intact(&base)? {
         let inputs = PretrainInputs { tokenizer, data: shards.clone() };
-        pretrain(&recipe.pretrain, &inputs, &base, stage_options(&base, observer, stop))?;
+        pretrain(&recipe.pretrain, &inputs, &base, stage_options(&base, &device, observer, stop))?;
     }
     if !is_intact(&instruct)? {
         let inputs = FinetuneInputs {
@@ -226,7 +232,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
             validation: Some(data.join("instruct-held_out.jsonl")),
             text: Some(shards.clone()),
         };
-        finetune(&recipe.finetune, &inputs, &instruct, stage_options(&instruct, observer, stop))?;
+        finetune(&recipe.finetune, &inputs, &instruct, stage_options(&instruct, &device, observer, stop))?;
     }
     if !is_intact(&reward_model)? {
         let inputs = RewardInputs {
@@ -234,14 +240,14 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
             data: data.join("rankings-train.jsonl"),
             validation: Some(data.join("rankings-held_out.jsonl")),
         };
-        reward(&recipe.reward, &inputs, &reward_model, stage_options(&reward_model, observer, stop))?;
+        reward(&recipe.reward, &inputs, &reward_model, stage_options(&reward_model, &device, observer, stop))?;
     }
     if !is_intact(&aligned)? {
         let inputs = PpoInputs { model: instruct, reward: reward_model, data: data.join("prompts.jsonl") };
-        ppo(&recipe.ppo, &inputs, &aligned, stage_options(&aligned, observer, stop))?;
+        ppo(&recipe.ppo, &inputs, &aligned, stage_options(&aligned, &device, observer, stop))?;
     }
     if !is_intact(&student)? {
-        times.measure("teacher", || data::write_lessons(recipe, &world, &aligned, &data, observer))?;
+        times.measure("teacher", || data::write_lessons(recipe, &world, &aligned, &data, &device, observer))?;
         unless_stopped(stop, &data)?;
     }
     // The baseline of distillation: the same student on the same tokens, trained on the labels only (alpha = 0).
@@ -256,10 +262,10 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
                 validation: Some(data.join("lessons-held_out.jsonl")),
                 text: Some(shards.clone()),
             };
-            distill(recipe, &inputs, out, stage_options(out, observer, stop))?;
+            distill(recipe, &inputs, out, stage_options(out, &device, observer, stop))?;
         }
     }
     unless_stopped(stop, &baseline)?;
-    let evaluation = times.measure("evaluation", || evaluate::evaluate(recipe, &world, out, observer))?;
+    let evaluation = times.measure("evaluation", || evaluate::evaluate(recipe, &world, out, &device, observer))?;
     report::write(&evaluation, &times, out)
 }

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// Runs the pipeline once for each of `seeds` consecutive seeds, starting at the recipe's, in `out/seed-N`. Writes
 /// `out/report.md` over all runs and returns its table. Finished runs are not repeated.
 pub fn lifecycle_seeds(recipe: &LifecycleRecipe, seeds: u64, out: &Path, options: RunOptions) -> Result<String> {
-    let RunOptions { observer, stop, resume } = options;
+    let RunOptions { resume, device, observer, stop } = options;
     if seeds == 0 {
         return Err(Error::BadRequest("--seeds is 0; give at least 1".to_owned()));
     }
@@ -22,7 +22,8 @@ pub fn lifecycle_seeds(recipe: &LifecycleRecipe, seeds: u64, out: &Path, options
         if begun && !resume {
             return Err(already_exists(&dir, true));
         }
-        lifecycle(&recipe, &dir, RunOptions { resume: begun, observer: &mut *observer, stop })?;
+        let options = RunOptions { resume: begun, device: device.clone(), observer: &mut *observer, stop };
+        lifecycle(&recipe, &dir, options)?;
         evaluations.push(read(&dir)?);
         let times = report::stage_times(&StageTimes::open(&dir.join("times.json"))?, &dir)?;
         minutes.push(times.iter().map(|(_, seconds)| seconds).sum::<f64>() / 60.);

@@ -106,8 +106,9 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: &Path, options: RunOptio
         Start::Finished(outcome) => return Ok(outcome),
     };
     let tokenizer = Tokenizer::load(&inputs.model)?;
-    let reference = load_model(&inputs.model, Head::LanguageModel)?;
+    let reference = load_model(&inputs.model, Head::LanguageModel)?.to_device(setup.device())?;
     let mut reward_model = RewardModel::load(&inputs.reward)?;
+    reward_model.model = reward_model.model.to_device(setup.device())?;
     let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, &inputs.model)?;
     let other = TokenSource::Model {
         config: reward_model.model.config(),

@@ -100,10 +100,10 @@ impl<'a> PpoTrainer<'a> {
 
     /// Restores the trainer from [`Self::save`] and [`Self::state`].
     pub fn restore(&mut self, dir: &Path, state: &Map<String, Value>) -> Result<()> {
-        let trainer = dir.join("trainer");
-        self.policy = restored(dir, &trainer.join("optimizer.safetensors"), &self.recipe.optimizer)?;
+        let (trainer, device) = (dir.join("trainer"), self.reference.device());
+        self.policy = restored(dir, &trainer.join("optimizer.safetensors"), &self.recipe.optimizer, &device)?;
         let optimizer = trainer.join("value_optimizer.safetensors");
-        self.critic = restored(&trainer.join("value"), &optimizer, &self.recipe.value_optimizer)?;
+        self.critic = restored(&trainer.join("value"), &optimizer, &self.recipe.value_optimizer, &device)?;
         let missing = |key: &str| {
             let path = trainer.join("state.json");
             Error::BadFile(format!("{}: \"{key}\" is missing; remove this checkpoint", path.display()))
@@ -223,10 +223,10 @@ impl<'a> PpoTrainer<'a> {
         means: &mut RunningMeans,
     ) -> Result<()> {
         let tokens_of = |part: &[usize]| part.iter().map(|&i| rollouts[i].response.len()).sum::<usize>() as f64;
-        let tokens = tokens_of(mini_batch);
+        let (tokens, device) = (tokens_of(mini_batch), self.policy.model.device());
         for micro_batch in mini_batch.chunks(self.recipe.micro_batch_size.max(1)) {
             let chosen: Vec<&Rollout> = micro_batch.iter().map(|&i| &rollouts[i]).collect();
-            let pick = |lists: &[Vec<f64>]| tensor(micro_batch.iter().flat_map(|&i| lists[i].iter().copied()));
+            let pick = |lists: &[Vec<f64>]| tensor(micro_batch.iter().flat_map(|&i| lists[i].iter().copied()), &device);
             let (advantages, returns) = (pick(&targets.advantages)?, pick(&targets.returns)?); // (n,)
             let count = tokens_of(micro_batch);
             self.policy_gradients(&chosen, &advantages, count / tokens, count, means)?;
@@ -248,7 +248,7 @@ impl<'a> PpoTrainer<'a> {
         let replies: Vec<Reply> = rollouts.iter().map(|r| r.reply()).collect();
         let (logprobs, entropies, routing) =
             logprobs_entropies_and_routing(&self.policy.model, &replies, recipe.temperature, self.ids.pad)?;
-        let old_logprobs = tensor(rollouts.iter().flat_map(|r| r.logprobs.iter().copied()))?;
+        let old_logprobs = tensor(rollouts.iter().flat_map(|r| r.logprobs.iter().copied()), logprobs.device())?;
         let clipped = policy_loss(&logprobs, &old_logprobs, advantages, recipe.cliprange)?;
         let entropy = entropies.mean_all()?;
         let loss = match recipe.entropy_coef == 0. {
@@ -284,7 +284,7 @@ impl<'a> PpoTrainer<'a> {
     ) -> Result<()> {
         let replies: Vec<Reply> = rollouts.iter().map(|r| r.reply()).collect();
         let values = reply_values(&self.critic.model, &replies, self.ids.pad)?;
-        let old_values = tensor(rollouts.iter().flat_map(|r| r.values.iter().copied()))?;
+        let old_values = tensor(rollouts.iter().flat_map(|r| r.values.iter().copied()), values.device())?;
         let clipped = value_loss(&values, &old_values, returns, self.recipe.cliprange_value)?;
         self.critic.backward(&(&clipped.loss * share)?)?;
         means.add("loss/value_avg", loss::scalar(&clipped.loss)?, count);
@@ -310,10 +310,10 @@ fn whiten_all(lists: &mut [Vec<f64>], shift_mean: bool) {
     }
 }
 
-fn tensor(numbers: impl Iterator<Item = f64>) -> Result<Tensor> {
+fn tensor(numbers: impl Iterator<Item = f64>, device: &Device) -> Result<Tensor> {
     let numbers: Vec<f32> = numbers.map(|x| x as f32).collect();
     let n = numbers.len();
-    Ok(Tensor::from_vec(numbers, n, &Device::Cpu)?)
+    Ok(Tensor::from_vec(numbers, n, device)?)
 }
 
 #[cfg(test)]

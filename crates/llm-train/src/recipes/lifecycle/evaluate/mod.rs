@@ -7,6 +7,7 @@ mod tasks;
 
 use std::path::Path;
 
+use candle_core::Device;
 use llm_data::TokenDataset;
 use llm_engine::TextModel;
 use llm_eval::text_loss;
@@ -54,14 +55,17 @@ pub(super) struct Models {
 }
 
 impl Models {
-    fn load(recipe: &LifecycleRecipe, out: &Path) -> Result<Self> {
-        let load = |name: &str| TextModel::load(out.join(name));
+    fn load(recipe: &LifecycleRecipe, out: &Path, device: &Device) -> Result<Self> {
+        let load = |name: &str| TextModel::load(out.join(name))?.to_device(device);
         let base = load("base")?;
+        let untrained = Model::init(base.model.config().clone(), Head::LanguageModel, recipe.pretrain.seed)?;
+        let mut reward = RewardModel::load(&out.join("reward"))?;
+        reward.model = reward.model.to_device(device)?;
         Ok(Self {
-            untrained: Model::init(base.model.config().clone(), Head::LanguageModel, recipe.pretrain.seed)?.frozen()?,
+            untrained: untrained.frozen()?.to_device(device)?,
             base,
             instruct: load("instruct")?,
-            reward: RewardModel::load(&out.join("reward"))?,
+            reward,
             aligned: load("aligned")?,
             student: load("student")?,
             labels_only: load("student-alone")?,
@@ -74,6 +78,7 @@ pub(super) fn evaluate(
     recipe: &LifecycleRecipe,
     world: &World,
     out: &Path,
+    device: &Device,
     observer: &mut dyn FnMut(Event),
 ) -> Result<Evaluation> {
     let mut done = 0;
@@ -82,7 +87,7 @@ pub(super) fn evaluate(
         done += 1;
         observer(Event::Progress { done, message });
     };
-    let models = Models::load(recipe, out)?;
+    let models = Models::load(recipe, out, device)?;
     let mut metrics = sizes(recipe, &models, out)?;
     tick("text");
     metrics.extend(probes::metrics(recipe, world, &models, out)?);
