@@ -12,7 +12,7 @@ use llm_model::ModelConfig;
 use llm_synthetic::{Split, World, WorldConfig};
 use llm_tokenizer::{TrainConfig, train_bpe};
 use llm_train::recipes::{PretrainInputs, PretrainRecipe, pretrain};
-use llm_train::run::{Event, NEVER, RunOptions};
+use llm_train::run::{Event, RunOptions};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let steps = std::env::args().nth(1).map_or(Ok(10), |steps| steps.parse())?;
@@ -46,7 +46,7 @@ fn train(steps: u64) -> Result<(), Box<dyn Error>> {
         }
     };
     let inputs = PretrainInputs { tokenizer: tokenizer_dir, data: shards };
-    let outcome = pretrain(&recipe, &inputs, &run, RunOptions { resume: false, observer: &mut show, stop: &NEVER })?;
+    let outcome = pretrain(&recipe, &inputs, &run, RunOptions { observer: &mut show, ..RunOptions::default() })?;
     println!("{} steps in {:.1} s", outcome.steps, outcome.seconds);
 
     // The run is a Hugging Face folder, with metrics.jsonl beside the model.
