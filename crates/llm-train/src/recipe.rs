@@ -178,18 +178,17 @@ fn one_line(error: &toml::de::Error) -> String {
 /// The message in one line, with the key. For an unknown key it suggests a similar key of any table of the recipe, if there is one.
 fn describe<R: Recipe>(error: &serde_path_to_error::Error<toml::de::Error>) -> String {
     let path = error.path().to_string();
-    let path = if path == "." { "" } else { &path };
     let message = error.inner().message();
-    // The path of an unknown key is that of its table; only the message has the key itself.
+    // An unknown key, then the known ones.
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     if !message.contains("unknown field") || quoted.len() < 2 {
         let range = format!("expected a whole number from 0 to {}", i64::MAX);
         let message = message.replace("expected u64", &range).replace("expected usize", &range);
         return format!("\"{path}\": {}", message.split_whitespace().collect::<Vec<_>>().join(" "));
     }
-    let key = if path.is_empty() { quoted[0].to_owned() } else { format!("{path}.{}", quoted[0]) };
-    let hint = similar_key::<R>(path, quoted[0]).map_or(String::new(), |key| format!("; did you mean \"{key}\"?"));
-    format!("unknown key \"{key}\"{hint} (keys: {})", quoted[1..].join(", "))
+    let (table, name) = path.rsplit_once('.').unwrap_or(("", &path));
+    let hint = similar_key::<R>(table, name).map_or(String::new(), |key| format!("; did you mean \"{key}\"?"));
+    format!("unknown key \"{path}\"{hint} (keys: {})", quoted[1..].join(", "))
 }
 
 /// The key whose last part is most similar to `name`, if the two differ in at most a third of their letters. Among equally
@@ -298,8 +297,13 @@ mod tests {
     fn an_unknown_key_suggests_the_nearest_known_key() {
         let message =
             |key: &str| read::<PretrainRecipe>("pretrain", &overrides(&[(key, "1")])).unwrap_err().to_string();
-        assert!(message("optimizer.learning_rat").contains("did you mean \"optimizer.learning_rate\"?"));
-        assert!(message("learning_rate").contains("did you mean \"optimizer.learning_rate\"?"));
+        for (key, nearest) in
+            [("optimizer.learning_rat", "optimizer.learning_rate"), ("learning_rate", "optimizer.learning_rate")]
+        {
+            let expected = format!("pretrain: unknown key \"{key}\"; did you mean \"{nearest}\"? (keys: ");
+            assert!(message(key).starts_with(&expected), "{}", message(key));
+        }
+        assert!(message("model.no_such_key").contains("unknown key \"model.no_such_key\" (keys: model_type, "));
         assert!(message("stepz").contains("did you mean \"steps\"?"));
         for far in ["lr", "epochs", "temperature"] {
             assert!(!message(far).contains("did you mean"), "{}", message(far));
