@@ -65,7 +65,7 @@ impl Batch {
         if rows.len() != past.len() {
             return Err(Error::Input(format!("{} rows, but lengths of earlier tokens for {}", rows.len(), past.len())));
         }
-        let ids: Vec<u32> = rows.iter().flat_map(|row| row.as_ref()).copied().collect();
+        let ids: Vec<u32> = rows.iter().flat_map(AsRef::as_ref).copied().collect();
         if ids.is_empty() {
             return Err(Error::Input("a batch needs at least one token".to_owned()));
         }

@@ -67,7 +67,7 @@ fn rows_without_a_cache_get_what_they_get_alone() {
         let logits = model.forward(&Batch::ragged(&rows, &[0; 4]).unwrap()).unwrap().i(0).unwrap();
         let mut start = 0;
         for row in rows {
-            let alone = model.forward(&Batch::new(&[row.clone()]).unwrap()).unwrap().i(0).unwrap();
+            let alone = model.forward(&Batch::new(std::slice::from_ref(&row)).unwrap()).unwrap().i(0).unwrap();
             let difference = max_difference(&logits.i(start..start + row.len()).unwrap(), &alone);
             assert!(difference < TOLERANCE, "{name}, {} tokens: {difference}", row.len());
             start += row.len();
