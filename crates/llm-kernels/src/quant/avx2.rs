@@ -1,58 +1,10 @@
-//! Dot products of blocks with AVX2 intrinsics, through pulp's safe wrappers; the formats have the code of a block. Tests
-//! compare it with the portable loops.
+//! What the formats' dot products with AVX2 intrinsics share; pulp's wrappers of the intrinsics are safe.
 
 use std::arch::x86_64::{__m256, __m256i};
 
 use pulp::x86::V3;
 
-use super::activations::QuantizedActivations;
-use super::{BlockFormat, q4_0, q4_k, q6_k, q8_0};
 use crate::cpu::simd::sum_lanes;
-
-/// The dot product of each row of blocks with the activations.
-pub struct QuantizedDots<'a> {
-    pub simd: V3,
-    pub format: BlockFormat,
-    pub blocks: &'a [u8],
-    pub row_bytes: usize,
-    pub x: &'a QuantizedActivations,
-    pub y: &'a mut [f32],
-}
-
-impl pulp::NullaryFnOnce for QuantizedDots<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        let Self { simd, format, blocks, row_bytes, x, y } = self;
-        for (row, y) in blocks.chunks_exact(row_bytes).zip(y) {
-            let mut sum = Accumulator { simd, lanes: simd.avx._mm256_setzero_ps(), rest: 0. };
-            match format {
-                BlockFormat::Q8_0 => {
-                    for (i, block) in row.as_chunks().0.iter().enumerate() {
-                        q8_0::x86::dot_avx2(&mut sum, block, x, i);
-                    }
-                }
-                BlockFormat::Q4_0 => {
-                    for (i, block) in row.as_chunks().0.iter().enumerate() {
-                        q4_0::x86::dot_avx2(&mut sum, block, x, i);
-                    }
-                }
-                BlockFormat::Q4_K => {
-                    for (i, block) in row.as_chunks().0.iter().enumerate() {
-                        q4_k::x86::dot_avx2(&mut sum, block, x, i);
-                    }
-                }
-                BlockFormat::Q6_K => {
-                    for (i, block) in row.as_chunks().0.iter().enumerate() {
-                        q6_k::x86::dot_avx2(&mut sum, block, x, i);
-                    }
-                }
-            }
-            *y = sum.total();
-        }
-    }
-}
 
 /// A sum of eight lanes and a scalar.
 pub struct Accumulator {
@@ -62,6 +14,12 @@ pub struct Accumulator {
 }
 
 impl Accumulator {
+    /// A sum of zero.
+    #[inline(always)]
+    pub fn new(simd: V3) -> Self {
+        Self { simd, lanes: simd.avx._mm256_setzero_ps(), rest: 0. }
+    }
+
     /// Adds `scale · Σ integers`.
     #[inline(always)]
     pub fn add(&mut self, scale: f32, integers: __m256i) {

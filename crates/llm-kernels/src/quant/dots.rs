@@ -1,9 +1,10 @@
-//! Dot products of rows of blocks with activations, with the best instructions of this machine.
+//! Dot products of rows of blocks with activations, with the best instructions of this machine. The formats have the code of
+//! a block or row for each instruction set; tests compare them.
 
 use super::activations::QuantizedActivations;
 use super::{BlockFormat, q4_0, q4_k, q6_k, q8_0};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, vnni};
+use super::{avx2::Accumulator, vnni};
 
 /// Activations in the form that the best instructions of this machine need.
 pub(crate) enum DotInput {
@@ -31,12 +32,12 @@ pub(crate) fn dots(format: BlockFormat, blocks: &[u8], row_bytes: usize, x: &Dot
         // SAFETY: this variant is only made if the machine has the instructions.
         #[cfg(target_arch = "x86_64")]
         #[allow(unsafe_code)]
-        DotInput::Vnni(x) => return unsafe { vnni::dots(format, blocks, row_bytes, x, y) },
+        DotInput::Vnni(x) => return unsafe { dots_vnni(format, blocks, row_bytes, x, y) },
         DotInput::Plain(x) => x,
     };
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = crate::cpu::unit::avx2() {
-        return simd.vectorize(avx2::QuantizedDots { simd, format, blocks, row_bytes, x, y });
+        return simd.vectorize(QuantizedDots { simd, format, blocks, row_bytes, x, y });
     }
     portable_dots(format, blocks, row_bytes, x, y);
 }
@@ -77,6 +78,67 @@ pub(super) fn portable_dots_simd<'a, S: pulp::Simd>(
             }
         }
         *y = sum;
+    }
+}
+
+/// [`dots`] with AVX2.
+#[cfg(target_arch = "x86_64")]
+pub(super) struct QuantizedDots<'a> {
+    pub simd: pulp::x86::V3,
+    pub format: BlockFormat,
+    pub blocks: &'a [u8],
+    pub row_bytes: usize,
+    pub x: &'a QuantizedActivations,
+    pub y: &'a mut [f32],
+}
+
+#[cfg(target_arch = "x86_64")]
+impl pulp::NullaryFnOnce for QuantizedDots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { simd, format, blocks, row_bytes, x, y } = self;
+        for (row, y) in blocks.chunks_exact(row_bytes).zip(y) {
+            let mut sum = Accumulator::new(simd);
+            match format {
+                BlockFormat::Q8_0 => {
+                    for (i, block) in row.as_chunks().0.iter().enumerate() {
+                        q8_0::x86::dot_avx2(&mut sum, block, x, i);
+                    }
+                }
+                BlockFormat::Q4_0 => {
+                    for (i, block) in row.as_chunks().0.iter().enumerate() {
+                        q4_0::x86::dot_avx2(&mut sum, block, x, i);
+                    }
+                }
+                BlockFormat::Q4_K => {
+                    for (i, block) in row.as_chunks().0.iter().enumerate() {
+                        q4_k::x86::dot_avx2(&mut sum, block, x, i);
+                    }
+                }
+                BlockFormat::Q6_K => {
+                    for (i, block) in row.as_chunks().0.iter().enumerate() {
+                        q6_k::x86::dot_avx2(&mut sum, block, x, i);
+                    }
+                }
+            }
+            *y = sum.total();
+        }
+    }
+}
+
+/// [`dots`] with VNNI.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+fn dots_vnni(format: BlockFormat, blocks: &[u8], row_bytes: usize, x: &vnni::VnniActivations, y: &mut [f32]) {
+    for (row, y) in blocks.chunks_exact(row_bytes).zip(y) {
+        *y = std::arch::x86_64::_mm512_reduce_add_ps(match format {
+            BlockFormat::Q8_0 => q8_0::x86::row_vnni(row, x),
+            BlockFormat::Q4_0 => q4_0::x86::row_vnni(row, x),
+            BlockFormat::Q4_K => q4_k::x86::row_vnni(row, x),
+            BlockFormat::Q6_K => q6_k::x86::row_vnni(row, x),
+        });
     }
 }
 

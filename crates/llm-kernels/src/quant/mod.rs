@@ -88,7 +88,7 @@ mod tests {
             #[cfg(target_arch = "x86_64")]
             if let Some(simd) = pulp::x86::V3::try_new() {
                 let (blocks, row_bytes) = (w.blocks(), w.row_bytes());
-                simd.vectorize(super::avx2::QuantizedDots { simd, format, blocks, row_bytes, x: &x, y: &mut avx2 });
+                simd.vectorize(super::dots::QuantizedDots { simd, format, blocks, row_bytes, x: &x, y: &mut avx2 });
             }
             portable_dots(format, w.blocks(), w.row_bytes(), &x, &mut portable);
             let scale = portable.iter().fold(0f32, |a, b| a.max(b.abs()));

@@ -1,17 +1,16 @@
-//! Dot products of blocks on AVX-512 with VNNI, 64 weights at a time; the formats have the code of a row. Tests compare it
-//! with the portable loops.
+//! What the formats' dot products on AVX-512 with VNNI share; they multiply 64 weights at a time.
 
 use std::arch::x86_64::{
     __m512, __m512i, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm512_add_ps, _mm512_and_si512, _mm512_castps128_ps512,
-    _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_mul_ps, _mm512_permutexvar_ps,
-    _mm512_reduce_add_ps, _mm512_set1_epi8, _mm512_setzero_si512, _mm512_sub_epi32,
+    _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_set1_epi8,
+    _mm512_setzero_si512, _mm512_sub_epi32,
 };
 
 use bytemuck::cast;
 
+use super::BlockFormat;
 use super::activations::QuantizedActivations;
 use super::bits::read_bytes;
-use super::{BlockFormat, q4_0, q4_k, q6_k, q8_0};
 
 /// True if this machine has the instructions.
 pub fn is_available() -> bool {
@@ -62,19 +61,6 @@ impl VnniActivations {
             std::array::from_fn(|lane| if lane < 8 { 0. } else { -scales[lane - 8] * sums[lane - 8] })
         });
         Self { parts, minima: minima.collect() }
-    }
-}
-
-/// The dot product of each row of blocks with the activations.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-pub fn dots(format: BlockFormat, blocks: &[u8], row_bytes: usize, x: &VnniActivations, y: &mut [f32]) {
-    for (row, y) in blocks.chunks_exact(row_bytes).zip(y) {
-        *y = _mm512_reduce_add_ps(match format {
-            BlockFormat::Q8_0 => q8_0::x86::row_vnni(row, x),
-            BlockFormat::Q4_0 => q4_0::x86::row_vnni(row, x),
-            BlockFormat::Q4_K => q4_k::x86::row_vnni(row, x),
-            BlockFormat::Q6_K => q6_k::x86::row_vnni(row, x),
-        });
     }
 }
 
