@@ -1,14 +1,14 @@
 //! One step of AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in one pass over each tensor, in place.
 
-use std::cell::RefCell;
+mod cpu;
+mod reference;
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
-use rayon::prelude::*;
+use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::cpu::simd::{f32_epsilon, sum2};
-use crate::cpu::{contiguous, cpu_slice};
+use cpu::WithWeight;
+use reference::reference;
 
-const CHUNK: usize = 32768;
+use crate::cpu::cpu_slice;
 
 /// The hyperparameters of one [`adamw_step`].
 #[derive(Debug, Clone, Copy)]
@@ -57,19 +57,6 @@ pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamW
     reference(weight, &grad, moments, step)
 }
 
-fn reference(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamWStep) -> Result<()> {
-    let (m, v) = (moments.get(0)?, moments.get(1)?);
-    let g = (grad.flatten_all()?.to_dtype(DType::F32)? * step.gradient_scale)?;
-    let m = ((m * step.beta1)? + (&g * (1. - step.beta1))?)?;
-    let v = ((v * step.beta2)? + (g.sqr()? * (1. - step.beta2))?)?;
-    let denominator = ((&v / bias(step.beta2, step.step))?.sqrt()? + f64::from(f32_epsilon(step.eps)))?;
-    let update = ((&m / bias(step.beta1, step.step))? / denominator)?.reshape(weight.dims())?;
-    let decayed = (weight * (1. - step.learning_rate * step.weight_decay))?;
-    let new = (decayed - (update * step.learning_rate)?.to_dtype(weight.dtype())?)?;
-    weight.slice_set(&new, 0, 0)?;
-    moments.slice_set(&Tensor::stack(&[m, v], 0)?, 0, 0)
-}
-
 /// `Σ x²` of all elements, summed in f64; for the global gradient norm.
 pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
     let x = x.contiguous()?;
@@ -78,120 +65,17 @@ pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
         return sum.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar::<f64>();
     }
     let (storage, layout) = x.storage_and_layout();
-    let data = cpu_slice(&storage, layout)?;
-    let parts: Vec<f64> = data.par_chunks(CHUNK).map(chunk_sum_of_squares).collect();
-    Ok(parts.iter().sum())
+    Ok(cpu::sum_of_squares(cpu_slice(&storage, layout)?))
 }
 
-#[pulp::with_simd(chunk_sum_of_squares = crate::cpu::unit::arch())]
-#[inline(always)]
-fn chunk_sum_of_squares_simd<S: pulp::Simd>(_simd: S, x: &[f32]) -> f64 {
-    x.chunks(1024).map(|x| f64::from(sum2(x, x, |a, b| a * b))).sum()
+/// The factor that the moments are divided by, since they begin at 0.
+fn bias_correction(beta: f64, step: u64) -> f64 {
+    1. - beta.powf(step as f64)
 }
 
 /// The address of a tensor's storage: views of one storage share it.
 fn memory(x: &Tensor) -> usize {
     std::ptr::from_ref(&*x.storage_and_layout().0).addr()
-}
-
-fn bias(beta: f64, step: u64) -> f64 {
-    1. - beta.powf(step as f64)
-}
-
-fn f32s_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(data), Some((start, end))) => Ok(&mut data[start..end]),
-        _ => bail!("adamw_step: weights and moments must be contiguous f32"),
-    }
-}
-
-/// The step with access to the weight's memory. candle gives an operation mutable access to one tensor, so it takes
-/// the moments' memory with a second, nested operation.
-struct WithWeight<'a> {
-    moments: &'a Tensor,
-    step: &'a AdamWStep,
-}
-
-impl InplaceOp2 for WithWeight<'_> {
-    fn name(&self) -> &'static str {
-        "adamw"
-    }
-
-    fn cpu_fwd(&self, ws: &mut CpuStorage, wl: &Layout, gs: &CpuStorage, gl: &Layout) -> Result<()> {
-        let weight = RefCell::new(f32s_mut(ws, wl)?);
-        self.moments.inplace_op1(&WithMoments { weight, grad: contiguous(gs, gl)?, step: self.step })
-    }
-}
-
-/// The step with access to the memory of all three tensors.
-struct WithMoments<'a> {
-    weight: RefCell<&'a mut [f32]>,
-    grad: &'a [f32],
-    step: &'a AdamWStep,
-}
-
-impl InplaceOp1 for WithMoments<'_> {
-    fn name(&self) -> &'static str {
-        "adamw"
-    }
-
-    fn cpu_fwd(&self, ms: &mut CpuStorage, ml: &Layout) -> Result<()> {
-        let (m, v) = f32s_mut(ms, ml)?.split_at_mut(self.grad.len());
-        let constants = StepConstants::of(self.step);
-        self.weight
-            .borrow_mut()
-            .par_chunks_mut(CHUNK)
-            .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
-            .zip(self.grad.par_chunks(CHUNK))
-            .for_each(|((w, (m, v)), grad)| update(w, m, v, grad, &constants));
-        Ok(())
-    }
-}
-
-/// The constants of the inner loop.
-struct StepConstants {
-    scale: f32,
-    betas: [f32; 2],
-    /// One minus each beta, computed in f64: `1 - 0.999` in f32 has a relative error of 5e-5.
-    one_minus_betas: [f32; 2],
-    decay: f32,
-    step_size: f32,
-    v_correction: f32,
-    eps: f32,
-}
-
-impl StepConstants {
-    fn of(step: &AdamWStep) -> Self {
-        Self {
-            scale: step.gradient_scale as f32,
-            betas: [step.beta1 as f32, step.beta2 as f32],
-            one_minus_betas: [(1. - step.beta1) as f32, (1. - step.beta2) as f32],
-            decay: (1. - step.learning_rate * step.weight_decay) as f32,
-            step_size: (step.learning_rate / bias(step.beta1, step.step)) as f32,
-            v_correction: (1. / bias(step.beta2, step.step)).sqrt() as f32,
-            eps: f32_epsilon(step.eps),
-        }
-    }
-}
-
-#[pulp::with_simd(update = crate::cpu::unit::arch())]
-#[inline(always)]
-fn update_simd<'a, S: pulp::Simd>(
-    _simd: S,
-    w: &'a mut [f32],
-    m: &'a mut [f32],
-    v: &'a mut [f32],
-    grad: &'a [f32],
-    constants: &'a StepConstants,
-) {
-    let &StepConstants { scale, betas: [b1, b2], one_minus_betas: [c1, c2], decay, step_size, v_correction, eps } =
-        constants;
-    for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(grad) {
-        let g = g * scale;
-        *m = *m * b1 + g * c1;
-        *v = *v * b2 + g * g * c2;
-        *w = *w * decay - step_size * *m / (v.sqrt() * v_correction + eps);
-    }
 }
 
 #[cfg(test)]
