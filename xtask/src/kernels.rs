@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use llm_kernels::{
-    Activation, AdamWStep, AttentionBlock, AttentionMask, AttentionParams, BlockFormat, CrossEntropyOptions, MlpBlock,
-    Norm, Precision, Projection, QuantizedWeight, RotaryFrequencies,
+    Activation, AdamWStep, AttentionBlock, AttentionMask, AttentionParams, BlockFormat, MlpBlock, Norm, Precision,
+    Projection, QuantizedWeight, RotaryFrequencies,
 };
 
 const TOKENS: usize = 4096;
@@ -113,8 +113,7 @@ fn matmuls(precision: Precision, show: &impl Fn(&str, Work, f64)) -> Result<()> 
     show(&format!("its backward, {name}"), Work::Flops(10. * 64. * PAIRS, precision), total - time);
     let (x, w) = (Var::from_tensor(&random(&[TOKENS, HIDDEN])?)?, Var::from_tensor(&random(&[VOCAB, HIDDEN])?)?);
     let labels: Vec<i64> = (0..TOKENS as i64).collect();
-    let options = CrossEntropyOptions { precision, ..CrossEntropyOptions::default() };
-    let time = seconds(|| llm_kernels::linear_cross_entropy(&x, &w, &labels, options)?.backward().map(drop))?;
+    let time = seconds(|| llm_kernels::linear_cross_entropy(&x, &w, &labels, precision)?.backward().map(drop))?;
     show(
         &format!("output layer and loss, forward and backward, {name}"),
         Work::Flops(3. * flops(TOKENS, HIDDEN, VOCAB), precision),

@@ -41,7 +41,7 @@ pub use ops::attention::{AttentionMask, AttentionParams, Sequences, attention, a
 pub use ops::attention_block::{AttentionBlock, QkNorm, attention_block};
 pub use ops::cross_entropy::{IGNORE_INDEX, cross_entropy};
 pub use ops::distillation::{DistillationLoss, HeadInputs, linear_distillation};
-pub use ops::head::{CrossEntropyOptions, linear_cross_entropy};
+pub use ops::head::linear_cross_entropy;
 pub use ops::kl_divergence::kl_divergence;
 pub use ops::kv_append::kv_append;
 pub use ops::layer_norm::layer_norm;
@@ -52,10 +52,19 @@ pub use ops::mlp_block::{MlpBlock, mlp_block};
 pub use ops::norm::Norm;
 pub use ops::projection::{LoraWeights, Projection, ProjectionWeight};
 pub use ops::recompute::{RecomputedGradients, recompute};
+pub use ops::replace_rows::replace_rows;
 pub use ops::rms_norm::rms_norm;
 pub use ops::rotary::{RotaryCache, RotaryFrequencies, RotaryTable, rope};
 pub use ops::token_logprobs::{token_logprobs, token_logprobs_and_entropies};
 pub use quant::{BlockFormat, QuantizedWeight};
+
+/// Bytes that the fast path of an operation saves for its backward, apart from its inputs and its result.
+pub mod saved_bytes {
+    pub use crate::ops::attention::saved_bytes as attention;
+    pub use crate::ops::attention_block::saved_bytes as attention_block;
+    pub use crate::ops::head::saved_bytes as linear_cross_entropy;
+    pub use crate::ops::mlp_block::saved_bytes as mlp_block;
+}
 
 use candle_core::{DType, Device, Tensor};
 

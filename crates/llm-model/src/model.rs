@@ -6,8 +6,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, TensorId};
 use llm_files::WeightDtype;
 use llm_kernels::{
-    CrossEntropyOptions, DistillationLoss, HeadInputs, IGNORE_INDEX, Precision, RecomputedGradients, cross_entropy,
-    kl_divergence, linear_cross_entropy, linear_distillation,
+    DistillationLoss, HeadInputs, IGNORE_INDEX, Precision, RecomputedGradients, cross_entropy, kl_divergence,
+    linear_cross_entropy, linear_distillation,
 };
 use serde_json::{Map, Value};
 
@@ -231,8 +231,7 @@ impl Model {
         if self.config.final_logit_softcapping.is_some() {
             return Ok((cross_entropy(&self.output(hidden)?, labels)?.sum_all()? / label_count(labels))?);
         }
-        let options = CrossEntropyOptions { precision: self.output.precision(), ..CrossEntropyOptions::default() };
-        Ok(linear_cross_entropy(hidden, &self.output_weight()?, labels, options)?)
+        Ok(linear_cross_entropy(hidden, &self.output_weight()?, labels, self.output.precision())?)
     }
 
     /// The matrix of the output layer, without adapter rows.

@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, WithDType};
-use llm_kernels::{Precision, linear_residual, linear_with_precision};
+use candle_core::{DType, Tensor};
+use llm_kernels::{Precision, linear_residual, linear_with_precision, replace_rows};
 use serde::{Deserialize, Serialize};
 
 use crate::formats::families;
@@ -161,67 +161,7 @@ impl TokenRows {
 
     /// The matrix `(vocab, hidden)` with the trained rows inserted; only the rows get a gradient.
     pub fn insert_into(&self, weight: &Tensor) -> Result<Tensor> {
-        replace_rows(&weight.detach(), &self.ids, &self.rows)
-    }
-}
-
-/// The frozen matrix `weight` `(vocab, hidden)` with the rows `ids` replaced by `rows` `(ids, hidden)`; `rows` gets a gradient.
-fn replace_rows(weight: &Tensor, ids: &[u32], rows: &Tensor) -> Result<Tensor> {
-    let rows = rows.to_dtype(weight.dtype())?.contiguous()?;
-    if weight.device().is_cpu() {
-        return Ok(rows.apply_op1(ReplaceRows { weight: weight.clone(), ids: ids.to_vec() })?);
-    }
-    composed_replace_rows(weight, ids, &rows)
-}
-
-/// [`replace_rows`] of candle's operations, for any device.
-fn composed_replace_rows(weight: &Tensor, ids: &[u32], rows: &Tensor) -> Result<Tensor> {
-    let vocab = weight.dim(0)?;
-    let mut sources: Vec<u32> = (0..vocab as u32).collect();
-    for (slot, &id) in ids.iter().enumerate() {
-        sources[id as usize] = (vocab + slot) as u32;
-    }
-    let sources = Tensor::from_vec(sources, vocab, weight.device())?;
-    Ok(Tensor::cat(&[weight, rows], 0)?.index_select(&sources, 0)?)
-}
-
-/// [`replace_rows`] on the CPU. candle's operations would compute a gradient for the whole matrix.
-struct ReplaceRows {
-    weight: Tensor, // (vocab, hidden)
-    ids: Vec<u32>,
-}
-
-impl ReplaceRows {
-    fn replace<T: WithDType>(&self, rows: &[T]) -> candle_core::Result<Vec<T>> {
-        let hidden = self.weight.dim(1)?;
-        let mut all = self.weight.flatten_all()?.to_vec1::<T>()?;
-        for (row, &id) in rows.chunks_exact(hidden).zip(&self.ids) {
-            all[id as usize * hidden..][..hidden].copy_from_slice(row);
-        }
-        Ok(all)
-    }
-}
-
-impl CustomOp1 for ReplaceRows {
-    fn name(&self) -> &'static str {
-        "replace-rows"
-    }
-
-    fn cpu_fwd(&self, rows: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("replace-rows: the rows must be contiguous");
-        };
-        let filled = match rows {
-            CpuStorage::F32(rows) => CpuStorage::F32(self.replace(&rows[start..end])?),
-            CpuStorage::F64(rows) => CpuStorage::F64(self.replace(&rows[start..end])?),
-            _ => candle_core::bail!("replace-rows: expected f32 or f64"),
-        };
-        Ok((filled, self.weight.shape().clone()))
-    }
-
-    fn bwd(&self, rows: &Tensor, _: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let ids = Tensor::from_slice(&self.ids, self.ids.len(), rows.device())?;
-        Ok(Some(gradient.index_select(&ids, 0)?))
+        Ok(replace_rows(weight, &self.ids, &self.rows.to_dtype(weight.dtype())?)?)
     }
 }
 
@@ -249,28 +189,7 @@ impl Adapter {
         let targets = self.config.token_targets(config, "adapter configuration")?;
         let Some(target) = targets.iter().find(|target| target.name == name) else { return Ok(None) };
         let weight = params.get(&format!("{name}.weight"))?.to_dense()?.detach();
-        let rows = self.weights[&TokenTarget::tensor(name)].to_dense()?.detach();
+        let rows = self.weights[&TokenTarget::tensor(name)].to_dense()?.detach().to_dtype(weight.dtype())?;
         Ok(Some(replace_rows(&weight, &target.ids, &rows)?))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use candle_core::{Device, Var};
-
-    use super::*;
-
-    #[test]
-    fn replaced_rows_and_their_gradient_are_the_same_on_every_device() {
-        let weight = Tensor::arange(0f32, 15., &Device::Cpu).unwrap().reshape((5, 3)).unwrap();
-        let rows = Var::new(&[[1f32, -2., 3.], [0.5, 0., -1.]], &Device::Cpu).unwrap();
-        let run = |replace: fn(&Tensor, &[u32], &Tensor) -> Result<Tensor>| {
-            let replaced = replace(&weight, &[4, 1], &rows).unwrap();
-            let gradients = (&replaced * &weight).unwrap().sum_all().unwrap().backward().unwrap();
-            (replaced.to_vec2::<f32>().unwrap(), gradients.get(&rows).unwrap().to_vec2::<f32>().unwrap())
-        };
-        let (fused, composed) = (run(replace_rows), run(composed_replace_rows));
-        assert_eq!(fused, composed);
-        assert_eq!((fused.0[4][1], fused.0[1][2], fused.0[0][2]), (-2., -1., 2.));
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod rounding;
 pub(crate) mod rows;
 pub(crate) mod simd;
 pub(crate) mod slice_op;
+pub(crate) mod softmax;
 pub(crate) mod storage;
 pub(crate) mod threads;
 pub(crate) mod uninit;

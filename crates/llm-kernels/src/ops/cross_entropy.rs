@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::cpu::simd::{exp, max, sum_exp_minus_one};
+use crate::cpu::softmax::{log_softmax, scaled_softmax};
 use crate::cpu::{contiguous, cpu_slice};
 
 /// The label of a position without a target: its loss and gradient are zero. The value is that of PyTorch's
@@ -38,14 +38,11 @@ pub(crate) fn check_labels(labels: &[i64], n: usize, vocab: usize) -> Result<()>
 }
 
 fn reference(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
-    let row_max = logits.detach().max_keepdim(D::Minus1)?;
-    let shifted = logits.broadcast_sub(&row_max)?;
-    let logsumexp = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
     let index: Vec<u32> = labels.iter().map(|&l| if l == IGNORE_INDEX { 0 } else { l as u32 }).collect();
     let index = Tensor::from_vec(index, (labels.len(), 1), logits.device())?;
     let mask: Vec<f32> = labels.iter().map(|&l| f32::from(l != IGNORE_INDEX)).collect();
     let mask = Tensor::from_vec(mask, labels.len(), logits.device())?.to_dtype(logits.dtype())?;
-    (logsumexp - shifted.gather(&index, 1)?)?.squeeze(1)? * mask
+    candle_nn::ops::log_softmax(logits, D::Minus1)?.gather(&index, 1)?.squeeze(1)?.neg()? * mask
 }
 
 struct CrossEntropy {
@@ -64,7 +61,7 @@ impl CustomOp1 for CrossEntropy {
         loss.par_iter_mut().zip(self.labels.par_iter()).enumerate().with_min_len(8).for_each(|(i, (loss, &label))| {
             if label != IGNORE_INDEX {
                 let row = &logits[i * vocab..(i + 1) * vocab];
-                *loss = log_sum_exp(row).minus(row[label as usize]) as f32;
+                *loss = log_softmax(row).cross_entropy(row[label as usize]) as f32;
             }
         });
         Ok((CpuStorage::F32(loss), Shape::from(n)))
@@ -81,46 +78,14 @@ impl CustomOp1 for CrossEntropy {
             d.par_chunks_mut(vocab).enumerate().with_min_len(8).for_each(|(i, d)| {
                 let label = self.labels[i];
                 if label != IGNORE_INDEX {
-                    scaled_softmax(&data[i * vocab..(i + 1) * vocab], grad[i], d);
+                    d.copy_from_slice(&data[i * vocab..(i + 1) * vocab]);
+                    scaled_softmax(d, grad[i]);
                     d[label as usize] -= grad[i];
                 }
             });
         }
         Tensor::from_vec(d, (n, vocab), logits.device()).map(Some)
     }
-}
-
-/// The logsumexp of a row in two parts: its maximum, and `log Σ exp(x - max)`. Their sum in f32 would lose the small
-/// second part, which is the whole loss of a confident token.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct LogSumExp {
-    pub row_max: f32,
-    pub log_sum: f32,
-}
-
-impl LogSumExp {
-    /// `log Σ exp(x) - logit`.
-    pub fn minus(self, logit: f32) -> f64 {
-        f64::from(self.log_sum) + (f64::from(self.row_max) - f64::from(logit))
-    }
-}
-
-#[pulp::with_simd(log_sum_exp = crate::cpu::unit::arch())]
-#[inline(always)]
-pub(crate) fn log_sum_exp_simd<S: pulp::Simd>(_simd: S, row: &[f32]) -> LogSumExp {
-    let row_max = max(row);
-    LogSumExp { row_max, log_sum: sum_exp_minus_one(row, |x| exp(x - row_max)).ln_1p() }
-}
-
-#[pulp::with_simd(scaled_softmax = crate::cpu::unit::arch())]
-#[inline(always)]
-fn scaled_softmax_simd<'a, S: pulp::Simd>(_simd: S, row: &'a [f32], scale: f32, out: &'a mut [f32]) {
-    let row_max = max(row);
-    for (out, x) in out.iter_mut().zip(row) {
-        *out = exp(x - row_max);
-    }
-    let factor = scale / (1. + sum_exp_minus_one(out, |e| e));
-    out.iter_mut().for_each(|x| *x *= factor);
 }
 
 #[cfg(test)]

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::cross_entropy::{IGNORE_INDEX, LogSumExp, check_labels, log_sum_exp};
+use super::cross_entropy::{IGNORE_INDEX, check_labels};
 use super::head::{FusedHead, RowLoss, count_labels};
-use super::kl_divergence::LogSoftmax;
 use crate::cpu::cpu_slice;
 use crate::cpu::gemm::{GemmOptions, Matrix, Precision, matmul};
 use crate::cpu::simd::exp;
+use crate::cpu::softmax::{LogSoftmax, log_softmax};
 
 /// The inputs of an LM head: hidden states `(n, hidden)` and its weight `(vocab, hidden)`.
 #[derive(Debug, Clone, Copy)]
@@ -126,8 +126,8 @@ impl RowLossParams {
         }
         let inverse = 1. / self.temperature;
         let kl = super::kl_divergence::forward(student, teacher, inverse);
-        let all = log_sum_exp(student);
-        let cross_entropy = all.minus(student[label as usize]);
+        let all = log_softmax(student);
+        let cross_entropy = all.cross_entropy(student[label as usize]);
         if let Some(to) = gradient_out {
             let (kl_factor, label_factor) =
                 (self.scale * self.alpha * self.temperature, self.scale * (1. - self.alpha));
@@ -147,13 +147,13 @@ fn logits_gradient_simd<'a, S: pulp::Simd>(
     student: &'a mut [f32],
     teacher: &'a [f32],
     factors: [f32; 3],
-    all: LogSumExp,
+    all: LogSoftmax,
 ) {
     let [inverse, kl_factor, label_factor] = factors;
     let (ours, theirs) = (LogSoftmax::of(student, inverse), LogSoftmax::of(teacher, inverse));
     for (s, &t) in student.iter_mut().zip(teacher) {
         let soft = exp(ours.at(*s)) - exp(theirs.at(t));
-        *s = kl_factor * soft + label_factor * exp(*s - all.row_max - all.log_sum);
+        *s = kl_factor * soft + label_factor * exp(all.at(*s));
     }
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::cpu::simd::{exp, max, sum_exp_minus_one, sum2};
+use crate::cpu::simd::{exp, sum2};
+use crate::cpu::softmax::LogSoftmax;
 use crate::cpu::{contiguous, cpu_slice};
 
 /// `KL(teacher ‖ student)` of each row, in nats, with the logits of both divided by `temperature`: `(n,)`.
@@ -39,11 +40,7 @@ pub fn kl_divergence(student: &Tensor, teacher: &Tensor, temperature: f64) -> Re
 fn reference(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
     let (dtype, wide) = (student.dtype(), crate::widest_dtype(student.device()));
     let smallest = if wide == DType::F64 { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
-    let log_softmax = |x: &Tensor| -> Result<Tensor> {
-        let x = x.to_dtype(wide)?;
-        let x = (x.broadcast_sub(&x.detach().max_keepdim(D::Minus1)?)? / temperature)?;
-        x.broadcast_sub(&x.exp()?.sum_keepdim(D::Minus1)?.log()?)
-    };
+    let log_softmax = |x: &Tensor| candle_nn::ops::log_softmax(&(x.to_dtype(wide)? / temperature)?, D::Minus1);
     let (student, teacher) = (log_softmax(student)?, log_softmax(teacher)?);
     // A probability that underflows to 0 still counts if the student's is 0.
     let terms = (teacher.exp()?.maximum(smallest)? * (&teacher - student)?)?;
@@ -89,29 +86,6 @@ impl CustomOp1 for Kl {
     }
 }
 
-/// `log softmax(x / T)` of a row, element by element; depends only on differences of logits.
-#[derive(Clone, Copy)]
-pub(crate) struct LogSoftmax {
-    row_max: f32,
-    inverse_temperature: f32,
-    /// `log Σ exp((x - row_max) / T)`.
-    log_sum: f32,
-}
-
-impl LogSoftmax {
-    #[inline(always)]
-    pub fn of(row: &[f32], inverse_temperature: f32) -> Self {
-        let row_max = max(row);
-        let log_sum = sum_exp_minus_one(row, |x| exp((x - row_max) * inverse_temperature)).ln_1p();
-        Self { row_max, inverse_temperature, log_sum }
-    }
-
-    #[inline(always)]
-    pub fn at(self, x: f32) -> f32 {
-        (x - self.row_max) * self.inverse_temperature - self.log_sum
-    }
-}
-
 #[pulp::with_simd(forward = crate::cpu::unit::arch())]
 #[inline(always)]
 pub(crate) fn forward_simd<'a, S: pulp::Simd>(
@@ -122,7 +96,7 @@ pub(crate) fn forward_simd<'a, S: pulp::Simd>(
 ) -> f32 {
     let ours = LogSoftmax::of(student, inverse_temperature);
     let theirs = LogSoftmax::of(teacher, inverse_temperature);
-    if theirs.log_sum.is_nan() {
+    if theirs.is_nan() {
         return f32::NAN; // not a distribution; the terms below would skip it
     }
     sum2(teacher, student, |t, s| {

@@ -17,6 +17,7 @@ pub(crate) mod mlp_block;
 pub(crate) mod norm;
 pub(crate) mod projection;
 pub(crate) mod recompute;
+pub(crate) mod replace_rows;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;
 pub(crate) mod token_logprobs;

@@ -45,6 +45,7 @@ fn logprob_columns(logits: &Tensor, ids: &[u32], temperature: f64, entropies: bo
 }
 
 fn reference(logits: &Tensor, ids: &[u32], temperature: f64, entropies: bool) -> Result<Tensor> {
+    // Not `candle_nn::ops::log_softmax`: its gradient passes through the maximum, too, where it is only rounding error.
     let logits = (logits / temperature)?;
     let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?;
     let all = shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)?; // (n, vocab)

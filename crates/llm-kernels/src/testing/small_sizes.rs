@@ -8,12 +8,12 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::testing::random;
 use crate::{
-    Activation, AdamWStep, AttentionBlock, AttentionMask, AttentionParams, BlockFormat, CrossEntropyOptions,
-    HeadInputs, IGNORE_INDEX, MappedWeight, MlpBlock, Norm, Precision, Projection, QuantizedWeight,
-    RecomputedGradients, RotaryFrequencies, activate, adamw_step, attention, attention_block, attention_weights,
-    cross_entropy, gated_activation, join, kl_divergence, layer_norm, linear, linear_cross_entropy,
-    linear_distillation, linear_mapped, linear_quantized, linear_reshaped, linear_residual, linear_with_precision,
-    mlp_block, recompute, rms_norm, rope, sum_of_squares, token_logprobs, token_logprobs_and_entropies,
+    Activation, AdamWStep, AttentionBlock, AttentionMask, AttentionParams, BlockFormat, HeadInputs, IGNORE_INDEX,
+    MappedWeight, MlpBlock, Norm, Precision, Projection, QuantizedWeight, RecomputedGradients, RotaryFrequencies,
+    activate, adamw_step, attention, attention_block, attention_weights, cross_entropy, gated_activation, join,
+    kl_divergence, layer_norm, linear, linear_cross_entropy, linear_distillation, linear_mapped, linear_quantized,
+    linear_reshaped, linear_residual, linear_with_precision, mlp_block, recompute, replace_rows, rms_norm, rope,
+    sum_of_squares, token_logprobs, token_logprobs_and_entropies,
 };
 use llm_files::Bytes;
 
@@ -77,6 +77,8 @@ fn elementwise_and_norms() {
         check("recompute", &[&[a, b]], &[a, b], |t| {
             recompute(&t[0], Vec::new(), &RecomputedGradients::default(), |x| x * 2.)
         });
+        let replaced = usize::from(a > 0);
+        check("replace_rows", &[&[a, b], &[replaced, b]], &[a, b], |t| replace_rows(&t[0], &[0][..replaced], &t[1]));
         check_plain(&format!("join {a}"), false, || {
             assert_eq!(join(a, || 1, || 2), (1, 2));
             Ok(())
@@ -107,9 +109,8 @@ fn losses() {
         check("kl_divergence", &[&[n, vocab], &[n, vocab]], &[n], |t| kl_divergence(&t[0], &t[1], 2.));
         for [k, other] in sizes(SMALL) {
             for precision in [Precision::F32, Precision::Bf16] {
-                let options = CrossEntropyOptions { label_smoothing: 0.1, z_loss: 0.1, precision };
                 check("linear_cross_entropy", &[&[n, k], &[vocab, k]], &[], |t| {
-                    linear_cross_entropy(&t[0], &t[1], &labels, options)
+                    linear_cross_entropy(&t[0], &t[1], &labels, precision)
                 });
                 let shapes: [&[usize]; 4] = [&[n, k], &[vocab, k], &[n, other], &[vocab, other]];
                 check("linear_distillation", &shapes, &[], |t| {

@@ -1,9 +1,10 @@
 //! Memory of a training step: the tensors that the autograd graph of this decoder saves for the backward.
 //!
-//! candle saves the inputs of every operation; a fused operation saves the tensors that its backward needs. The order is
-//! that of `decoder.rs` and `experts.rs`; changes there need changes here. n: tokens.
+//! candle saves the inputs of every operation, that is the results of those before it; what a fused operation saves besides
+//! is asked of the operation (`llm_kernels::saved_bytes`). The order is that of `decoder.rs` and `experts.rs`; changes there
+//! need changes here. n: tokens.
 
-use llm_kernels::Precision;
+use llm_kernels::{Precision, saved_bytes};
 use serde::Serialize;
 
 use crate::config::{AttentionBias, ExpertsConfig, NormKind};
@@ -114,14 +115,13 @@ impl SavedTensors<'_> {
         4 * self.n * (tables * self.config.rotary_dim() as u64 + u64::from(self.config.sliding_window.is_some()))
     }
 
-    /// The output layer: the fused loss computes both gradients in the forward; with a soft cap the logits are saved four
-    /// times.
+    /// The output layer and the loss; with a soft cap the logits are saved four times.
     fn head(&self) -> u64 {
         let vocab = self.config.vocab_size as u64;
         match self.config.final_logit_softcapping {
             _ if self.head != Head::LanguageModel => 0, // at most one element per token
             Some(_) => 4 * self.n * 4 * vocab,
-            None => 4 * (self.n + vocab) * self.width() + 8 * self.n,
+            None => saved_bytes::linear_cross_entropy(self.n as usize, self.config.hidden_size, vocab as usize) as u64,
         }
     }
 
@@ -145,12 +145,11 @@ impl SavedTensors<'_> {
         };
         bytes += match config.experts_of(layer) {
             None if !config.parallel_residual && self.is_fused(mlp_in, mlp_out) && self.is_plain_mlp() => {
-                let inner = config.intermediate_size as u64;
-                self.n * (self.matmul_bytes() + 4) * width + self.fused_mlp(inner) + 4 * width
+                self.fused_mlp(self.n, config.intermediate_size, true) + 4 * self.n * width
             }
             None => {
                 let result = linear(width, config.mlp_bias) + (mlp_in + 2 * mlp_out) * width;
-                self.mlp(config.intermediate_size as u64, mlp_out) + 4 * self.n * result
+                self.mlp(config.intermediate_size, mlp_out) + 4 * self.n * result
             }
             Some(experts) => self.experts(experts) + 4 * self.n * (mlp_in + mlp_out + 1) * width,
         };
@@ -175,14 +174,16 @@ impl SavedTensors<'_> {
 
     /// Bytes per element of a tensor that the backward uses in matmuls only.
     fn matmul_bytes(&self) -> u64 {
-        if self.precision == Precision::F32 { 4 } else { 2 }
+        self.precision.size_in_bytes() as u64
     }
 
-    /// The fused attention block from norm to residual addition, with concatenated weights.
+    /// The fused attention block from norm to residual addition, and its result.
     fn fused_attention(&self) -> u64 {
-        let (width, (q, kv)) = (self.width(), self.heads());
-        let saved = self.matmul_bytes() * (width + q + 2 * kv) + 4 * (q + self.config.num_attention_heads as u64);
-        self.n * (saved + 4 * width) + 4 * (1 + q + 2 * kv) * width
+        let config = self.config;
+        let heads = [config.num_attention_heads, config.num_key_value_heads];
+        let saved =
+            saved_bytes::attention_block(self.n as usize, config.hidden_size, heads, config.head_dim, self.precision);
+        saved as u64 + 4 * self.n * self.width()
     }
 
     /// Elements per token saved by unfused attention, without the norms around it.
@@ -192,20 +193,20 @@ impl SavedTensors<'_> {
         let rope = !config.learned_positions && !config.layers_without_rope.contains(&layer);
         let mut elements = linear(q, bias) + 2 * linear(kv, bias);
         elements += u64::from(config.qk_norm.is_some()) * (q + kv) + u64::from(rope) * (q + kv);
-        elements += q + config.num_attention_heads as u64; // attention output and logsumexp
+        elements += q + saved_bytes::attention(1, config.num_attention_heads) as u64 / 4; // the result and what is saved
         elements + linear(self.width(), config.attention_bias == AttentionBias::All)
     }
 
-    /// The fused gated MLP: gate, up and their product, with concatenated weights.
-    fn fused_mlp(&self, inner: u64) -> u64 {
-        3 * self.n * self.matmul_bytes() * inner + 4 * 2 * inner * self.width()
+    /// The fused gated MLP of `n` tokens, without its result.
+    fn fused_mlp(&self, n: u64, inner: usize, norm: bool) -> u64 {
+        saved_bytes::mlp_block(n as usize, self.config.hidden_size, inner, norm, self.precision) as u64
     }
 
     /// An MLP outside a fused block, without its output. Without an output norm, `down_proj` adds to the residual stream.
-    fn mlp(&self, inner: u64, mlp_out: u64) -> u64 {
+    fn mlp(&self, inner: usize, mlp_out: u64) -> u64 {
         match mlp_out > 0 && self.is_plain_mlp() {
-            true => self.n * self.matmul_bytes() * self.width() + self.fused_mlp(inner),
-            false => self.unfused_mlp(inner),
+            true => self.fused_mlp(self.n, inner, false),
+            false => self.unfused_mlp(inner as u64),
         }
     }
 
@@ -218,13 +219,14 @@ impl SavedTensors<'_> {
     /// The router, the tokens sorted by expert, the experts, and their outputs in token order, weighted and summed.
     fn experts(&self, experts: &ExpertsConfig) -> u64 {
         let (e, k) = (experts.num_experts as u64, experts.num_experts_per_tok as u64);
-        let inner = experts.moe_intermediate_size as u64;
+        let inner = experts.moe_intermediate_size;
         let weights = if experts.norm_topk_prob { 3 * k + 1 } else { 2 * k };
         let router = e + (3 * e + 2) + weights;
         let pairs = k * (5 * self.width() + 2);
         let mlps = match self.is_plain_mlp() {
-            true => k * self.n * self.matmul_bytes() * (3 * inner + self.width()) + e * 4 * 2 * inner * self.width(),
-            false => k * self.unfused_mlp(inner),
+            // Each expert concatenates its weights, whatever its share of the tokens.
+            true => self.fused_mlp(k * self.n, inner, false) + e.saturating_sub(1) * self.fused_mlp(0, inner, false),
+            false => k * self.unfused_mlp(inner as u64),
         };
         mlps + 4 * self.n * (router + pairs + self.width())
     }

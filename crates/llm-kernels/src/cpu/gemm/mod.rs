@@ -244,6 +244,14 @@ impl Precision {
         if Self::Bf16.is_fast() { Self::Bf16 } else { Self::F32 }
     }
 
+    /// Bytes of an element.
+    pub fn size_in_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
     /// True if this machine has instructions for it.
     pub fn is_fast(self) -> bool {
         #[cfg(target_arch = "x86_64")]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
+pub use cpu::saved_bytes;
 pub(crate) use cpu::{FlashAttention, GroupWriters, Heads};
 pub use reference::attention_weights;
 pub use sequences::Sequences;

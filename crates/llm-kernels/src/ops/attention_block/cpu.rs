@@ -105,6 +105,15 @@ struct SavedTensors<T> {
     lse: Vec<f32>,      // (b, h, t)
 }
 
+/// Bytes that a fused attention block saves for its backward, apart from its inputs and its result: for hidden states
+/// `(tokens, hidden)`, and query and key/value heads `[h, g]` of `d` elements.
+pub fn saved_bytes(tokens: usize, hidden: usize, [h, g]: [usize; 2], d: usize, precision: Precision) -> usize {
+    let heads = (h + 2 * g) * d;
+    let saved_tensors = precision.size_in_bytes() * (hidden + heads) + 4 * (h * d + h); // of a token
+    let norm_qkv = 4 * (1 + heads) * hidden;
+    tokens * saved_tensors + norm_qkv
+}
+
 impl<T: GemmElement> FusedAttention<T> {
     const GEMM_OPTIONS: GemmOptions = GemmOptions::all_threads(T::PRECISION);
 

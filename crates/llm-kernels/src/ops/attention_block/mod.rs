@@ -7,6 +7,8 @@ mod reference;
 
 use candle_core::{Result, Tensor};
 
+pub use cpu::saved_bytes;
+
 use super::attention::{AttentionMask, AttentionParams};
 use super::norm::Norm;
 use super::projection::Projection;

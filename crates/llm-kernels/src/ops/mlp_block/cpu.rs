@@ -105,6 +105,14 @@ struct SavedTensors<T> {
     inner: Vec<T>,  // (n, 3 inner): gated activations, gate branch, up branch
 }
 
+/// Bytes that a fused MLP saves for its backward, apart from its inputs and its result: for hidden states
+/// `(tokens, hidden)`, with or without a norm.
+pub fn saved_bytes(tokens: usize, hidden: usize, inner: usize, norm: bool, precision: Precision) -> usize {
+    let saved_tensors = precision.size_in_bytes() * (hidden + 3 * inner); // of a token
+    let params = 4 * (usize::from(norm) + 2 * inner) * hidden;
+    tokens * saved_tensors + params
+}
+
 impl<T: GemmElement> FusedMlp<T> {
     const GEMM_OPTIONS: GemmOptions = GemmOptions::all_threads(T::PRECISION);
 

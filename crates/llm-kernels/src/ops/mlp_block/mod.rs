@@ -5,6 +5,8 @@ mod reference;
 
 use candle_core::{Result, Tensor};
 
+pub use cpu::saved_bytes;
+
 use super::activation::Activation;
 use super::norm::{Norm, apply_norm};
 use super::projection::Projection;

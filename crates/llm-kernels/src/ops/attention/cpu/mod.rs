@@ -28,6 +28,12 @@ struct Attention {
     lse: OnceLock<Vec<f32>>,
 }
 
+/// Bytes that attention saves for its backward, apart from its inputs and its result: the log-sum-exp of `tokens` queries
+/// of `heads` heads.
+pub fn saved_bytes(tokens: usize, heads: usize) -> usize {
+    4 * tokens * heads
+}
+
 fn f32s(storage: &CpuStorage) -> Result<&[f32]> {
     match storage {
         CpuStorage::F32(data) => Ok(data),
