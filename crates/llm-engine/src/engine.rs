@@ -72,9 +72,13 @@ pub fn generate_from(
     let mut cache = KvCache::new(model.config(), prompts.len(), capacity, &model.device())?;
     for step in 0..steps {
         let logits = match step {
-            0 => last_logits(model, prompts, &mut cache)?, // prefill
+            0 => {
+                let _span = tracing::debug_span!("prefill", rows = prompts.len()).entered();
+                last_logits(model, prompts, &mut cache)?
+            }
             _ => {
-                // Decode: the last token of each active row; the others have none.
+                let _span = tracing::trace_span!("decode", step).entered();
+                // The last token of each active row; the others have none.
                 let last = |(reply, active): (&Vec<u32>, &bool)| reply[reply.len() - usize::from(*active)..].to_vec();
                 let next: Vec<Vec<u32>> = replies.iter().zip(&active).map(last).collect();
                 llm_kernels::spin_workers(|| last_logits(model, &next, &mut cache))?

@@ -86,7 +86,8 @@ impl Decoder {
         let attentions = outputs.attentions.then(Vec::new);
         let mut context = ForwardContext { tokens, cache: cache.as_deref(), attentions };
         let mut router_logits = Vec::new();
-        for layer in &self.layers {
+        for (index, layer) in self.layers.iter().enumerate() {
+            let _span = tracing::trace_span!("layer", index).entered();
             let logits;
             (x, logits) = match &self.recomputed {
                 Some(gradients) if context.is_pure() => layer.checkpointed(&x, &context, gradients)?,

@@ -45,12 +45,14 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
 
 impl Model {
     /// Loads the frozen model of a Hugging Face folder into memory, in f32.
+    #[tracing::instrument(level = "debug", skip_all, fields(path = %dir.as_ref().display()))]
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         read(dir.as_ref(), |entry| safetensors::tensor(entry).map(Weight::from))
     }
 
     /// Opens the frozen model of a Hugging Face folder or a `.gguf` file with memory-mapped matrices in the precision of the
     /// file. Pages are read on first use; matrices are not copied.
+    #[tracing::instrument(level = "debug", skip_all, fields(path = %path.as_ref().display()))]
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if is_gguf(path) { Self::from_gguf(&GgufFile::open(path)?) } else { read(path, safetensors::weight) }

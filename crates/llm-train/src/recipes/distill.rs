@@ -90,6 +90,7 @@ pub struct DistillInputs {
 }
 
 /// Distils a teacher into a student. The run folder `out` becomes the student's Hugging Face folder.
+#[tracing::instrument(level = "debug", skip_all, fields(run = %out.display()))]
 pub fn distill(recipe: &DistillRecipe, inputs: &DistillInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
     let setup = match RunSetup::check(recipe, inputs, out, options)? {
         Start::Open(setup) => setup,

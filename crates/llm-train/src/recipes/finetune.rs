@@ -82,6 +82,7 @@ pub struct FinetuneInputs {
 }
 
 /// Fine-tunes a model on conversations. The run folder `out` becomes the Hugging Face folder of the model or adapter.
+#[tracing::instrument(level = "debug", skip_all, fields(run = %out.display()))]
 pub fn finetune(recipe: &FinetuneRecipe, inputs: &FinetuneInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
     let setup = match RunSetup::check(recipe, inputs, out, options)? {
         Start::Open(setup) => setup,

@@ -67,6 +67,7 @@ pub struct PretrainInputs {
 }
 
 /// Trains a new model on token shards. The run folder `out` becomes its Hugging Face folder.
+#[tracing::instrument(level = "debug", skip_all, fields(run = %out.display()))]
 pub fn pretrain(recipe: &PretrainRecipe, inputs: &PretrainInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
     let setup = match RunSetup::check(recipe, inputs, out, options)? {
         Start::Open(setup) => setup,

@@ -78,6 +78,7 @@ struct EncodedRanking {
 }
 
 /// Trains a reward model. The run folder `out` becomes its Hugging Face folder (a sequence classifier with one label).
+#[tracing::instrument(level = "debug", skip_all, fields(run = %out.display()))]
 pub fn reward(recipe: &RewardRecipe, inputs: &RewardInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
     let setup = match RunSetup::check(recipe, inputs, out, options)? {
         Start::Open(setup) => setup,

@@ -103,6 +103,7 @@ impl PipelineOutcome {
 }
 
 /// Runs the whole pipeline in the folder `out` and writes `report.md` there.
+#[tracing::instrument(level = "debug", skip_all, fields(run = %out.display()))]
 pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> Result<PipelineOutcome> {
     let resume = options.resume;
     let setup = match RunSetup::check(recipe, &(), out, options)? {

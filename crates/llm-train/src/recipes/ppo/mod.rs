@@ -100,6 +100,7 @@ pub struct PpoInputs {
 }
 
 /// Aligns a model by PPO. The run folder `out` becomes its Hugging Face folder.
+#[tracing::instrument(level = "debug", skip_all, fields(run = %out.display()))]
 pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
     let setup = match RunSetup::check(recipe, inputs, out, options)? {
         Start::Open(setup) => setup,
