@@ -6,8 +6,7 @@ use std::sync::Arc;
 use candle_core::DType;
 
 use crate::formats::peft;
-use crate::lora::{Adapter, Lora, LoraConfig};
-use crate::token_rows::{EMBEDDING, OUTPUT, rows_of};
+use crate::lora::{Adapter, EMBEDDING, Lora, LoraConfig, OUTPUT, rows_of};
 use crate::weight::Weight;
 use crate::{Error, Head, Model, Result};
 

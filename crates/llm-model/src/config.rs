@@ -2,12 +2,14 @@
 
 mod kinds;
 mod model_type;
+mod rope_scaling;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, RopeScaling};
+use crate::{Error, Result};
 pub use kinds::{Activation, AttentionBias, ExpertsConfig, LayerType, NormKind, NormPlacement, QkNorm};
 pub use model_type::ModelType;
+pub use rope_scaling::RopeScaling;
 
 /// The architecture and sizes of a decoder. The default is a small Llama.
 ///

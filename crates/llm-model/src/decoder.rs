@@ -10,9 +10,9 @@ mod mlp;
 use candle_core::{Device, Tensor};
 use llm_kernels::RecomputedGradients;
 
+use crate::lora::{EMBEDDING, TokenRows};
 use crate::norm::Norm;
 use crate::rotary::RotaryEmbedding;
-use crate::token_rows::{EMBEDDING, TokenRows};
 use crate::weight::Weight;
 use crate::{Batch, Error, KvCache, ModelConfig, Params, Result};
 use block::Block;

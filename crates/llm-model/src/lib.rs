@@ -48,7 +48,6 @@ mod params;
 pub mod presets;
 mod rotary;
 mod shapes;
-mod token_rows;
 mod var_builder;
 mod weight;
 
@@ -56,6 +55,7 @@ pub use batch::Batch;
 pub use cache::KvCache;
 pub use config::{
     Activation, AttentionBias, ExpertsConfig, LayerType, ModelConfig, ModelType, NormKind, NormPlacement, QkNorm,
+    RopeScaling,
 };
 pub use count::ParamCount;
 pub use error::Error;
@@ -65,12 +65,10 @@ pub use formats::safetensors::{read_safetensors, write_safetensors};
 pub use formats::{families, gguf};
 pub use head::Head;
 pub use llm_files::{BlockFormat, WeightDtype};
-pub use lora::LoraConfig;
+pub use lora::{LoraConfig, TokenIndices};
 pub use model::Model;
 pub use params::Params;
-pub use rotary::RopeScaling;
 pub use shapes::{Projection, Role, TensorSpec};
-pub use token_rows::TokenIndices;
 pub use weight::Weight;
 
 /// The result type of this crate.

@@ -15,8 +15,7 @@ use crate::decoder::{Decoder, OptionalOutputs};
 use crate::formats::families;
 use crate::head::Head;
 use crate::linear::Linear;
-use crate::lora::Adapter;
-use crate::token_rows::{OUTPUT, TokenRows};
+use crate::lora::{Adapter, OUTPUT, TokenRows};
 use crate::weight::Weight;
 use crate::{Batch, Error, KvCache, ModelConfig, ParamCount, Params, Result, Routing};
 

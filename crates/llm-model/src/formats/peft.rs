@@ -8,8 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::hf::{read_json, write_json};
 use super::safetensors::{read_safetensors, write_safetensors};
-use crate::lora::{Adapter, LoraConfig};
-use crate::token_rows::TokenTarget;
+use crate::lora::{Adapter, LoraConfig, TokenTarget};
 use crate::weight::Weight;
 use crate::{Error, Head, ModelConfig, Result};
 
