@@ -8,12 +8,13 @@ mod context;
 mod mlp;
 
 use candle_core::{Device, Tensor};
+use candle_nn::Module;
 use llm_kernels::RecomputedGradients;
 
+use crate::embedding::Embedding;
 use crate::lora::{EMBEDDING, TokenRows};
 use crate::norm::Norm;
 use crate::rotary::RotaryEmbedding;
-use crate::weight::Weight;
 use crate::{Batch, Error, KvCache, ModelConfig, Params, Result};
 use block::Block;
 use context::{ForwardContext, TokenContext};
@@ -21,10 +22,10 @@ pub(crate) use mlp::Mlp;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Decoder {
-    pub embed_tokens: Weight, // (vocab, hidden)
+    pub embed_tokens: Embedding, // (vocab, hidden)
     pub embed_rows: Option<TokenRows>,
     embed_scale: Option<f64>,
-    embed_positions: Option<Weight>, // (max_position_embeddings, hidden)
+    embed_positions: Option<Embedding>, // (max_position_embeddings, hidden)
     layers: Vec<Block>,
     norm: Norm,
     rotary: RotaryEmbedding,
@@ -53,15 +54,17 @@ pub(crate) struct OptionalOutputs {
 
 impl Decoder {
     pub fn new(config: &ModelConfig, params: &Params) -> Result<Self> {
-        let layers = (0..config.num_hidden_layers).map(|i| Block::new(config, params, i)).collect::<Result<_>>()?;
-        let positions = config.learned_positions.then(|| params.get("model.embed_positions.weight"));
+        let w = params.root().pp("model");
+        let block = |i| Block::new(config, &w.pp("layers").pp(i), i);
+        let layers = (0..config.num_hidden_layers).map(block).collect::<Result<_>>()?;
+        let positions = config.learned_positions.then(|| Embedding::new(&w.pp("embed_positions")));
         Ok(Self {
-            embed_tokens: params.get("model.embed_tokens.weight")?.clone(),
+            embed_tokens: Embedding::new(&w.pp("embed_tokens"))?,
             embed_rows: TokenRows::new(config, params, EMBEDDING)?,
             embed_scale: config.scale_embeddings.then(|| (config.hidden_size as f64).sqrt()),
-            embed_positions: positions.transpose()?.cloned(),
+            embed_positions: positions.transpose()?,
             layers,
-            norm: Norm::new(config, params, "model.norm")?,
+            norm: Norm::new(config, &w.pp("norm"))?,
             rotary: RotaryEmbedding::new(config),
             sliding_window: config.sliding_window,
             max_position_embeddings: config.max_position_embeddings,
@@ -99,7 +102,7 @@ impl Decoder {
         if let (Some(cache), Some(sequences)) = (&mut cache, &sequences) {
             cache.advance(sequences);
         }
-        let hidden = self.norm.apply(&x)?;
+        let hidden = self.norm.forward(&x)?;
         let hidden = if sequences.is_some() { hidden.reshape(shape)? } else { hidden };
         Ok(DecoderOutput { hidden, router_logits, attentions })
     }
@@ -107,7 +110,7 @@ impl Decoder {
     fn embed(&self, batch: &Batch) -> Result<Tensor> {
         let (b, t) = batch.input_ids.dims2()?;
         let ids = batch.input_ids.flatten_all()?;
-        let mut x = self.embed_tokens.gather_rows(&ids)?; // (b·t, hidden)
+        let mut x = self.embed_tokens.forward(&ids)?; // (b·t, hidden)
         if let Some(rows) = &self.embed_rows {
             x = rows.embed(&ids, x)?;
         }
@@ -122,7 +125,7 @@ impl Decoder {
                 )));
             }
             let ids = Tensor::from_slice(&batch.positions, batch.positions.len(), &Device::Cpu)?;
-            x = (x + positions.gather_rows(&ids)?)?;
+            x = (x + positions.forward(&ids)?)?;
         }
         Ok(x.reshape((b, t, ()))?)
     }

@@ -4,11 +4,13 @@
 //! n: tokens, e: experts, k: experts per token.
 
 use candle_core::{D, DType, Device, Tensor};
+use candle_nn::Module;
 
 use crate::config::ExpertsConfig;
 use crate::decoder::Mlp;
 use crate::linear::Linear;
-use crate::{ModelConfig, Params, Result};
+use crate::weight_path::WeightPath;
+use crate::{ModelConfig, Result};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Experts {
@@ -19,11 +21,11 @@ pub(crate) struct Experts {
 }
 
 impl Experts {
-    pub fn new(config: &ModelConfig, experts: &ExpertsConfig, params: &Params, name: &str) -> Result<Self> {
-        let expert = |i: usize| Mlp::new(config, params, &format!("{name}.experts.{i}"));
+    pub fn new(config: &ModelConfig, experts: &ExpertsConfig, w: &WeightPath) -> Result<Self> {
+        let expert = |i: usize| Mlp::new(config, &w.pp("experts").pp(i));
         Ok(Self {
             // In f32: rounding would change the selected experts.
-            router: Linear::new(params, &format!("{name}.gate"))?.in_f32(),
+            router: Linear::new(&w.pp("gate"))?.in_f32(),
             experts: (0..experts.num_experts).map(expert).collect::<Result<_>>()?,
             experts_per_token: experts.num_experts_per_tok,
             norm_topk_prob: experts.norm_topk_prob,
@@ -33,7 +35,7 @@ impl Experts {
     /// The weighted sum of the expert outputs `(b, t, hidden)`, and the router logits `(n, e)`.
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let rows = x.flatten(0, 1)?.contiguous()?; // (n, hidden)
-        let logits = self.router.apply(&rows)?;
+        let logits = self.router.forward(&rows)?;
         let (n, k, device) = (rows.dim(0)?, self.experts_per_token, x.device());
         let selected: Vec<u32> = top_k(&logits, k)?.concat(); // expert of each pair (token, slot), n·k
         let mut weights = softmax(&logits)?.gather(&Tensor::from_slice(&selected, (n, k), device)?, 1)?; // (n, k)

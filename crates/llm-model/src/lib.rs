@@ -36,6 +36,7 @@ pub mod cost;
 mod count;
 mod decoder;
 mod device;
+mod embedding;
 mod error;
 mod experts;
 mod formats;
@@ -50,6 +51,7 @@ mod rotary;
 mod shapes;
 mod var_builder;
 mod weight;
+mod weight_path;
 
 pub use batch::Batch;
 pub use cache::KvCache;

@@ -1,11 +1,12 @@
 //! Linear layers with optional bias and LoRA adapter.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Result, Tensor};
+use candle_nn::Module;
 use llm_kernels::{Precision, Projection};
 
 use crate::lora::Lora;
 use crate::weight::Weight;
-use crate::{Params, Result};
+use crate::weight_path::WeightPath;
 
 /// A linear layer: `x · wᵀ + b`, plus the LoRA adapter if there is one.
 #[derive(Debug, Clone)]
@@ -18,13 +19,12 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// The layer with `{name}.weight`, `{name}.bias` if the model has one, and the active adapter's part for it.
-    pub fn new(params: &Params, name: &str) -> Result<Self> {
-        let bias = format!("{name}.bias");
-        let bias = if params.contains(&bias) { Some(params.tensor(&bias)?) } else { None };
-        let weight = params.get(&format!("{name}.weight"))?.clone();
-        let lora = params.adapter().map(|adapter| Lora::new(adapter, name, &weight)).transpose()?.flatten();
-        Ok(Self { bias, lora, ..Self::of(weight, params.precision()) })
+    /// The layer with `weight`, `bias` if the model has one, and the active adapter's part for it.
+    pub fn new(w: &WeightPath) -> crate::Result<Self> {
+        let bias = if w.contains("bias") { Some(w.tensor("bias")?) } else { None };
+        let weight = w.get("weight")?.clone();
+        let lora = w.params.adapter().map(|adapter| Lora::new(adapter, w.path(), &weight)).transpose()?.flatten();
+        Ok(Self { bias, lora, ..Self::of(weight, w.params.precision()) })
     }
 
     /// A layer without bias and adapter.
@@ -59,13 +59,15 @@ impl Linear {
         }
     }
 
-    /// `(…, in)` to `(…, out)`.
-    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(self.projection()?.forward(x)?)
-    }
-
     /// The tensors that may be trainable.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         self.weight.tensor().into_iter().chain(&self.bias).chain(self.lora.iter().flat_map(Lora::tensors))
+    }
+}
+
+/// `(…, in)` to `(…, out)`.
+impl Module for Linear {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.projection()?.forward(x)
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, TensorId};
+use candle_nn::Module;
 use llm_files::WeightDtype;
 use llm_kernels::{
     DistillationLoss, HeadInputs, IGNORE_INDEX, Precision, RecomputedGradients, cross_entropy, kl_divergence,
@@ -64,10 +65,10 @@ impl Model {
         let decoder = Decoder::new(&config, &params)?;
         let output = match head {
             Head::LanguageModel if config.tie_word_embeddings => {
-                Linear::of(decoder.embed_tokens.clone(), params.precision())
+                Linear::of(decoder.embed_tokens.weight.clone(), params.precision())
             }
-            Head::LanguageModel => Linear::new(&params, "lm_head")?,
-            Head::Sequence | Head::Token => Linear::new(&params, "score")?,
+            Head::LanguageModel => Linear::new(&params.root().pp("lm_head"))?,
+            Head::Sequence | Head::Token => Linear::new(&params.root().pp("score"))?,
         };
         let output_rows = match head {
             Head::LanguageModel if config.tie_word_embeddings => decoder.embed_rows.clone(),
@@ -202,7 +203,7 @@ impl Model {
 
     /// The output of the head for hidden states `(…, hidden)`: `(…, vocab)` or `(…, 1)`.
     pub fn output(&self, hidden: &Tensor) -> Result<Tensor> {
-        let mut y = self.output.apply(hidden)?;
+        let mut y = self.output.forward(hidden)?;
         if let Some(rows) = &self.output_rows {
             y = rows.logits(hidden, &y)?;
         }

@@ -1,9 +1,11 @@
 //! The norms of a decoder.
 
-use candle_core::Tensor;
+use candle_core::{Result, Tensor};
+use candle_nn::Module;
 
+use crate::ModelConfig;
 use crate::config::NormKind;
-use crate::{ModelConfig, Params, Result};
+use crate::weight_path::WeightPath;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Norm {
@@ -14,18 +16,13 @@ pub(crate) struct Norm {
 }
 
 impl Norm {
-    pub fn new(config: &ModelConfig, params: &Params, name: &str) -> Result<Self> {
+    pub fn new(config: &ModelConfig, w: &WeightPath) -> crate::Result<Self> {
         let bias = match config.norm {
-            NormKind::Layer => Some(params.tensor(&format!("{name}.bias"))?),
+            NormKind::Layer => Some(w.tensor("bias")?),
             NormKind::Rms | NormKind::RmsPlusOne => None,
         };
         let plus_one = config.norm == NormKind::RmsPlusOne;
-        Ok(Self { weight: params.tensor(&format!("{name}.weight"))?, bias, plus_one, eps: config.rms_norm_eps })
-    }
-
-    /// `(…, n)` to the same shape.
-    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(self.kernel()?.forward(x)?)
+        Ok(Self { weight: w.tensor("weight")?, bias, plus_one, eps: config.rms_norm_eps })
     }
 
     /// The norm with its weights.
@@ -40,5 +37,12 @@ impl Norm {
     /// The tensors that may be trainable.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         std::iter::once(&self.weight).chain(&self.bias)
+    }
+}
+
+/// `(…, n)` to the same shape.
+impl Module for Norm {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.kernel()?.forward(x)
     }
 }

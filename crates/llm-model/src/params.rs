@@ -65,7 +65,7 @@ impl Params {
     }
 
     /// Applies `f` to each weight, those of the adapter included.
-    fn map(&self, f: impl Fn(&Weight) -> Result<Weight>) -> Result<Self> {
+    fn map(&self, f: impl Fn(&Weight) -> candle_core::Result<Weight>) -> Result<Self> {
         let weights = self.weights.iter().map(|(name, weight)| Ok((name.clone(), f(weight)?)));
         let adapter = self.adapter.as_ref().map(|adapter| adapter.map(&f)).transpose()?;
         Ok(Self { weights: weights.collect::<Result<_>>()?, precision: self.precision, adapter })

@@ -33,7 +33,7 @@ impl SimpleBackend for Params {
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let weight = Params::get(self, name).map_err(candle_core::Error::wrap)?;
-        weight.to_dense().map_err(candle_core::Error::wrap)?.to_device(device)?.to_dtype(dtype)
+        weight.to_dense()?.to_device(device)?.to_dtype(dtype)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {

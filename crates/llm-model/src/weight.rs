@@ -1,9 +1,7 @@
 //! A weight of a model: a tensor that is trainable, in memory, memory-mapped or quantised.
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use llm_kernels::{MappedWeight, Precision, ProjectionWeight, QuantizedWeight};
-
-use crate::Result;
 
 /// A matrix `(out, in)` or a vector. Only matrices can be memory-mapped or quantised.
 #[derive(Debug, Clone)]

@@ -3,12 +3,12 @@
 use candle_core::Tensor;
 use llm_kernels::{AttentionBlock, AttentionParams};
 
-use super::block::RopeKind;
-use super::context::{ForwardContext, TokenContext};
+use super::context::{ForwardContext, RopeKind, TokenContext};
 use crate::config::QkNorm;
 use crate::linear::Linear;
 use crate::norm::Norm;
-use crate::{KvCache, ModelConfig, Params, Result};
+use crate::weight_path::WeightPath;
+use crate::{KvCache, ModelConfig, Result};
 
 /// Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762) with grouped key/value heads (Ainslie et al. 2023, arXiv
 /// 2305.13245), with its norms.
@@ -30,11 +30,11 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    pub(super) fn new(config: &ModelConfig, params: &Params, layer: usize) -> Result<Self> {
-        let full = |part: &str| format!("model.layers.{layer}.{part}");
-        let name = |part: &str| full(&format!("self_attn.{part}"));
-        let linear = |part: &str| Linear::new(params, &name(part));
-        let norm = |name: Option<&str>| name.map(|name| Norm::new(config, params, &full(name))).transpose();
+    /// The attention of the block with the weights `w`.
+    pub(super) fn new(config: &ModelConfig, w: &WeightPath, layer: usize) -> Result<Self> {
+        let attention = w.pp("self_attn");
+        let linear = |name: &str| Linear::new(&attention.pp(name));
+        let norm = |name: Option<&str>| name.map(|name| Norm::new(config, &w.pp(name))).transpose();
         let names = config.norm_placement.names();
         let sliding = config.window_of(layer).is_some();
         let rope = match config.rope_local_theta {
@@ -46,7 +46,7 @@ impl Attention {
         let q_proj = linear("q_proj")?;
         // Attention has the precision of the projections.
         let precision = q_proj.activation_precision();
-        let head_norm = |part: &str| Norm::new(config, params, &name(part));
+        let head_norm = |name: &str| Norm::new(config, &attention.pp(name));
         let qk_norm = |kind| -> Result<_> { Ok((kind, head_norm("q_norm")?, head_norm("k_norm")?)) };
         Ok(Self {
             norm: norm(names.attention_in)?,

@@ -1,6 +1,7 @@
 //! A decoder block: attention and MLP (or experts) with their norms and residual connections.
 
 use candle_core::{D, Tensor};
+use candle_nn::Module;
 use llm_kernels::{RecomputedGradients, recompute};
 
 use super::attention::Attention;
@@ -8,7 +9,8 @@ use super::context::ForwardContext;
 use super::mlp::Mlp;
 use crate::experts::Experts;
 use crate::norm::Norm;
-use crate::{ModelConfig, Params, Result};
+use crate::weight_path::WeightPath;
+use crate::{ModelConfig, Result};
 
 #[derive(Debug, Clone)]
 pub(super) struct Block {
@@ -20,15 +22,6 @@ pub(super) struct Block {
     experts: usize,
 }
 
-/// The rotary embedding of a block.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum RopeKind {
-    None,
-    Global,
-    /// With `rope_local_theta`.
-    Local,
-}
-
 #[derive(Debug, Clone)]
 enum FeedForward {
     Dense(Mlp),
@@ -36,21 +29,20 @@ enum FeedForward {
 }
 
 fn apply_norm(norm: Option<&Norm>, x: &Tensor) -> Result<Tensor> {
-    norm.map_or_else(|| Ok(x.clone()), |norm| norm.apply(x))
+    norm.map_or_else(|| Ok(x.clone()), |norm| Ok(norm.forward(x)?))
 }
 
 impl Block {
-    pub(super) fn new(config: &ModelConfig, params: &Params, layer: usize) -> Result<Self> {
-        let full = |name: &str| format!("model.layers.{layer}.{name}");
+    pub(super) fn new(config: &ModelConfig, w: &WeightPath, layer: usize) -> Result<Self> {
         let names = config.norm_placement.names();
-        let norm = |name: Option<&str>| name.map(|name| Norm::new(config, params, &full(name))).transpose();
+        let norm = |name: Option<&str>| name.map(|name| Norm::new(config, &w.pp(name))).transpose();
         let experts = config.experts_of(layer);
         Ok(Self {
-            attention: Attention::new(config, params, layer)?,
+            attention: Attention::new(config, w, layer)?,
             mlp_in: norm(names.mlp_in)?,
             feed_forward: match experts {
-                Some(experts) => FeedForward::Experts(Experts::new(config, experts, params, &full("mlp"))?),
-                None => FeedForward::Dense(Mlp::new(config, params, &full("mlp"))?),
+                Some(experts) => FeedForward::Experts(Experts::new(config, experts, &w.pp("mlp"))?),
+                None => FeedForward::Dense(Mlp::new(config, &w.pp("mlp"))?),
             },
             mlp_out: norm(names.mlp_out)?,
             parallel_residual: config.parallel_residual,

@@ -3,9 +3,17 @@
 use candle_core::Tensor;
 use llm_kernels::{AttentionMask, RotaryTable, Sequences};
 
-use super::block::RopeKind;
 use crate::rotary::{RotaryEmbedding, RotaryTables};
 use crate::{Batch, KvCache, Result};
+
+/// The rotary embedding of a block.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum RopeKind {
+    None,
+    Global,
+    /// With `rope_local_theta`.
+    Local,
+}
 
 /// The inputs that all blocks share, and the outputs asked for. It is made once per forward pass.
 ///

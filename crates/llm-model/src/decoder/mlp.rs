@@ -1,11 +1,13 @@
 //! The MLP of a block, and of each expert: its weights. `llm_kernels::mlp_block` computes it.
 
-use candle_core::Tensor;
+use candle_core::{Result, Tensor};
+use candle_nn::Module;
 use llm_kernels::MlpBlock;
 
+use crate::ModelConfig;
 use crate::linear::Linear;
 use crate::norm::Norm;
-use crate::{ModelConfig, Params, Result};
+use crate::weight_path::WeightPath;
 
 /// The MLP: `down(act(gate(x)) · up(x))`, or `down(act(up(x)))` without a gate.
 #[derive(Debug, Clone)]
@@ -17,19 +19,14 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
-    pub fn new(config: &ModelConfig, params: &Params, name: &str) -> Result<Self> {
-        let linear = |part: &str| Linear::new(params, &format!("{name}.{part}"));
+    pub fn new(config: &ModelConfig, w: &WeightPath) -> crate::Result<Self> {
+        let linear = |name: &str| Linear::new(&w.pp(name));
         Ok(Self {
             gate_proj: config.gated_mlp.then(|| linear("gate_proj")).transpose()?,
             up_proj: linear("up_proj")?,
             down_proj: linear("down_proj")?,
             activation: config.hidden_act.kernel(),
         })
-    }
-
-    /// The MLP without norms and residual, `(…, hidden)`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(llm_kernels::mlp_block(x, &self.block()?)?)
     }
 
     /// `residual` plus the MLP of `x` with the given norms before and after it, `(b, t, hidden)`.
@@ -41,7 +38,7 @@ impl Mlp {
     ) -> Result<Tensor> {
         let kernel = |norm: Option<&Norm>| norm.map(Norm::kernel).transpose();
         let (norm, output_norm, residual) = (kernel(norm)?, kernel(output_norm)?, Some(residual));
-        Ok(llm_kernels::mlp_block(x, &MlpBlock { norm, output_norm, residual, ..self.block()? })?)
+        llm_kernels::mlp_block(x, &MlpBlock { norm, output_norm, residual, ..self.block()? })
     }
 
     fn block(&self) -> Result<MlpBlock<'_>> {
@@ -58,5 +55,12 @@ impl Mlp {
 
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         self.gate_proj.iter().chain([&self.up_proj, &self.down_proj]).flat_map(Linear::tensors)
+    }
+}
+
+/// The MLP without norms and residual, `(…, hidden)`.
+impl Module for Mlp {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        llm_kernels::mlp_block(x, &self.block()?)
     }
 }

@@ -19,7 +19,7 @@ pub(crate) struct Adapter {
 
 impl Adapter {
     /// Applies `f` to each weight.
-    pub fn map(&self, f: impl Fn(&Weight) -> Result<Weight>) -> Result<Self> {
+    pub fn map(&self, f: impl Fn(&Weight) -> candle_core::Result<Weight>) -> Result<Self> {
         let weights = self.weights.iter().map(|(name, weight)| Ok((name.clone(), f(weight)?)));
         Ok(Self { config: self.config.clone(), weights: weights.collect::<Result<_>>()? })
     }

@@ -32,13 +32,13 @@ impl Lora {
     }
 
     /// The weights that are added to those of the layer.
-    pub fn weights(&self, weight: &Weight) -> Result<LoraWeights<'_>> {
+    pub fn weights(&self, weight: &Weight) -> candle_core::Result<LoraWeights<'_>> {
         let dora_scale = if self.dora_scale.is_some() { self.dora_scale.clone() } else { self.dora_scale(weight)? };
         Ok(LoraWeights { a: &self.a, b: &self.b, scale: self.scale, dora_scale })
     }
 
     /// The merged matrix `(out, in)`.
-    pub fn merged(&self, weight: &Weight) -> Result<Tensor> {
+    pub fn merged(&self, weight: &Weight) -> candle_core::Result<Tensor> {
         let sum = self.sum(weight)?;
         Ok(match self.dora_scale(weight)? {
             Some(scale) => sum.broadcast_mul(&scale.detach().unsqueeze(1)?)?,
@@ -47,13 +47,13 @@ impl Lora {
     }
 
     /// `W + s·BA`, without gradient.
-    fn sum(&self, weight: &Weight) -> Result<Tensor> {
+    fn sum(&self, weight: &Weight) -> candle_core::Result<Tensor> {
         let delta = (self.b.detach().matmul(&self.a.detach())? * self.scale)?;
-        Ok((weight.to_dense()?.detach() + delta)?)
+        weight.to_dense()?.detach() + delta
     }
 
     /// `magnitude / ‖W + s·BA‖` per row; the norm is treated as a constant (DoRA, section 4.3). None without DoRA.
-    fn dora_scale(&self, weight: &Weight) -> Result<Option<Tensor>> {
+    fn dora_scale(&self, weight: &Weight) -> candle_core::Result<Option<Tensor>> {
         let Some(magnitude) = &self.magnitude else { return Ok(None) };
         Ok(Some((magnitude / row_norms(&self.sum(weight)?)?)?))
     }
@@ -65,6 +65,6 @@ impl Lora {
 }
 
 /// L2 norm of each row: `(out, in)` to `(out,)`.
-pub(super) fn row_norms(weight: &Tensor) -> Result<Tensor> {
-    Ok(weight.sqr()?.sum(1)?.sqrt()?)
+pub(super) fn row_norms(weight: &Tensor) -> candle_core::Result<Tensor> {
+    weight.sqr()?.sum(1)?.sqrt()
 }
