@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use llm_cli::{DeviceOption, GLOBAL_HEADING, ShellCommand, Verbosity};
-use llm_model::{BlockFormat, WeightDtype};
 
 use crate::convert::ConvertArgs;
+use crate::dtype::Dtype;
 
 /// Generate text with a language model.
 #[derive(Debug, Parser)]
@@ -44,40 +43,6 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     #[command(flatten)]
     Shell(ShellCommand),
-}
-
-/// Weight dtype in memory; none: the dtype of the file, memory-mapped.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Dtype(pub(crate) Option<WeightDtype>);
-
-impl Dtype {
-    /// The parser of `--dtype`.
-    fn parser() -> impl TypedValueParser<Value = Self> {
-        let mapped = PossibleValue::new("mapped").alias("stored");
-        let mapped = mapped.help("The dtype of the file, memory-mapped: fastest start, no copy in memory");
-        let values = WeightDtype::ALL.into_iter().filter(|dtype| *dtype != WeightDtype::F16).map(|dtype| {
-            let speed = "16 bits per weight: decodes about twice as fast as f32; about 3 significant digits";
-            PossibleValue::new(dtype.name()).help(if dtype == WeightDtype::Bf16 { speed } else { bits(dtype) })
-        });
-        PossibleValuesParser::new(std::iter::once(mapped).chain(values)).map(|name| Self(name.parse().ok())) // the other names are "mapped" and its alias
-    }
-}
-
-/// The size of a weight, for help texts.
-pub(crate) fn bits(dtype: WeightDtype) -> &'static str {
-    match dtype {
-        WeightDtype::F32 => "32 bits per weight",
-        WeightDtype::Bf16 => "16 bits per weight: the range of f32, about 3 significant digits",
-        WeightDtype::F16 => "16 bits per weight: up to 65504, about 4 significant digits",
-        WeightDtype::Quantized(BlockFormat::Q8_0) => "8.5 bits per weight",
-        WeightDtype::Quantized(BlockFormat::Q4_0) => "4.5 bits per weight",
-        WeightDtype::Quantized(BlockFormat::Q4_K) => {
-            "4.5 bits per weight, with finer scales; 8.5 bits if the row length is not a multiple of 256"
-        }
-        WeightDtype::Quantized(BlockFormat::Q6_K) => {
-            "6.6 bits per weight; 8.5 bits if the row length is not a multiple of 256"
-        }
-    }
 }
 
 /// Options of `generate` and `chat`.

@@ -1,7 +1,6 @@
 //! Runs the commands of `llm-infer`.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::io::{BufRead, IsTerminal};
 use std::path::Path;
 use std::time::Instant;
@@ -12,8 +11,9 @@ use llm_model::{Batch, Model, write_safetensors};
 use llm_tokenizer::{ChatMessage, Tokenizer};
 
 pub use crate::args::Arguments;
-use crate::args::{BenchArgs, ChatArgs, Command, Dtype, GenerateArgs, GenerationArgs, LogitsArgs, MergeArgs};
+use crate::args::{BenchArgs, ChatArgs, Command, GenerateArgs, GenerationArgs, LogitsArgs, MergeArgs};
 use crate::convert::convert;
+use crate::failure::{input, io_failure, refuse_existing};
 use crate::prompt::read_prompt;
 
 /// What the program prints if no command is given.
@@ -28,16 +28,6 @@ Start here:
 No model yet? `llm-train lifecycle` trains one from nothing on this machine.
 All commands: llm-infer --help
 ";
-
-impl Dtype {
-    /// Converts the weights of a model to this dtype.
-    fn convert(self, model: Model) -> Result<Model, Failure> {
-        match self.0 {
-            Some(dtype) => model.frozen_as(dtype).map_err(input),
-            None => Ok(model),
-        }
-    }
-}
 
 impl GenerationArgs {
     fn load(&self) -> Result<TextModel, Failure> {
@@ -83,17 +73,6 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
         Command::Shell(command) => command.run::<Arguments>(),
     });
     result.map_err(|e| Failure::input(format!("--threads: {e}")))?
-}
-
-/// The failure of the program for an error of the libraries.
-pub(crate) fn input(error: impl Into<Error>) -> Failure {
-    let error = error.into();
-    Failure::of(&error, error.is_callers_fault())
-}
-
-/// The failure of the program for an I/O error of a file, a folder or a stream.
-pub(crate) fn io_failure(name: impl Display, error: &std::io::Error) -> Failure {
-    Failure::of(format!("{name}: {}", llm_files::error_text(error)), llm_files::is_callers_fault(error))
 }
 
 /// Loads and activates the adapter of a folder, if one is given.
@@ -228,12 +207,4 @@ fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
     let cost = bench(&model, args.prompt_tokens, args.new_tokens, args.rounds).map_err(input)?;
     let json = serde_json::to_string(&cost).map_err(|e| Failure::internal(e.to_string()))?;
     llm_cli::print(&format!("{json}\n"))
-}
-
-/// An error if the output exists: nothing is overwritten.
-pub(crate) fn refuse_existing(out: &Path) -> Result<(), Failure> {
-    if out.exists() {
-        return Err(Failure::input(format!("{}: already exists; choose another --out", out.display())));
-    }
-    Ok(())
 }

@@ -8,8 +8,8 @@ use llm_cli::Failure;
 use llm_engine::{Error, TextModel};
 use llm_model::{Model, Weight, WeightDtype};
 
-use crate::args::bits;
-use crate::cli::{input, io_failure, refuse_existing};
+use crate::dtype::bits;
+use crate::failure::{input, io_failure, refuse_existing};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  llm-infer convert --model runs/chat --to gguf --quantize q8_0 --out chat.gguf")]

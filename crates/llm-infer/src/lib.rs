@@ -13,4 +13,6 @@
 mod args;
 pub mod cli;
 mod convert;
+mod dtype;
+mod failure;
 mod prompt;

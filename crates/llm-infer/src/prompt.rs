@@ -6,7 +6,7 @@ use std::path::Path;
 use llm_cli::Failure;
 
 use crate::args::GenerateArgs;
-use crate::cli::io_failure;
+use crate::failure::io_failure;
 
 /// The prompt: an argument, a file, or standard input. One line break at the end of a file or of standard input is removed.
 pub(crate) fn read_prompt(args: &GenerateArgs) -> Result<String, Failure> {
