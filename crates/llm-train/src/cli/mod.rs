@@ -32,6 +32,7 @@ pub struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, parsed at the start")]
 enum AnyCommand {
     #[command(flatten)]
     Training(Command),

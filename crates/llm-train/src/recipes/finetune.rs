@@ -45,7 +45,7 @@ pub struct FinetuneRecipe {
     pub eval_batches: usize,
     /// Steps between checkpoints; 0: only at the end.
     pub save_every: u64,
-    /// Dtype of the frozen matrices under an adapter: f32, bf16, q8_0, q4_0, q4_k or q6_k. Quantised formats make it QLoRA (Dettmers
+    /// Dtype of the frozen matrices under an adapter: f32, bf16, `q8_0`, `q4_0`, `q4_k` or `q6_k`. Quantised formats make it QLoRA (Dettmers
     /// et al. 2023, arXiv 2305.14314).
     pub base_dtype: WeightDtype,
     /// The optimizer.
