@@ -198,7 +198,11 @@ impl Teachers {
             let source = text_source(recipe, inputs, text.as_ref());
             check_vocabulary((&teacher_config, teacher_tokenizer), (&read_config(dir)?.config, dir), source)?;
         }
-        let load = |dir: &Path| Ok::<_, Error>(load_model(dir, Head::LanguageModel)?.to_device(device)?);
+        // The teacher has the precision of the student, as both see the same tokens in every step.
+        let load = |dir: &Path| {
+            let model = load_model(dir, Head::LanguageModel)?.to_device(device)?;
+            Ok::<_, Error>(model.in_precision(recipe.optimizer.precision)?)
+        };
         let runs_teacher = recipe.alpha != 0.;
         let teacher = if runs_teacher { Some(load(&inputs.teacher)?) } else { None };
         let text_teacher = inputs.text_teacher.as_deref().filter(|_| runs_teacher).map(load).transpose()?;
