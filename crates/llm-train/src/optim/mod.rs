@@ -3,6 +3,7 @@
 mod adamw;
 mod gradients;
 mod learner;
+mod var_optimizer;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,6 +18,7 @@ use crate::Result;
 pub use adamw::AdamW;
 pub use gradients::Gradients;
 pub use learner::Learner;
+pub use var_optimizer::VarOptimizer;
 
 /// Settings of the optimizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
