@@ -36,8 +36,11 @@ pub(crate) struct Evaluation<'a> {
     /// What is evaluated, for the progress bar, such as `40,960 tokens`.
     pub size: String,
     /// Evaluates a frozen copy of the model and logs the metrics.
-    pub run: Box<dyn Fn(Model, &Evaluating) -> Result<()> + 'a>,
+    pub run: Box<EvaluateModel<'a>>,
 }
+
+/// Evaluates a model and logs the metrics.
+pub(crate) type EvaluateModel<'a> = dyn Fn(Model, &Evaluating) -> Result<()> + 'a;
 
 /// An evaluation that is running.
 pub(crate) struct Evaluating<'r, 'a> {
