@@ -209,7 +209,7 @@ fn invalid_input_gives_a_one_line_error_and_exit_code_2() {
         (&["lifecycle", "--out", "taken"], &["taken", "--out"]),
         (&["tokenizer", "train", "--input", "no.txt", "--out", "x"], &["no.txt"]),
         (&["prepare", "--tokenizer", "no", "--train", "broken.jsonl", "--out", "x"], &["no"]),
-        (&["pretrain", "--tokenizer", "no", "--data", "no", "--out", "x"], &["no/tokenizer.json"]),
+        (&["pretrain", "--tokenizer", "no", "--data", "no", "--out", "x"], &["no: no such folder", "tokenizer.json"]),
         (
             &["pretrain", "--tokenizer", "no", "--data", "no", "--out", "x", "--recipe", "bad.toml"],
             &["bad.toml", "steps"],
