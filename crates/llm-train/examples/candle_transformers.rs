@@ -45,7 +45,7 @@ fn with_weights_of(ours: &Model) -> candle_core::Result<mistral::Model> {
 /// The largest difference of the logits of the last token.
 fn largest_difference(ours: &Model) -> Result<f32, Box<dyn Error>> {
     let ids: Vec<u32> = (3..15).collect();
-    let expected = ours.forward(&Batch::new(&[ids.clone()])?)?.narrow(1, ids.len() - 1, 1)?; // (1, 1, vocab)
+    let expected = ours.forward(&Batch::new(std::slice::from_ref(&ids))?)?.narrow(1, ids.len() - 1, 1)?; // (1, 1, vocab)
     let logits = with_weights_of(ours)?.forward(&Tensor::new(&ids[..], &Device::Cpu)?.unsqueeze(0)?, 0)?;
     Ok((logits - expected)?.abs()?.flatten_all()?.max(0)?.to_scalar()?)
 }
