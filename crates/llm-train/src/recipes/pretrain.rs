@@ -32,7 +32,7 @@ pub struct PretrainRecipe {
     pub activation_checkpointing: bool,
     /// Sequence length in tokens.
     pub seq_len: usize,
-    /// Steps between evaluations on the validation split; early ones are more frequent ([`is_eval_step`]). 0: only at the start and
+    /// Steps between evaluations on the validation split; early ones are more frequent (`is_eval_step`). 0: only at the start and
     /// the end.
     pub eval_every: u64,
     /// Batches per evaluation; 0: the whole validation split.
