@@ -45,13 +45,8 @@ impl Learner {
     /// Clips the accumulated gradients, takes one step and clears the gradients. Returns the global norm before clipping; if it is
     /// not finite the weights do not change.
     pub fn step(&mut self, learning_rate: f64) -> Result<f64> {
-        let (gradients, norm) = self.gradients.take()?;
-        if norm.is_finite() {
-            let clip = self.max_grad_norm > 0. && norm > self.max_grad_norm;
-            let scale = if clip { self.max_grad_norm / norm } else { 1. };
-            self.optimizer.step(&self.model.params().vars(), &gradients, learning_rate, scale)?;
-        }
-        Ok(norm)
+        let variables = self.model.params().vars();
+        self.optimizer.clipped_step(&variables, &mut self.gradients, learning_rate, self.max_grad_norm)
     }
 
     /// Describes the first weight, or state of the optimizer, that is not finite, or whose square is not finite.

@@ -132,6 +132,24 @@ impl Optimizer {
         }
     }
 
+    /// Takes a step with the accumulated gradients, clipped to the global norm `max_grad_norm` (0: no clipping). Returns the norm
+    /// before clipping; if it is not finite, nothing changes.
+    pub(crate) fn clipped_step(
+        &mut self,
+        variables: &BTreeMap<String, Var>,
+        gradients: &mut Gradients,
+        learning_rate: f64,
+        max_grad_norm: f64,
+    ) -> Result<f64> {
+        let (gradients, norm) = gradients.take()?;
+        if norm.is_finite() {
+            let clip = max_grad_norm > 0. && norm > max_grad_norm;
+            let scale = if clip { max_grad_norm / norm } else { 1. };
+            self.step(variables, &gradients, learning_rate, scale)?;
+        }
+        Ok(norm)
+    }
+
     /// The state as tensors, to be saved.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         match self {

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Error, Result, Var};
-use llm_kernels::sum_of_squares;
 
-use super::{Optimizer, OptimizerConfig};
+use super::{Gradients, Optimizer, OptimizerConfig};
 
 /// An [`Optimizer`] of variables without names, as a `candle_nn::Optimizer`. It has the settings of [`OptimizerConfig`], except
 /// schedule and precision, and the steps of [`super::Learner`]: gradients are clipped to `max_grad_norm`, and a step whose
@@ -30,18 +29,9 @@ impl candle_nn::Optimizer for VarOptimizer {
 
     fn step(&mut self, gradients: &GradStore) -> Result<()> {
         let gradient = |(name, var): (&String, &Var)| Some((name.clone(), gradients.get(var)?.clone()));
-        let gradients: BTreeMap<_, _> = self.variables.iter().filter_map(gradient).collect();
-        let mut square = 0.;
-        for gradient in gradients.values() {
-            square += sum_of_squares(gradient)?;
-        }
-        let norm = square.sqrt();
-        if !norm.is_finite() {
-            return Ok(());
-        }
-        let clip = self.max_grad_norm > 0. && norm > self.max_grad_norm;
-        let scale = if clip { self.max_grad_norm / norm } else { 1. };
-        self.optimizer.step(&self.variables, &gradients, self.learning_rate, scale).map_err(Error::wrap)
+        let mut gradients = Gradients(self.variables.iter().filter_map(gradient).collect());
+        let step = self.optimizer.clipped_step(&self.variables, &mut gradients, self.learning_rate, self.max_grad_norm);
+        step.map(|_| ()).map_err(Error::wrap)
     }
 
     fn learning_rate(&self) -> f64 {
