@@ -43,7 +43,6 @@ pub use ops::cross_entropy::{IGNORE_INDEX, cross_entropy};
 pub use ops::distillation::{DistillationLoss, HeadInputs, linear_distillation};
 pub use ops::head::linear_cross_entropy;
 pub use ops::kl_divergence::kl_divergence;
-pub use ops::kv_append::kv_append;
 pub use ops::layer_norm::layer_norm;
 pub use ops::linear::{linear, linear_reshaped, linear_residual, linear_with_precision};
 pub use ops::linear_mapped::{MappedWeight, linear_mapped};

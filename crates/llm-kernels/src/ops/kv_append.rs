@@ -9,7 +9,7 @@ use crate::cpu::contiguous;
 /// `(b, g, capacity, d)`: those of a sequence after its earlier ones. It is an error if they do not fit.
 ///
 /// Letters: b sequences, n tokens, g key/value heads, d head size.
-pub fn kv_append(cache: &Tensor, new: &Tensor, sequences: &Sequences) -> Result<()> {
+pub(crate) fn kv_append(cache: &Tensor, new: &Tensor, sequences: &Sequences) -> Result<()> {
     let ((b, g, capacity, d), n) = (cache.dims4()?, sequences.queries(sequences.len()).end);
     if sequences.len() != b || sequences.max_keys() > capacity || new.elem_count() != n * g * d {
         bail!(
