@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::Device;
 use llm_model::gguf::{GgufFile, is_gguf};
 use llm_model::{Model, WeightDtype};
-use llm_tokenizer::{ChatMessage, Tokenizer};
+use llm_tokenizer::{Chat, ChatMessage, Tokenizer};
 
 use crate::{Error, GenerateOptions, Result, Sampling, generate, generate_from};
 
@@ -103,8 +103,8 @@ impl TextModel {
     }
 
     /// Token ids of a conversation by the chat template, up to the start of the assistant's turn.
-    pub fn chat_ids(&self, messages: &[ChatMessage]) -> Result<Vec<u32>> {
-        Ok(self.tokenizer.encode_chat(messages, true)?)
+    pub fn chat_ids<'a>(&self, chat: impl Into<Chat<'a>>) -> Result<Vec<u32>> {
+        Ok(self.tokenizer.encode_chat(chat, true)?)
     }
 
     /// Token ids of a document: the beginning-of-sequence token, if any, then the text.

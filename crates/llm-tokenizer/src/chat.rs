@@ -10,28 +10,13 @@ use std::ops::Range;
 
 use minijinja::value::Serde;
 use minijinja::{Value, context};
-use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 
 use crate::chat_template::ChatTemplate;
+use crate::message::{Chat, ChatMessage};
 use crate::tokenizer::Token;
 use crate::train::{ROLES, TURN_END};
 use crate::{Error, Result, Tokenizer};
-
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ChatMessage {
-    /// The author: `system`, `user` or `assistant`.
-    pub role: String,
-    /// The text.
-    pub content: String,
-}
-
-impl ChatMessage {
-    /// A message with this role and content.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
-    }
-}
 
 /// `<|role|>content<|end|>` for each message; `<|assistant|>` as generation prompt.
 const DEFAULT_TEMPLATE: &str = "\
@@ -68,22 +53,26 @@ impl Tokenizer {
     ///
     /// For display only: in this text, special tokens in user input look like those of the template. Use
     /// [`Tokenizer::encode_chat`] for the input of a model.
-    pub fn render_chat(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
+    pub fn render_chat<'a>(&self, chat: impl Into<Chat<'a>>, add_generation_prompt: bool) -> Result<String> {
+        let chat = chat.into();
         let template = self.chat.as_ref().ok_or(Error::NoChatTemplate)?;
         // A token that is not set is undefined in the template and renders as nothing.
         let token = |key| self.config_token(key).map_or(Value::UNDEFINED, Value::from);
         let (bos_token, eos_token) = (token("bos_token"), token("eos_token"));
-        let messages = Value::from(Serde(messages));
-        template.render(context! { messages, add_generation_prompt, bos_token, eos_token })
+        let messages = Value::from(Serde(chat.messages.iter().map(ChatMessage::fields).collect::<Vec<_>>()));
+        let (tools, documents) = (Value::from(Serde(chat.tools)), Value::from(Serde(chat.documents)));
+        let fixed = context! { messages, tools, documents, add_generation_prompt, bos_token, eos_token };
+        template.render(context! { ..Value::from(Serde(chat.variables)), ..fixed })
     }
 
     /// Encodes a conversation; adds the beginning of an answer if `add_generation_prompt`.
     ///
     /// Only the template produces special tokens; their text in a message is encoded as ordinary text. If no message contains such
     /// text, the ids are those of `encode_with_special(render_chat(..))`.
-    pub fn encode_chat(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<Vec<u32>> {
-        let (messages, placeholders) = self.hide_special_tokens(messages)?;
-        let rendered = self.render_chat(&messages, add_generation_prompt)?;
+    pub fn encode_chat<'a>(&self, chat: impl Into<Chat<'a>>, add_generation_prompt: bool) -> Result<Vec<u32>> {
+        let chat = chat.into();
+        let (messages, placeholders) = self.hide_special_tokens(chat.messages)?;
+        let rendered = self.render_chat(chat.with_messages(&messages), add_generation_prompt)?;
         Ok(self.encode_rendered(&rendered, &placeholders)?.into_iter().map(|(id, _)| id).collect())
     }
 
@@ -93,18 +82,19 @@ impl Tokenizer {
     /// The part of assistant message `i` is the rendered text of `messages[..=i]` up to the end of the turn, without the rendered
     /// text of `messages[..i]` with generation prompt. If these texts are not prefixes of the rendered conversation, or no special
     /// token ends an assistant message, the result is an error. The mask is false for a token that crosses the border of a part.
-    pub fn encode_conversation(&self, messages: &[ChatMessage]) -> Result<(Vec<u32>, Vec<bool>)> {
+    pub fn encode_conversation<'a>(&self, chat: impl Into<Chat<'a>>) -> Result<(Vec<u32>, Vec<bool>)> {
+        let chat = chat.into();
         let end_of_turn = self.chat_format()?.end_of_turn;
-        let (messages, placeholders) = self.hide_special_tokens(messages)?;
-        let rendered = self.render_chat(&messages, false)?;
+        let (messages, placeholders) = self.hide_special_tokens(chat.messages)?;
+        let rendered = self.render_chat(chat.with_messages(&messages), false)?;
         let mut trained: Vec<Range<usize>> = Vec::new();
-        for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.role == "assistant") {
+        for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.role() == "assistant") {
             // Two renders per answer: a template may write a message in another way if others follow it (Qwen 3 leaves out the
             // reasoning of earlier answers), so neither text can be cut out of the whole conversation without this check.
-            let before = self.render_chat(&messages[..index], true)?;
+            let before = self.render_chat(chat.with_messages(&messages[..index]), true)?;
             let after = match index + 1 == messages.len() {
                 true => Cow::Borrowed(rendered.as_str()),
-                false => self.render_chat(&messages[..=index], false)?.into(),
+                false => self.render_chat(chat.with_messages(&messages[..=index]), false)?.into(),
             };
             // After the end of the turn the template may write a line end or an end-of-text token; neither is trained on.
             let mut specials = self.special_spans(&after).into_iter();
@@ -126,16 +116,36 @@ impl Tokenizer {
         let mut placeholders = Placeholders::default();
         let mut hidden = Cow::Borrowed(messages);
         for (index, message) in messages.iter().enumerate() {
-            if !self.special_spans(&message.role).is_empty() {
-                return Err(Error::Role { index, role: message.role.clone() });
+            if !self.special_spans(message.role()).is_empty() {
+                return Err(Error::Role { index, role: message.role().to_owned() });
             }
-            // From the last to the first, so that the earlier positions stay valid.
-            for (_, span) in self.special_spans(&message.content).into_iter().rev() {
-                let placeholder = placeholders.get(&message.content[span.clone()], messages);
-                hidden.to_mut()[index].content.replace_range(span, placeholder.encode_utf8(&mut [0; 4]));
+            for (key, value) in message.fields() {
+                let replaced = self.without_special_tokens(value, &mut placeholders, messages);
+                if replaced != *value {
+                    hidden.to_mut()[index].set(key, replaced);
+                }
             }
         }
         Ok((hidden, placeholders))
+    }
+
+    /// The value with placeholders instead of the text of special tokens.
+    fn without_special_tokens(&self, value: &Json, placeholders: &mut Placeholders, messages: &[ChatMessage]) -> Json {
+        let mut inside = |value| self.without_special_tokens(value, placeholders, messages);
+        match value {
+            Json::Array(list) => list.iter().map(inside).collect(),
+            Json::Object(map) => map.iter().map(|(key, value)| (key.clone(), inside(value))).collect(),
+            Json::String(text) => {
+                let mut text = text.clone();
+                // From the last to the first, so that the earlier positions stay valid.
+                for (_, span) in self.special_spans(&text).into_iter().rev() {
+                    let placeholder = placeholders.get(&text[span.clone()], messages);
+                    text.replace_range(span, placeholder.encode_utf8(&mut [0; 4]));
+                }
+                text.into()
+            }
+            other => other.clone(),
+        }
     }
 
     /// Encodes a rendered conversation. The byte ranges refer to the text with the placeholders replaced by the original text.
@@ -175,8 +185,7 @@ impl Placeholders {
             return *placeholder;
         }
         let unused = |c: &char| {
-            self.originals.iter().all(|(taken, _)| taken != c)
-                && messages.iter().all(|message| !message.content.contains(*c))
+            self.originals.iter().all(|(taken, _)| taken != c) && messages.iter().all(|message| !message.contains(*c))
         };
         // If the messages contain all 131068 of these characters, the last one is used; its own text is then replaced too.
         let placeholder = ('\u{F0000}'..='\u{10FFFD}').find(unused).unwrap_or('\u{10FFFD}');
@@ -342,9 +351,9 @@ pub(crate) mod tests {
     #[test]
     fn an_unset_token_renders_as_nothing() {
         let mut tokenizer = with_template("[{{ bos_token }}]");
-        assert_eq!(tokenizer.render_chat(&[], false).unwrap(), "[<|endoftext|>]");
+        assert_eq!(tokenizer.render_chat(&[] as &[ChatMessage], false).unwrap(), "[<|endoftext|>]");
         tokenizer.set_config("bos_token", "");
-        assert_eq!(tokenizer.render_chat(&[], false).unwrap(), "[]");
+        assert_eq!(tokenizer.render_chat(&[] as &[ChatMessage], false).unwrap(), "[]");
     }
 
     #[test]
@@ -353,13 +362,13 @@ pub(crate) mod tests {
         let mut none = tokenizer();
         none.chat = None;
         assert!(!none.has_chat_template() && tokenizer().has_chat_template());
-        let text = error(none.encode_chat(&[], true));
+        let text = error(none.encode_chat(&[] as &[ChatMessage], true));
         assert!(text.contains("no chat template") && text.contains("with_default_chat_template"), "{text}");
 
         let text = error(tokenizer().encode_chat(&chat(&[("robot", "x")]), true));
         assert!(text.contains("unknown role \"robot\"; use system, user or assistant"), "{text}");
 
-        let text = error(with_template("{% for %}").encode_chat(&[], true));
+        let text = error(with_template("{% for %}").encode_chat(&[] as &[ChatMessage], true));
         assert!(text.starts_with("chat template: syntax error"), "{text}");
 
         let folder = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::message::Chat;
 use crate::{ChatMessage, Error, Result, Tokenizer};
 
 /// The special tokens of a chat template, found by rendering probe conversations.
@@ -76,9 +77,9 @@ impl Tokenizer {
 
     /// Encodes a conversation that ends with an assistant message, up to and including the end-of-turn token. These are the ids
     /// of a prompt with the reply that a policy generates, for example as input of a reward model.
-    pub fn encode_answered(&self, messages: &[ChatMessage]) -> Result<Vec<u32>> {
+    pub fn encode_answered<'a>(&self, chat: impl Into<Chat<'a>>) -> Result<Vec<u32>> {
         let end_of_turn = self.chat_format()?.end_of_turn;
-        let mut ids = self.encode_chat(messages, false)?;
+        let mut ids = self.encode_chat(chat, false)?;
         let end = ids.iter().rposition(|&id| id == end_of_turn).ok_or(Error::NoEndOfTurn)?;
         ids.truncate(end + 1);
         Ok(ids)

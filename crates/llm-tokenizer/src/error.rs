@@ -152,6 +152,17 @@ pub enum Error {
     )]
     NoEndOfTurn,
 
+    /// A key of a message has a value that it cannot have.
+    #[error("\"{key}\" is {value}; it must be {expected}")]
+    MessageKey {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// The expected value.
+        expected: String,
+    },
+
     /// A role contains the text of a special token.
     #[error(
         "messages[{index}].role = {role:?} contains the text of a special token; use a plain role such as \"user\""
@@ -193,6 +204,7 @@ impl Error {
             | Self::RoleTokens { .. }
             | Self::Template { .. }
             | Self::NoEndOfTurn
+            | Self::MessageKey { .. }
             | Self::Role { .. }
             | Self::NotPrefix { .. } => true,
         }

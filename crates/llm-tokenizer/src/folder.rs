@@ -263,10 +263,10 @@ pub(crate) mod tests {
         let dir = folder(r#"{"chat_template": "old"}"#);
         fs::write(dir.path().join(TEMPLATE_FILE), "new").unwrap();
         let mut tokenizer = Tokenizer::load(dir.path()).unwrap();
-        assert_eq!(tokenizer.render_chat(&[], false).unwrap(), "new");
+        assert_eq!(tokenizer.render_chat(&[] as &[ChatMessage], false).unwrap(), "new");
         tokenizer.chat = Some(ChatTemplate::new("newest"));
         tokenizer.save(dir.path()).unwrap();
-        assert_eq!(Tokenizer::load(dir.path()).unwrap().render_chat(&[], false).unwrap(), "newest");
+        assert_eq!(Tokenizer::load(dir.path()).unwrap().render_chat(&[] as &[ChatMessage], false).unwrap(), "newest");
     }
 
     #[test]
@@ -274,7 +274,7 @@ pub(crate) mod tests {
         let templates =
             r#"{"chat_template": [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]}"#;
         let tokenizer = Tokenizer::load(folder(templates).path()).unwrap();
-        assert_eq!(tokenizer.render_chat(&[], false).unwrap(), "b");
+        assert_eq!(tokenizer.render_chat(&[] as &[ChatMessage], false).unwrap(), "b");
     }
 
     #[test]

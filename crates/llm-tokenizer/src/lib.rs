@@ -38,15 +38,16 @@ mod chat_template;
 mod error;
 mod folder;
 mod gguf;
+mod message;
 mod sentencepiece;
 mod stream;
 mod tokenizer;
 mod train;
 mod validate;
 
-pub use chat::ChatMessage;
 pub use chat_format::ChatFormat;
 pub use error::{Error, Result};
+pub use message::{Chat, ChatMessage, Conversation};
 pub use stream::StreamDecoder;
 pub use tokenizer::Tokenizer;
 pub use train::{MIN_VOCAB_SIZE, TrainConfig, train_bpe};
