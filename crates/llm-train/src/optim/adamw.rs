@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
-use llm_kernels::{AdamWStep, adamw_step, sum_of_squares};
+use llm_kernels::{AdamWStep, adamw_step};
 
-use super::OptimizerConfig;
+use super::{OptimizerConfig, squares_are_finite};
 use crate::{Error, Result};
 
 /// AdamW with its moments. Weight decay applies to matrices only.
@@ -84,7 +84,7 @@ impl AdamW {
     /// The name of a variable whose moments are not finite, or whose squares are not finite.
     pub fn not_finite(&self) -> Result<Option<&str>> {
         for (name, moments) in &self.moments {
-            if !sum_of_squares(moments)?.is_finite() {
+            if !squares_are_finite(moments)? {
                 return Ok(Some(name));
             }
         }

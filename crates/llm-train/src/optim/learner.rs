@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Tensor;
-use llm_kernels::sum_of_squares;
 use llm_model::{Model, read_safetensors, write_safetensors};
 
-use super::{Gradients, Optimizer, OptimizerConfig};
+use super::{Gradients, Optimizer, OptimizerConfig, squares_are_finite};
 use crate::{Error, Result};
 
 /// A trainable model with its optimizer and its accumulated gradients.
@@ -52,7 +51,7 @@ impl Learner {
     /// Describes the first weight, or state of the optimizer, that is not finite, or whose square is not finite.
     pub fn not_finite(&self) -> Result<Option<String>> {
         for (name, var) in &self.model.params().vars() {
-            if !sum_of_squares(var)?.is_finite() {
+            if !squares_are_finite(var)? {
                 return Ok(Some(format!("the weight {name} is not finite, or too large")));
             }
         }

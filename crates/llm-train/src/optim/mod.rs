@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Tensor, Var};
-use llm_kernels::Precision;
+use llm_kernels::{Precision, sum_of_squares};
 use serde::de::IntoDeserializer;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -19,6 +19,11 @@ pub use adamw::AdamW;
 pub use gradients::Gradients;
 pub use learner::Learner;
 pub use var_optimizer::VarOptimizer;
+
+/// Whether the sum of the squares of a tensor is finite in f32. If not, norms overflow although every element may be finite.
+pub(crate) fn squares_are_finite(x: &Tensor) -> Result<bool> {
+    Ok((sum_of_squares(x)? as f32).is_finite())
+}
 
 /// Settings of the optimizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -27,7 +27,7 @@ use crate::{Error, Result};
 fn load_model(dir: &Path, head: llm_model::Head) -> Result<Model> {
     let model = Model::load(dir)?;
     for (name, tensor) in &model.params().tensors() {
-        if !llm_kernels::sum_of_squares(tensor)?.is_finite() {
+        if !crate::optim::squares_are_finite(tensor)? {
             let dir = dir.display();
             return Err(Error::BadFile(format!("{dir}: the weight {name} is not finite, or too large")));
         }

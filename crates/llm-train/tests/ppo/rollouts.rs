@@ -59,7 +59,9 @@ fn m2_the_kl_of_a_policy_equal_to_its_reference_is_zero() {
         other.roll_out(&queries(), 3).unwrap().iter().map(|r| r.kl().abs()).sum::<f64>()
     };
     assert!(kl(model(Head::LanguageModel, 9).frozen().unwrap()) > 1.);
-    assert!(kl(model(Head::LanguageModel, 1).frozen().unwrap().in_precision(Precision::Bf16).unwrap()) > 1e-4);
+    if !llm_kernels::skip_on_reference_path("nothing is rounded to bf16") {
+        assert!(kl(model(Head::LanguageModel, 1).frozen().unwrap().in_precision(Precision::Bf16).unwrap()) > 1e-4);
+    }
 }
 
 #[test]

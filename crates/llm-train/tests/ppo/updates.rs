@@ -149,7 +149,9 @@ fn m7_micro_batches_accumulate_the_gradient_of_the_whole_batch() {
                 let mean = whole.iter().zip(parts).map(|(x, y)| x - y).sum::<f32>() / whole.len() as f32;
                 assert!(top > 1e-7, "{name} must have a gradient: {top}");
                 assert!(far <= 1e-4 * top, "{name}, {size} at a time: {far} of {top}");
-                assert!(mean.abs() <= 1e-5 * top, "{name}, {size} at a time: {mean} of {top} on mean");
+                // A single number, the bias of the score, is a sum of terms of up to 1 that cancel, each rounded by EPSILON / 2.
+                let rounding = if whole.len() == 1 { f32::EPSILON } else { 0. };
+                assert!(mean.abs() <= 1e-5 * top + rounding, "{name}, {size} at a time: {mean} of {top} on mean");
             }
         }
     }

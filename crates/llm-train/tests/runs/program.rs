@@ -194,23 +194,6 @@ fn completions_and_manual_pages_are_generated() {
 }
 
 #[test]
-#[cfg(unix)]
-fn a_pipeline_stops_after_the_part_of_its_data_that_is_under_way() {
-    let dir = tempfile::tempdir().unwrap();
-    let life = dir.path().join("life");
-    let begin = format!("lifecycle --out life {SMALL_PIPELINE}");
-    let message = interrupted(dir.path(), &begin, || life.join("data").exists());
-    assert!(
-        message.contains("life: interrupted after this part (data); continue with: llm-train resume life"),
-        "{message}"
-    );
-    assert!(life.join("data/prompts.jsonl").exists() && !life.join("tokenizer").exists());
-    let message = interrupted(dir.path(), "resume life", || life.join("shards").exists());
-    assert!(message.contains("interrupted after this part (shards)"), "{message}");
-    assert!(life.join("shards/manifest.json").exists() && !life.join("base").exists());
-}
-
-#[test]
 fn a_run_of_another_command_or_a_folder_of_runs_is_named() {
     let dir = tempfile::tempdir().unwrap();
     for (run, finished) in [("seed-1", true), ("seed-2", false), ("seed-3", false)] {

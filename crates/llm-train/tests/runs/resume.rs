@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use llm_train::Error;
-use llm_train::recipes::{PretrainInputs, PretrainRecipe, pretrain};
+use llm_train::recipes::{LifecycleRecipe, PretrainInputs, PretrainRecipe, lifecycle, pretrain};
 use llm_train::run::{Event, NEVER, RunOptions, is_finished, recorded_recipe};
+use llm_train::{Error, read_recipe};
 
 use super::common::{contents, everything};
 use super::{FIXTURE, Knobs, STAGES, Stage, options, quiet};
@@ -253,5 +254,33 @@ fn a_finished_run_with_a_missing_or_damaged_file_is_reported_with_the_command_th
         }
         let message = stage.run(&FIXTURE, &knobs, &out, options(true)).unwrap_err().to_string();
         assert!(message.ends_with("no intact checkpoint has this file; start a new run"), "{message}");
+    }
+}
+
+#[test]
+fn a_pipeline_stops_after_the_part_of_its_data_that_is_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let life = dir.path().join("life");
+    let sizes = ["tasks", "crowd", "rankings", "prompts", "held_out"].map(|key| (format!("questions.{key}"), "8"));
+    let mut set = vec![("world.corpus_bytes".to_owned(), "100000"), ("tokenizer.vocab_size".to_owned(), "500")];
+    set.extend(sizes);
+    let set: Vec<_> = set.into_iter().map(|(key, value)| (key, value.to_owned())).collect();
+    let recipe: LifecycleRecipe = read_recipe("lifecycle", &set).unwrap();
+
+    // Asked to stop while the dataset, then while the shards are written.
+    for (begun, part, written, not) in
+        [("data", "data", "data/prompts.jsonl", "tokenizer"), ("prepare", "shards", "shards/manifest.json", "base")]
+    {
+        let stop = AtomicBool::new(false);
+        let mut watch = |event: Event| {
+            if matches!(event, Event::Begin { stage, .. } if stage == begun) {
+                stop.store(true, SeqCst);
+            }
+        };
+        let options = RunOptions { observer: &mut watch, stop: &stop, ..options(life.exists()) };
+        let message = lifecycle(&recipe, &life, options).unwrap_err().to_string();
+        let expected = format!("life: interrupted after this part ({part}); continue with: llm-train resume ");
+        assert!(message.contains(&expected), "{message}");
+        assert!(life.join(written).exists() && !life.join(not).exists());
     }
 }

@@ -171,7 +171,9 @@ fn write_data(
     options: RunOptions,
 ) -> Result<()> {
     let (resume, stop) = (options.resume, options.stop);
+    (options.observer)(Event::Begin { stage: "data", total: 1, done: 0, unit: "datasets" });
     times.measure("world", || data::write_world(recipe, world, data))?;
+    (options.observer)(Event::End);
     unless_stopped(stop, data)?;
     let text = |split: &str| [data.join(format!("text-{split}.jsonl"))];
     times.measure("tokenizer", || train_tokenizer(&recipe.tokenizer, &text("train"), tokenizer, resume))?;
