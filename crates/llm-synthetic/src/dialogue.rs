@@ -9,7 +9,7 @@ use super::lexicon::{PLACES, SPOTS, THINGS, TIMES, TRAITS};
 use super::pick;
 use super::questions::{self, Asked};
 use super::split::Split;
-use super::tasks::Topic;
+use super::topic::Topic;
 
 /// Small talk: (user message, answer).
 const SMALL_TALK: [(&str, &str); 10] = [

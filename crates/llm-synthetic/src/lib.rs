@@ -35,11 +35,13 @@ mod split;
 mod story;
 mod tasks;
 mod themes;
+mod topic;
 
 pub use advice::{Answer, Question, Use, Utility};
 pub use phenomena::{Phenomenon, Probe};
 pub use split::{Split, SplitKey};
-pub use tasks::{PromptKind, Task, Topic};
+pub use tasks::{PromptKind, Task};
+pub use topic::Topic;
 
 use llm_data::Conversation;
 use rand::{RngExt, SeedableRng};

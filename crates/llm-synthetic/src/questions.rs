@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use super::lexicon::{CAPITALS, CATEGORIES, COLOURS, OPPOSITES};
 use super::split::{Split, SplitKey};
 use super::story::Story;
-use super::tasks::Topic;
+use super::topic::Topic;
 use super::{capitalised, facts, pick, with_article};
 
 /// A question, its right answers, and the same fact as a sentence.

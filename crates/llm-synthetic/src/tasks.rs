@@ -9,6 +9,7 @@ use super::facts::{ARROWS, Relation};
 use super::lexicon::CATEGORIES;
 use super::questions::{Asked, class, fact, noun, noun_key, story, summary};
 use super::split::{Split, SplitKey};
+use super::topic::Topic;
 use super::{dialogue, pick};
 
 /// The kind of a prompt.
@@ -45,32 +46,6 @@ impl PromptKind {
             Self::Dialogue => "dialogue",
         }
     }
-}
-
-/// The topic of a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Topic {
-    /// Countries and their capitals.
-    Capital,
-    /// Colours of things.
-    Colour,
-    /// Opposites.
-    Opposite,
-    /// English words in French.
-    French,
-    /// Animals, fruits, tools, garments.
-    Category,
-    /// A word in the plural.
-    Plural,
-    /// One sum.
-    Sum,
-    /// An arithmetic word problem.
-    Story,
-    /// The summary of a short text.
-    Summary,
-    /// Sentiment: happy or sad.
-    Feeling,
 }
 
 /// A question with its answer.

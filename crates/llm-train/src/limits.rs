@@ -1,86 +1,16 @@
 //! Allowed ranges of all numbers in recipes, checked when a recipe is read and before a run starts. An error names the key, its
 //! value and the allowed range.
 
-use std::fmt::Display;
-use std::ops::RangeInclusive;
-
 use llm_model::{LoraConfig, ModelConfig};
-use llm_tokenizer::TrainConfig;
 
+use self::keys::{COUNT, COUNT_OR_NONE, Keys, Real, SEED, check_tokenizer};
 use crate::compat::{refuse_overwritten, without_token_ids};
 use crate::optim::OptimizerConfig;
 use crate::recipes::{DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe};
 use crate::rl::MissingEos;
 use crate::{Error, Recipe, Result, recipe};
 
-/// Counts: rows, steps, tokens.
-const COUNT: RangeInclusive<u64> = 1..=1_000_000_000;
-/// Counts where 0 means none, never or all.
-const COUNT_OR_NONE: RangeInclusive<u64> = 0..=1_000_000_000;
-/// Seeds: non-negative TOML integers.
-const SEED: RangeInclusive<u64> = 0..=i64::MAX as u64;
-
-/// The allowed range of a real number. Infinities and NaN are never allowed.
-#[derive(Clone, Copy)]
-enum Real {
-    Any,
-    Positive,
-    NotNegative,
-    AtMost(f64),
-    Below(f64),
-    Within(f64),
-}
-
-impl Real {
-    fn allows(self, x: f64) -> bool {
-        // The models compute with 32 bits.
-        x.abs() <= f64::from(f32::MAX)
-            && match self {
-                Self::Any => true,
-                Self::Positive => x > 0.,
-                Self::NotNegative => x >= 0.,
-                Self::AtMost(high) => (0. ..=high).contains(&x),
-                Self::Below(high) => (0. ..high).contains(&x),
-                Self::Within(high) => x > 0. && x < high,
-            }
-    }
-}
-
-impl Display for Real {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Any => write!(f, "a number from -3.4e38 to 3.4e38"),
-            Self::Positive => write!(f, "a number above 0 and at most 3.4e38"),
-            Self::NotNegative => write!(f, "a number from 0 to 3.4e38"),
-            Self::AtMost(high) => write!(f, "a number from 0 to {high}"),
-            Self::Below(high) => write!(f, "a number of at least 0 and below {high}"),
-            Self::Within(high) => write!(f, "a number above 0 and below {high}"),
-        }
-    }
-}
-
-/// Checks the keys of one table of a recipe. `table` is empty or ends with a dot.
-struct Keys<'a> {
-    table: &'a str,
-}
-
-impl Keys<'_> {
-    fn wrong(&self, key: &str, value: impl Display, allowed: impl Display) -> Error {
-        Error::BadRequest(format!("{}{key} is {value}; it must be {allowed}", self.table))
-    }
-
-    fn whole(&self, key: &str, value: impl TryInto<u64>, range: RangeInclusive<u64>) -> Result<&Self> {
-        let value = value.try_into().unwrap_or(u64::MAX);
-        if range.contains(&value) {
-            return Ok(self);
-        }
-        Err(self.wrong(key, value, format_args!("a whole number from {} to {}", range.start(), range.end())))
-    }
-
-    fn real(&self, key: &str, value: f64, range: Real) -> Result<&Self> {
-        if range.allows(value) { Ok(self) } else { Err(self.wrong(key, value, range)) }
-    }
-}
+pub(crate) mod keys;
 
 impl OptimizerConfig {
     /// Checks every number. Errors put `table` (empty, or ending with a dot) before the key.
@@ -278,16 +208,6 @@ impl Recipe for LifecycleRecipe {
 /// The stages of the pipeline: table in the recipe, folder.
 const PIPELINE_STAGES: [(&str, &str); 5] =
     [("pretrain", "base"), ("finetune", "instruct"), ("reward", "reward"), ("ppo", "aligned"), ("distill", "student")];
-
-/// Checks the settings of a new tokenizer; `table` (empty, or with a dot at its end) comes before the key in an error.
-pub(crate) fn check_tokenizer(config: &TrainConfig, table: &str) -> Result<()> {
-    Keys { table }.whole("vocab_size", config.vocab_size, llm_tokenizer::MIN_VOCAB_SIZE as u64..=1 << 24)?.whole(
-        "min_frequency",
-        config.min_frequency,
-        COUNT,
-    )?;
-    Ok(())
-}
 
 /// Checks the configuration of a new model; `table` is its name in the recipe.
 fn check_model(config: &ModelConfig, table: &str) -> Result<()> {

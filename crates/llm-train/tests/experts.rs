@@ -64,19 +64,7 @@ fn recipe(aux: f64, z: f64) -> PretrainRecipe {
 fn router_losses_balance_the_experts_in_every_stage() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    let text = [path("text.txt")];
-    let sentences = "One two three four five six seven eight nine ten.\nA cat and a dog sat on the mat by the door.\n";
-    std::fs::write(&text[0], sentences.repeat(100)).unwrap();
-    let (tokenizer, shards) = (path("tokenizer"), path("shards"));
-    train_tokenizer(&TrainConfig { vocab_size: 300, min_frequency: 1 }, &text, &tokenizer, false).unwrap();
-    let inputs = PrepareInputs {
-        tokenizer: tokenizer.clone(),
-        train: text.to_vec(),
-        validation: Vec::new(),
-        validation_share: 0.1,
-    };
-    quietly(|options| prepare(&inputs, &shards, options)).unwrap();
-    let inputs = PretrainInputs { tokenizer: tokenizer.clone(), data: shards.clone() };
+    let inputs = text_inputs(dir.path());
     for (name, aux, z) in [("balanced", 0.05, 0.), ("free", 0., 0.), ("small", 0., 0.1)] {
         quietly(|options| pretrain(&recipe(aux, z), &inputs, &path(name), options)).unwrap();
         let loss = numbers(&path(name), "loss");
@@ -145,6 +133,19 @@ fn router_losses_balance_the_experts_in_every_stage() {
     let (logged, strong) = student(50., "student");
     assert_eq!(logged.len(), strong.len());
     assert!(strong[0] > 3. * student(0., "student-free").1[0], "the coefficient must reach the gradient");
+}
+
+/// A tokenizer and the shards of a short text in `dir`.
+fn text_inputs(dir: &Path) -> PretrainInputs {
+    let text = [dir.join("text.txt")];
+    let sentences = "One two three four five six seven eight nine ten.\nA cat and a dog sat on the mat by the door.\n";
+    std::fs::write(&text[0], sentences.repeat(100)).unwrap();
+    let (tokenizer, data) = (dir.join("tokenizer"), dir.join("shards"));
+    train_tokenizer(&TrainConfig { vocab_size: 300, min_frequency: 1 }, &text, &tokenizer, false).unwrap();
+    let (train, validation) = (text.to_vec(), Vec::new());
+    let inputs = PrepareInputs { tokenizer: tokenizer.clone(), train, validation, validation_share: 0.1 };
+    quietly(|options| prepare(&inputs, &data, options)).unwrap();
+    PretrainInputs { tokenizer, data }
 }
 
 /// Sets the coefficient of the load-balancing loss in a model's folder.

@@ -6,7 +6,7 @@ use llm_data::{Contamination, Duplicates, ItemKeys, NGrams, SplitKey, read_docum
 use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
 use rayon::prelude::*;
 
-use crate::limits::check_tokenizer;
+use crate::limits::keys::check_tokenizer;
 use crate::run::{Event, RunOptions, already_exists, refuse_existing};
 use crate::{Error, Result};
 

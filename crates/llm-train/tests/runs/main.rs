@@ -10,6 +10,7 @@ mod keys;
 mod overlap;
 mod program;
 mod resume;
+mod stages;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ use llm_model::{LoraConfig, ModelConfig};
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{
     DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, PpoInputs, PpoRecipe, PrepareInputs, PretrainInputs,
-    PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, ppo, prepare, pretrain, reward,
+    PretrainRecipe, RewardInputs, RewardRecipe, prepare,
 };
 use llm_train::run::{Event, Outcome, RunOptions};
 use llm_train::{Error, Result};
@@ -125,6 +126,11 @@ impl Knobs {
         OptimizerConfig { learning_rate: self.learning_rate, warmup_steps: 0, ..OptimizerConfig::default() }
     }
 
+    /// The dataset of a stage: the test's own, or this file of the fixture.
+    fn data(&self, fixture: &Fixture, name: &str) -> PathBuf {
+        self.data.clone().unwrap_or_else(|| fixture.path(name))
+    }
+
     /// The configuration of a new model or student.
     fn shape(&self) -> ModelConfig {
         ModelConfig {
@@ -151,95 +157,12 @@ const STAGES: [Stage; 5] = [Stage::Pretrain, Stage::Finetune, Stage::Reward, Sta
 
 impl Stage {
     fn run(self, fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
-        let (optimizer, seed) = (knobs.optimizer(), knobs.seed);
-        let (batch_size, save_every) = (knobs.batch_size, knobs.save_every);
-        let data = |name: &str| knobs.data.clone().unwrap_or_else(|| fixture.path(name));
-        let model = fixture.path("model");
         match self {
-            Self::Pretrain => {
-                let recipe = PretrainRecipe {
-                    steps: knobs.length,
-                    seq_len: 8,
-                    eval_every: 2,
-                    eval_batches: 2,
-                    model: knobs.shape(),
-                    ..PretrainRecipe::default()
-                };
-                let recipe = PretrainRecipe { seed, batch_size, save_every, optimizer, ..recipe };
-                let (tokenizer, shards) = (fixture.path("model.tokenizer"), data("shards"));
-                pretrain(&recipe, &PretrainInputs { tokenizer: tokenizer.clone(), data: shards.clone() }, out, options)
-            }
-            Self::Finetune => {
-                let recipe = FinetuneRecipe {
-                    epochs: knobs.length,
-                    eval_every: 2,
-                    lora: knobs.lora.clone(),
-                    ..FinetuneRecipe::default()
-                };
-                let recipe = FinetuneRecipe { seed, batch_size, save_every, optimizer, ..recipe };
-                let (data, validation) = (data("chats.jsonl"), fixture.path("other.jsonl"));
-                let inputs = FinetuneInputs {
-                    model: model.clone(),
-                    data: data.clone(),
-                    validation: Some(validation.clone()),
-                    text: None,
-                };
-                finetune(&recipe, &inputs, out, options)
-            }
-            Self::Reward => {
-                let recipe = RewardRecipe { epochs: knobs.length, eval_every: 2, ..RewardRecipe::default() };
-                let recipe = RewardRecipe { seed, batch_size, save_every, optimizer, ..recipe };
-                let (data, validation) = (data("pairs.jsonl"), fixture.path("other-pairs.jsonl"));
-                let inputs =
-                    RewardInputs { model: model.clone(), data: data.clone(), validation: Some(validation.clone()) };
-                reward(&recipe, &inputs, out, options)
-            }
-            Self::Ppo => {
-                let recipe = PpoRecipe {
-                    updates: knobs.length,
-                    episodes: batch_size,
-                    num_ppo_epochs: 1,
-                    max_new_tokens: 4,
-                    ..PpoRecipe::default()
-                };
-                let recipe = PpoRecipe {
-                    seed,
-                    save_every,
-                    value_optimizer: OptimizerConfig { learning_rate: 1e-3, ..optimizer.clone() },
-                    optimizer,
-                    ..recipe
-                };
-                let (reward, data) = (fixture.path("reward-model"), data("prompts.jsonl"));
-                ppo(
-                    &recipe,
-                    &PpoInputs { model: model.clone(), reward: reward.clone(), data: data.clone() },
-                    out,
-                    options,
-                )
-            }
-            Self::Distill => {
-                let recipe = DistillRecipe {
-                    epochs: knobs.length,
-                    text_steps: 2,
-                    text_batch_size: 2,
-                    seq_len: 8,
-                    eval_every: 2,
-                    student: knobs.shape(),
-                    ..DistillRecipe::default()
-                };
-                let recipe = DistillRecipe { seed, batch_size, save_every, optimizer, ..recipe };
-                let (data, validation, text) =
-                    (data("chats.jsonl"), fixture.path("other.jsonl"), fixture.path("shards"));
-                let inputs = DistillInputs {
-                    teacher: model.clone(),
-                    text_teacher: None,
-                    student: None,
-                    data: data.clone(),
-                    validation: Some(validation.clone()),
-                    text: Some(text.clone()),
-                };
-                distill(&recipe, &inputs, out, options)
-            }
+            Self::Pretrain => stages::pretrain(fixture, knobs, out, options),
+            Self::Finetune => stages::finetune(fixture, knobs, out, options),
+            Self::Reward => stages::reward(fixture, knobs, out, options),
+            Self::Ppo => stages::ppo(fixture, knobs, out, options),
+            Self::Distill => stages::distill(fixture, knobs, out, options),
         }
     }
 

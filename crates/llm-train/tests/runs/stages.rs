@@ -1,0 +1,106 @@
+//! Each stage with the inputs of the fixture.
+
+use llm_train::recipes;
+
+use super::*;
+
+pub fn pretrain(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let recipe = PretrainRecipe {
+        seed: knobs.seed,
+        steps: knobs.length,
+        batch_size: knobs.batch_size,
+        seq_len: 8,
+        eval_every: 2,
+        eval_batches: 2,
+        save_every: knobs.save_every,
+        optimizer: knobs.optimizer(),
+        model: knobs.shape(),
+        ..PretrainRecipe::default()
+    };
+    let inputs = PretrainInputs { tokenizer: fixture.path("model.tokenizer"), data: knobs.data(fixture, "shards") };
+    recipes::pretrain(&recipe, &inputs, out, options)
+}
+
+pub fn finetune(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let recipe = FinetuneRecipe {
+        seed: knobs.seed,
+        epochs: knobs.length,
+        batch_size: knobs.batch_size,
+        eval_every: 2,
+        save_every: knobs.save_every,
+        optimizer: knobs.optimizer(),
+        lora: knobs.lora.clone(),
+        ..FinetuneRecipe::default()
+    };
+    let inputs = FinetuneInputs {
+        model: fixture.path("model"),
+        data: knobs.data(fixture, "chats.jsonl"),
+        validation: Some(fixture.path("other.jsonl")),
+        text: None,
+    };
+    recipes::finetune(&recipe, &inputs, out, options)
+}
+
+pub fn reward(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let recipe = RewardRecipe {
+        seed: knobs.seed,
+        epochs: knobs.length,
+        batch_size: knobs.batch_size,
+        eval_every: 2,
+        save_every: knobs.save_every,
+        optimizer: knobs.optimizer(),
+        ..RewardRecipe::default()
+    };
+    let inputs = RewardInputs {
+        model: fixture.path("model"),
+        data: knobs.data(fixture, "pairs.jsonl"),
+        validation: Some(fixture.path("other-pairs.jsonl")),
+    };
+    recipes::reward(&recipe, &inputs, out, options)
+}
+
+pub fn ppo(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let optimizer = knobs.optimizer();
+    let recipe = PpoRecipe {
+        seed: knobs.seed,
+        updates: knobs.length,
+        episodes: knobs.batch_size,
+        num_ppo_epochs: 1,
+        max_new_tokens: 4,
+        save_every: knobs.save_every,
+        value_optimizer: OptimizerConfig { learning_rate: 1e-3, ..optimizer.clone() },
+        optimizer,
+        ..PpoRecipe::default()
+    };
+    let inputs = PpoInputs {
+        model: fixture.path("model"),
+        reward: fixture.path("reward-model"),
+        data: knobs.data(fixture, "prompts.jsonl"),
+    };
+    recipes::ppo(&recipe, &inputs, out, options)
+}
+
+pub fn distill(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let recipe = DistillRecipe {
+        seed: knobs.seed,
+        epochs: knobs.length,
+        batch_size: knobs.batch_size,
+        text_steps: 2,
+        text_batch_size: 2,
+        seq_len: 8,
+        eval_every: 2,
+        save_every: knobs.save_every,
+        optimizer: knobs.optimizer(),
+        student: knobs.shape(),
+        ..DistillRecipe::default()
+    };
+    let inputs = DistillInputs {
+        teacher: fixture.path("model"),
+        text_teacher: None,
+        student: None,
+        data: knobs.data(fixture, "chats.jsonl"),
+        validation: Some(fixture.path("other.jsonl")),
+        text: Some(fixture.path("shards")),
+    };
+    recipes::distill(&recipe, &inputs, out, options)
+}
