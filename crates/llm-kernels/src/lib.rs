@@ -41,6 +41,7 @@ pub use ops::attention::{AttentionMask, AttentionParams, Sequences, attention, a
 pub use ops::attention_block::{AttentionBlock, QkNorm, attention_block};
 pub use ops::cross_entropy::{IGNORE_INDEX, cross_entropy};
 pub use ops::distillation::{DistillationLoss, HeadInputs, linear_distillation};
+pub use ops::dropout::{Dropout, dropout};
 pub use ops::head::linear_cross_entropy;
 pub use ops::kl_divergence::kl_divergence;
 pub use ops::layer_norm::layer_norm;

@@ -40,7 +40,7 @@ impl Linear {
 
     /// The layer as a part of a block of `llm_kernels`.
     pub fn projection(&self) -> Result<Projection<'_>> {
-        let lora = self.lora.as_ref().map(|lora| lora.weights(&self.weight)).transpose()?;
+        let lora = self.lora.iter().map(|lora| lora.weights(&self.weight)).collect::<Result<_>>()?;
         Ok(Projection { weight: self.weight.projection(self.precision), bias: self.bias.as_ref(), lora })
     }
 

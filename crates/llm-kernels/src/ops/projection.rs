@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::dropout::{Dropout, dropout};
 use super::linear::{linear_reshaped, linear_residual, linear_with_precision};
 use super::linear_mapped::{MappedWeight, linear_mapped};
 use super::linear_quantized::linear_quantized;
@@ -41,32 +42,34 @@ impl ProjectionWeight<'_> {
 /// A `LoRA` adapter (Hu et al. 2021, arXiv 2106.09685): `y + scale · (x · aᵀ) · bᵀ` for the result `y` of the weight; with
 /// `DoRA` (Liu et al. 2024, arXiv 2402.09353) times a scale for each feature.
 #[derive(Debug, Clone)]
-pub struct LoraWeights<'a> {
+pub struct LoraWeights {
     /// `(r, in)`.
-    pub a: &'a Tensor,
+    pub a: Tensor,
     /// `(out, r)`.
-    pub b: &'a Tensor,
+    pub b: Tensor,
     /// The factor of the update.
     pub scale: f64,
     /// The scale of `DoRA`, `(out,)`.
     pub dora_scale: Option<Tensor>,
+    /// Dropout of the input of `a`.
+    pub dropout: Option<Dropout>,
 }
 
-/// `x · wᵀ + bias`, with the adapter before the bias.
+/// `x · wᵀ + bias`, with the adapters before the bias.
 #[derive(Debug, Clone)]
 pub struct Projection<'a> {
     /// `(out, in)`.
     pub weight: ProjectionWeight<'a>,
     /// `(out,)`.
     pub bias: Option<&'a Tensor>,
-    /// The adapter.
-    pub lora: Option<LoraWeights<'a>>,
+    /// The adapters, each on the result of the earlier ones; usually one or none.
+    pub lora: Vec<LoraWeights>,
 }
 
 impl<'a> Projection<'a> {
     /// A projection with a tensor `(out, in)` only.
     pub fn dense(weight: &'a Tensor, precision: Precision) -> Self {
-        Self { weight: ProjectionWeight::Dense(weight, precision), bias: None, lora: None }
+        Self { weight: ProjectionWeight::Dense(weight, precision), bias: None, lora: Vec::new() }
     }
 
     /// The number of output features.
@@ -83,18 +86,19 @@ impl<'a> Projection<'a> {
     }
 
     fn is_plain(&self) -> bool {
-        self.bias.is_none() && self.lora.is_none()
+        self.bias.is_none() && self.lora.is_empty()
     }
 
     /// `(…, in)` to `(…, out)`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut y = self.weight.forward(x)?;
-        if let Some(LoraWeights { a, b, scale, dora_scale }) = &self.lora {
-            let precision = match self.weight {
-                ProjectionWeight::Dense(_, precision) => precision,
-                ProjectionWeight::Mapped(_) | ProjectionWeight::Quantized(_) => Precision::F32,
-            };
-            let low = (linear_with_precision(x, a, precision)? * *scale)?; // (…, r)
+        let precision = match self.weight {
+            ProjectionWeight::Dense(_, precision) => precision,
+            ProjectionWeight::Mapped(_) | ProjectionWeight::Quantized(_) => Precision::F32,
+        };
+        for LoraWeights { a, b, scale, dora_scale, dropout: mask } in &self.lora {
+            let x = mask.map_or_else(|| Ok(x.clone()), |mask| dropout(x, mask))?;
+            let low = (linear_with_precision(&x, a, precision)? * *scale)?; // (…, r)
             y = linear_residual(&low, b, &y, precision)?;
             if let Some(scale) = dora_scale {
                 y = y.broadcast_mul(scale)?;
@@ -115,14 +119,14 @@ impl<'a> Projection<'a> {
     /// `residual + x · wᵀ + bias`; `x` is `(b, t, in)` or `(b, t, h, d)` with `h · d = in`.
     pub fn forward_residual(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         match self.weight {
-            ProjectionWeight::Dense(w, precision) if self.lora.is_none() => {
+            ProjectionWeight::Dense(w, precision) if self.lora.is_empty() => {
                 self.add_bias(linear_residual(x, w, residual, precision)?)
             }
             _ => {
                 let x = x.reshape(((), self.weight.dims()?.1))?;
-                match &self.lora {
-                    Some(_) => residual + self.forward(&x)?.reshape(residual.shape())?,
-                    None => self.add_bias((residual + self.weight.forward(&x)?.reshape(residual.shape())?)?),
+                match self.lora.is_empty() {
+                    false => residual + self.forward(&x)?.reshape(residual.shape())?,
+                    true => self.add_bias((residual + self.weight.forward(&x)?.reshape(residual.shape())?)?),
                 }
             }
         }
@@ -161,8 +165,9 @@ mod tests {
                 (None, true, Some(dora.clone())),
             ] {
                 let what = format!("{weight:?}, bias {}, adapter {adapted}", bias.is_some());
-                let lora = LoraWeights { a: &a, b: &b, scale: 2., dora_scale: dora_scale.clone() };
-                let projection = Projection { weight, bias, lora: adapted.then_some(lora) };
+                let (scale, dora) = (2., dora_scale.clone());
+                let lora = LoraWeights { a: a.clone(), b: b.clone(), scale, dora_scale: dora, dropout: None };
+                let projection = Projection { weight, bias, lora: adapted.then_some(lora).into_iter().collect() };
                 let y = projection.forward(&x)?;
                 assert_near(&projection.forward_heads(&x, 4, 2)?, &y.reshape((2, 3, 4, 2))?, &what)?;
                 let heads = x.reshape((2, 3, 4, 8))?;

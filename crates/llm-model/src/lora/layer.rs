@@ -32,9 +32,9 @@ impl Lora {
     }
 
     /// The weights that are added to those of the layer.
-    pub fn weights(&self, weight: &Weight) -> candle_core::Result<LoraWeights<'_>> {
+    pub fn weights(&self, weight: &Weight) -> candle_core::Result<LoraWeights> {
         let dora_scale = if self.dora_scale.is_some() { self.dora_scale.clone() } else { self.dora_scale(weight)? };
-        Ok(LoraWeights { a: &self.a, b: &self.b, scale: self.scale, dora_scale })
+        Ok(LoraWeights { a: self.a.clone(), b: self.b.clone(), scale: self.scale, dora_scale, dropout: None })
     }
 
     /// The merged matrix `(out, in)`.
