@@ -33,6 +33,7 @@ mod error;
 mod files;
 mod messages;
 mod overlap;
+mod packing;
 mod ranking;
 mod records;
 mod shards;
@@ -47,6 +48,7 @@ pub use conversation::{
 pub use error::Error;
 pub use files::{read_documents, read_jsonl, write_jsonl};
 pub use overlap::NGrams;
+pub use packing::best_fit_decreasing;
 pub use ranking::{Ranking, Rankings, read_rankings};
 pub use shards::{Manifest, SplitInfo, TokenDataset, prepare};
 pub use split::{Duplicates, ItemKeys, Keyed, SplitKey, split_by_prompt};

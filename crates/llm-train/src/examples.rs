@@ -1,4 +1,4 @@
-//! Conversations as token ids with a loss mask, and batches of similar length.
+//! Conversations as token ids with a loss mask.
 
 use std::path::Path;
 
@@ -6,11 +6,9 @@ use candle_core::Tensor;
 use llm_data::{Conversation, Warnings, chat_messages, read_conversations};
 use llm_model::{Batch, Model};
 use llm_tokenizer::Tokenizer;
-use rand::seq::SliceRandom;
 
-use crate::run::rng;
 use crate::splits::{self, Source, encode_all, read_items};
-use crate::{Error, Result, loss};
+use crate::{Result, loss};
 
 /// A conversation in token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,26 +46,45 @@ fn encode(tokenizer: &Tokenizer, conversation: &Conversation, max_length: usize)
     Ok((ids.len() <= max_length).then_some(Example { ids, loss_mask }))
 }
 
-/// The examples as a right-padded batch `(b, t)`, the flat positions (`row * t + column`) that predict a trained token, and the
-/// ids of those tokens (the labels).
-pub(crate) fn answer_positions(examples: &[&Example], pad: u32) -> Result<(Batch, Vec<u32>, Vec<i64>)> {
-    let rows: Vec<Vec<u32>> = examples.iter().map(|e| e.ids.clone()).collect();
-    let batch = Batch::right_padded(&rows, pad)?;
-    let width = batch.input_ids.dim(1)?;
+/// The examples as a batch, the flat positions (`row * t + column`, or in a ragged batch the token) that predict a trained token,
+/// and the ids of those tokens (the labels). The batch is right-padded with `pad`, `(b, t)`, or ragged without `pad`, `(1, n)`:
+/// then no token is padding, and each example has its own positions and attention. The first token of an example is no label.
+pub(crate) fn answer_positions(examples: &[&Example], pad: Option<u32>) -> Result<(Batch, Vec<u32>, Vec<i64>)> {
+    let (batch, starts) = rows_to_batch(&examples.iter().map(|e| e.ids.as_slice()).collect::<Vec<_>>(), pad)?;
     let (mut positions, mut labels) = (Vec::new(), Vec::new());
-    for (row, example) in examples.iter().enumerate() {
+    for (start, example) in starts.into_iter().zip(examples) {
         for t in (1..example.ids.len()).filter(|&t| example.loss_mask[t]) {
-            positions.push((row * width + t - 1) as u32);
+            positions.push((start + t - 1) as u32);
             labels.push(i64::from(example.ids[t]));
         }
     }
     Ok((batch, positions, labels))
 }
 
+/// Rows as a batch, and the flat position of the first token of each row: right-padded with `pad`, or ragged without it.
+pub(crate) fn rows_to_batch(rows: &[&[u32]], pad: Option<u32>) -> Result<(Batch, Vec<usize>)> {
+    let Some(pad) = pad else {
+        let starts = rows.iter().scan(0, |next, row| Some(std::mem::replace(next, *next + row.len())));
+        return Ok((Batch::ragged(rows, &vec![0; rows.len()])?, starts.collect()));
+    };
+    let batch = Batch::right_padded(&rows.iter().map(|row| row.to_vec()).collect::<Vec<_>>(), pad)?;
+    let width = batch.input_ids.dim(1)?;
+    Ok((batch, (0..rows.len()).map(|row| row * width).collect()))
+}
+
 /// The hidden states that predict the trained tokens, `(n, hidden)`, and the ids of those tokens.
 pub fn answer_states(model: &Model, examples: &[&Example], pad: u32) -> Result<(Tensor, Vec<i64>)> {
-    let (batch, positions, labels) = answer_positions(examples, pad)?;
+    let (batch, positions, labels) = answer_positions(examples, Some(pad))?;
     Ok((gather_rows(&model.hidden(&batch, None)?, positions)?, labels))
+}
+
+/// The share of each micro-batch in the trained tokens of a step: with these weights of the mean losses of the micro-batches, every
+/// trained token has the same weight.
+pub(crate) fn token_shares(micro: &[Vec<&Example>]) -> Vec<f64> {
+    let trained = |example: &&Example| example.loss_mask[1..].iter().filter(|&&trained| trained).count();
+    let counts: Vec<usize> = micro.iter().map(|examples| examples.iter().map(trained).sum()).collect();
+    let all: usize = counts.iter().sum();
+    counts.into_iter().map(|count| count as f64 / all as f64).collect()
 }
 
 /// The rows of `hidden` `(b, t, hidden)` at these flat positions: `(n, hidden)`.
@@ -97,58 +114,103 @@ pub(crate) fn take_evenly<T>(items: Vec<T>, most: usize) -> Vec<T> {
     items.into_iter().enumerate().filter(|&(i, _)| is_taken(i)).map(|(_, item)| item).collect()
 }
 
-/// Shuffled batches of items of similar length. A batch depends on seed and batch number only.
-#[derive(Debug)]
-pub struct LengthBatches {
-    lengths: Vec<usize>,
-    batch_size: usize,
-    seed: u64,
-    epoch: Option<(u64, Vec<Vec<usize>>)>,
-}
-
-impl LengthBatches {
-    /// Batches of `batch_size` items with these lengths; it is an error if there are no items.
-    pub fn new(lengths: Vec<usize>, batch_size: usize, seed: u64) -> Result<Self> {
-        if lengths.is_empty() || batch_size == 0 {
-            return Err(Error::BadRequest(format!(
-                "{} items in batches of {batch_size}: both must be at least 1",
-                lengths.len()
-            )));
-        }
-        Ok(Self { lengths, batch_size, seed, epoch: None })
-    }
-
-    /// Batches per pass over the items. The last one may be smaller.
-    pub fn per_epoch(&self) -> u64 {
-        self.lengths.len().div_ceil(self.batch_size) as u64
-    }
-
-    /// The items of batch `n`, counted over all epochs.
-    pub fn batch(&mut self, n: u64) -> Vec<usize> {
-        let (epoch, at) = (n / self.per_epoch(), (n % self.per_epoch()) as usize);
-        if self.epoch.as_ref().is_none_or(|(current, _)| *current != epoch) {
-            self.epoch = Some((epoch, self.shuffled(epoch)));
-        }
-        self.epoch.as_ref().map(|(_, batches)| batches[at].clone()).unwrap_or_default()
-    }
-
-    /// Shuffles items, sorts them by length within groups of sixteen batches, and shuffles the batches.
-    fn shuffled(&self, epoch: u64) -> Vec<Vec<usize>> {
-        let mut rng = rng(self.seed, 1, epoch);
-        let mut items: Vec<usize> = (0..self.lengths.len()).collect();
-        items.shuffle(&mut rng);
-        for group in items.chunks_mut(16 * self.batch_size) {
-            group.sort_by_key(|&item| self.lengths[item]);
-        }
-        let mut batches: Vec<Vec<usize>> = items.chunks(self.batch_size).map(<[usize]>::to_vec).collect();
-        batches.shuffle(&mut rng);
-        batches
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use candle_core::DType;
+    use llm_model::{Head, LoraConfig, ModelConfig, ModelType};
+
     use super::*;
+    use crate::optim::{Learner, OptimizerConfig};
+
+    fn example(ids: std::ops::Range<u32>, prompt: usize) -> Example {
+        let loss_mask = (0..ids.len()).map(|i| i >= prompt).collect();
+        Example { ids: ids.collect(), loss_mask }
+    }
+
+    /// Two micro-batches, of 1 token with loss 4 and of 3 tokens with loss 2: the mean over tokens is 2.5. The mean of the two means
+    /// would be 3.
+    #[test]
+    fn every_trained_token_of_a_step_has_the_same_weight() {
+        let (one, two, three) = (example(0..5, 4), example(3..6, 2), example(7..10, 1));
+        let shares = token_shares(&[vec![&one], vec![&two, &three]]);
+        assert_eq!(shares, [0.25, 0.75]);
+        assert_eq!(4. * shares[0] + 2. * shares[1], 2.5);
+        // The first token of an example is not predicted, even if it is marked.
+        assert_eq!(token_shares(&[vec![&example(0..4, 0)], vec![&one]]), [0.75, 0.25]);
+    }
+
+    const KINDS: [&str; 3] = ["full attention", "sliding window", "adapter"];
+
+    fn learner(kind: &str) -> Learner {
+        let config = ModelConfig {
+            vocab_size: 40,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            initializer_range: 0.3,
+            ..ModelConfig::default()
+        };
+        let config = match kind {
+            "sliding window" => ModelConfig { model_type: ModelType::Mistral, sliding_window: Some(6), ..config },
+            _ => config,
+        };
+        let model = Model::init(config, Head::LanguageModel, 3).unwrap();
+        let lora = LoraConfig { r: 4, ..LoraConfig::default() };
+        let model = if kind == "adapter" { model.with_lora(&lora, 1).unwrap() } else { model };
+        Learner::new(model, &OptimizerConfig::default()).unwrap()
+    }
+
+    /// The gradients of the mean loss over the trained tokens of all batches.
+    fn gradients(kind: &str, batches: &[Vec<&Example>], pad: Option<u32>) -> BTreeMap<String, Vec<f64>> {
+        let mut learner = learner(kind);
+        for (examples, share) in batches.iter().zip(token_shares(batches)) {
+            let (batch, positions, labels) = answer_positions(examples, pad).unwrap();
+            let hidden = gather_rows(&learner.model.hidden(&batch, None).unwrap(), positions).unwrap();
+            let loss = (loss::next_token(&learner.model, &hidden, &labels).unwrap() * share).unwrap();
+            learner.backward(&loss).unwrap();
+        }
+        let flat = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        learner.gradients().iter().map(|(name, gradient)| (name.clone(), flat(gradient))).collect()
+    }
+
+    #[test]
+    fn packed_examples_have_the_gradient_that_they_have_alone() {
+        let examples = [example(0..13, 6), example(5..8, 1), example(20..40, 3), example(9..15, 4), example(2..4, 1)];
+        let all: Vec<&Example> = examples.iter().collect();
+        let alone: Vec<Vec<&Example>> = all.iter().map(|&example| vec![example]).collect();
+        for kind in KINDS {
+            let expected = gradients(kind, &alone, Some(0));
+            for (what, batches, pad) in [
+                ("one pack", vec![all.clone()], None),
+                ("two packs", vec![all[..2].to_vec(), all[2..].to_vec()], None),
+                ("padded", vec![all.clone()], Some(0)),
+            ] {
+                let found = gradients(kind, &batches, pad);
+                assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+                for (name, expected) in &expected {
+                    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+                    let gap = norm(&mut found[name].iter().zip(expected).map(|(a, b)| a - b));
+                    let size = norm(&mut expected.iter().copied());
+                    // Sums of f32 in another order.
+                    assert!(gap <= 1e-5 * size, "{what}, {kind}, {name}: {gap} of {size}");
+                }
+            }
+            // Negative control: one example that contains all tokens has another gradient.
+            let joined = Example {
+                ids: all.iter().flat_map(|e| e.ids.clone()).collect(),
+                loss_mask: all.iter().flat_map(|e| e.loss_mask.clone()).collect(),
+            };
+            let leaky = gradients(kind, &[vec![&joined]], None);
+            let differs = |(name, expected): (&String, &Vec<f64>)| {
+                leaky[name].iter().zip(expected).any(|(a, b)| (a - b).abs() > 0.01 * b.abs().max(0.01))
+            };
+            assert!(expected.iter().any(differs));
+        }
+    }
 
     #[test]
     fn items_are_taken_evenly() {
@@ -158,20 +220,5 @@ mod tests {
             let gaps: Vec<usize> = part.windows(2).map(|w| w[1] - w[0]).collect();
             assert!(gaps.iter().all(|&gap| gap >= 1 && gap <= all.div_ceil(most.max(1))), "{part:?}");
         }
-    }
-
-    #[test]
-    fn an_epoch_has_each_item_once_and_a_batch_depends_on_its_number_only() {
-        let lengths: Vec<usize> = (0..103).map(|i| i * 37 % 50 + 1).collect();
-        let mut batches = LengthBatches::new(lengths.clone(), 8, 5).unwrap();
-        let first: Vec<Vec<usize>> = (0..batches.per_epoch()).map(|n| batches.batch(n)).collect();
-        let mut all: Vec<usize> = first.concat();
-        all.sort_unstable();
-        assert_eq!(all, (0..103).collect::<Vec<_>>());
-        let second = batches.batch(batches.per_epoch() + 3);
-        let mut fresh = LengthBatches::new(lengths, 8, 5).unwrap();
-        assert_eq!(fresh.batch(fresh.per_epoch() + 3), second);
-        assert_eq!(fresh.batch(3), first[3]);
-        assert_ne!(second, first[3]);
     }
 }

@@ -8,6 +8,7 @@
 //! - [`compat`]: checks that model, tokenizer and data match;
 //! - [`run`]: the folder of a run, checkpoints and resuming;
 //! - [`eval`]: the steps after which a run is evaluated;
+//! - [`examples`], [`batches`]: conversations in token ids, and their batches;
 //! - [`plot`]: curves as SVG;
 //! - [`mod@bench`]: measured cost of a training step; [`params`]: estimated cost of a model.
 //!
@@ -47,6 +48,7 @@
 //!
 //! `examples/pretrain.rs` is an example to copy: from a corpus to generated text.
 
+pub mod batches;
 pub mod bench;
 pub mod best_of;
 #[cfg(feature = "cli")]

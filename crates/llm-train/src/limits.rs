@@ -56,6 +56,7 @@ impl Recipe for FinetuneRecipe {
             .whole("epochs", self.epochs, COUNT)?
             .whole("batch_size", self.batch_size, COUNT)?
             .whole("gradient_accumulation_steps", self.gradient_accumulation_steps, 1..=1_000_000)?
+            .tokens(self.max_tokens, self.max_length)?
             .whole("max_length", self.max_length, 2..=*COUNT.end())?
             .whole("text_batch_size", self.text_batch_size, COUNT)?
             .whole("seq_len", self.seq_len, COUNT)?
@@ -78,6 +79,7 @@ impl Recipe for RewardRecipe {
             .whole("seed", self.seed, SEED)?
             .whole("epochs", self.epochs, COUNT)?
             .whole("batch_size", self.batch_size, COUNT)?
+            .tokens(self.max_tokens, self.max_length)?
             .whole("max_length", self.max_length, 2..=*COUNT.end())?
             .real("center_rewards_coefficient", self.center_rewards_coefficient, Real::NotNegative)?
             .real("validation_share", self.validation_share, Real::Within(1.))?
@@ -135,6 +137,7 @@ impl Recipe for DistillRecipe {
             .whole("seq_len", self.seq_len, COUNT)?
             .whole("epochs", self.epochs, COUNT)?
             .whole("batch_size", self.batch_size, COUNT)?
+            .tokens(self.max_tokens, self.max_length)?
             .whole("max_length", self.max_length, 2..=*COUNT.end())?
             .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?

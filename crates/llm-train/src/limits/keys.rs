@@ -71,6 +71,14 @@ impl Keys<'_> {
         Err(self.wrong(key, value, format_args!("a whole number from {} to {}", range.start(), range.end())))
     }
 
+    /// `max_tokens`: 0, or at least `max_length`.
+    pub(super) fn tokens(&self, max_tokens: usize, max_length: usize) -> Result<&Self> {
+        if max_tokens == 0 || max_tokens >= max_length {
+            return self.whole("max_tokens", max_tokens, COUNT_OR_NONE);
+        }
+        Err(self.wrong("max_tokens", max_tokens, format_args!("0, or at least max_length, {max_length}")))
+    }
+
     pub(super) fn real(&self, key: &str, value: f64, range: Real) -> Result<&Self> {
         if range.allows(value) { Ok(self) } else { Err(self.wrong(key, value, range)) }
     }

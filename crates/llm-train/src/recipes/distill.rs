@@ -14,8 +14,9 @@ use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use super::{chat_format, load_model, save};
+use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
-use crate::examples::{Example, LengthBatches, answer_positions, gather_rows, take_evenly, train_and_validation};
+use crate::examples::{Example, answer_positions, gather_rows, take_evenly, train_and_validation};
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
 use crate::run::{Evaluation, Outcome, Plan, RunOptions, RunSetup, Start, learner};
@@ -42,8 +43,11 @@ pub struct DistillRecipe {
     pub text_weight: f64,
     /// Number of passes over the conversations.
     pub epochs: u64,
-    /// Conversations per step.
+    /// Conversations per step, padded to the longest; with `max_tokens`: conversations per batch of an evaluation only.
     pub batch_size: usize,
+    /// Packs conversations into steps of at most this many tokens by best-fit decreasing, without padding; 0: steps of `batch_size`
+    /// conversations. At least `max_length`.
+    pub max_tokens: usize,
     /// Longer conversations are left out, in tokens.
     pub max_length: usize,
     /// Steps between evaluations on the validation split; 0: only at the end.
@@ -105,20 +109,20 @@ pub fn distill(recipe: &DistillRecipe, inputs: &DistillInputs, out: &Path, optio
     let max_length = recipe.max_length.min(positions);
     let (train, validation) =
         train_and_validation((&inputs.data, inputs.validation.as_deref()), recipe.seed, &tokenizer, max_length)?;
-    let mut conversations =
-        LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), recipe.batch_size, recipe.seed)?;
+    let size = BatchSize::of_recipe(recipe.batch_size, recipe.max_tokens);
+    let mut conversations = LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), size, recipe.seed)?;
     let mut text = match &text {
         Some(text) => Some(Batches::new(text, recipe.text_batch_size, recipe.seq_len, recipe.seed)?),
         None => None,
     };
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
     let mut learner = learner(&setup, &recipe.optimizer, || Ok(first_student))?;
-    let size = |config: &ModelConfig| ParamCount::of(config, Head::LanguageModel).total() as f64;
-    let share = 100. * size(learner.model.config()) / size(&teacher_config);
+    let parameters = |config: &ModelConfig| ParamCount::of(config, Head::LanguageModel).total() as f64;
+    let share = 100. * parameters(learner.model.config()) / parameters(&teacher_config);
     tracing::info!("the student has {share:.1} % of the teacher's parameters");
 
     let text_steps = if text.is_some() { recipe.text_steps } else { 0 };
-    let steps = text_steps + conversations.per_epoch() * recipe.epochs;
+    let steps = text_steps + conversations.count(recipe.epochs);
     let run = setup.open(Plan {
         steps,
         save_every: recipe.save_every,
@@ -143,7 +147,7 @@ pub fn distill(recipe: &DistillRecipe, inputs: &DistillInputs, out: &Path, optio
         let on_answers = step.index.checked_sub(text_steps);
         if let Some(n) = on_answers {
             let chosen: Vec<&Example> = conversations.batch(n).iter().map(|&i| &train[i]).collect();
-            let batch = DistillBatch::of_answers(&chosen, pad)?;
+            let batch = DistillBatch::of_answers(&chosen, size.padding(pad))?;
             metrics.extend(batch.accumulate_gradients(&mut learner, teacher.as_ref(), recipe, 1., &mut routers)?);
         }
         if let Some(text) = text.as_mut().filter(|_| on_answers.is_none() || recipe.text_weight > 0.) {
@@ -253,7 +257,7 @@ impl DistillBatch {
     }
 
     /// A batch of conversations: the assistant's tokens are trained.
-    fn of_answers(examples: &[&Example], pad: u32) -> Result<Self> {
+    fn of_answers(examples: &[&Example], pad: Option<u32>) -> Result<Self> {
         let (batch, positions, labels) = answer_positions(examples, pad)?;
         Ok(Self { batch, positions: Some(positions), labels })
     }
@@ -318,7 +322,7 @@ fn evaluate(
 ) -> Result<Vec<(&'static str, f64)>> {
     let (mut kl_sum, mut loss_sum, mut count) = (0., 0., 0.);
     for chunk in validation.chunks(batch_size) {
-        let batch = DistillBatch::of_answers(&chunk.iter().collect::<Vec<_>>(), pad)?;
+        let batch = DistillBatch::of_answers(&chunk.iter().collect::<Vec<_>>(), Some(pad))?;
         let losses = batch.loss(student, teacher, 1., 1.)?;
         let n = batch.labels.len() as f64;
         kl_sum += n * losses.kl.unwrap_or(0.);

@@ -8,9 +8,10 @@ use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use super::{chat_format, load_model, save};
+use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::{TokenSource, check_compatible};
 use crate::examples::{
-    Example, LengthBatches, answer_loss, answer_positions, gather_rows, take_evenly, train_and_validation,
+    Example, answer_loss, answer_positions, gather_rows, take_evenly, token_shares, train_and_validation,
 };
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
@@ -25,8 +26,12 @@ pub struct FinetuneRecipe {
     pub seed: u64,
     /// Number of passes over the conversations.
     pub epochs: u64,
-    /// Conversations per micro-batch.
+    /// Conversations per micro-batch, padded to the longest; with `max_tokens`: conversations per batch of an evaluation only.
     pub batch_size: usize,
+    /// Packs conversations into micro-batches of at most this many tokens by best-fit decreasing, without padding; 0: micro-batches of
+    /// `batch_size` conversations. Each conversation keeps its own attention and positions, so that the gradient is that of the same
+    /// conversations without packing. At least `max_length`.
+    pub max_tokens: usize,
     /// Micro-batches per optimizer step.
     pub gradient_accumulation_steps: u64,
     /// Whether to recompute the activations of each block in the backward pass: less memory, about a third more compute.
@@ -104,13 +109,14 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: &FinetuneInputs, out: &Path, op
     if recipe.activation_checkpointing {
         learner.model.checkpoint_activations();
     }
-    let mut batches = LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), recipe.batch_size, recipe.seed)?;
+    let size = BatchSize::of_recipe(recipe.batch_size, recipe.max_tokens);
+    let mut batches = LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), size, recipe.seed)?;
     let mut text = match &text {
         Some(text) => Some(Batches::new(text, recipe.text_batch_size, recipe.seq_len, recipe.seed)?),
         None => None,
     };
     let micro_batches = recipe.gradient_accumulation_steps;
-    let steps = (batches.per_epoch() * recipe.epochs).div_ceil(micro_batches);
+    let steps = batches.count(recipe.epochs).div_ceil(micro_batches);
     let run = setup.open(Plan {
         steps,
         save_every: recipe.save_every,
@@ -140,7 +146,7 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: &FinetuneInputs, out: &Path, op
         let micro: Vec<Vec<&Example>> = (0..micro_batches)
             .map(|m| batches.batch(step.index * micro_batches + m).into_iter().map(|i| &train[i]).collect())
             .collect();
-        let (mean_loss, routers) = train_on_answers(&mut learner, &micro, pad)?;
+        let (mean_loss, routers) = train_on_answers(&mut learner, &micro, size.padding(pad))?;
         let mut metrics = vec![("loss", mean_loss)];
         if let Some(text) = &mut text {
             metrics.push(("text_loss", train_on_text(recipe, &mut learner, text.batch(step.index)?)?));
@@ -174,15 +180,12 @@ fn load(recipe: &FinetuneRecipe, inputs: &FinetuneInputs) -> Result<(Tokenizer, 
 }
 
 /// Accumulates the gradients of the cross-entropy of the answers; returns its mean over all trained tokens.
-fn train_on_answers(learner: &mut Learner, micro: &[Vec<&Example>], pad: u32) -> Result<(f64, RouterMetrics)> {
-    // Every trained token has the same weight, whichever micro-batch it is in.
-    let tokens = micro.iter().flatten().map(|e| e.loss_mask[1..].iter().filter(|&&l| l).count()).sum::<usize>();
+fn train_on_answers(learner: &mut Learner, micro: &[Vec<&Example>], pad: Option<u32>) -> Result<(f64, RouterMetrics)> {
     let (mut mean_loss, mut routers) = (0., RouterMetrics::default());
-    for examples in micro {
+    for (examples, share) in micro.iter().zip(token_shares(micro)) {
         let (batch, positions, labels) = answer_positions(examples, pad)?;
         let (hidden, routing) = learner.model.hidden_and_routing(&batch)?; // (b, t, hidden)
         let hidden = gather_rows(&hidden, positions)?; // (n, hidden)
-        let share = labels.len() as f64 / tokens as f64;
         let loss = (loss::next_token(&learner.model, &hidden, &labels)? * share)?;
         mean_loss += loss::scalar(&loss)?;
         learner.backward(&routers.add(&loss, routing.as_ref(), share)?)?;

@@ -7,14 +7,15 @@ use candle_core::Tensor;
 use llm_data::chat_messages;
 use llm_data::{Ranking, read_rankings};
 use llm_engine::{GenerateOptions, generate_from};
-use llm_model::{Batch, Head, Model, Routing};
+use llm_model::{Head, Model, Routing};
 use llm_tokenizer::{ChatFormat, ChatMessage, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{chat_format, load_model, save};
+use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::check_compatible;
-use crate::examples::{LengthBatches, gather_rows, take_evenly};
+use crate::examples::{gather_rows, rows_to_batch, take_evenly};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
 use crate::run::{Evaluation, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Start, learner};
@@ -29,8 +30,11 @@ pub struct RewardRecipe {
     pub seed: u64,
     /// Number of passes over the rankings.
     pub epochs: u64,
-    /// Prompts per step, each with all its answers.
+    /// Prompts per step, each with all its answers, padded to the longest; with `max_tokens`: prompts per batch of an evaluation only.
     pub batch_size: usize,
+    /// Packs prompts, each with all its answers, into steps of at most this many tokens by best-fit decreasing, without padding; 0:
+    /// steps of `batch_size` prompts. At least `max_length`, and at least the tokens of all answers to a prompt.
+    pub max_tokens: usize,
     /// Rankings with a longer conversation are left out, in tokens.
     pub max_length: usize,
     /// Weight of the penalty `(better + worse)²`, which keeps scores near 0.
@@ -99,9 +103,13 @@ pub fn reward(recipe: &RewardRecipe, inputs: &RewardInputs, out: &Path, options:
         model.set_eos_token_id(Some(end_of_turn));
         Ok(model)
     })?;
-    let longest = |ranked: &EncodedRanking| ranked.rows.iter().map(Vec::len).max().unwrap_or(0);
-    let mut batches = LengthBatches::new(train.iter().map(longest).collect(), recipe.batch_size, recipe.seed)?;
-    let steps = batches.per_epoch() * recipe.epochs;
+    let size = BatchSize::of_recipe(recipe.batch_size, recipe.max_tokens);
+    let length = |ranked: &EncodedRanking| {
+        let lengths = ranked.rows.iter().map(Vec::len);
+        if recipe.max_tokens == 0 { lengths.max().unwrap_or(0) } else { lengths.sum() }
+    };
+    let mut batches = LengthBatches::new(train.iter().map(length).collect(), size, recipe.seed)?;
+    let steps = batches.count(recipe.epochs);
     let run = setup.open(Plan {
         steps,
         save_every: recipe.save_every,
@@ -123,7 +131,7 @@ pub fn reward(recipe: &RewardRecipe, inputs: &RewardInputs, out: &Path, options:
         let prompts: Vec<&EncodedRanking> = batches.batch(step.index).into_iter().map(|i| &train[i]).collect();
         // All answers of all prompts in one forward pass: scores (rows,).
         let rows: Vec<Vec<u32>> = prompts.iter().flat_map(|p| p.rows.iter().cloned()).collect();
-        let (scores, routing) = scores_and_routing(&learner.model, &rows, pad)?;
+        let (scores, routing) = scores_and_routing(&learner.model, &rows, size.padding(pad))?;
         let pairs = offset_pairs(&prompts);
         let margins: Vec<f64> = prompts.iter().map(|p| p.margin).collect();
         let loss = loss::k_way(&scores, &pairs, &margins, recipe.center_rewards_coefficient)?;
@@ -160,18 +168,18 @@ fn score_metrics(scores: &Tensor, pairs: &[Vec<(usize, usize)>]) -> Result<[(&'s
     ])
 }
 
-/// The scores `(rows,)`, read at the last token of each row, and the routing of a model with experts.
-fn scores_and_routing(model: &Model, rows: &[Vec<u32>], pad: u32) -> Result<(Tensor, Option<Routing>)> {
-    let batch = Batch::right_padded(rows, pad)?;
-    let width = batch.input_ids.dim(1)?;
-    let last = rows.iter().enumerate().map(|(i, row)| (i * width + row.len() - 1) as u32).collect();
-    let (hidden, routing) = model.hidden_and_routing(&batch)?; // (rows, width, hidden)
+/// The scores `(rows,)`, read at the last token of each row, and the routing of a model with experts. The batch is right-padded with
+/// `pad`, or ragged without it.
+fn scores_and_routing(model: &Model, rows: &[Vec<u32>], pad: Option<u32>) -> Result<(Tensor, Option<Routing>)> {
+    let (batch, starts) = rows_to_batch(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>(), pad)?;
+    let last = starts.into_iter().zip(rows).map(|(start, row)| (start + row.len() - 1) as u32).collect();
+    let (hidden, routing) = model.hidden_and_routing(&batch)?; // (rows, width, hidden) or (1, n, hidden)
     Ok((model.output(&gather_rows(&hidden, last)?)?.squeeze(1)?, routing))
 }
 
 /// The scores `(rows,)`, read at the last token of each row.
 fn score_rows(model: &Model, rows: &[Vec<u32>], pad: u32) -> Result<Tensor> {
-    Ok(scores_and_routing(model, rows, pad)?.0)
+    Ok(scores_and_routing(model, rows, Some(pad))?.0)
 }
 
 /// The pairs of each prompt, as indices into the concatenated scores of all prompts.

@@ -8,6 +8,7 @@ mod evaluations;
 mod folders;
 mod keys;
 mod overlap;
+mod packing;
 mod program;
 mod resume;
 mod stages;
@@ -98,6 +99,8 @@ struct Knobs {
     /// Steps, epochs or updates.
     length: u64,
     batch_size: usize,
+    max_tokens: usize,
+    text: bool,
     save_every: u64,
     learning_rate: f64,
     seed: u64,
@@ -111,6 +114,8 @@ impl Default for Knobs {
         Self {
             length: 4,
             batch_size: 4,
+            max_tokens: 0,
+            text: false,
             save_every: 3,
             learning_rate: 1e-3,
             seed: 1,

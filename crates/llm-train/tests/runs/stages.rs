@@ -26,6 +26,10 @@ pub fn finetune(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOption
         seed: knobs.seed,
         epochs: knobs.length,
         batch_size: knobs.batch_size,
+        max_tokens: knobs.max_tokens,
+        max_length: 40,
+        text_batch_size: 2,
+        seq_len: 8,
         eval_every: 2,
         save_every: knobs.save_every,
         optimizer: knobs.optimizer(),
@@ -36,7 +40,7 @@ pub fn finetune(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOption
         model: fixture.path("model"),
         data: knobs.data(fixture, "chats.jsonl"),
         validation: Some(fixture.path("other.jsonl")),
-        text: None,
+        text: knobs.text.then(|| fixture.path("shards")),
     };
     recipes::finetune(&recipe, &inputs, out, options)
 }
@@ -46,6 +50,8 @@ pub fn reward(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions)
         seed: knobs.seed,
         epochs: knobs.length,
         batch_size: knobs.batch_size,
+        max_tokens: knobs.max_tokens,
+        max_length: 40,
         eval_every: 2,
         save_every: knobs.save_every,
         optimizer: knobs.optimizer(),
@@ -85,6 +91,8 @@ pub fn distill(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions
         seed: knobs.seed,
         epochs: knobs.length,
         batch_size: knobs.batch_size,
+        max_tokens: knobs.max_tokens,
+        max_length: 40,
         text_steps: 2,
         text_batch_size: 2,
         seq_len: 8,
