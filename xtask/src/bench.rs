@@ -23,6 +23,26 @@ pub enum Bench {
     Train(Options),
     /// Time prefill of 512 tokens and decoding, for a model of the shape of SmolLM2-135M with random weights
     Infer(Options),
+    /// Time fine-tuning steps of a model on conversations, all weights and LoRA, and compare the losses with TRL's on equal batches
+    Finetune(FinetuneOptions),
+}
+
+#[derive(Args)]
+pub struct FinetuneOptions {
+    /// Folder of a model with the chat template of SmolLM2
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Conversations in JSONL (`messages`), taken in this order
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Number of steps of each program
+    #[arg(long, default_value_t = 50)]
+    steps: usize,
+    /// Conversations per step
+    #[arg(long, default_value_t = 8)]
+    batch_size: usize,
+    #[command(flatten)]
+    programs: Options,
 }
 
 #[derive(Args)]
@@ -84,11 +104,14 @@ pub fn run(bench: &Bench) -> Result<(), String> {
             if status.is_ok_and(|status| status.success()) { Ok(()) } else { Err("the kernels failed".to_owned()) }
         }
         Bench::Kernels { threads } => crate::kernels::run(*threads),
-        Bench::Train(options) | Bench::Infer(options) if options.rounds == 0 => {
+        Bench::Train(options) | Bench::Infer(options) | Bench::Finetune(FinetuneOptions { programs: options, .. })
+            if options.rounds == 0 =>
+        {
             Err("--rounds is 0; each program must run at least once".to_owned())
         }
         Bench::Train(options) => train(options, &root),
         Bench::Infer(options) => infer(options, &root),
+        Bench::Finetune(options) => finetune(options, &root),
     }
 }
 
@@ -167,6 +190,67 @@ fn infer(options: &Options, root: &Path) -> Result<(), String> {
     Ok(())
 }
 
+fn finetune(options: &FinetuneOptions, root: &Path) -> Result<(), String> {
+    build(root, "llm-train")?;
+    let (model, data) = (options.model.display().to_string(), options.data.display().to_string());
+    let (steps, batch_size) = (options.steps.to_string(), options.batch_size.to_string());
+    let threads = options.programs.threads.to_string();
+    let script = root.join("xtask/baselines/finetune.py").display().to_string();
+    let same = ["--model", &model, "--data", &data, "--steps", &steps, "--threads", &threads];
+    // The settings of `finetune.py`.
+    let settings = ["learning_rate=1e-5", "warmup_steps=0", "weight_decay=0.0"].map(|key| format!("optimizer.{key}"));
+    let lora = ["lora.r=8", "lora.lora_alpha=16", "lora.target_modules=\"all-linear\""].map(str::to_owned);
+    for (mode, keys) in [("full", &[][..]), ("lora", &lora[..])] {
+        let mut programs = Vec::new();
+        for (suffix, checkpointing) in [("", "false"), ("-checkpointed", "true")] {
+            let batch = [format!("batch_size={batch_size}"), format!("activation_checkpointing={checkpointing}")];
+            let constant = ["optimizer.schedule=\"constant\"".to_owned(), "optimizer.precision=\"bf16\"".to_owned()];
+            let mut arguments = words(&["bench-finetune"]);
+            arguments.extend(words(&same));
+            for key in settings.iter().chain(&batch).chain(&constant).chain(keys) {
+                arguments.extend(["--set".to_owned(), key.clone()]);
+            }
+            let executable = root.join("target/release/llm-train");
+            programs.push(Program { name: format!("ours, {mode}{suffix}"), executable, arguments });
+        }
+        for suffix in ["", "-checkpointed"] {
+            let Some(python) = &options.programs.baselines else { break };
+            let mode = format!("{mode}{suffix}");
+            let mut arguments = words(&[&script, "--mode", &mode, "--batch-size", &batch_size]);
+            arguments.extend(words(&same));
+            programs.push(Program { name: format!("TRL, {mode}"), executable: python.clone(), arguments });
+        }
+        let metrics = [("tokens/s", "tokens_per_second", 1.), ("peak memory, MB", "peak_memory", 1e-6)];
+        let results = measure_all(&programs, options.programs.rounds)?;
+        println!("{}", table(&programs, &results, &metrics));
+        for (program, runs) in programs.iter().zip(&results).skip(1) {
+            println!("{}: {}", program.name, loss_difference(&results[0][0], &runs[0])?);
+        }
+    }
+    Ok(())
+}
+
+/// The relative differences of the losses of two runs, step by step.
+fn loss_difference(ours: &Map<String, Value>, other: &Map<String, Value>) -> Result<String, String> {
+    let losses = |run: &Map<String, Value>| -> Option<Vec<f64>> {
+        run.get("losses")?.as_array()?.iter().map(Value::as_f64).collect()
+    };
+    let count = |run: &Map<String, Value>| run.get("trained_tokens").and_then(Value::as_u64);
+    let (Some(a), Some(b)) = (losses(ours), losses(other)) else { return Err("a run has no losses".to_owned()) };
+    if a.len() != b.len() || a.is_empty() || count(ours) != count(other) {
+        let (ours, other) = ((a.len(), count(ours)), (b.len(), count(other)));
+        return Err(format!("the runs differ in (steps, trained tokens): {ours:?} and {other:?}"));
+    }
+    let differences: Vec<f64> = a.iter().zip(&b).map(|(a, b)| 100. * (a - b).abs() / b.abs()).collect();
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let largest = differences.iter().copied().fold(0., f64::max);
+    let (first, last) = (b[0], b[b.len() - 1]);
+    Ok(format!(
+        "its losses ({first:.3} to {last:.3}) differ from ours by {:.2} % on average, at most {largest:.2} %",
+        mean(&differences)
+    ))
+}
+
 fn build(root: &Path, package: &str) -> Result<(), String> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let arguments = ["build", "--release", "--quiet", "--package", package];
@@ -176,11 +260,13 @@ fn build(root: &Path, package: &str) -> Result<(), String> {
     }
 }
 
-/// Runs every program once per round. Returns a Markdown table with the median of each metric and the ratio of the first
-/// program's median to it.
-///
-/// `metrics` are (column title, key of the JSON object, factor).
+/// Runs every program once per round; see [`table`].
 fn compare(programs: &[Program], metrics: &[(&str, &str, f64)], rounds: usize) -> Result<String, String> {
+    Ok(table(programs, &measure_all(programs, rounds)?, metrics))
+}
+
+/// Runs every program once per round. Returns the metrics of its runs, for each program.
+fn measure_all(programs: &[Program], rounds: usize) -> Result<Vec<Vec<Map<String, Value>>>, String> {
     let mut results: Vec<Vec<Map<String, Value>>> = programs.iter().map(|_| Vec::new()).collect();
     for round in 1..=rounds {
         for (program, runs) in programs.iter().zip(&mut results) {
@@ -191,6 +277,12 @@ fn compare(programs: &[Program], metrics: &[(&str, &str, f64)], rounds: usize) -
             runs.push(metrics);
         }
     }
+    Ok(results)
+}
+
+/// A Markdown table with the median of each metric and the ratio of the first program's median to it. `metrics` are (column title,
+/// key of the JSON object, factor).
+fn table(programs: &[Program], results: &[Vec<Map<String, Value>>], metrics: &[(&str, &str, f64)]) -> String {
     let median = |runs: &[Map<String, Value>], key: &str| -> Option<f64> {
         let mut values: Vec<f64> = runs.iter().filter_map(|run| run.get(key)?.as_f64()).collect();
         values.sort_by(f64::total_cmp);
@@ -201,7 +293,7 @@ fn compare(programs: &[Program], metrics: &[(&str, &str, f64)], rounds: usize) -
     let heads: Vec<String> = std::iter::once("program".to_owned()).chain(heads).collect();
     table.push_str(&heads.iter().map(|head| format!(" {head} |")).collect::<String>());
     table.push_str(&format!("\n|{}\n", "---|".repeat(heads.len())));
-    for (program, runs) in programs.iter().zip(&results) {
+    for (program, runs) in programs.iter().zip(results) {
         table.push_str(&format!("| {} |", program.name));
         for (_, key, factor) in metrics {
             let cells = match (median(runs, key), median(&results[0], key)) {
@@ -212,7 +304,7 @@ fn compare(programs: &[Program], metrics: &[(&str, &str, f64)], rounds: usize) -
         }
         table.push('\n');
     }
-    Ok(table)
+    table
 }
 
 /// Runs a program and parses the JSON object on the last line of its output.
@@ -248,6 +340,18 @@ mod tests {
         let programs = [shell("ours", "echo '{\"rate\": 30}'"), shell("theirs", "echo noise; echo '{\"rate\": 20}'")];
         let table = compare(&programs, &[("tokens/s", "rate", 1.), ("memory", "none", 1.)], 2).unwrap();
         assert!(table.contains("| ours | 30 | 1.00 | - | - |") && table.contains("| theirs | 20 | 1.50 |"), "{table}");
+    }
+
+    #[test]
+    fn losses_are_compared_only_if_the_runs_trained_the_same_tokens() {
+        let run = |tokens: u64, losses: &[f64]| match serde_json::json!({"trained_tokens": tokens, "losses": losses}) {
+            Value::Object(run) => run,
+            _ => unreachable!(),
+        };
+        let text = loss_difference(&run(7, &[2.02, 1.]), &run(7, &[2., 1.])).unwrap();
+        assert_eq!(text, "its losses (2.000 to 1.000) differ from ours by 0.50 % on average, at most 1.00 %");
+        assert!(loss_difference(&run(7, &[2.]), &run(8, &[2.])).unwrap_err().contains("trained tokens"));
+        assert!(loss_difference(&run(7, &[2.]), &run(7, &[2., 1.])).is_err());
     }
 
     #[test]

@@ -1,15 +1,18 @@
-//! Measures the cost of a pre-training step on random tokens.
+//! Measures the cost of training steps: pre-training on random tokens, fine-tuning on conversations.
 
+use std::path::Path;
 use std::time::Instant;
 
 use candle_core::Device;
 use llm_engine::peak_memory;
-use llm_model::{Batch, Head, Model};
+use llm_model::{Batch, Head, Model, WeightDtype};
+use llm_tokenizer::Tokenizer;
 use rand::RngExt;
 use serde::Serialize;
 
+use crate::examples::{Example, read_examples};
 use crate::optim::Learner;
-use crate::recipes::PretrainRecipe;
+use crate::recipes::{FinetuneRecipe, PretrainRecipe, load_model, train_on_answers};
 use crate::run::rng;
 use crate::{Error, Result, loss};
 
@@ -68,4 +71,79 @@ pub fn bench(recipe: &PretrainRecipe, steps: usize, device: &Device) -> Result<T
         peak_memory: peak_memory(),
         loss: last,
     })
+}
+
+/// Measured cost of fine-tuning.
+#[derive(Debug, Clone, Serialize)]
+pub struct FinetuningCost {
+    /// Trainable parameters.
+    pub parameters: usize,
+    /// Tokens of all steps.
+    pub tokens: usize,
+    /// Tokens of all steps that the loss counts.
+    pub trained_tokens: usize,
+    /// Tokens per second, without the first step.
+    pub tokens_per_second: f64,
+    /// Mean seconds of a step, without the first one.
+    pub seconds_per_step: f64,
+    /// Peak memory of the process in bytes; `None` if the system does not report it.
+    pub peak_memory: Option<u64>,
+    /// The loss of each step.
+    pub losses: Vec<f64>,
+}
+
+/// Times `steps` steps (at least 2) of a recipe of fine-tuning on the conversations of a file in their order, `batch_size` a step, packed
+/// without padding. The same conversations in the same order are easily given to another program.
+pub fn bench_finetune(
+    recipe: &FinetuneRecipe,
+    (model, data): (&Path, &Path),
+    steps: usize,
+    device: &Device,
+) -> Result<FinetuningCost> {
+    if steps < 2 {
+        return Err(Error::BadRequest(format!("--steps is {steps}; it must be at least 2, as the first is not timed")));
+    }
+    let tokenizer = Tokenizer::load(model)?;
+    let examples = read_examples(data, &tokenizer, recipe.max_length)?;
+    let batches: Vec<Vec<&Example>> =
+        examples.chunks_exact(recipe.batch_size).take(steps).map(|batch| batch.iter().collect()).collect();
+    if batches.len() < steps {
+        let (needed, has) = (steps * recipe.batch_size, examples.len());
+        return Err(Error::BadRequest(format!(
+            "{}: {has} conversations of at most {} tokens; {steps} steps need {needed}",
+            data.display(),
+            recipe.max_length
+        )));
+    }
+    let mut learner = Learner::new(trainable(recipe, model)?.to_device(device)?, &recipe.optimizer)?;
+    if recipe.activation_checkpointing {
+        learner.model.checkpoint_activations();
+    }
+    let (mut seconds, mut losses) = (Vec::with_capacity(steps), Vec::with_capacity(steps));
+    for (step, batch) in batches.iter().enumerate() {
+        let start = Instant::now();
+        losses.push(train_on_answers(&mut learner, std::slice::from_ref(batch), None)?.0);
+        learner.step(recipe.optimizer.learning_rate_at(step as u64, steps as u64))?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let count = |batches: &[Vec<&Example>]| batches.iter().flatten().map(|example| example.ids.len()).sum::<usize>();
+    let trained = |example: &&Example| example.loss_mask[1..].iter().filter(|&&trained| trained).count();
+    let timed = seconds[1..].iter().sum::<f64>();
+    Ok(FinetuningCost {
+        parameters: learner.model.count().total(),
+        tokens: count(&batches),
+        trained_tokens: batches.iter().flatten().map(trained).sum(),
+        tokens_per_second: count(&batches[1..]) as f64 / timed,
+        seconds_per_step: timed / (steps - 1) as f64,
+        peak_memory: peak_memory(),
+        losses,
+    })
+}
+
+/// The model with all weights trainable, or frozen with a new adapter.
+fn trainable(recipe: &FinetuneRecipe, model: &Path) -> Result<Model> {
+    let base = load_model(model, Head::LanguageModel)?;
+    let Some(lora) = &recipe.lora else { return Ok(base.trainable()?) };
+    let base = if recipe.base_dtype == WeightDtype::F32 { base } else { base.frozen_as(recipe.base_dtype)? };
+    Ok(base.with_lora(lora, recipe.seed)?)
 }

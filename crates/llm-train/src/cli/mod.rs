@@ -65,6 +65,8 @@ enum Command {
     Recipe(PrintRecipe),
     /// Measure the speed of a pre-training step on random tokens; prints JSON
     Bench(Bench),
+    /// Measure the speed of fine-tuning a model on conversations in their order; prints JSON
+    BenchFinetune(BenchFinetune),
     /// Count parameters, memory and floating-point operations of a model
     Params(Params),
 }
@@ -238,6 +240,30 @@ struct Bench {
     set: Vec<(String, String)>,
     /// Number of timed steps, at least 1, after one warm-up step
     #[arg(long, default_value_t = 5, value_name = "N")]
+    steps: usize,
+    #[command(flatten)]
+    device: DeviceOption,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  llm-train bench-finetune --model models/smollm2 --data chats.jsonl --set batch_size=8 --set lora.r=16"
+)]
+struct BenchFinetune {
+    /// Folder of the model
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Conversations, as for `finetune`
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Recipe of fine-tuning: a TOML file, or a name that `llm-train recipe` lists
+    #[arg(long, default_value = "finetune", value_name = "NAME|FILE")]
+    recipe: String,
+    /// Override a key of the recipe, such as `batch_size=8`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+    /// Number of steps, at least 2; the first is not timed
+    #[arg(long, default_value_t = 10, value_name = "N")]
     steps: usize,
     #[command(flatten)]
     device: DeviceOption,

@@ -7,10 +7,11 @@ use std::sync::atomic::AtomicBool;
 use candle_core::Device;
 use llm_cli::Failure;
 use llm_tokenizer::TrainConfig;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Command, Params, Resume, Tokenizer};
-use crate::bench::bench;
+use crate::bench::{bench, bench_finetune};
 use crate::params::{Report, Usage};
 use crate::recipe::built_in_recipe;
 use crate::recipes::{
@@ -60,14 +61,19 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
             stages.distill(&args.common.recipe(&args.out)?, &args.inputs, &args.out, args.common.resume)
         }
         Command::Resume(args) => stages.resume(&args),
-        Command::Bench(args) => {
-            let cost = bench(&read_recipe(&args.recipe, &args.set)?, args.steps, &stages.device)?;
-            let json = serde_json::to_string(&cost).map_err(|e| Error::Internal(format!("bench: {e}")))?;
-            Ok(format!("{json}\n"))
+        Command::Bench(args) => json(&bench(&read_recipe(&args.recipe, &args.set)?, args.steps, &stages.device)?),
+        Command::BenchFinetune(args) => {
+            let recipe = read_recipe(&args.recipe, &args.set)?;
+            json(&bench_finetune(&recipe, (&args.model, &args.data), args.steps, &stages.device)?)
         }
         Command::Recipe(args) => built_in_recipe(args.name.as_deref()),
         Command::Params(args) => params(args),
     }
+}
+
+/// One line of JSON.
+fn json(cost: &impl Serialize) -> Result<String, Error> {
+    serde_json::to_string(cost).map(|json| json + "\n").map_err(|e| Error::Internal(format!("bench: {e}")))
 }
 
 impl Command {
@@ -82,6 +88,7 @@ impl Command {
             Self::Distill(args) => args.common.device,
             Self::Resume(args) => args.device,
             Self::Bench(args) => args.device,
+            Self::BenchFinetune(args) => args.device,
             _ => return Ok(Device::Cpu),
         };
         option.open()

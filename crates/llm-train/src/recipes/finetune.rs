@@ -180,7 +180,11 @@ fn load(recipe: &FinetuneRecipe, inputs: &FinetuneInputs) -> Result<(Tokenizer, 
 }
 
 /// Accumulates the gradients of the cross-entropy of the answers; returns its mean over all trained tokens.
-fn train_on_answers(learner: &mut Learner, micro: &[Vec<&Example>], pad: Option<u32>) -> Result<(f64, RouterMetrics)> {
+pub(crate) fn train_on_answers(
+    learner: &mut Learner,
+    micro: &[Vec<&Example>],
+    pad: Option<u32>,
+) -> Result<(f64, RouterMetrics)> {
     let (mut mean_loss, mut routers) = (0., RouterMetrics::default());
     for (examples, share) in micro.iter().zip(token_shares(micro)) {
         let (batch, positions, labels) = answer_positions(examples, pad)?;

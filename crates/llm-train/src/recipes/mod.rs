@@ -9,6 +9,7 @@ mod pretrain;
 mod reward;
 
 pub use distill::{DistillInputs, DistillRecipe, distill};
+pub(crate) use finetune::train_on_answers;
 pub use finetune::{FinetuneInputs, FinetuneRecipe, finetune};
 pub use lifecycle::{LifecycleRecipe, PipelineOutcome, lifecycle, lifecycle_seeds};
 pub use ppo::{PpoInputs, PpoRecipe, PpoTrainer, RunningMeans, Score, SpecialIds, Targets, ppo};
@@ -24,7 +25,7 @@ use llm_tokenizer::{ChatFormat, Tokenizer};
 use crate::{Error, Result};
 
 /// Loads the model of a folder; it is an error if it has another head or a weight that is not finite.
-fn load_model(dir: &Path, head: llm_model::Head) -> Result<Model> {
+pub(crate) fn load_model(dir: &Path, head: llm_model::Head) -> Result<Model> {
     let model = Model::load(dir)?;
     for (name, tensor) in &model.params().tensors() {
         if !crate::optim::squares_are_finite(tensor)? {
