@@ -34,7 +34,7 @@ pub fn bench(model: &Model, prompt_tokens: usize, new_tokens: usize, rounds: usi
     let vocab = model.config().vocab_size as u32;
     let prompt: Vec<u32> = (0..prompt_tokens as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab).collect();
     let sampling = Sampling { temperature: 0., ..Sampling::default() };
-    let options = GenerateOptions { max_new_tokens: new_tokens, stop_ids: Vec::new(), sampling };
+    let options = GenerateOptions { max_new_tokens: new_tokens, stop_ids: Some(Vec::new()), sampling };
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let start = Instant::now();

@@ -12,15 +12,16 @@ use crate::{Error, Result, Sampling, sample};
 pub struct GenerateOptions {
     /// Maximum number of tokens to generate for each prompt.
     pub max_new_tokens: usize,
-    /// A row ends after any of these token ids; the id is part of the result. [`crate::TextModel::stop_ids`] gives those of a model.
-    pub stop_ids: Vec<u32>,
+    /// A row ends after any of these token ids; the id is part of the result. None: the end tokens of the model
+    /// ([`Model::eos_token_ids`]) and, in functions of [`crate::TextModel`], of its tokenizer.
+    pub stop_ids: Option<Vec<u32>>,
     /// Sampling parameters.
     pub sampling: Sampling,
 }
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { max_new_tokens: 128, stop_ids: Vec::new(), sampling: Sampling::default() }
+        Self { max_new_tokens: 128, stop_ids: None, sampling: Sampling::default() }
     }
 }
 
@@ -59,6 +60,7 @@ pub fn generate_from(
     if width >= context_length {
         return Err(Error::PromptTooLong { tokens: width, context_length });
     }
+    let stop_ids = options.stop_ids.clone().unwrap_or_else(|| model.eos_token_ids());
     let mut replies = vec![Vec::new(); prompts.len()];
     let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);
     let steps = options.max_new_tokens.min(context_length - shortest);
@@ -91,7 +93,7 @@ pub fn generate_from(
         }
         for row in (0..prompts.len()).filter(|&row| active[row]).collect::<Vec<_>>() {
             let id = replies[row][replies[row].len() - 1];
-            active[row] = on_token(row, id) && !options.stop_ids.contains(&id);
+            active[row] = on_token(row, id) && !stop_ids.contains(&id);
             active[row] &= prompts[row].len() + replies[row].len() < context_length;
         }
         if !active.contains(&true) {
@@ -193,12 +195,29 @@ mod tests {
     }
 
     #[test]
+    fn without_stop_ids_a_row_ends_at_the_end_tokens_of_the_model() {
+        let mut model = model();
+        let prompts = [vec![1], vec![2, 3, 4]];
+        let free = generate(&model, &prompts, &greedy(10), |_, _| true).unwrap();
+        model.set_end_of_turn(free[0][4]);
+        model.set_end_of_turn(free[1][2]);
+        let ended = generate(&model, &prompts, &greedy(10), |_, _| true).unwrap();
+        for (free, ended) in free.iter().zip(&ended) {
+            let stops = model.eos_token_ids();
+            let end = free.iter().position(|id| stops.contains(id)).unwrap() + 1;
+            assert!(end < 10 && *ended == free[..end]);
+        }
+        let all = GenerateOptions { stop_ids: Some(Vec::new()), ..greedy(10) };
+        assert_eq!(generate(&model, &prompts, &all, |_, _| true).unwrap(), free);
+    }
+
+    #[test]
     fn a_row_ends_at_its_stop_id_and_other_rows_continue() {
         let model = model();
         let prompts = vec![vec![1], vec![2, 3, 4]];
         let free = generate(&model, &prompts, &greedy(10), |_, _| true).unwrap();
         let stop = free[0][4];
-        let options = GenerateOptions { stop_ids: vec![stop], ..greedy(10) };
+        let options = GenerateOptions { stop_ids: Some(vec![stop]), ..greedy(10) };
         let stopped = generate(&model, &prompts, &options, |_, _| true).unwrap();
         for (free, stopped) in free.iter().zip(stopped) {
             let end = free.iter().position(|&id| id == stop).map_or(10, |at| at + 1);

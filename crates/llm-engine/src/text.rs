@@ -96,10 +96,26 @@ impl TextModel {
         Ok(Self { model, tokenizer })
     }
 
-    /// The reply to one user message, with the default options.
+    /// The reply to one user message, with [`Self::default_options`].
     pub fn chat(&self, message: &str) -> Result<String> {
         let prompt = self.chat_ids(&[ChatMessage::new("user", message)])?;
-        Ok(self.complete(&prompt, &TextOptions::default(), |_| ())?.text)
+        Ok(self.complete(&prompt, &self.default_options(), |_| ())?.text)
+    }
+
+    /// The sampling defaults of the model's files ([`Model::generation`]); those of [`TextOptions`] for what they do not name.
+    pub fn default_options(&self) -> TextOptions {
+        let (generation, default) = (self.model.generation(), TextOptions::default());
+        let (temperature, top_k, top_p) = generation.sampling();
+        TextOptions {
+            max_new_tokens: generation.max_new_tokens.unwrap_or(default.max_new_tokens),
+            stop: generation.stop_strings.clone(),
+            sampling: Sampling {
+                temperature: temperature.unwrap_or(default.sampling.temperature),
+                top_k: top_k.unwrap_or(default.sampling.top_k),
+                top_p: top_p.unwrap_or(default.sampling.top_p),
+                ..default.sampling
+            },
+        }
     }
 
     /// Token ids of a conversation by the chat template, up to the start of the assistant's turn.
@@ -120,13 +136,13 @@ impl TextModel {
         if self.tokenizer.adds_bos() { self.document_ids(text) } else { Ok(self.tokenizer.encode(text)?) }
     }
 
-    /// Token ids that end a reply: the model's end-of-sequence token, the end-of-turn token of the chat template and the
-    /// end-of-document token.
+    /// Token ids that end a reply: the end tokens of the model's files ([`Model::eos_token_ids`]), the end-of-turn token of the
+    /// chat template and the end-of-document token.
     pub fn stop_ids(&self) -> Vec<u32> {
         let tokenizer = &self.tokenizer;
         let end_of_turn = tokenizer.chat_format().ok().map(|format| format.end_of_turn);
-        let ends = [self.model.config().eos_token_id, end_of_turn, tokenizer.document_end_id()];
-        let mut ids: Vec<u32> = ends.into_iter().flatten().collect();
+        let mut ids = self.model.eos_token_ids();
+        ids.extend(end_of_turn.into_iter().chain(tokenizer.document_end_id()));
         ids.sort_unstable();
         ids.dedup();
         ids
@@ -134,9 +150,8 @@ impl TextModel {
 
     /// Continues `prompt`. `on_text` gets each piece of text as soon as it cannot be part of a stop string.
     pub fn complete(&self, prompt: &[u32], options: &TextOptions, mut on_text: impl FnMut(&str)) -> Result<Completion> {
-        let stop_ids = self.stop_ids();
-        let generation =
-            GenerateOptions { max_new_tokens: options.max_new_tokens, stop_ids, sampling: options.sampling };
+        let (max_new_tokens, stop_ids) = (options.max_new_tokens, Some(self.stop_ids()));
+        let generation = GenerateOptions { max_new_tokens, stop_ids, sampling: options.sampling };
         let mut decoder = self.tokenizer.stream();
         let (mut stops, mut failure) = (StopStrings::new(&options.stop), None);
         let replies = generate(&self.model, &[prompt.to_vec()], &generation, |_, id| match decoder.push(id) {
@@ -171,6 +186,8 @@ impl TextModel {
         mut on_done: impl FnMut(usize),
     ) -> Result<Vec<Completion>> {
         let mut completions = Vec::with_capacity(prompts.len());
+        let stop_ids = options.stop_ids.clone().unwrap_or_else(|| self.stop_ids());
+        let options = &GenerateOptions { stop_ids: Some(stop_ids), ..options.clone() };
         for chunk in prompts.chunks(batch_size.max(1)) {
             for ids in generate_from(&self.model, chunk, completions.len(), options, |_, _| true)? {
                 completions.push(Completion { text: self.tokenizer.decode(&ids)?, tokens: ids.len() });

@@ -29,10 +29,12 @@ pub fn generate_replies(
     batch_size: usize,
 ) -> Result<Vec<GeneratedReply>> {
     let mut replies = Vec::with_capacity(prompts.len());
+    let stop_ids = options.stop_ids.clone().unwrap_or_else(|| model.stop_ids());
+    let options = &GenerateOptions { stop_ids: Some(stop_ids.clone()), ..options.clone() };
     for chunk in prompts.chunks(batch_size.max(1)) {
         for ids in generate_from(&model.model, chunk, replies.len(), options, |_, _| true)? {
             let text = model.tokenizer.decode(&ids)?.trim().to_owned();
-            let ended = ids.last().is_some_and(|id| options.stop_ids.contains(id));
+            let ended = ids.last().is_some_and(|id| stop_ids.contains(id));
             replies.push(GeneratedReply { ids, text, ended });
         }
     }
@@ -145,7 +147,7 @@ mod tests {
     fn equal_prompts_get_different_replies_in_every_batch() {
         let tokenizer = tokenizer("the cat sat on the mat.");
         let model = TextModel { model: bigram_model(&tokenizer, |_, _| 0.), tokenizer };
-        let options = GenerateOptions { max_new_tokens: 6, ..GenerateOptions::default() };
+        let options = GenerateOptions { max_new_tokens: 6, stop_ids: Some(Vec::new()), ..GenerateOptions::default() };
         let prompts = vec![vec![7, 8]; 8];
         let batched = generate_replies(&model, &prompts, &options, 2).unwrap();
         assert_eq!(batched, generate_replies(&model, &prompts, &options, 8).unwrap());

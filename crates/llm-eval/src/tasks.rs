@@ -40,7 +40,7 @@ pub fn task_scores(model: &TextModel, tasks: &[Task], max_new_tokens: usize) -> 
     }
     let options = GenerateOptions {
         max_new_tokens,
-        stop_ids: model.stop_ids(),
+        stop_ids: Some(model.stop_ids()),
         sampling: Sampling { temperature: 0., ..Sampling::default() },
     };
     let start = Instant::now();

@@ -7,6 +7,7 @@ use llm_cli::{DeviceOption, GLOBAL_HEADING, ShellCommand, Verbosity};
 
 use crate::convert::ConvertArgs;
 use crate::dtype::Dtype;
+use crate::merge::MergeArgs;
 
 /// Generate text with a language model.
 #[derive(Debug, Parser)]
@@ -60,24 +61,26 @@ pub(crate) struct GenerationArgs {
     /// System message of the conversation
     #[arg(long)]
     pub(crate) system: Option<String>,
-    /// Sampling temperature, 0 or more; 0: greedy decoding; higher values give more random text
-    #[arg(long, default_value_t = 0.7)]
-    pub(crate) temperature: f64,
-    /// Sample from the k most likely tokens only; 0: all tokens
-    #[arg(long, default_value_t = 0)]
-    pub(crate) top_k: usize,
-    /// Sample from the smallest set of tokens with at least this total probability, in (0, 1]; 1: all tokens
-    #[arg(long, default_value_t = 1.0)]
-    pub(crate) top_p: f64,
+    /// Sampling temperature, 0 or more; 0: greedy decoding; higher values give more random text [default: that of the model's
+    /// generation_config.json or GGUF metadata, else 0.7]
+    #[arg(long)]
+    pub(crate) temperature: Option<f64>,
+    /// Sample from the k most likely tokens only; 0: all tokens [default: that of the model, else 0]
+    #[arg(long)]
+    pub(crate) top_k: Option<usize>,
+    /// Sample from the smallest set of tokens with at least this total probability, in (0, 1]; 1: all tokens [default: that of the
+    /// model, else 1]
+    #[arg(long)]
+    pub(crate) top_p: Option<f64>,
     /// Random seed; the same seed gives the same text
     #[arg(long, default_value_t = 42)]
     pub(crate) seed: u64,
-    /// Stop string: generation ends before it (repeatable)
+    /// Stop string: generation ends before it (repeatable) [default: those of the model]
     #[arg(long)]
     pub(crate) stop: Vec<String>,
-    /// Maximum number of tokens to generate
-    #[arg(long, default_value_t = 256)]
-    pub(crate) max_new_tokens: usize,
+    /// Maximum number of tokens to generate [default: that of the model, else 256]
+    #[arg(long)]
+    pub(crate) max_new_tokens: Option<usize>,
     #[command(flatten)]
     pub(crate) device: DeviceOption,
 }
@@ -126,20 +129,6 @@ pub(crate) struct LogitsArgs {
     #[command(flatten)]
     pub(crate) device: DeviceOption,
     /// Output file, must not exist; its tensor `logits` has shape (seq, vocab) and dtype f32
-    #[arg(long)]
-    pub(crate) out: PathBuf,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  llm-infer merge --model runs/base --adapter runs/lora --out runs/merged")]
-pub(crate) struct MergeArgs {
-    /// Base model: a Hugging Face folder (config.json, model.safetensors)
-    #[arg(short, long)]
-    pub(crate) model: PathBuf,
-    /// Folder of a PEFT LoRA adapter; its tokenizer is copied if it has one, else that of the base model
-    #[arg(long)]
-    pub(crate) adapter: PathBuf,
-    /// Folder to write; must not exist
     #[arg(long)]
     pub(crate) out: PathBuf,
 }

@@ -6,14 +6,15 @@ use std::path::Path;
 use std::time::Instant;
 
 use llm_cli::Failure;
-use llm_engine::{Error, Sampling, TextModel, TextOptions, anonymous_memory, bench};
+use llm_engine::{Error, TextModel, TextOptions, anonymous_memory, bench};
 use llm_model::{Batch, Model, write_safetensors};
-use llm_tokenizer::{ChatMessage, Tokenizer};
+use llm_tokenizer::ChatMessage;
 
 pub use crate::args::Arguments;
-use crate::args::{BenchArgs, ChatArgs, Command, GenerateArgs, GenerationArgs, LogitsArgs, MergeArgs};
+use crate::args::{BenchArgs, ChatArgs, Command, GenerateArgs, GenerationArgs, LogitsArgs};
 use crate::convert::convert;
 use crate::failure::{input, io_failure, refuse_existing};
+use crate::merge::merge;
 use crate::prompt::read_prompt;
 
 /// What the program prints if no command is given.
@@ -48,12 +49,6 @@ impl GenerationArgs {
         Ok(text_model)
     }
 
-    fn options(&self) -> TextOptions {
-        let sampling =
-            Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed };
-        TextOptions { max_new_tokens: self.max_new_tokens, stop: self.stop.clone(), sampling }
-    }
-
     fn system_message(&self) -> Vec<ChatMessage> {
         self.system.iter().map(|text| ChatMessage::new("system", text)).collect()
     }
@@ -76,7 +71,7 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
 }
 
 /// Loads and activates the adapter of a folder, if one is given.
-fn with_adapter(mut model: Model, adapter: Option<&Path>) -> Result<Model, Failure> {
+pub(crate) fn with_adapter(mut model: Model, adapter: Option<&Path>) -> Result<Model, Failure> {
     if let Some(dir) = adapter {
         model.load_adapter(ADAPTER, dir).map_err(input)?;
         model.use_adapter(Some(ADAPTER)).map_err(input)?;
@@ -87,10 +82,10 @@ fn with_adapter(mut model: Model, adapter: Option<&Path>) -> Result<Model, Failu
 const ADAPTER: &str = "default";
 
 fn generate(args: &GenerateArgs) -> Result<(), Failure> {
-    let options = args.generation.options();
-    options.sampling.validate().map_err(input)?;
+    args.generation.check()?;
     let text = read_prompt(args)?;
     let text_model = args.generation.load()?;
+    let options = args.generation.options(&text_model);
     let prompt = if args.raw || !text_model.tokenizer.has_chat_template() {
         if args.generation.system.is_some() {
             let reason = if args.raw { "with --raw" } else { "because the model has no chat template" };
@@ -107,9 +102,9 @@ fn generate(args: &GenerateArgs) -> Result<(), Failure> {
 }
 
 fn chat(args: &ChatArgs) -> Result<(), Failure> {
-    let options = args.generation.options();
-    options.sampling.validate().map_err(input)?;
+    args.generation.check()?;
     let text_model = args.generation.load()?;
+    let options = args.generation.options(&text_model);
     if !text_model.tokenizer.has_chat_template() {
         let dir = args.generation.model.display();
         let message = format!("{dir}: this model has no chat template; use `llm-infer generate` to continue a text");
@@ -171,29 +166,6 @@ fn write_logits(args: &LogitsArgs) -> Result<(), Failure> {
     llm_cli::print(&format!(
         "{out}: logits of {tokens} tokens. Next, in Python: safetensors.numpy.load_file(\"{out}\")[\"logits\"]\n"
     ))
-}
-
-fn merge(args: &MergeArgs) -> Result<(), Failure> {
-    refuse_existing(&args.out)?;
-    let model = with_adapter(Model::load(&args.model).map_err(input)?, Some(&args.adapter))?;
-    let with_tokenizer = [&args.adapter, &args.model].into_iter().find(|dir| dir.join("tokenizer.json").exists());
-    let tokenizer = with_tokenizer.map(Tokenizer::load).transpose().map_err(input)?;
-    let mut merged = model.merged().map_err(input)?;
-    // The adapter was trained with the chat template of its tokenizer, so its end-of-turn token ends a reply.
-    if let Some(format) = tokenizer.as_ref().and_then(|tokenizer| tokenizer.chat_format().ok()) {
-        merged.set_eos_token_id(Some(format.end_of_turn));
-    }
-    merged.save(&args.out).map_err(input)?;
-    if let Some(tokenizer) = &tokenizer {
-        tokenizer.save(&args.out).map_err(input)?;
-    }
-    let out = args.out.display();
-    let next = match tokenizer {
-        Some(tokenizer) if tokenizer.has_chat_template() => format!("llm-infer chat --model {out}"),
-        Some(_) => format!("llm-infer generate --model {out} --prompt TEXT"),
-        None => format!("llm-infer bench --model {out}"),
-    };
-    llm_cli::print(&format!("{out}: the model with the adapter {} merged. Next: {next}\n", args.adapter.display()))
 }
 
 fn run_bench(args: &BenchArgs) -> Result<(), Failure> {

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use llm_cli::Failure;
 use llm_engine::{Error, TextModel};
 use llm_model::{Model, Weight, WeightDtype};
+use llm_tokenizer::Tokenizer;
 
 use crate::dtype::bits;
 use crate::failure::{input, io_failure, refuse_existing};
@@ -63,7 +64,7 @@ pub(crate) fn convert(args: &ConvertArgs) -> Result<(), Failure> {
 /// Writes a Hugging Face folder.
 fn save_folder(text_model: TextModel, dtype: Option<WeightDtype>, out: &Path) -> Result<(), Failure> {
     let dtype = match dtype {
-        None if !is_quantized(&text_model.model) => return save(&text_model, out),
+        None if !is_quantized(&text_model.model) => return save(&text_model.model, Some(&text_model.tokenizer), out),
         None | Some(WeightDtype::F32) => WeightDtype::F32, // quantised matrices are dequantised
         Some(WeightDtype::Bf16) => WeightDtype::Bf16,
         Some(dtype) => {
@@ -73,7 +74,7 @@ fn save_folder(text_model: TextModel, dtype: Option<WeightDtype>, out: &Path) ->
         }
     };
     let model = text_model.model.frozen_as(dtype).map_err(input)?;
-    save(&TextModel { model, ..text_model }, out)
+    save(&model, Some(&text_model.tokenizer), out)
 }
 
 fn is_quantized(model: &Model) -> bool {
@@ -81,10 +82,12 @@ fn is_quantized(model: &Model) -> bool {
 }
 
 /// Saves under a temporary name, then renames the folder, so an existing `out` is always complete.
-fn save(text_model: &TextModel, out: &Path) -> Result<(), Failure> {
+pub(crate) fn save(model: &Model, tokenizer: Option<&Tokenizer>, out: &Path) -> Result<(), Failure> {
     let io = |error: std::io::Error| io_failure(out.display(), &error);
     let unfinished = llm_files::temp_folder(out).map_err(io)?;
-    text_model.model.save(unfinished.path()).map_err(Error::from).map_err(input)?;
-    text_model.tokenizer.save(unfinished.path()).map_err(Error::from).map_err(input)?;
+    model.save(unfinished.path()).map_err(Error::from).map_err(input)?;
+    if let Some(tokenizer) = tokenizer {
+        tokenizer.save(unfinished.path()).map_err(Error::from).map_err(input)?;
+    }
     std::fs::rename(unfinished.path(), out).map_err(io)
 }

@@ -15,4 +15,6 @@ pub mod cli;
 mod convert;
 mod dtype;
 mod failure;
+mod merge;
+mod options;
 mod prompt;

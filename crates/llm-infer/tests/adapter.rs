@@ -4,11 +4,12 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use llm_infer::cli::{Arguments, execute};
-use llm_model::{Head, LoraConfig, Model, ModelConfig, read_safetensors};
+use llm_model::{Batch, Head, LoraConfig, Model, ModelConfig, WeightDtype, read_safetensors, write_safetensors};
 use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn run(words: &[&str]) {
     // The default size of the global thread pool: a concurrent test may have started it already.
@@ -63,7 +64,7 @@ fn a_merged_folder_has_the_end_of_turn_token_of_its_tokenizer_as_eos() {
     plain.save(path("base")).unwrap();
     let lora = LoraConfig { r: 2, target_modules: vec!["q_proj".to_owned()], ..LoraConfig::default() };
     base.with_lora(&lora, 1).unwrap().save_adapter(&path("adapter"), "base").unwrap();
-    let merged = |name: &str| {
+    let merged = |name: &str| -> [Value; 2] {
         run(&[
             "merge",
             "--model",
@@ -75,15 +76,17 @@ fn a_merged_folder_has_the_end_of_turn_token_of_its_tokenizer_as_eos() {
         ]);
         ["config.json", "generation_config.json"].map(|file| {
             let json: Value = serde_json::from_slice(&std::fs::read(path(name).join(file)).unwrap()).unwrap();
-            json["eos_token_id"].as_u64()
+            json["eos_token_id"].clone()
         })
     };
-    assert_eq!(merged("text"), [Some(0); 2], "without a chat template the eos of the base model stays");
+    assert_eq!(merged("text"), [json!(0), json!(0)], "without a chat template the eos of the base model stays");
     let chat = plain.with_default_chat_template().unwrap();
     chat.save(path("adapter")).unwrap();
     let end = chat.chat_format().unwrap().end_of_turn;
-    assert!(end != 0 && merged("chat") == [Some(u64::from(end)); 2]);
-    assert!(Tokenizer::load(path("chat")).unwrap().has_chat_template());
+    assert_ne!(end, 0);
+    assert_eq!(merged("chat"), [json!([end, 0]), json!([end, 0])], "the end of a turn, and the old end of a text");
+    let tokenizer = Tokenizer::load(path("chat")).unwrap();
+    assert!(tokenizer.has_chat_template() && tokenizer.eos_id() == Some(end));
 }
 
 #[test]
@@ -118,4 +121,121 @@ fn merge_and_logits_name_their_result_and_the_next_command() {
         let merged = said(&["merge", "--model", "base", "--adapter", text(&adapter), "--out", out]);
         assert!(merged.ends_with(&format!("Next: llm-infer {next}\n")), "{merged}");
     }
+}
+
+/// The golden model "tied" in bf16, as a folder.
+fn bf16_base(dir: &Path) -> Model {
+    let golden: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "llm-model", "tests", "golden", "tied"].iter().collect();
+    let path = dir.join("model.safetensors");
+    std::fs::create_dir(dir).unwrap();
+    std::fs::copy(golden.join("config.json"), dir.join("config.json")).unwrap();
+    let tensors = read_safetensors(&golden.join("model.safetensors")).unwrap();
+    let half = tensors.into_iter().map(|(name, tensor)| (name, tensor.to_dtype(DType::BF16).unwrap())).collect();
+    write_safetensors(&path, &half).unwrap();
+    Model::open(dir).unwrap()
+}
+
+fn adapter_of_peft() -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "..", "llm-model", "tests", "golden", "lora", "plain"].iter().collect()
+}
+
+#[test]
+fn a_merge_is_written_in_the_dtype_of_the_base_and_rounded_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, adapter, out) = (dir.path().join("base"), adapter_of_peft(), dir.path().join("out"));
+    let weights = bf16_base(&base);
+    run(&["merge", "--model", text(&base), "--adapter", text(&adapter), "--out", text(&out)]);
+    let file = llm_files::SafetensorsFile::open(&out.join("model.safetensors")).unwrap();
+    assert!(file.tensors().values().all(|tensor| format!("{:?}", tensor.dtype) == "BF16"));
+    let config: Value = serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap();
+    assert!(config.get("dtype").or(config.get("torch_dtype")) == Some(&json!("bfloat16")));
+
+    // W + alpha / r * B A, summed in f64.
+    let settings: Value = serde_json::from_slice(&std::fs::read(adapter.join("adapter_config.json")).unwrap()).unwrap();
+    let scale = settings["lora_alpha"].as_f64().unwrap() / settings["r"].as_f64().unwrap();
+    let lora = read_safetensors(&adapter.join("adapter_model.safetensors")).unwrap();
+    let merged = read_safetensors(&out.join("model.safetensors")).unwrap();
+    let (mut adapted, mut double_rounding) = (0, 0);
+    for (name, a) in lora.iter().filter(|(name, _)| name.ends_with("lora_A.weight")) {
+        let b = &lora[&name.replace("lora_A", "lora_B")];
+        let name = name.trim_start_matches("base_model.model.").replace("lora_A.weight", "weight");
+        let f64 = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
+        let delta = (f64(b).matmul(&f64(a)).unwrap() * scale).unwrap();
+        let base = f64(&weights.params().get(&name).unwrap().to_dense().unwrap());
+        let half = |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap().to_dtype(DType::BF16).unwrap();
+        let values =
+            |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let (ours, once) = (values(&merged[&name]), values(&half(&(&base + &delta).unwrap())));
+        let twice = values(&half(&(&base + f64(&half(&delta))).unwrap()));
+        for ((ours, once), twice) in ours.iter().zip(&once).zip(&twice) {
+            // A sum in f32 may fall on the other side of a rounding border than one in f64: at most 1 bf16 step, and seldom.
+            assert!((ours - once).abs() <= 0.008 * once.abs(), "{name}: {ours} {once}");
+            adapted += usize::from(ours != once);
+            double_rounding += usize::from(twice != once);
+        }
+    }
+    assert!(
+        adapted * 20 < double_rounding,
+        "{adapted} values are not rounded once; {double_rounding} would be rounded twice"
+    );
+}
+
+#[test]
+fn a_merge_onto_quantised_weights_gives_the_model_that_was_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, adapter) = (dir.path().join("base"), dir.path().join("adapter"));
+    let config = ModelConfig {
+        vocab_size: 48,
+        hidden_size: 64,
+        intermediate_size: 96,
+        num_hidden_layers: 2,
+        initializer_range: 0.2,
+        ..ModelConfig::default()
+    };
+    let config = ModelConfig { num_attention_heads: 4, num_key_value_heads: 2, ..config };
+    Model::init(config, Head::LanguageModel, 3).unwrap().frozen_as(WeightDtype::Bf16).unwrap().save(&base).unwrap();
+    let weights = Model::open(&base).unwrap();
+    weights.with_lora(&LoraConfig::default(), 4).unwrap().save_adapter(&adapter, "base").unwrap();
+    // A trained adapter: B is not zero.
+    let file = adapter.join("adapter_model.safetensors");
+    let trained = |(name, tensor): (String, Tensor)| {
+        let random = || Tensor::randn(0f32, 0.05, tensor.shape(), &Device::Cpu).unwrap();
+        let tensor = if name.contains("lora_B") { random() } else { tensor };
+        (name, tensor)
+    };
+    write_safetensors(&file, &read_safetensors(&file).unwrap().into_iter().map(trained).collect()).unwrap();
+    let batch = Batch::new(&[(1..40).collect()]).unwrap();
+    let mut trained = weights.frozen_as("q4_0".parse().unwrap()).unwrap();
+    trained.load_adapter("default", &adapter).unwrap();
+    trained.use_adapter(Some("default")).unwrap();
+    let expected = trained.forward(&batch).unwrap();
+    let gap = |out: &str, more: &[&str]| {
+        let out = dir.path().join(out);
+        run(&[&["merge", "--model", text(&base), "--adapter", text(&adapter), "--out", text(&out)], more].concat());
+        let logits = Model::load(&out).unwrap().forward(&batch).unwrap();
+        (logits - &expected).unwrap().sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap()
+    };
+    let named = gap("named", &["--merge-onto", "quantized", "--base-dtype", "q4_0"]);
+    // A run folder of llm-train says in which dtype it trained the base.
+    std::fs::write(adapter.join("recipe.toml"), "base_dtype = \"q4_0\"\n").unwrap();
+    assert_eq!(gap("recorded", &["--merge-onto", "quantized"]), named);
+    let original = gap("original", &[]);
+    assert!(original > 2. * named, "onto the original weights {original}, onto the quantised ones {named}");
+}
+
+#[test]
+fn the_dtype_of_the_base_must_be_known_and_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, adapter) = (dir.path().join("base"), adapter_of_peft());
+    bf16_base(&base);
+    let fails = |more: &[&str]| {
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_llm-infer"));
+        program.args(["merge", "--model", text(&base), "--adapter", text(&adapter), "--out"]);
+        let output = program.arg(dir.path().join("out")).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(fails(&["--merge-onto", "quantized"]).contains("give --base-dtype"));
+    assert!(fails(&["--base-dtype", "q8_0"]).contains("applies to --merge-onto quantized only"));
+    assert!(!dir.path().join("out").exists());
 }

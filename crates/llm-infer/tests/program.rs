@@ -134,3 +134,29 @@ fn a_full_disk_is_named_and_not_the_users_error() {
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.contains("model.safetensors: disk full ("), "{message}");
 }
+
+#[test]
+fn sampling_defaults_come_from_the_model_and_a_flag_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    save_model(dir.path());
+    let file = dir.path().join("generation_config.json");
+    let model = dir.path().to_str().unwrap();
+    let run = |json: &str, flags: &[&str]| {
+        std::fs::write(&file, json).unwrap();
+        let words = ["generate", "-v", "-m", model, "--raw", "the cat"];
+        let output = llm_infer(&[&words, flags].concat(), "");
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (greedy, said) = run(r#"{"do_sample": false, "max_new_tokens": 9, "eos_token_id": [3]}"#, &[]);
+    assert!(said.contains("temperature 0 (generation_config.json), top_k 0 (default), top_p 1 (default)"), "{said}");
+    assert!(said.contains("max_new_tokens 9 (generation_config.json); ends at ") && said.contains(" (3)"), "{said}");
+    let (again, said) = run(r#"{"temperature": 5.0, "top_k": 3}"#, &["--temperature", "0", "--max-new-tokens", "9"]);
+    assert!(said.contains("temperature 0 (flag), top_k 3 (generation_config.json)"), "{said}");
+    assert_eq!(again, greedy);
+    let (hot, said) = run(r#"{"temperature": 5.0, "repetition_penalty": 1.3, "foo": 1}"#, &["--max-new-tokens", "9"]);
+    assert_ne!(hot, greedy);
+    assert_eq!(said.matches("not supported, and ignored: foo, repetition_penalty").count(), 1, "{said}");
+    std::fs::write(&file, r#"{"top_p": 7}"#).unwrap();
+    let (code, error) = failed(&["generate", "-m", model, "hello"], "");
+    assert!(code == 2 && error.contains("generation_config.json: \"top_p\" is 7; it must be a number"), "{error}");
+}

@@ -62,6 +62,7 @@ pub use config::{
 pub use count::ParamCount;
 pub use error::Error;
 pub use experts::Routing;
+pub use formats::generation::GenerationConfig;
 pub use formats::hf::{read_config, write_atomic};
 pub use formats::safetensors::{read_safetensors, write_safetensors};
 pub use formats::{families, gguf};

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::decoder::{Decoder, OptionalOutputs};
 use crate::formats::families;
+use crate::formats::generation::GenerationConfig;
 use crate::head::Head;
 use crate::linear::Linear;
 use crate::lora::{Adapter, OUTPUT, TokenRows};
@@ -30,6 +31,8 @@ pub struct Model {
     output: Linear, // (vocab, hidden) or (1, hidden)
     output_rows: Option<TokenRows>,
     pub(crate) adapters: Adapters,
+    /// The end tokens and sampling defaults of the files.
+    generation: GenerationConfig,
     /// The recognised keys of the `config.json` that this model was read from, with their original values.
     pub(crate) raw_config: Map<String, Value>,
     /// Other keys of `config.json`, which are saved unchanged (for example reward statistics).
@@ -76,7 +79,8 @@ impl Model {
             Head::Sequence | Head::Token => None,
         };
         let (adapters, raw_config, extra) = (Adapters::default(), Map::new(), Map::new());
-        Ok(Self { config, head, params, decoder, output, output_rows, adapters, raw_config, extra })
+        let generation = GenerationConfig::default();
+        Ok(Self { config, head, params, decoder, output, output_rows, adapters, generation, raw_config, extra })
     }
 
     /// A trainable model with random weights; the same seed gives the same bytes. A configuration that the family cannot express
@@ -111,6 +115,12 @@ impl Model {
         self.with_params(self.params.with_matrices_in(dtype, self.config.tensor_specs(self.head))?)
     }
 
+    /// A frozen copy for [`Self::save`] only, each matrix in the dtype that it has in `base`, f32 if that is quantised. Values are
+    /// rounded once, so that an adapter that was merged in f32 keeps its small updates.
+    pub fn with_dtypes_of(&self, base: &Self) -> Result<Self> {
+        self.with_params(self.params.with_dtypes_of(&base.params)?)
+    }
+
     /// The same model and variables with matmuls in `precision`. Bf16 is mixed precision (Micikevicius et al. 2018, arXiv
     /// 1710.03740): weights, accumulation and all other operations stay in f32.
     pub fn in_precision(&self, precision: Precision) -> Result<Self> {
@@ -121,6 +131,7 @@ impl Model {
         let adapters = self.adapters.with_active(params.adapter());
         let mut model = Self::new(self.config.clone(), self.head, params)?;
         model.adapters = adapters;
+        model.generation.clone_from(&self.generation);
         model.raw_config.clone_from(&self.raw_config);
         model.extra.clone_from(&self.extra);
         Ok(model)
@@ -139,7 +150,8 @@ impl Model {
         }
         families::to_json(&self.config, head)?;
         let params = self.params.for_head(&self.config, head, seed)?;
-        Self::new(self.config.clone(), head, params.trainable()?)
+        let model = Self::new(self.config.clone(), head, params.trainable()?)?;
+        Ok(model.with_generation(self.generation.clone()))
     }
 
     /// Enables activation checkpointing (Chen et al. 2016, arXiv 1604.06174): each block saves only its input and is
@@ -160,9 +172,35 @@ impl Model {
         &self.config
     }
 
-    /// Sets the end-of-sequence token of the configuration (a chat model ends its turn with another token).
-    pub fn set_eos_token_id(&mut self, id: Option<u32>) {
-        self.config.eos_token_id = id;
+    /// The end tokens and sampling defaults of the model's files.
+    pub fn generation(&self) -> &GenerationConfig {
+        &self.generation
+    }
+
+    /// Sets the end tokens and sampling defaults.
+    #[must_use]
+    pub fn with_generation(mut self, generation: GenerationConfig) -> Self {
+        self.generation = generation;
+        self
+    }
+
+    /// The tokens that end a generation, without duplicates: `eos_token_id` of the configuration, then those of
+    /// [`Self::generation`].
+    pub fn eos_token_ids(&self) -> Vec<u32> {
+        let mut ids: Vec<u32> = Vec::new();
+        for id in self.config.eos_token_id.iter().chain(&self.generation.eos_token_ids) {
+            if !ids.contains(id) {
+                ids.push(*id);
+            }
+        }
+        ids
+    }
+
+    /// Makes `id` the first end token: the token that ends the turns that the model was trained on. The others stay, so that a
+    /// generation also stops at the end of a text.
+    pub fn set_end_of_turn(&mut self, id: u32) {
+        self.generation.eos_token_ids = self.eos_token_ids();
+        self.config.eos_token_id = Some(id);
     }
 
     /// The head.

@@ -120,6 +120,24 @@ impl Params {
         Ok(rounded)
     }
 
+    /// A frozen copy with each matrix in the dtype that it has in `base`, f32 if that is quantised. Vectors, which are f32 in
+    /// memory, get the dtype of the embedding if that does not change them, as when they were read from a file in that dtype.
+    pub(crate) fn with_dtypes_of(&self, base: &Self) -> Result<Self> {
+        let of_matrices = base.get("model.embed_tokens.weight")?.dtype();
+        let mut cast = Self { precision: self.precision, ..Self::default() };
+        for (name, weight) in self.iter() {
+            let dtype = base.get(name)?.dtype();
+            let weight = match weight {
+                Weight::Dense(vector) if vector.rank() == 1 => without_loss(vector, of_matrices)?.into(),
+                Weight::Quantized(_) => Weight::Dense(weight.to_dense()?.to_dtype(dtype)?),
+                _ if weight.dtype() != dtype => Weight::Dense(weight.to_dense()?.detach().to_dtype(dtype)?),
+                _ => weight.frozen()?,
+            };
+            cast.insert(name.to_owned(), weight);
+        }
+        Ok(cast)
+    }
+
     /// The device of the weights.
     pub(crate) fn device(&self) -> Device {
         // Norms are tensors in every model.
@@ -212,6 +230,14 @@ impl Params {
         problems.extend(extra.map(|name| format!("tensor \"{name}\" is not part of this model")));
         if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { origin: origin.to_owned(), problems }) }
     }
+}
+
+/// A vector in `dtype`, or unchanged if a value would change.
+fn without_loss(vector: &Tensor, dtype: DType) -> Result<Tensor> {
+    let narrow = vector.to_dtype(dtype)?;
+    let differs = narrow.to_dtype(vector.dtype())?.ne(vector)?;
+    let changed = differs.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?;
+    Ok(if changed == 0 { narrow } else { vector.clone() })
 }
 
 fn missing(name: &str) -> Error {

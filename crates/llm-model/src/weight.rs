@@ -54,6 +54,16 @@ impl Weight {
         }
     }
 
+    /// The dtype of the values; f32 for a quantised weight, whose values are computed in f32.
+    pub(crate) fn dtype(&self) -> DType {
+        match self {
+            Self::Trainable(w) => w.dtype(),
+            Self::Dense(w) => w.dtype(),
+            Self::Mapped(w) => w.dtype(),
+            Self::Quantized(_) => DType::F32,
+        }
+    }
+
     /// The device. Mapped and quantised weights are in CPU memory.
     pub(crate) fn device(&self) -> Device {
         self.tensor().map_or(Device::Cpu, |tensor| tensor.device().clone())

@@ -35,6 +35,7 @@
 mod chat;
 mod chat_format;
 mod chat_template;
+mod end_of_turn;
 mod error;
 mod folder;
 mod gguf;

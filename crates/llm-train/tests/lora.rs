@@ -11,7 +11,7 @@ use common::{fresh_model, quietly};
 use llm_data::{Conversation, Message, write_jsonl};
 use llm_engine::{Sampling, TextModel, TextOptions};
 use llm_model::{BlockFormat, LoraConfig, Model, ModelConfig, TokenIndices, WeightDtype};
-use llm_tokenizer::{ChatMessage, TrainConfig};
+use llm_tokenizer::{ChatMessage, Tokenizer, TrainConfig};
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{
     FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PrepareInputs, PretrainInputs, PretrainRecipe, finetune,
@@ -172,6 +172,12 @@ fn an_adapter_trains_the_embeddings_of_new_chat_tokens() {
     let file = |name: &str| fs::read(path("with").join(name)).unwrap();
     let config: Value = serde_json::from_slice(&file("adapter_config.json")).unwrap();
     assert_eq!(config["trainable_token_indices"], serde_json::json!([2, 3, 4, 5]), "all tokens of the template");
+    // The files name the token that ended the turns, then the base's end of text.
+    let generation: Value = serde_json::from_slice(&file("generation_config.json")).unwrap();
+    let tokenizer = Tokenizer::load(path("with")).unwrap();
+    let end = tokenizer.chat_format().unwrap().end_of_turn;
+    assert_eq!(generation["eos_token_id"], serde_json::json!([end, 0]));
+    assert_eq!(tokenizer.eos_id(), Some(end));
     let whole = file("adapter_model.safetensors");
     interrupt(&path("with"));
     finetune(&recipe, &inputs, &path("with"), RunOptions { resume: true, ..RunOptions::default() }).unwrap();

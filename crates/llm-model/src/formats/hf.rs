@@ -8,9 +8,10 @@ use llm_files::gguf::GgufFile;
 use llm_files::{SafetensorsFile, SafetensorsTensor};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::families::{self, ParsedConfig};
+use super::generation::{self, GenerationConfig, ids_json};
 use super::gguf::is_gguf;
 use super::safetensors::{self, write_safetensors};
 use crate::weight::Weight;
@@ -71,6 +72,12 @@ impl Model {
         save(self, dir.as_ref())
     }
 
+    /// Writes `generation_config.json` to `dir`, which names the tokens that end a generation: for the folder of an adapter.
+    pub fn save_generation(&self, dir: impl AsRef<Path>) -> Result<()> {
+        let json = self.generation().to_json(self.config(), &self.eos_token_ids());
+        write_json(&dir.as_ref().join(generation::FILE), &json)
+    }
+
     /// The `config.json` of this model: the original one if it still describes the model, else a new one.
     fn config_json(&self) -> Result<Value> {
         let read = families::from_json(&Value::Object(self.raw_config.clone()), "config.json");
@@ -78,14 +85,13 @@ impl Model {
             Ok(read) if read.config == *self.config() && read.head == self.head() => {
                 Value::Object(self.raw_config.clone())
             }
-            _ => families::to_json(self.config(), self.head())?,
+            _ => {
+                let mut json = families::to_json(self.config(), self.head())?;
+                json["eos_token_id"] = ids_json(&self.eos_token_ids());
+                json
+            }
         };
-        let dtype = match self.params().get("model.embed_tokens.weight")? {
-            Weight::Trainable(w) => w.dtype(),
-            Weight::Dense(w) => w.dtype(),
-            Weight::Mapped(w) => w.dtype(),
-            Weight::Quantized(_) => DType::F32,
-        };
+        let dtype = self.params().get("model.embed_tokens.weight")?.dtype();
         let key = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
         json[key] = Value::from(match dtype {
             DType::BF16 => "bfloat16",
@@ -127,13 +133,7 @@ fn save(model: &Model, dir: &Path) -> Result<()> {
     write_safetensors(&dir.join("model.safetensors"), &tensors)?;
     write_json(&dir.join("config.json"), &model.config_json()?)?;
     if model.head() == Head::LanguageModel {
-        let config = model.config();
-        let generation = json!({
-            "bos_token_id": config.bos_token_id,
-            "eos_token_id": config.eos_token_id,
-            "pad_token_id": config.pad_token_id,
-        });
-        write_json(&dir.join("generation_config.json"), &generation)?;
+        model.save_generation(dir)?;
     }
     Ok(())
 }
@@ -169,7 +169,8 @@ fn read(dir: &Path, weight: impl Fn(&SafetensorsTensor) -> Result<Weight>) -> Re
         }
     }
     let params = families::from_files(matrices, &config, head, &origin)?;
-    Ok(Model::new(config, head, params)?.with_raw_config(raw_config, extra))
+    let generation = GenerationConfig::read(dir, &raw_config, config.vocab_size)?;
+    Ok(Model::new(config, head, params)?.with_raw_config(raw_config, extra).with_generation(generation))
 }
 
 /// The index of a sharded model. It can be longer than [`MAX_JSON_BYTES`], as it lists all tensors.

@@ -3,6 +3,7 @@
 //! These modules know models; models do not know their files, except for the names of a family ([`families`]).
 
 pub mod families;
+pub(crate) mod generation;
 pub mod gguf;
 pub(crate) mod hf;
 pub(crate) mod peft;

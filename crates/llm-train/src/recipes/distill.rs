@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use llm_data::{Batches, TokenDataset};
 use llm_model::{Batch, Head, Model, ModelConfig, ParamCount, Routing, read_config};
-use llm_tokenizer::Tokenizer;
+use llm_tokenizer::{ChatFormat, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 use super::{chat_format, load_model, save};
@@ -100,11 +100,12 @@ pub fn distill(recipe: &DistillRecipe, inputs: &DistillInputs, out: &Path, optio
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let tokenizer = Tokenizer::load(&inputs.teacher)?;
-    let pad = chat_format(&tokenizer, &inputs.teacher)?.pad;
+    let tokenizer = Tokenizer::load(&inputs.teacher)?.with_end_of_turn_as_eos();
+    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, &inputs.teacher)?;
     let Teachers { teacher_config, teacher, text_teacher, text } =
         Teachers::load(recipe, inputs, &tokenizer, setup.device())?;
-    let first_student = student(recipe, inputs, &teacher_config, &tokenizer, text.as_ref())?;
+    let mut first_student = student(recipe, inputs, &teacher_config, &tokenizer, text.as_ref())?;
+    first_student.set_end_of_turn(end_of_turn);
     let positions = teacher_config.max_position_embeddings.min(first_student.config().max_position_embeddings);
     let max_length = recipe.max_length.min(positions);
     let (train, validation) =

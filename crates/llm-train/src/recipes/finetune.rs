@@ -133,6 +133,7 @@ pub fn finetune(recipe: &FinetuneRecipe, inputs: &FinetuneInputs, out: &Path, op
         write: Box::new(|model, dir| match recipe.lora {
             Some(_) => {
                 tokenizer.save(dir)?;
+                model.save_generation(dir)?;
                 Ok(model.save_adapter(dir, &inputs.model.display().to_string())?)
             }
             None => save(model, &tokenizer, dir),
@@ -169,13 +170,14 @@ fn load(recipe: &FinetuneRecipe, inputs: &FinetuneInputs) -> Result<(Tokenizer, 
     if !tokenizer.has_chat_template() {
         tokenizer = tokenizer.with_default_chat_template()?;
     }
+    let tokenizer = tokenizer.with_end_of_turn_as_eos();
     let end_of_turn = chat_format(&tokenizer, &inputs.model)?.end_of_turn;
     let mut base = load_model(&inputs.model, Head::LanguageModel)?;
     let text = inputs.text.as_ref().map(|dir| TokenDataset::open(dir, "train")).transpose()?;
     let source = |(dir, shards)| TokenSource::Shards { shards, dir, seq_len: recipe.seq_len };
     let sources = inputs.text.as_deref().zip(text.as_ref()).map(source);
     check_compatible(base.config(), (&tokenizer, &inputs.model), sources.as_slice())?;
-    base.set_eos_token_id(Some(end_of_turn));
+    base.set_end_of_turn(end_of_turn);
     Ok((tokenizer, base, text))
 }
 

@@ -184,7 +184,7 @@ fn evaluate(
     let prompts = recipe.sample_prompts.iter().map(|p| text_model.document_ids(p)).collect::<Result<Vec<_>, _>>()?;
     let options = GenerateOptions {
         max_new_tokens: 32,
-        stop_ids: text_model.stop_ids(),
+        stop_ids: Some(text_model.stop_ids()),
         sampling: Sampling { temperature: 0., ..Sampling::default() },
     };
     let completions = text_model.complete_all(&prompts, &options, prompts.len(), |_| ())?;

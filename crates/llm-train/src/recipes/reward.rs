@@ -92,6 +92,7 @@ pub fn reward(recipe: &RewardRecipe, inputs: &RewardInputs, out: &Path, options:
     if !tokenizer.has_chat_template() {
         tokenizer = tokenizer.with_default_chat_template()?;
     }
+    let tokenizer = tokenizer.with_end_of_turn_as_eos();
     let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, &inputs.model)?;
     let policy = load_model(&inputs.model, Head::LanguageModel)?;
     check_compatible(policy.config(), (&tokenizer, &inputs.model), &[])?;
@@ -100,7 +101,7 @@ pub fn reward(recipe: &RewardRecipe, inputs: &RewardInputs, out: &Path, options:
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
     let mut learner = learner(&setup, &recipe.optimizer, || {
         let mut model = policy.with_head(Head::Sequence, recipe.seed)?;
-        model.set_eos_token_id(Some(end_of_turn));
+        model.set_end_of_turn(end_of_turn);
         Ok(model)
     })?;
     let size = BatchSize::of_recipe(recipe.batch_size, recipe.max_tokens);

@@ -9,6 +9,7 @@ use serde_json::{Value as Json, json};
 use super::architecture::{self, Architecture, FileTensor};
 use super::keys::{self, ROPE_FACTORS, recover_llama3_scaling};
 use super::weights::{choose_dtype, dtype_of, encode, interleave_rows, matrix};
+use crate::formats::generation::GenerationConfig;
 use crate::rotary::RotaryEmbedding;
 use crate::shapes::Projection;
 use crate::weight::Weight;
@@ -66,7 +67,8 @@ impl Model {
                 start = end;
             }
         }
-        Self::new(config, Head::LanguageModel, params)
+        let generation = GenerationConfig::of_gguf(file.metadata(), config.vocab_size);
+        Ok(Self::new(config, Head::LanguageModel, params)?.with_generation(generation))
     }
 
     /// Writes a language model as a GGUF file, with the metadata of its tokenizer; `path` must not exist.
@@ -91,6 +93,7 @@ impl Model {
         };
         let mut metadata = tokenizer;
         metadata.extend(keys::to_metadata(architecture, config));
+        metadata.extend(self.generation().to_gguf(&self.eos_token_ids()));
         self.check_keys(&metadata, architecture)?;
         let (mut tensors, mut main_dtype) = (Vec::new(), WeightDtype::F32);
         if let RopeScaling::Llama3 { .. } = config.rope_scaling {

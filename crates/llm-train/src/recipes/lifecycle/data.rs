@@ -114,7 +114,7 @@ fn answers(
         let seed = lesson_seed(recipe, number as u64);
         let options = GenerateOptions {
             max_new_tokens: recipe.ppo.max_new_tokens,
-            stop_ids: teacher.stop_ids(),
+            stop_ids: Some(teacher.stop_ids()),
             sampling: Sampling { temperature: recipe.ppo.temperature, seed, ..Sampling::default() },
         };
         let replies = teacher.complete_all(&prompts, &options, BATCH, |_| ())?;

@@ -106,11 +106,12 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: &Path, options: RunOptio
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let tokenizer = Tokenizer::load(&inputs.model)?;
-    let reference = load_model(&inputs.model, Head::LanguageModel)?.to_device(setup.device())?;
+    let tokenizer = Tokenizer::load(&inputs.model)?.with_end_of_turn_as_eos();
+    let mut reference = load_model(&inputs.model, Head::LanguageModel)?.to_device(setup.device())?;
     let mut reward_model = RewardModel::load(&inputs.reward)?;
     reward_model.model = reward_model.model.to_device(setup.device())?;
     let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, &inputs.model)?;
+    reference.set_end_of_turn(end_of_turn);
     let other = TokenSource::Model {
         config: reward_model.model.config(),
         tokenizer: &reward_model.tokenizer,
@@ -172,7 +173,8 @@ fn scale_on_reference(
     let total = recipe.episodes.saturating_mul(usize::try_from(recipe.updates).unwrap_or(usize::MAX));
     let sampling =
         Sampling { temperature: recipe.temperature, seed: rng(recipe.seed, 4, 0).random(), ..Sampling::default() };
-    let options = GenerateOptions { max_new_tokens: recipe.max_new_tokens, stop_ids: vec![end_of_turn], sampling };
+    let options =
+        GenerateOptions { max_new_tokens: recipe.max_new_tokens, stop_ids: Some(vec![end_of_turn]), sampling };
     reward_model.scale_on(reference, &prompts.first(SCALE_REPLIES.min(total)), &options, recipe.micro_batch_size)
 }
 

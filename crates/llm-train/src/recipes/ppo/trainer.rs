@@ -127,7 +127,7 @@ impl<'a> PpoTrainer<'a> {
 
     fn generate_options(&self, seed: u64) -> GenerateOptions {
         let sampling = Sampling { temperature: self.recipe.temperature, seed, ..Sampling::default() };
-        GenerateOptions { max_new_tokens: self.recipe.max_new_tokens, stop_ids: vec![self.ids.eos], sampling }
+        GenerateOptions { max_new_tokens: self.recipe.max_new_tokens, stop_ids: Some(vec![self.ids.eos]), sampling }
     }
 
     /// Log-probabilities, values and scores of these replies.

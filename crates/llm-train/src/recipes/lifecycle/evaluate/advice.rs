@@ -60,7 +60,7 @@ impl PromptSet {
 fn sampling_options(recipe: &LifecycleRecipe, model: &TextModel) -> GenerateOptions {
     GenerateOptions {
         max_new_tokens: recipe.ppo.max_new_tokens,
-        stop_ids: model.stop_ids(),
+        stop_ids: Some(model.stop_ids()),
         sampling: Sampling { temperature: recipe.ppo.temperature, ..Sampling::default() },
     }
 }

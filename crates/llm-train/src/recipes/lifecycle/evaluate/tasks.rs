@@ -77,7 +77,7 @@ fn completed(model: &TextModel, tasks: &[Task]) -> Result<Vec<f64>> {
     let prompts = tasks.iter().map(|t| model.document_ids(&t.cloze.0)).collect::<Result<Vec<_>, _>>()?;
     let options = GenerateOptions {
         max_new_tokens: MAX_NEW_TOKENS / 2,
-        stop_ids: model.stop_ids(),
+        stop_ids: Some(model.stop_ids()),
         sampling: Sampling { temperature: 0., ..Sampling::default() },
     };
     let replies = generate_replies(model, &prompts, &options, 100)?;
