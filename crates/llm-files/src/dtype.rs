@@ -32,17 +32,43 @@ pub enum BlockFormat {
     Q4_K,
     /// 6 bits; an 8-bit scale per 16 weights, in blocks of 256: 6.56 bits per weight.
     Q6_K,
+    /// 4 bits, a scale and a minimum per 32 weights: 5 bits per weight. Read only.
+    Q4_1,
+    /// 5 bits and a scale per 32 weights: 5.5 bits per weight. Read only.
+    Q5_0,
+    /// 5 bits, a scale and a minimum per 32 weights: 6 bits per weight. Read only.
+    Q5_1,
+    /// 2 bits; a 4-bit scale and minimum per 16 weights, in blocks of 256: 2.63 bits per weight. Read only.
+    Q2_K,
+    /// 3 bits; a 6-bit scale per 16 weights, in blocks of 256: 3.44 bits per weight. Read only.
+    Q3_K,
+    /// 5 bits; a 6-bit scale and minimum per 32 weights, in blocks of 256: 5.5 bits per weight. Read only.
+    Q5_K,
+    /// 4 bits, an index into 16 values, and a scale per 32 weights: 4.5 bits per weight. Read only.
+    IQ4_NL,
 }
 
 impl BlockFormat {
     /// All formats.
-    pub const ALL: [Self; 4] = [Self::Q8_0, Self::Q4_0, Self::Q4_K, Self::Q6_K];
+    pub const ALL: [Self; 11] = [
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4_K,
+        Self::Q6_K,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q2_K,
+        Self::Q3_K,
+        Self::Q5_K,
+        Self::IQ4_NL,
+    ];
 
     /// Weights per block.
     pub fn elements(self) -> usize {
         match self {
-            Self::Q8_0 | Self::Q4_0 => 32,
-            Self::Q4_K | Self::Q6_K => 256,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::IQ4_NL => 32,
+            Self::Q4_K | Self::Q6_K | Self::Q2_K | Self::Q3_K | Self::Q5_K => 256,
         }
     }
 
@@ -50,15 +76,21 @@ impl BlockFormat {
     pub fn bytes(self) -> usize {
         match self {
             Self::Q8_0 => 34,
-            Self::Q4_0 => 18,
+            Self::Q4_0 | Self::IQ4_NL => 18,
             Self::Q4_K => 144,
             Self::Q6_K => 210,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q2_K => 84,
+            Self::Q3_K => 110,
+            Self::Q5_K => 176,
         }
     }
 }
 
 impl WeightDtype {
-    /// All dtypes.
+    /// The dtypes that weights can be converted to; the other block formats are read only.
     pub const ALL: [Self; 7] = [
         Self::F32,
         Self::Bf16,
@@ -69,7 +101,7 @@ impl WeightDtype {
         Self::Quantized(BlockFormat::Q6_K),
     ];
 
-    /// The name: `f32`, `bf16`, `f16`, `q8_0`, `q4_0`, `q4_k` or `q6_k`.
+    /// The name: `f32`, `bf16`, `f16`, or that of the block format in lower case, such as `q8_0`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -79,6 +111,13 @@ impl WeightDtype {
             Self::Quantized(BlockFormat::Q4_0) => "q4_0",
             Self::Quantized(BlockFormat::Q4_K) => "q4_k",
             Self::Quantized(BlockFormat::Q6_K) => "q6_k",
+            Self::Quantized(BlockFormat::Q4_1) => "q4_1",
+            Self::Quantized(BlockFormat::Q5_0) => "q5_0",
+            Self::Quantized(BlockFormat::Q5_1) => "q5_1",
+            Self::Quantized(BlockFormat::Q2_K) => "q2_k",
+            Self::Quantized(BlockFormat::Q3_K) => "q3_k",
+            Self::Quantized(BlockFormat::Q5_K) => "q5_k",
+            Self::Quantized(BlockFormat::IQ4_NL) => "iq4_nl",
         }
     }
 

@@ -46,5 +46,6 @@ pub(crate) fn bits(dtype: WeightDtype) -> &'static str {
         WeightDtype::Quantized(BlockFormat::Q6_K) => {
             "6.6 bits per weight; 8.5 bits if the row length is not a multiple of 256"
         }
+        WeightDtype::Quantized(_) => "read only",
     }
 }

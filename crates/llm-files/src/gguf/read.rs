@@ -39,7 +39,7 @@ pub enum Value {
 pub type Metadata = BTreeMap<String, Value>;
 
 /// The dtypes with `ggml_type` and the `general.file_type` of a file that mostly has this dtype.
-const DTYPES: [(WeightDtype, u32, u32); 7] = [
+const DTYPES: [(WeightDtype, u32, u32); 14] = [
     (WeightDtype::F32, 0, 0),
     (WeightDtype::F16, 1, 1),
     (WeightDtype::Bf16, 30, 32),
@@ -47,6 +47,13 @@ const DTYPES: [(WeightDtype, u32, u32); 7] = [
     (WeightDtype::Quantized(BlockFormat::Q8_0), 8, 7),
     (WeightDtype::Quantized(BlockFormat::Q4_K), 12, 14),
     (WeightDtype::Quantized(BlockFormat::Q6_K), 14, 18),
+    (WeightDtype::Quantized(BlockFormat::Q4_1), 3, 3),
+    (WeightDtype::Quantized(BlockFormat::Q5_0), 6, 8),
+    (WeightDtype::Quantized(BlockFormat::Q5_1), 7, 9),
+    (WeightDtype::Quantized(BlockFormat::Q2_K), 10, 10),
+    (WeightDtype::Quantized(BlockFormat::Q3_K), 11, 12),
+    (WeightDtype::Quantized(BlockFormat::Q5_K), 13, 17),
+    (WeightDtype::Quantized(BlockFormat::IQ4_NL), 20, 25),
 ];
 
 /// The `ggml_type` number of a dtype.
@@ -256,7 +263,8 @@ impl Reader<'_> {
         let shape: Vec<usize> = sizes?.into_iter().rev().map(|n| n as usize).collect();
         let number = self.u32()?;
         let Some((dtype, ..)) = DTYPES.into_iter().find(|(_, n, _)| *n == number) else {
-            return Err(format!("type {number} is not supported; supported: F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q6_K"));
+            let known = DTYPES.map(|(dtype, ..)| dtype.name()).join(", ");
+            return Err(format!("ggml type {number} is not supported; supported: {known}"));
         };
         Ok((dtype, shape, self.u64()?))
     }

@@ -100,7 +100,7 @@ mod tests {
 
     use super::*;
     use crate::BlockFormat;
-    use crate::testing::random;
+    use crate::testing::{quantized, random};
 
     fn flat(x: &Tensor) -> Vec<f32> {
         x.flatten_all().unwrap().to_vec1().unwrap()
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn matmul_of_integers_equals_that_of_the_dequantized_weight() -> Result<()> {
         for format in BlockFormat::ALL {
-            let w = QuantizedWeight::quantize(&random(&[37, 256], 1, 1.)?, format)?;
+            let w = quantized(37, 256, 1, 1., format)?;
             for n in [1, 3, 9] {
                 let mut x: Vec<f32> = flat(&random(&[n * 256], 2, 127.)?).iter().map(|x| x.round()).collect();
                 x.iter_mut().step_by(32).for_each(|x| *x = 127.);
@@ -132,7 +132,7 @@ mod tests {
         }
         for format in BlockFormat::ALL {
             for scale in [1e-4, 1., 1e4] {
-                let w = QuantizedWeight::quantize(&random(&[16, 512], 1, 0.3)?, format)?;
+                let w = quantized(16, 512, 1, 0.3, format)?;
                 let x = random(&[2, 512], 3, scale)?;
                 let (ours, theirs) = (linear_quantized(&x, &w)?, crate::linear(&x, &w.dequantize()?)?);
                 // Each of 512 products is off by half a step (scale / 254) times at most 0.3, with random signs.
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn the_input_gradient_equals_that_of_the_dequantized_weight() -> Result<()> {
         for format in BlockFormat::ALL {
-            let w = QuantizedWeight::quantize(&random(&[600, 256], 1, 1.)?, format)?;
+            let w = quantized(600, 256, 1, 1., format)?;
             let x = Var::from_tensor(&random(&[2, 3, 256], 2, 1.)?)?;
             let gradient = |y: Tensor| -> Result<Vec<f32>> {
                 let mask = random(y.dims(), 3, 1.)?;

@@ -42,7 +42,7 @@ pub fn dot(block: &[u8; 144], x: &QuantizedActivations, i: usize) -> f32 {
 
 /// Scale and minimum of sub-block `j`, 6 bits each, packed into 12 bytes.
 #[inline(always)]
-fn scale_and_min(q: &[u8], j: usize) -> (f32, f32) {
+pub fn scale_and_min(q: &[u8], j: usize) -> (f32, f32) {
     let (scale, min) = if j < 4 {
         (q[j] & 63, q[j + 4] & 63)
     } else {

@@ -8,9 +8,9 @@ use std::arch::x86_64::{
 
 use bytemuck::cast;
 
-use super::BlockFormat;
 use super::activations::QuantizedActivations;
 use super::bits::read_bytes;
+use super::dots::X86Format;
 
 /// True if this machine has the instructions.
 pub fn is_available() -> bool {
@@ -41,12 +41,12 @@ pub struct Part {
 impl VnniActivations {
     /// If the number of groups of 32 is odd, a group of zeros is added.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-    pub fn new(x: &QuantizedActivations, format: BlockFormat) -> Self {
+    pub fn new(x: &QuantizedActivations, format: X86Format) -> Self {
         let offset = match format {
-            BlockFormat::Q8_0 => -128, // 128 as an unsigned byte
-            BlockFormat::Q4_0 => 8,
-            BlockFormat::Q4_K => 0,
-            BlockFormat::Q6_K => 32,
+            X86Format::Q8_0 => -128, // 128 as an unsigned byte
+            X86Format::Q4_0 => 8,
+            X86Format::Q4_K => 0,
+            X86Format::Q6_K => 32,
         };
         let mut parts = Vec::with_capacity(x.scales.len().div_ceil(2));
         for (integers, scales) in x.integers.chunks(2).zip(x.scales.chunks(2)) {
@@ -57,7 +57,7 @@ impl VnniActivations {
             parts.push(Part { integers: cast(integers), init: cast(init), scales: cast(scales.map(|x| [x; 8])) });
         }
         let minima = x.scales.as_chunks::<8>().0.iter().zip(x.sums.as_chunks::<8>().0);
-        let minima = minima.filter(|_| format == BlockFormat::Q4_K).map(|(scales, sums)| {
+        let minima = minima.filter(|_| format == X86Format::Q4_K).map(|(scales, sums)| {
             std::array::from_fn(|lane| if lane < 8 { 0. } else { -scales[lane - 8] * sums[lane - 8] })
         });
         Self { parts, minima: minima.collect() }

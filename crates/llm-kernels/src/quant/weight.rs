@@ -37,7 +37,10 @@ impl QuantizedWeight {
             bail!("a weight of {rows} x {cols} has values that are not finite; {format:?} cannot represent them");
         }
         drop(storage);
-        let quantized = QTensor::quantize(&w, ggml_dtype(format))?;
+        let Some(dtype) = ggml_dtype(format) else {
+            bail!("{format:?} is read only; quantise to q8_0, q4_0, q4_k or q6_k")
+        };
+        let quantized = QTensor::quantize(&w, dtype)?;
         Self::from_blocks(quantized.data()?.into_owned(), (rows, cols), format)
     }
 
@@ -110,12 +113,19 @@ impl QuantizedWeight {
     }
 }
 
-/// candle's name of a format.
-pub(super) fn ggml_dtype(format: BlockFormat) -> GgmlDType {
-    match format {
+/// candle's name of a format; none if candle has no such format.
+pub(super) fn ggml_dtype(format: BlockFormat) -> Option<GgmlDType> {
+    Some(match format {
         BlockFormat::Q8_0 => GgmlDType::Q8_0,
         BlockFormat::Q4_0 => GgmlDType::Q4_0,
         BlockFormat::Q4_K => GgmlDType::Q4K,
         BlockFormat::Q6_K => GgmlDType::Q6K,
-    }
+        BlockFormat::Q4_1 => GgmlDType::Q4_1,
+        BlockFormat::Q5_0 => GgmlDType::Q5_0,
+        BlockFormat::Q5_1 => GgmlDType::Q5_1,
+        BlockFormat::Q2_K => GgmlDType::Q2K,
+        BlockFormat::Q3_K => GgmlDType::Q3K,
+        BlockFormat::Q5_K => GgmlDType::Q5K,
+        BlockFormat::IQ4_NL => return None,
+    })
 }

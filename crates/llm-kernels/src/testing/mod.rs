@@ -5,6 +5,8 @@ mod small_sizes;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
+use crate::{BlockFormat, QuantizedWeight};
+
 /// Pseudo-random values in `[-scale, scale]`, the same for the same seed.
 pub fn random(shape: &[usize], seed: u64, scale: f64) -> Result<Tensor> {
     let n: usize = shape.iter().product();
@@ -18,6 +20,20 @@ pub fn random(shape: &[usize], seed: u64, scale: f64) -> Result<Tensor> {
         })
         .collect();
     Tensor::from_vec(data, shape, &Device::Cpu)
+}
+
+/// A weight in blocks with values in about `[-scale, scale]`.
+pub fn quantized(rows: usize, cols: usize, seed: u64, scale: f64, format: BlockFormat) -> Result<QuantizedWeight> {
+    if format != BlockFormat::IQ4_NL {
+        return QuantizedWeight::quantize(&random(&[rows, cols], seed, scale)?, format);
+    }
+    // No quantizer has this format: random indices, and a scale for the largest value 127.
+    let noise = random(&[rows * cols / 32 * 18], seed, 128.)?.to_vec1::<f32>()?;
+    let mut blocks: Vec<u8> = noise.into_iter().map(|x| x as i8 as u8).collect();
+    for block in blocks.chunks_mut(18) {
+        block[..2].copy_from_slice(&half::f16::from_f64(scale / 127.).to_le_bytes());
+    }
+    QuantizedWeight::from_blocks(blocks, (rows, cols), format)
 }
 
 /// Compares value and gradients of `f` in f32 (fused path) with f64 (reference).

@@ -3,13 +3,12 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use crate::testing::random;
+use crate::testing::{quantized, random};
 use crate::{
     BlockFormat, MappedWeight, Precision, QuantizedWeight, linear_mapped, linear_quantized, linear_with_precision,
 };
 use llm_files::Bytes;
 
-const FORMATS: [BlockFormat; 4] = [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_K, BlockFormat::Q6_K];
 const BROKEN: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
 const ROWS: [usize; 10] = [1, 2, 3, 4, 5, 6, 7, 8, 16, 65];
 const OUT: usize = 9;
@@ -25,8 +24,8 @@ type Matmul = Box<dyn Fn(&Tensor) -> Result<Tensor>>;
 fn matmuls() -> Result<Vec<(String, Matmul)>> {
     let w = random(&[OUT, IN], 1, 1.)?;
     let mut all: Vec<(String, Matmul)> = Vec::new();
-    for format in FORMATS {
-        let w = QuantizedWeight::quantize(&w, format)?;
+    for format in BlockFormat::ALL {
+        let w = quantized(OUT, IN, 1, 1., format)?;
         all.push((format!("{format:?}"), Box::new(move |x| linear_quantized(x, &w))));
     }
     for dtype in [DType::F32, DType::BF16, DType::F16] {
@@ -74,17 +73,19 @@ fn a_non_finite_activation_affects_only_its_row() -> Result<()> {
 /// The byte offsets of the f16 scales (and minima) of a block.
 fn scales(format: BlockFormat) -> &'static [usize] {
     match format {
-        BlockFormat::Q8_0 | BlockFormat::Q4_0 => &[0],
-        BlockFormat::Q4_K => &[0, 2],
+        BlockFormat::Q8_0 | BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::IQ4_NL => &[0],
+        BlockFormat::Q4_K | BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q5_K => &[0, 2],
         BlockFormat::Q6_K => &[208],
+        BlockFormat::Q2_K => &[80, 82],
+        BlockFormat::Q3_K => &[108],
     }
 }
 
 #[test]
 fn a_non_finite_block_scale_affects_every_result_of_its_block() -> Result<()> {
     let bits = [0x7c00u16, 0xfc00, 0x7e00, 0x7c01, 0xffff];
-    for format in FORMATS {
-        let blocks = QuantizedWeight::quantize(&random(&[OUT, IN], 1, 1.)?, format)?.blocks().to_vec();
+    for format in BlockFormat::ALL {
+        let blocks = quantized(OUT, IN, 1, 1., format)?.blocks().to_vec();
         let (in_row, size) = (IN / format.elements(), format.elements());
         for (bits, &scale) in bits.into_iter().flat_map(|bits| scales(format).iter().map(move |scale| (bits, scale))) {
             for (row, block) in [(0, 0), (4, in_row - 1)] {
@@ -124,7 +125,7 @@ fn a_non_finite_weight_affects_its_column() -> Result<()> {
         let mut numbers = flat(&random(&[OUT * IN], 1, 1.)?);
         numbers[4 * IN + 100] = by;
         let w = Tensor::from_slice(&numbers, (OUT, IN), &Device::Cpu)?;
-        for format in FORMATS {
+        for format in BlockFormat::ALL {
             let error = QuantizedWeight::quantize(&w, format).unwrap_err().to_string();
             assert!(error.contains("not finite"), "{error}");
         }

@@ -159,13 +159,15 @@ fn linears() {
                 linear_mapped(&x(t)?, &w)
             });
         }
-        for format in [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_K, BlockFormat::Q6_K] {
+        for format in BlockFormat::ALL {
             let wide = k * format.elements();
             check("linear_quantized", &[&[n, wide]], &[n, m], |t| {
                 let w = QuantizedWeight::from_blocks(vec![0; m * k * format.bytes()], (m, wide), format)?;
                 assert_eq!((w.dequantize()?.dims(), w.gather_rows(&[])?.dims()), (&[m, wide][..], &[0, wide][..]));
                 assert_eq!(w.gather_rows(&vec![0; m])?.dims(), [m, wide]);
-                assert_eq!(QuantizedWeight::quantize(&w.dequantize()?, format)?.blocks().len(), w.blocks().len());
+                if format != BlockFormat::IQ4_NL {
+                    assert_eq!(QuantizedWeight::quantize(&w.dequantize()?, format)?.blocks().len(), w.blocks().len());
+                }
                 linear_quantized(&x(t)?, &w)
             });
         }
