@@ -2,26 +2,29 @@
 //!
 //! llama.cpp has two kinds of byte-pair encoding. "gpt2" is byte-level, with a list of merges and a named pre-tokenizer
 //! ([`PRE_TOKENIZERS`]). "llama" is that of `SentencePiece`: no pre-tokenizer, a score for each token, and byte tokens as
-//! fallback. A `tokenizer.json` that matches neither is an error.
+//! fallback. A `tokenizer.json` that matches neither is an error. "t5", the unigram model of `SentencePiece`, is read only.
 
 mod keys;
+mod pieces;
 mod pre_tokenizers;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use llm_files::gguf::Metadata;
 use serde_json::{Map, Value, json};
+use tokenizers::AddedToken;
 
 use crate::chat_template::ChatTemplate;
 use crate::folder::default_config;
 use crate::validate;
 use crate::{Error, Result, Tokenizer};
+use pieces::{bpe_of_scores, sentence_piece, unigram};
 use pre_tokenizers::{GPT2, PRE_TOKENIZERS, pre_tokenizer_name};
 
 /// The tokenizer metadata of a GGUF file. Each field is the key of the same name under `tokenizer.ggml`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct GgufVocabulary {
-    /// "gpt2" or "llama".
+    /// "gpt2", "llama" or "t5".
     pub model: String,
     /// The name of the pre-tokenizer ("gpt2").
     pub pre: Option<String>,
@@ -29,7 +32,7 @@ pub(crate) struct GgufVocabulary {
     pub tokens: Vec<String>,
     /// The type of each id: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
     pub token_type: Vec<i64>,
-    /// The score of each id ("llama").
+    /// The score of each id ("llama", "t5").
     pub scores: Vec<f32>,
     /// The merges, highest priority first, each as two tokens separated by a space ("gpt2").
     pub merges: Vec<String>,
@@ -43,8 +46,12 @@ pub(crate) struct GgufVocabulary {
     pub padding_token_id: Option<u32>,
     /// Whether `bos_token_id` is added to the begin of each text.
     pub add_bos_token: Option<bool>,
-    /// Whether a space is added to the begin of each text ("llama").
+    /// Whether a space is added to the begin of each text ("llama", "t5").
     pub add_space_prefix: Option<bool>,
+    /// Whether spaces around a text and repeated spaces are removed ("t5").
+    pub remove_extra_whitespaces: bool,
+    /// The table of `SentencePiece` by which text is normalized; empty: none ("t5").
+    pub precompiled_charsmap: Vec<u8>,
     /// The chat template (`tokenizer.chat_template`).
     pub chat_template: Option<String>,
 }
@@ -62,10 +69,6 @@ const SPACE: &str = "\u{2581}";
 /// The maximum length of a token in bytes; bounds the work for a malicious file.
 const MAX_TOKEN_BYTES: usize = 1024;
 
-/// The maximum number of bytes in all merges per byte in all tokens; bounds the work for a malicious file. Real tokenizers are far
-/// below: a token of `n` characters has at most `n - 1` merges, and only if all its parts are tokens.
-const MAX_MERGE_BYTES: usize = 32;
-
 fn unsupported(message: impl Into<String>) -> Error {
     Error::Gguf { message: message.into() }
 }
@@ -73,12 +76,35 @@ fn unsupported(message: impl Into<String>) -> Error {
 impl Tokenizer {
     /// The metadata of this tokenizer in a GGUF file, for a model with a vocabulary of `rows`.
     pub fn to_gguf(&self, rows: usize) -> Result<Metadata> {
-        Ok(self.to_vocabulary(rows)?.into_metadata())
+        let vocabulary = self.to_vocabulary(rows)?;
+        for warning in self.lost_in_gguf() {
+            tracing::warn!("tokenizer: {warning}");
+        }
+        Ok(vocabulary.into_metadata())
     }
 
     /// Builds the tokenizer of a GGUF file from its metadata.
     pub fn from_gguf(metadata: &Metadata) -> Result<Self> {
-        Self::from_vocabulary(&GgufVocabulary::read(metadata)?)
+        let mut vocabulary = GgufVocabulary::read(metadata)?;
+        for warning in vocabulary.drop_unknown_ids() {
+            tracing::warn!("tokenizer of a GGUF file: {warning}");
+        }
+        Self::from_vocabulary(&vocabulary)
+    }
+
+    /// The properties of added tokens that a GGUF file cannot express.
+    fn lost_in_gguf(&self) -> Vec<String> {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let mut lost: Vec<_> =
+            added.iter().filter(|(_, token)| token.lstrip || token.rstrip || token.single_word).collect();
+        lost.sort_by_key(|(id, _)| **id);
+        let warning = |token: &AddedToken| {
+            let text = &token.content;
+            format!(
+                "\"lstrip\", \"rstrip\" and \"single_word\" of the token {text:?} are lost: GGUF cannot express them"
+            )
+        };
+        lost.into_iter().map(|(_, token)| warning(token)).collect()
     }
 
     fn to_vocabulary(&self, rows: usize) -> Result<GgufVocabulary> {
@@ -189,12 +215,17 @@ impl Tokenizer {
         };
         let mut json = match vocabulary.model.as_str() {
             "gpt2" => byte_level(vocabulary)?,
-            "llama" => sentence_piece(vocabulary, token(vocabulary.unknown_token_id)?)?,
+            "llama" => sentence_piece(vocabulary, bpe_of_scores(vocabulary, token(vocabulary.unknown_token_id)?)?),
+            "t5" => sentence_piece(vocabulary, unigram(vocabulary)?),
             other => {
-                return Err(unsupported(format!("the model \"{other}\" is not supported; it must be gpt2 or llama")));
+                return Err(unsupported(format!(
+                    "the model \"{other}\" is not supported; it must be gpt2, llama or t5"
+                )));
             }
         };
-        json["model"]["vocab"] = Value::Object(vocab);
+        if json["model"]["vocab"].is_null() {
+            json["model"]["vocab"] = Value::Object(vocab);
+        }
         json["added_tokens"] = Value::Array(added);
         let inner =
             validate::parse_tokenizer(&json, &json.to_string()).map_err(|cause| unsupported(cause.to_string()))?;
@@ -302,62 +333,6 @@ fn byte_level(vocabulary: &GgufVocabulary) -> Result<Value> {
         "decoder": bytes,
         "model": {"type": "BPE", "ignore_merges": whole, "merges": merges},
     }))
-}
-
-/// The `tokenizer.json` of a `SentencePiece` vocabulary, without the tokens.
-fn sentence_piece(vocabulary: &GgufVocabulary, unknown: Option<&String>) -> Result<Value> {
-    let GgufVocabulary { tokens, scores, .. } = vocabulary;
-    if scores.len() != tokens.len() {
-        return Err(unsupported(format!("{} tokens but {} scores", tokens.len(), scores.len())));
-    }
-    let prefix = vocabulary.add_space_prefix.unwrap_or(true);
-    let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})];
-    let mut decoders = vec![
-        json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "}),
-        json!({"type": "ByteFallback"}),
-        json!({"type": "Fuse"}),
-    ];
-    if prefix {
-        normalizers.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
-        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
-    }
-    Ok(json!({
-        "version": "1.0",
-        "normalizer": {"type": "Sequence", "normalizers": normalizers},
-        "pre_tokenizer": null,
-        "post_processor": null,
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {
-            "type": "BPE", "unk_token": unknown, "fuse_unk": true, "byte_fallback": true,
-            "merges": merges_of_scores(vocabulary)?,
-        },
-    }))
-}
-
-/// All pairs of tokens whose concatenation is a token, sorted by the score of that token, highest first.
-fn merges_of_scores(vocabulary: &GgufVocabulary) -> Result<Vec<(&str, &str)>> {
-    let kind = |id: usize| vocabulary.token_type.get(id).copied().unwrap_or(NORMAL);
-    let normal = || vocabulary.tokens.iter().enumerate().filter(|(id, _)| kind(*id) == NORMAL);
-    let ids: HashMap<&str, usize> = normal().map(|(id, token)| (token.as_str(), id)).collect();
-    let mut merges = Vec::new();
-    let mut left = MAX_MERGE_BYTES * (1024 + vocabulary.tokens.iter().map(String::len).sum::<usize>());
-    for (id, token) in normal() {
-        for (at, _) in token.char_indices().skip(1) {
-            let (a, b) = token.split_at(at);
-            if let (Some(first), Some(second)) = (ids.get(a), ids.get(b)) {
-                let Some(rest) = left.checked_sub(token.len()) else {
-                    return Err(unsupported(format!(
-                        "too many merges: the token {token:?} and others are concatenations of too many pairs of tokens"
-                    )));
-                };
-                left = rest;
-                merges.push((vocabulary.scores[id], (first, second), (a, b)));
-            }
-        }
-    }
-    merges.sort_by(|(one, ids, _), (other, others, _)| other.total_cmp(one).then(ids.cmp(others)));
-    let mut seen = HashSet::new();
-    Ok(merges.into_iter().map(|(.., pair)| pair).filter(|pair| seen.insert(*pair)).collect())
 }
 
 #[cfg(test)]

@@ -1,9 +1,13 @@
-//! Reads `tokenizer.model`, the file of the `sentencepiece` library (Kudo and Richardson 2018), used by Llama 1 and 2.
+//! Reads `tokenizer.model`, the file of the `sentencepiece` library (Kudo and Richardson 2018), used by Llama 1 and 2, Gemma and T5.
 //!
 //! The file is a protocol buffer (`sentencepiece_model.proto`): pieces with scores and types, trainer settings, and normalizer
-//! settings. Only byte-pair encoding is supported; settings that would change the result are errors that name the setting. As
-//! in llama.cpp, and in the `tokenizer.json` that transformers converts from such a file, a space is also added after each
-//! special token.
+//! settings. Byte-pair encoding and unigram models are supported; settings that would change the result are errors that name the
+//! setting. As in llama.cpp, and in the `tokenizer.json` that transformers converts from such a file, a space is also added after
+//! each special token.
+//!
+//! The `tokenizers` crate applies the table of a normalizer to whole grapheme clusters of less than 6 bytes, or to single characters.
+//! So its ids can differ from those of `sentencepiece` for characters with several combining marks, half-width Katakana with a sound
+//! mark and conjoining Hangul; transformers gives the same ids as this crate.
 
 use std::path::Path;
 
@@ -76,9 +80,7 @@ fn vocabulary(bytes: &[u8]) -> std::result::Result<GgufVocabulary, String> {
             (3, Field::Bytes(normalizer)) => {
                 for field in fields(normalizer) {
                     match field? {
-                        (2, Field::Bytes(map)) if !map.is_empty() => {
-                            return Err("text is normalized by a table; only \"identity\" is supported".to_owned());
-                        }
+                        (2, Field::Bytes(map)) => vocabulary.precompiled_charsmap = map.to_vec(),
                         (3, value) => prefix = value.signed() == Some(1),
                         (4, value) => squeezed = value.signed() == Some(1),
                         (5, value) => escaped = value.signed() == Some(1),
@@ -89,14 +91,24 @@ fn vocabulary(bytes: &[u8]) -> std::result::Result<GgufVocabulary, String> {
             _ => {}
         }
     }
-    if kind != 2 {
-        return Err(format!(
-            "\"model_type\" is {kind}; only 2 (byte-pair encoding) is supported: convert the tokenizer to a tokenizer.json"
-        ));
+    match kind {
+        1 => "t5".clone_into(&mut vocabulary.model),
+        2 if !vocabulary.precompiled_charsmap.is_empty() => {
+            return Err("text is normalized by a table; byte-pair encoding supports \"identity\" only".to_owned());
+        }
+        2 if squeezed => return Err("\"remove_extra_whitespaces\" must be false for byte-pair encoding".to_owned()),
+        2 => {}
+        _ => {
+            return Err(format!(
+                "\"model_type\" is {kind}; only 1 (unigram) and 2 (byte-pair encoding) are supported: convert the tokenizer to \
+                 a tokenizer.json"
+            ));
+        }
     }
-    if squeezed || !escaped {
-        return Err("\"remove_extra_whitespaces\" must be false and \"escape_whitespaces\" true".to_owned());
+    if !escaped {
+        return Err("\"escape_whitespaces\" must be true".to_owned());
     }
+    vocabulary.remove_extra_whitespaces = squeezed;
     vocabulary.add_space_prefix = Some(prefix);
     let id = |id: i64| u32::try_from(id).ok();
     vocabulary.unknown_token_id = id(ids[0]);

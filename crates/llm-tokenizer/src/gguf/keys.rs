@@ -36,6 +36,22 @@ impl GgufVocabulary {
         metadata
     }
 
+    /// Removes the ids that no token has, as llama.cpp does. Returns a warning for each.
+    pub(super) fn drop_unknown_ids(&mut self) -> Vec<String> {
+        let size = self.tokens.len();
+        let ids = [
+            ("bos_token_id", &mut self.bos_token_id),
+            ("eos_token_id", &mut self.eos_token_id),
+            ("unknown_token_id", &mut self.unknown_token_id),
+            ("padding_token_id", &mut self.padding_token_id),
+        ];
+        let unknown = ids.into_iter().filter_map(|(name, id)| {
+            let id = id.take_if(|id| *id as usize >= size)?;
+            Some(format!("\"{}\" is {id}, but there are {size} tokens; it is ignored", key(name)))
+        });
+        unknown.collect()
+    }
+
     /// Reads the metadata of a file.
     pub(super) fn read(metadata: &Metadata) -> Result<Self> {
         let get = |name: &str| metadata.get(&key(name));
@@ -72,6 +88,12 @@ impl GgufVocabulary {
             Some(Value::Floats(scores)) => scores.clone(),
             Some(_) => return Err(wrong("scores", "a list of numbers")),
         };
+        let precompiled_charsmap = match get("precompiled_charsmap") {
+            None => Vec::new(),
+            // Bytes, in some files as signed integers.
+            Some(Value::Integers(bytes)) => bytes.iter().map(|byte| *byte as u8).collect(),
+            Some(_) => return Err(wrong("precompiled_charsmap", "a list of bytes")),
+        };
         let chat_template = match metadata.get(TEMPLATE) {
             Some(Value::Text(text)) => Some(text.clone()),
             _ => None,
@@ -89,6 +111,8 @@ impl GgufVocabulary {
             padding_token_id: id("padding_token_id")?,
             add_bos_token: flag("add_bos_token")?,
             add_space_prefix: flag("add_space_prefix")?,
+            remove_extra_whitespaces: flag("remove_extra_whitespaces")?.unwrap_or(false),
+            precompiled_charsmap,
             chat_template,
         })
     }

@@ -99,6 +99,37 @@ fn tokens_are_merged_by_score_with_byte_fallback() {
 }
 
 #[test]
+fn ids_that_no_token_has_are_dropped_with_a_warning() {
+    let mut vocabulary = pieces();
+    assert!(vocabulary.drop_unknown_ids().is_empty());
+    (vocabulary.eos_token_id, vocabulary.padding_token_id) = (Some(9999), Some(151_643));
+    let mut metadata = vocabulary.clone().into_metadata();
+    let warnings = vocabulary.drop_unknown_ids();
+    assert!(warnings.len() == 2 && warnings[0].contains("\"tokenizer.ggml.eos_token_id\" is 9999"), "{warnings:?}");
+    let tokenizer = Tokenizer::from_gguf(&metadata).unwrap();
+    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()), (Some(1), None, None));
+    // A token that occurs twice is refused: text could get another id.
+    if let Some(llm_files::gguf::Value::Texts(tokens)) = metadata.get_mut("tokenizer.ggml.tokens") {
+        tokens[270] = tokens[260].clone();
+    }
+    assert!(Tokenizer::from_gguf(&metadata).is_err());
+}
+
+#[test]
+fn added_tokens_that_remove_spaces_give_a_warning() {
+    assert!(trained().lost_in_gguf().is_empty());
+    let text = trained().inner.to_string(false).unwrap();
+    let mut json: Value = serde_json::from_str(&text).unwrap();
+    json["added_tokens"][2]["lstrip"] = json!(true);
+    let inner: tokenizers::Tokenizer = json.to_string().parse().unwrap();
+    let tokenizer = Tokenizer::new(inner, default_config(), None).unwrap();
+    let token = json["added_tokens"][2]["content"].as_str().unwrap();
+    let [warning] = &tokenizer.lost_in_gguf()[..] else { panic!("not one warning") };
+    assert!(warning.contains(token) && warning.contains("lstrip"), "{warning}");
+    assert!(tokenizer.to_gguf(320).is_ok());
+}
+
+#[test]
 fn unsupported_tokenizers_are_errors_that_name_the_key() {
     let with = |change: fn(&mut Value)| {
         let text = trained().inner.to_string(false).unwrap();
