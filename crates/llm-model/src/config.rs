@@ -158,6 +158,22 @@ impl ModelConfig {
         (self.head_dim as f64 * self.partial_rotary_factor) as usize
     }
 
+    /// Removes the begin, end and padding tokens that the vocabulary does not have: a model without that row never writes them.
+    /// The defaults of transformers name such tokens for models with a small vocabulary. Returns a warning for each.
+    pub(crate) fn drop_unknown_tokens(&mut self) -> Vec<String> {
+        let size = self.vocab_size;
+        let tokens = [
+            ("bos_token_id", &mut self.bos_token_id),
+            ("eos_token_id", &mut self.eos_token_id),
+            ("pad_token_id", &mut self.pad_token_id),
+        ];
+        let unknown = tokens.into_iter().filter_map(|(key, id)| {
+            let id = id.take_if(|id| *id as usize >= size)?;
+            Some(format!("\"{key}\" is {id}, which is not in the vocabulary of {size} tokens; it is ignored"))
+        });
+        unknown.collect()
+    }
+
     /// Fills in `head_dim` and checks that the values are consistent; errors name `origin`.
     pub fn validated(mut self, origin: &str) -> Result<Self> {
         let wrong = |message: String| Err(Error::config(origin, message));

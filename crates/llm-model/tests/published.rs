@@ -235,12 +235,10 @@ fn unsupported_values_are_rejected_by_key() {
     for (name, key, value, named) in [
         ("gpt2", "scale_attn_by_inverse_layer_idx", json!(true), "scale_attn_by_inverse_layer_idx"),
         ("gpt2", "activation_function", json!("relu"), "activation_function"),
-        ("pythia-70m", "is_decoder", json!(true), "is_decoder"),
         ("pythia-70m", "rotary_pct", json!(0.15), "partial_rotary_factor"),
         ("Llama-3.2-1B", "rope_scaling", json!({"rope_type": "llama3", "factor": 8.0}), "low_freq_factor"),
         ("Mistral-7B-v0.1", "rope_parameters", json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
         ("Mistral-7B-v0.1", "layer_types", json!(["full_attention"]), "layer_types"),
-        ("Mixtral-8x7B-v0.1", "router_jitter_noise", json!(0.1), "router_jitter_noise"),
         ("Mixtral-8x7B-v0.1", "num_experts_per_tok", json!(9), "num_experts_per_tok"),
         ("Qwen2.5-0.5B", "layer_types", json!(["chunked_attention"]), "chunked_attention"),
         ("Qwen3-30B-A3B", "decoder_sparse_step", json!(0), "decoder_sparse_step"),

@@ -157,7 +157,10 @@ fn read(dir: &Path, weight: impl Fn(&SafetensorsTensor) -> Result<Weight>) -> Re
         );
         return Err(Error::config(dir.display().to_string(), message));
     }
-    let ParsedConfig { config, head, raw_config, extra } = read_config(dir)?;
+    let ParsedConfig { config, head, raw_config, extra, warnings } = read_config(dir)?;
+    for warning in warnings {
+        tracing::warn!("{}: {warning}", dir.join("config.json").display());
+    }
     let origin = dir.join("model.safetensors").display().to_string();
     let files = weight_files(dir)?;
     let found: usize = files.iter().map(|file| file.tensors().len()).sum();

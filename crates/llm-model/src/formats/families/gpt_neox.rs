@@ -19,7 +19,6 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
-    keys.only("is_decoder", &json!(false))?;
     let heads = keys.required("num_attention_heads")?;
     let mut config = ModelConfig {
         vocab_size: keys.required("vocab_size")?,

@@ -14,11 +14,12 @@ pub(crate) struct Keys<'a> {
     map: &'a Map<String, Value>,
     origin: &'a str,
     read_keys: RefCell<BTreeSet<String>>,
+    warnings: RefCell<Vec<String>>,
 }
 
 impl<'a> Keys<'a> {
     pub fn new(map: &'a Map<String, Value>, origin: &'a str) -> Self {
-        Self { map, origin, read_keys: RefCell::default() }
+        Self { map, origin, read_keys: RefCell::default(), warnings: RefCell::default() }
     }
 
     /// Whether `key` was read.
@@ -30,6 +31,16 @@ impl<'a> Keys<'a> {
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.read_keys.borrow_mut().insert(key.to_owned());
         self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Records that a value is ignored: it does not change a result.
+    pub fn warn(&self, message: impl Into<String>) {
+        self.warnings.borrow_mut().push(message.into());
+    }
+
+    /// The values that are ignored.
+    pub fn into_warnings(self) -> Vec<String> {
+        self.warnings.into_inner()
     }
 
     /// An error for this file.
@@ -88,11 +99,12 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A token id; the first one of a list (several end-of-turn tokens).
+    /// A token id; the first one of a list (several end-of-turn tokens). A negative number means that there is no such token.
     fn token(&self, key: &str) -> Result<Option<u32>> {
         let first = self.get(key).map(|value| value.get(0).unwrap_or(value));
         match first {
             None | Some(Value::Null) => Ok(None),
+            Some(value) if value.as_i64().is_some_and(|id| id < 0) => Ok(None),
             Some(value) => match value.as_u64().and_then(|v| u32::try_from(v).ok()) {
                 Some(id) => Ok(Some(id)),
                 None => self.wrong(format!("\"{key}\" is {value}; expected a token id")),

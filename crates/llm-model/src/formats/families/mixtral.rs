@@ -18,7 +18,9 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn read(keys: &Keys) -> Result<ModelConfig> {
-    keys.only("router_jitter_noise", &json!(0.0))?;
+    if let Some(noise) = keys.float("router_jitter_noise")?.filter(|noise| *noise != 0.) {
+        keys.warn(format!("\"router_jitter_noise\" is {noise}; training does not add this noise to the router"));
+    }
     let defaults = Defaults { rms_norm_eps: 1e-5, rope_theta: 1e6, ..Defaults::default() };
     let config = keys.base(&defaults)?;
     let experts = ExpertsConfig {

@@ -115,6 +115,8 @@ pub struct ParsedConfig {
     pub raw_config: Map<String, Value>,
     /// The unrecognised keys.
     pub extra: Map<String, Value>,
+    /// Values that are ignored because they do not change a result; each names its key.
+    pub warnings: Vec<String>,
 }
 
 /// Keys of all families that do not describe the decoder.
@@ -156,10 +158,12 @@ pub fn from_json(json: &Value, origin: &str) -> Result<ParsedConfig> {
     if let Some(value) = keys.get("quantization_config") {
         return keys.wrong(format!("\"quantization_config\" is {value}; only f32, f16 and bf16 weights are supported"));
     }
-    let config = ModelConfig { model_type, ..(family.read)(&keys)? }.validated(origin)?;
+    let mut config = ModelConfig { model_type, ..(family.read)(&keys)? };
+    config.drop_unknown_tokens().into_iter().for_each(|warning| keys.warn(warning));
+    let config = config.validated(origin)?;
     let recognised = |key: &str| keys.knows(key) || FILE_KEYS.contains(&key);
     let (raw_config, extra) = map.clone().into_iter().partition(|(key, _)| recognised(key));
-    Ok(ParsedConfig { config, head, raw_config, extra })
+    Ok(ParsedConfig { config, head, raw_config, extra, warnings: keys.into_warnings() })
 }
 
 /// The `config.json` of a decoder with `head`, in the format of its family.
@@ -242,7 +246,7 @@ mod tests {
             ("hidden_size", json!("wide")),
             ("num_hidden_layers", Value::Null),
             ("rms_norm_eps", json!("small")),
-            ("eos_token_id", json!(99_999_999)),
+            ("eos_token_id", json!("</s>")),
         ] {
             let mut bad = llama();
             bad[key] = value;

@@ -77,8 +77,9 @@ pub(crate) fn from_files(
         let full = |name: String| if expected.contains_key(&full(name.clone())) { full(name) } else { name };
         tensors = tensors.into_iter().map(|(name, tensor)| (full(name), tensor)).collect();
     }
-    if config.tie_word_embeddings && head == Head::LanguageModel {
-        tensors.remove(&family.map_tensor(config, head, "lm_head.weight").name); // some writers store the tied matrix twice
+    // Some writers store a tied output layer too, or keep it beside a score head. Neither uses it.
+    if config.tie_word_embeddings || head != Head::LanguageModel {
+        tensors.remove(&family.map_tensor(config, head, "lm_head.weight").name);
     }
     let mut problems = Vec::new();
     for (name, shape) in &expected {

@@ -19,6 +19,9 @@ const TOKENS: [(&str, &str); 3] = [
 const ROTARY: [&str; 4] =
     ["rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"];
 
+/// Keys that are ignored, without the prefix `{architecture}.`: they do not change a result.
+const UNUSED: [&str; 3] = ["tensor_data_layout", "rope.scaling.finetuned", "pooling_type"];
+
 /// The tensor with the divisor of each rotary frequency.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
@@ -67,7 +70,8 @@ pub(super) fn read(
         }
     }
     json["tie_word_embeddings"] = json!(tied);
-    let known = |key: &str| architecture.keys().any(|(name, _)| name == key) || ROTARY.contains(&key);
+    let known =
+        |key: &str| architecture.keys().any(|(name, _)| name == key) || ROTARY.contains(&key) || UNUSED.contains(&key);
     let own = |key: &&String| key.strip_prefix(&full("")).is_some_and(|key| !known(key));
     if let Some(key) = metadata.keys().find(own) {
         return Err(format!("\"{key}\" is {:?}; models with this key are not supported", metadata[key]));

@@ -32,7 +32,11 @@ impl Model {
                 .broken(format!("\"{key}\" is {value:?}, but \"token_embd.weight\" has {vocab_size} rows"))
                 .into());
         }
-        let mut config = ModelConfig { vocab_size, ..config }.validated(&origin)?;
+        let mut config = ModelConfig { vocab_size, ..config };
+        for warning in config.drop_unknown_tokens() {
+            tracing::warn!("{origin}: {warning}");
+        }
+        let mut config = config.validated(&origin)?;
         if let Some(entry) = file.tensors().get(ROPE_FACTORS) {
             let found = entry.shape == [config.rotary_dim() / 2];
             let divisors = if found { matrix(entry, None)?.to_dense()?.flatten_all()?.to_vec1()? } else { Vec::new() };
@@ -144,6 +148,7 @@ impl Model {
         // Ignore fields that do not affect inference.
         let mut theirs = ModelConfig { model_type: ours.model_type, ..read.validated("GGUF")? };
         theirs.initializer_range = ours.initializer_range;
+        theirs = ignoring_harmless(theirs, ours);
         if let RopeScaling::Llama3 { .. } = ours.rope_scaling {
             let read = recover_llama3_scaling(&theirs, &RotaryEmbedding::frequency_divisors(ours));
             theirs.rope_scaling = read.map_or(theirs.rope_scaling, |_| ours.rope_scaling.clone());
@@ -162,6 +167,25 @@ impl Model {
             ))),
         }
     }
+}
+
+/// `theirs` with the fields of `ours` that a file says differently or not at all without a change of the result.
+fn ignoring_harmless(mut theirs: ModelConfig, ours: &ModelConfig) -> ModelConfig {
+    // The tokenizer of the file has tokens that the model does not name.
+    for (theirs, ours) in [
+        (&mut theirs.bos_token_id, ours.bos_token_id),
+        (&mut theirs.eos_token_id, ours.eos_token_id),
+        (&mut theirs.pad_token_id, ours.pad_token_id),
+    ] {
+        *theirs = theirs.filter(|_| ours.is_some());
+    }
+    // A window as long as the context hides nothing. In a Gemma 3 it also selects the rotary embedding.
+    let whole = ours.sliding_window.is_some_and(|window| window >= ours.max_position_embeddings);
+    if whole && theirs.sliding_window.is_none() && ours.rope_local_theta.is_none() {
+        theirs.sliding_window = ours.sliding_window;
+        theirs.layer_types.clone_from(&ours.layer_types);
+    }
+    theirs
 }
 
 fn no_gguf_name(architecture: &Architecture, name: &str) -> Error {
