@@ -96,12 +96,12 @@ fn named_command<'a>(arguments: &[OsString], program: &'a Command) -> (String, &
     (path, command)
 }
 
-/// The known name that is nearest to an unknown one, as clap suggests it, if at most a third of its letters differ.
+/// Of the known names that clap suggests for an unknown one, the nearest, if less than a third of its letters differ.
 fn suggestion(error: &clap::Error) -> Option<String> {
-    let text = |kind| match error.get(kind)? {
-        ContextValue::String(name) => Some(name.clone()),
-        ContextValue::Strings(names) => names.first().cloned(),
-        ContextValue::StyledStr(name) => Some(StyledStr::to_string(name)),
+    let names = |kind| match error.get(kind)? {
+        ContextValue::String(name) => Some(vec![name.clone()]),
+        ContextValue::Strings(names) => Some(names.clone()),
+        ContextValue::StyledStr(name) => Some(vec![StyledStr::to_string(name)]),
         _ => None,
     };
     let pairs = [
@@ -109,9 +109,11 @@ fn suggestion(error: &clap::Error) -> Option<String> {
         (ContextKind::InvalidSubcommand, ContextKind::SuggestedSubcommand),
         (ContextKind::InvalidValue, ContextKind::SuggestedValue),
     ];
-    let (unknown, known) = pairs.into_iter().find_map(|(is, suggested)| Some((text(is)?, text(suggested)?)))?;
-    let distance = strsim::damerau_levenshtein(unknown.split('=').next()?, &known);
-    (3 * distance <= known.chars().count()).then_some(known)
+    let (unknown, known) = pairs.into_iter().find_map(|(is, suggested)| Some((names(is)?, names(suggested)?)))?;
+    let unknown = unknown.first()?.split('=').next()?;
+    let distance = |name: &String| strsim::damerau_levenshtein(unknown, name);
+    let nearest = known.into_iter().min_by_key(distance)?;
+    (3 * distance(&nearest) < nearest.chars().count()).then_some(nearest)
 }
 
 /// The standard library's reasons why a text is not a number, in other words.
@@ -154,6 +156,12 @@ mod tests {
         Tokenizer(Tokenizer),
         /// Text
         Generate(Generate),
+        /// Shards
+        Prepare,
+        /// A text that is similar to others
+        Prefer,
+        /// Alignment
+        Ppo,
     }
 
     #[derive(Debug, Subcommand)]
@@ -242,7 +250,17 @@ mod tests {
             message("prog tokenisers"),
             "error: unrecognized subcommand 'tokenisers'; did you mean 'tokenizer'?; see 'prog --help'"
         );
-        assert_eq!(message("prog operate"), "error: unrecognized subcommand 'operate'; see 'prog --help'");
+        assert_eq!(
+            message("prog prepaer"),
+            "error: unrecognized subcommand 'prepaer'; did you mean 'prepare'?; see 'prog --help'"
+        );
+        // Another word of the same length is not a typing error.
+        for other in ["operate", "dpo"] {
+            assert_eq!(
+                message(&format!("prog {other}")),
+                format!("error: unrecognized subcommand '{other}'; see 'prog --help'")
+            );
+        }
     }
 
     #[test]
@@ -254,7 +272,10 @@ mod tests {
 
     #[test]
     fn a_missing_command_names_the_commands() {
-        assert_eq!(message("prog"), "error: a command is missing; give one of tokenizer, generate; see 'prog --help'");
+        assert_eq!(
+            message("prog"),
+            "error: a command is missing; give one of tokenizer, generate, prepare, prefer, ppo; see 'prog --help'"
+        );
         let expected = "error: a command is missing; give one of train; see 'prog tokenizer --help'";
         assert_eq!(message("prog tokenizer"), expected);
         assert_eq!(message("prog tokenizer --threads 2"), expected);

@@ -182,8 +182,7 @@ fn describe<R: Recipe>(error: &serde_path_to_error::Error<toml::de::Error>) -> S
     // An unknown key, then the known ones.
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     if !message.contains("unknown field") || quoted.len() < 2 {
-        let range = format!("expected a whole number from 0 to {}", i64::MAX);
-        let message = message.replace("expected u64", &range).replace("expected usize", &range);
+        let message = in_words_of_toml(message);
         return format!("\"{path}\": {}", message.split_whitespace().collect::<Vec<_>>().join(" "));
     }
     let (table, name) = path.rsplit_once('.').unwrap_or(("", &path));
@@ -191,8 +190,22 @@ fn describe<R: Recipe>(error: &serde_path_to_error::Error<toml::de::Error>) -> S
     format!("unknown key \"{path}\"{hint} (keys: {})", quoted[1..].join(", "))
 }
 
-/// The key whose last part is most similar to `name`, if the two differ in at most a third of their letters. Among equally
-/// similar keys it is the one in `table`, else the one with the fewest parts.
+/// An error about the type of a value, with the types of TOML instead of those of Rust.
+fn in_words_of_toml(message: &str) -> String {
+    let (wrong, rust) = message.split_once(", expected ").unwrap_or((message, ""));
+    let expected = match rust {
+        "" => return message.to_owned(),
+        "u64" | "usize" => format!("a whole number from 0 to {}", i64::MAX),
+        "f64" | "f32" => "a number".to_owned(),
+        "a sequence" => "a list such as [\"a\", \"b\"]".to_owned(),
+        _ if rust.starts_with("struct ") => "a table".to_owned(),
+        _ => rust.to_owned(),
+    };
+    format!("{wrong}, expected {expected}")
+}
+
+/// The key whose last part is most similar to `name`: they differ in at most a third of their letters, or `name` is the initials of
+/// its words, as `lr` for `learning_rate`. Among equally similar keys it is the one in `table`, else the one with the fewest parts.
 fn similar_key<R: Recipe>(table: &str, name: &str) -> Option<String> {
     fn collect(table: &Table, prefix: &str, keys: &mut Vec<String>) {
         for (key, value) in table {
@@ -203,12 +216,25 @@ fn similar_key<R: Recipe>(table: &str, name: &str) -> Option<String> {
         }
     }
     let mut keys = Vec::new();
-    collect(&to_table(&R::default()).ok()?, "", &mut keys);
+    collect(&every_key::<R>().ok()?, "", &mut keys);
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
-    let distance = |key: &str| strsim::damerau_levenshtein(name, &last(key));
+    let is_initials = |words: &str| {
+        words.contains('_') && words.split('_').map(|word| word.get(..1).unwrap_or_default()).collect::<String>() == name
+    };
+    let distance = |key: &str| match last(key) {
+        words if is_initials(&words) => 0,
+        words => strsim::damerau_levenshtein(name, &words),
+    };
     let is_near = |key: &String| 3 * distance(key) <= name.len().max(last(key).len());
     let elsewhere = |key: &str| key.rsplit_once('.').map_or("", |(parent, _)| parent) != table;
     keys.into_iter().filter(is_near).min_by_key(|key| (distance(key), elsewhere(key), key.matches('.').count()))
+}
+
+/// A recipe with all tables, also with `[lora]` if the stage has it, which no default recipe contains.
+fn every_key<R: Recipe>() -> Result<Table> {
+    let mut with_lora = R::defaults();
+    with_lora.insert("lora".to_owned(), Value::Table(Table::new()));
+    to_table(&Value::Table(with_lora).try_into::<R>().unwrap_or_default())
 }
 
 /// The recipe as a table.
@@ -294,18 +320,50 @@ mod tests {
     }
 
     #[test]
+    fn a_key_of_an_adapter_is_suggested_where_a_stage_has_adapters() {
+        for (key, known) in [
+            ("r", "lora.r"),
+            ("lora_alpha", "lora.lora_alpha"),
+            ("target_modules", "lora.target_modules"),
+            ("lora.target_module", "lora.target_modules"),
+        ] {
+            let message = read::<FinetuneRecipe>("finetune", &overrides(&[(key, "1")])).unwrap_err().to_string();
+            assert!(message.contains(&format!("did you mean \"{known}\"?")), "{message}");
+        }
+        let message = read::<PretrainRecipe>("pretrain", &overrides(&[("lora_alpha", "1")])).unwrap_err().to_string();
+        assert!(!message.contains("did you mean"), "{message}");
+    }
+
+    #[test]
+    fn a_wrong_type_is_named_in_words_of_toml() {
+        for (key, value, expected) in [
+            ("optimizer", "3", "a table"),
+            ("optimizer.beta1", "high", "a number"),
+            ("sample_prompts", "Once", "a list such as [\"a\", \"b\"]"),
+            ("steps", "1.5", "a whole number from 0 to 9223372036854775807"),
+        ] {
+            let message = read::<PretrainRecipe>("pretrain", &overrides(&[(key, value)])).unwrap_err().to_string();
+            let start = format!("pretrain: \"{key}\": invalid type: ");
+            assert!(message.starts_with(&start) && message.ends_with(&format!(", expected {expected}")), "{message}");
+        }
+    }
+
+    #[test]
     fn an_unknown_key_suggests_the_nearest_known_key() {
         let message =
             |key: &str| read::<PretrainRecipe>("pretrain", &overrides(&[(key, "1")])).unwrap_err().to_string();
-        for (key, nearest) in
-            [("optimizer.learning_rat", "optimizer.learning_rate"), ("learning_rate", "optimizer.learning_rate")]
-        {
+        for (key, nearest) in [
+            ("optimizer.learning_rat", "optimizer.learning_rate"),
+            ("learning_rate", "optimizer.learning_rate"),
+            ("lr", "optimizer.learning_rate"),
+            ("optimizer.wd", "optimizer.weight_decay"),
+        ] {
             let expected = format!("pretrain: unknown key \"{key}\"; did you mean \"{nearest}\"? (keys: ");
             assert!(message(key).starts_with(&expected), "{}", message(key));
         }
         assert!(message("model.no_such_key").contains("unknown key \"model.no_such_key\" (keys: model_type, "));
         assert!(message("stepz").contains("did you mean \"steps\"?"));
-        for far in ["lr", "epochs", "temperature"] {
+        for far in ["rate", "epochs", "temperature"] {
             assert!(!message(far).contains("did you mean"), "{}", message(far));
         }
         let wrong = read::<PretrainRecipe>("pretrain", &overrides(&[("steps", "many")])).unwrap_err().to_string();
