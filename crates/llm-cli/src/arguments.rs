@@ -80,7 +80,14 @@ fn one_line(error: &clap::Error, arguments: &[OsString], program: &Command) -> S
         // The first paragraph says what is wrong; tips and the usage follow.
         _ => plain(&joined(text.split("\n\n").next().unwrap_or_default())),
     };
-    let tip = suggestion(error).map_or_else(String::new, |name| format!("; did you mean '{name}'?"));
+    let has_recipe = command.get_arguments().any(|argument| argument.get_long() == Some("set"));
+    let tip = match suggestion(error) {
+        Some(name) => format!("; did you mean '{name}'?"),
+        None if error.kind() == ErrorKind::UnknownArgument && has_recipe => {
+            "; set a key of the recipe with --set KEY=VALUE".to_owned()
+        }
+        None => String::new(),
+    };
     format!("{what}{tip}; see '{path} --help'")
 }
 
@@ -244,7 +251,7 @@ mod tests {
         );
         assert_eq!(
             message("prog tokenizer train --input a --out b --zzz"),
-            format!("error: unexpected argument '--zzz' found{SEE}")
+            format!("error: unexpected argument '--zzz' found; set a key of the recipe with --set KEY=VALUE{SEE}")
         );
         assert_eq!(
             message("prog tokenisers"),

@@ -30,7 +30,7 @@ pub use arguments::parse_arguments;
 pub use device::DeviceOption;
 pub use failure::{Failure, run};
 pub use interrupt::stop_on_interrupt;
-pub use logging::{init_logging, print};
+pub use logging::{init_logging, print, print_status};
 pub use manual::ShellCommand;
 pub use progress::Progress;
 pub use verbosity::{GLOBAL_HEADING, Verbosity};

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use tracing_subscriber::EnvFilter;
@@ -13,9 +14,13 @@ use crate::{Failure, Verbosity};
 pub(crate) static BARS: LazyLock<MultiProgress> =
     LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
 
+/// Whether `--quiet` is given.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
 /// Sends `tracing` events to standard error. The level is info unless `--quiet`, `--verbose` or `RUST_LOG` sets another one;
-/// `--quiet` also hides progress bars. On a terminal, lines have colours, unless `NO_COLOR` is set, and no timestamps.
+/// `--quiet` also hides progress bars and [`print_status`]. On a terminal, lines have colours, unless `NO_COLOR` is set, and no timestamps.
 pub fn init_logging(verbosity: Verbosity) {
+    QUIET.store(verbosity.quiet, Relaxed);
     if verbosity.quiet {
         BARS.set_draw_target(ProgressDrawTarget::hidden());
     }
@@ -51,6 +56,11 @@ pub fn print(text: &str) -> Result<(), Failure> {
         }
         _ => Failure::internal(format!("standard output: {e}")),
     })
+}
+
+/// Writes what a command did, such as the folder that it wrote and the next command, to standard output; nothing with `--quiet`.
+pub fn print_status(text: &str) -> Result<(), Failure> {
+    if QUIET.load(Relaxed) { Ok(()) } else { print(text) }
 }
 
 /// Standard error, with the progress bars hidden during each write.

@@ -55,9 +55,10 @@ pub struct SplitInfo {
 pub fn prepare(
     tokenizer: &Tokenizer,
     splits: &[(&str, &[String])],
-    dir: &Path,
+    dir: impl AsRef<Path>,
     on_bytes: &mut dyn FnMut(u64),
 ) -> Result<Manifest> {
+    let dir = dir.as_ref();
     let vocab_size = tokenizer.vocab_size();
     let Some(end) = tokenizer.document_end_id() else {
         return Err(Error::NoEndToken);

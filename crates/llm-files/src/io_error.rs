@@ -33,6 +33,7 @@ pub fn error_text(error: &Error) -> String {
         ErrorKind::StorageFull => format!("disk full ({error}); free some space and try again"),
         ErrorKind::QuotaExceeded => format!("disk quota exceeded ({error}); free some space and try again"),
         ErrorKind::NotFound => "no such file or folder".to_owned(),
+        ErrorKind::IsADirectory => "is a folder; give a file".to_owned(),
         _ => error.to_string(),
     }
 }
@@ -60,6 +61,14 @@ mod tests {
         for path in ["model", "/org/model", "../org", "a/b/c", "src/model"] {
             assert_eq!(hub_hint(Path::new(path)), "", "{path}"); // tests run in the folder of the crate, which has `src`
         }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_folder_in_the_place_of_a_file_is_named() {
+        let error = std::fs::read_to_string("src").unwrap_err(); // tests run in the folder of the crate
+        assert!(is_callers_fault(&error));
+        assert_eq!(error_text(&error), "is a folder; give a file");
     }
 
     #[test]

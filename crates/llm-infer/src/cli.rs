@@ -163,7 +163,7 @@ fn write_logits(args: &LogitsArgs) -> Result<(), Failure> {
     let tensors = BTreeMap::from([("logits".to_owned(), logits.map_err(input)?)]);
     write_safetensors(&args.out, &tensors).map_err(input)?;
     let (tokens, out) = (args.ids.len(), args.out.display());
-    llm_cli::print(&format!(
+    llm_cli::print_status(&format!(
         "{out}: logits of {tokens} tokens. Next, in Python: safetensors.numpy.load_file(\"{out}\")[\"logits\"]\n"
     ))
 }

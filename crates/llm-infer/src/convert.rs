@@ -58,7 +58,7 @@ pub(crate) fn convert(args: &ConvertArgs) -> Result<(), Failure> {
         Format::Gguf => text_model.save_gguf(&args.out, args.quantize).map_err(input)?,
         Format::Safetensors => save_folder(text_model, args.quantize, &args.out)?,
     }
-    llm_cli::print(&format!("{}\n", args.out.display()))
+    llm_cli::print_status(&format!("{}\n", args.out.display()))
 }
 
 /// Writes a Hugging Face folder.

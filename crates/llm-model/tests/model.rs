@@ -199,6 +199,16 @@ fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
 }
 
 #[test]
+fn a_folder_of_models_is_rejected_with_their_names() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["base", "aligned"] {
+        model().save(dir.path().join(name)).unwrap();
+    }
+    let message = Model::open(dir.path()).unwrap_err().to_string();
+    assert!(message.ends_with("no config.json; choose a model in this folder: aligned, base"), "{message}");
+}
+
+#[test]
 fn an_invalid_folder_is_rejected_by_file_and_key() {
     for (message, named) in [
         (error_after(|path| fs::remove_file(path.join("config.json")).unwrap()), &["config.json"][..]),

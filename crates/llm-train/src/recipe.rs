@@ -219,7 +219,8 @@ fn similar_key<R: Recipe>(table: &str, name: &str) -> Option<String> {
     collect(&every_key::<R>().ok()?, "", &mut keys);
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
     let is_initials = |words: &str| {
-        words.contains('_') && words.split('_').map(|word| word.get(..1).unwrap_or_default()).collect::<String>() == name
+        words.contains('_')
+            && words.split('_').map(|word| word.get(..1).unwrap_or_default()).collect::<String>() == name
     };
     let distance = |key: &str| match last(key) {
         words if is_initials(&words) => 0,

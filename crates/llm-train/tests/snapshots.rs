@@ -41,6 +41,16 @@ fn help() {
 }
 
 #[test]
+fn quiet_hides_what_a_command_did_and_keeps_its_result() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("text.txt"), "the cat sat on the mat\n").unwrap();
+    let train = |out| ["tokenizer", "train", "--vocab-size", "280", "--input", "text.txt", "--out", out];
+    assert!(run(dir.path(), &train("shown")).contains("shown: done. Next: llm-train prepare"));
+    assert_eq!(run(dir.path(), &[&["--quiet"][..], &train("hidden")].concat()), "exit code 0\n");
+    assert!(run(dir.path(), &["--quiet", "recipe"]).contains("pretrain\n"));
+}
+
+#[test]
 fn errors() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);

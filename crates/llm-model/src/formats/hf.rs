@@ -145,8 +145,25 @@ pub fn read_config(path: impl AsRef<Path>) -> Result<ParsedConfig> {
         let message = "this folder is an adapter, not a model; merge it into its base model with `llm-infer merge` and use the result";
         return Err(Error::config(path.display().to_string(), message));
     }
+    if path.is_dir() && !path.join("config.json").exists() {
+        return Err(Error::config(path.display().to_string(), no_config(path)));
+    }
     let path = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
     families::from_json(&read_json(&path)?, &path.display().to_string())
+}
+
+/// What is wrong with a folder without `config.json`. A run of several stages has models in the folders below.
+fn no_config(dir: &Path) -> String {
+    let below = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let models = below.filter(|entry| entry.path().join("config.json").exists());
+    let mut names: Vec<_> = models.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    match names.is_empty() {
+        true => {
+            "no config.json; a model is a folder with config.json and model.safetensors, or a .gguf file".to_owned()
+        }
+        false => format!("no config.json; choose a model in this folder: {}", names.join(", ")),
+    }
 }
 
 fn read(dir: &Path, weight: impl Fn(&SafetensorsTensor) -> Result<Weight>) -> Result<Model> {

@@ -348,6 +348,7 @@ fn run_with_progress(command: Command) -> Result<(), Failure> {
         }
     };
     let device = command.device()?;
+    let prints_result = matches!(command, Command::Recipe(_) | Command::Bench(_) | Command::Params(_));
     let result = run(command, device, &mut observer);
     if let Some(progress) = progress {
         progress.finish();
@@ -356,5 +357,5 @@ fn run_with_progress(command: Command) -> Result<(), Failure> {
         Error::Interrupted { .. } => Failure::interrupted(error.to_string()),
         error => Failure::of(&error, error.is_callers_fault()),
     })?;
-    llm_cli::print(&text)
+    if prints_result { llm_cli::print(&text) } else { llm_cli::print_status(&text) }
 }

@@ -60,12 +60,13 @@ impl Learner {
     }
 
     /// Writes the state of the optimizer to a safetensors file.
-    pub fn save_optimizer(&self, path: &Path) -> Result<()> {
+    pub fn save_optimizer(&self, path: impl AsRef<Path>) -> Result<()> {
         Ok(write_safetensors(path, &self.optimizer.state()?)?)
     }
 
     /// Reads a file of [`Self::save_optimizer`].
-    pub fn load_optimizer(&mut self, path: &Path) -> Result<()> {
+    pub fn load_optimizer(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
         self.optimizer.restore(read_safetensors(path)?, path)
     }
 }

@@ -105,8 +105,8 @@ pub struct Plot<'a> {
 
 impl Plot<'_> {
     /// Writes the plot as SVG.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        Ok(llm_model::write_atomic(path, self.svg()?.as_bytes())?)
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        Ok(llm_model::write_atomic(path.as_ref(), self.svg()?.as_bytes())?)
     }
 
     /// The plot as SVG.
@@ -250,8 +250,8 @@ fn bounds(numbers: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
 }
 
 /// (step, value) of a metric in the `metrics.jsonl` of a run.
-pub fn metric(dir: &Path, name: &str) -> Result<Vec<(f64, f64)>> {
-    let path = dir.join("metrics.jsonl");
+pub fn metric(dir: impl AsRef<Path>, name: &str) -> Result<Vec<(f64, f64)>> {
+    let path = dir.as_ref().join("metrics.jsonl");
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
     let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     Ok(lines.filter_map(|line| Some((line.get("step")?.as_f64()?, line.get(name)?.as_f64()?))).collect())

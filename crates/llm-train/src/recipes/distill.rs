@@ -13,7 +13,7 @@ use llm_model::{Batch, Head, Model, ModelConfig, ParamCount, Routing, read_confi
 use llm_tokenizer::{ChatFormat, Tokenizer};
 use serde::{Deserialize, Serialize};
 
-use super::{chat_format, load_model, save};
+use super::{chat_format, kind, load_model, save};
 use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
 use crate::examples::{Example, answer_positions, gather_rows, take_evenly, train_and_validation};
@@ -94,9 +94,14 @@ pub struct DistillInputs {
 }
 
 /// Distils a teacher into a student. The run folder `out` becomes the student's Hugging Face folder.
-#[tracing::instrument(level = "debug", skip_all, fields(run = %out.display()))]
-pub fn distill(recipe: &DistillRecipe, inputs: &DistillInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
-    let setup = match RunSetup::check(recipe, inputs, out, options)? {
+#[tracing::instrument(level = "debug", skip_all, fields(run = %out.as_ref().display()))]
+pub fn distill(
+    recipe: &DistillRecipe,
+    inputs: &DistillInputs,
+    out: impl AsRef<Path>,
+    options: RunOptions,
+) -> Result<Outcome> {
+    let setup = match RunSetup::check(recipe, inputs, out.as_ref(), options)? {
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
@@ -184,9 +189,9 @@ impl Teachers {
     fn load(recipe: &DistillRecipe, inputs: &DistillInputs, tokenizer: &Tokenizer, device: &Device) -> Result<Self> {
         let described = read_config(&inputs.teacher)?;
         if described.head != Head::LanguageModel {
-            let (teacher, head) = (inputs.teacher.display(), described.head);
+            let (teacher, found) = (inputs.teacher.display(), kind(described.head));
             return Err(Error::Unsupported(format!(
-                "{teacher}: the model has the head {head:?}; a teacher must be a language model"
+                "{teacher}: the model is {found}; a teacher must be a language model"
             )));
         }
         let teacher_config = described.config;

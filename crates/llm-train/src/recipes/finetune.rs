@@ -87,9 +87,14 @@ pub struct FinetuneInputs {
 }
 
 /// Fine-tunes a model on conversations. The run folder `out` becomes the Hugging Face folder of the model or adapter.
-#[tracing::instrument(level = "debug", skip_all, fields(run = %out.display()))]
-pub fn finetune(recipe: &FinetuneRecipe, inputs: &FinetuneInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
-    let setup = match RunSetup::check(recipe, inputs, out, options)? {
+#[tracing::instrument(level = "debug", skip_all, fields(run = %out.as_ref().display()))]
+pub fn finetune(
+    recipe: &FinetuneRecipe,
+    inputs: &FinetuneInputs,
+    out: impl AsRef<Path>,
+    options: RunOptions,
+) -> Result<Outcome> {
+    let setup = match RunSetup::check(recipe, inputs, out.as_ref(), options)? {
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };

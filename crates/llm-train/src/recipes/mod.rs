@@ -34,10 +34,19 @@ pub(crate) fn load_model(dir: &Path, head: llm_model::Head) -> Result<Model> {
         }
     }
     if model.head() != head {
-        let (found, dir) = (model.head(), dir.display());
-        return Err(Error::Unsupported(format!("{dir}: the model has the head {found:?}; this stage needs {head:?}")));
+        let (found, needed, dir) = (kind(model.head()), kind(head), dir.display());
+        return Err(Error::Unsupported(format!("{dir}: the model is {found}; this stage needs {needed}")));
     }
     Ok(model)
+}
+
+/// A model with this head, in words.
+fn kind(head: llm_model::Head) -> &'static str {
+    match head {
+        llm_model::Head::LanguageModel => "a language model",
+        llm_model::Head::Sequence => "a reward model (sequence classification)",
+        llm_model::Head::Token => "a critic (token classification)",
+    }
 }
 
 /// Writes a model and its tokenizer into a folder.
@@ -53,4 +62,21 @@ fn chat_format<'a>(tokenizer: &'a Tokenizer, dir: &Path) -> Result<&'a ChatForma
         return Err(Error::Unsupported(format!("{dir}: no chat template; run `llm-train finetune` on it first")));
     }
     tokenizer.chat_format().map_err(|e| Error::BadFile(format!("{dir}: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use llm_model::{Head, ModelConfig};
+
+    use super::*;
+
+    #[test]
+    fn a_model_with_another_head_is_refused_in_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = ModelConfig { vocab_size: 10, hidden_size: 48, num_hidden_layers: 1, ..ModelConfig::default() };
+        Model::init(config, Head::Sequence, 1).unwrap().save(dir.path()).unwrap();
+        let message = load_model(dir.path(), Head::LanguageModel).unwrap_err().to_string();
+        let expected = ": the model is a reward model (sequence classification); this stage needs a language model";
+        assert!(message.ends_with(expected), "{message}");
+    }
 }

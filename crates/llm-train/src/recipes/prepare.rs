@@ -11,7 +11,13 @@ use crate::run::{Event, RunOptions, already_exists, refuse_existing};
 use crate::{Error, Result};
 
 /// Trains a byte-level BPE tokenizer on the documents of `input` and saves it into `out`.
-pub fn train_tokenizer(config: &TrainConfig, input: &[PathBuf], out: &Path, resume: bool) -> Result<Tokenizer> {
+pub fn train_tokenizer(
+    config: &TrainConfig,
+    input: &[PathBuf],
+    out: impl AsRef<Path>,
+    resume: bool,
+) -> Result<Tokenizer> {
+    let out = out.as_ref();
     // This file is written last.
     if resume && out.join("tokenizer_config.json").exists() {
         return Ok(Tokenizer::load(out)?);
@@ -64,7 +70,8 @@ pub struct PrepareInputs {
 }
 
 /// Tokenizes text into shards in `out`: the splits `train` and `held_out` (the validation split).
-pub fn prepare(inputs: &PrepareInputs, out: &Path, options: RunOptions) -> Result<()> {
+pub fn prepare(inputs: &PrepareInputs, out: impl AsRef<Path>, options: RunOptions) -> Result<()> {
+    let out = out.as_ref();
     if options.resume && out.join("manifest.json").exists() {
         return Ok(());
     }

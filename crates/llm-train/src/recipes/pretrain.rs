@@ -67,9 +67,14 @@ pub struct PretrainInputs {
 }
 
 /// Trains a new model on token shards. The run folder `out` becomes its Hugging Face folder.
-#[tracing::instrument(level = "debug", skip_all, fields(run = %out.display()))]
-pub fn pretrain(recipe: &PretrainRecipe, inputs: &PretrainInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
-    let setup = match RunSetup::check(recipe, inputs, out, options)? {
+#[tracing::instrument(level = "debug", skip_all, fields(run = %out.as_ref().display()))]
+pub fn pretrain(
+    recipe: &PretrainRecipe,
+    inputs: &PretrainInputs,
+    out: impl AsRef<Path>,
+    options: RunOptions,
+) -> Result<Outcome> {
+    let setup = match RunSetup::check(recipe, inputs, out.as_ref(), options)? {
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };

@@ -82,9 +82,14 @@ struct EncodedRanking {
 }
 
 /// Trains a reward model. The run folder `out` becomes its Hugging Face folder (a sequence classifier with one label).
-#[tracing::instrument(level = "debug", skip_all, fields(run = %out.display()))]
-pub fn reward(recipe: &RewardRecipe, inputs: &RewardInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
-    let setup = match RunSetup::check(recipe, inputs, out, options)? {
+#[tracing::instrument(level = "debug", skip_all, fields(run = %out.as_ref().display()))]
+pub fn reward(
+    recipe: &RewardRecipe,
+    inputs: &RewardInputs,
+    out: impl AsRef<Path>,
+    options: RunOptions,
+) -> Result<Outcome> {
+    let setup = match RunSetup::check(recipe, inputs, out.as_ref(), options)? {
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };

@@ -123,18 +123,18 @@ impl Outcome {
 pub(crate) const FINISHED: &str = "trainer_state.json";
 
 /// Whether the run in this folder is finished.
-pub fn is_finished(dir: &Path) -> bool {
-    dir.join(FINISHED).exists()
+pub fn is_finished(dir: impl AsRef<Path>) -> bool {
+    dir.as_ref().join(FINISHED).exists()
 }
 
 /// Whether there is a run in this folder, finished or not.
-pub fn has_begun(dir: &Path) -> bool {
-    dir.join("recipe.toml").exists()
+pub fn has_begun(dir: impl AsRef<Path>) -> bool {
+    dir.as_ref().join("recipe.toml").exists()
 }
 
 /// The recorded recipe of the run in `dir`, with `overrides` (`key`, `value`) applied.
-pub fn recorded_recipe<R: Recipe>(dir: &Path, overrides: &[(String, String)]) -> Result<R> {
-    Record::read(dir)?.recipe(overrides)
+pub fn recorded_recipe<R: Recipe>(dir: impl AsRef<Path>, overrides: &[(String, String)]) -> Result<R> {
+    Record::read(dir.as_ref())?.recipe(overrides)
 }
 
 /// The models that a stage trains, each with the table of its optimizer in the recipe.

@@ -103,8 +103,9 @@ impl PipelineOutcome {
 }
 
 /// Runs the whole pipeline in the folder `out` and writes `report.md` there.
-#[tracing::instrument(level = "debug", skip_all, fields(run = %out.display()))]
-pub fn lifecycle(recipe: &LifecycleRecipe, out: &Path, options: RunOptions) -> Result<PipelineOutcome> {
+#[tracing::instrument(level = "debug", skip_all, fields(run = %out.as_ref().display()))]
+pub fn lifecycle(recipe: &LifecycleRecipe, out: impl AsRef<Path>, options: RunOptions) -> Result<PipelineOutcome> {
+    let out = out.as_ref();
     let resume = options.resume;
     let setup = match RunSetup::check(recipe, &(), out, options)? {
         Start::Open(setup) => setup,

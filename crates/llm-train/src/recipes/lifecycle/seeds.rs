@@ -9,7 +9,13 @@ use crate::{Error, Result};
 
 /// Runs the pipeline once for each of `seeds` consecutive seeds, starting at the recipe's, in `out/seed-N`. Writes
 /// `out/report.md` over all runs and returns its table. Finished runs are not repeated.
-pub fn lifecycle_seeds(recipe: &LifecycleRecipe, seeds: u64, out: &Path, options: RunOptions) -> Result<String> {
+pub fn lifecycle_seeds(
+    recipe: &LifecycleRecipe,
+    seeds: u64,
+    out: impl AsRef<Path>,
+    options: RunOptions,
+) -> Result<String> {
+    let out = out.as_ref();
     let RunOptions { resume, device, observer, stop } = options;
     if seeds == 0 {
         return Err(Error::BadRequest("--seeds is 0; give at least 1".to_owned()));

@@ -100,9 +100,9 @@ pub struct PpoInputs {
 }
 
 /// Aligns a model by PPO. The run folder `out` becomes its Hugging Face folder.
-#[tracing::instrument(level = "debug", skip_all, fields(run = %out.display()))]
-pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
-    let setup = match RunSetup::check(recipe, inputs, out, options)? {
+#[tracing::instrument(level = "debug", skip_all, fields(run = %out.as_ref().display()))]
+pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: impl AsRef<Path>, options: RunOptions) -> Result<Outcome> {
+    let setup = match RunSetup::check(recipe, inputs, out.as_ref(), options)? {
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
