@@ -314,7 +314,7 @@ llm-train trains language models: tokenizer, pre-training, fine-tuning, reward m
 Start here:
   llm-train lifecycle                          the whole pipeline on built-in data, 10 to 30 minutes
   llm-train finetune --model MODEL --data chats.jsonl --out runs/chat
-  llm-train params llama-3-8b                  parameters, memory and time of a model, without building it
+  llm-train params llama-3-8b                  parameters, memory and time of a model, without creating it
 
 All commands: llm-train --help
 ";

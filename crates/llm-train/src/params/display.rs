@@ -51,7 +51,7 @@ impl Report {
             ("  active per token", count.active_experts),
             ("norms", count.norms),
             ("head", count.head),
-            ("  tied to the embedding", count.tied),
+            ("  tied head, in embeddings", count.tied),
         ];
         let parts = parts.into_iter().filter(|(_, number)| *number > 0);
         parts.map(|(name, number)| row(name, [grouped(number), percent(number, self.total)])).collect()

@@ -169,8 +169,8 @@ const PLOTS: [StagePlot; 5] = [
         file: "distill",
         title: "Distillation: plain text first, then conversations",
         stage: "student",
-        note: "The training loss is that of plain text first, and that of the answers after it; the step between them is a change of \
-               the data, not of the model. The validation curves are those of the answers all the time.",
+        note: "The student is trained on plain text first, then on conversations: the training loss jumps where the data changes. The \
+               validation curves show the answers of the conversations, also while it is trained on plain text.",
         panels: &[(
             "nats",
             true,
