@@ -91,7 +91,10 @@ pub(crate) fn merge(args: &MergeArgs) -> Result<(), Failure> {
         Some(_) => format!("llm-infer generate --model {out} --prompt TEXT"),
         None => format!("llm-infer bench --model {out}"),
     };
-    llm_cli::print(&format!("{out}: the model with the adapter {} merged. Next: {next}\n", args.adapter.display()))
+    llm_cli::print_status(&format!(
+        "{out}: the model with the adapter {} merged. Next: {next}\n",
+        args.adapter.display()
+    ))
 }
 
 /// The tokenizer of the adapter, else that of the base, if there is one.

@@ -348,7 +348,8 @@ fn run_with_progress(command: Command) -> Result<(), Failure> {
         }
     };
     let device = command.device()?;
-    let prints_result = matches!(command, Command::Recipe(_) | Command::Bench(_) | Command::Params(_));
+    let prints_result =
+        matches!(command, Command::Recipe(_) | Command::Bench(_) | Command::BenchFinetune(_) | Command::Params(_));
     let result = run(command, device, &mut observer);
     if let Some(progress) = progress {
         progress.finish();
