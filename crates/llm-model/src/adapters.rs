@@ -7,6 +7,7 @@ use candle_core::DType;
 
 use crate::formats::peft;
 use crate::lora::{Adapter, EMBEDDING, Lora, LoraConfig, OUTPUT, rows_of};
+use crate::untrained::{is_untrained, typical_norm};
 use crate::weight::Weight;
 use crate::{Error, Head, Model, Result};
 
@@ -112,10 +113,10 @@ impl Model {
     /// The subset of `tokens` that the model was probably never trained on, judged by the rows of its output layer.
     ///
     /// Rows of tokens that are never a target all get the same gradient direction, so they become nearly equal. A token is
-    /// returned if its row is zero or has a cosine similarity above 0.95 with the row of another token of `tokens` or
-    /// `among` (for example all special tokens). Rows of trained tokens and freshly initialised rows differ.
+    /// returned if its row is much shorter than others, or nearly equal to the row of another token of `tokens` or `among` (for
+    /// example all special tokens) and as near to such rows as they are to each other. Rows of trained tokens and freshly
+    /// initialised rows differ.
     pub fn untrained_tokens(&self, tokens: &[u32], among: &[u32]) -> Result<Vec<u32>> {
-        const MIN_COSINE: f32 = 0.95;
         if self.head() != Head::LanguageModel || tokens.is_empty() {
             return Ok(Vec::new());
         }
@@ -124,13 +125,11 @@ impl Model {
         all.dedup();
         all.retain(|&id| (id as usize) < self.config().vocab_size);
         let rows = rows_of(self.output_matrix(), &all)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-        let norms: Vec<f32> = rows.iter().map(|row| dot(row, row).sqrt()).collect();
-        let untrained = |&token: &u32| {
-            let Ok(at) = all.binary_search(&token) else { return false };
-            let similar = |i: usize| i != at && dot(&rows[i], &rows[at]) > MIN_COSINE * norms[i] * norms[at];
-            norms[at] == 0. || (0..all.len()).any(similar)
-        };
+        let vocab = self.config().vocab_size;
+        let sample: Vec<u32> = (0..vocab).step_by((vocab / 256).max(1)).map(|id| id as u32).collect();
+        let sample = rows_of(self.output_matrix(), &sample)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        let norm = typical_norm(&sample);
+        let untrained = |token: &u32| all.binary_search(token).is_ok_and(|at| is_untrained(&rows, at, norm));
         Ok(tokens.iter().copied().filter(untrained).collect())
     }
 }

@@ -49,6 +49,7 @@ mod params;
 pub mod presets;
 mod rotary;
 mod shapes;
+mod untrained;
 mod var_builder;
 mod weight;
 mod weight_path;

@@ -126,7 +126,7 @@ impl Params {
         let of_matrices = base.get("model.embed_tokens.weight")?.dtype();
         let mut cast = Self { precision: self.precision, ..Self::default() };
         for (name, weight) in self.iter() {
-            let dtype = base.get(name)?.dtype();
+            let dtype = base.weights.get(name).map_or(of_matrices, Weight::dtype);
             let weight = match weight {
                 Weight::Dense(vector) if vector.rank() == 1 => without_loss(vector, of_matrices)?.into(),
                 Weight::Quantized(_) => Weight::Dense(weight.to_dense()?.to_dtype(dtype)?),

@@ -30,6 +30,14 @@ impl TokenIndices {
         Self::Modules([EMBEDDING, OUTPUT].map(|name| (last(name), ids.clone())).into())
     }
 
+    /// Whether a row of `id` is trained.
+    pub fn contains(&self, id: u32) -> bool {
+        match self {
+            Self::Embedding(ids) => ids.contains(&id),
+            Self::Modules(modules) => modules.values().any(|ids| ids.contains(&id)),
+        }
+    }
+
     /// The trainable rows of each matrix, validated; errors name `origin`.
     pub(crate) fn targets(&self, config: &ModelConfig, origin: &str) -> Result<Vec<TokenTarget>> {
         let wrong = |message: String| Err(Error::config(origin, format!("\"trainable_token_indices\" {message}")));

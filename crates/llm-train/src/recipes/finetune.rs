@@ -218,16 +218,30 @@ fn train_on_text(
 }
 
 /// The adapter's settings. If they name no trainable tokens, adds the chat template tokens that the base was never trained on: their
-/// embeddings are nearly equal, so low-rank updates alone could not distinguish roles and ends of turns.
+/// embeddings are nearly equal, so low-rank updates alone could not distinguish roles and ends of turns. Warns if the settings leave
+/// out an untrained end of turn.
 fn with_chat_tokens(lora: &LoraConfig, base: &Model, tokenizer: &Tokenizer) -> Result<LoraConfig> {
     let mut lora = lora.clone();
-    if lora.trainable_token_indices.is_none() {
-        let untrained = base.untrained_tokens(&tokenizer.chat_format()?.special, &tokenizer.special_ids())?;
-        if !untrained.is_empty() {
+    let format = tokenizer.chat_format()?;
+    // Rows that pad the embedding to a round size are never trained either.
+    let padding = (tokenizer.vocab_size()..base.config().vocab_size).take(64).map(|id| id as u32);
+    let among: Vec<u32> = tokenizer.special_ids().into_iter().chain(padding).collect();
+    let untrained = base.untrained_tokens(&format.special, &among)?;
+    match &lora.trainable_token_indices {
+        None if !untrained.is_empty() => {
             let names: Vec<String> = untrained.iter().filter_map(|&id| tokenizer.token(id)).collect();
             tracing::info!("the base was not trained on {}; the adapter trains their embeddings too", names.join(", "));
             lora.trainable_token_indices = Some(TokenIndices::of_both(base.config(), untrained));
         }
+        Some(indices) if untrained.contains(&format.end_of_turn) && !indices.contains(format.end_of_turn) => {
+            let end = tokenizer.token(format.end_of_turn).unwrap_or_default();
+            tracing::warn!(
+                "{end} ends the turns, but the base was never trained on it and the adapter does not train its embedding: replies \
+                 may not end; leave out \"trainable_token_indices\", or add {} to it",
+                format.end_of_turn
+            );
+        }
+        _ => {}
     }
     Ok(lora)
 }
