@@ -6,7 +6,7 @@
 
 use std::error::Error;
 
-use llm_tokenizer::{ChatMessage, Tokenizer, TrainConfig, train_bpe};
+use llm_tokenizer::{ChatMessage, Tokenizer, TrainConfig, TrainOn, train_bpe};
 
 const TEXT: &str = "The cat sat on the mat. The dog sat on the log. Who sat on the mat? The cat sat on the mat.";
 
@@ -32,8 +32,9 @@ fn train(text: &str) -> Result<(), Box<dyn Error>> {
 
     let chat = [ChatMessage::new("user", "Who sat?"), ChatMessage::new("assistant", "The cat.")];
     println!("{}", tokenizer.render_chat(&chat, false)?);
-    let (ids, trained) = tokenizer.encode_conversation(&chat)?;
-    let learned: Vec<u32> = ids.into_iter().zip(trained).filter_map(|(id, trained)| trained.then_some(id)).collect();
+    let examples = tokenizer.encode_for_training(&chat, TrainOn::All)?;
+    let tokens = examples.into_iter().flat_map(|example| example.ids.into_iter().zip(example.loss_mask));
+    let learned: Vec<u32> = tokens.filter_map(|(id, trained)| trained.then_some(id)).collect();
     println!("the loss counts {} tokens: {:?}", learned.len(), tokenizer.decode(&learned)?);
     Ok(())
 }

@@ -1,20 +1,11 @@
-//! Encodes conversations with the Jinja chat template of a model.
+//! Renders and encodes conversations with the chat template of a model.
 //!
-//! The template is rendered as in the `transformers` library (`trim_blocks`, `lstrip_blocks`, the string and dictionary methods
-//! of Python, `raise_exception`). User input must not become special tokens: before rendering, each text of a special token in
-//! a message is replaced by a placeholder character that occurs in no message. After the special tokens of the template
-//! have been found, the placeholders are replaced by the original text, which is encoded as ordinary text.
+//! User input must not become control tokens: `jinja` says which characters the template wrote, and `rendered.rs` finds control
+//! tokens in these only.
 
-use std::borrow::Cow;
-use std::ops::Range;
-
-use minijinja::value::Serde;
-use minijinja::{Value, context};
-use serde_json::Value as Json;
-
-use crate::chat_template::ChatTemplate;
-use crate::message::{Chat, ChatMessage};
-use crate::tokenizer::Token;
+use crate::chat_template::{ChatTemplate, End, TemplateOptions};
+use crate::message::Chat;
+use crate::rendered::Rendered;
 use crate::train::{ROLES, TURN_END};
 use crate::{Error, Result, Tokenizer};
 
@@ -46,6 +37,14 @@ impl Tokenizer {
         self.set_config("chat_template", DEFAULT_TEMPLATE);
         self.set_config("eos_token", TURN_END);
         self.chat = Some(ChatTemplate::new(DEFAULT_TEMPLATE));
+        self.forget();
+        Ok(self)
+    }
+
+    /// The tokenizer with these settings of the chat template. An error if one of them is wrong.
+    pub fn with_template_options(mut self, options: TemplateOptions) -> Result<Self> {
+        self.template_settings = options.settings()?;
+        self.forget();
         Ok(self)
     }
 
@@ -54,157 +53,51 @@ impl Tokenizer {
     /// For display only: in this text, special tokens in user input look like those of the template. Use
     /// [`Tokenizer::encode_chat`] for the input of a model.
     pub fn render_chat<'a>(&self, chat: impl Into<Chat<'a>>, add_generation_prompt: bool) -> Result<String> {
-        let chat = chat.into();
-        let template = self.chat.as_ref().ok_or(Error::NoChatTemplate)?;
-        // A token that is not set is undefined in the template and renders as nothing.
-        let token = |key| self.config_token(key).map_or(Value::UNDEFINED, Value::from);
-        let (bos_token, eos_token) = (token("bos_token"), token("eos_token"));
-        let messages = Value::from(Serde(chat.messages.iter().map(ChatMessage::fields).collect::<Vec<_>>()));
-        let (tools, documents) = (Value::from(Serde(chat.tools)), Value::from(Serde(chat.documents)));
-        let fixed = context! { messages, tools, documents, add_generation_prompt, bos_token, eos_token };
-        template.render(context! { ..Value::from(Serde(chat.variables)), ..fixed })
+        Ok(self.render(chat.into(), End::of(add_generation_prompt))?.text)
+    }
+
+    /// Renders a conversation up to the end of the text of its last message, so that a model continues this message
+    /// (`continue_final_message` of transformers). For display only.
+    pub fn render_open_chat<'a>(&self, chat: impl Into<Chat<'a>>) -> Result<String> {
+        Ok(self.render(chat.into(), End::Open)?.text)
     }
 
     /// Encodes a conversation; adds the beginning of an answer if `add_generation_prompt`.
     ///
-    /// Only the template produces special tokens; their text in a message is encoded as ordinary text. If no message contains such
+    /// Only the template produces control tokens; their text in a message is encoded as ordinary text. If no message contains such
     /// text, the ids are those of `encode_with_special(render_chat(..))`.
     pub fn encode_chat<'a>(&self, chat: impl Into<Chat<'a>>, add_generation_prompt: bool) -> Result<Vec<u32>> {
-        let chat = chat.into();
-        let (messages, placeholders) = self.hide_special_tokens(chat.messages)?;
-        let rendered = self.render_chat(chat.with_messages(&messages), add_generation_prompt)?;
-        Ok(self.encode_rendered(&rendered, &placeholders)?.into_iter().map(|(id, _)| id).collect())
+        self.encode_ids(&self.render(chat.into(), End::of(add_generation_prompt))?)
     }
 
-    /// Encodes a conversation for training. Returns the ids and the loss mask, one value per id: true for the content of assistant
-    /// messages and for the token that ends the turn ([`crate::ChatFormat::end_of_turn`]).
-    ///
-    /// The part of assistant message `i` is the rendered text of `messages[..=i]` up to the end of the turn, without the rendered
-    /// text of `messages[..i]` with generation prompt. If these texts are not prefixes of the rendered conversation, or no special
-    /// token ends an assistant message, the result is an error. The mask is false for a token that crosses the border of a part.
-    pub fn encode_conversation<'a>(&self, chat: impl Into<Chat<'a>>) -> Result<(Vec<u32>, Vec<bool>)> {
-        let chat = chat.into();
-        let end_of_turn = self.chat_format()?.end_of_turn;
-        let (messages, placeholders) = self.hide_special_tokens(chat.messages)?;
-        let rendered = self.render_chat(chat.with_messages(&messages), false)?;
-        let mut trained: Vec<Range<usize>> = Vec::new();
-        for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.role() == "assistant") {
-            // Two renders per answer: a template may write a message in another way if others follow it (Qwen 3 leaves out the
-            // reasoning of earlier answers), so neither text can be cut out of the whole conversation without this check.
-            let before = self.render_chat(chat.with_messages(&messages[..index]), true)?;
-            let after = match index + 1 == messages.len() {
-                true => Cow::Borrowed(rendered.as_str()),
-                false => self.render_chat(chat.with_messages(&messages[..=index]), false)?.into(),
-            };
-            // After the end of the turn the template may write a line end or an end-of-text token; neither is trained on.
-            let mut specials = self.special_spans(&after).into_iter();
-            let end = specials.rfind(|(id, span)| *id == end_of_turn && span.start >= before.len());
-            let end = end.map(|(_, span)| span.end).ok_or(Error::NotPrefix { index })?;
-            if !(rendered.starts_with(&after[..end]) && after.starts_with(&before)) {
-                return Err(Error::NotPrefix { index });
-            }
-            let start = placeholders.restore(&rendered[..before.len()]).len();
-            trained.push(start..placeholders.restore(&rendered[..end]).len());
-        }
-        let in_loss = |span: &Range<usize>| trained.iter().any(|part| part.start <= span.start && span.end <= part.end);
-        let tokens = self.encode_rendered(&rendered, &placeholders)?;
-        Ok(tokens.into_iter().map(|(id, span)| (id, in_loss(&span))).unzip())
+    /// Encodes what [`Tokenizer::render_open_chat`] renders.
+    pub fn encode_open_chat<'a>(&self, chat: impl Into<Chat<'a>>) -> Result<Vec<u32>> {
+        self.encode_ids(&self.render(chat.into(), End::Open)?)
     }
 
-    /// Replaces the text of special tokens in the messages by placeholders. An error if a role contains such text.
-    fn hide_special_tokens<'a>(&self, messages: &'a [ChatMessage]) -> Result<(Cow<'a, [ChatMessage]>, Placeholders)> {
-        let mut placeholders = Placeholders::default();
-        let mut hidden = Cow::Borrowed(messages);
-        for (index, message) in messages.iter().enumerate() {
-            if !self.special_spans(message.role()).is_empty() {
+    pub(crate) fn encode_ids(&self, rendered: &Rendered) -> Result<Vec<u32>> {
+        Ok(self.encode_rendered(rendered, &[])?.into_iter().map(|(id, _)| id).collect())
+    }
+
+    /// Renders a conversation. An error if a role contains a control token.
+    pub(crate) fn render(&self, chat: Chat<'_>, end: End) -> Result<Rendered> {
+        let template = self.chat.as_ref().ok_or(Error::NoChatTemplate)?;
+        for (index, message) in chat.messages.iter().enumerate() {
+            if !self.control_spans(message.role()).is_empty() {
                 return Err(Error::Role { index, role: message.role().to_owned() });
             }
-            for (key, value) in message.fields() {
-                let replaced = self.without_special_tokens(value, &mut placeholders, messages);
-                if replaced != *value {
-                    hidden.to_mut()[index].set(key, replaced);
-                }
-            }
         }
-        Ok((hidden, placeholders))
-    }
-
-    /// The value with placeholders instead of the text of special tokens.
-    fn without_special_tokens(&self, value: &Json, placeholders: &mut Placeholders, messages: &[ChatMessage]) -> Json {
-        let mut inside = |value| self.without_special_tokens(value, placeholders, messages);
-        match value {
-            Json::Array(list) => list.iter().map(inside).collect(),
-            Json::Object(map) => map.iter().map(|(key, value)| (key.clone(), inside(value))).collect(),
-            Json::String(text) => {
-                let mut text = text.clone();
-                // From the last to the first, so that the earlier positions stay valid.
-                for (_, span) in self.special_spans(&text).into_iter().rev() {
-                    let placeholder = placeholders.get(&text[span.clone()], messages);
-                    text.replace_range(span, placeholder.encode_utf8(&mut [0; 4]));
-                }
-                text.into()
-            }
-            other => other.clone(),
-        }
-    }
-
-    /// Encodes a rendered conversation. The byte ranges refer to the text with the placeholders replaced by the original text.
-    fn encode_rendered(&self, rendered: &str, placeholders: &Placeholders) -> Result<Vec<Token>> {
-        if placeholders.originals.is_empty() {
-            return self.encode_with_special_spans(rendered);
-        }
-        let mut tokens = Vec::new();
-        let ordinary = |text: &str, tokens: &mut Vec<_>, at: usize| -> Result<usize> {
-            let text = placeholders.restore(text);
-            let ids = self.encode_spans(&text)?;
-            tokens.extend(ids.into_iter().map(|(id, span)| (id, at + span.start..at + span.end)));
-            Ok(at + text.len())
-        };
-        let (mut read, mut at) = (0, 0); // positions in the rendered and in the restored text
-        for (id, span) in self.special_spans(rendered) {
-            at = ordinary(&rendered[read..span.start], &mut tokens, at)?;
-            tokens.push((id, at..at + span.len()));
-            at += span.len();
-            read = span.end;
-        }
-        ordinary(&rendered[read..], &mut tokens, at)?;
-        Ok(tokens)
-    }
-}
-
-/// Placeholder characters for the text of special tokens in messages.
-#[derive(Default)]
-struct Placeholders {
-    originals: Vec<(char, String)>,
-}
-
-impl Placeholders {
-    /// The placeholder of `original`: a private-use character that occurs in no message.
-    fn get(&mut self, original: &str, messages: &[ChatMessage]) -> char {
-        if let Some((placeholder, _)) = self.originals.iter().find(|(_, known)| known == original) {
-            return *placeholder;
-        }
-        let unused = |c: &char| {
-            self.originals.iter().all(|(taken, _)| taken != c) && messages.iter().all(|message| !message.contains(*c))
-        };
-        // If the messages contain all 131068 of these characters, the last one is used; its own text is then replaced too.
-        let placeholder = ('\u{F0000}'..='\u{10FFFD}').find(unused).unwrap_or('\u{10FFFD}');
-        self.originals.push((placeholder, original.to_owned()));
-        placeholder
-    }
-
-    /// Replaces the placeholders in a text by the original text.
-    fn restore<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        self.originals.iter().fold(Cow::Borrowed(text), |text, (placeholder, original)| {
-            if text.contains(*placeholder) { text.replace(*placeholder, original).into() } else { text }
-        })
+        let names = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+        // A token that is not set is undefined in the template and renders as nothing.
+        let tokens: Vec<_> = names.iter().filter_map(|name| Some((*name, self.config_token(name)?))).collect();
+        Ok(template.render(chat, end, &tokens, &self.template_settings)?.into())
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::{TrainConfig, train_bpe};
+    use crate::{ChatMessage, TrainConfig, TrainOn, TrainingExample, train_bpe};
 
     /// `<|system|>`, `<|user|>`, `<|assistant|>`, `<|end|>`
     const SPECIAL: [u32; 4] = [2, 3, 4, 5];
@@ -232,10 +125,12 @@ pub(crate) mod tests {
 
     /// The tokens in the loss mask, as text with special tokens.
     fn masked_text(tokenizer: &Tokenizer, messages: &[ChatMessage]) -> String {
-        let (ids, mask) = tokenizer.encode_conversation(messages).unwrap();
-        assert_eq!(ids, tokenizer.encode_chat(messages, false).unwrap());
+        let examples = tokenizer.encode_for_training(messages, TrainOn::All).unwrap();
+        let [TrainingExample { ids, loss_mask: mask, boundaries }] = &examples[..] else { panic!("{examples:?}") };
+        assert!(boundaries.is_empty());
+        assert_eq!(*ids, tokenizer.encode_chat(messages, false).unwrap());
         let text = |id: u32| if id < 6 { tokenizer.token(id).unwrap() } else { tokenizer.decode(&[id]).unwrap() };
-        ids.iter().zip(mask).filter(|(_, in_loss)| *in_loss).map(|(id, _)| text(*id)).collect()
+        ids.iter().zip(mask).filter(|(_, in_loss)| **in_loss).map(|(id, _)| text(*id)).collect()
     }
 
     #[test]
@@ -342,10 +237,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_template_that_changes_earlier_messages_is_an_error() {
+    fn a_template_that_counts_messages_trains_on_the_answer_only() {
         let template = "{{ messages | length }}{% for m in messages %}{{ m.content }}<|end|>{% endfor %}";
-        let error = with_template(template).encode_conversation(&chat(&[("user", "a"), ("assistant", "b")]));
-        assert!(matches!(error, Err(Error::NotPrefix { index: 1 })), "{error:?}");
+        assert_eq!(masked_text(&with_template(template), &chat(&[("user", "a"), ("assistant", "b")])), "b<|end|>");
     }
 
     #[test]

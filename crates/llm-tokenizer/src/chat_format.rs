@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::message::Chat;
 use crate::{ChatMessage, Error, Result, Tokenizer};
 
 /// The special tokens of a chat template, found by rendering probe conversations.
@@ -50,7 +49,8 @@ impl Tokenizer {
         if let Some(dialogue) = &dialogue {
             let between = self.specials_after_answer(dialogue)?;
             let shared = ends.iter().zip(&between).take_while(|(a, b)| a == b).count();
-            ends.truncate(shared);
+            // Others end the last message with another token than earlier ones; a model generates that of the last message.
+            ends.truncate(shared.max(1));
         }
         let end_of_turn = ends.pop().ok_or(Error::NoEndOfTurn)?;
         let system = ChatMessage::new("system", "sprobe");
@@ -74,22 +74,13 @@ impl Tokenizer {
         let begin = rendered.rfind(ANSWER).ok_or(Error::NoEndOfTurn)? + ANSWER.len();
         Ok(self.special_spans(rendered).into_iter().filter(|(_, span)| span.start >= begin).map(|(id, _)| id).collect())
     }
-
-    /// Encodes a conversation that ends with an assistant message, up to and including the end-of-turn token. These are the ids
-    /// of a prompt with the reply that a policy generates, for example as input of a reward model.
-    pub fn encode_answered<'a>(&self, chat: impl Into<Chat<'a>>) -> Result<Vec<u32>> {
-        let end_of_turn = self.chat_format()?.end_of_turn;
-        let mut ids = self.encode_chat(chat, false)?;
-        let end = ids.iter().rposition(|&id| id == end_of_turn).ok_or(Error::NoEndOfTurn)?;
-        ids.truncate(end + 1);
-        Ok(ids)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::chat::tests::tokenizer;
+    use crate::{TrainOn, TrainingExample};
 
     fn with_template(source: &str) -> Tokenizer {
         let mut tokenizer = crate::chat::tests::with_template(source);
@@ -166,10 +157,11 @@ mod tests {
             assert_eq!(whole[..ids.len()], ids, "{name}");
             assert!(tokenizer.decode(&ids).unwrap().trim_end().ends_with("the dog"), "{name}");
             // The loss mask ends there too, and a policy that continues the prompt gets the same ids.
-            let (same, mask) = tokenizer.encode_conversation(&[question.clone(), answer.clone()]).unwrap();
+            let examples = tokenizer.encode_for_training(&[question.clone(), answer.clone()], TrainOn::All).unwrap();
+            let [TrainingExample { ids: same, loss_mask: mask, .. }] = &examples[..] else { panic!("{examples:?}") };
             assert_eq!(mask.iter().rposition(|&in_loss| in_loss), Some(ids.len() - 1), "{name}");
             let prompt = tokenizer.encode_chat(std::slice::from_ref(&question), true).unwrap();
-            let reply: Vec<u32> = same.iter().zip(&mask).filter(|(_, in_loss)| **in_loss).map(|(id, _)| *id).collect();
+            let reply: Vec<u32> = same.iter().zip(mask).filter(|(_, in_loss)| **in_loss).map(|(id, _)| *id).collect();
             assert_eq!([prompt, reply].concat().last(), ids.last(), "{name}");
         }
     }
@@ -180,8 +172,14 @@ mod tests {
         let messages = ["the cat", "the dog", "the mat", "the log"];
         let role = |i: usize| if i.is_multiple_of(2) { "user" } else { "assistant" };
         let messages: Vec<_> = messages.iter().enumerate().map(|(i, text)| ChatMessage::new(role(i), *text)).collect();
-        let (ids, mask) = tokenizer.encode_conversation(&messages).unwrap();
-        let ends = ids.iter().zip(&mask).filter(|(id, in_loss)| **in_loss && **id < 6).map(|(id, _)| *id);
+        let examples = tokenizer.encode_for_training(&messages, TrainOn::All).unwrap();
+        assert_eq!(examples.len(), 1);
+        let ends = examples[0]
+            .ids
+            .iter()
+            .zip(&examples[0].loss_mask)
+            .filter(|(id, in_loss)| **in_loss && **id < 6)
+            .map(|(id, _)| *id);
         assert_eq!(ends.collect::<Vec<_>>(), [5, 5], "the end of each assistant message, without the end of text");
     }
 

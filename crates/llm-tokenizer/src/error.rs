@@ -145,6 +145,20 @@ pub enum Error {
         cause: String,
     },
 
+    /// A setting of the chat template is wrong.
+    #[error("chat template: {message}")]
+    TemplateOption {
+        /// The setting, and the problem.
+        message: String,
+    },
+
+    /// A message that is to be continued has no text.
+    #[error("messages[{index}] has no text to continue; give it a \"content\"")]
+    NothingToContinue {
+        /// The index of the message.
+        index: usize,
+    },
+
     /// The chat template has no special token at the end of an assistant message.
     #[error(
         "chat template: no special token ends an assistant message, so the end of an answer cannot be detected; add one after \
@@ -173,17 +187,6 @@ pub enum Error {
         /// Its role.
         role: String,
     },
-
-    /// The rendered first messages are not a prefix of the rendered conversation.
-    #[error(
-        "messages[{index}]: the chat template renders the messages up to this one differently when more messages follow, so \
-         the loss mask cannot be computed; use a chat template that does not change earlier messages, or split the \
-         conversation into single turns"
-    )]
-    NotPrefix {
-        /// The index of the assistant message.
-        index: usize,
-    },
 }
 
 impl Error {
@@ -203,10 +206,11 @@ impl Error {
             | Self::NoChatTemplate
             | Self::RoleTokens { .. }
             | Self::Template { .. }
+            | Self::TemplateOption { .. }
+            | Self::NothingToContinue { .. }
             | Self::NoEndOfTurn
             | Self::MessageKey { .. }
-            | Self::Role { .. }
-            | Self::NotPrefix { .. } => true,
+            | Self::Role { .. } => true,
         }
     }
 }

@@ -4,7 +4,7 @@
 //! `tokenizer_config.json` contains the begin, end and padding tokens and the chat template. Newer folders have the template in
 //! `chat_template.jinja`, which takes precedence.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fs, io};
 
@@ -21,6 +21,8 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 const PIECES_FILE: &str = "tokenizer.model";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// Further templates, each in a file with its name.
+const TEMPLATE_FOLDER: &str = "additional_chat_templates";
 
 impl Tokenizer {
     /// Reads a tokenizer from a folder: `tokenizer.json`, or `tokenizer.model` if there is no `tokenizer.json`; and
@@ -52,8 +54,8 @@ impl Tokenizer {
             }
             None => default,
         };
-        if let Some(template) = read(&dir.join(TEMPLATE_FILE))? {
-            config.insert("chat_template".into(), template.into());
+        if let Some(templates) = template_files(dir)? {
+            config.insert("chat_template".into(), templates);
         }
         let chat = chat_template(&config, &path)?;
         let special = special_tokens(&config, &path)?;
@@ -81,8 +83,8 @@ impl Tokenizer {
         replace(&dir.join(TOKENIZER_FILE), &vocabulary)?;
         replace(&dir.join(CONFIG_FILE), &config)?;
         // `chat_template.jinja` takes precedence over the configuration, so an existing one must be replaced.
-        match &self.chat {
-            Some(chat) if dir.join(TEMPLATE_FILE).exists() => replace(&dir.join(TEMPLATE_FILE), &chat.source),
+        match self.chat.as_ref().and_then(ChatTemplate::source) {
+            Some(source) if dir.join(TEMPLATE_FILE).exists() => replace(&dir.join(TEMPLATE_FILE), source),
             _ => Ok(()),
         }
     }
@@ -106,21 +108,47 @@ pub(crate) fn default_config() -> Map<String, Value> {
     config.as_object().cloned().unwrap_or_default()
 }
 
-/// The chat template of a configuration: a string, or the template named "default" in a list.
+/// The chat templates in files of their own: `chat_template.jinja`, or a list of named templates if there are others in
+/// `additional_chat_templates`.
+fn template_files(dir: &Path) -> Result<Option<Value>> {
+    let default = read(&dir.join(TEMPLATE_FILE))?;
+    let mut named: Vec<(String, String)> = default.iter().map(|text| ("default".to_owned(), text.clone())).collect();
+    let folder = dir.join(TEMPLATE_FOLDER);
+    let mut paths: Vec<PathBuf> = match fs::read_dir(&folder) {
+        Ok(entries) => entries.filter_map(|entry| Some(entry.ok()?.path())).collect(),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(cause) => return Err(Error::Read { path: folder, cause }),
+    };
+    paths.sort();
+    for path in paths.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "jinja")) {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        named.extend(read(&path)?.map(|text| (name, text)));
+    }
+    let list = |named: Vec<(String, String)>| {
+        named.into_iter().map(|(name, template)| json!({"name": name, "template": template})).collect()
+    };
+    Ok(match (default, named.len()) {
+        (_, 0) => None,
+        (Some(text), 1) => Some(text.into()),
+        _ => Some(list(named)),
+    })
+}
+
+/// The chat templates of a configuration: a string, or a list of named templates.
 fn chat_template(config: &Map<String, Value>, path: &Path) -> Result<Option<ChatTemplate>> {
     let key = "chat_template";
-    let source = match config.get(key) {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::String(source)) => Some(source.as_str()),
-        Some(Value::Array(named)) => named
-            .iter()
-            .find(|template| template["name"] == "default")
-            .and_then(|template| template["template"].as_str()),
-        Some(_) => None,
-    };
-    let expected = "a string, or a list of {\"name\", \"template\"} with one named \"default\"";
-    let source = source.ok_or_else(|| Error::ConfigKey { path: path.to_owned(), key, expected })?;
-    Ok(Some(ChatTemplate::new(source)))
+    let expected = "a string, or a list of {\"name\", \"template\"}";
+    let wrong = || Error::ConfigKey { path: path.to_owned(), key, expected };
+    match config.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(source)) => Ok(Some(ChatTemplate::new(source))),
+        Some(Value::Array(list)) if !list.is_empty() => {
+            let text = |entry: &Value, key| entry.get(key).and_then(Value::as_str).map(str::to_owned);
+            let named = list.iter().map(|entry| text(entry, "name").zip(text(entry, "template")));
+            named.collect::<Option<Vec<_>>>().map(|named| Some(ChatTemplate::named(named))).ok_or_else(wrong)
+        }
+        Some(_) => Err(wrong()),
+    }
 }
 
 /// The special tokens of a configuration.

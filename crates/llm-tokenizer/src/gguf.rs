@@ -128,7 +128,7 @@ impl Tokenizer {
             padding_token_id: self.pad_id(),
             unknown_token_id: model["unk_token"].as_str().and_then(|token| self.token_id(token)),
             add_bos_token: Some(self.adds_bos()),
-            chat_template: self.chat.as_ref().map(|chat| chat.source.clone()),
+            chat_template: self.chat.as_ref().and_then(|chat| chat.source()).map(str::to_owned),
             ..GgufVocabulary::default()
         };
         self.list_tokens(rows, &json["added_tokens"], &mut vocabulary)?;

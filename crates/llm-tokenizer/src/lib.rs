@@ -35,11 +35,14 @@
 mod chat;
 mod chat_format;
 mod chat_template;
+mod chat_training;
 mod end_of_turn;
 mod error;
 mod folder;
 mod gguf;
+mod jinja;
 mod message;
+mod rendered;
 mod sentencepiece;
 mod stream;
 mod tokenizer;
@@ -47,6 +50,8 @@ mod train;
 mod validate;
 
 pub use chat_format::ChatFormat;
+pub use chat_template::TemplateOptions;
+pub use chat_training::{Boundary, TrainOn, TrainingExample};
 pub use error::{Error, Result};
 pub use message::{Chat, ChatMessage, Conversation};
 pub use stream::StreamDecoder;

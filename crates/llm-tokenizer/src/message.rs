@@ -90,24 +90,6 @@ impl ChatMessage {
         &self.fields
     }
 
-    /// Replaces the value of a key.
-    pub(crate) fn set(&mut self, key: &str, value: Value) {
-        self.fields.insert(key.to_owned(), value);
-    }
-
-    /// Whether a text of the message contains this character.
-    pub(crate) fn contains(&self, character: char) -> bool {
-        fn within(value: &Value, character: char) -> bool {
-            match value {
-                Value::String(text) => text.contains(character),
-                Value::Array(list) => list.iter().any(|value| within(value, character)),
-                Value::Object(map) => map.values().any(|value| within(value, character)),
-                _ => false,
-            }
-        }
-        self.fields.values().any(|value| within(value, character))
-    }
-
     /// `train` or `weight` as a boolean, if the message has one of them.
     pub fn train(&self) -> Option<bool> {
         self.train
@@ -178,6 +160,24 @@ pub struct Chat<'a> {
 }
 
 impl<'a> Chat<'a> {
+    /// The number of bytes of all texts.
+    pub(crate) fn size(self) -> usize {
+        fn of(value: &Value) -> usize {
+            match value {
+                Value::String(text) => text.len(),
+                Value::Array(list) => list.iter().map(of).sum(),
+                Value::Object(map) => of_map(map),
+                _ => 1,
+            }
+        }
+        fn of_map(map: &Map<String, Value>) -> usize {
+            map.iter().map(|(key, value)| key.len() + of(value)).sum()
+        }
+        let lists = [self.tools, self.documents].into_iter().flatten().flatten();
+        let messages = self.messages.iter().map(|message| of_map(&message.fields));
+        messages.chain(lists.map(of)).chain(self.variables.map(of_map)).sum()
+    }
+
     /// The same conversation with these messages.
     pub(crate) fn with_messages(self, messages: &'a [ChatMessage]) -> Self {
         Self { messages, ..self }

@@ -6,10 +6,11 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
+use tokenizers::normalizer::Range as Bounds;
 use tokenizers::{AddedVocabulary, Model as _, OffsetReferential, OffsetType, PreTokenizer as _};
 
 use crate::chat_format::ChatFormat;
-use crate::chat_template::ChatTemplate;
+use crate::chat_template::{ChatTemplate, Settings};
 use crate::folder::token_text;
 use crate::train::DOCUMENT_END;
 use crate::validate::catch_panic;
@@ -30,6 +31,9 @@ pub struct Tokenizer {
     /// `tokenizer_config.json`, including keys that this crate does not use.
     pub(crate) config: Map<String, Value>,
     pub(crate) chat: Option<ChatTemplate>,
+    pub(crate) template_settings: Settings,
+    /// The control tokens of chats, computed at first use.
+    control_ids: OnceLock<HashSet<u32>>,
     /// The tokens of the chat template, computed at first use. Cleared when the configuration changes.
     pub(crate) chat_format: OnceLock<ChatFormat>,
 }
@@ -55,6 +59,8 @@ impl Tokenizer {
             fingerprint: format!("{:016x}", fnv1a(content.as_bytes())),
             config,
             chat,
+            template_settings: Settings::default(),
+            control_ids: OnceLock::new(),
             chat_format: OnceLock::new(),
         })
     }
@@ -112,14 +118,71 @@ impl Tokenizer {
 
     /// The positions of special tokens in a text, as `encode_with_special` recognises them.
     pub(crate) fn special_spans(&self, text: &str) -> Vec<Token> {
+        self.added_spans(text).into_iter().filter(|(id, _)| self.is_special(*id)).collect()
+    }
+
+    /// The positions of added tokens in a text.
+    fn added_spans(&self, text: &str) -> Vec<Token> {
         let added = self.inner.get_added_vocabulary();
         let pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
         let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
-        let tokens = splits.into_iter().filter_map(|(_, (start, end), tokens)| {
-            let id = tokens.as_ref()?.first()?.id;
-            self.is_special(id).then_some((id, start..end))
+        splits
+            .into_iter()
+            .filter_map(|(_, (start, end), tokens)| Some((tokens.as_ref()?.first()?.id, start..end)))
+            .collect()
+    }
+
+    /// Whether an id is a control token of chats: a special token, or an added token that is written like one (`<|name|>`) or that
+    /// the chat template contains (such as `<think>`). Other added tokens, such as runs of blanks, are ordinary text.
+    pub(crate) fn is_control(&self, id: u32) -> bool {
+        let control = self.control_ids.get_or_init(|| {
+            let sources: Vec<&str> =
+                self.chat.iter().flat_map(|chat| chat.sources()).map(|(_, source)| source).collect();
+            let is_control = |text: &str| {
+                let tag = text.len() > 4 && text.starts_with("<|") && text.ends_with("|>");
+                tag || (!text.trim().is_empty() && sources.iter().any(|source| source.contains(text)))
+            };
+            let added = self.inner.get_added_tokens_decoder();
+            added.iter().filter(|(_, token)| token.special || is_control(&token.content)).map(|(id, _)| *id).collect()
         });
-        tokens.collect()
+        control.contains(&id)
+    }
+
+    /// The positions of control tokens in a text, as `encode_with_special` recognises them.
+    pub(crate) fn control_spans(&self, text: &str) -> Vec<Token> {
+        self.added_spans(text).into_iter().filter(|(id, _)| self.is_control(*id)).collect()
+    }
+
+    /// Encodes a text in which these characters stand for other texts, with a border between two tokens at each of `cuts`. Added
+    /// tokens are found before the characters are replaced. The byte ranges are those of `text`.
+    pub(crate) fn encode_with_cuts(
+        &self,
+        text: &str,
+        replaced: &[(char, String)],
+        cuts: &[usize],
+    ) -> Result<Vec<Token>> {
+        let steps = || {
+            let mut pieces = self.inner.get_added_vocabulary().extract_and_normalize(self.inner.get_normalizer(), text);
+            pieces.normalize(|piece| {
+                replaced.iter().try_for_each(|(placeholder, text)| piece.replace(*placeholder, text))
+            })?;
+            if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut pieces)?;
+            }
+            pieces.split(|_, piece| {
+                let (start, end) = piece.offsets_original();
+                let inside = cuts.iter().copied().filter(|cut| (start + 1..end).contains(cut));
+                let mut borders: Vec<usize> = inside.map(|cut| cut - start).collect();
+                borders.push(end - start);
+                let starts = [0].into_iter().chain(borders.clone());
+                let parts = starts.zip(borders).map(|(from, to)| piece.slice(Bounds::Original(from..to)));
+                parts.collect::<Option<Vec<_>>>().ok_or_else(|| "a text was cut inside of a character".into())
+            })?;
+            self.inner.get_model().tokenize_in_pretokenized(&mut pieces, None)?;
+            pieces.into_encoding(None, 0, OffsetType::Byte)
+        };
+        let encoding = catch_panic(steps).map_err(|cause| Error::Encode { bytes: text.len(), cause })?;
+        Ok(spans(&encoding))
     }
 
     /// Runs the steps of the `tokenizers` crate with the given added tokens, and without the post-processor, which may add a
@@ -210,7 +273,13 @@ impl Tokenizer {
     /// Sets a key of `tokenizer_config.json`.
     pub(crate) fn set_config(&mut self, key: &str, value: &str) {
         self.config.insert(key.into(), value.into());
+        self.forget();
+    }
+
+    /// Forgets what was computed from the configuration and the chat template.
+    pub(crate) fn forget(&mut self) {
         self.chat_format = OnceLock::new();
+        self.control_ids = OnceLock::new();
     }
 
     /// A hash of `tokenizer.json` as 16 hexadecimal digits. It is the same on every machine, changes with the vocabulary, the
