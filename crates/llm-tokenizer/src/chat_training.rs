@@ -6,6 +6,7 @@
 //! way than the last one (Qwen 3 leaves out earlier reasoning), or a token covers the end of the prompt and the beginning of the answer,
 //! the conversation becomes several examples.
 
+use std::fmt;
 use std::ops::Range;
 
 use crate::chat_template::End;
@@ -50,6 +51,17 @@ pub struct Boundary {
     pub merged: Option<u32>,
 }
 
+impl fmt::Display for Boundary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.prompt {
+            Some(id) => write!(f, "the prompt ends with id {id}")?,
+            None => write!(f, "the prompt is empty")?,
+        }
+        write!(f, ", the answer begins with id {}", self.answer)?;
+        self.merged.map_or(Ok(()), |id| write!(f, ", and id {id} covers both in the encoding of the whole text"))
+    }
+}
+
 /// An assistant message that is trained on.
 struct Turn {
     /// The rendered conversation up to this message.
@@ -72,7 +84,6 @@ impl Tokenizer {
         train_on: TrainOn,
     ) -> Result<Vec<TrainingExample>> {
         let chat = chat.into();
-        let end_of_turn = self.chat_format()?.end_of_turn;
         let whole = self.render(chat, End::Closed)?;
         let last = chat.messages.iter().rposition(|message| message.role() == "assistant");
         let trained: Vec<usize> = (0..chat.messages.len())
@@ -83,10 +94,14 @@ impl Tokenizer {
             })
             .collect();
         let generated = whole.generated();
+        if trained.is_empty() {
+            return Ok(vec![self.example(chat, &whole, &[])?]);
+        }
         if !generated.is_empty() {
             let answers = tagged_answers(chat, &whole, generated, &trained);
             return Ok(vec![self.example(chat, &whole, &answers)?]);
         }
+        let end_of_turn = self.chat_format()?.end_of_turn;
         let mut examples = Vec::new();
         let mut group: Vec<Turn> = Vec::new();
         for index in trained {
@@ -124,13 +139,17 @@ impl Tokenizer {
         let rendered = self.render(chat.with_messages(&chat.messages[..=index]), End::Closed)?;
         let prompt = self.render(chat.with_messages(&chat.messages[..index]), End::GenerationPrompt).ok();
         let own = rendered.message(index);
+        let control = self.special_spans(&rendered.text);
         let (start, prompt) = match (prompt, &own) {
             (Some(prompt), _) if rendered.text.starts_with(&prompt.text) => (prompt.text.len(), Some(prompt)),
-            (prompt, Some(own)) => (answer_start(chat, &rendered, prompt.as_ref(), own.start), None),
+            (prompt, Some(own)) => {
+                let closed = self.render(chat.with_messages(&chat.messages[..index]), End::Closed).ok();
+                let prompt = prompt.as_ref().map(|prompt| (prompt, closed.as_ref()));
+                (answer_start(chat, &rendered, prompt, own.start, &control), None)
+            }
             (_, None) => return Ok(None),
         };
         let said = own.map_or(start, |own| own.end);
-        let control = self.special_spans(&rendered.text);
         let mut after = control.iter().filter(|(_, span)| span.start >= said);
         // Templates with several kinds of turns end some of them with another token (a call of a tool, for example).
         let end = after.clone().find(|(id, _)| *id == end_of_turn).or_else(|| after.next());
@@ -224,21 +243,33 @@ impl Tokenizer {
     }
 }
 
-/// The beginning of an answer whose prompt is not the beginning of the text: after the common beginning of both, if it ends within the
-/// template's text before the message, else where the message begins.
-fn answer_start(chat: Chat<'_>, rendered: &Rendered, prompt: Option<&Rendered>, message: usize) -> usize {
-    let same = |prompt: &Rendered| {
-        let equal = rendered.text.char_indices().zip(prompt.text.chars()).take_while(|((_, a), b)| a == b);
-        equal.last().map_or(0, |((at, c), _)| at + c.len_utf8())
-    };
+/// The beginning of an answer whose prompt is not the beginning of the text. Between the messages before and this message the template
+/// writes a header: the answer begins after the generation prompt in it, else where the header begins to differ from the prompt, else
+/// where the message begins.
+fn answer_start(
+    chat: Chat<'_>,
+    rendered: &Rendered,
+    prompt: Option<(&Rendered, Option<&Rendered>)>,
+    message: usize,
+    control: &[Token],
+) -> usize {
+    let Some((prompt, closed)) = prompt else { return message };
     let assistant = |origin: u32| {
         let index = (origin as usize).checked_sub(1);
         index.and_then(|index| chat.messages.get(index)).is_some_and(|message| message.role() == "assistant")
     };
     let other = |(_, origin): &(usize, u32)| *origin != TEMPLATE && !assistant(*origin);
-    let written = rendered.origins(0..message).enumerate().filter(other).last().map_or(0, |(at, _)| at + 1);
-    let common = prompt.map_or(0, same);
-    if common >= written && common <= message && prompt.is_some() { common } else { message }
+    let header = rendered.origins(0..message).enumerate().filter(other).last().map_or(0, |(at, _)| at + 1);
+    let generation = closed.and_then(|closed| prompt.text.strip_prefix(&closed.text)).filter(|text| !text.is_empty());
+    if let Some(generation) = generation
+        && let Some(at) = rendered.text[header..message].rfind(generation)
+    {
+        return header + at + generation.len();
+    }
+    let equal = rendered.text.char_indices().zip(prompt.text.chars()).take_while(|((_, a), b)| a == b);
+    let common = equal.last().map_or(0, |((at, c), _)| at + c.len_utf8());
+    let cut = control.iter().any(|(_, span)| span.start < common && common < span.end);
+    if (header..=message).contains(&common) && !cut { common } else { message }
 }
 
 /// The ranges of `{% generation %}` that belong to trained messages: by the message whose text they contain, else by their order.
@@ -258,4 +289,95 @@ fn tagged_answers(
         index.is_some_and(|index| trained.contains(&index))
     };
     generated.into_iter().enumerate().filter(belongs).map(|(_, range)| range).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ChatMessage;
+    use crate::chat::tests::with_template;
+
+    fn chat(messages: &[(&str, &str)]) -> Vec<ChatMessage> {
+        messages.iter().map(|(role, content)| ChatMessage::new(*role, *content)).collect()
+    }
+
+    /// The trained tokens of each example as text, and the examples.
+    fn trained(template: &str, messages: &[ChatMessage], train_on: TrainOn) -> (Vec<String>, Vec<TrainingExample>) {
+        let tokenizer = with_template(template);
+        let examples = tokenizer.encode_for_training(messages, train_on).unwrap();
+        let text = |id: u32| if id < 6 { tokenizer.token(id).unwrap() } else { tokenizer.decode(&[id]).unwrap() };
+        let of = |example: &TrainingExample| {
+            let tokens = example.ids.iter().zip(&example.loss_mask);
+            tokens.filter(|(_, in_loss)| **in_loss).map(|(id, _)| text(*id)).collect()
+        };
+        (examples.iter().map(of).collect(), examples)
+    }
+
+    /// Leaves out the thoughts of earlier answers, as Qwen 3 does.
+    const REWRITING: &str = "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' and loop.last %}\
+        [{{ m.reasoning_content }}]{% endif %}{{ m.content }}<|end|>{% endfor %}\
+        {% if add_generation_prompt %}<|assistant|>{% endif %}";
+
+    #[test]
+    fn a_template_that_rewrites_earlier_answers_gives_one_example_per_answer() {
+        let messages = chat(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
+        let (texts, examples) = trained(REWRITING, &messages, TrainOn::All);
+        assert_eq!(texts, ["[]b<|end|>", "[]d<|end|>"]);
+        let tokenizer = with_template(REWRITING);
+        for (example, until) in examples.iter().zip([1, 3]) {
+            let prompt = tokenizer.encode_chat(&messages[..until], true).unwrap();
+            assert!(example.ids.starts_with(&prompt), "the prompt is encoded as for generation");
+            assert!(!example.loss_mask[prompt.len() - 1] && example.loss_mask[prompt.len()]);
+        }
+    }
+
+    #[test]
+    fn train_and_weight_of_a_message_win_over_train_on() {
+        let template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}\
+            {% if add_generation_prompt %}<|assistant|>{% endif %}";
+        let mut messages = chat(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
+        assert_eq!(trained(template, &messages, TrainOn::All).0, ["b<|end|>d<|end|>"]);
+        assert_eq!(trained(template, &messages, TrainOn::Last).0, ["d<|end|>"]);
+        messages[1] = messages[1].clone().with_train(true);
+        assert_eq!(trained(template, &messages, TrainOn::Last).0, ["b<|end|>d<|end|>"]);
+        messages[3] = messages[3].clone().with_train(false);
+        assert_eq!(trained(template, &messages, TrainOn::Last).0, ["b<|end|>"]);
+        let tagged = "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>\
+            {% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}";
+        assert_eq!(trained(tagged, &messages, TrainOn::All).0, ["b<|end|>"]);
+    }
+
+    #[test]
+    fn the_loss_is_never_on_text_of_others() {
+        let template = "{% for m in messages %}{% generation %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endgeneration %}{% endfor %}";
+        let messages = chat(&[("system", "zz"), ("user", "vv"), ("assistant", "b"), ("tool", "qq")]);
+        let (texts, _) = trained(template, &messages, TrainOn::All);
+        assert!(texts[0].contains('b') && !texts[0].contains(['z', 'v', 'q']), "{texts:?}");
+    }
+
+    #[test]
+    fn an_answer_that_merges_with_its_prompt_is_reported_and_begins_after_the_ids_of_the_prompt() {
+        let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>{% endfor %}\
+            {% if add_generation_prompt %}assistant: {% endif %}";
+        let tokenizer = with_template(template);
+        let messages = chat(&[("user", "a"), ("assistant", "the cat")]);
+        let (texts, examples) = trained(template, &messages, TrainOn::All);
+        assert_eq!(texts, ["the cat<|end|>"]);
+        let prompt = tokenizer.encode_chat(&messages[..1], true).unwrap();
+        assert_eq!(examples[0].ids[..prompt.len()], prompt);
+        let [boundary] = &examples[0].boundaries[..] else { panic!("{examples:?}") };
+        assert_eq!((boundary.position, boundary.prompt), (prompt.len(), prompt.last().copied()));
+        assert_eq!(tokenizer.decode(&[boundary.merged.unwrap()]).unwrap(), " the");
+        assert_eq!(tokenizer.encode_answered(&messages).unwrap(), examples[0].ids);
+        let text = boundary.to_string();
+        assert!(text.starts_with("the prompt ends with id ") && text.contains("covers both"), "{text}");
+    }
+
+    #[test]
+    fn a_template_may_end_the_last_answer_with_another_token() {
+        let template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ '<|pad|>' if loop.last else '<|end|>' }}{% endfor %}\
+            {% if add_generation_prompt %}<|assistant|>{% endif %}";
+        let messages = chat(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
+        assert_eq!(trained(template, &messages, TrainOn::All).0, ["b<|pad|>", "d<|pad|>"]);
+    }
 }

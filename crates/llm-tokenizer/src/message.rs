@@ -96,6 +96,7 @@ impl ChatMessage {
     }
 
     /// The message with this value of `train`.
+    #[must_use]
     pub fn with_train(mut self, train: bool) -> Self {
         self.train = Some(train);
         self

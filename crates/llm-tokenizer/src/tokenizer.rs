@@ -137,7 +137,7 @@ impl Tokenizer {
     pub(crate) fn is_control(&self, id: u32) -> bool {
         let control = self.control_ids.get_or_init(|| {
             let sources: Vec<&str> =
-                self.chat.iter().flat_map(|chat| chat.sources()).map(|(_, source)| source).collect();
+                self.chat.iter().flat_map(ChatTemplate::sources).map(|(_, source)| source).collect();
             let is_control = |text: &str| {
                 let tag = text.len() > 4 && text.starts_with("<|") && text.ends_with("|>");
                 tag || (!text.trim().is_empty() && sources.iter().any(|source| source.contains(text)))

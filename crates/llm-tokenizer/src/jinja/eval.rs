@@ -88,7 +88,7 @@ impl Interpreter {
             Expr::Int(value) => Ok(Value::Int(*value)),
             Expr::Float(value) => Ok(Value::Float(*value)),
             Expr::Text(text) => Ok(Value::Text(text.clone())),
-            Expr::Name(name) => Ok(self.variable(name, scope)),
+            Expr::Name(name) => Ok(variable(name, scope)),
             Expr::List(items) => Value::list(all(items)?),
             Expr::Tuple(items) => Value::tuple(all(items)?),
             Expr::Dict(entries) => {
@@ -171,11 +171,6 @@ impl Interpreter {
         Ok(Value::Bool(true))
     }
 
-    fn variable(&self, name: &str, scope: &Scope) -> Value {
-        let value = scope.get(name).or_else(|| Function::named(name).map(Value::Function));
-        value.unwrap_or_else(|| Value::undefined(format!("\"{name}\" is undefined")))
-    }
-
     pub(super) fn arguments(&self, arguments: &Arguments, scope: &Rc<Scope>) -> Result<Args> {
         let mut args = Args::default();
         for value in &arguments.positional {
@@ -256,4 +251,9 @@ impl Interpreter {
         self.run(&closure.decl.body, &scope, &mut out)?;
         Ok(Value::Text(Text::from(out)))
     }
+}
+
+fn variable(name: &str, scope: &Scope) -> Value {
+    let value = scope.get(name).or_else(|| Function::named(name).map(Value::Function));
+    value.unwrap_or_else(|| Value::undefined(format!("\"{name}\" is undefined")))
 }

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use super::Problem;
 use super::ast::{Expr, FilterCall, For, Kind, Macro, Statement, Target};
 use super::eval::Interpreter;
+use super::objects::Loop;
 use super::python;
 use super::scope::Scope;
 use super::text::{Char, GENERATION, Text};
-use super::value::{Closure, Loop, Value};
+use super::value::{Closure, Value};
 
 type Result<T> = std::result::Result<T, Problem>;
 

@@ -133,7 +133,10 @@ impl Writer<'_> {
 
     fn name(&mut self, key: &Value) -> Result<()> {
         let text = match key {
-            Value::Text(text) => return Ok(self.text(text)),
+            Value::Text(text) => {
+                self.text(text);
+                return Ok(());
+            }
             Value::None => "null".to_owned(),
             Value::Bool(value) => value.to_string(),
             Value::Int(value) => value.to_string(),

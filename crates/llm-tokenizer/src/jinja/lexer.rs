@@ -54,8 +54,8 @@ impl<'a> Lexer<'a> {
     }
 
     fn push(&mut self, token: Token) {
-        let passed = &self.source.as_bytes()[self.counted..self.at];
-        self.line += u32::try_from(passed.iter().filter(|byte| **byte == b'\n').count()).unwrap_or(0);
+        let passed = &self.source[self.counted..self.at];
+        self.line += u32::try_from(passed.matches('\n').count()).unwrap_or(0);
         self.counted = self.at;
         self.tokens.push((token, self.line));
     }

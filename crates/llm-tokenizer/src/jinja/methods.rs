@@ -100,7 +100,7 @@ pub(super) fn call(value: &Value, name: &str, args: Args, interpreter: &Interpre
             } else {
                 list.items.iter().position(|other| other.equals(&item))
             };
-            number(found.ok_or_else(|| Problem::new("index: the value is not in the list"))?)
+            found.map(number).ok_or_else(|| Problem::new("index: the value is not in the list"))
         }
         (Value::Loop(state), "cycle") if !args.positional.is_empty() => {
             Ok(args.positional[state.index % args.positional.len()].clone())
@@ -115,8 +115,8 @@ pub(super) fn call(value: &Value, name: &str, args: Args, interpreter: &Interpre
     }
 }
 
-fn number(value: usize) -> Result<Value> {
-    Ok(Value::Int(i128::try_from(value).unwrap_or(i128::MAX)))
+fn number(value: usize) -> Value {
+    Value::Int(i128::try_from(value).unwrap_or(i128::MAX))
 }
 
 /// An argument that must be a text.
@@ -190,7 +190,7 @@ fn question(value: &Text, name: &str, args: &Args) -> Result<Option<Value>> {
         "isalnum" => every(char::is_alphanumeric),
         "isalpha" => every(char::is_alphabetic),
         "isascii" => chars.iter().all(|c| c.char.is_ascii()),
-        "isdecimal" | "isdigit" => every(|c| c.is_numeric() && c.is_alphanumeric() && c.to_digit(10).is_some()),
+        "isdecimal" | "isdigit" => every(|c| c.is_ascii_digit()),
         "isnumeric" => every(char::is_numeric),
         "isspace" => every(text::is_space),
         "islower" => cased(char::is_uppercase),
@@ -223,7 +223,7 @@ fn question(value: &Text, name: &str, args: &Args) -> Result<Option<Value>> {
                 _ => text::rfind(chars, part.chars()),
             };
             return match found {
-                Some(at) => number(at).map(Some),
+                Some(at) => Ok(Some(number(at))),
                 None if name.ends_with("find") => Ok(Some(Value::Int(-1))),
                 None => Err(Problem::new(format!("{name}: the text does not contain {:?}", part.string()))),
             };

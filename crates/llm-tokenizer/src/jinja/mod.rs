@@ -8,11 +8,12 @@
 //! Reference: jinja2's `ImmutableSandboxedEnvironment` with `trim_blocks`, `lstrip_blocks`, the loop controls and the functions and
 //! filters of `transformers.utils.chat_template_utils`.
 //!
-//! - `lexer.rs`, `parser.rs`, `statements.rs`: source to syntax tree (`ast.rs`)
+//! - `lexer.rs`, `parser.rs`, `arguments.rs`, `statements.rs`: source to syntax tree (`ast.rs`)
 //! - `eval.rs`, `exec.rs`: expressions and statements; `scope.rs`: variables
-//! - `value.rs`, `text.rs`: values; `operators.rs`, `python.rs`, `json.rs`: what Python does with them
+//! - `value.rs`, `objects.rs`, `text.rs`: values; `operators.rs`, `python.rs`, `json.rs`: what Python does with them
 //! - `filters.rs`, `lists.rs`, `checks.rs`, `methods.rs`, `functions.rs`: filters, tests, methods and functions by name
 
+mod arguments;
 mod ast;
 mod checks;
 mod eval;
@@ -23,6 +24,7 @@ mod json;
 mod lexer;
 mod lists;
 mod methods;
+mod objects;
 mod operators;
 mod parser;
 mod python;

@@ -1,7 +1,8 @@
-//! Parses the tokens of a template: [`parse`] and the expressions. `statements.rs` has the statements.
+//! Parses the tokens of a template: [`parse`] and the expressions. `arguments.rs` has calls, filters and tests, `statements.rs` the
+//! statements.
 
 use super::Problem;
-use super::ast::{Arguments, Comparison, Expr, FilterCall, Operator, Statement};
+use super::ast::{Comparison, Expr, Operator, Statement};
 use super::lexer::{Token, tokenize};
 use super::text::Text;
 
@@ -21,8 +22,8 @@ pub(super) fn parse(source: &str) -> Result<Vec<Statement>, Problem> {
 }
 
 pub(super) struct Parser {
-    tokens: Vec<(Token, u32)>,
-    at: usize,
+    pub(super) tokens: Vec<(Token, u32)>,
+    pub(super) at: usize,
     depth: usize,
 }
 
@@ -156,7 +157,7 @@ impl Parser {
     }
 
     /// Counts an operator of a chain.
-    fn limit(&self, count: &mut usize) -> Result<(), Problem> {
+    pub(super) fn limit(&self, count: &mut usize) -> Result<(), Problem> {
         *count += 1;
         if *count > MAX_CHAIN {
             return Err(self.problem(&format!("more than {MAX_CHAIN} operators in a row")));
@@ -264,7 +265,7 @@ impl Parser {
         if filters { self.filters(value) } else { Ok(value) }
     }
 
-    fn primary(&mut self) -> Result<Expr, Problem> {
+    pub(super) fn primary(&mut self) -> Result<Expr, Problem> {
         let expr = match self.next() {
             Token::Name(name) => match name.as_str() {
                 "true" | "True" => Expr::Bool(true),
@@ -315,7 +316,7 @@ impl Parser {
         Ok(items)
     }
 
-    fn postfix(&mut self, mut value: Expr) -> Result<Expr, Problem> {
+    pub(super) fn postfix(&mut self, mut value: Expr) -> Result<Expr, Problem> {
         let mut count = 0;
         loop {
             self.limit(&mut count)?;
@@ -355,88 +356,5 @@ impl Parser {
             (1 | 2, parts) => Ok(Expr::Slice(Box::new(value), parts)),
             _ => Err(self.problem("a subscript must be [key] or [start:stop:step]")),
         }
-    }
-
-    /// `(a, b=c, *d, **e)`
-    pub(super) fn arguments(&mut self) -> Result<Arguments, Problem> {
-        self.expect("(")?;
-        let mut arguments = Arguments::default();
-        let mut first = true;
-        while !self.skip(")") {
-            if !first {
-                self.expect(",")?;
-                if self.skip(")") {
-                    break;
-                }
-            }
-            first = false;
-            let named = matches!(self.tokens.get(self.at + 1), Some((Token::Operator("="), _)));
-            if self.skip("**") {
-                arguments.map = Some(Box::new(self.expression()?));
-            } else if self.skip("*") {
-                arguments.list = Some(Box::new(self.expression()?));
-            } else if named {
-                let name = self.name()?;
-                self.expect("=")?;
-                arguments.named.push((name, self.expression()?));
-            } else {
-                arguments.positional.push(self.expression()?);
-            }
-        }
-        Ok(arguments)
-    }
-
-    /// The name of a filter or test, which may contain dots.
-    fn dotted(&mut self) -> Result<String, Problem> {
-        let mut name = self.name()?;
-        while self.skip(".") {
-            name = format!("{name}.{}", self.name()?);
-        }
-        Ok(name)
-    }
-
-    /// A filter without its `|`.
-    pub(super) fn filter(&mut self) -> Result<FilterCall, Problem> {
-        let name = self.dotted()?;
-        let arguments = if self.is_operator("(") { self.arguments()? } else { Arguments::default() };
-        Ok(FilterCall { name, arguments })
-    }
-
-    /// Filters, tests and calls after a value.
-    fn filters(&mut self, mut value: Expr) -> Result<Expr, Problem> {
-        let mut count = 0;
-        loop {
-            self.limit(&mut count)?;
-            value = if self.skip("|") {
-                Expr::Filter(Box::new(value), self.filter()?)
-            } else if self.skip_name("is") {
-                let negated = self.skip_name("not");
-                let name = self.dotted()?;
-                let arguments = self.test_arguments()?;
-                Expr::Test(Box::new(value), FilterCall { name, arguments }, negated)
-            } else if self.is_operator("(") {
-                Expr::Call(Box::new(value), self.arguments()?)
-            } else {
-                return Ok(value);
-            };
-        }
-    }
-
-    /// The arguments of a test: in parentheses, or one value without them.
-    fn test_arguments(&mut self) -> Result<Arguments, Problem> {
-        if self.is_operator("(") {
-            return self.arguments();
-        }
-        let value = match self.peek() {
-            Token::Name(name) => !["else", "or", "and", "is", "if", "in", "not"].contains(&name.as_str()),
-            Token::Text(_) | Token::Int(_) | Token::Float(_) | Token::Operator("[" | "{") => true,
-            _ => false,
-        };
-        let mut arguments = Arguments::default();
-        if value {
-            let value = self.primary()?;
-            arguments.positional.push(self.postfix(value)?);
-        }
-        Ok(arguments)
     }
 }

@@ -118,7 +118,7 @@ pub(crate) fn string(chars: &[Char]) -> String {
     chars.iter().map(|c| c.char).collect()
 }
 
-/// Python's `str.isspace`: White_Space of Unicode, and the four information separators.
+/// Python's `str.isspace`: the white space of Unicode, and the four information separators.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }

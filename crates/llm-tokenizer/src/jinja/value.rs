@@ -1,6 +1,6 @@
 //! The values of a template, with the comparisons, attributes and items of Python.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
@@ -12,6 +12,7 @@ use super::Problem;
 use super::ast::Macro;
 use super::functions::Function;
 use super::methods;
+use super::objects::{Loop, Namespace};
 use super::scope::Scope;
 use super::text::Text;
 
@@ -55,22 +56,6 @@ pub(crate) struct Dict {
     pub(super) entries: Vec<(Value, Value)>,
     index: HashMap<String, usize>,
     depth: u32,
-}
-
-#[derive(Debug)]
-pub(crate) struct Namespace {
-    entries: RefCell<Vec<(String, Value)>>,
-    depth: Cell<u32>,
-}
-
-/// The variable `loop`.
-#[derive(Debug)]
-pub(crate) struct Loop {
-    pub(super) items: Rc<List>,
-    pub(super) index: usize,
-    pub(super) depth: usize,
-    /// The last arguments of `loop.changed`, shared by all rounds.
-    pub(super) changed: Rc<RefCell<Option<Value>>>,
 }
 
 /// A macro with the scope where it was defined.
@@ -144,8 +129,7 @@ impl Value {
     }
 
     pub(super) fn namespace(entries: Vec<(String, Value)>) -> Result<Self> {
-        let depth = Cell::new(nesting(entries.iter().map(|(_, value)| value))?);
-        Ok(Self::Namespace(Rc::new(Namespace { entries: RefCell::new(entries), depth })))
+        Ok(Self::Namespace(Rc::new(Namespace::new(entries)?)))
     }
 
     /// The name of the type in Python, for messages.
@@ -344,11 +328,11 @@ fn position(key: &Value, length: usize) -> Option<usize> {
 }
 
 /// The nesting of a container of these values.
-fn nesting<'a>(values: impl Iterator<Item = &'a Value>) -> Result<u32> {
+pub(super) fn nesting<'a>(values: impl Iterator<Item = &'a Value>) -> Result<u32> {
     let depth = values.map(|value| match value {
         Value::List(list) | Value::Tuple(list) => list.depth,
         Value::Dict(dict) => dict.depth,
-        Value::Namespace(namespace) => namespace.depth.get(),
+        Value::Namespace(namespace) => namespace.depth(),
         Value::Loop(state) => state.items.depth,
         Value::Generator(items) => nesting(std::iter::once(&*items.borrow())).unwrap_or(MAX_NESTING),
         Value::Method(method) => nesting(std::iter::once(&method.0)).unwrap_or(MAX_NESTING),
@@ -368,50 +352,5 @@ impl Dict {
 
     pub(super) fn get_text(&self, key: &str) -> Option<&Value> {
         self.index.get(&format!("s{key}")).map(|at| &self.entries[*at].1)
-    }
-}
-
-impl Namespace {
-    fn get(&self, name: &str) -> Option<Value> {
-        self.entries.borrow().iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
-    }
-
-    /// Sets an attribute. An error for names that begin with an underscore, as in transformers.
-    pub(super) fn set(&self, name: &str, value: Value) -> Result<()> {
-        if name.starts_with('_') {
-            return Err(Problem::new(format!("a namespace cannot have the attribute \"{name}\"")));
-        }
-        self.depth.set(self.depth.get().max(nesting(std::iter::once(&value))?));
-        let mut entries = self.entries.borrow_mut();
-        match entries.iter_mut().find(|(key, _)| key == name) {
-            Some((_, old)) => *old = value,
-            None => entries.push((name.to_owned(), value)),
-        }
-        Ok(())
-    }
-}
-
-impl Loop {
-    fn attribute(&self, name: &str) -> Option<Value> {
-        let (items, index) = (&self.items.items, self.index);
-        let int = |value: usize| i128::try_from(value).ok().map(Value::Int);
-        let item = |at: Option<usize>, what: &str| {
-            let item = at.and_then(|at| items.get(at)).cloned();
-            Some(item.unwrap_or_else(|| Value::undefined(format!("there is no {what} item"))))
-        };
-        match name {
-            "index" => int(index + 1),
-            "index0" => int(index),
-            "revindex" => int(items.len() - index),
-            "revindex0" => int(items.len() - index - 1),
-            "first" => Some(Value::Bool(index == 0)),
-            "last" => Some(Value::Bool(index + 1 == items.len())),
-            "length" => int(items.len()),
-            "depth" => int(self.depth + 1),
-            "depth0" => int(self.depth),
-            "previtem" => item(index.checked_sub(1), "previous"),
-            "nextitem" => item(index.checked_add(1), "next"),
-            _ => None,
-        }
     }
 }
