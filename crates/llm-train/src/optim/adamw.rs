@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use llm_kernels::{AdamWStep, adamw_step};
 
 use super::{OptimizerConfig, squares_are_finite};
@@ -28,7 +28,7 @@ impl AdamW {
     pub fn new(variables: &BTreeMap<String, Var>, config: &OptimizerConfig) -> Result<Self> {
         let mut moments = BTreeMap::new();
         for (name, var) in variables {
-            moments.insert(name.clone(), Tensor::zeros((2, var.elem_count()), DType::F32, var.device())?);
+            moments.insert(name.clone(), Tensor::zeros((2, var.elem_count()), config.moments.dtype(), var.device())?);
         }
         let steps = moments.keys().map(|name| (name.clone(), 0)).collect();
         Ok(Self { config: config.clone(), moments, steps })
@@ -74,8 +74,10 @@ impl AdamW {
             *count = u64::try_from(read).map_err(|_| broken("a step count is negative"))?;
         }
         for (name, moments) in &mut self.moments {
-            let read = state.remove(name).filter(|t| t.dims() == moments.dims());
-            let read = read.ok_or_else(|| broken(&format!("the moments of \"{name}\" are missing")))?;
+            let read = state.remove(name).filter(|t| t.dims() == moments.dims() && t.dtype() == moments.dtype());
+            let read = read.ok_or_else(|| {
+                broken(&format!("the moments of \"{name}\" are missing or have another shape or dtype"))
+            })?;
             *moments = read.to_device(moments.device())?;
         }
         Ok(())

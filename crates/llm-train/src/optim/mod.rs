@@ -8,7 +8,7 @@ mod var_optimizer;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use llm_kernels::{Precision, sum_of_squares};
 use serde::de::IntoDeserializer;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -52,6 +52,8 @@ pub struct OptimizerConfig {
     /// the choice.
     #[serde(deserialize_with = "precision")]
     pub precision: Precision,
+    /// Dtype of the moments between steps.
+    pub moments: Moments,
 }
 
 impl Default for OptimizerConfig {
@@ -67,6 +69,26 @@ impl Default for OptimizerConfig {
             weight_decay: 0.1,
             max_grad_norm: 1.,
             precision: Precision::F32,
+            moments: Moments::F32,
+        }
+    }
+}
+
+/// The dtype of the moments of `AdamW` between steps. A step computes in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Moments {
+    /// f32: 8 bytes per weight.
+    F32,
+    /// bf16 with stochastic rounding: 4 bytes per weight.
+    Bf16,
+}
+
+impl Moments {
+    fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
         }
     }
 }

@@ -31,7 +31,8 @@ pub struct AdamWStep {
 
 /// Updates `weight` and `moments` in place. `moments` is `(2, n)`: first and second moment of the `n` weights.
 ///
-/// All three are contiguous and on the same device; the moments are f32. It is an error if two of them share memory.
+/// All three are contiguous and on the same device. The moments are f32, or bf16 with stochastic rounding, whose random numbers
+/// depend on the number of the step only. It is an error if two of the tensors share memory.
 pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamWStep) -> Result<()> {
     if moments.dims() != [2, weight.elem_count()] || grad.dims() != weight.dims() {
         bail!("adamw_step: weight {:?}, gradient {:?}, moments {:?}", weight.dims(), grad.dims(), moments.dims());
@@ -60,6 +61,9 @@ pub fn adamw_step(weight: &Tensor, grad: &Tensor, moments: &Tensor, step: &AdamW
 /// `Σ x²` of all elements, summed in f64; for the global gradient norm.
 pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
     let x = x.contiguous()?;
+    if x.dtype() == DType::BF16 {
+        return sum_of_squares(&x.to_dtype(DType::F32)?);
+    }
     if !crate::is_fused(&x) {
         let sum = x.to_dtype(crate::widest_dtype(x.device()))?.sqr()?.sum_all()?;
         return sum.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar::<f64>();
@@ -124,6 +128,52 @@ mod tests {
             assert!((f64::from(end[i]) - expected).abs() < 1e-5, "{} is not {expected}", end[i]);
         }
         Ok(())
+    }
+
+    /// With bf16 moments the weights follow f64 `AdamW` closely over many steps. With a `beta2` of 0.999 and rounding to nearest,
+    /// the second moment would stay at its value of the first steps.
+    #[test]
+    fn bf16_moments_follow_the_algorithm() -> Result<()> {
+        let (n, steps) = (4000, 2000u64);
+        let hyper = |i: u64| AdamWStep { learning_rate: 1e-3, step: i + 1, ..STEP };
+        let start = random(&[n], 5, 1.)?;
+        let (weight, moments) = (Var::from_tensor(&start)?, Tensor::zeros((2, n), DType::BF16, &Device::Cpu)?);
+        // Gradients that grow: the second moment rises by a factor of about 100.
+        let noise: Vec<Vec<f32>> = (0..8).map(|i| random(&[n], 10 + i, 1.)?.to_vec1()).collect::<Result<_>>()?;
+        let grad = |i: u64, j: usize| {
+            (0.1 + i as f32 / steps as f32) * (noise[i as usize % 8][(j + i as usize / 8) % n] + 0.2)
+        };
+        for i in 0..steps {
+            let grad = Tensor::from_vec((0..n).map(|j| grad(i, j)).collect(), n, &Device::Cpu)?;
+            adamw_step(&weight, &grad, &moments, &hyper(i))?;
+        }
+        let (start, end) = (start.to_vec1::<f32>()?, weight.to_vec1::<f32>()?);
+        let second = moments.get(1)?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        let (mut moved, mut gap, mut ratio) = (0., 0., 0.);
+        for j in (0..n).step_by(20) {
+            let grads: Vec<f64> = (0..steps).map(|i| f64::from(grad(i, j))).collect();
+            let expected = by_hand(f64::from(start[j]), &grads, 1e-3, STEP.beta1, STEP.beta2, STEP.eps, 0.);
+            let v = grads.iter().fold(0., |v, g| STEP.beta2 * v + (1. - STEP.beta2) * g * g);
+            moved += (expected - f64::from(start[j])).abs();
+            gap += (f64::from(end[j]) - expected).abs();
+            ratio += f64::from(second[j]) / v / (n / 20) as f64;
+        }
+        assert!(gap < 0.01 * moved, "the weights are off by {gap} of a way of {moved}");
+        assert!((ratio - 1.).abs() < 0.01, "the second moments are on average {ratio} times those of the algorithm");
+        Ok(())
+    }
+
+    #[test]
+    fn stochastic_rounding_is_exact_on_average_and_repeats() {
+        let (x, up, n) = (1.001f32, 1.0078125, 100_000u32);
+        let mean = (0..n).map(|i| f64::from(cpu::round_moments(-x, x, i)[1].to_f32())).sum::<f64>() / f64::from(n);
+        // The standard error of the mean is 0.0026 / sqrt(n) = 8e-6.
+        assert!((mean - f64::from(x)).abs() < 4e-5, "{mean}");
+        for i in 0..100 {
+            let [m, v] = cpu::round_moments(-x, x, i).map(half::bf16::to_f32);
+            assert!([-1., -up].contains(&m) && [1., up].contains(&v));
+            assert_eq!(cpu::round_moments(0., 0.5, i).map(half::bf16::to_f32), [0., 0.5]);
+        }
     }
 
     #[test]
