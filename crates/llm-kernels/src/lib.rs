@@ -78,7 +78,8 @@ fn widest_dtype(device: &Device) -> DType {
     if device.is_metal() { DType::F32 } else { DType::F64 }
 }
 
-/// True if a fused block with a backward applies: f32 on the CPU, no tensor is empty, and some tensor needs a gradient.
-fn is_differentiated(tensors: &[&Tensor]) -> bool {
-    tensors.iter().all(|x| is_fused(x) && x.elem_count() > 0) && tensors.iter().any(|x| x.track_op())
+/// True if a fused block with a backward applies to these f32 tensors in CPU memory: none is empty, and one needs a gradient.
+fn is_trained(x: &Tensor, params: &[&Tensor]) -> bool {
+    let mut all = params.iter().copied().chain([x]);
+    all.clone().all(|x| x.elem_count() > 0) && all.any(Tensor::track_op)
 }

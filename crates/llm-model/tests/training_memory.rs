@@ -118,7 +118,7 @@ fn estimated_training_memory_matches_the_allocator() {
             let memory = TrainingMemory::of(&config, Head::LanguageModel, &shape);
             let (saved, peak) = measured(&config, &shape);
             let saved_ratio = memory.activations as f64 / saved;
-            let peak_ratio = (memory.activations + memory.gradients + memory.working) as f64 / peak;
+            let peak_ratio = (memory.total() - memory.weights - memory.moments) as f64 / peak;
             println!(
                 "{name} {checkpointed} {precision:?}: saved {saved} x {saved_ratio:.4}, peak {peak} x {peak_ratio:.4}"
             );

@@ -1,10 +1,10 @@
 //! What the fast paths on the CPU are built from: matmuls, vectorised loops, threads and uninitialised output.
 
 pub(crate) mod gemm;
+pub(crate) mod node;
 pub(crate) mod rounding;
 pub(crate) mod rows;
 pub(crate) mod simd;
-pub(crate) mod slice_op;
 pub(crate) mod softmax;
 pub(crate) mod storage;
 pub(crate) mod threads;

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
@@ -70,7 +70,7 @@ pub(crate) struct FusedHead {
     /// The loss, from the sums of the two terms over all rows.
     total: Box<dyn Fn([f64; 2]) -> f64 + Send + Sync>,
     /// The gradients of the loss with respect to `x` and `w`, computed in the forward.
-    gradients: OnceLock<[Option<Tensor>; 2]>,
+    gradients: Mutex<Option<[Option<Tensor>; 2]>>,
 }
 
 /// Bytes that [`linear_cross_entropy`] saves for its backward, apart from its inputs: the gradients of `x`
@@ -95,7 +95,7 @@ impl FusedHead {
         let needs_grad = [x.track_op(), w.track_op()];
         let (chunk_loss, total) = (Box::new(chunk_loss), Box::new(total));
         x.contiguous()?
-            .apply_op2(&w.contiguous()?, Self { needs_grad, precision, chunk_loss, total, gradients: OnceLock::new() })
+            .apply_op2(&w.contiguous()?, Self { needs_grad, precision, chunk_loss, total, gradients: Mutex::default() })
     }
 
     /// The loss and the gradients of `x` `(n, k)` and `w` `(vocab, k)`; a gradient that is not needed is empty.
@@ -113,7 +113,7 @@ impl FusedHead {
             let parts: Vec<[AtomicU64; 2]> = range.clone().map(|_| Default::default()).collect();
             let x = Matrix::new(&x[range.start * k..range.end * k], range.len(), k);
             let width = if needs_dx || needs_dw { vocab } else { 0 };
-            let gradient: Vec<T> = matmul_epilogue(x, w.t(), [width; 2], |row, logits, gradient| {
+            let gradient: Vec<T> = matmul_epilogue(x, &[w.into()], [width; 2], |row, logits, gradient| {
                 let loss = chunk_loss(row, logits, Some(gradient).filter(|gradient| !gradient.is_empty()));
                 for (part, loss) in parts[row].iter().zip(loss) {
                     part.store(loss.to_bits(), Ordering::Relaxed);
@@ -152,18 +152,19 @@ impl CustomOp2 for FusedHead {
             false => Ok(None),
         };
         let gradients = [tensor(dx, x_grad, xl.shape())?, tensor(dw, w_grad, wl.shape())?];
-        if self.gradients.set(gradients).is_err() {
-            bail!("head: an operation runs only once");
-        }
+        *self.gradients.lock().unwrap_or_else(PoisonError::into_inner) = Some(gradients);
         Ok((CpuStorage::F32(vec![loss as f32]), Shape::from(())))
     }
 
     fn bwd(&self, _x: &Tensor, _w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let factor = f64::from(dy.to_scalar::<f32>()?);
-        let Some([dx, dw]) = self.gradients.get() else { bail!("head: backward ran before forward") };
-        let scaled = |grad: &Option<Tensor>| match grad {
+        // Taken, so that the gradient of a tied embedding is in memory once.
+        let Some([dx, dw]) = self.gradients.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            bail!("head: backward runs once, after forward");
+        };
+        let scaled = |grad: Option<Tensor>| match grad {
             Some(grad) if factor != 1. => (grad * factor).map(Some),
-            grad => Ok(grad.clone()),
+            grad => Ok(grad),
         };
         Ok((scaled(dx)?, scaled(dw)?))
     }

@@ -5,7 +5,7 @@ use bytemuck::Pod;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::linear::WeightSlice;
-use crate::cpu::gemm::{GemmOptions, Matrix, Precision};
+use crate::cpu::gemm::{AnyMatrix, GemmOptions, Matrix, Precision};
 use crate::cpu::storage::widen_to_f32;
 use crate::cpu::{contiguous, cpu_slice};
 use llm_files::Bytes;
@@ -94,6 +94,16 @@ impl MappedWeight {
     /// The precision of a matmul of this weight with many rows.
     pub fn precision(&self) -> Precision {
         if self.dtype == DType::BF16 { Precision::for_bf16_weights() } else { Precision::F32 }
+    }
+
+    /// The elements as a matrix `(out, in)`.
+    pub(crate) fn matrix(&self) -> Result<AnyMatrix<'_>> {
+        let (rows, cols) = self.shape;
+        Ok(match self.weight_slice(0..rows)? {
+            WeightSlice::F32(w) => AnyMatrix::F32(Matrix::new(w, rows, cols)),
+            WeightSlice::Bf16(w) => AnyMatrix::Bf16(Matrix::new(w, rows, cols)),
+            WeightSlice::F16(w) => AnyMatrix::F16(Matrix::new(w, rows, cols)),
+        })
     }
 
     fn weight_slice(&self, rows: std::ops::Range<usize>) -> Result<WeightSlice<'_>> {

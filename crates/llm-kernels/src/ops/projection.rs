@@ -74,11 +74,16 @@ impl<'a> Projection<'a> {
 
     /// The number of output features.
     pub fn out_features(&self) -> Result<usize> {
-        Ok(self.weight.dims()?.0)
+        Ok(self.shape()?.0)
+    }
+
+    /// Output and input features.
+    pub(crate) fn shape(&self) -> Result<(usize, usize)> {
+        self.weight.dims()
     }
 
     /// The tensor and its precision, if there is neither bias nor adapter.
-    pub(crate) fn plain(&self) -> Option<(&'a Tensor, Precision)> {
+    fn plain(&self) -> Option<(&'a Tensor, Precision)> {
         match self.weight {
             ProjectionWeight::Dense(w, precision) if self.is_plain() => Some((w, precision)),
             _ => None,

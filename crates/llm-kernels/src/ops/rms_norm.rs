@@ -59,6 +59,16 @@ pub(crate) fn rms_norm_rows<T: Rounded>(x: &[f32], w: &[f32], eps: f32) -> Vec<T
     par_rows(x.len(), n, || (), |(), i, y| forward(&x[i * n..][..n], w, eps, y)).0
 }
 
+/// [`rms_norm`] of rows as long as `w`, into `y`.
+pub(crate) fn rms_norm_row(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+    forward(x, w, eps, y);
+}
+
+/// The gradient of a row, into `dx`; that of the weight is added to `dw`.
+pub(crate) fn rms_norm_row_backward([x, w, dy]: [&[f32]; 3], eps: f32, dw: &mut [f32], dx: &mut [f32]) {
+    backward([x, w, dy, &[]], eps, dw, dx);
+}
+
 /// The gradients of the rows, plus `residual`, and of the weight.
 pub(crate) fn rms_norm_backward(
     x: &[f32],

@@ -10,6 +10,8 @@ use rayon::prelude::*;
 use super::BlockFormat;
 use super::dots::dequantize_row;
 use crate::cpu::gemm::Precision;
+use crate::cpu::rounding::Rounded;
+use crate::cpu::uninit::par_rows;
 use crate::cpu::{cpu_slice, simd};
 
 /// A frozen weight `(out, in)`, quantised in blocks along its rows.
@@ -98,6 +100,15 @@ impl QuantizedWeight {
 
     pub(crate) fn row_bytes(&self) -> usize {
         self.shape.1 / self.format.elements() * self.format.bytes()
+    }
+
+    /// The weight rounded to `T`, `(out, in)`.
+    pub(crate) fn dequantize_to<T: Rounded>(&self) -> Vec<T> {
+        let ((rows, cols), bytes) = (self.shape, self.row_bytes());
+        let fill = |(): &mut (), row: usize, out: &mut [f32]| {
+            dequantize_row(self.format, &self.blocks[row * bytes..][..bytes], out);
+        };
+        par_rows(rows * cols, cols, || (), fill).0
     }
 
     pub(crate) fn dequantize_rows(&self, rows: Range<usize>, out: &mut Vec<f32>) {

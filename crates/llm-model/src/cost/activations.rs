@@ -23,7 +23,8 @@ pub struct TrainingShape {
     pub precision: Precision,
 }
 
-/// Peak memory of a training step in f32 with AdamW, in bytes. The peak is in the backward.
+/// Peak memory of a training step in f32 with AdamW, in bytes. The peak is in the backward, which releases saved tensors while
+/// it computes the gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct TrainingMemory {
     /// The weights.
@@ -36,6 +37,9 @@ pub struct TrainingMemory {
     pub activations: u64,
     /// Temporary memory of the largest step of the backward (estimated).
     pub working: u64,
+    /// The part of activations, gradients and temporary memory that does not exist at the peak, because the backward has released
+    /// it or not computed it yet (estimated).
+    pub not_at_peak: u64,
 }
 
 impl TrainingMemory {
@@ -45,12 +49,16 @@ impl TrainingMemory {
         let saved = SavedTensors { config, head, n: shape.batch_size * shape.seq_len, precision: shape.precision };
         let (activations, recomputed) = saved.after_forward(shape.checkpointed);
         let working = saved.ends_workspace().max(recomputed + saved.block_workspace());
-        Self { weights, gradients: weights, moments: 2 * weights, activations, working }
+        let mut memory =
+            Self { weights, gradients: weights, moments: 2 * weights, activations, working, not_at_peak: 0 };
+        let peak = saved.peak(&memory, shape.checkpointed, recomputed);
+        memory.not_at_peak = (activations + weights + working).saturating_sub(peak);
+        memory
     }
 
-    /// The sum of all parts.
+    /// The peak.
     pub fn total(&self) -> u64 {
-        self.weights + self.gradients + self.moments + self.activations + self.working
+        self.weights + self.gradients + self.moments + self.activations + self.working - self.not_at_peak
     }
 }
 
@@ -91,6 +99,47 @@ impl SavedTensors<'_> {
         });
         let recomputed = layers.map(|layer| self.block(layer)).max().unwrap_or(0) + 4 * self.n * self.width();
         (ends + 4 * self.n * results.sum::<u64>(), recomputed)
+    }
+
+    /// The peak of the backward without weights and moments: each part computes gradients and releases what it saved, from the
+    /// output layer over the blocks to the embedding.
+    fn peak(&self, memory: &TrainingMemory, checkpointed: bool, recomputed: u64) -> u64 {
+        let head = if self.config.final_logit_softcapping.is_none() { self.head() } else { 0 };
+        let blocks = self.config.num_hidden_layers as u64;
+        let embedding = 4 * self.config.vocab_size as u64 * self.width();
+        let in_ends = if self.config.tie_word_embeddings { embedding } else { 2 * embedding };
+        let of_block = memory.gradients.saturating_sub(in_ends) / blocks.max(1);
+        let (mut saved, mut gradients) = (memory.activations - head, embedding);
+        // The gradients of the output layer, zeros and the sum of both.
+        let mut peak = memory.activations + self.ends_workspace().max(2 * embedding);
+        for layer in (0..self.config.num_hidden_layers).rev() {
+            gradients += of_block;
+            peak = peak.max(saved + gradients + recomputed + self.block_workspace());
+            saved -= if checkpointed { 0 } else { self.released(layer) };
+        }
+        peak.max(saved + memory.gradients + embedding)
+    }
+
+    /// Bytes that the backward of a block releases: what its fused operations save.
+    fn released(&self, layer: usize) -> u64 {
+        let names = self.config.norm_placement.names();
+        let norms = [names.attention_in, names.attention_out, names.mlp_in, names.mlp_out];
+        let [attention_in, attention_out, mlp_in, mlp_out] = norms.map(|name| u64::from(name.is_some()));
+        let attention = match self.is_fused(attention_in, attention_out) {
+            true => self.fused_attention() - 4 * self.n * self.width(),
+            false => 0,
+        };
+        let fused_mlp = self.config.gated_mlp && !self.config.parallel_residual;
+        let mlp = match self.config.experts_of(layer) {
+            Some(experts) if self.config.gated_mlp => {
+                self.fused_mlp(experts.num_experts_per_tok as u64 * self.n, experts.moe_intermediate_size)
+            }
+            None if fused_mlp && (self.is_fused(mlp_in, mlp_out) || mlp_out > 0) => {
+                self.fused_mlp(self.n, self.config.intermediate_size)
+            }
+            _ => 0,
+        };
+        attention + mlp
     }
 
     /// The embeddings, scaled, with positions added; the final norm.
@@ -138,14 +187,14 @@ impl SavedTensors<'_> {
         let norms = norms.map(|name| u64::from(name.is_some()));
         let [attention_in, attention_out, mlp_in, mlp_out] = norms;
 
-        let mut bytes = if self.is_fused(attention_in, attention_out) && self.is_plain_attention() {
+        let mut bytes = if self.is_fused(attention_in, attention_out) {
             self.fused_attention()
         } else {
             4 * self.n * (attention_in * width + self.attention(layer) + 2 * attention_out * width)
         };
         bytes += match config.experts_of(layer) {
-            None if !config.parallel_residual && self.is_fused(mlp_in, mlp_out) && self.is_plain_mlp() => {
-                self.fused_mlp(self.n, config.intermediate_size, true) + 4 * self.n * width
+            None if !config.parallel_residual && self.is_fused(mlp_in, mlp_out) && config.gated_mlp => {
+                self.fused_mlp(self.n, config.intermediate_size) + 4 * self.n * width
             }
             None => {
                 let result = linear(width, config.mlp_bias) + (mlp_in + 2 * mlp_out) * width;
@@ -164,14 +213,6 @@ impl SavedTensors<'_> {
         norm_in > norm_out && self.config.norm != NormKind::Layer
     }
 
-    fn is_plain_attention(&self) -> bool {
-        self.config.attention_bias == AttentionBias::None && self.config.qk_norm.is_none()
-    }
-
-    fn is_plain_mlp(&self) -> bool {
-        self.config.gated_mlp && !self.config.mlp_bias
-    }
-
     /// Bytes per element of a tensor that the backward uses in matmuls only.
     fn matmul_bytes(&self) -> u64 {
         self.precision.size_in_bytes() as u64
@@ -181,8 +222,9 @@ impl SavedTensors<'_> {
     fn fused_attention(&self) -> u64 {
         let config = self.config;
         let heads = [config.num_attention_heads, config.num_key_value_heads];
+        let (n, qk_norm) = (self.n as usize, config.qk_norm.is_some());
         let saved =
-            saved_bytes::attention_block(self.n as usize, config.hidden_size, heads, config.head_dim, self.precision);
+            saved_bytes::attention_block(n, config.hidden_size, heads, config.head_dim, qk_norm, self.precision);
         saved as u64 + 4 * self.n * self.width()
     }
 
@@ -198,14 +240,14 @@ impl SavedTensors<'_> {
     }
 
     /// The fused gated MLP of `n` tokens, without its result.
-    fn fused_mlp(&self, n: u64, inner: usize, norm: bool) -> u64 {
-        saved_bytes::mlp_block(n as usize, self.config.hidden_size, inner, norm, self.precision) as u64
+    fn fused_mlp(&self, n: u64, inner: usize) -> u64 {
+        saved_bytes::mlp_block(n as usize, self.config.hidden_size, inner, self.precision) as u64
     }
 
     /// An MLP outside a fused block, without its output. Without an output norm, `down_proj` adds to the residual stream.
     fn mlp(&self, inner: usize, mlp_out: u64) -> u64 {
-        match mlp_out > 0 && self.is_plain_mlp() {
-            true => self.fused_mlp(self.n, inner, false),
+        match mlp_out > 0 && self.config.gated_mlp {
+            true => self.fused_mlp(self.n, inner),
             false => self.unfused_mlp(inner as u64),
         }
     }
@@ -223,9 +265,8 @@ impl SavedTensors<'_> {
         let weights = if experts.norm_topk_prob { 3 * k + 1 } else { 2 * k };
         let router = e + (3 * e + 2) + weights;
         let pairs = k * (5 * self.width() + 2);
-        let mlps = match self.is_plain_mlp() {
-            // Each expert concatenates its weights, whatever its share of the tokens.
-            true => self.fused_mlp(k * self.n, inner, false) + e.saturating_sub(1) * self.fused_mlp(0, inner, false),
+        let mlps = match self.config.gated_mlp {
+            true => self.fused_mlp(k * self.n, inner),
             false => k * self.unfused_mlp(inner as u64),
         };
         mlps + 4 * self.n * (router + pairs + self.width())
@@ -238,17 +279,17 @@ impl SavedTensors<'_> {
         let selected = self.config.experts.as_ref().map_or(0, |experts| experts.num_experts_per_tok as u64);
         let names = self.config.norm_placement.names();
         let [attention_out, mlp_out] = [names.attention_out, names.mlp_out].map(|name| u64::from(name.is_some()));
-        let mlp = match self.is_fused(1, mlp_out) && self.is_plain_mlp() {
+        let mlp = match self.is_fused(1, mlp_out) && self.config.gated_mlp {
             true => n * (2 * self.matmul_bytes() * inner + 12 * width) + 4 * 3 * inner * width,
             false => 4 * (3 * n * (inner + width) + 2 * inner * width),
         };
-        let attention = match self.is_fused(1, attention_out) && self.is_plain_attention() {
+        let attention = match self.is_fused(1, attention_out) {
             true => {
                 n * (self.matmul_bytes() * (q + 2 * kv) + 4 * (q.max(width) + 2 * width)) + 4 * (2 * q + 2 * kv) * width
             }
             false => 4 * n * (4 * q + 4 * kv + width),
         };
-        mlp.max(attention).max(16 * n * selected * width)
+        mlp.max(attention).max(24 * n * selected * width)
     }
 
     /// Temporary memory of the backward of the embedding and the output layer. The gradient of the embedding is copied

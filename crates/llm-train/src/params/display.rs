@@ -77,12 +77,13 @@ impl Report {
     }
 
     fn training_rows(&self) -> Vec<Vec<String>> {
-        let titles = ["weights", "gradients", "moments", "activations", "working", "total"].map(str::to_owned);
+        let titles =
+            ["weights", "gradients", "moments", "activations", "working", "not at peak", "total"].map(str::to_owned);
         let mut rows = vec![row("compute dtype", titles)];
         rows.extend(self.training.iter().map(|training| {
-            let TrainingMemory { weights, gradients, moments, activations, working } = training.memory;
+            let TrainingMemory { weights, gradients, moments, activations, working, not_at_peak } = training.memory;
             let suffix = if training.activation_checkpointing { ", checkpointed" } else { "" };
-            let numbers = [weights, gradients, moments, activations, working, training.total].map(bytes);
+            let numbers = [weights, gradients, moments, activations, working, not_at_peak, training.total].map(bytes);
             row(format!("{}{suffix}", training.precision), numbers)
         }));
         rows

@@ -6,6 +6,7 @@
 //! candle's own matmul reads the number of cores from the system on every call and zeroes its output first. A model of
 //! a few million parameters spends more time there than in the matmul.
 
+mod any_matrix;
 mod epilogue;
 mod fallback;
 mod few_rows;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpu::rounding::{Rounded, bf16_to_f32, f32_to_bf16_bits};
 
+pub use any_matrix::AnyMatrix;
 pub use epilogue::matmul_epilogue;
 pub use few_rows::{FEW_ROWS, matmul_few_rows, rows_per_thread};
 pub use packed_b::PackedB;
@@ -204,17 +206,28 @@ impl Element for f16 {
 }
 
 /// An element type that matmuls compute in: f32 or bf16. Fused operations save tensors for the backward in it.
-pub trait GemmElement: Element + Rounded {
+pub trait GemmElement: Element + Rounded + 'static {
     /// The matmul precision that does not round the elements again.
     const PRECISION: Precision;
+
+    /// The matrix without its type.
+    fn any_matrix(matrix: Matrix<Self>) -> AnyMatrix;
 }
 
 impl GemmElement for f32 {
     const PRECISION: Precision = Precision::F32;
+
+    fn any_matrix(matrix: Matrix<Self>) -> AnyMatrix {
+        AnyMatrix::F32(matrix)
+    }
 }
 
 impl GemmElement for bf16 {
     const PRECISION: Precision = Precision::Bf16;
+
+    fn any_matrix(matrix: Matrix<Self>) -> AnyMatrix {
+        AnyMatrix::Bf16(matrix)
+    }
 }
 
 /// The threads a matmul runs on.

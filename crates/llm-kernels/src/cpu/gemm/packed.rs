@@ -16,11 +16,12 @@ use std::cell::RefCell;
 use std::mem::transmute;
 
 use bytemuck::cast;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use pack::{copy_a_rows, pack_b_panel, pack_strided, prefetch};
 
-use super::{Element, Matrix, OutputView, Threads};
+use super::{AnyMatrix, Element, Matrix, OutputView, Threads};
 
 /// Rows and columns of the micro-kernel's tile, which takes 24 of the 32 registers.
 const MR: usize = 12;
@@ -111,29 +112,52 @@ pub unsafe fn matmul<const BF16: bool, A: Element, B: Element>(
     }
 }
 
-/// `a · b` on all threads, block by block: `each` gets the index of the first row of a block and the contiguous rows.
+/// `a · b` on all threads, block by block: `each` gets the index of the first row of a block and its rows, of
+/// [`row_stride`] elements. B consists of the columns of several matrices, given as their transposes `bts`; those of each
+/// matrix begin at a panel.
 ///
 /// # Safety
 /// [`is_available`].
 #[allow(unsafe_code)]
-pub unsafe fn matmul_row_blocks<const BF16: bool, A: Element, B: Element>(
+pub unsafe fn matmul_row_blocks<const BF16: bool, A: Element>(
     a: Matrix<A>,
-    b: Matrix<B>,
-    each: impl Fn(usize, &[f32]) + Sync,
+    bts: &[AnyMatrix],
+    each: impl Fn(usize, &mut [f32]) + Sync,
 ) {
-    let macro_kernels = |panels: BPanels| {
+    let (depth, stride) = (a.cols.div_ceil(1 + usize::from(BF16)), row_stride(bts));
+    let len = |bt: &AnyMatrix| bt.rows().next_multiple_of(NR) * depth;
+    with_buffer(1, bts.iter().map(len).sum(), |words| {
+        let mut free = &mut *words;
+        for bt in bts {
+            let (panels, rest) = std::mem::take(&mut free).split_at_mut(len(bt));
+            // SAFETY: the caller guarantees that the instructions are available.
+            unsafe {
+                match *bt {
+                    AnyMatrix::F32(bt) => pack_b::<BF16, f32>(bt, panels, Threads::All),
+                    AnyMatrix::Bf16(bt) => pack_b::<BF16, bf16>(bt, panels, Threads::All),
+                    AnyMatrix::F16(bt) => pack_b::<BF16, f16>(bt, panels, Threads::All),
+                }
+            }
+            free = rest;
+        }
+        let panels = BPanels { words, depth, first: 0 };
         for_each_row_block(a, Threads::All, |first, a, next| {
-            with_buffer(2, a.rows * b.cols, |rows| {
+            with_buffer(2, a.rows * stride, |rows| {
                 let rows: &mut [f32] = bytemuck::cast_slice_mut(rows);
-                let out = OutputView { data: rows.as_mut_ptr(), stride: b.cols, accumulate: false, scale: 1. };
-                // SAFETY: the instructions are available, and the buffer has `a.rows` rows of `b.cols` elements.
-                unsafe { macro_kernel::<BF16, A>(a, next, panels, b.cols, out) };
+                let out = OutputView { data: rows.as_mut_ptr(), stride, accumulate: false, scale: 1. };
+                // SAFETY: the instructions are available, the buffer has `a.rows` rows of `stride` elements, and there is
+                // a panel for every `NR` of them.
+                unsafe { macro_kernel::<BF16, A>(a, next, panels, stride, out) };
                 each(first, rows);
             });
         });
-    };
-    // SAFETY: the caller guarantees that the instructions are available.
-    unsafe { with_packed_b::<BF16, B>(b.t(), Threads::All, macro_kernels) };
+    });
+}
+
+/// Elements of a row of the result of [`matmul_row_blocks`]: each matrix but the last is padded to whole panels.
+pub fn row_stride(bts: &[AnyMatrix]) -> usize {
+    let last = bts.last().map_or(0, |bt| bt.rows());
+    bts.iter().rev().skip(1).map(|bt| bt.rows().next_multiple_of(NR)).sum::<usize>() + last
 }
 
 /// Runs `f` with packed B; `bt` is B transposed.

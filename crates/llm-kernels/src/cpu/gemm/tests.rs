@@ -139,3 +139,30 @@ fn rows_after_the_last_are_empty() {
 fn a_size_that_overflows_panics() {
     Matrix::with_stride(&[0.; 5], 3, 1, 1 << 63);
 }
+
+/// B of several matrices whose columns are not a multiple of a panel, with an epilogue that changes its row.
+#[test]
+fn the_epilogue_gets_the_columns_of_all_matrices() {
+    let (m, k, sizes) = (101, 70, [33usize, 7, 64]);
+    let a = numbers(m * k, 1);
+    let parts: Vec<Vec<f32>> = (0..3).map(|i| numbers(sizes[i] * k, 2 + i as u64)).collect();
+    let second: Vec<bf16> = parts[1].iter().map(|&x| bf16::from_f32(x)).collect();
+    let third: Vec<f16> = parts[2].iter().map(|&x| f16::from_f32(x)).collect();
+    let (first, second) = (Matrix::new(&parts[0], sizes[0], k), Matrix::new(&second, sizes[1], k));
+    let third = Matrix::new(&third, sizes[2], k);
+    let (a, cols) = (Matrix::new(&a, m, k), sizes.iter().sum::<usize>());
+    let bts = [AnyMatrix::F32(first), AnyMatrix::Bf16(second), AnyMatrix::F16(third)];
+    let found: Vec<f32> = matmul_epilogue(a, &bts, [cols, cols], |row, values, out| {
+        values[0] += row as f32;
+        out.copy_from_slice(values);
+    });
+    for (at, &x) in found.iter().enumerate() {
+        let (i, j) = (at / cols, at % cols);
+        let expected = match j {
+            0..33 => f64_dot(a, first.t(), i, j, Precision::F32) + if j == 0 { i as f64 } else { 0. },
+            33..40 => f64_dot(a, second.t(), i, j - 33, Precision::F32),
+            _ => f64_dot(a, third.t(), i, j - 40, Precision::F32),
+        };
+        assert!((f64::from(x) - expected).abs() < 2e-5, "{i} {j}: {x} is not {expected}");
+    }
+}

@@ -3,6 +3,7 @@
 //! b: batch, t: sequence, s: cached and new tokens, h: query heads, g: key/value heads, d: head size.
 
 mod cpu;
+mod qk_norm;
 mod reference;
 
 use candle_core::{Result, Tensor};
@@ -70,11 +71,15 @@ impl<'a> AttentionBlock<'a> {
 /// [`AttentionBlock`] says.
 ///
 /// `x` and the result are `(b, t, hidden)`. The attention weights `(b, h, t, s)` are appended to `attentions` if it is
-/// given. In training, a block with dense weights, an `RMSNorm` before it and no other optional part but the rotary embedding
-/// is one fused operation; otherwise the parts run one by one, with the same result.
+/// given. In training, a block with an `RMSNorm` before it, with or without biases, `LoRA` adapters, `RMSNorm`s of queries and
+/// keys and the rotary embedding, is one fused operation, whose backward runs once; with `DoRA` or another optional part the
+/// parts run one by one, with the same result.
 pub fn attention_block(x: &Tensor, block: &AttentionBlock, attentions: Option<&mut Vec<Tensor>>) -> Result<Tensor> {
     match cpu::Inputs::of(x, block).filter(|_| attentions.is_none()) {
-        Some(inputs) => cpu::fused(x, &inputs, block),
+        Some(inputs) => cpu::fused(x, inputs, block),
         None => reference::attention_block(x, block, attentions),
     }
 }
+
+#[cfg(test)]
+mod tests;

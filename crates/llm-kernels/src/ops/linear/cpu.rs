@@ -147,7 +147,7 @@ fn forward<W: Element>(
 }
 
 /// `residual + a · b`, or `a · b`.
-pub(crate) fn matmul_residual<A: Element, B: Element>(
+fn matmul_residual<A: Element, B: Element>(
     residual: Option<&[f32]>,
     a: Matrix<A>,
     b: Matrix<B>,

@@ -9,7 +9,7 @@ mod reference;
 use candle_core::{DType, Result, Tensor, bail};
 
 use cpu::Linear;
-pub(crate) use cpu::{WeightSlice, matmul_residual};
+pub(crate) use cpu::WeightSlice;
 use reference::reference;
 
 use crate::Precision;

@@ -4,193 +4,194 @@
 //! The two branches are the largest saved tensors of an MLP. Here they are saved once, in the precision of the
 //! matmuls, and candle zeroes and accumulates only the gradients of `x` and of the weights.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Result, Tensor, bail};
 use half::bf16;
 
 use super::MlpBlock;
-use crate::cpu::gemm::{FEW_ROWS, GemmElement, GemmOptions, Matrix, Precision, matmul, matmul_epilogue, matmul_into};
+use crate::cpu::cpu_slice;
+use crate::cpu::gemm::{FEW_ROWS, GemmElement, Matrix, Precision, matmul_epilogue};
+use crate::cpu::node::{self, FusedOp, ParamGradients};
 use crate::cpu::rows::zeros;
 use crate::cpu::simd::f32_epsilon;
-use crate::cpu::slice_op::{SliceCustomOp, SliceOp};
 use crate::cpu::uninit::rounded;
 use crate::ops::activation::{Activation, gated_backward, gated_forward};
-use crate::ops::linear::matmul_residual;
+use crate::ops::fused_projection::{FusedProjection, LowRank, precision_of, with_weights};
 use crate::ops::rms_norm::{rms_norm_backward, rms_norm_rows};
 
-/// The weights of a block that can be one operation. With a norm, the residual is `x`; without, there is no residual.
-pub struct Inputs<'a> {
-    norm: Option<(&'a Tensor, f64)>, // (hidden,), epsilon
-    gate: &'a Tensor,                // (inner, hidden)
-    up: &'a Tensor,                  // (inner, hidden)
-    down: &'a Tensor,                // (hidden, inner)
+/// The parts of a block that can be one operation. With a norm, the residual is `x`; without, there is no residual.
+pub struct Inputs {
+    norm: Option<(Tensor, f32)>, // (hidden,), epsilon
+    gate: FusedProjection,       // (inner, hidden)
+    up: FusedProjection,         // (inner, hidden)
+    down: FusedProjection,       // (hidden, inner)
     precision: Precision,
 }
 
-impl<'a> Inputs<'a> {
+impl Inputs {
     /// The weights of the block with its norm and residual connection, if they can be one operation.
-    pub fn with_residual(x: &Tensor, block: &'a MlpBlock) -> Option<Self> {
+    pub fn with_residual(x: &Tensor, block: &MlpBlock) -> Option<Self> {
         let of_x = block.residual.is_some_and(|residual| residual.id() == x.id());
         let norm = block.norm.as_ref()?.rms()?;
         if of_x && block.output_norm.is_none() { Self::new(x, block, Some(norm)) } else { None }
     }
 
     /// The weights of the block without norms and residual, if they can be one operation.
-    pub fn of_mlp(x: &Tensor, block: &'a MlpBlock) -> Option<Self> {
+    pub fn of_mlp(x: &Tensor, block: &MlpBlock) -> Option<Self> {
         Self::new(x, block, None)
     }
 
-    /// The weights, if they are trained and `x` has more than a few rows.
-    fn new(x: &Tensor, block: &'a MlpBlock, norm: Option<(&'a Tensor, f64)>) -> Option<Self> {
-        let (gate, precision) = block.gate.as_ref()?.plain()?;
-        let (up, down) = (block.up.plain()?.0, block.down.plain()?.0);
+    /// The parts, if something is trained and `x` has more than a few rows.
+    fn new(x: &Tensor, block: &MlpBlock, norm: Option<(&Tensor, f64)>) -> Option<Self> {
+        let gate = block.gate.as_ref()?;
         let rows = x.elem_count().checked_div(*x.dims().last()?)?;
-        let tensors: Vec<&Tensor> = [x, gate, up, down].into_iter().chain(norm.map(|(weight, _)| weight)).collect();
-        let fused = rows > FEW_ROWS && crate::is_differentiated(&tensors);
-        fused.then_some(Self { norm, gate, up, down, precision })
+        if rows <= FEW_ROWS || !crate::is_fused(x) {
+            return None;
+        }
+        let norm = match norm {
+            Some((weight, _)) if !crate::is_fused(weight) => return None,
+            Some((weight, eps)) => Some((weight.contiguous().ok()?, f32_epsilon(eps))),
+            None => None,
+        };
+        let precision = precision_of(gate);
+        let project = FusedProjection::of;
+        let inputs =
+            Self { norm, gate: project(gate)?, up: project(&block.up)?, down: project(&block.down)?, precision };
+        let params = inputs.params();
+        let fused = crate::is_trained(x, &params);
+        fused.then_some(inputs)
+    }
+
+    fn params(&self) -> Vec<&Tensor> {
+        let projections = [&self.gate, &self.up, &self.down];
+        let norm = self.norm.iter().map(|(weight, _)| weight);
+        norm.chain(projections.into_iter().flat_map(FusedProjection::params)).collect()
     }
 }
 
 /// The block as one operation.
-pub fn fused(x: &Tensor, inputs: &Inputs, activation: Activation) -> Result<Tensor> {
-    let Inputs { norm, gate, up, down, precision } = *inputs;
-    let (inner, hidden) = gate.dims2()?;
+pub fn fused(x: &Tensor, inputs: Inputs, activation: Activation) -> Result<Tensor> {
+    let Inputs { norm, gate, up, down, .. } = &inputs;
+    let (inner, hidden) = gate.shape();
     let fits = x.dims().last() == Some(&hidden)
-        && up.dims() == gate.dims()
-        && down.dims() == [hidden, inner]
-        && norm.is_none_or(|(weight, _)| weight.dims() == [hidden]);
+        && up.shape() == gate.shape()
+        && down.shape() == (hidden, inner)
+        && [gate, up, down].into_iter().all(FusedProjection::is_consistent)
+        && norm.as_ref().is_none_or(|(weight, _)| weight.dims() == [hidden]);
     if !fits {
         bail!(
             "mlp_block: x is {:?}, gate {:?}, up {:?}, down {:?}; these shapes do not match",
             x.dims(),
-            gate.dims(),
-            up.dims(),
-            down.dims()
+            gate.shape(),
+            up.shape(),
+            down.shape()
         );
     }
-    let eps = norm.map(|(_, eps)| f32_epsilon(eps));
-    let norm = norm.map(|(weight, _)| weight.unsqueeze(0)).transpose()?;
-    let params: Vec<&Tensor> = norm.iter().chain([gate, up]).collect();
-    let params = Tensor::cat(&params, 0)?; // (1 + 2 inner, hidden), or (2 inner, hidden) without a norm
-    let (x, down) = (x.contiguous()?, down.contiguous()?);
-    let needs_grad = [&x, &params, &down].map(Tensor::track_op);
-    match precision {
-        Precision::F32 => x.apply_op3(
-            &params,
-            &down,
-            SliceCustomOp(FusedMlp::<f32> { inner, eps, activation, needs_grad, saved: OnceLock::new() }),
-        ),
-        Precision::Bf16 => x.apply_op3(
-            &params,
-            &down,
-            SliceCustomOp(FusedMlp::<bf16> { inner, eps, activation, needs_grad, saved: OnceLock::new() }),
-        ),
+    let params: Vec<Tensor> = inputs.params().into_iter().cloned().collect();
+    let params: Vec<&Tensor> = params.iter().collect();
+    match inputs.precision {
+        Precision::F32 => node::apply(FusedMlp::<f32> { inputs, activation, saved: Mutex::default() }, x, &params),
+        Precision::Bf16 => node::apply(FusedMlp::<bf16> { inputs, activation, saved: Mutex::default() }, x, &params),
     }
 }
 
 struct FusedMlp<T> {
-    inner: usize,
-    /// The epsilon of the norm, if there is a norm.
-    eps: Option<f32>,
+    inputs: Inputs,
     activation: Activation,
-    /// Whether `x`, the parameters and `down` need a gradient.
-    needs_grad: [bool; 3],
-    saved: OnceLock<SavedTensors<T>>,
+    saved: Mutex<Option<SavedTensors<T>>>,
 }
 
 /// Tensors saved for the backward of n tokens.
 struct SavedTensors<T> {
     normed: Vec<T>, // (n, hidden)
     inner: Vec<T>,  // (n, 3 inner): gated activations, gate branch, up branch
+    /// Of gate, up and down.
+    low: [LowRank; 3],
 }
 
-/// Bytes that a fused MLP saves for its backward, apart from its inputs and its result: for hidden states
-/// `(tokens, hidden)`, with or without a norm.
-pub fn saved_bytes(tokens: usize, hidden: usize, inner: usize, norm: bool, precision: Precision) -> usize {
-    let saved_tensors = precision.size_in_bytes() * (hidden + 3 * inner); // of a token
-    let params = 4 * (usize::from(norm) + 2 * inner) * hidden;
-    tokens * saved_tensors + params
+/// Bytes that a fused MLP saves for its backward, apart from its inputs, its result and the low-rank activations of
+/// adapters: for hidden states `(tokens, hidden)`.
+pub fn saved_bytes(tokens: usize, hidden: usize, inner: usize, precision: Precision) -> usize {
+    tokens * precision.size_in_bytes() * (hidden + 3 * inner)
 }
 
 impl<T: GemmElement> FusedMlp<T> {
-    const GEMM_OPTIONS: GemmOptions = GemmOptions::all_threads(T::PRECISION);
-
-    /// The number of tokens, the hidden size, and the weights of the norm and of the branches.
-    fn parts<'a>(&self, x: &[f32], params: &'a [f32]) -> (usize, usize, &'a [f32], &'a [f32]) {
-        let rows = 2 * self.inner + usize::from(self.eps.is_some());
-        let hidden = params.len() / rows;
-        let (norm, branches) = params.split_at(hidden * (rows - 2 * self.inner));
-        (x.len() / hidden, hidden, norm, branches)
-    }
-
     /// The gated activations `(n, inner)`, a part of the saved tensor.
     fn gated<'a>(&self, saved: &'a [T], n: usize) -> Matrix<'a, T> {
-        Matrix::with_stride(saved, n, self.inner, 3 * self.inner)
+        let (inner, _) = self.inputs.gate.shape();
+        Matrix::with_stride(saved, n, inner, 3 * inner)
     }
 }
 
-impl<T: GemmElement> SliceOp for FusedMlp<T> {
+impl<T: GemmElement> FusedOp for FusedMlp<T> {
     const NAME: &'static str = "mlp_block";
 
-    fn forward(&self, [x, params, down]: [&[f32]; 3]) -> Result<Vec<f32>> {
-        let (n, hidden, norm, weight) = self.parts(x, params);
-        let normed: Vec<T> = self.eps.map_or_else(|| rounded(x), |eps| rms_norm_rows(x, norm, eps));
-        let weight = Matrix::new(weight, 2 * self.inner, hidden);
-        let inner =
-            matmul_epilogue(Matrix::new(&normed, n, hidden), weight.t(), [3 * self.inner; 2], |_, branches, to| {
-                let (gated, saved) = to.split_at_mut(self.inner);
-                saved.copy_from_slice(branches);
-                let (gate, up) = branches.split_at(self.inner);
+    fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
+        let Inputs { norm, gate, up, down, .. } = &self.inputs;
+        let (inner, hidden) = gate.shape();
+        let n = x.len() / hidden;
+        let normed: Vec<T> = match norm {
+            Some((weight, eps)) => {
+                let (storage, layout) = weight.storage_and_layout();
+                rms_norm_rows(x, cpu_slice(&storage, layout)?, *eps)
+            }
+            None => rounded(x),
+        };
+        let rows = Matrix::new(&normed, n, hidden);
+        let ((gate_low, gate_add), (up_low, up_add)) = (gate.additions(rows)?, up.additions(rows)?);
+        let branches: Vec<T> = with_weights::<T, 2, _>([gate, up], |weights| {
+            Ok(matmul_epilogue(rows, &weights, [3 * inner; 2], |token, branches, to| {
+                let (gate, up) = branches.split_at_mut(inner);
+                gate_add.apply(token, gate);
+                up_add.apply(token, up);
+                let (gated, saved) = to.split_at_mut(inner);
                 gated_forward(self.activation, gate, up, gated);
-            });
-        let down = Matrix::new(down, hidden, self.inner);
-        let y = matmul_residual(self.eps.map(|_| x), self.gated(&inner, n), down.t(), Self::GEMM_OPTIONS);
-        match self.saved.set(SavedTensors { normed, inner }) {
-            Ok(()) => Ok(y),
-            Err(_) => bail!("mlp_block: an operation runs only once"),
-        }
+                saved.copy_from_slice(branches);
+            }))
+        })?;
+        drop((gate_add, up_add));
+        let (y, down_low) = down.forward::<T, T>(self.gated(&branches, n), norm.as_ref().map(|_| x))?;
+        let saved = SavedTensors { normed, inner: branches, low: [gate_low, up_low, down_low] };
+        *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
+        Ok(y)
     }
 
-    /// The gradients of `x`, of the parameters, and of `down`.
-    fn backward(&self, [x, params, down]: [&[f32]; 3], dy: &[f32]) -> Result<[Option<Vec<f32>>; 3]> {
-        let Some(SavedTensors { normed, inner }) = self.saved.get() else {
-            bail!("mlp_block: backward ran before forward");
+    fn backward(&self, x: &[f32], dy: &[f32], needs_dx: bool, gradients: &ParamGradients) -> Result<Option<Vec<f32>>> {
+        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(SavedTensors { normed, inner: branches, low: [gate_low, up_low, down_low] }) = saved else {
+            bail!("mlp_block: backward runs once, after forward");
         };
-        let (n, hidden, norm, weight) = self.parts(x, params);
+        let Inputs { norm, gate, up, down, .. } = &self.inputs;
+        let (inner, hidden) = gate.shape();
+        let n = x.len() / hidden;
         let dy_rows = Matrix::new(dy, n, hidden);
-        let [needs_dx, needs_d_params, needs_d_down] = self.needs_grad;
-        let d_down = needs_d_down.then(|| matmul(dy_rows.t(), self.gated(inner, n), Self::GEMM_OPTIONS));
-        if !needs_dx && !needs_d_params {
-            return Ok([None, None, d_down]);
+        let d_low = down.backward_params::<T, _, _>(self.gated(&branches, n), dy_rows, &down_low, gradients)?;
+        let params = norm.iter().map(|(weight, _)| weight).chain(gate.params()).chain(up.params());
+        if !needs_dx && !params.into_iter().any(Tensor::track_op) {
+            return Ok(None);
         }
-        let down = Matrix::new(down, hidden, self.inner);
-        let d_branches: Vec<T> = matmul_epilogue(dy_rows, down, [2 * self.inner; 2], |token, d_gated, to| {
-            T::widen_slice(&inner[(3 * token + 1) * self.inner..][..to.len()], to);
-            let (gate, up) = to.split_at_mut(self.inner);
-            gated_backward(self.activation, gate, up, d_gated);
-        });
-        let d_branches = Matrix::new(&d_branches, n, 2 * self.inner);
-        let mut d_params = zeros(if needs_d_params { params.len() } else { norm.len() });
-        let (d_norm, d_weight) = d_params.split_at_mut(norm.len());
-        if needs_d_params {
-            matmul_into(
-                d_branches.t(),
-                Matrix::new(normed, n, hidden),
-                d_weight,
-                hidden,
-                false,
-                1.,
-                Self::GEMM_OPTIONS,
-            );
+        let update = down.backward_additions::<T>(&d_low, n)?;
+        let d_branches: Vec<T> = with_weights::<T, 1, _>([down], |[down]| {
+            Ok(matmul_epilogue(dy_rows, &[down.t()], [2 * inner; 2], |token, d_gated, to| {
+                update.apply(token, d_gated);
+                T::widen_slice(&branches[(3 * token + 1) * inner..][..to.len()], to);
+                let (gate, up) = to.split_at_mut(inner);
+                gated_backward(self.activation, gate, up, d_gated);
+            }))
+        })?;
+        drop((update, branches));
+        let (rows, mut d_normed) = (Matrix::new(&normed, n, hidden), zeros(n * hidden));
+        for (i, (projection, low)) in [(gate, gate_low), (up, up_low)].into_iter().enumerate() {
+            let dy = Matrix::with_stride(&d_branches[(i * inner).min(d_branches.len())..], n, inner, 2 * inner);
+            let d_low = projection.backward_params::<T, _, _>(rows, dy, &low, gradients)?;
+            projection.backward_input::<T, _>(dy, &d_low, &mut d_normed, i > 0)?;
         }
-        let mut dx = matmul(d_branches, Matrix::new(weight, 2 * self.inner, hidden), Self::GEMM_OPTIONS);
-        if let Some(eps) = self.eps {
-            let (d_x, d_norm_weight) = rms_norm_backward(x, norm, &dx, eps, Some(dy));
-            d_norm.copy_from_slice(&d_norm_weight);
-            dx = d_x;
-        }
-        Ok([needs_dx.then_some(dx), needs_d_params.then_some(d_params), d_down])
+        let Some((weight, eps)) = norm else { return Ok(needs_dx.then_some(d_normed)) };
+        let (storage, layout) = weight.storage_and_layout();
+        let (dx, d_weight) = rms_norm_backward(x, cpu_slice(&storage, layout)?, &d_normed, *eps, Some(dy));
+        gradients.add(weight, || d_weight)?;
+        Ok(needs_dx.then_some(dx))
     }
 }
 
@@ -201,7 +202,7 @@ mod tests {
     use super::super::mlp_block;
     use super::*;
     use crate::ops::norm::Norm;
-    use crate::ops::projection::Projection;
+    use crate::ops::projection::{LoraWeights, Projection};
     use crate::testing::{assert_matches_reference, random};
 
     #[test]
@@ -223,6 +224,38 @@ mod tests {
                     assert_matches_reference(&[&x, &gate, &up, &down, &norm], tolerance, run)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn biases_and_adapters_equal_the_f64_reference() -> Result<()> {
+        let (tokens, hidden, inner, r) = (33, 20, 37, 4);
+        let mut inputs = vec![random(&[tokens, hidden], 1, 1.)?, random(&[hidden], 2, 1.)?];
+        for (i, (out, input)) in [(inner, hidden), (inner, hidden), (hidden, inner)].into_iter().enumerate() {
+            let shapes = [vec![out, input], vec![out], vec![r, input], vec![out, r]];
+            for (j, shape) in shapes.iter().enumerate() {
+                inputs.push(random(shape, (10 * i + j + 3) as u64, 0.5)?);
+            }
+        }
+        for (precision, tolerance) in [(Precision::F32, 2e-5), (Precision::Bf16, 1. / 24.)] {
+            let run = |t: &[Tensor]| {
+                let norm = Some(Norm::Rms { weight: t[1].clone(), eps: 1e-5 });
+                let weights = [2, 6, 10].map(|i| {
+                    let lora = LoraWeights {
+                        a: t[i + 2].clone(),
+                        b: t[i + 3].clone(),
+                        scale: 1.5,
+                        dora_scale: None,
+                        dropout: None,
+                    };
+                    Projection { bias: Some(&t[i + 1]), lora: vec![lora], ..Projection::dense(&t[i], precision) }
+                });
+                let block = MlpBlock { norm, residual: Some(&t[0]), ..MlpBlock::gated(weights, Activation::Silu) };
+                assert!(!crate::is_fused(&t[0]) || Inputs::with_residual(&t[0], &block).is_some());
+                mlp_block(&t[0], &block)
+            };
+            assert_matches_reference(&inputs.iter().collect::<Vec<_>>(), tolerance, run)?;
         }
         Ok(())
     }

@@ -40,17 +40,18 @@ impl<'a> MlpBlock<'a> {
 /// `residual + down(activation(gate(y)) · up(y))` with `y = norm(x)`, or `residual + down(activation(up(y)))` without a gate.
 /// The norms and the residual are optional.
 ///
-/// `x`, the residual and the result are `(…, hidden)`. In training, a gated MLP with dense weights is one fused operation,
-/// with its `RMSNorm` and residual connection if the residual is `x`; otherwise the parts run one by one, with the same result.
+/// `x`, the residual and the result are `(…, hidden)`. In training, a gated MLP is one fused operation with its biases and
+/// `LoRA` adapters, and with its `RMSNorm` and residual connection if the residual is `x`; its backward runs once. With
+/// `DoRA` or without a gate the parts run one by one, with the same result.
 pub fn mlp_block(x: &Tensor, block: &MlpBlock) -> Result<Tensor> {
     if let Some(inputs) = cpu::Inputs::with_residual(x, block) {
-        return cpu::fused(x, &inputs, block.activation);
+        return cpu::fused(x, inputs, block.activation);
     }
     let y = apply_norm(block.norm.as_ref(), x)?;
     // Only the down projection of single operations can add the residual.
     let separate = block.residual.is_none() || block.output_norm.is_some();
     match cpu::Inputs::of_mlp(&y, block).filter(|_| separate) {
-        Some(inputs) => reference::add_to_residual(&cpu::fused(&y, &inputs, block.activation)?, block),
+        Some(inputs) => reference::add_to_residual(&cpu::fused(&y, inputs, block.activation)?, block),
         None => reference::mlp_block(&y, block),
     }
 }

@@ -1,0 +1,64 @@
+//! A matrix whose element type is known at run time.
+
+use half::{bf16, f16};
+
+use super::{Element, GemmOptions, Matrix, matmul_into};
+
+/// A [`Matrix`] of any element type.
+#[derive(Debug, Clone, Copy)]
+pub enum AnyMatrix<'a> {
+    F32(Matrix<'a>),
+    Bf16(Matrix<'a, bf16>),
+    F16(Matrix<'a, f16>),
+}
+
+impl AnyMatrix<'_> {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::F32(m) => m.rows(),
+            Self::Bf16(m) => m.rows(),
+            Self::F16(m) => m.rows(),
+        }
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::F32(m) => m.cols(),
+            Self::Bf16(m) => m.cols(),
+            Self::F16(m) => m.cols(),
+        }
+    }
+
+    /// The transposed view.
+    pub fn t(self) -> Self {
+        match self {
+            Self::F32(m) => Self::F32(m.t()),
+            Self::Bf16(m) => Self::Bf16(m.t()),
+            Self::F16(m) => Self::F16(m.t()),
+        }
+    }
+
+    /// `out = a · self`, or `out += a · self` if `add`, with rows of `out` `stride` elements apart.
+    pub fn matmul_into<A: Element>(
+        self,
+        a: Matrix<A>,
+        out: &mut [f32],
+        stride: usize,
+        add: bool,
+        options: GemmOptions,
+    ) {
+        match self {
+            Self::F32(b) => matmul_into(a, b, out, stride, add, 1., options),
+            Self::Bf16(b) => matmul_into(a, b, out, stride, add, 1., options),
+            Self::F16(b) => matmul_into(a, b, out, stride, add, 1., options),
+        }
+    }
+}
+
+impl<'a> From<Matrix<'a>> for AnyMatrix<'a> {
+    fn from(matrix: Matrix<'a>) -> Self {
+        Self::F32(matrix)
+    }
+}
