@@ -24,6 +24,9 @@
 //!
 //! This crate does not depend on the model crates. Where to look next: the recipes of `llm-train` use these datasets.
 //!
+//! A debug build of a program that uses this crate needs `[profile.dev.package."*"]` with `opt-level = 3` in its `Cargo.toml`:
+//! Cargo ignores the profiles of a dependency, and tokenization without optimisation is slow.
+//!
 //! `examples/read_data.rs` is an example to copy: data formats and a split by prompt.
 
 mod batches;

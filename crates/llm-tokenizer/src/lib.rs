@@ -30,6 +30,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! A debug build of a program that uses this crate needs `[profile.dev.package."*"]` with `opt-level = 3` in its `Cargo.toml`:
+//! Cargo ignores the profiles of a dependency, and tokenization without optimisation is slow.
+//!
 //! `examples/train_tokenizer.rs` is an example to copy: training, a chat template and the loss mask.
 
 mod chat;

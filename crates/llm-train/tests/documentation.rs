@@ -41,3 +41,38 @@ fn the_documented_commands_are_accepted() {
     }
     assert!(accepted > 10, "only {accepted} commands were found");
 }
+
+/// `a/{b,c}.rs` as `a/b.rs` and `a/c.rs`.
+fn alternatives(path: &str) -> Vec<String> {
+    let parts = path.split_once('{').and_then(|(start, rest)| Some((start, rest.split_once('}')?)));
+    match parts {
+        Some((start, (names, end))) => names.split(',').map(|name| format!("{start}{name}{end}")).collect(),
+        None => vec![path.to_owned()],
+    }
+}
+
+/// The table "where" of a page names files and folders: from the root, from `crates/`, or, after another path of the same row, from
+/// the sources of that crate or from that folder.
+#[test]
+fn the_files_in_the_tables_of_places_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut found = 0;
+    for page in ["docs/architecture.md", "CONTRIBUTING.md"] {
+        let text = std::fs::read_to_string(root.join(page)).unwrap();
+        let table = text.split("| what | where |").nth(1).unwrap().split("\n\n").next().unwrap();
+        for row in table.lines() {
+            let mut bases = vec![root.clone(), root.join("crates")];
+            let code = row.split('`').skip(1).step_by(2);
+            let is_path = |word: &&str| (word.contains(".rs") || word.contains('/')) && !word.contains([' ', '*']);
+            for path in code.filter(is_path).flat_map(alternatives).filter(|path| !path.contains("NAME")) {
+                let place = bases.iter().map(|base| base.join(&path)).find(|place| place.exists());
+                let place = place.unwrap_or_else(|| panic!("{page}: {path} does not exist: {row}"));
+                let sources = place.ancestors().find(|folder| folder.ends_with("src"));
+                let folder = if place.is_dir() { place.clone() } else { place.parent().unwrap().to_owned() };
+                bases.extend(sources.map(Path::to_owned).into_iter().chain([folder]));
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 60, "only {found} paths were found");
+}
