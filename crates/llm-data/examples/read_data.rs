@@ -6,7 +6,7 @@
 
 use std::error::Error;
 
-use llm_data::{Duplicates, Keyed, prompt_key, read_conversations, read_rankings, split_by_prompt};
+use llm_data::{Duplicates, Keyed, ReadOptions, read_rankings, read_training_rows, split_by_prompt};
 
 const CONVERSATIONS: &str = r#"{"question": "What is 2 + 2?", "answer": "4"}
 {"messages": [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello! How can I help?"}]}
@@ -23,15 +23,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::write(&chats, CONVERSATIONS)?;
     std::fs::write(&rankings, RANKINGS)?;
 
-    let conversations = read_conversations(&chats)?.conversations;
+    let options = ReadOptions::default();
+    let conversations = read_training_rows(&chats, &options)?.rows;
     let duplicates = Duplicates::within(conversations.iter().map(Keyed::keys));
     println!("{} conversations, {} with a prompt that occurred before", conversations.len(), duplicates.same_prompt);
 
     // Both answers to "What is 2 + 2?" are in the same split, so validation measures more than memory.
-    let (train, validation) = split_by_prompt(conversations, |c| prompt_key(&c.messages[..1]), 0.3, 42)?;
+    let (train, validation) = split_by_prompt(conversations, |row| row.keys().prompt, 0.3, 42)?;
     println!("{} for training, {} for validation", train.len(), validation.len());
 
-    for ranking in read_rankings(&rankings)?.rankings {
+    for ranking in read_rankings(&rankings, &options)?.rankings {
         for (better, worse) in ranking.pairs() {
             println!("{:?} is better than {:?}", ranking.answers[better], ranking.answers[worse]);
         }

@@ -1,6 +1,33 @@
 //! The error type.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// The place of a record in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub path: PathBuf,
+    /// What is counted: `line`, or `row` in a Parquet file.
+    pub unit: &'static str,
+    /// The number of the line or row, counted from 1.
+    pub number: usize,
+}
+
+impl Place {
+    pub(crate) fn line(path: &Path, number: usize) -> Self {
+        Self { path: path.into(), unit: "line", number }
+    }
+
+    pub(crate) fn row(path: &Path, number: usize) -> Self {
+        Self { path: path.into(), unit: "row", number }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {}", self.path.display(), self.unit, self.number)
+    }
+}
 
 /// An error of this crate. The message names the file, the line and the fix.
 #[derive(Debug, thiserror::Error)]
@@ -14,12 +41,10 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A record of a file is invalid.
-    #[error("{} line {line}: {message}", path.display())]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// The line number, counted from 1.
-        line: usize,
+    #[error("{place}: {message}")]
+    Record {
+        /// The file, and the line or row.
+        place: Place,
         /// What is wrong, and what is expected.
         message: String,
     },
@@ -29,6 +54,12 @@ pub enum Error {
         /// The file or folder.
         path: PathBuf,
         /// The reason, and the fix.
+        message: String,
+    },
+    /// The names of columns do not fit the file.
+    #[error("data.columns: {message}")]
+    Columns {
+        /// What is wrong.
         message: String,
     },
     /// The tokenizer failed.
@@ -75,8 +106,9 @@ impl Error {
         match self {
             Self::Io { source, .. } => llm_files::is_callers_fault(source),
             Self::Tokenizer(error) => error.is_callers_fault(),
-            Self::Line { .. }
+            Self::Record { .. }
             | Self::Unusable { .. }
+            | Self::Columns { .. }
             | Self::OnePrompt { .. }
             | Self::TooFewTokens { .. }
             | Self::ValidationShare { .. }

@@ -1,64 +1,28 @@
-//! Reading and writing of text and JSONL files, plain or compressed by gzip. Each file is read as a whole.
+//! Reading of documents, and reading and writing of JSONL files.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::records::for_each_record;
+use crate::records::{Limit, for_each_valid_record};
+use crate::source::{Format, data_files, known_format, read_text};
+use crate::value::{described, kind};
 use crate::{Error, Result};
-
-/// Reads a UTF-8 text file; decompresses `.gz` and removes a byte order mark. If the file is not UTF-8, the error names the
-/// position of the first invalid byte, or the format that the file seems to have.
-pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let mut bytes = Vec::new();
-    let read = match path.extension().is_some_and(|e| e == "gz") {
-        true => MultiGzDecoder::new(file).read_to_end(&mut bytes),
-        false => file.read_to_end(&mut bytes),
-    };
-    read.map_err(Error::io(path))?;
-    if let Some(message) = unsupported_format(&bytes) {
-        return Err(Error::unusable(path, message));
-    }
-    let mut text = String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        Error::unusable(path, format!("byte {at} is not UTF-8; convert the file to UTF-8 first"))
-    })?;
-    if text.starts_with('\u{feff}') {
-        text.drain(..'\u{feff}'.len_utf8());
-    }
-    Ok(text)
-}
-
-/// Detects other formats by their first bytes; returns the format and the fix.
-fn unsupported_format(bytes: &[u8]) -> Option<&'static str> {
-    const FORMATS: [(&[u8], &str); 6] = [
-        (b"\xff\xfe", "is UTF-16 text; convert it to UTF-8, for example by `iconv -f UTF-16 -t UTF-8`"),
-        (b"\xfe\xff", "is UTF-16 text; convert it to UTF-8, for example by `iconv -f UTF-16 -t UTF-8`"),
-        (b"\x1f\x8b", "is compressed by gzip; rename it to end in .gz"),
-        (b"\x28\xb5\x2f\xfd", "is compressed by zstd; decompress it, or compress it by gzip instead"),
-        (b"PAR1", "is a Parquet file; convert it to JSONL first"),
-        (b"PK\x03\x04", "is a zip archive; unpack it first"),
-    ];
-    FORMATS.iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, message)| *message)
-}
 
 /// Writes a file atomically; see [`llm_files::write_atomic`].
 pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     llm_files::write_atomic(path, write).map_err(Error::io(path))
 }
 
-/// Reads the values of a JSONL file or a JSON array (either may be compressed as `.gz`), each with its line number, counted from
-/// 1. Skips blank lines. A value may span several lines.
+/// Reads the records of a file or folder (JSONL, a JSON array, CSV, Parquet, also compressed as `.gz` or `.zst`), each with its
+/// line number, counted from 1. Skips blank lines. A JSON value may span several lines.
 pub fn read_jsonl(path: impl AsRef<Path>) -> Result<Vec<(usize, Value)>> {
     let path = path.as_ref();
     let mut values = Vec::new();
-    for_each_record(path, &mut |line, value| {
-        values.push((line, value));
+    for_each_valid_record(path, Limit::None, &mut |place, value| {
+        values.push((place.number, value));
         Ok(())
     })?;
     Ok(values)
@@ -76,35 +40,33 @@ pub fn write_jsonl<T: Serialize>(path: impl AsRef<Path>, items: &[T]) -> Result<
     })
 }
 
-/// Reads documents: a text file is one document, a JSONL file has one document in the `text` key of each record, a folder has
-/// the documents of all its text and JSONL files, sorted by name. Decompresses `.gz`, removes a byte order mark, and replaces
-/// `\r\n` in text files by `\n`. A file without text is an error.
+/// Reads documents: a text file is one document, a JSONL, CSV or Parquet file has one document in the `text` key of each record, a
+/// folder has the documents of all its files, sorted by path. Decompresses `.gz` and `.zst`, removes a byte order mark, and
+/// replaces `\r\n` in text files by `\n`. A file without text is an error.
 pub fn read_documents(path: impl AsRef<Path>) -> Result<Vec<String>> {
     let path = path.as_ref();
-    if path.is_dir() {
-        let files = files_of(path)?;
-        if files.is_empty() {
-            return Err(Error::unusable(
-                path,
-                "contains no .txt, .jsonl, .json or .ndjson file (or .gz of these); give a file or another folder",
-            ));
-        }
-        return Ok(files.iter().map(read_documents).collect::<Result<Vec<_>>>()?.concat());
-    }
     let mut documents = Vec::new();
-    if is_jsonl(path) {
-        for_each_record(path, &mut |_, value| {
-            documents.push(document_text(value)?);
-            Ok(())
-        })?;
-    } else {
-        let text = read_text(path)?;
-        documents.push(if text.contains("\r\n") { text.replace("\r\n", "\n") } else { text });
-    }
-    if documents.iter().all(|document| document.trim().is_empty()) {
-        return Err(Error::unusable(path, "contains no text"));
+    for file in data_files(path, true)? {
+        let before = documents.len();
+        if is_text(&file) {
+            let text = read_text(&file)?;
+            documents.push(if text.contains("\r\n") { text.replace("\r\n", "\n") } else { text });
+        } else {
+            for_each_valid_record(&file, Limit::None, &mut |_, value| {
+                documents.push(document_text(value)?);
+                Ok(())
+            })?;
+        }
+        if documents[before..].iter().all(|document| document.trim().is_empty()) {
+            return Err(Error::unusable(&file, "contains no text"));
+        }
     }
     Ok(documents)
+}
+
+/// Whether a file is plain text. A file of an unknown format is.
+fn is_text(path: &Path) -> bool {
+    known_format(path).is_none_or(|format| format == Format::Text)
 }
 
 /// The `text` key of a record.
@@ -120,48 +82,10 @@ fn document_text(mut value: Value) -> Result<String, String> {
     }
 }
 
-/// The type of a JSON value, with an article.
-pub(crate) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// Describes a record in an error message: the keys of an object, or the type of another value.
-pub(crate) fn described(value: &Value) -> String {
-    match value.as_object() {
-        Some(object) => format!("an object with the keys {:?}", object.keys().collect::<Vec<_>>()),
-        None => kind(value).to_owned(),
-    }
-}
-
-fn is_jsonl(path: &Path) -> bool {
-    let name = path.to_string_lossy();
-    let name = name.trim_end_matches(".gz");
-    [".jsonl", ".json", ".ndjson"].iter().any(|ending| name.ends_with(ending))
-}
-
-fn files_of(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
-        let path = entry.map_err(Error::io(dir))?.path();
-        let name = path.to_string_lossy();
-        let text = is_jsonl(&path) || name.trim_end_matches(".gz").ends_with(".txt");
-        if text && path.is_file() {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use flate2::Compression;
     use flate2::write::GzEncoder;
     use serde_json::json;

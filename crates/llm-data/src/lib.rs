@@ -1,7 +1,7 @@
 //! Datasets: readers, token shards, batches and splits.
 //!
 //! - [`read_documents`], [`prepare`], [`TokenDataset`], [`Batches`]: text files, token shards, batches for pre-training;
-//! - [`read_conversations`], [`read_prompts`]: instruction data in the common JSONL formats;
+//! - [`read_training_rows`], [`read_prompts`]: instruction data in the common formats, with [`ReadOptions`];
 //! - [`read_rankings`]: rankings of answers;
 //! - [`SplitKey`], [`split_by_prompt`], [`Duplicates`]: splits by prompt, and duplicates within and across them.
 //!
@@ -39,23 +39,26 @@ mod overlap;
 mod packing;
 mod ranking;
 mod records;
+mod rows;
 mod shards;
+mod source;
 mod split;
+mod value;
 mod warnings;
 
 pub use batches::{Batches, eval_windows};
 pub use contamination::Contamination;
-pub use conversation::{
-    Conversation, Conversations, Message, Role, chat_messages, prompt_key, read_conversations, read_prompts,
-};
-pub use error::Error;
+pub use conversation::{TrainingRow, TrainingRows, prompt_key, read_prompts, read_training_rows};
+pub use error::{Error, Place};
 pub use files::{read_documents, read_jsonl, write_jsonl};
+pub use llm_tokenizer::{ChatMessage, Conversation};
 pub use overlap::NGrams;
 pub use packing::best_fit_decreasing;
 pub use ranking::{Ranking, Rankings, read_rankings};
+pub use rows::ReadOptions;
 pub use shards::{Manifest, SplitInfo, TokenDataset, prepare};
 pub use split::{Duplicates, ItemKeys, Keyed, SplitKey, split_by_prompt};
-pub use warnings::Warnings;
+pub use warnings::{Broken, Warnings};
 
 /// The result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

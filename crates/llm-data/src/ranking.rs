@@ -4,13 +4,14 @@ mod forms;
 
 use std::path::Path;
 
+use llm_tokenizer::ChatMessage;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use crate::conversation::{prompt_key, spoken};
-use crate::records::for_each_record;
+use crate::conversation::{nothing_in, prompt_key, spoken};
+use crate::rows::{ReadOptions, for_each_row};
 use crate::split::{Duplicates, ItemKeys, Keyed, SplitKey};
-use crate::{Error, Message, Result, Warnings};
+use crate::{Result, Warnings};
 
 /// Answers to one prompt, ranked by preference (`{"id", "prompt", "answers", "order"}` in JSONL).
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -18,7 +19,7 @@ pub struct Ranking {
     /// A name for the user; splits use the text of the prompt instead.
     pub id: String,
     /// The messages before the answer.
-    pub prompt: Vec<Message>,
+    pub prompt: Vec<ChatMessage>,
     /// The answers, in any order.
     pub answers: Vec<String>,
     /// Groups of indices of `answers`, best group first. The answers in a group are tied. In JSONL a group of one is written as
@@ -33,8 +34,17 @@ pub struct Ranking {
 
 impl Ranking {
     /// A ranking without ties: `order` contains the indices of `answers`, best first.
-    pub fn strict(id: String, prompt: Vec<Message>, answers: Vec<String>, order: &[usize]) -> Self {
+    pub fn strict(id: String, prompt: Vec<ChatMessage>, answers: Vec<String>, order: &[usize]) -> Self {
         Self { id, prompt, answers, order: order.iter().map(|&index| vec![index]).collect(), margin: 0. }
+    }
+
+    /// Leaves out the other answers and renumbers the order.
+    fn retain_answers(&mut self, keep: impl Fn(&str) -> bool) {
+        let kept: Vec<usize> = (0..self.answers.len()).filter(|&index| keep(&self.answers[index])).collect();
+        let renumbered = |index: &usize| kept.binary_search(index).ok();
+        self.order = self.order.iter().map(|group| group.iter().filter_map(renumbered).collect()).collect();
+        self.order.retain(|group: &Vec<usize>| !group.is_empty());
+        self.answers = kept.iter().map(|&index| std::mem::take(&mut self.answers[index])).collect();
     }
 
     /// All pairs (better, worse) of indices of `answers`: `k · (k - 1) / 2`, without pairs that are tied or have equal texts.
@@ -55,7 +65,8 @@ impl Keyed for Ranking {
     /// The prompt key hashes the messages before the answers.
     fn keys(&self) -> ItemKeys {
         let ranked = self.order.iter().flatten().map(|&index| self.answers[index].as_str());
-        let words = self.prompt.iter().map(|message| message.content.as_str());
+        let prompt: Vec<_> = self.prompt.iter().map(ChatMessage::text).collect();
+        let words = prompt.iter().map(AsRef::as_ref);
         ItemKeys { prompt: prompt_key(&self.prompt), whole: SplitKey::of(words.chain(ranked)) }
     }
 
@@ -87,7 +98,8 @@ pub struct Rankings {
     pub warnings: Warnings,
 }
 
-/// Reads rankings from a JSONL file or a JSON array (either may be compressed as `.gz`). Supported formats of a record:
+/// Reads rankings from a file or a folder of files: JSONL, a JSON array, CSV or Parquet, also compressed as `.gz` or `.zst`. Supported
+/// forms of a row:
 ///
 /// - `{"prompt", "answers", "order"}`, the format of this crate. `order` contains the indices of the answers, best first, with a
 ///   list of indices for tied answers. Instead of `order`, `ranks` may contain the rank of each answer: 1 for the best, equal
@@ -97,28 +109,30 @@ pub struct Rankings {
 ///   that differ in their last message.
 ///
 /// Each record may have a `margin` (TRL).
-pub fn read_rankings(path: impl AsRef<Path>) -> Result<Rankings> {
+///
+/// An empty answer is left out: only its end token would be scored.
+pub fn read_rankings(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Rankings> {
     let path = path.as_ref();
     let (mut rankings, mut warnings) = (Vec::new(), Warnings::default());
-    for_each_record(path, &mut |_, value| {
-        warnings.records += 1;
-        match forms::parse(&value, &mut warnings.ignored_keys)? {
-            None => warnings.different_prompts += 1,
-            Some(ranking) if ranking.answers.iter().all(|answer| *answer == ranking.answers[0]) => {
-                warnings.equal_answers += 1;
-            }
-            Some(ranking) if ranking.pairs().is_empty() => warnings.ties += 1,
-            Some(ranking) => {
-                let empty = ranking.answers.iter().any(|answer| answer.trim().is_empty());
-                warnings.empty_answers += usize::from(empty);
-                rankings.push(ranking);
-            }
+    for_each_row(path, options, &mut warnings, &mut |value, warnings| {
+        let Some(mut ranking) = forms::parse(value, &mut warnings.ignored_keys)? else {
+            warnings.different_prompts += 1;
+            return Ok(());
+        };
+        let all = ranking.answers.len();
+        ranking.retain_answers(|answer| !answer.trim().is_empty());
+        warnings.empty_ranked += usize::from(ranking.answers.len() < all);
+        let equal = ranking.answers.iter().all(|answer| Some(answer) == ranking.answers.first());
+        match (ranking.answers.len(), equal) {
+            (0 | 1, _) => {} // counted with the empty answers
+            (_, true) => warnings.equal_answers += 1,
+            _ if ranking.pairs().is_empty() => warnings.ties += 1,
+            _ => rankings.push(ranking),
         }
         Ok(())
     })?;
     if rankings.is_empty() {
-        let why = warnings.lines().iter().map(|line| format!("; {line}")).collect::<String>();
-        return Err(Error::unusable(path, format!("contains no rankings of different answers{why}")));
+        return Err(nothing_in(path, "contains no rankings of different answers", &warnings));
     }
     warnings.duplicates = Duplicates::within(rankings.iter().map(Keyed::keys));
     Ok(Rankings { rankings, warnings })
@@ -132,7 +146,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data.jsonl");
         std::fs::write(&path, content).unwrap();
-        read_rankings(&path)
+        read_rankings(&path, &ReadOptions { strict: true, ..ReadOptions::default() })
     }
 
     #[test]
@@ -148,7 +162,7 @@ mod tests {
 
     #[test]
     fn every_format_gives_the_same_ranking() {
-        let prompt = vec![Message::user("q"), Message::assistant("a"), Message::user("r")];
+        let prompt = vec![ChatMessage::user("q"), ChatMessage::assistant("a"), ChatMessage::user("r")];
         for line in [
             r#"{"id": "", "prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}], "answers": ["good", "bad"], "order": [0, 1]}"#,
             r#"{"chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: bad"}"#,
@@ -203,13 +217,14 @@ mod tests {
             r#"{"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 5}"#,
             r#"{"prompt": "q ", "chosen": "A", "rejected": "b"}"#,
             r#"{"prompt": "q", "chosen": "b", "rejected": ""}"#,
+            r#"{"prompt": "q", "chosen": "b", "rejected": "c"}"#,
             r#"{"prompt": "q", "answers": ["a", "b"], "ranks": [1, 1]}"#,
         ];
         let read_all = read(&all.join("\n")).unwrap();
         let expected = Warnings {
-            records: 6,
+            records: 7,
             duplicates: Duplicates { exact: 1, same_prompt: 1 },
-            empty_answers: 1,
+            empty_ranked: 1,
             equal_answers: 1,
             different_prompts: 1,
             ties: 1,
@@ -217,7 +232,15 @@ mod tests {
             ..Warnings::default()
         };
         assert_eq!((read_all.rankings.len(), read_all.warnings), (3, expected));
-        let message = read(all[5]).unwrap_err().to_string();
+        let three = r#"{"prompt": "q", "answers": ["a", " ", "b", "c"], "order": [3, [1, 0], 2]}"#;
+        let without_empty = &read(three).unwrap().rankings[0];
+        assert_eq!(
+            (&without_empty.answers[..], &without_empty.order[..]),
+            (&["a", "b", "c"].map(str::to_owned)[..], &[vec![2], vec![0], vec![1]][..])
+        );
+        let message = read(all[4]).unwrap_err().to_string();
+        assert!(message.contains("1 of 1 records have an empty answer"), "{message}");
+        let message = read(all[6]).unwrap_err().to_string();
         assert!(message.contains("1 of 1 records are left out: all of their answers are tied"), "{message}");
     }
 

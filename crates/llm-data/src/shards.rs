@@ -10,7 +10,8 @@ use llm_tokenizer::Tokenizer;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::files::{read_text, write_atomic};
+use crate::files::write_atomic;
+use crate::source::read_text;
 use crate::{Error, Result};
 
 /// Maximum number of tokens in a shard file.

@@ -2,19 +2,45 @@
 
 use std::collections::BTreeSet;
 
+use crate::Error;
 use crate::split::Duplicates;
+
+/// Rows that are left out because they cannot be read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Broken {
+    /// Their number.
+    pub count: usize,
+    /// File, line and reason of the first ones.
+    pub first: Vec<String>,
+}
+
+impl Broken {
+    /// Number of rows in `first`.
+    const SHOWN: usize = 3;
+
+    pub(crate) fn push(&mut self, error: Error) {
+        self.count += 1;
+        if self.first.len() < Self::SHOWN {
+            self.first.push(error.to_string());
+        }
+    }
+}
 
 /// Counts of suspicious records in a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Warnings {
     /// All records.
     pub records: usize,
+    /// Records left out because they cannot be read.
+    pub broken: Broken,
     /// Duplicates of earlier records.
     pub duplicates: Duplicates,
     /// Conversations with an empty assistant message.
     pub empty_answers: usize,
     /// Conversations without a user message before the first answer.
     pub without_question: usize,
+    /// Rankings without their empty answers, or left out if fewer than two answers remain.
+    pub empty_ranked: usize,
     /// Rankings left out because all answers are equal.
     pub equal_answers: usize,
     /// Rankings left out because the conversations differ before the last message.
@@ -34,12 +60,20 @@ impl Warnings {
             (self.duplicates.same_prompt, "have the prompt of an earlier one but another answer"),
             (self.empty_answers, "have an empty answer: the model learns to end its turn immediately"),
             (self.without_question, "have no user message before the first answer"),
+            (self.empty_ranked, "have an empty answer, which is left out; a ranking needs two answers that are not"),
             (self.equal_answers, "are left out: their answers are equal"),
             (self.different_prompts, "are left out: their answers belong to different prompts"),
             (self.ties, "are left out: all of their answers are tied"),
         ];
         let counted = counted.iter().filter(|(count, _)| *count > 0);
         let mut lines: Vec<String> = counted.map(|(count, what)| format!("{count} of {n} records {what}")).collect();
+        if self.broken.count > 0 {
+            let (count, first) = (self.broken.count, self.broken.first.join("; "));
+            let more = if count > self.broken.first.len() { "; …" } else { "" };
+            let message =
+                format!("{count} of {n} records are broken and left out (--strict refuses them): {first}{more}");
+            lines.insert(0, message);
+        }
         if !self.ignored_keys.is_empty() {
             let shown: Vec<String> = self.ignored_keys.iter().take(8).map(|key| format!("\"{key}\"")).collect();
             let more = match self.ignored_keys.len() - shown.len() {

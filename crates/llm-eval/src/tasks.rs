@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use llm_data::chat_messages;
 use llm_engine::{GenerateOptions, Sampling, TextModel};
 use llm_synthetic::{PromptKind, Task};
 use serde::Serialize;
@@ -32,9 +31,9 @@ pub fn task_scores(model: &TextModel, tasks: &[Task], max_new_tokens: usize) -> 
     let mut prompts = Vec::with_capacity(tasks.len());
     for task in tasks {
         prompts.push(if model.tokenizer.has_chat_template() {
-            model.chat_ids(&chat_messages(&task.messages))?
+            model.chat_ids(&task.messages)?
         } else {
-            let text: Vec<&str> = task.messages.iter().map(|m| m.content.as_str()).collect();
+            let text: Vec<_> = task.messages.iter().map(|m| m.text()).collect();
             model.document_ids(&text.join("\n"))?
         });
     }
@@ -86,8 +85,7 @@ mod tests {
         let known = tasks.iter().find(simple).unwrap();
         let end = tokenizer.chat_format().unwrap().end_of_turn;
         let chain = [ids(known), vec![end]].concat();
-        let prompt_end =
-            |task: &Task| *tokenizer.encode_chat(&chat_messages(&task.messages), true).unwrap().last().unwrap();
+        let prompt_end = |task: &Task| *tokenizer.encode_chat(&task.messages, true).unwrap().last().unwrap();
         let first = prompt_end(known);
         let follows = |from: u32, to: u32| {
             let at = chain.iter().position(|&id| id == from).map_or(0, |at| at + 1);

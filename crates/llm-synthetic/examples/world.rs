@@ -16,7 +16,7 @@ fn main() {
 
     // Tasks of the held-out split are about facts that no training conversation contains.
     for task in world.tasks(Split::HeldOut, 3) {
-        let question = task.messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join(" | ");
+        let question = task.messages.iter().map(|message| message.text()).collect::<Vec<_>>().join(" | ");
         println!("{}: {question} -> {}", task.kind.name(), task.answers[0]);
     }
     let question = &world.questions(Split::Train, Use::Rankings, 1)[0];

@@ -4,7 +4,7 @@
 //! data contain the themes of [`Split::Train`] only, and each of these uses has different questions. So a reward model and a
 //! policy are tested on themes that they know from pre-training only.
 
-use llm_data::{Conversation, Message};
+use llm_data::{ChatMessage, Conversation};
 use rand::RngExt;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -153,7 +153,7 @@ impl Question {
     pub(super) fn any_answer(&self, rng: &mut ChaCha8Rng) -> Conversation {
         let quality = rng.random_range(0..8);
         let text = answer(rng, self.theme, quality);
-        Conversation { messages: vec![Message::user(&self.prompt), Message::assistant(text)] }
+        Conversation::from(vec![ChatMessage::user(&self.prompt), ChatMessage::assistant(text)])
     }
 
     /// A reply of maximum utility.

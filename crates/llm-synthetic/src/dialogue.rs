@@ -1,6 +1,6 @@
 //! Short dialogues of several questions; the meaning of follow-up questions depends on the previous one.
 
-use llm_data::{Conversation, Message};
+use llm_data::{ChatMessage, Conversation};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
@@ -31,7 +31,7 @@ pub fn conversation(rng: &mut ChaCha8Rng, seed: u64) -> Conversation {
     let mut before: Option<Topic> = None;
     if rng.random_range(0..3) == 0 {
         let (said, answer) = SMALL_TALK[rng.random_range(0..5)];
-        messages.extend([Message::user(said), Message::assistant(answer)]);
+        messages.extend([ChatMessage::user(said), ChatMessage::assistant(answer)]);
     }
     for _ in 0..rng.random_range(2..=4) {
         let (question, answer) = match (before, rng.random_range(0..8)) {
@@ -43,7 +43,7 @@ pub fn conversation(rng: &mut ChaCha8Rng, seed: u64) -> Conversation {
             (_, 1) => {
                 before = None;
                 let question = advice::draw(rng, seed, Split::Train, Use::Conversations);
-                let answer = question.any_answer(rng).messages.pop().map(|m| m.content).unwrap_or_default();
+                let answer = question.any_answer(rng).messages.pop().map(|m| m.text().into_owned()).unwrap_or_default();
                 (question.prompt, answer)
             }
             (Some(topic), 2..=5) => {
@@ -56,13 +56,13 @@ pub fn conversation(rng: &mut ChaCha8Rng, seed: u64) -> Conversation {
                 (asked.question, asked.answers.swap_remove(0))
             }
         };
-        messages.extend([Message::user(question), Message::assistant(answer)]);
+        messages.extend([ChatMessage::user(question), ChatMessage::assistant(answer)]);
     }
     if rng.random_range(0..3) == 0 {
         let (said, answer) = SMALL_TALK[rng.random_range(5..10)];
-        messages.extend([Message::user(said), Message::assistant(answer)]);
+        messages.extend([ChatMessage::user(said), ChatMessage::assistant(answer)]);
     }
-    Conversation { messages }
+    messages.into()
 }
 
 /// A request to repeat words, for fine-tuning: a model that can repeat any words can use the words of a question in its answer.
@@ -85,11 +85,11 @@ pub fn echo(rng: &mut ChaCha8Rng) -> Conversation {
         2 => format!("Say this again: {words}"),
         _ => format!("Write {words}."),
     };
-    Conversation { messages: vec![Message::user(ask), Message::assistant(format!("{}.", super::capitalised(&words)))] }
+    Conversation::from(vec![ChatMessage::user(ask), ChatMessage::assistant(format!("{}.", super::capitalised(&words)))])
 }
 
 /// A question, its answer, and a follow-up question to answer; both facts are of the split.
-pub fn follow_up(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> (Vec<Message>, Asked) {
+pub fn follow_up(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> (Vec<ChatMessage>, Asked) {
     let first = questions::fact(rng, seed, split);
     let second = loop {
         let second = of_topic(rng, seed, split, first.topic);
@@ -98,7 +98,8 @@ pub fn follow_up(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> (Vec<Message>
         }
     };
     let asked = second.follow_up.clone().unwrap_or_else(|| second.question.clone());
-    let messages = vec![Message::user(&first.question), Message::assistant(&first.answers[0]), Message::user(asked)];
+    let messages =
+        vec![ChatMessage::user(&first.question), ChatMessage::assistant(&first.answers[0]), ChatMessage::user(asked)];
     (messages, second)
 }
 

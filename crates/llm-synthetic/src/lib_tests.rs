@@ -65,19 +65,20 @@ fn no_conversation_contains_a_held_out_question_or_answer_and_long_n_grams_are_r
     for seed in [42, 43, 44] {
         let world = World::new(WorldConfig { seed, ..WorldConfig::default() });
         let train = fine_tuning(&world);
-        let messages: Vec<String> = train.iter().flat_map(|c| c.messages.iter().map(|m| m.content.clone())).collect();
+        let messages: Vec<String> =
+            train.iter().flat_map(|c| c.messages.iter().map(|m| m.text().into_owned())).collect();
         let seen: HashSet<&String> = messages.iter().collect();
         let long = NGrams::of(messages.iter().map(String::as_str));
         let all = messages.join("\n");
         let mut sharing = 0;
         for task in world.tasks(Split::HeldOut, 1200) {
-            let question = &task.messages.last().unwrap().content;
-            assert!(!seen.contains(question), "seed {seed}: {question}");
+            let question = task.messages.last().unwrap().text().into_owned();
+            assert!(!seen.contains(&question), "seed {seed}: {question}");
             // Answers of one word (categories, numbers) occur in both splits; sentences that repeat the question do not.
             for answer in task.answers.iter().filter(|a| a.contains(' ') && task.topic != Topic::Feeling) {
                 assert!(!all.contains(answer.as_str()), "seed {seed}: {answer}");
             }
-            sharing += usize::from(task.messages.iter().any(|m| long.overlap(&m.content)));
+            sharing += usize::from(task.messages.iter().any(|m| long.overlap(&m.text())));
         }
         assert!(sharing < 48, "seed {seed}: {sharing} of 1200 tasks have a long n-gram in common with training");
     }
@@ -88,8 +89,10 @@ fn no_ranking_prompt_or_conversation_contains_a_held_out_theme() {
     const LONG: usize = 13;
     for seed in [42, 43, 44] {
         let world = World::new(WorldConfig { seed, ..WorldConfig::default() });
-        let mut train: Vec<String> =
-            fine_tuning(&world).into_iter().flat_map(|c| c.messages.into_iter().map(|m| m.content)).collect();
+        let mut train: Vec<String> = fine_tuning(&world)
+            .into_iter()
+            .flat_map(|c| c.messages.into_iter().map(|m| m.text().into_owned()))
+            .collect();
         for purpose in [Use::Rankings, Use::Prompts, Use::Lessons, Use::Validation] {
             for question in world.questions(Split::Train, purpose, 2000) {
                 train.push(question.prompt);

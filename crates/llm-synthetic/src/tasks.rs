@@ -1,6 +1,6 @@
 //! Questions with a known answer, in several kinds of prompts.
 
-use llm_data::{Conversation, Message};
+use llm_data::{ChatMessage, Conversation};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -56,7 +56,7 @@ pub struct Task {
     /// The kind of the prompt.
     pub kind: PromptKind,
     /// The prompt.
-    pub messages: Vec<Message>,
+    pub messages: Vec<ChatMessage>,
     /// All right answers; the first is the one to train on.
     pub answers: Vec<String>,
     /// The same question for a base model: the beginning of a sentence, and its right continuation.
@@ -71,8 +71,8 @@ impl Task {
     /// The prompt with its right answer.
     pub fn conversation(&self) -> Conversation {
         let mut messages = self.messages.clone();
-        messages.push(Message::assistant(&self.answers[0]));
-        Conversation { messages }
+        messages.push(ChatMessage::assistant(&self.answers[0]));
+        messages.into()
     }
 
     /// Whether the reply equals one of the right answers, ignoring case, white space and a final full stop.
@@ -88,7 +88,7 @@ impl Task {
         rest.is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
     }
 
-    fn of(asked: Asked, kind: PromptKind, messages: Vec<Message>) -> Self {
+    fn of(asked: Asked, kind: PromptKind, messages: Vec<ChatMessage>) -> Self {
         let chance = match asked.topic {
             Topic::Category => 0.25,
             Topic::Feeling => 0.5,
@@ -106,7 +106,7 @@ fn normalised(text: &str) -> String {
 /// A task with this kind of prompt about a fact of the split.
 pub(super) fn draw(rng: &mut ChaCha8Rng, seed: u64, split: Split, kind: PromptKind) -> Task {
     let alone = |asked: Asked| {
-        let messages = vec![Message::user(&asked.question)];
+        let messages = vec![ChatMessage::user(&asked.question)];
         Task::of(asked, kind, messages)
     };
     match kind {
@@ -149,7 +149,7 @@ fn few_shot(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> Task {
     Task {
         topic,
         kind: PromptKind::FewShot,
-        messages: vec![Message::user(&prompt)],
+        messages: vec![ChatMessage::user(&prompt)],
         answers: vec![answer.to_owned(), format!("{asked}{arrow} {answer}")],
         cloze: (prompt, answer.to_owned()),
         chance: 0.,
@@ -176,7 +176,7 @@ fn role(rng: &mut ChaCha8Rng, seed: u64, split: Split) -> Task {
     // In a role, only whole sentences are right answers.
     asked.answers.retain(|answer| answer.ends_with('.'));
     asked.answers.iter_mut().for_each(|answer| *answer = format!("{before} {answer} {after}"));
-    let messages = vec![Message::system(system), Message::user(&asked.question)];
+    let messages = vec![ChatMessage::system(system), ChatMessage::user(&asked.question)];
     Task::of(asked, PromptKind::Role, messages)
 }
 

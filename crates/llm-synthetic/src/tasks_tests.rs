@@ -84,7 +84,7 @@ fn only_the_examples_define_the_few_shot_mapping() {
     let tasks = tasks(Split::Train, 6000);
     let few: Vec<&Task> = tasks.iter().filter(|t| t.kind == PromptKind::FewShot).collect();
     let query_word = |t: &&Task| {
-        let prompt = &t.messages[0].content;
+        let prompt = t.messages[0].text();
         prompt.lines().last().unwrap_or_default().split([' ', ':']).next().unwrap_or_default().to_owned()
     };
     let mut answers: std::collections::BTreeMap<String, Vec<&str>> = std::collections::BTreeMap::new();
@@ -112,6 +112,6 @@ fn a_follow_up_question_depends_on_the_previous_turn() {
     let tasks = tasks(Split::HeldOut, 600);
     for task in tasks.iter().filter(|t| t.kind == PromptKind::Dialogue) {
         assert_eq!(task.messages.len(), 3);
-        assert!(task.messages[2].content.starts_with("And "), "{task:?}");
+        assert!(task.messages[2].text().starts_with("And "), "{task:?}");
     }
 }

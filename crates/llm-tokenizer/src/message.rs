@@ -32,6 +32,21 @@ impl ChatMessage {
         }
     }
 
+    /// A system message.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self::new("system", content)
+    }
+
+    /// A user message.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self::new("user", content)
+    }
+
+    /// An assistant message.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self::new("assistant", content)
+    }
+
     /// A message with these keys. An error if `role` is not a text, `content` is neither a text nor a list nor null, `train` is
     /// not a boolean, `weight` is not 0 or 1, both disagree, or a message of another role than `assistant` asks for training.
     pub fn from_fields(mut fields: Map<String, Value>) -> Result<Self> {

@@ -10,9 +10,10 @@ use llm_tokenizer::Tokenizer;
 use rand::RngExt;
 use serde::Serialize;
 
-use crate::examples::{Example, read_examples};
+use crate::examples::Example;
 use crate::optim::Learner;
 use crate::recipes::{FinetuneRecipe, PretrainRecipe, load_model, train_on_answers};
+use crate::rows::read_examples;
 use crate::run::rng;
 use crate::{Error, Result, loss};
 

@@ -1,13 +1,8 @@
 //! Conversations as token ids with a loss mask.
 
-use std::path::Path;
-
 use candle_core::Tensor;
-use llm_data::{Conversation, Warnings, chat_messages, read_conversations};
 use llm_model::{Batch, Model};
-use llm_tokenizer::{Tokenizer, TrainOn, TrainingExample};
 
-use crate::splits::{self, Source, encode_all, read_items};
 use crate::{Result, loss};
 
 /// A conversation in token ids.
@@ -17,70 +12,6 @@ pub struct Example {
     pub ids: Vec<u32>,
     /// For each id, whether the loss counts it: the assistant's tokens.
     pub loss_mask: Vec<bool>,
-}
-
-/// Reads and encodes conversations. Examples of more than `max_length` tokens are left out, not truncated.
-pub fn read_examples(path: &Path, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<Example>> {
-    let conversations = read_items(path, read)?;
-    let encoded =
-        encode_all(path, &conversations, max_length, |conversation| encode(tokenizer, conversation, max_length))?;
-    Ok(examples(path, encoded))
-}
-
-/// Training and validation conversations: two files, or one file of which 5 % of the prompts are for validation.
-pub(crate) fn train_and_validation(
-    (data, validation): (&Path, Option<&Path>),
-    seed: u64,
-    tokenizer: &Tokenizer,
-    max_length: usize,
-) -> Result<(Vec<Example>, Vec<Example>)> {
-    let source = Source { data, validation, validation_share: 0.05, seed, max_length };
-    let encode = |conversation: &Conversation| encode(tokenizer, conversation, max_length);
-    let (train, held_out) = splits::train_and_validation(&source, read, encode)?;
-    Ok((examples(data, train), examples(validation.unwrap_or(data), held_out)))
-}
-
-fn read(path: &Path) -> Result<(Vec<Conversation>, Warnings)> {
-    let read = read_conversations(path)?;
-    Ok((read.conversations, read.warnings))
-}
-
-/// The examples of one conversation: several if the chat template writes earlier messages in another way than the last one.
-struct Encoded {
-    fitting: Vec<TrainingExample>,
-    too_long: usize,
-}
-
-/// `None` if no example of the conversation has at most `max_length` tokens.
-fn encode(tokenizer: &Tokenizer, conversation: &Conversation, max_length: usize) -> Result<Option<Encoded>> {
-    let messages = chat_messages(&conversation.messages);
-    let mut fitting = tokenizer.encode_for_training(&messages, TrainOn::All)?;
-    let all = fitting.len();
-    fitting.retain(|example| example.ids.len() <= max_length);
-    let too_long = all - fitting.len();
-    Ok((!fitting.is_empty()).then_some(Encoded { fitting, too_long }))
-}
-
-/// The examples of all conversations of a file. Logs what is left out, and where an answer merges with its prompt.
-fn examples(path: &Path, encoded: Vec<Encoded>) -> Vec<Example> {
-    let path = path.display();
-    let too_long: usize = encoded.iter().map(|encoded| encoded.too_long).sum();
-    if too_long > 0 {
-        tracing::warn!(
-            "{path}: left out the last answers of conversations that have too many tokens: {too_long} answers"
-        );
-    }
-    let boundaries = || encoded.iter().flat_map(|encoded| &encoded.fitting).flat_map(|example| &example.boundaries);
-    if let Some(first) = boundaries().next() {
-        tracing::warn!(
-            "{path}: {} answers begin in the middle of a token, because the generation prompt does not end where a token \
-             ends; the first one: {first}. Training uses the ids that generation sees; a chat template whose generation \
-             prompt ends with a special token or a line end avoids this",
-            boundaries().count()
-        );
-    }
-    let all = encoded.into_iter().flat_map(|encoded| encoded.fitting);
-    all.map(|TrainingExample { ids, loss_mask, .. }| Example { ids, loss_mask }).collect()
 }
 
 /// The examples as a batch, the flat positions (`row * t + column`, or in a ragged batch the token) that predict a trained token,

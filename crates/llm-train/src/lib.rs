@@ -54,6 +54,7 @@ pub mod best_of;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod compat;
+pub mod data;
 mod error;
 pub mod eval;
 pub mod examples;
@@ -62,11 +63,13 @@ pub mod loss;
 pub mod optim;
 pub mod params;
 pub mod plot;
+pub mod preview;
 mod recipe;
 pub mod recipes;
 pub mod rl;
 pub mod rollout;
 mod routing;
+pub mod rows;
 pub mod run;
 mod splits;
 

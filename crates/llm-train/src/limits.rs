@@ -5,6 +5,7 @@ use llm_model::{LoraConfig, ModelConfig};
 
 use self::keys::{COUNT, COUNT_OR_NONE, Keys, Real, SEED, check_tokenizer};
 use crate::compat::{refuse_overwritten, without_token_ids};
+use crate::data::{DataOptions, TooLong};
 use crate::optim::OptimizerConfig;
 use crate::recipes::{DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe};
 use crate::rl::MissingEos;
@@ -24,6 +25,27 @@ impl OptimizerConfig {
             .real("eps", self.eps, Real::Within(10.))?
             .real("weight_decay", self.weight_decay, Real::AtMost(1000.))?
             .real("max_grad_norm", self.max_grad_norm, Real::NotNegative)?;
+        Ok(())
+    }
+}
+
+impl DataOptions {
+    /// Checks the weights and that `too_long` applies. Errors put `table` (empty, or ending with a dot) before the key.
+    fn check(&self, table: &str, can_cut: bool) -> Result<()> {
+        let keys = Keys { table: &format!("{table}data.") };
+        for weight in &self.weights {
+            keys.real("weights", *weight, Real::AtMost(1000.))?;
+        }
+        if !self.weights.is_empty() && self.weights.iter().all(|weight| *weight == 0.) {
+            return Err(keys.wrong("weights", "0 for all files", "above 0 for at least one"));
+        }
+        if self.too_long == TooLong::Cut && !can_cut {
+            return Err(keys.wrong(
+                "too_long",
+                "\"cut\"",
+                "\"drop\" in this stage, which needs whole answers and prompts",
+            ));
+        }
         Ok(())
     }
 }
@@ -51,6 +73,7 @@ impl Recipe for FinetuneRecipe {
     const STAGE: &'static str = "finetune";
 
     fn check(&self, table: &str) -> Result<()> {
+        self.data.check(table, true)?;
         Keys { table }
             .whole("seed", self.seed, SEED)?
             .whole("epochs", self.epochs, COUNT)?
@@ -75,6 +98,7 @@ impl Recipe for RewardRecipe {
     const STAGE: &'static str = "reward";
 
     fn check(&self, table: &str) -> Result<()> {
+        self.data.check(table, false)?;
         Keys { table }
             .whole("seed", self.seed, SEED)?
             .whole("epochs", self.epochs, COUNT)?
@@ -94,6 +118,10 @@ impl Recipe for PpoRecipe {
     const STAGE: &'static str = "ppo";
 
     fn check(&self, table: &str) -> Result<()> {
+        self.data.check(table, false)?;
+        if !self.data.weights.is_empty() {
+            return Err(Error::BadRequest(format!("{table}data.weights does not apply to prompts; leave it empty")));
+        }
         Keys { table }
             .whole("seed", self.seed, SEED)?
             .whole("updates", self.updates, COUNT)?
@@ -127,6 +155,7 @@ impl Recipe for DistillRecipe {
 
     fn check(&self, table: &str) -> Result<()> {
         check_model(&self.student, &format!("{table}student"))?;
+        self.data.check(table, true)?;
         Keys { table }
             .whole("seed", self.seed, SEED)?
             .real("alpha", self.alpha, Real::AtMost(1.))?

@@ -1,103 +1,174 @@
-//! Training and validation splits of a stage: two files, or one file that is split by prompt.
+//! Training and validation splits of a stage: two sets of files, or one set that is split by prompt.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use llm_data::{Contamination, Duplicates, Keyed, SplitKey, Warnings, split_by_prompt};
+use llm_data::{Contamination, Duplicates, Keyed, ReadOptions, SplitKey, Warnings, split_by_prompt};
+use rand::seq::SliceRandom;
 use rayon::prelude::*;
 
+use crate::data::DataOptions;
+use crate::run::rng;
 use crate::{Error, Result};
 
 /// The data files of a stage and how to split them.
 #[derive(Debug)]
 pub(crate) struct Source<'a> {
-    /// Training items.
-    pub data: &'a Path,
+    /// Files or folders of training items.
+    pub data: &'a [PathBuf],
     /// Validation items; `None`: a share of the prompts of `data`.
     pub validation: Option<&'a Path>,
     /// That share, above 0 and below 1.
     pub validation_share: f64,
     /// Seed for the choice of these prompts.
     pub seed: u64,
-    /// Longer items are left out, in tokens.
+    /// Longer items are left out or cut, in tokens.
     pub max_length: usize,
+    /// How the files are read.
+    pub options: &'a DataOptions,
 }
 
-/// Reads and encodes the items of a stage: (training, validation), in file order. It is an error if all validation items are also
-/// training items. For `read` and `encode` see [`read_items`] and [`encode_all`].
-pub(crate) fn train_and_validation<T: Keyed + Sync, E: Send>(
+/// An item as token ids, or why it is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Encoded<E> {
+    /// The item.
+    Fits(E),
+    /// It has more than `max_length` tokens.
+    TooLong,
+    /// None of its tokens is trained on.
+    Untrained,
+}
+
+/// Reads and encodes the items of a stage: (training, validation), in file order, the training items repeated by the weights of their
+/// files. It is an error if all validation items are also training items. For `read` and `encode` see [`read_items`] and
+/// [`encode_all`].
+pub(crate) fn train_and_validation<T: Keyed + Sync, E: Send + Clone>(
     source: &Source,
-    read: impl Fn(&Path) -> Result<(Vec<T>, Warnings)>,
-    encode: impl Fn(&T) -> Result<Option<E>> + Sync,
+    read: impl Fn(&Path, &ReadOptions) -> Result<(Vec<T>, Warnings)>,
+    encode: impl Fn(&T) -> Result<Encoded<E>> + Sync,
 ) -> Result<(Vec<E>, Vec<E>)> {
-    let encode_all =
-        |path: &Path, items: &[T]| -> Result<Vec<(SplitKey, E)>> {
-            encode_all(path, items, source.max_length, |item| {
-                Ok(encode(item)?.map(|encoded| (item.keys().prompt, encoded)))
+    source.options.check_files(source.data.len())?;
+    let options = source.options.read_options();
+    let files = source.data.iter().map(|path| read_items(path, &options, &read)).collect::<Result<Vec<_>>>()?;
+    let validation = match source.validation {
+        Some(path) => {
+            let items = read_items(path, &options, &read)?;
+            check_overlap((source.data, &files), (path, &items))?;
+            Some(encode_all(path, &items, source.max_length, &encode)?)
+        }
+        None => None,
+    };
+    // (prompt, file, item)
+    let mut train = Vec::new();
+    for (file, (path, items)) in source.data.iter().zip(&files).enumerate() {
+        let encode = |item: &T| {
+            Ok(match encode(item)? {
+                Encoded::Fits(encoded) => Encoded::Fits((item.keys().prompt, file, encoded)),
+                Encoded::TooLong => Encoded::TooLong,
+                Encoded::Untrained => Encoded::Untrained,
             })
         };
-    let items = read_items(source.data, &read)?;
-    let (train, validation) = match source.validation {
-        Some(path) => {
-            let validation_items = read_items(path, &read)?;
-            check_overlap((source.data, &items), (path, &validation_items))?;
-            (encode_all(source.data, &items)?, encode_all(path, &validation_items)?)
-        }
+        train.extend(encode_all(path, items, source.max_length, encode)?);
+    }
+    let (train, validation) = match validation {
+        Some(validation) => (train, validation),
         None => {
-            let items = encode_all(source.data, &items)?;
-            let split = split_by_prompt(items, |(prompt, _)| *prompt, source.validation_share, source.seed);
-            split.map_err(|error| match error {
+            let split = split_by_prompt(train, |(prompt, ..)| *prompt, source.validation_share, source.seed);
+            let (train, validation) = split.map_err(|error| match error {
                 llm_data::Error::OnePrompt { .. } => {
-                    Error::BadRequest(format!("{}: {error} with --validation", source.data.display()))
+                    Error::BadRequest(format!("{}: {error} with --validation", names(source.data)))
                 }
                 error => error.into(),
-            })?
+            })?;
+            (train, validation.into_iter().map(|(.., item)| item).collect())
         }
     };
-    let encoded = |items: Vec<(SplitKey, E)>| items.into_iter().map(|(_, item)| item).collect();
-    Ok((encoded(train), encoded(validation)))
+    Ok((repeated(train, &source.options.weights, source.seed), validation))
+}
+
+/// The names of the data files, for a message.
+fn names(data: &[PathBuf]) -> String {
+    data.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// The items, each as often as the weight of its file says. A fraction of a weight is the share of the file's items that are used once
+/// more, chosen by the seed.
+fn repeated<E: Clone>(items: Vec<(SplitKey, usize, E)>, weights: &[f64], seed: u64) -> Vec<E> {
+    let mut times = vec![1; items.len()];
+    for (file, &weight) in weights.iter().enumerate() {
+        let mut of_file: Vec<usize> = (0..items.len()).filter(|&index| items[index].1 == file).collect();
+        of_file.shuffle(&mut rng(seed, 6, file as u64));
+        let more = (weight.fract() * of_file.len() as f64).round() as usize;
+        for (at, index) in of_file.into_iter().enumerate() {
+            times[index] = weight.trunc() as usize + usize::from(at < more);
+        }
+    }
+    items.into_iter().zip(times).flat_map(|((.., item), times)| std::iter::repeat_n(item, times)).collect()
 }
 
 /// Reads the items of a file and logs the reader's warnings.
-pub(crate) fn read_items<T>(path: &Path, read: impl Fn(&Path) -> Result<(Vec<T>, Warnings)>) -> Result<Vec<T>> {
-    let (items, warnings) = read(path)?;
+pub(crate) fn read_items<T>(
+    path: &Path,
+    options: &ReadOptions,
+    read: impl Fn(&Path, &ReadOptions) -> Result<(Vec<T>, Warnings)>,
+) -> Result<Vec<T>> {
+    let (items, warnings) = read(path, options)?;
     for line in warnings.lines() {
         tracing::warn!("{}: {line}", path.display());
     }
     Ok(items)
 }
 
-/// Encodes items in parallel and keeps their order. `encode` returns `None` for an item of more than `max_length` tokens; their
-/// number is logged. It is an error if no item is left.
+/// Encodes items in parallel and keeps their order. The number of items that are left out is logged. It is an error if no item is
+/// left.
 pub(crate) fn encode_all<T: Sync, E: Send>(
     path: &Path,
     items: &[T],
     max_length: usize,
-    encode: impl Fn(&T) -> Result<Option<E>> + Sync,
+    encode: impl Fn(&T) -> Result<Encoded<E>> + Sync,
 ) -> Result<Vec<E>> {
-    let encoded: Vec<Option<E>> = items.par_iter().map(&encode).collect::<Result<_>>()?;
-    let fitting: Vec<E> = encoded.into_iter().flatten().collect();
-    warn_about_long_items(path, items.len(), fitting.len(), max_length)?;
-    Ok(fitting)
-}
-
-fn warn_about_long_items(path: &Path, all: usize, fitting: usize, max_length: usize) -> Result<()> {
-    let path = path.display();
-    if fitting == 0 {
-        let message = format!("{path}: all {all} records have more than {max_length} tokens; raise max_length");
-        return Err(Error::TooLong(message));
+    let at = |(index, item)| {
+        encode(item).map_err(|error: Error| match error.is_callers_fault() {
+            true => Error::BadRequest(format!("{}: row {}: {error}", path.display(), index + 1)),
+            false => error,
+        })
+    };
+    let encoded: Vec<Encoded<E>> = items.par_iter().enumerate().map(at).collect::<Result<_>>()?;
+    let (all, path) = (items.len(), path.display());
+    let (mut fitting, mut too_long, mut untrained) = (Vec::with_capacity(all), 0, 0);
+    for item in encoded {
+        match item {
+            Encoded::Fits(item) => fitting.push(item),
+            Encoded::TooLong => too_long += 1,
+            Encoded::Untrained => untrained += 1,
+        }
     }
-    if fitting < all {
-        let left_out = all - fitting;
-        tracing::warn!("{path}: left out {left_out} of {all} records with more than {max_length} tokens");
+    let long = format!("have more than {max_length} tokens");
+    let masked = "have no token that is trained on";
+    match (fitting.is_empty(), too_long, untrained) {
+        (true, _, 0) => Err(Error::TooLong(format!("{path}: all {all} records {long}; raise max_length"))),
+        (true, 0, _) => Err(Error::BadRequest(format!("{path}: all {all} records {masked}"))),
+        (true, ..) => {
+            let message = format!("{path}: all {all} records are left out: {too_long} {long}, {untrained} {masked}");
+            Err(Error::TooLong(message))
+        }
+        _ => {
+            if too_long > 0 {
+                tracing::warn!("{path}: left out {too_long} of {all} records with more than {max_length} tokens");
+            }
+            if untrained > 0 {
+                tracing::warn!("{path}: left out {untrained} of {all} records without a token that is trained on");
+            }
+            Ok(fitting)
+        }
     }
-    Ok(())
 }
 
 /// Returns an error if all validation items are training items; logs how many repeat a training prompt.
-fn check_overlap<T: Keyed>((data, train): (&Path, &[T]), (path, validation): (&Path, &[T])) -> Result<()> {
-    let duplicates = Duplicates::across(train.iter().map(Keyed::keys), validation.iter().map(Keyed::keys));
-    let (data, path, all) = (data.display(), path.display(), validation.len());
+fn check_overlap<T: Keyed>((data, files): (&[PathBuf], &[Vec<T>]), (path, validation): (&Path, &[T])) -> Result<()> {
+    let train = || files.iter().flatten();
+    let duplicates = Duplicates::across(train().map(Keyed::keys), validation.iter().map(Keyed::keys));
+    let (data, path, all) = (names(data), path.display(), validation.len());
     if duplicates.exact == all {
         return Err(Error::BadRequest(format!(
             "{path}: all {all} records are also in {data}; use other validation data, or leave out --validation to \
@@ -124,11 +195,14 @@ fn check_overlap<T: Keyed>((data, train): (&Path, &[T]), (path, validation): (&P
 
 /// The number of validation items that are training items with other text around them. Items with the prompt of a training item
 /// are not counted.
-fn repeated_in_another_form<T: Keyed>(train: &[T], validation: &[T]) -> usize {
-    let prompts: HashSet<SplitKey> = train.iter().map(|item| item.keys().prompt).collect();
+fn repeated_in_another_form<'a, T: Keyed + 'a, I: Iterator<Item = &'a T>>(
+    train: impl Fn() -> I,
+    validation: &[T],
+) -> usize {
+    let prompts: HashSet<SplitKey> = train().map(|item| item.keys().prompt).collect();
     let new = validation.iter().filter(|item| !prompts.contains(&item.keys().prompt));
     let texts: Vec<Vec<String>> = new.map(Keyed::texts).collect();
-    let train: Vec<String> = train.iter().flat_map(Keyed::texts).collect();
+    let train: Vec<String> = train().flat_map(Keyed::texts).collect();
     let found = Contamination::of(&train, &texts.concat());
     let mut found = found.into_iter();
     let is_repeated = |texts: &&Vec<String>| {
@@ -140,16 +214,29 @@ fn repeated_in_another_form<T: Keyed>(train: &[T], validation: &[T]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use llm_data::{Conversation, Message, read_conversations, write_jsonl};
+    use llm_data::{ChatMessage, Conversation, TrainingRow, read_training_rows, write_jsonl};
 
     use super::*;
+
+    fn read(path: &Path, options: &ReadOptions) -> Result<(Vec<TrainingRow>, Warnings)> {
+        let read = read_training_rows(path, options)?;
+        Ok((read.rows, read.warnings))
+    }
+
+    /// The answer, if it has at most 9 bytes.
+    #[allow(clippy::unnecessary_wraps, reason = "as the stages encode")]
+    fn encode(row: &TrainingRow) -> Result<Encoded<String>> {
+        let TrainingRow::Conversation(conversation) = row else { return Ok(Encoded::Untrained) };
+        let answer = conversation.messages[1].text().into_owned();
+        Ok(if answer.len() <= 9 { Encoded::Fits(answer) } else { Encoded::TooLong })
+    }
 
     /// Splits (prompt, answer) items and returns the answers of both splits. A non-empty `validation` is a second file.
     fn split(train: &[(&str, &str)], validation: &[(&str, &str)]) -> Result<(Vec<String>, Vec<String>)> {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, items: &[(&str, &str)]| {
-            let conversation = |(prompt, answer): &(&str, &str)| Conversation {
-                messages: vec![Message::user(*prompt), Message::assistant(*answer)],
+            let conversation = |(prompt, answer): &(&str, &str)| {
+                Conversation::from(vec![ChatMessage::user(*prompt), ChatMessage::assistant(*answer)])
             };
             let path = dir.path().join(name);
             write_jsonl(&path, &items.iter().map(conversation).collect::<Vec<_>>()).unwrap();
@@ -157,15 +244,11 @@ mod tests {
         };
         let (data, path) = (write("train.jsonl", train), write("validation.jsonl", validation));
         let validation = (!validation.is_empty()).then_some(path.as_path());
-        let source = Source { data: &data, validation, validation_share: 0.05, seed: 3, max_length: 9 };
-        let read = |path: &Path| {
-            let read = read_conversations(path)?;
-            Ok((read.conversations, read.warnings))
-        };
-        train_and_validation(&source, read, |conversation: &Conversation| {
-            let answer = conversation.messages[1].content.clone();
-            Ok((answer.len() <= 9).then_some(answer))
-        })
+        let options = DataOptions::default();
+        let data = [data];
+        let source =
+            Source { data: &data, validation, validation_share: 0.05, seed: 3, max_length: 9, options: &options };
+        train_and_validation(&source, read, encode)
     }
 
     #[test]
@@ -205,25 +288,25 @@ mod tests {
 
     #[test]
     fn validation_items_that_are_training_items_in_another_form_are_counted() {
-        let of = |messages: Vec<Message>| Conversation { messages };
-        let (ask, say) = (Message::user("What is red and round?"), Message::assistant("An apple, I think."));
-        let (other, no) = (Message::user("What is blue and wide?"), Message::assistant("The sea, I think."));
+        let of = |messages: Vec<ChatMessage>| messages.into();
+        let (ask, say) = (ChatMessage::user("What is red and round?"), ChatMessage::assistant("An apple, I think."));
+        let (other, no) = (ChatMessage::user("What is blue and wide?"), ChatMessage::assistant("The sea, I think."));
         let train = [of(vec![ask.clone(), say.clone()]), of(vec![other.clone(), no.clone()])];
-        let count = |validation: Conversation| repeated_in_another_form(&train, &[validation]);
+        let count = |validation: Conversation| repeated_in_another_form(|| train.iter(), &[validation]);
         for messages in [
-            vec![Message::system("You are a robot."), ask.clone(), say.clone()],
-            vec![Message::user("Hello! What is red and round?"), say.clone()],
-            vec![Message::user("Hello!"), Message::assistant("Hi, what can I do?"), ask.clone(), say.clone()],
-            vec![Message::user("Read: what is red and round? An apple, I think. What is blue"), no.clone()],
+            vec![ChatMessage::system("You are a robot."), ask.clone(), say.clone()],
+            vec![ChatMessage::user("Hello! What is red and round?"), say.clone()],
+            vec![ChatMessage::user("Hello!"), ChatMessage::assistant("Hi, what can I do?"), ask.clone(), say.clone()],
+            vec![ChatMessage::user("Read: what is red and round? An apple, I think. What is blue"), no.clone()],
         ] {
             assert_eq!(count(of(messages.clone())), 1, "{messages:?}");
         }
-        assert_eq!(count(of(vec![Message::user("What is red and wide?"), say.clone()])), 0);
+        assert_eq!(count(of(vec![ChatMessage::user("What is red and wide?"), say.clone()])), 0);
         assert_eq!(count(train[0].clone()), 0, "a known prompt is reported by itself");
 
         let ranking = |ask: &str, answers: [&str; 2]| {
             let answers = answers.map(str::to_owned).to_vec();
-            llm_data::Ranking::strict(String::new(), vec![Message::user(ask)], answers, &[0, 1])
+            llm_data::Ranking::strict(String::new(), vec![ChatMessage::user(ask)], answers, &[0, 1])
         };
         let train = [ranking("What is red and round?", ["An apple.", "A brick, maybe."])];
         let validation = [
@@ -231,7 +314,50 @@ mod tests {
             ranking("Hello! What is red and round?", ["A cherry.", "A beet."]),
             ranking("Tell me: what is red and round?", ["A beet.", "A brick, maybe."]),
         ];
-        assert_eq!(repeated_in_another_form(&train, &validation), 2);
+        assert_eq!(repeated_in_another_form(|| train.iter(), &validation), 2);
+    }
+
+    #[test]
+    fn several_files_are_split_together_and_repeated_by_their_weights() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, prompts: std::ops::Range<usize>| {
+            let row = |i: usize| {
+                Conversation::from(vec![
+                    ChatMessage::user(format!("ask {i}")),
+                    ChatMessage::assistant(format!("{name} {i}")),
+                ])
+            };
+            let path = dir.path().join(name);
+            write_jsonl(&path, &prompts.map(row).collect::<Vec<_>>()).unwrap();
+            path
+        };
+        // The files have 20 prompts in common.
+        let data = [write("a", 0..40), write("b", 20..60)];
+        let run = |weights: &[f64]| {
+            let options = DataOptions { weights: weights.to_vec(), ..DataOptions::default() };
+            let source = Source {
+                data: &data,
+                validation: None,
+                validation_share: 0.25,
+                seed: 3,
+                max_length: 9,
+                options: &options,
+            };
+            train_and_validation(&source, read, encode)
+        };
+        let (once, validation) = run(&[]).unwrap();
+        let prompt = |answer: &String| answer[2..].to_owned();
+        assert!(once.iter().all(|a| validation.iter().all(|b| prompt(a) != prompt(b))), "a prompt is on one side");
+        assert_eq!(once.len() + validation.len(), 80);
+        let count = |items: &[String], file: char| items.iter().filter(|item| item.starts_with(file)).count();
+        let (weighted, same) = run(&[2.5, 0.5]).unwrap();
+        assert_eq!(same, validation, "weights do not change the split");
+        let (a, b) = (count(&once, 'a') as f64, count(&once, 'b') as f64);
+        assert_eq!(count(&weighted, 'a'), 2 * a as usize + (a / 2.).round() as usize);
+        assert_eq!(count(&weighted, 'b'), (b / 2.).round() as usize);
+        assert_eq!(run(&[2.5, 0.5]).unwrap().0, weighted);
+        let error = run(&[1.]).unwrap_err().to_string();
+        assert!(error.contains("data.weights has 1 numbers for 2 files of --data"), "{error}");
     }
 
     #[test]

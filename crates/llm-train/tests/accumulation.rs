@@ -11,7 +11,7 @@ use std::path::Path;
 
 use candle_core::{D, DType, Tensor};
 use common::{fresh_model, quietly};
-use llm_data::{Conversation, Message, write_jsonl};
+use llm_data::{ChatMessage, Conversation, write_jsonl};
 use llm_model::{Batch, Head, Model};
 use llm_train::examples::{Example, answer_states};
 use llm_train::loss;
@@ -25,10 +25,10 @@ const TEXT: &str = "one two three four five six seven eight nine ten, and then o
 fn conversations() -> Vec<Conversation> {
     let words: Vec<&str> = TEXT.split(' ').collect();
     let answer = |i: usize| words[i..(3 * i + 1).min(i + 11)].join(" ");
-    let conversation = |i: usize| Conversation {
-        messages: vec![Message::user(words[..=i].join(" ")), Message::assistant(answer(i).trim())],
+    let conversation = |i: usize| {
+        Conversation::from(vec![ChatMessage::user(words[..=i].join(" ")), ChatMessage::assistant(answer(i).trim())])
     };
-    (0..7).map(conversation).filter(|c| !c.messages[1].content.is_empty()).collect::<Vec<_>>()[..6].to_vec()
+    (0..7).map(conversation).filter(|c| !c.messages[1].text().is_empty()).collect::<Vec<_>>()[..6].to_vec()
 }
 
 /// The largest and the mean difference, relative to the largest number of `b`.
@@ -59,7 +59,7 @@ fn fine_tuning_accumulates_the_gradient_of_the_whole_batch() {
     fresh_model(&base, TEXT, 32, 0.1);
     write_jsonl(&data, &conversations()).unwrap();
     let validation = dir.path().join("validation.jsonl");
-    write_jsonl(&validation, &[Conversation { messages: vec![Message::user("one more"), Message::assistant("two")] }])
+    write_jsonl(&validation, &[Conversation::from(vec![ChatMessage::user("one more"), ChatMessage::assistant("two")])])
         .unwrap();
     let before = numbers(&Model::load(&base).unwrap().params().tensors());
     let run = |batch_size: usize, micro_batches: u64| {
@@ -81,7 +81,7 @@ fn fine_tuning_accumulates_the_gradient_of_the_whole_batch() {
         let out = dir.path().join(format!("run-{batch_size}"));
         let inputs = FinetuneInputs {
             model: base.clone(),
-            data: data.clone(),
+            data: vec![data.clone()],
             validation: Some(validation.clone()),
             text: None,
         };
@@ -121,7 +121,7 @@ fn model_and_examples(dir: &Path) -> (Model, Vec<Example>) {
     let data = dir.join("data.jsonl");
     write_jsonl(&data, &conversations()).unwrap();
     let tokenizer = llm_tokenizer::Tokenizer::load(&base).unwrap();
-    let examples = llm_train::examples::read_examples(&data, &tokenizer, 512).unwrap();
+    let examples = llm_train::rows::read_examples(&data, &tokenizer, 512).unwrap();
     assert!(examples.iter().any(|e| e.ids.len() != examples[0].ids.len()), "lengths must be uneven");
     (Model::load(&base).unwrap(), examples)
 }

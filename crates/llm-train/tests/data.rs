@@ -38,14 +38,14 @@ impl Fixture {
     fn finetune(&self, data: &Path, validation: Option<&Path>) -> Result<()> {
         let recipe = FinetuneRecipe { epochs: 1, batch_size: 4, max_length: 64, ..FinetuneRecipe::default() };
         let (data, validation) = (data.to_owned(), validation.map(Path::to_owned));
-        let inputs = FinetuneInputs { model: self.path("model"), data, validation, text: None };
+        let inputs = FinetuneInputs { model: self.path("model"), data: vec![data], validation, text: None };
         self.run(|out| quietly(|options| finetune(&recipe, &inputs, out, options)).map(drop))
     }
 
     fn reward(&self, data: &Path, validation: Option<&Path>) -> Result<()> {
         let recipe = RewardRecipe { batch_size: 4, ..RewardRecipe::default() };
         let (data, validation) = (data.to_owned(), validation.map(Path::to_owned));
-        let inputs = RewardInputs { model: self.path("model"), data, validation };
+        let inputs = RewardInputs { model: self.path("model"), data: vec![data], validation };
         self.run(|out| quietly(|options| reward(&recipe, &inputs, out, options)).map(drop))
     }
 
@@ -54,7 +54,8 @@ impl Fixture {
         let recipe = DistillRecipe { epochs: 1, batch_size: 4, student, ..DistillRecipe::default() };
         let teacher = self.path("model");
         let (data, validation) = (data.to_owned(), validation.map(Path::to_owned));
-        let inputs = DistillInputs { teacher, text_teacher: None, student: None, data, validation, text: None };
+        let inputs =
+            DistillInputs { teacher, text_teacher: None, student: None, data: vec![data], validation, text: None };
         self.run(|out| quietly(|options| distill(&recipe, &inputs, out, options)).map(drop))
     }
 
@@ -177,4 +178,106 @@ fn an_error_is_one_line_even_with_backtraces_enabled() {
         .unwrap();
     let said = String::from_utf8(run.stderr).unwrap();
     assert_eq!(said, "error: --threads: the number of threads is 0; it must be at least 1\n");
+}
+
+/// The last lines of the warnings of `llm-train finetune` on this data, and whether it succeeded.
+fn finetune_says(fixture: &Fixture, more: &[&str], data: &[&Path]) -> (bool, String) {
+    let (model, out) = (fixture.path("model"), fixture.path("out"));
+    if out.exists() {
+        std::fs::remove_dir_all(&out).unwrap();
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llm-train"));
+    command.args(["--threads", "1", "finetune", "--set", "epochs=1", "--set", "max_length=64"]);
+    command.arg("--model").arg(model).arg("--out").arg(&out).args(more).arg("--data").args(data);
+    let run = command.output().unwrap();
+    assert_eq!(run.status.success(), out.exists(), "an error writes nothing");
+    (run.status.success(), String::from_utf8(run.stderr).unwrap())
+}
+
+#[test]
+fn broken_rows_are_left_out_with_file_and_line_or_refused() {
+    let fixture = Fixture::new();
+    let long = format!("{{\"prompt\": \"{}\", \"completion\": \"a\"}}", "a".repeat(50 << 20));
+    let broken: [(&str, Vec<u8>, &str); 6] = [
+        ("nul", b"{\"prompt\": \"\0\", \"completion\": \"a\"}".to_vec(), "line 9: byte 13 is NUL"),
+        (
+            "utf8",
+            b"{\"prompt\": \"\xff\", \"completion\": \"a\"}".to_vec(),
+            "line 9: byte 13 is not UTF-8; convert the file",
+        ),
+        ("long", long.into_bytes(), "line 9: the row has 52428834 bytes; it must have at most 33554432"),
+        ("cut", b"{\"prompt\": \"a".to_vec(), "line 9: not JSON: EOF while parsing a string, at column 13"),
+        ("shape", pairs(1)[0].clone().into_bytes(), "line 9: an object with the keys"),
+        (
+            "user",
+            b"{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}]}".to_vec(),
+            "line 9: no assistant message",
+        ),
+    ];
+    for (name, row, expected) in broken {
+        let content = [answers(8).join("\n").as_bytes(), b"\n", &row, b"\n", answers(9)[8].as_bytes()].concat();
+        let data = fixture.write(&format!("{name}.jsonl"), content);
+        let (done, said) = finetune_says(&fixture, &[], &[&data]);
+        let line = format!("1 of 10 records are broken and left out (--strict refuses them): {}", data.display());
+        assert!(done && said.contains(&line) && said.contains(expected), "{said}");
+        let (done, said) = finetune_says(&fixture, &["--strict"], &[&data]);
+        assert!(!done && said.contains(expected) && said.trim_end().lines().count() == 1, "{said}");
+    }
+}
+
+#[test]
+fn unusable_files_are_refused_in_one_line() {
+    let fixture = Fixture::new();
+    let kto = r#"{"prompt": "q", "completion": "bad", "label": false}"#;
+    for (content, expected) in [
+        (String::new(), "contains no conversations"),
+        (answers(1)[0].clone(), "a split needs two different prompts"),
+        ("\u{0}".repeat(9), "1 of 1 records are broken"),
+        (pairs(4).join("\n"), "preferences are data of `llm-train reward`"),
+        ([kto; 10].join("\n"), "line 1: \"label\" is false: rows with a label are unpaired preferences (KTO)"),
+        (answers(8).join("\n").replace('}', ", \"weight\": 0.5}"), "line 1: \"weight\" of a row is 0.5"),
+        (answers(8).join("\n").replace('}', ", \"tools\": [{\"name\": \"f\"}]}"), "does not read \"tools\""),
+    ] {
+        let data = fixture.write("bad.jsonl", &content);
+        let (done, said) = finetune_says(&fixture, &[], &[&data]);
+        assert!(!done && said.contains(expected) && said.contains("bad.jsonl"), "{said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    }
+    let set = |value: &str| ["--set".to_owned(), value.to_owned()];
+    let data = fixture.write("kto.jsonl", answers(8).join("\n").replace('}', ", \"label\": true}"));
+    let ignored = set("data.ignored_columns=[\"label\"]");
+    assert!(finetune_says(&fixture, &ignored.each_ref().map(String::as_str), &[&data]).0);
+}
+
+#[test]
+fn columns_are_renamed_files_are_mixed_and_unknown_columns_are_listed_once() {
+    let fixture = Fixture::new();
+    let other =
+        answers(8).join("\n").replace("prompt", "ask").replace("completion", "say").replace('}', ", \"mood\": 1}");
+    let data = fixture.write("other.jsonl", other);
+    let set = |key: &str, value: &str| ["--set".to_owned(), format!("data.{key}={value}")];
+    let columns = set("columns", "{ prompt = \"ask\", completion = \"say\" }");
+    let said = finetune_says(&fixture, &columns.each_ref().map(String::as_str), &[&data]);
+    assert!(said.0 && said.1.matches("the keys \"mood\" are not read").count() == 1, "{}", said.1);
+    let wrong = set("columns", "{ prompt = \"question\" }");
+    let said = finetune_says(&fixture, &wrong.each_ref().map(String::as_str), &[&data]).1;
+    assert!(said.contains("data.columns: prompt = \"question\", but no row of") && said.lines().count() == 1, "{said}");
+
+    let folder = fixture.path("folder");
+    std::fs::create_dir_all(folder.join("more")).unwrap();
+    std::fs::write(folder.join("more/a.csv"), "prompt,completion\nthe fox 90,the dog\nthe fox 91,the dog\n").unwrap();
+    std::fs::write(folder.join("b.jsonl"), "{\"text\": \"the quick fox\"}\n{\"text\": \"the lazy dog\"}\n").unwrap();
+    let plain = fixture.write("plain.jsonl", answers(8).join("\n"));
+    let weights = set("weights", "[1, 3.0]");
+    let (done, said) = finetune_says(&fixture, &weights.each_ref().map(String::as_str), &[&plain, &folder]);
+    assert!(done, "{said}");
+    let recipe = std::fs::read_to_string(fixture.path("out/recipe.toml")).unwrap();
+    assert!(recipe.contains("[inputs.data]") && recipe.contains("[inputs.data_2]"), "{recipe}");
+    let resumed = Command::new(env!("CARGO_BIN_EXE_llm-train"))
+        .arg("resume")
+        .arg(fixture.path("out"))
+        .args(["--set", "epochs=2"])
+        .output()
+        .unwrap();
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
 }

@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use common::{fresh_model, quietly};
-use llm_data::{Conversation, Message, write_jsonl};
+use llm_data::{ChatMessage, Conversation, write_jsonl};
 use llm_kernels::{AdamWStep, adamw_step, kl_divergence};
 use llm_model::{Model, ModelConfig};
 use llm_tokenizer::Tokenizer;
-use llm_train::examples::{Example, answer_states, read_examples};
+use llm_train::examples::{Example, answer_states};
 use llm_train::loss;
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{DistillInputs, DistillRecipe, PrepareInputs, distill, prepare};
+use llm_train::rows::read_examples;
 use serde_json::Value;
 
 /// Minimises `f` by Adam with a linear learning rate.
@@ -93,11 +94,11 @@ fn distillation_gets_closer_to_the_teacher_than_training_on_labels() {
     let text = "one two three four five six seven eight nine ten eleven twelve";
     fresh_model(&path("teacher"), &text.repeat(10), 24, 0.25);
     let words: Vec<&str> = text.split(' ').collect();
-    let conversation = |i: usize| Conversation {
-        messages: vec![
-            Message::user(words[i % 12]),
-            Message::assistant((1..6).map(|k| words[(i * k + i / 12) % 12]).collect::<Vec<_>>().join(" ")),
-        ],
+    let conversation = |i: usize| {
+        Conversation::from(vec![
+            ChatMessage::user(words[i % 12]),
+            ChatMessage::assistant((1..6).map(|k| words[(i * k + i / 12) % 12]).collect::<Vec<_>>().join(" ")),
+        ])
     };
     write_jsonl(&path("train.jsonl"), &(0..96).map(conversation).collect::<Vec<_>>()).unwrap();
     write_jsonl(&path("validation.jsonl"), &(96..144).map(conversation).collect::<Vec<_>>()).unwrap();
@@ -124,7 +125,7 @@ fn distillation_gets_closer_to_the_teacher_than_training_on_labels() {
             teacher: teacher.clone(),
             text_teacher: None,
             student: None,
-            data: data.clone(),
+            data: vec![data.clone()],
             validation: Some(validation.clone()),
             text: None,
         };
@@ -177,9 +178,9 @@ impl Fixture {
             };
             quietly(|options| prepare(&inputs, &fixture.path(&format!("{name}-shards")), options)).unwrap();
         }
-        let answer = |i: usize| Message::assistant(["one two", "nine ten"][i % 2]);
-        let turns = |i: usize| vec![Message::user(format!("say {i}")), answer(i)];
-        let conversations: Vec<_> = (0..40).map(|i| Conversation { messages: turns(i) }).collect();
+        let answer = |i: usize| ChatMessage::assistant(["one two", "nine ten"][i % 2]);
+        let turns = |i: usize| vec![ChatMessage::user(format!("say {i}")), answer(i)];
+        let conversations: Vec<_> = (0..40).map(|i| Conversation::from(turns(i))).collect();
         write_jsonl(&fixture.path("data.jsonl"), &conversations).unwrap();
         fixture
     }
@@ -213,7 +214,7 @@ impl Fixture {
             teacher: teacher.clone(),
             text_teacher,
             student: None,
-            data: data.clone(),
+            data: vec![data.clone()],
             validation: None,
             text: Some(text.clone()),
         };

@@ -7,7 +7,7 @@ mod common;
 use std::path::Path;
 
 use common::{quietly, write_pairs};
-use llm_data::{Conversation, Message, write_jsonl};
+use llm_data::{ChatMessage, Conversation, write_jsonl};
 use llm_model::{ExpertsConfig, Model, ModelConfig, ModelType};
 use llm_tokenizer::TrainConfig;
 use llm_train::optim::OptimizerConfig;
@@ -82,12 +82,14 @@ fn router_losses_balance_the_experts_in_every_stage() {
     let model = Model::load(path("balanced")).unwrap();
     assert_eq!(model.config().model_type, ModelType::Mixtral);
     let words = ["cat", "dog", "mat", "door"];
-    let of =
-        |word: &&str| Conversation { messages: vec![Message::user(format!("Say {word}.")), Message::assistant(*word)] };
+    let of = |word: &&str| {
+        Conversation::from(vec![ChatMessage::user(format!("Say {word}.")), ChatMessage::assistant(*word)])
+    };
     write_jsonl(&path("chat.jsonl"), &words.repeat(10).iter().map(of).collect::<Vec<_>>()).unwrap();
     let optimizer = OptimizerConfig { warmup_steps: 0, ..FinetuneRecipe::default().optimizer };
     let tuning = FinetuneRecipe { epochs: 3, batch_size: 8, optimizer, ..FinetuneRecipe::default() };
-    let inputs = FinetuneInputs { model: path("balanced"), data: path("chat.jsonl"), validation: None, text: None };
+    let inputs =
+        FinetuneInputs { model: path("balanced"), data: vec![path("chat.jsonl")], validation: None, text: None };
     quietly(|options| finetune(&tuning, &inputs, &path("tuned"), options)).unwrap();
     // Compare whole epochs: batches of different lengths have different losses.
     let loss = numbers(&path("tuned"), "loss");
@@ -106,7 +108,8 @@ fn router_losses_balance_the_experts_in_every_stage() {
         with_balance(&path("tuned"), coefficient);
         let recipe = RewardRecipe { epochs: 1, batch_size: 4, ..RewardRecipe::default() };
         let (model, data, validation) = (path("tuned"), path("pairs.jsonl"), path("other-pairs.jsonl"));
-        let inputs = RewardInputs { model: model.clone(), data: data.clone(), validation: Some(validation.clone()) };
+        let inputs =
+            RewardInputs { model: model.clone(), data: vec![data.clone()], validation: Some(validation.clone()) };
         quietly(|options| reward(&recipe, &inputs, &path(out), options)).unwrap();
         (numbers(&path(out), "load_balancing_loss"), numbers(&path(out), "grad_norm"))
     };
@@ -123,7 +126,7 @@ fn router_losses_balance_the_experts_in_every_stage() {
             teacher: teacher.clone(),
             text_teacher: None,
             student: None,
-            data: data.clone(),
+            data: vec![data.clone()],
             validation: None,
             text: None,
         };

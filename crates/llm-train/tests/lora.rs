@@ -8,10 +8,10 @@ use std::fs;
 use std::path::Path;
 
 use common::{fresh_model, quietly};
-use llm_data::{Conversation, Message, write_jsonl};
+use llm_data::{ChatMessage, Conversation, write_jsonl};
 use llm_engine::{Sampling, TextModel, TextOptions};
 use llm_model::{BlockFormat, LoraConfig, Model, ModelConfig, TokenIndices, WeightDtype};
-use llm_tokenizer::{ChatMessage, Tokenizer, TrainConfig};
+use llm_tokenizer::{Tokenizer, TrainConfig};
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{
     FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PrepareInputs, PretrainInputs, PretrainRecipe, finetune,
@@ -23,8 +23,8 @@ use serde_json::Value;
 /// Questions about the colours of four things, with each of these prefixes.
 fn conversations(before: &[&str]) -> Vec<Conversation> {
     let colours = [("apple", "red"), ("leaf", "green"), ("sky", "blue"), ("snow", "white")];
-    let of = |before: &str, (thing, colour): (&str, &str)| Conversation {
-        messages: vec![Message::user(format!("{before} {thing}")), Message::assistant(colour)],
+    let of = |before: &str, (thing, colour): (&str, &str)| {
+        Conversation::from(vec![ChatMessage::user(format!("{before} {thing}")), ChatMessage::assistant(colour)])
     };
     before.iter().flat_map(|before| colours.map(|pair| of(before, pair))).collect()
 }
@@ -70,8 +70,12 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
     write_jsonl(&data, &conversations(&["the", "a", "see the", "is the", "this", "red or white: the"])).unwrap();
     let validation = dir.path().join("validation.jsonl");
     write_jsonl(&validation, &conversations(&["see a", "is this the"])).unwrap();
-    let inputs =
-        FinetuneInputs { model: base.clone(), data: data.clone(), validation: Some(validation.clone()), text: None };
+    let inputs = FinetuneInputs {
+        model: base.clone(),
+        data: vec![data.clone()],
+        validation: Some(validation.clone()),
+        text: None,
+    };
     for (name, base_dtype, use_dora) in [
         ("plain", WeightDtype::F32, false),
         ("dora", WeightDtype::Bf16, true),
@@ -95,7 +99,7 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
 #[test]
 fn trained_weights_must_be_f32() {
     let nowhere = Path::new("nowhere");
-    let inputs = FinetuneInputs { model: nowhere.into(), data: nowhere.into(), validation: None, text: None };
+    let inputs = FinetuneInputs { model: nowhere.into(), data: vec![nowhere.into()], validation: None, text: None };
     let recipe = FinetuneRecipe { lora: None, ..recipe(WeightDtype::Quantized(BlockFormat::Q4_0), false) };
     let message = quietly(|options| finetune(&recipe, &inputs, nowhere, options)).unwrap_err().to_string();
     assert!(message.contains("base_dtype") && message.contains("[lora]"), "{message}");
@@ -147,16 +151,20 @@ fn an_adapter_trains_the_embeddings_of_new_chat_tokens() {
     // The base model's tokens begin with a space.
     let spaced = |before: &[&str]| {
         let mut conversations = conversations(before);
-        for answer in conversations.iter_mut().map(|conversation| &mut conversation.messages[1].content) {
-            answer.insert(0, ' ');
+        for answer in conversations.iter_mut().map(|conversation| &mut conversation.messages[1]) {
+            *answer = ChatMessage::assistant(format!(" {}", answer.text()));
         }
         conversations
     };
     let validation = path("validation.jsonl");
     write_jsonl(&data, &spaced(&["the", "the the", "the is the", "the apple is the"])).unwrap();
     write_jsonl(&validation, &spaced(&["the the is the"])).unwrap();
-    let inputs =
-        FinetuneInputs { model: base.clone(), data: data.clone(), validation: Some(validation.clone()), text: None };
+    let inputs = FinetuneInputs {
+        model: base.clone(),
+        data: vec![data.clone()],
+        validation: Some(validation.clone()),
+        text: None,
+    };
     let run = |name: &str, indices: Option<TokenIndices>| {
         let mut recipe = FinetuneRecipe { epochs: 30, ..recipe(WeightDtype::F32, false) };
         recipe.lora.as_mut().unwrap().trainable_token_indices = indices;

@@ -1,19 +1,19 @@
 //! The record formats of rankings.
 
+use llm_tokenizer::ChatMessage;
 use serde_json::{Map, Value};
 
 use super::Ranking;
 use crate::conversation::side;
-use crate::files::{described, kind};
-use crate::messages::{IgnoredKeys, refuse_unsupported_keys, text_of};
-use crate::{Message, Role};
+use crate::rows::{IgnoredKeys, RowError, is_set, refuse_columns};
+use crate::value::{described, kind, text_of};
 
 /// The keys of a ranking that this crate reads.
 const KNOWN_KEYS: [&str; 8] = ["id", "prompt", "answers", "order", "ranks", "chosen", "rejected", "margin"];
 
 /// Parses a ranking. Returns `None` if `chosen` and `rejected` differ before their last message, because they then are not
 /// answers to the same prompt.
-pub(super) fn parse(value: &Value, ignored_keys: &mut IgnoredKeys) -> Result<Option<Ranking>, String> {
+pub(super) fn parse(value: &Value, ignored_keys: &mut IgnoredKeys) -> Result<Option<Ranking>, RowError> {
     let is_ranking = |object: &Map<String, Value>| {
         object.contains_key("answers") || (object.contains_key("chosen") && object.contains_key("rejected"))
     };
@@ -21,9 +21,16 @@ pub(super) fn parse(value: &Value, ignored_keys: &mut IgnoredKeys) -> Result<Opt
         return Err(format!(
             "{} is not a ranking; use the keys \"prompt\", \"chosen\" and \"rejected\", or \"prompt\", \"answers\" and \"order\"",
             described(value)
-        ));
+        )
+        .into());
     };
-    refuse_unsupported_keys(object)?;
+    refuse_columns(object)?;
+    for key in ["tools", "documents", "system", "chat_template_kwargs"] {
+        if object.get(key).is_some_and(is_set) {
+            let message = format!("\"{key}\" is not supported in rankings; put it into the messages of \"prompt\"");
+            return Err(RowError::Refused(message));
+        }
+    }
     let ranking = match object.contains_key("answers") {
         true => Some(ranked(object, ignored_keys)?),
         false => chosen_and_rejected(object, ignored_keys)?,
@@ -50,16 +57,17 @@ fn margin(object: &Map<String, Value>) -> Result<f64, String> {
 }
 
 /// `{"prompt", "answers", "order"}` or `{"prompt", "answers", "ranks"}`.
-fn ranked(object: &Map<String, Value>, ignored_keys: &mut IgnoredKeys) -> Result<Ranking, String> {
-    let prompt = turns(object, "prompt", Role::User, ignored_keys)?;
+fn ranked(object: &Map<String, Value>, ignored_keys: &mut IgnoredKeys) -> Result<Ranking, RowError> {
+    let prompt = turns(object, "prompt", "user", ignored_keys)?;
     if prompt.is_empty() {
-        return Err("\"prompt\" is empty; it must contain at least one message".to_owned());
+        return Err("\"prompt\" is empty; it must contain at least one message".to_owned().into());
     }
     let Some(Value::Array(list)) = object.get("answers") else {
         return Err(format!(
             "\"answers\" is {}; it must be a list of strings",
             object.get("answers").map_or("missing", kind)
-        ));
+        )
+        .into());
     };
     let text = |(at, answer): (usize, &Value)| match answer.as_str() {
         Some(text) => Ok(text.to_owned()),
@@ -69,11 +77,13 @@ fn ranked(object: &Map<String, Value>, ignored_keys: &mut IgnoredKeys) -> Result
     let groups = match (object.get("order"), object.get("ranks")) {
         (Some(order), None | Some(Value::Null)) => groups_of_order(order, answers.len())?,
         (None | Some(Value::Null), Some(ranks)) => groups_of_ranks(ranks, answers.len())?,
-        (None, None) => return Err("\"order\" or \"ranks\" is missing; use one of them".to_owned()),
-        (Some(_), Some(_)) => return Err("\"order\" and \"ranks\" are both present; use one of them".to_owned()),
+        (None, None) => return Err("\"order\" or \"ranks\" is missing; use one of them".to_owned().into()),
+        (Some(_), Some(_)) => {
+            return Err("\"order\" and \"ranks\" are both present; use one of them".to_owned().into());
+        }
     };
     if groups.iter().flatten().count() < 2 {
-        return Err("fewer than two answers are ranked".to_owned());
+        return Err("fewer than two answers are ranked".to_owned().into());
     }
     // Leave out answers without a rank and renumber the others.
     let mut kept: Vec<usize> = groups.iter().flatten().copied().collect();
@@ -122,14 +132,17 @@ fn groups_of_ranks(ranks: &Value, answers: usize) -> Result<Vec<Vec<usize>>, Str
 }
 
 /// `{"prompt", "chosen", "rejected"}`. Without `prompt`, the prompt is the common beginning of `chosen` and `rejected`.
-fn chosen_and_rejected(object: &Map<String, Value>, ignored_keys: &mut IgnoredKeys) -> Result<Option<Ranking>, String> {
-    let mut side = |key: &str| turns(object, key, Role::Assistant, ignored_keys);
+fn chosen_and_rejected(
+    object: &Map<String, Value>,
+    ignored_keys: &mut IgnoredKeys,
+) -> Result<Option<Ranking>, RowError> {
+    let mut side = |key: &str| turns(object, key, "assistant", ignored_keys);
     let (mut chosen, mut rejected) = (side("chosen")?, side("rejected")?);
     let (Some(best), Some(worst)) = (chosen.pop(), rejected.pop()) else {
-        return Err("\"chosen\" or \"rejected\" is empty".to_owned());
+        return Err("\"chosen\" or \"rejected\" is empty".to_owned().into());
     };
-    if best.role != Role::Assistant || worst.role != Role::Assistant {
-        return Err("\"chosen\" and \"rejected\" must end with an assistant message".to_owned());
+    if best.role() != "assistant" || worst.role() != "assistant" {
+        return Err("\"chosen\" and \"rejected\" must end with an assistant message".to_owned().into());
     }
     if chosen != rejected {
         return Ok(None);
@@ -138,7 +151,7 @@ fn chosen_and_rejected(object: &Map<String, Value>, ignored_keys: &mut IgnoredKe
         None | Some(Value::Null) => Vec::new(),
         // As in TRL: a string prompt is not added to conversations that already contain the prompt.
         Some(Value::String(_)) if !chosen.is_empty() && object["chosen"].is_array() => Vec::new(),
-        Some(_) => turns(object, "prompt", Role::User, ignored_keys)?,
+        Some(_) => turns(object, "prompt", "user", ignored_keys)?,
     };
     if chosen.starts_with(&prompt) {
         prompt = chosen;
@@ -146,9 +159,14 @@ fn chosen_and_rejected(object: &Map<String, Value>, ignored_keys: &mut IgnoredKe
         prompt.append(&mut chosen);
     }
     if prompt.is_empty() {
-        return Err("\"prompt\" is missing".to_owned());
+        return Err("\"prompt\" is missing".to_owned().into());
     }
-    let answers = vec![best.content, worst.content];
+    for answer in [&best, &worst] {
+        if let Some(key) = answer.fields().keys().find(|key| !["role", "content"].contains(&key.as_str())) {
+            return Err(RowError::Refused(format!("\"{key}\" of a ranked answer is not supported; remove such rows")));
+        }
+    }
+    let answers = vec![best.text().into_owned(), worst.text().into_owned()];
     Ok(Some(Ranking::strict(String::new(), prompt, answers, &[0, 1])))
 }
 
@@ -157,31 +175,31 @@ fn chosen_and_rejected(object: &Map<String, Value>, ignored_keys: &mut IgnoredKe
 fn turns(
     object: &Map<String, Value>,
     key: &str,
-    role: Role,
+    role: &str,
     ignored_keys: &mut IgnoredKeys,
-) -> Result<Vec<Message>, String> {
+) -> Result<Vec<ChatMessage>, RowError> {
     match text_of(object, key) {
-        Ok(text) if text.trim_start().starts_with("Human:") => dialogue(text),
+        Ok(text) if text.trim_start().starts_with("Human:") => Ok(dialogue(text)?),
         _ => side(object, key, role, ignored_keys),
     }
 }
 
 /// Parses `"\n\nHuman: … \n\nAssistant: …"`.
-fn dialogue(text: &str) -> Result<Vec<Message>, String> {
+fn dialogue(text: &str) -> Result<Vec<ChatMessage>, String> {
     const HUMAN: &str = "\n\nHuman:";
     const ASSISTANT: &str = "\n\nAssistant:";
     let text = format!("\n\n{}", text.trim_start());
     let (mut rest, mut messages) = (text.as_str(), Vec::new());
     while !rest.is_empty() {
         let (role, body) = if let Some(body) = rest.strip_prefix(HUMAN) {
-            (Role::User, body)
+            ("user", body)
         } else if let Some(body) = rest.strip_prefix(ASSISTANT) {
-            (Role::Assistant, body)
+            ("assistant", body)
         } else {
             return Err("a dialogue must consist of turns that start with \"Human:\" or \"Assistant:\"".to_owned());
         };
         let end = [HUMAN, ASSISTANT].iter().filter_map(|mark| body.find(mark)).min().unwrap_or(body.len());
-        messages.push(Message::new(role, body[..end].trim()));
+        messages.push(ChatMessage::new(role, body[..end].trim()));
         rest = &body[end..];
     }
     Ok(messages)

@@ -1,5 +1,6 @@
 //! The commands of the program `llm-train`.
 
+mod preview;
 mod run;
 
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use llm_cli::{DeviceOption, Failure, GLOBAL_HEADING, Progress, ShellCommand, Ver
 use crate::recipes::{DistillInputs, FinetuneInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs};
 use crate::run::{Event, recorded_recipe};
 use crate::{Error, Recipe, read_recipe};
+use preview::{Preview, Rows};
 use run::run;
 
 /// Train language models: tokenizer, pre-training, fine-tuning, reward model, PPO, distillation
@@ -53,6 +55,8 @@ enum Command {
     Pretrain(Pretrain),
     /// Fine-tune a model on conversations, with all weights or a LoRA adapter
     Finetune(Finetune),
+    /// Show data as the model will see it: the trained tokens, ids, lengths and what is left out; trains nothing
+    Preview(Preview),
     /// Train a reward model on ranked answers
     Reward(Reward),
     /// Align a model with a reward model by PPO
@@ -156,6 +160,8 @@ struct Finetune {
     #[arg(long, value_name = "DIR", display_order = 2)]
     out: PathBuf,
     #[command(flatten)]
+    rows: Rows,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -167,6 +173,8 @@ struct Reward {
     /// Folder to write; must not exist
     #[arg(long, value_name = "DIR", display_order = 2)]
     out: PathBuf,
+    #[command(flatten)]
+    rows: Rows,
     #[command(flatten)]
     common: Common,
 }
@@ -182,6 +190,8 @@ struct Ppo {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
+    rows: Rows,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -195,6 +205,8 @@ struct Distill {
     /// Folder to write; must not exist
     #[arg(long, value_name = "DIR", display_order = 2)]
     out: PathBuf,
+    #[command(flatten)]
+    rows: Rows,
     #[command(flatten)]
     common: Common,
 }
@@ -300,9 +312,16 @@ struct Params {
 impl Common {
     /// The recipe of the run. With --resume and without --recipe it is the recorded one.
     fn recipe<R: Recipe>(&self, out: &Path) -> Result<R, Error> {
+        self.recipe_with(&Rows { strict: false }, out)
+    }
+
+    /// The recipe of a run that reads rows.
+    fn recipe_with<R: Recipe>(&self, rows: &Rows, out: &Path) -> Result<R, Error> {
+        let mut set = self.set.clone();
+        set.extend(rows.set());
         match &self.recipe {
-            None if self.resume => recorded_recipe(out, &self.set),
-            recipe => read_recipe(recipe.as_deref().unwrap_or(R::STAGE), &self.set),
+            None if self.resume => recorded_recipe(out, &set),
+            recipe => read_recipe(recipe.as_deref().unwrap_or(R::STAGE), &set),
         }
     }
 }

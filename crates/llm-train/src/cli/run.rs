@@ -10,6 +10,7 @@ use llm_tokenizer::TrainConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::preview::preview;
 use super::{Command, Params, Resume, Tokenizer};
 use crate::bench::{bench, bench_finetune};
 use crate::params::{Report, Usage};
@@ -50,16 +51,25 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
         Command::Pretrain(args) => {
             stages.pretrain(&args.common.recipe(&args.out)?, &args.inputs, &args.out, args.common.resume)
         }
-        Command::Finetune(args) => {
-            stages.finetune(&args.common.recipe(&args.out)?, &args.inputs, &args.out, args.common.resume)
-        }
+        Command::Finetune(args) => stages.finetune(
+            &args.common.recipe_with(&args.rows, &args.out)?,
+            &args.inputs,
+            &args.out,
+            args.common.resume,
+        ),
+        Command::Preview(args) => preview(&args),
         Command::Reward(args) => {
-            stages.reward(&args.common.recipe(&args.out)?, &args.inputs, &args.out, args.common.resume)
+            stages.reward(&args.common.recipe_with(&args.rows, &args.out)?, &args.inputs, &args.out, args.common.resume)
         }
-        Command::Ppo(args) => stages.ppo(&args.common.recipe(&args.out)?, &args.inputs, &args.out, args.common.resume),
-        Command::Distill(args) => {
-            stages.distill(&args.common.recipe(&args.out)?, &args.inputs, &args.out, args.common.resume)
+        Command::Ppo(args) => {
+            stages.ppo(&args.common.recipe_with(&args.rows, &args.out)?, &args.inputs, &args.out, args.common.resume)
         }
+        Command::Distill(args) => stages.distill(
+            &args.common.recipe_with(&args.rows, &args.out)?,
+            &args.inputs,
+            &args.out,
+            args.common.resume,
+        ),
         Command::Resume(args) => stages.resume(&args),
         Command::Bench(args) => json(&bench(&read_recipe(&args.recipe, &args.set)?, args.steps, &stages.device)?),
         Command::BenchFinetune(args) => {
@@ -241,7 +251,21 @@ impl<'a> InputPaths<'a> {
 
     /// The inputs of the run's stage.
     fn inputs<I: DeserializeOwned>(&self) -> Result<I, Error> {
-        let inputs = serde_json::to_value(&self.all).and_then(serde_json::from_value);
+        // `data_2` is the second path of `data`.
+        let mut grouped: BTreeMap<&str, Vec<&Path>> = BTreeMap::new();
+        let number = |name: &str| name.rsplit_once('_').and_then(|(_, number)| number.parse().ok()).unwrap_or(1);
+        let mut all: Vec<(&String, &PathBuf)> = self.all.iter().collect();
+        all.sort_by_key(|(name, _)| number(name));
+        for (name, path) in all {
+            let field =
+                if number(name) > 1 { name.rsplit_once('_').map_or(name.as_str(), |(field, _)| field) } else { name };
+            grouped.entry(field).or_default().push(path);
+        }
+        let value =
+            |paths: Vec<&Path>| if paths.len() == 1 { serde_json::json!(paths[0]) } else { serde_json::json!(paths) };
+        let object: serde_json::Map<_, _> =
+            grouped.into_iter().map(|(field, paths)| (field.to_owned(), value(paths))).collect();
+        let inputs = serde_json::from_value(object.into());
         inputs.map_err(|e| Error::BadFile(format!("{}/recipe.toml: [inputs]: {e}", self.run.display())))
     }
 }

@@ -59,7 +59,7 @@ pub(super) struct Keys<'a> {
 }
 
 impl Keys<'_> {
-    fn wrong(&self, key: &str, value: impl Display, allowed: impl Display) -> Error {
+    pub(super) fn wrong(&self, key: &str, value: impl Display, allowed: impl Display) -> Error {
         Error::BadRequest(format!("{}{key} is {value}; it must be {allowed}", self.table))
     }
 

@@ -16,9 +16,11 @@ use serde::{Deserialize, Serialize};
 use super::{chat_format, kind, load_model, save};
 use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
-use crate::examples::{Example, answer_positions, gather_rows, take_evenly, train_and_validation};
+use crate::data::{DataOptions, one_or_several};
+use crate::examples::{Example, answer_positions, gather_rows, take_evenly};
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
+use crate::rows::train_and_validation;
 use crate::run::{Evaluation, Outcome, Plan, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
@@ -56,6 +58,8 @@ pub struct DistillRecipe {
     pub eval_batches: usize,
     /// Steps between checkpoints; 0: only at the end.
     pub save_every: u64,
+    /// How the data files are read.
+    pub data: DataOptions,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
     /// The configuration of a new student. Vocabulary, special ids and context length come from the teacher.
@@ -76,9 +80,10 @@ pub struct DistillInputs {
     /// Folder of the teacher.
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
     pub teacher: PathBuf,
-    /// Conversations in JSONL.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "FILE"))]
-    pub data: PathBuf,
+    /// Data files or folders of conversations, as for `finetune`; may be repeated.
+    #[cfg_attr(feature = "cli", arg(long, required = true, num_args = 1.., value_name = "PATH"))]
+    #[serde(deserialize_with = "one_or_several")]
+    pub data: Vec<PathBuf>,
     /// Folder of a student to continue training [default: a new model of the recipe's shape].
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 3))]
     pub student: Option<PathBuf>,
@@ -113,8 +118,13 @@ pub fn distill(
     first_student.set_end_of_turn(end_of_turn);
     let positions = teacher_config.max_position_embeddings.min(first_student.config().max_position_embeddings);
     let max_length = recipe.max_length.min(positions);
-    let (train, validation) =
-        train_and_validation((&inputs.data, inputs.validation.as_deref()), recipe.seed, &tokenizer, max_length)?;
+    let (train, validation) = train_and_validation(
+        (&inputs.data, inputs.validation.as_deref()),
+        &recipe.data,
+        recipe.seed,
+        &tokenizer,
+        max_length,
+    )?;
     let size = BatchSize::of_recipe(recipe.batch_size, recipe.max_tokens);
     let mut conversations = LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), size, recipe.seed)?;
     let mut text = match &text {

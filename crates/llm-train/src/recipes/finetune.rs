@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::{chat_format, load_model, save};
 use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::{TokenSource, check_compatible};
-use crate::examples::{
-    Example, answer_loss, answer_positions, gather_rows, take_evenly, token_shares, train_and_validation,
-};
+use crate::data::{DataOptions, one_or_several};
+use crate::examples::{Example, answer_loss, answer_positions, gather_rows, take_evenly, token_shares};
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
+use crate::rows::train_and_validation;
 use crate::run::{Evaluation, Outcome, Plan, RunOptions, RunSetup, Start, learner};
 use crate::{Error, Result, loss};
 
@@ -53,6 +53,8 @@ pub struct FinetuneRecipe {
     /// Dtype of the frozen matrices under an adapter: f32, bf16, `q8_0`, `q4_0`, `q4_k` or `q6_k`. Quantised formats make it QLoRA (Dettmers
     /// et al. 2023, arXiv 2305.14314).
     pub base_dtype: WeightDtype,
+    /// How the data files are read.
+    pub data: DataOptions,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
     /// A LoRA adapter to train instead of the model's weights. The run writes the adapter in the PEFT format, and no model. Without
@@ -75,9 +77,11 @@ pub struct FinetuneInputs {
     /// Folder of the model to fine-tune.
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
     pub model: PathBuf,
-    /// Conversations in JSONL: messages, ShareGPT, question and answer, prompt and completion, instruction and output.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "FILE"))]
-    pub data: PathBuf,
+    /// Data files or folders (JSONL, JSON, CSV, Parquet, also .gz or .zst) of conversations, prompts with completions, or texts; may be
+    /// repeated, with a weight for each in the recipe's `data.weights`.
+    #[cfg_attr(feature = "cli", arg(long, required = true, num_args = 1.., value_name = "PATH"))]
+    #[serde(deserialize_with = "one_or_several")]
+    pub data: Vec<PathBuf>,
     /// Validation conversations [default: those of 5 % of the prompts of --data, chosen by the recipe's seed].
     #[cfg_attr(feature = "cli", arg(long, alias = "held-out", value_name = "FILE", display_order = 3))]
     pub validation: Option<PathBuf>,
@@ -101,8 +105,13 @@ pub fn finetune(
     let (tokenizer, base, text) = load(recipe, inputs)?;
     let pad = chat_format(&tokenizer, &inputs.model)?.pad;
     let max_length = recipe.max_length.min(base.config().max_position_embeddings);
-    let (train, validation) =
-        train_and_validation((&inputs.data, inputs.validation.as_deref()), recipe.seed, &tokenizer, max_length)?;
+    let (train, validation) = train_and_validation(
+        (&inputs.data, inputs.validation.as_deref()),
+        &recipe.data,
+        recipe.seed,
+        &tokenizer,
+        max_length,
+    )?;
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
     let mut learner = match &recipe.lora {
         Some(lora) => {

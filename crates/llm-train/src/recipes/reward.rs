@@ -4,8 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
-use llm_data::chat_messages;
-use llm_data::{Ranking, read_rankings};
+use llm_data::{Ranking, ReadOptions, read_rankings};
 use llm_engine::{GenerateOptions, generate_from};
 use llm_model::{Head, Model, Routing};
 use llm_tokenizer::{ChatFormat, ChatMessage, Tokenizer};
@@ -15,11 +14,12 @@ use serde_json::json;
 use super::{chat_format, load_model, save};
 use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::check_compatible;
+use crate::data::{DataOptions, one_or_several};
 use crate::examples::{gather_rows, rows_to_batch, take_evenly};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
 use crate::run::{Evaluation, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Start, learner};
-use crate::splits::{Source, train_and_validation};
+use crate::splits::{Encoded, Source, train_and_validation};
 use crate::{Result, loss};
 
 /// The recipe of a reward model.
@@ -48,6 +48,8 @@ pub struct RewardRecipe {
     pub eval_batches: usize,
     /// Steps between checkpoints; 0: only at the end.
     pub save_every: u64,
+    /// How the data files are read.
+    pub data: DataOptions,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
 }
@@ -66,15 +68,17 @@ pub struct RewardInputs {
     /// Folder of the fine-tuned model to start from.
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
     pub model: PathBuf,
-    /// Ranked answers in JSONL: chosen and rejected (TRL, HH), or answers and order.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "FILE"))]
-    pub data: PathBuf,
+    /// Files or folders of ranked answers: chosen and rejected (TRL, HH), or answers and order; may be repeated.
+    #[cfg_attr(feature = "cli", arg(long, required = true, num_args = 1.., value_name = "PATH"))]
+    #[serde(deserialize_with = "one_or_several")]
+    pub data: Vec<PathBuf>,
     /// Validation rankings [default: those of the recipe's `validation_share` of the prompts of --data].
     #[cfg_attr(feature = "cli", arg(long, alias = "held-out", value_name = "FILE", display_order = 3))]
     pub validation: Option<PathBuf>,
 }
 
 /// A ranking in token ids: one row per answer, index pairs (better, worse), and their margin.
+#[derive(Clone)]
 struct EncodedRanking {
     rows: Vec<Vec<u32>>,
     pairs: Vec<(usize, usize)>,
@@ -224,23 +228,32 @@ fn rankings(
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<(Vec<EncodedRanking>, Vec<EncodedRanking>)> {
-    let (data, validation) = (inputs.data.as_path(), inputs.validation.as_deref());
-    let source = Source { data, validation, validation_share: recipe.validation_share, seed: recipe.seed, max_length };
-    let read = |path: &Path| {
-        let read = read_rankings(path)?;
+    let source = Source {
+        data: &inputs.data,
+        validation: inputs.validation.as_deref(),
+        validation_share: recipe.validation_share,
+        seed: recipe.seed,
+        max_length,
+        options: &recipe.data,
+    };
+    let read = |path: &Path, options: &ReadOptions| {
+        let read = read_rankings(path, options)?;
         Ok((read.rankings, read.warnings))
     };
     train_and_validation(&source, read, |ranking: &Ranking| {
         let rows = ranking.answers.iter().map(|answer| conversation_ids(tokenizer, &ranking.prompt, answer));
         let rows = rows.collect::<Result<Vec<_>>>()?;
         let fits = rows.iter().all(|row| row.len() <= max_length);
-        Ok(fits.then(|| EncodedRanking { rows, pairs: ranking.pairs(), margin: ranking.margin }))
+        Ok(match fits {
+            true => Encoded::Fits(EncodedRanking { rows, pairs: ranking.pairs(), margin: ranking.margin }),
+            false => Encoded::TooLong,
+        })
     })
 }
 
 /// A conversation up to the end token of its last turn, where the score is read. PPO scores the same rows.
-fn conversation_ids(tokenizer: &Tokenizer, prompt: &[llm_data::Message], answer: &str) -> Result<Vec<u32>> {
-    let mut messages = chat_messages(prompt);
+fn conversation_ids(tokenizer: &Tokenizer, prompt: &[ChatMessage], answer: &str) -> Result<Vec<u32>> {
+    let mut messages = prompt.to_vec();
     messages.push(ChatMessage::new("assistant", answer));
     Ok(tokenizer.encode_answered(&messages)?)
 }

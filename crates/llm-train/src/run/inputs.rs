@@ -28,12 +28,20 @@ pub(crate) struct Recorded {
 }
 
 impl Input {
-    /// The paths of a struct of inputs that are given, by field.
+    /// The paths of a struct of inputs that are given, by field. The second and the following paths of a field that is a list are called
+    /// `FIELD_2`, `FIELD_3` and so on.
     pub fn list(inputs: &impl Serialize) -> Result<Vec<Self>> {
         let value = serde_json::to_value(inputs)
             .map_err(|e| Error::BadRequest(format!("the path of an input cannot be recorded: {e}")))?;
-        let paths = value.as_object().into_iter().flatten();
-        Ok(paths.filter_map(|(name, path)| Some(Self { name: name.clone(), path: path.as_str()?.into() })).collect())
+        let mut all = Vec::new();
+        for (name, value) in value.as_object().into_iter().flatten() {
+            let paths = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            for (at, path) in paths.iter().enumerate() {
+                let name = if at == 0 { name.clone() } else { format!("{name}_{}", at + 1) };
+                all.extend(path.as_str().map(|path| Self { name, path: path.into() }));
+            }
+        }
+        Ok(all)
     }
 
     /// The record of this input for a run in the existing folder `dir`.

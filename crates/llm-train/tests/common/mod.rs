@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use llm_data::{Message, Ranking, write_jsonl};
+use llm_data::{ChatMessage, Ranking, write_jsonl};
 use llm_model::{Head, Model, ModelConfig};
 use llm_tokenizer::{Tokenizer, TrainConfig};
 use llm_train::recipes::train_tokenizer;
@@ -49,7 +49,7 @@ pub fn write_pairs(path: &Path, pairs: &[(String, String)]) {
         .enumerate()
         .map(|(i, (better, worse))| {
             let answers = vec![better.clone(), worse.clone()];
-            Ranking::strict(i.to_string(), vec![Message::user("Say it.")], answers, &[0, 1])
+            Ranking::strict(i.to_string(), vec![ChatMessage::user("Say it.")], answers, &[0, 1])
         })
         .collect();
     write_jsonl(path, &rankings).unwrap();

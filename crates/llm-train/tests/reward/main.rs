@@ -9,7 +9,7 @@ mod scores;
 use std::path::Path;
 
 use common::{fresh_model, quietly, write_pairs};
-use llm_data::read_rankings;
+use llm_data::{ReadOptions, read_rankings};
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{RewardInputs, RewardModel, RewardRecipe, reward};
 use rand::{RngExt, SeedableRng};
@@ -64,10 +64,11 @@ fn trained(dir: &Path, prefers: fn(f64) -> f64) -> (RewardModel, f64) {
         ..RewardRecipe::default()
     };
     let (model, data, validation) = (path("model"), path("train.jsonl"), path("validation.jsonl"));
-    let inputs = RewardInputs { model: model.clone(), data: data.clone(), validation: Some(validation.clone()) };
+    let inputs = RewardInputs { model: model.clone(), data: vec![data.clone()], validation: Some(validation.clone()) };
     quietly(|options| reward(&recipe, &inputs, &path("reward"), options)).unwrap();
     let reward_model = RewardModel::load(&path("reward")).unwrap();
-    let accuracy = reward_model.accuracy(&read_rankings(&validation).unwrap().rankings).unwrap();
+    let accuracy =
+        reward_model.accuracy(&read_rankings(&validation, &ReadOptions::default()).unwrap().rankings).unwrap();
     (reward_model, accuracy)
 }
 
@@ -132,7 +133,7 @@ fn the_margin_of_the_data_is_part_of_the_loss() {
         std::fs::write(&data, prompts.iter().map(of).collect::<Vec<_>>().join("\n")).unwrap();
         let recipe = RewardRecipe { center_rewards_coefficient: 0., batch_size: 2, ..RewardRecipe::default() };
         let (inputs, out) = (
-            RewardInputs { model: model.clone(), data: data.clone(), validation: None },
+            RewardInputs { model: model.clone(), data: vec![data.clone()], validation: None },
             dir.path().join(margin.to_string()),
         );
         quietly(|options| reward(&recipe, &inputs, &out, options)).unwrap();
@@ -190,7 +191,7 @@ fn training_and_ppo_read_the_score_at_the_same_token() {
         ..RewardRecipe::default()
     };
     let (model, data, validation) = (path("model"), path("train.jsonl"), path("validation.jsonl"));
-    let inputs = RewardInputs { model: model.clone(), data: data.clone(), validation: Some(validation.clone()) };
+    let inputs = RewardInputs { model: model.clone(), data: vec![data.clone()], validation: Some(validation.clone()) };
     quietly(|options| reward(&recipe, &inputs, &path("reward"), options)).unwrap();
     let reward_model = RewardModel::load(&path("reward")).unwrap();
     assert_eq!(reward_model.model.config().eos_token_id, Some(2), "<|system|> ends turns in this template");
@@ -205,7 +206,9 @@ fn training_and_ppo_read_the_score_at_the_same_token() {
     let better = score(validation.iter().map(|p| row(&p.0)).collect());
     let worse = score(validation.iter().map(|p| row(&p.1)).collect());
     let right = better.iter().zip(&worse).filter(|(b, w)| b > w).count() as f64 / 200.;
-    let trained = reward_model.accuracy(&read_rankings(path("validation.jsonl")).unwrap().rankings).unwrap();
+    let trained = reward_model
+        .accuracy(&read_rankings(path("validation.jsonl"), &ReadOptions::default()).unwrap().rankings)
+        .unwrap();
     assert!(right > 0.9 && (right - trained).abs() < 1e-9, "{right} in PPO, {trained} in training");
     let all: Vec<f64> = better.into_iter().chain(worse).collect();
     let mean = all.iter().sum::<f64>() / 400.;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use llm_data::{Message, Ranking, write_jsonl};
+use llm_data::{Ranking, write_jsonl};
 use llm_model::{Head, Model, ModelConfig, Params};
 use llm_tokenizer::{ChatMessage, Tokenizer};
 use llm_train::optim::{OptimizerConfig, Schedule};
@@ -37,7 +37,7 @@ fn uneven_rankings(first: usize) -> Vec<Ranking> {
     let ranking = |(i, order): (usize, &[usize])| {
         let i = first + i;
         let answers = (0..order.len()).map(|k| [words[(i + k) % 6], words[(i * k + 1) % 6]].join(" ")).collect();
-        let prompt = vec![Message::user(format!("Say {i}."))];
+        let prompt = vec![ChatMessage::user(format!("Say {i}."))];
         Ranking { margin: 0.3 * i as f64, ..Ranking::strict(i.to_string(), prompt, answers, order) }
     };
     [&[1, 0][..], &[2, 0, 1], &[0, 1], &[3, 1, 0, 2]].into_iter().enumerate().map(ranking).collect()
@@ -66,7 +66,7 @@ fn logged_metrics_equal_those_computed_from_the_scores() {
         ..RewardRecipe::default()
     };
     let (model, data, validation) = (path("model"), path("train.jsonl"), path("test.jsonl"));
-    let inputs = RewardInputs { model: model.clone(), data: data.clone(), validation: Some(validation.clone()) };
+    let inputs = RewardInputs { model: model.clone(), data: vec![data.clone()], validation: Some(validation.clone()) };
     quietly(|options| reward(&recipe, &inputs, &path("reward"), options)).unwrap();
     let model = RewardModel::load(&path("reward")).unwrap();
     let raw = |ranking: &Ranking| -> Vec<f64> {
@@ -139,7 +139,7 @@ fn equal_scores_have_accuracy_zero() {
         ..RewardRecipe::default()
     };
     let (model, data, validation) = (path("model"), path("train.jsonl"), path("test.jsonl"));
-    let inputs = RewardInputs { model: model.clone(), data: data.clone(), validation: Some(validation.clone()) };
+    let inputs = RewardInputs { model: model.clone(), data: vec![data.clone()], validation: Some(validation.clone()) };
     quietly(|options| reward(&recipe, &inputs, &path("reward"), options)).unwrap();
     let lines = metrics(&path("reward"));
     assert_eq!(
@@ -165,7 +165,7 @@ fn rankings_with_a_too_long_answer_are_skipped() {
     assert_eq!(["bc", "bcb"].map(row), [n + 1, n + 2]);
     let ranking = |answers: [&str; 2], prompt: &str| {
         let answers = answers.map(str::to_owned).to_vec();
-        Ranking::strict(String::new(), vec![Message::user(prompt)], answers, &[0, 1])
+        Ranking::strict(String::new(), vec![ChatMessage::user(prompt)], answers, &[0, 1])
     };
     let train = [ranking(["b", "c"], "b"), ranking(["c", "bc"], "c"), ranking(["b", "bcb"], "d")];
     write_jsonl(&path("train.jsonl"), &train).unwrap();
@@ -183,7 +183,8 @@ fn rankings_with_a_too_long_answer_are_skipped() {
         };
         let recipe = RewardRecipe { epochs: 2, batch_size: 1, max_length, optimizer, ..RewardRecipe::default() };
         let (start, data, validation) = (path("model"), path("train.jsonl"), path("test.jsonl"));
-        let inputs = RewardInputs { model: start.clone(), data: data.clone(), validation: Some(validation.clone()) };
+        let inputs =
+            RewardInputs { model: start.clone(), data: vec![data.clone()], validation: Some(validation.clone()) };
         quietly(|options| reward(&recipe, &inputs, &path(name), options)).unwrap();
         let lines = metrics(&path(name));
         let steps: Vec<_> = lines.iter().filter(|line| line.get("loss").is_some()).collect();

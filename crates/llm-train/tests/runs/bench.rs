@@ -4,7 +4,8 @@ use candle_core::Device;
 use llm_model::Model;
 use llm_tokenizer::Tokenizer;
 use llm_train::bench::bench_finetune;
-use llm_train::examples::{answer_loss, read_examples};
+use llm_train::examples::answer_loss;
+use llm_train::rows::read_examples;
 
 use super::*;
 

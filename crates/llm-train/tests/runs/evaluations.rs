@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_data::{Conversation, Message, TokenDataset, write_jsonl};
+use llm_data::{ChatMessage, Conversation, TokenDataset, write_jsonl};
 use llm_eval::text_loss;
 use llm_model::Model;
 use llm_train::recipes::{
@@ -31,13 +31,13 @@ fn run(stage: Stage, file: &Path, eval_batches: usize, out: &Path) {
         Stage::Finetune => {
             let recipe =
                 FinetuneRecipe { epochs, batch_size, eval_every, eval_batches, optimizer, ..Default::default() };
-            let inputs = FinetuneInputs { model, data, validation, text: None };
+            let inputs = FinetuneInputs { model, data: vec![data], validation, text: None };
             finetune(&recipe, &inputs, out, quiet()).unwrap();
         }
         Stage::Reward => {
             let recipe = RewardRecipe { epochs, batch_size, eval_every, eval_batches, optimizer, ..Default::default() };
             let data = FIXTURE.path("pairs.jsonl");
-            reward(&recipe, &RewardInputs { model, data, validation }, out, quiet()).unwrap();
+            reward(&recipe, &RewardInputs { model, data: vec![data], validation }, out, quiet()).unwrap();
         }
         _ => {
             let student = Knobs::default().shape();
@@ -51,7 +51,8 @@ fn run(stage: Stage, file: &Path, eval_batches: usize, out: &Path) {
                 ..Default::default()
             };
             let teacher = model;
-            let inputs = DistillInputs { teacher, text_teacher: None, student: None, data, validation, text: None };
+            let inputs =
+                DistillInputs { teacher, text_teacher: None, student: None, data: vec![data], validation, text: None };
             distill(&recipe, &inputs, out, quiet()).unwrap();
         }
     }
@@ -68,8 +69,11 @@ fn at_most_eval_batches_are_evaluated_spread_over_the_validation_data() {
             if stage == Stage::Reward {
                 write_pairs(&path, &texts.iter().map(|text| (text.clone(), "not so".to_owned())).collect::<Vec<_>>());
             } else {
-                let chat = |text: &String| Conversation {
-                    messages: vec![Message::user(format!("Ask for {text}.")), Message::assistant(text)],
+                let chat = |text: &String| {
+                    Conversation::from(vec![
+                        ChatMessage::user(format!("Ask for {text}.")),
+                        ChatMessage::assistant(text),
+                    ])
                 };
                 write_jsonl(&path, &texts.iter().map(chat).collect::<Vec<_>>()).unwrap();
             }

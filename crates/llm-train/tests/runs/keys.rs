@@ -22,7 +22,7 @@ fn distilled(student: ModelConfig, out: &Path) -> Result<()> {
         teacher: teacher.clone(),
         text_teacher: None,
         student: None,
-        data: data.clone(),
+        data: vec![data.clone()],
         validation: None,
         text: None,
     };

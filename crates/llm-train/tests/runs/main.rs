@@ -20,7 +20,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use common::{fresh_model, write_pairs};
-use llm_data::{Conversation, Message, write_jsonl};
+use llm_data::{ChatMessage, Conversation, write_jsonl};
 use llm_model::{LoraConfig, ModelConfig};
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{
@@ -51,9 +51,9 @@ impl Fixture {
         prepare(&inputs, &fixture.path("shards"), quiet()).unwrap();
         let chats = |say: &str, count: usize| -> Vec<Conversation> {
             let chat = |i: usize| {
-                vec![Message::user(format!("{say} {}.", words[i % 8])), Message::assistant(words[i * 3 % 8])]
+                vec![ChatMessage::user(format!("{say} {}.", words[i % 8])), ChatMessage::assistant(words[i * 3 % 8])]
             };
-            (0..count).map(|i| Conversation { messages: chat(i) }).collect()
+            (0..count).map(|i| Conversation::from(chat(i))).collect()
         };
         write_jsonl(&fixture.path("chats.jsonl"), &chats("Say", 24)).unwrap();
         write_jsonl(&fixture.path("other.jsonl"), &chats("And", 6)).unwrap();

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use llm_data::{Message, Ranking, write_jsonl};
+use llm_data::{ChatMessage, Ranking, write_jsonl};
 use serde_json::json;
 
 use super::FIXTURE;
@@ -31,18 +31,17 @@ fn warning(dir: &std::path::Path, command: &str) -> Option<String> {
 #[test]
 fn conversations_in_another_form_are_warned_of() {
     let dir = tempfile::tempdir().unwrap();
-    let chat =
-        |prompt: Vec<Message>, i: usize| json!({"messages": ([prompt, vec![Message::assistant(answer(i))]].concat())});
+    let chat = |prompt: Vec<ChatMessage>, i: usize| json!({"messages": ([prompt, vec![ChatMessage::assistant(answer(i))]].concat())});
     let write = |name: &str, items: Vec<serde_json::Value>| write_jsonl(&dir.path().join(name), &items).unwrap();
-    write("data.jsonl", (0..16).map(|i| chat(vec![Message::user(ask(i))], i)).collect());
+    write("data.jsonl", (0..16).map(|i| chat(vec![ChatMessage::user(ask(i))], i)).collect());
     let model = FIXTURE.path("model").display().to_string();
     let student = "--set student.hidden_size=16 --set student.intermediate_size=32 --set student.num_hidden_layers=1 \
                    --set student.num_attention_heads=2 --set student.num_key_value_heads=1";
     let commands = [format!("finetune --model {model}"), format!("distill --teacher {model} {student}")];
-    let forms: [fn(usize) -> Vec<Message>; 3] = [
-        |i| vec![Message::system("You are a robot."), Message::user(ask(i))],
-        |i| vec![Message::user(format!("Hello! {}", ask(i)))],
-        |i| vec![Message::user("Hello!"), Message::assistant("Hi."), Message::user(ask(i))],
+    let forms: [fn(usize) -> Vec<ChatMessage>; 3] = [
+        |i| vec![ChatMessage::system("You are a robot."), ChatMessage::user(ask(i))],
+        |i| vec![ChatMessage::user(format!("Hello! {}", ask(i)))],
+        |i| vec![ChatMessage::user("Hello!"), ChatMessage::assistant("Hi."), ChatMessage::user(ask(i))],
     ];
     for command in &commands {
         for form in forms {
@@ -51,7 +50,7 @@ fn conversations_in_another_form_are_warned_of() {
             let warning = warning(dir.path(), command).unwrap();
             assert!(warning.contains("other.jsonl: 8 of 16 records are records of data.jsonl"), "{warning}");
         }
-        write("other.jsonl", (16..32).map(|i| chat(vec![Message::user(ask(i))], i)).collect());
+        write("other.jsonl", (16..32).map(|i| chat(vec![ChatMessage::user(ask(i))], i)).collect());
         assert_eq!(warning(dir.path(), command), None);
     }
 }
@@ -59,17 +58,17 @@ fn conversations_in_another_form_are_warned_of() {
 #[test]
 fn rankings_in_another_form_are_warned_of() {
     let dir = tempfile::tempdir().unwrap();
-    let write = |name: &str, prompt: &dyn Fn(usize) -> Vec<Message>, from: usize| {
+    let write = |name: &str, prompt: &dyn Fn(usize) -> Vec<ChatMessage>, from: usize| {
         let ranking =
             |i: usize| Ranking::strict(i.to_string(), prompt(i), vec![answer(i), "Do not know.".to_owned()], &[0, 1]);
         write_jsonl(&dir.path().join(name), &(from..from + 16).map(ranking).collect::<Vec<_>>()).unwrap();
     };
-    write("data.jsonl", &|i| vec![Message::user(ask(i))], 0);
+    write("data.jsonl", &|i| vec![ChatMessage::user(ask(i))], 0);
     let command = format!("reward --model {}", FIXTURE.path("model").display());
-    write("other.jsonl", &|i| vec![Message::system("You are a robot."), Message::user(ask(i))], 8);
+    write("other.jsonl", &|i| vec![ChatMessage::system("You are a robot."), ChatMessage::user(ask(i))], 8);
     let found = warning(dir.path(), &command).unwrap();
     assert!(found.contains("8 of 16 records"), "{found}");
-    write("other.jsonl", &|i| vec![Message::user(ask(i))], 16);
+    write("other.jsonl", &|i| vec![ChatMessage::user(ask(i))], 16);
     assert_eq!(warning(dir.path(), &command), None);
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use llm_data::{Conversation, Message, write_jsonl};
+use llm_data::{ChatMessage, Conversation, write_jsonl};
 use llm_model::LoraConfig;
 use llm_train::batches::{BatchSize, LengthBatches};
 use serde_json::Value;
@@ -56,8 +56,10 @@ fn a_run_killed_at_the_end_of_an_epoch_goes_on_with_the_first_batch_of_the_next(
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("twelve.jsonl");
     let words = ["one", "two", "three", "four", "five", "six"];
-    let chat = |i: usize| vec![Message::user(format!("Say {} {}.", words[i % 6], i)), Message::assistant(words[i / 2])];
-    write_jsonl(&data, &(0..12).map(|i| Conversation { messages: chat(i) }).collect::<Vec<_>>()).unwrap();
+    let chat = |i: usize| {
+        vec![ChatMessage::user(format!("Say {} {}.", words[i % 6], i)), ChatMessage::assistant(words[i / 2])]
+    };
+    write_jsonl(&data, &(0..12).map(|i| Conversation::from(chat(i))).collect::<Vec<_>>()).unwrap();
     for max_tokens in [0, 90] {
         let knobs = Knobs { data: Some(data.clone()), length: 3, save_every: 3, max_tokens, ..Knobs::default() };
         for kill_after in [3, 4] {

@@ -38,7 +38,7 @@ pub fn finetune(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOption
     };
     let inputs = FinetuneInputs {
         model: fixture.path("model"),
-        data: knobs.data(fixture, "chats.jsonl"),
+        data: vec![knobs.data(fixture, "chats.jsonl")],
         validation: Some(fixture.path("other.jsonl")),
         text: knobs.text.then(|| fixture.path("shards")),
     };
@@ -59,7 +59,7 @@ pub fn reward(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions)
     };
     let inputs = RewardInputs {
         model: fixture.path("model"),
-        data: knobs.data(fixture, "pairs.jsonl"),
+        data: vec![knobs.data(fixture, "pairs.jsonl")],
         validation: Some(fixture.path("other-pairs.jsonl")),
     };
     recipes::reward(&recipe, &inputs, out, options)
@@ -106,7 +106,7 @@ pub fn distill(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions
         teacher: fixture.path("model"),
         text_teacher: None,
         student: None,
-        data: knobs.data(fixture, "chats.jsonl"),
+        data: vec![knobs.data(fixture, "chats.jsonl")],
         validation: Some(fixture.path("other.jsonl")),
         text: Some(fixture.path("shards")),
     };

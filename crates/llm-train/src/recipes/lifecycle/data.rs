@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::Device;
-use llm_data::{Conversation, Message, NGrams, Ranking, chat_messages, write_jsonl};
+use llm_data::{ChatMessage, Conversation, NGrams, Ranking, write_jsonl};
 use llm_engine::{GenerateOptions, Sampling, TextModel};
 use llm_feedback::Annotator;
 use llm_synthetic::{Phenomenon, Question, Split, Task, Use, World};
@@ -27,9 +27,10 @@ pub(super) fn write_world(recipe: &LifecycleRecipe, world: &World, dir: &Path) -
     conversations.extend(world.dialogues(count.dialogues));
     conversations.extend(world.echoes(count.echoes));
     write_jsonl(&dir.join("instruct-train.jsonl"), &conversations)?;
-    let trained = NGrams::of(conversations.iter().flat_map(|c| &c.messages).map(|m| m.content.as_str()));
+    let texts: Vec<_> = conversations.iter().flat_map(|c| &c.messages).map(ChatMessage::text).collect();
+    let trained = NGrams::of(texts.iter().map(AsRef::as_ref));
     let mut tasks = world.tasks(Split::HeldOut, count.held_out);
-    tasks.retain(|task| !task.messages.iter().any(|message| trained.overlap(&message.content)));
+    tasks.retain(|task| !task.messages.iter().any(|message| trained.overlap(&message.text())));
     write_jsonl(&dir.join("instruct-held_out.jsonl"), &self::conversations(&tasks))?;
     write_jsonl(&dir.join("tasks-held_out.jsonl"), &tasks)?;
 
@@ -63,7 +64,7 @@ pub(super) fn ranked(annotator: &Annotator, question: &Question, label: &str) ->
     let texts: Vec<&str> = question.answers.iter().map(|a| a.text.as_str()).collect();
     let order = annotator.rank(label, &utilities, &texts)?;
     let answers = question.answers.iter().map(|a| a.text.clone()).collect();
-    Ok(Ranking::strict(question.prompt.clone(), vec![Message::user(&question.prompt)], answers, &order))
+    Ok(Ranking::strict(question.prompt.clone(), vec![ChatMessage::user(&question.prompt)], answers, &order))
 }
 
 /// Writes the student's conversations: tasks and dialogues with their answers, and questions answered by the teacher.
@@ -87,7 +88,7 @@ pub(super) fn write_lessons(
     let mut tested = answered.split_off(count.lessons);
     tested.extend(conversations(&world.tasks(Split::HeldOut, validation)));
     write_jsonl(&held_out, &tested)?;
-    answered.retain(|lesson| !lesson.messages.iter().any(|message| world.names_held_out_theme(&message.content)));
+    answered.retain(|lesson| !lesson.messages.iter().any(|message| world.names_held_out_theme(&message.text())));
     answered.extend(conversations(&world.tasks(Split::Train, count.tasks)));
     answered.extend(world.dialogues(count.dialogues));
     write_jsonl(&train, &answered).map_err(Error::from)
@@ -109,7 +110,7 @@ fn answers(
     observer(Event::Begin { stage: "teacher", total: questions.len() as u64, done: 0, unit: "answers" });
     let mut answered = Vec::with_capacity(questions.len());
     for (number, chunk) in questions.chunks(BATCH).enumerate() {
-        let ids = |q: &Question| teacher.chat_ids(&chat_messages(&[Message::user(&q.prompt)]));
+        let ids = |q: &Question| teacher.chat_ids(&[ChatMessage::user(&q.prompt)]);
         let prompts = chunk.iter().map(ids).collect::<Result<Vec<_>, _>>()?;
         let seed = lesson_seed(recipe, number as u64);
         let options = GenerateOptions {
@@ -118,8 +119,8 @@ fn answers(
             sampling: Sampling { temperature: recipe.ppo.temperature, seed, ..Sampling::default() },
         };
         let replies = teacher.complete_all(&prompts, &options, BATCH, |_| ())?;
-        answered.extend(chunk.iter().zip(replies).map(|(question, reply)| Conversation {
-            messages: vec![Message::user(&question.prompt), Message::assistant(reply.text)],
+        answered.extend(chunk.iter().zip(replies).map(|(question, reply)| {
+            Conversation::from(vec![ChatMessage::user(&question.prompt), ChatMessage::assistant(reply.text)])
         }));
         observer(Event::Progress { done: answered.len() as u64, message: "" });
     }
@@ -161,7 +162,7 @@ mod tests {
         let question = world.questions(Split::Train, Use::Lessons, 1).remove(0);
         let questions = vec![question; 130];
         let lessons = answers(&recipe, &teacher, &questions, &mut |_| ()).unwrap();
-        let distinct: HashSet<&str> = lessons.iter().map(|lesson| lesson.messages[1].content.as_str()).collect();
+        let distinct: HashSet<_> = lessons.iter().map(|lesson| lesson.messages[1].text()).collect();
         assert_eq!(distinct.len(), 130);
     }
 
@@ -183,7 +184,7 @@ mod tests {
         let corpus = world.corpus(Split::Train);
         let tokenizer = train_bpe(&recipe.tokenizer, corpus.iter().map(String::as_str)).unwrap();
         let mut texts: Vec<String> =
-            world.crowd(500).into_iter().map(|conversation| conversation.messages[1].content.clone()).collect();
+            world.crowd(500).into_iter().map(|conversation| conversation.messages[1].text().into_owned()).collect();
         for split in [Split::Train, Split::HeldOut] {
             let questions = world.questions(split, Use::Validation, 500);
             texts.extend(questions.into_iter().flat_map(|q| q.answers).map(|answer| answer.text));

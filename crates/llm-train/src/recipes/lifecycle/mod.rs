@@ -232,7 +232,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     if !is_intact(&instruct)? {
         let inputs = FinetuneInputs {
             model: base.clone(),
-            data: data.join("instruct-train.jsonl"),
+            data: vec![data.join("instruct-train.jsonl")],
             validation: Some(data.join("instruct-held_out.jsonl")),
             text: Some(shards.clone()),
         };
@@ -241,7 +241,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     if !is_intact(&reward_model)? {
         let inputs = RewardInputs {
             model: instruct.clone(),
-            data: data.join("rankings-train.jsonl"),
+            data: vec![data.join("rankings-train.jsonl")],
             validation: Some(data.join("rankings-held_out.jsonl")),
         };
         reward(&recipe.reward, &inputs, &reward_model, stage_options(&reward_model, &device, observer, stop))?;
@@ -262,7 +262,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
                 teacher: aligned.clone(),
                 text_teacher,
                 student: None,
-                data: data.join("lessons-train.jsonl"),
+                data: vec![data.join("lessons-train.jsonl")],
                 validation: Some(data.join("lessons-held_out.jsonl")),
                 text: Some(shards.clone()),
             };

@@ -23,6 +23,7 @@ use self::prompts::Prompts;
 pub use self::trainer::{PpoTrainer, Score, SpecialIds, Targets};
 use super::{RewardModel, RewardScale, chat_format, load_model, save};
 use crate::compat::{TokenSource, check_compatible};
+use crate::data::DataOptions;
 use crate::optim::OptimizerConfig;
 use crate::rl::MissingEos;
 use crate::rollout::Rollout;
@@ -71,6 +72,8 @@ pub struct PpoRecipe {
     pub missing_eos: MissingEos,
     /// Updates between checkpoints; each also writes some replies to `samples/`. 0: only at the end.
     pub save_every: u64,
+    /// How the data files are read.
+    pub data: DataOptions,
     /// The policy's optimizer.
     pub optimizer: OptimizerConfig,
     /// The critic's optimizer.

@@ -1,12 +1,14 @@
 //! The prompts of each update.
 
-use llm_data::chat_messages;
-use llm_data::{Duplicates, prompt_key, read_prompts};
+use std::path::Path;
+
+use llm_data::{ReadOptions, read_prompts};
 use llm_tokenizer::Tokenizer;
 use rand::seq::SliceRandom;
 
 use super::{PpoInputs, PpoRecipe};
 use crate::run::rng;
+use crate::splits::read_items;
 use crate::{Error, Result};
 
 /// An endless sequence of shuffled passes over the prompts, split into updates of equal size. A pass can end within an update; then
@@ -20,14 +22,11 @@ pub(super) struct Prompts {
 impl Prompts {
     /// Reads prompts and encodes them up to the assistant's turn. Prompts that leave no room for a reply are left out.
     pub fn read(recipe: &PpoRecipe, inputs: &PpoInputs, tokenizer: &Tokenizer, positions: usize) -> Result<Self> {
-        let prompts = read_prompts(&inputs.data)?;
-        let repeated = Duplicates::within(prompts.iter().map(|prompt| prompt_key(prompt).into())).exact;
-        if repeated > 0 {
-            tracing::warn!("{}: {repeated} of {} prompts repeat an earlier one", inputs.data.display(), prompts.len());
-        }
+        let read = |path: &Path, options: &ReadOptions| Ok(read_prompts(path, options)?);
+        let prompts = read_items(&inputs.data, &recipe.data.read_options(), read)?;
         let mut queries = Vec::with_capacity(prompts.len());
         for prompt in &prompts {
-            let ids = tokenizer.encode_chat(&chat_messages(prompt), true)?;
+            let ids = tokenizer.encode_chat(prompt, true)?;
             if ids.len() + recipe.max_new_tokens <= positions {
                 queries.push(ids);
             }

@@ -1,7 +1,6 @@
 //! Advice: the accuracy of the reward model, and the true utility of the policy before and after PPO, on held-out themes.
 
-use llm_data::Message;
-use llm_data::chat_messages;
+use llm_data::ChatMessage;
 use llm_engine::{GenerateOptions, Sampling, TextModel};
 use llm_eval::{GeneratedReply, ReplyStats, generate_replies, reply_kls, reply_stats};
 use llm_feedback::Annotator;
@@ -38,7 +37,7 @@ pub(super) struct PromptSet {
 impl PromptSet {
     pub fn new(world: &World, model: &TextModel, split: Split, count: usize) -> Result<Self> {
         let questions = world.questions(split, Use::Validation, count);
-        let ids = |q: &Question| model.chat_ids(&chat_messages(&[Message::user(&q.prompt)]));
+        let ids = |q: &Question| model.chat_ids(&[ChatMessage::user(&q.prompt)]);
         let prompts = questions.iter().map(ids).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { questions, prompts })
     }

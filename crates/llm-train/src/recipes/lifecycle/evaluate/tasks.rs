@@ -69,7 +69,7 @@ pub(super) fn metrics(
 
 /// All messages of the prompt as one text.
 fn prompt(task: &Task) -> String {
-    task.messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n")
+    task.messages.iter().map(llm_data::ChatMessage::text).collect::<Vec<_>>().join("\n")
 }
 
 /// Whether the model completes the cloze of each task, at temperature 0: 1 or 0.

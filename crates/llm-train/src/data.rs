@@ -1,0 +1,74 @@
+//! The table `[data]` of the recipes: how data files are read.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use llm_data::ReadOptions;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::{Error, Result};
+
+/// How the data files of a stage are read.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataOptions {
+    /// Whether a row that cannot be read is an error. Otherwise it is left out, with a warning that names its line.
+    pub strict: bool,
+    /// What happens to examples of more than `max_length` tokens.
+    pub too_long: TooLong,
+    /// Weights of the files of `--data`, in their order: each row is used so many times per pass; a fraction is the share of the rows
+    /// that is used once more, chosen by the seed. Empty: 1 for each file.
+    pub weights: Vec<f64>,
+    /// Columns that are not read, even if they would change what is trained on.
+    pub ignored_columns: Vec<String>,
+    /// The files' names of columns, by the name that the readers know: `prompt = "question_text"`. `role` and `content` are the keys of
+    /// messages.
+    pub columns: BTreeMap<String, String>,
+}
+
+/// What happens to examples that are too long.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TooLong {
+    /// They are left out and counted.
+    #[default]
+    Drop,
+    /// Their end is cut off. An example without a trained token is still left out.
+    Cut,
+}
+
+impl DataOptions {
+    /// The options of the readers.
+    pub(crate) fn read_options(&self) -> ReadOptions {
+        ReadOptions {
+            columns: self.columns.clone(),
+            ignored_columns: self.ignored_columns.clone(),
+            strict: self.strict,
+        }
+    }
+
+    /// Checks the weights against the number of files.
+    pub(crate) fn check_files(&self, files: usize) -> Result<()> {
+        if self.weights.is_empty() || self.weights.len() == files {
+            return Ok(());
+        }
+        Err(Error::BadRequest(format!(
+            "data.weights has {} numbers for {files} files of --data; it must have one for each, or be empty",
+            self.weights.len()
+        )))
+    }
+}
+
+/// Reads a list of paths, or one path.
+pub(crate) fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Paths {
+        One(PathBuf),
+        Several(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(deserializer)? {
+        Paths::One(path) => vec![path],
+        Paths::Several(paths) => paths,
+    })
+}
