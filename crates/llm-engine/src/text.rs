@@ -69,6 +69,12 @@ impl TextModel {
         Self::checked(Model::from_gguf(&file)?, tokenizer, path)
     }
 
+    /// Opens a checkpoint of llama2.c (`stories260K.bin`) and its tokenizer (`tok512.bin`).
+    pub fn from_llama2c(checkpoint: impl AsRef<Path>, tokenizer: impl AsRef<Path>) -> Result<Self> {
+        let tokenizer = tokenizer.as_ref();
+        Self::checked(Model::from_llama2c(checkpoint)?, Tokenizer::from_llama2c(tokenizer)?, tokenizer)
+    }
+
     /// Writes a GGUF file with matrices in `dtype`, or in their current dtype if it is none; `path` must not exist.
     pub fn save_gguf(&self, path: impl AsRef<Path>, dtype: Option<WeightDtype>) -> Result<()> {
         let path = path.as_ref();

@@ -15,9 +15,13 @@ use crate::failure::{input, io_failure, refuse_existing};
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  llm-infer convert --model runs/chat --to gguf --quantize q8_0 --out chat.gguf")]
 pub(crate) struct ConvertArgs {
-    /// Model to convert: a Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a .gguf file
+    /// Model to convert: a Hugging Face folder (config.json, model.safetensors, tokenizer.json), a .gguf file, or a .bin
+    /// checkpoint of llama2.c with --tokenizer
     #[arg(short, long)]
     model: PathBuf,
+    /// Tokenizer of a llama2.c checkpoint, such as tokenizer.bin or tok512.bin
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
     /// Output format
     #[arg(long, value_enum)]
     to: Format,
@@ -53,7 +57,22 @@ fn dtype_parser() -> impl TypedValueParser<Value = WeightDtype> {
 /// Runs the command.
 pub(crate) fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     refuse_existing(&args.out)?;
-    let text_model = TextModel::open(&args.model).map_err(input)?;
+    let checkpoint = args.model.extension().is_some_and(|extension| extension == "bin");
+    let text_model = match &args.tokenizer {
+        Some(tokenizer) if checkpoint => TextModel::from_llama2c(&args.model, tokenizer),
+        Some(tokenizer) => {
+            let tokenizer = tokenizer.display();
+            let message = "only a .bin checkpoint of llama2.c has its tokenizer in a file of its own; omit the option";
+            return Err(Failure::input(format!("--tokenizer {tokenizer}: {message}")));
+        }
+        None if checkpoint && args.model.is_file() => {
+            let model = args.model.display();
+            let message = "a checkpoint of llama2.c needs its tokenizer; give it with --tokenizer";
+            return Err(Failure::input(format!("{model}: {message}")));
+        }
+        None => TextModel::open(&args.model),
+    };
+    let text_model = text_model.map_err(input)?;
     match args.to {
         Format::Gguf => text_model.save_gguf(&args.out, args.quantize).map_err(input)?,
         Format::Safetensors => save_folder(text_model, args.quantize, &args.out)?,

@@ -79,6 +79,20 @@ fn every_family_with_published_settings_survives_the_round_trip() {
 }
 
 #[test]
+fn loading_a_file_dequantises_it_so_that_it_can_be_trained() {
+    let config = ModelConfig { vocab_size: 64, hidden_size: 96, num_hidden_layers: 1, ..ModelConfig::default() };
+    let model = Model::init(config.validated("test").unwrap(), Head::LanguageModel, 1).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    model.save_gguf(&path, Some(WeightDtype::Quantized(BlockFormat::Q8_0)), Metadata::new()).unwrap();
+    let (opened, loaded) = (Model::open(&path).unwrap(), Model::load(&path).unwrap());
+    for (name, weight) in opened.params().iter() {
+        let ours = loaded.params().get(name).unwrap().tensor().unwrap().clone();
+        assert_eq!(max_difference(&ours, &weight.to_dense().unwrap()), 0., "{name}");
+    }
+}
+
+#[test]
 fn llama_3_scaling_is_recovered_from_its_divisors() {
     let scaled = |original: usize, high_freq_factor: f64| {
         let rope_scaling = RopeScaling::Llama3 {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fs, io};
 
+use llm_files::gguf::GgufFile;
 use serde_json::{Map, Value, json};
 use tokenizers::AddedToken;
 
@@ -27,8 +28,15 @@ const TEMPLATE_FOLDER: &str = "additional_chat_templates";
 impl Tokenizer {
     /// Reads a tokenizer from a folder: `tokenizer.json`, or `tokenizer.model` if there is no `tokenizer.json`; and
     /// `tokenizer_config.json` and `chat_template.jinja` if they exist.
+    ///
+    /// The path of a `.gguf` file gives the tokenizer of that file.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
+        if dir.extension().is_some_and(|extension| extension == "gguf") && dir.is_file() {
+            return Self::from_gguf(
+                GgufFile::open(dir).map_err(|cause| Error::Gguf { message: cause.to_string() })?.metadata(),
+            );
+        }
         let path = dir.join(TOKENIZER_FILE);
         let (mut inner, default) = match read(&path)? {
             Some(text) => (parse(&text).map_err(|cause| Error::Parse { path: path.clone(), cause })?, default_config()),

@@ -56,15 +56,15 @@ pub(crate) struct GgufVocabulary {
     pub chat_template: Option<String>,
 }
 
-const NORMAL: i64 = 1;
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
+pub(crate) const NORMAL: i64 = 1;
+pub(crate) const UNKNOWN: i64 = 2;
+pub(crate) const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const UNUSED: i64 = 5;
-const BYTE: i64 = 6;
+pub(crate) const BYTE: i64 = 6;
 
 /// The space of `SentencePiece`.
-const SPACE: &str = "\u{2581}";
+pub(crate) const SPACE: &str = "\u{2581}";
 
 /// The maximum length of a token in bytes; bounds the work for a malicious file.
 const MAX_TOKEN_BYTES: usize = 1024;
@@ -248,7 +248,7 @@ impl Tokenizer {
 }
 
 /// The byte of a byte token such as `<0x0A>`.
-fn byte(token: &str) -> Option<u8> {
+pub(crate) fn byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     u8::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 2)
 }

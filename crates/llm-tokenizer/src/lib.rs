@@ -44,6 +44,7 @@ mod error;
 mod folder;
 mod gguf;
 mod jinja;
+mod llama2c;
 mod message;
 mod rendered;
 mod sentencepiece;

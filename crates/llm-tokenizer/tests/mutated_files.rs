@@ -20,11 +20,12 @@ fn damaged_tokenizer_files_are_errors_and_use_bounded_memory() {
         };
         mutate::check(&dir.path().join(name), usize::MAX, open, use_it);
     }
-    let pieces = mutate::folder();
-    let golden: std::path::PathBuf =
-        [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "tokenizer.model"].iter().collect();
-    std::fs::copy(golden, pieces.path().join("tokenizer.model")).unwrap();
-    let open = || Tokenizer::load(pieces.path());
-    let use_it = |tokenizer: Tokenizer| drop(tokenizer.encode("the king"));
-    mutate::check(&pieces.path().join("tokenizer.model"), usize::MAX, open, use_it);
+    for name in ["tokenizer.model", "unigram_table.model"] {
+        let pieces = mutate::folder();
+        let golden: std::path::PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", name].iter().collect();
+        std::fs::copy(golden, pieces.path().join("tokenizer.model")).unwrap();
+        let open = || Tokenizer::load(pieces.path());
+        let use_it = |tokenizer: Tokenizer| drop(tokenizer.encode("the king \u{3000} e\u{301}"));
+        mutate::check(&pieces.path().join("tokenizer.model"), usize::MAX, open, use_it);
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use llm_files::gguf::GgufFile;
-use llm_files::{SafetensorsFile, SafetensorsTensor};
+use llm_files::{SafetensorsFile, SafetensorsTensor, WeightDtype};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -45,9 +45,12 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 impl Model {
-    /// Loads the frozen model of a Hugging Face folder into memory, in f32.
+    /// Loads the frozen model of a Hugging Face folder or a `.gguf` file into memory, in f32.
     #[tracing::instrument(level = "debug", skip_all, fields(path = %dir.as_ref().display()))]
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
+        if is_gguf(&dir) {
+            return Self::from_gguf(&GgufFile::open(dir)?)?.frozen_as(WeightDtype::F32);
+        }
         read(dir.as_ref(), |entry| safetensors::tensor(entry).map(Weight::from))
     }
 

@@ -11,6 +11,8 @@ mod weights;
 
 pub use llm_files::gguf::{GgufFile, Metadata, Value};
 
+pub(super) use weights::deinterleave_rows;
+
 use std::path::Path;
 
 /// Whether a path has the extension `.gguf`.

@@ -100,7 +100,7 @@ pub(super) fn interleave_rows(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8
 }
 
 /// The inverse of [`interleave_rows`].
-fn deinterleave_rows(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
+pub(in crate::formats) fn deinterleave_rows(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     let half = rows / heads / 2;
     permute_rows(bytes, rows, |row| {
         let (head, i) = (row / (2 * half), row % (2 * half));
