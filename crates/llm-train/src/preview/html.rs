@@ -12,6 +12,7 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; overflow-
 .bars i { display: inline-block; background: var(--text); height: 0.9rem; vertical-align: middle; margin-right: 0.4rem; }
 .row { border: 1px solid var(--line); border-radius: 6px; margin: 1rem 0; padding: 0.75rem 1rem; }
 .row.left-out { border-style: dashed; opacity: 0.75; }
+.row h4 { font-size: 0.85rem; font-weight: 600; margin: 1rem 0 0; }
 .row h3 { font-size: 0.95rem; font-weight: 600; margin: 0 0 0.5rem; }
 pre { font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.5rem 0; }
 pre span { border-bottom: 1px dotted var(--line); }
@@ -67,7 +68,12 @@ fn section(file: &File) -> String {
 
 fn row(row: &Row) -> String {
     let left_out = if row.fate.starts_with("left out") { " left-out" } else { "" };
-    let examples: String = row.examples.iter().map(|pieces| format!("<pre>{}</pre>\n", spans(pieces))).collect();
+    let all = row.examples.len();
+    let example = |(index, pieces): (usize, &Vec<Piece>)| {
+        let title = if all > 1 { format!("<h4>Example {} of {all}</h4>\n", index + 1) } else { String::new() };
+        format!("{title}<pre>{}</pre>\n", spans(pieces))
+    };
+    let examples: String = row.examples.iter().enumerate().map(example).collect();
     format!("<div class=\"row{left_out}\">\n<h3>Row {}: {}</h3>\n{examples}</div>\n", row.number, escaped(&row.fate))
 }
 
