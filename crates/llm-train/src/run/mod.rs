@@ -1,4 +1,5 @@
-//! A run is a folder: `recipe.toml`, `metrics.jsonl`, `samples/`, `checkpoints/step-N/`, and at the end the model.
+//! A run is a folder: `recipe.toml`, `metrics.jsonl`, `samples/`, `checkpoints/step-N/`, and at the end the model. The metrics are also
+//! in `metrics.csv`, `tensorboard/` and `report.html`.
 //!
 //! A checkpoint is written under a temporary name and renamed when it is complete, so a crash never damages an older one. All
 //! random numbers depend on seed and step only. Model, optimizer and step are therefore enough to resume, and a resumed run ends
@@ -8,9 +9,11 @@
 //! stage holds the lock of its folder.
 
 mod checkpoint;
+mod events;
 mod inputs;
 mod metrics;
 mod record;
+mod report;
 mod result;
 mod setup;
 mod stage_times;
@@ -167,7 +170,7 @@ impl<'a> Run<'a> {
         lock: Lock,
         (first, earlier): (u64, f64),
     ) -> Result<Self> {
-        let metrics = Metrics::open(&dir, first)?;
+        let metrics = Metrics::open(&dir, first, earlier)?;
         let RunOptions { observer, stop, .. } = options;
         let stage = dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy().into_owned();
         let (unit, per_step) = plan.unit;
@@ -207,6 +210,11 @@ impl<'a> Run<'a> {
         self.metrics.append(line)
     }
 
+    /// Writes `metrics.csv` and `report.html` of a run that has done `step` steps.
+    fn report(&self, step: u64) -> Result<()> {
+        report::write(&self.dir, &metrics::lines(&self.dir)?, step, self.plan.steps)
+    }
+
     /// Writes `samples/step-N.txt`.
     pub fn sample(&self, step: u64, text: &str) -> Result<()> {
         Ok(write_atomic(&self.dir.join(format!("samples/step-{step}.txt")), text.as_bytes())?)
@@ -231,6 +239,7 @@ impl<'a> Run<'a> {
         self.metrics.sync()?;
         state.insert("elapsed_s".to_owned(), json!(self.elapsed()));
         checkpoint::write(&self.dir, step, self.plan.save_every, state, write)?;
+        self.report(step)?;
         if self.stop.load(SeqCst) && step < self.plan.steps {
             let done = format!("after step {step} of {}", self.plan.steps);
             return Err(Error::Interrupted { run: self.dir.clone(), done });
@@ -292,6 +301,7 @@ impl<'a> Run<'a> {
     /// Writes `trainer_state.json`, which marks the run as finished.
     fn end(self) -> Result<Outcome> {
         let (steps, seconds) = (self.plan.steps, self.elapsed());
+        self.report(steps)?;
         result::write(&self.dir, steps, seconds)?;
         (self.observer.into_inner())(Event::End);
         let metrics = metrics::last(&self.dir)?;

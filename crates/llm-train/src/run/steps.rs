@@ -86,7 +86,8 @@ impl<'a> Run<'a> {
         if done > self.first {
             self.progress(done, &format!("evaluating on {}", evaluation.size));
         }
-        (evaluation.run)(learner.model.detached()?, &Evaluating { run: self, step: done })
+        (evaluation.run)(learner.model.detached()?, &Evaluating { run: self, step: done })?;
+        self.report(done)
     }
 }
 

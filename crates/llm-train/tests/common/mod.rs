@@ -74,7 +74,9 @@ pub fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             let bytes = std::fs::read(&path).unwrap();
             let bytes = match name.to_str().unwrap() {
                 // Checksums include files with times.
-                "times.json" | "report.md" | "summary.md" | "checksums.b3" => continue,
+                "times.json" | "report.md" | "summary.md" | "report.html" | "metrics.csv" | "checksums.b3" => continue,
+                // Its name is a time.
+                name if name.contains(".tfevents.") => continue,
                 "metrics.jsonl" | "trainer_state.json" | "state.json" | "evaluation.json" => without_times(&bytes),
                 _ => bytes,
             };
