@@ -19,6 +19,8 @@ pub struct Batch {
     pub mask: AttentionMask,
     /// Whether each token is padding, `b·t` values; none: no padding. The router losses ignore padding.
     pub padding: Option<Vec<bool>>,
+    /// Values that are added to the token embeddings, `(b·t, hidden)` or `(n, hidden)`, f32; none: nothing is added.
+    pub embedding_noise: Option<Tensor>,
 }
 
 impl Batch {
@@ -43,6 +45,7 @@ impl Batch {
             positions: (0..rows).flat_map(|_| 0..width as u32).collect(),
             mask: AttentionMask::default(),
             padding: None,
+            embedding_noise: None,
         })
     }
 
@@ -77,6 +80,7 @@ impl Batch {
             row_lens: Some(row_lens),
             mask: AttentionMask::default(),
             padding: None,
+            embedding_noise: None,
         })
     }
 

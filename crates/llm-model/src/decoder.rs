@@ -117,6 +117,10 @@ impl Decoder {
         if let Some(scale) = self.embed_scale {
             x = (x * scale)?;
         }
+        if let Some(noise) = &batch.embedding_noise {
+            let noise = noise.to_device(x.device())?.to_dtype(x.dtype())?;
+            x = (x + noise)?;
+        }
         if let Some(positions) = &self.embed_positions {
             let max = self.max_position_embeddings;
             if let Some(position) = batch.positions.iter().find(|&&position| position as usize >= max) {

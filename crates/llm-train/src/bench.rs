@@ -123,7 +123,7 @@ pub fn bench_finetune(
     let (mut seconds, mut losses) = (Vec::with_capacity(steps), Vec::with_capacity(steps));
     for (step, batch) in batches.iter().enumerate() {
         let start = Instant::now();
-        losses.push(train_on_answers(&mut learner, std::slice::from_ref(batch), None)?.0);
+        losses.push(train_on_answers(recipe, &mut learner, std::slice::from_ref(batch), None, step as u64)?.0);
         learner.step(recipe.optimizer.learning_rate_at(step as u64, steps as u64))?;
         seconds.push(start.elapsed().as_secs_f64());
     }

@@ -1,7 +1,8 @@
 //! Conversations as token ids with a loss mask.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use llm_model::{Batch, Model};
+use rand::RngExt;
 
 use crate::{Result, loss};
 
@@ -46,13 +47,34 @@ pub fn answer_states(model: &Model, examples: &[&Example], pad: u32) -> Result<(
     Ok((gather_rows(&model.hidden(&batch, None)?, positions)?, labels))
 }
 
+/// Noise for the embeddings of a batch of [`answer_positions`]: uniform from `-alpha / √(L·d)` to `alpha / √(L·d)` for an example of L
+/// tokens and embeddings of d values, 0 for padding. `NEFTune`, Jain et al. 2023, arXiv 2310.05914, algorithm 1.
+pub(crate) fn embedding_noise(
+    batch: &Batch,
+    examples: &[&Example],
+    alpha: f64,
+    hidden_size: usize,
+    rng: &mut impl RngExt,
+) -> Result<Tensor> {
+    let (b, t) = batch.input_ids.dims2()?;
+    let mut noise = Vec::with_capacity(b * t * hidden_size);
+    for example in examples {
+        let bound = (alpha / ((example.ids.len() * hidden_size) as f64).sqrt()) as f32;
+        noise.extend((0..example.ids.len() * hidden_size).map(|_| (rng.random::<f32>() * 2. - 1.) * bound));
+        if batch.row_lens.is_none() {
+            noise.resize(noise.len() + (t - example.ids.len()) * hidden_size, 0.);
+        }
+    }
+    Ok(Tensor::from_vec(noise, (b * t, hidden_size), &Device::Cpu)?)
+}
+
 /// The share of each micro-batch in the trained tokens of a step: with these weights of the mean losses of the micro-batches, every
 /// trained token has the same weight.
 pub(crate) fn token_shares(micro: &[Vec<&Example>]) -> Vec<f64> {
     let trained = |example: &&Example| example.loss_mask[1..].iter().filter(|&&trained| trained).count();
     let counts: Vec<usize> = micro.iter().map(|examples| examples.iter().map(trained).sum()).collect();
     let all: usize = counts.iter().sum();
-    counts.into_iter().map(|count| count as f64 / all as f64).collect()
+    counts.into_iter().map(|count| count as f64 / all.max(1) as f64).collect()
 }
 
 /// The rows of `hidden` `(b, t, hidden)` at these flat positions: `(n, hidden)`.
@@ -143,6 +165,44 @@ mod tests {
         }
         let flat = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         learner.gradients().iter().map(|(name, gradient)| (name.clone(), flat(gradient))).collect()
+    }
+
+    /// The bounds of the paper's formula for alpha 5, 9 values and examples of 4 and 2 tokens: a packed batch has those of each
+    /// example, not of 6 tokens.
+    #[test]
+    fn noise_has_the_bound_of_each_example_and_padding_has_none() {
+        let (four, two) = (example(0..4, 1), example(5..7, 1));
+        let examples = [&four, &two];
+        for pad in [None, Some(0)] {
+            let (batch, ..) = answer_positions(&examples, pad).unwrap();
+            let noise = embedding_noise(&batch, &examples, 5., 9, &mut crate::run::rng(1, 5, 0)).unwrap();
+            let again = embedding_noise(&batch, &examples, 5., 9, &mut crate::run::rng(1, 5, 0)).unwrap();
+            let (noise, again) = (noise.to_vec2::<f32>().unwrap(), again.to_vec2::<f32>().unwrap());
+            assert_eq!(noise, again);
+            let largest = |rows: &[Vec<f32>]| rows.concat().iter().fold(0f32, |most, x| most.max(x.abs()));
+            let bounds = [(&noise[..4], 5. / 6.), (&noise[4..6], 5. / 18f32.sqrt())];
+            for (rows, bound) in bounds {
+                assert!(largest(rows) <= bound && largest(rows) > 0.8 * bound, "{} of {bound}", largest(rows));
+            }
+            assert_eq!(largest(&noise[6..]), 0.);
+            assert_eq!(noise.len(), if pad.is_some() { 8 } else { 6 });
+        }
+    }
+
+    #[test]
+    fn noise_is_added_to_the_embeddings() {
+        let (learner, one) = (learner("full attention"), example(3..9, 1));
+        let (mut batch, ..) = answer_positions(&[&one], None).unwrap();
+        let hidden =
+            |batch: &Batch| learner.model.hidden(batch, None).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let plain = hidden(&batch);
+        // The noise that turns each embedding into that of the next token.
+        let table = &learner.model.params().tensors()["model.embed_tokens.weight"];
+        batch.embedding_noise =
+            Some((table.narrow(0, 4, 6).unwrap() - table.narrow(0, 3, 6).unwrap()).unwrap().detach());
+        let shifted = answer_positions(&[&example(4..10, 1)], None).unwrap().0;
+        let gap = hidden(&batch).iter().zip(hidden(&shifted)).map(|(a, b)| (a - b).abs()).fold(0., f32::max);
+        assert!(gap < 1e-4 && hidden(&batch) != plain, "{gap}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::data::{DataOptions, TooLong};
 use crate::optim::OptimizerConfig;
 use crate::recipes::{DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe};
 use crate::rl::MissingEos;
+use crate::run::Best;
 use crate::{Error, Recipe, Result, recipe};
 
 pub(crate) mod keys;
@@ -79,6 +80,10 @@ impl Recipe for FinetuneRecipe {
             .whole("epochs", self.epochs, COUNT)?
             .whole("batch_size", self.batch_size, COUNT)?
             .whole("gradient_accumulation_steps", self.gradient_accumulation_steps, 1..=1_000_000)?
+            .whole("eval_prompts", self.eval_prompts, COUNT_OR_NONE)?
+            .whole("eval_max_new_tokens", self.eval_max_new_tokens, COUNT)?
+            .whole("early_stop_patience", self.early_stop_patience, COUNT_OR_NONE)?
+            .real("neftune_noise_alpha", self.neftune_noise_alpha, Real::NotNegative)?
             .tokens(self.max_tokens, self.max_length)?
             .whole("max_length", self.max_length, 2..=*COUNT.end())?
             .whole("text_batch_size", self.text_batch_size, COUNT)?
@@ -87,6 +92,10 @@ impl Recipe for FinetuneRecipe {
             .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
             .whole("save_every", self.save_every, COUNT_OR_NONE)?;
+        if self.best == Best::ExactMatch && self.eval_prompts == 0 {
+            let message = "best is \"exact_match\"; eval_prompts must then be at least 1";
+            return Err(Error::BadRequest(format!("{table}{message}")));
+        }
         if let Some(lora) = &self.lora {
             check_lora(lora, &format!("{table}lora."))?;
         }

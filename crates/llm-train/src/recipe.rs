@@ -37,13 +37,14 @@ pub trait Recipe: Default + Serialize + DeserializeOwned {
 }
 
 /// The keys that may change when a run is resumed.
-pub(crate) const CHANGEABLE: [&str; 8] = [
+pub(crate) const CHANGEABLE: [&str; 9] = [
     "steps",
     "epochs",
     "updates",
     "eval_every",
     "eval_batches",
     "save_every",
+    "early_stop_patience",
     "optimizer.learning_rate",
     "value_optimizer.learning_rate",
 ];

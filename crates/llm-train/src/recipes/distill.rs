@@ -21,7 +21,7 @@ use crate::examples::{Example, answer_positions, gather_rows, take_evenly};
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
 use crate::rows::train_and_validation;
-use crate::run::{Evaluation, Outcome, Plan, RunOptions, RunSetup, Start, learner};
+use crate::run::{Evaluation, Outcome, Plan, RunOptions, RunSetup, Selection, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The recipe of distillation.
@@ -146,6 +146,7 @@ pub fn distill(
         shown: &[("loss", "loss", 3)],
         evaluation: Some(Evaluation {
             every: recipe.eval_every,
+            selection: Selection::default(),
             size: format!("{} conversations", validation.len()),
             run: Box::new(|model, evaluating| {
                 let metrics = evaluate(&model, teacher.as_ref(), &validation, recipe.batch_size, pad)?;
@@ -159,14 +160,16 @@ pub fn distill(
     for step in run.steps() {
         // Plain text first, then conversations, with plain text as rehearsal.
         let mut routers = RouterMetrics::default();
-        let mut metrics = Vec::new();
+        let (mut metrics, mut tokens) = (Vec::new(), 0);
         let on_answers = step.index.checked_sub(text_steps);
         if let Some(n) = on_answers {
             let chosen: Vec<&Example> = conversations.batch(n).iter().map(|&i| &train[i]).collect();
+            tokens += chosen.iter().map(|example| example.ids.len()).sum::<usize>();
             let batch = DistillBatch::of_answers(&chosen, size.padding(pad))?;
             metrics.extend(batch.accumulate_gradients(&mut learner, teacher.as_ref(), recipe, 1., &mut routers)?);
         }
         if let Some(text) = text.as_mut().filter(|_| on_answers.is_none() || recipe.text_weight > 0.) {
+            tokens += recipe.text_batch_size * recipe.seq_len;
             let batch = DistillBatch::of_text(text.batch(step.index)?, recipe.seq_len)?;
             let weight = if on_answers.is_none() { 1. } else { recipe.text_weight };
             let losses =
@@ -178,6 +181,7 @@ pub fn distill(
         }
         let learning_rate = recipe.optimizer.learning_rate_at(step.index, steps);
         metrics.extend([("grad_norm", learner.step(learning_rate)?), ("learning_rate", learning_rate)]);
+        metrics.extend(step.throughput(tokens));
         step.finish(&learner, &metrics, routers.metrics())?;
     }
     run.finish(&learner)

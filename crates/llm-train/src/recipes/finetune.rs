@@ -7,15 +7,18 @@ use llm_model::{Batch, Head, LoraConfig, Model, TokenIndices, WeightDtype};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
+use super::answers::{Question, answer, questions};
 use super::{chat_format, load_model, save};
 use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::{TokenSource, check_compatible};
 use crate::data::{DataOptions, one_or_several};
-use crate::examples::{Example, answer_loss, answer_positions, gather_rows, take_evenly, token_shares};
+use crate::examples::{
+    Example, answer_loss, answer_positions, embedding_noise, gather_rows, take_evenly, token_shares,
+};
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
 use crate::rows::train_and_validation;
-use crate::run::{Evaluation, Outcome, Plan, RunOptions, RunSetup, Start, learner};
+use crate::run::{Best, Evaluating, Evaluation, Outcome, Plan, RunOptions, RunSetup, Selection, Start, learner, rng};
 use crate::{Error, Result, loss};
 
 /// The recipe of fine-tuning.
@@ -48,8 +51,24 @@ pub struct FinetuneRecipe {
     pub eval_every: u64,
     /// Batches per evaluation, spread evenly over the validation split; 0: all.
     pub eval_batches: usize,
+    /// Validation conversations, spread evenly, whose last answer the model writes greedily at each evaluation: the metric `exact_match`,
+    /// and `samples/step-N.txt`; 0: none.
+    pub eval_prompts: usize,
+    /// The most tokens of such an answer.
+    pub eval_max_new_tokens: usize,
+    /// Compares only the text after the last one of these markers, such as `####`; empty: the whole answer.
+    pub answer_marker: String,
+    /// Which evaluation is the best, for the two keys below. `exact_match` needs `eval_prompts`.
+    pub best: Best,
+    /// Evaluations without a better result after which the run ends; 0: it never ends early.
+    pub early_stop_patience: u64,
+    /// Whether the result is the model of the best evaluation instead of the last step. Its checkpoint is kept too.
+    pub keep_best: bool,
     /// Steps between checkpoints; 0: only at the end.
     pub save_every: u64,
+    /// Noise on the embeddings of the conversations in training (`NEFTune`, Jain et al. 2023, arXiv 2310.05914); 0: none. Evaluations and
+    /// plain text have none.
+    pub neftune_noise_alpha: f64,
     /// Dtype of the frozen matrices under an adapter: f32, bf16, `q8_0`, `q4_0`, `q4_k` or `q6_k`. Quantised formats make it QLoRA (Dettmers
     /// et al. 2023, arXiv 2305.14314).
     pub base_dtype: WeightDtype,
@@ -90,6 +109,13 @@ pub struct FinetuneInputs {
     pub text: Option<PathBuf>,
 }
 
+impl FinetuneRecipe {
+    fn selection(&self) -> Selection {
+        let Self { best, early_stop_patience, keep_best, .. } = *self;
+        Selection { best, early_stop_patience, keep_best }
+    }
+}
+
 /// Fine-tunes a model on conversations. The run folder `out` becomes the Hugging Face folder of the model or adapter.
 #[tracing::instrument(level = "debug", skip_all, fields(run = %out.as_ref().display()))]
 pub fn finetune(
@@ -112,6 +138,7 @@ pub fn finetune(
         &tokenizer,
         max_length,
     )?;
+    let questions = questions(&validation, recipe.eval_prompts, &tokenizer, base.config().max_position_embeddings)?;
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
     let mut learner = match &recipe.lora {
         Some(lora) => {
@@ -138,10 +165,10 @@ pub fn finetune(
         shown: &[("loss", "loss", 3)],
         evaluation: Some(Evaluation {
             every: recipe.eval_every,
+            selection: recipe.selection(),
             size: format!("{} conversations", validation.len()),
             run: Box::new(|model, evaluating| {
-                let eval_loss = answer_loss(&model, &validation, recipe.batch_size, pad)?;
-                evaluating.log(&[("eval_loss", eval_loss)], &format!("validation loss of the answers {eval_loss:.4}"))
+                evaluate(recipe, (&model, &tokenizer, pad), (&validation, &questions), evaluating)
             }),
         }),
         write: Box::new(|model, dir| match recipe.lora {
@@ -161,16 +188,39 @@ pub fn finetune(
         let micro: Vec<Vec<&Example>> = (0..micro_batches)
             .map(|m| batches.batch(step.index * micro_batches + m).into_iter().map(|i| &train[i]).collect())
             .collect();
-        let (mean_loss, routers) = train_on_answers(&mut learner, &micro, size.padding(pad))?;
+        let (mean_loss, routers) =
+            train_on_answers(recipe, &mut learner, &micro, size.padding(pad), step.index * micro_batches)?;
         let mut metrics = vec![("loss", mean_loss)];
         if let Some(text) = &mut text {
             metrics.push(("text_loss", train_on_text(recipe, &mut learner, text.batch(step.index)?)?));
         }
         let learning_rate = recipe.optimizer.learning_rate_at(step.index, steps);
         metrics.extend([("grad_norm", learner.step(learning_rate)?), ("learning_rate", learning_rate)]);
+        let text_tokens = text.as_ref().map_or(0, |_| recipe.text_batch_size * recipe.seq_len);
+        metrics.extend(step.throughput(micro.iter().flatten().map(|e| e.ids.len()).sum::<usize>() + text_tokens));
         step.finish(&learner, &metrics, routers.metrics())?;
     }
     run.finish(&learner)
+}
+
+/// Logs the loss on the validation split, answers the questions and writes the answers.
+fn evaluate(
+    recipe: &FinetuneRecipe,
+    (model, tokenizer, pad): (&Model, &Tokenizer, u32),
+    (validation, questions): (&[Example], &[Question]),
+    evaluating: &Evaluating,
+) -> Result<()> {
+    let eval_loss = answer_loss(model, validation, recipe.batch_size, pad)?;
+    let mut metrics = vec![("eval_loss", eval_loss)];
+    let mut summary = format!("validation loss of the answers {eval_loss:.4}");
+    if !questions.is_empty() {
+        let size = (recipe.batch_size, recipe.eval_max_new_tokens);
+        let answers = answer(model, tokenizer, questions, size, &recipe.answer_marker)?;
+        metrics.push(("exact_match", answers.exact_match));
+        summary += &format!(", {:.1} % of {} answers right", 100. * answers.exact_match, questions.len());
+        evaluating.sample(&answers.text)?;
+    }
+    evaluating.log(&metrics, &summary)
 }
 
 /// Loads the tokenizer, the model and the plain text, and checks that they match and that the recipe applies to them.
@@ -195,15 +245,23 @@ fn load(recipe: &FinetuneRecipe, inputs: &FinetuneInputs) -> Result<(Tokenizer, 
     Ok((tokenizer, base, text))
 }
 
-/// Accumulates the gradients of the cross-entropy of the answers; returns its mean over all trained tokens.
+/// Accumulates the gradients of the cross-entropy of the answers in micro-batches, of which `first` is the number of the first one in
+/// the run; returns its mean over all trained tokens.
 pub(crate) fn train_on_answers(
+    recipe: &FinetuneRecipe,
     learner: &mut Learner,
     micro: &[Vec<&Example>],
     pad: Option<u32>,
+    first: u64,
 ) -> Result<(f64, RouterMetrics)> {
     let (mut mean_loss, mut routers) = (0., RouterMetrics::default());
-    for (examples, share) in micro.iter().zip(token_shares(micro)) {
-        let (batch, positions, labels) = answer_positions(examples, pad)?;
+    for (n, (examples, share)) in micro.iter().zip(token_shares(micro)).enumerate() {
+        let (mut batch, positions, labels) = answer_positions(examples, pad)?;
+        if recipe.neftune_noise_alpha > 0. {
+            let (alpha, hidden_size) = (recipe.neftune_noise_alpha, learner.model.config().hidden_size);
+            let mut rng = rng(recipe.seed, NOISE, first + n as u64);
+            batch.embedding_noise = Some(embedding_noise(&batch, examples, alpha, hidden_size, &mut rng)?);
+        }
         let (hidden, routing) = learner.model.hidden_and_routing(&batch)?; // (b, t, hidden)
         let hidden = gather_rows(&hidden, positions)?; // (n, hidden)
         let loss = (loss::next_token(&learner.model, &hidden, &labels)? * share)?;
@@ -267,5 +325,8 @@ fn adapter_learner(recipe: &FinetuneRecipe, lora: &LoraConfig, base: Model, setu
     learner.load_optimizer(&checkpoint.dir.join("trainer/optimizer.safetensors"))?;
     Ok(learner)
 }
+
+/// The random stream of the noise on embeddings.
+const NOISE: u16 = 5;
 
 const ADAPTER: &str = "default";

@@ -1,5 +1,6 @@
 //! Training recipes, one file each. Each reads from top to bottom like the pseudocode of its paper.
 
+mod answers;
 mod distill;
 mod finetune;
 mod lifecycle;

@@ -13,7 +13,7 @@ use super::save;
 use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
-use crate::run::{Evaluating, Evaluation, Outcome, Plan, RunOptions, RunSetup, Start, learner};
+use crate::run::{Evaluating, Evaluation, Outcome, Plan, RunOptions, RunSetup, Selection, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The recipe of pre-training.
@@ -100,6 +100,7 @@ pub fn pretrain(
         shown: &[("loss", "loss", 3)],
         evaluation: Some(Evaluation {
             every: recipe.eval_every,
+            selection: Selection::default(),
             size: format!("{} tokens", evaluated_tokens(recipe, &validation)),
             run: Box::new(|model, evaluating| evaluate(recipe, &tokenizer, &validation, model, evaluating)),
         }),

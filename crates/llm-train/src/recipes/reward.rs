@@ -18,7 +18,7 @@ use crate::data::{DataOptions, one_or_several};
 use crate::examples::{gather_rows, rows_to_batch, take_evenly};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
-use crate::run::{Evaluation, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Start, learner};
+use crate::run::{Evaluation, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Selection, Start, learner};
 use crate::splits::{Encoded, Source, train_and_validation};
 use crate::{Result, loss};
 
@@ -127,6 +127,7 @@ pub fn reward(
         shown: &[("loss", "loss", 3), ("accuracy", "accuracy", 2)],
         evaluation: Some(Evaluation {
             every: recipe.eval_every,
+            selection: Selection::default(),
             size: format!("{} rankings", validation.len()),
             run: Box::new(|model, evaluating| {
                 let (accuracy, margin, ..) = evaluate(&model, &validation, recipe.batch_size, pad)?;
@@ -152,6 +153,7 @@ pub fn reward(
         let mut metrics = vec![("loss", loss::scalar(&loss)?)];
         metrics.extend(score_metrics(&scores, &pairs)?);
         metrics.extend([("grad_norm", grad_norm), ("learning_rate", learning_rate)]);
+        metrics.extend(step.throughput(rows.iter().map(Vec::len).sum()));
         step.finish(&learner, &metrics, routers.metrics())?;
     }
     // The scale of a reward is arbitrary: store mean and deviation over these answers, to normalise scores. PPO measures its own

@@ -69,11 +69,12 @@ pub(crate) fn newest(run: &Path) -> Result<Option<PathBuf>> {
     Ok(steps(run)?.last().map(|&step| folder(run, step)))
 }
 
-/// Writes a checkpoint; `write` fills its folder. Keeps this one and the last ones at multiples of `every` steps, [`KEPT`] in total.
+/// Writes a checkpoint; `write` fills its folder. Keeps this one and the last ones at multiples of `every` steps, [`KEPT`] in total, and
+/// that of step `best`.
 pub(crate) fn write(
     run: &Path,
     step: u64,
-    every: u64,
+    (every, best): (u64, Option<u64>),
     state: Map<String, Value>,
     write: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
@@ -89,7 +90,7 @@ pub(crate) fn write(
     remove(&complete)?;
     fs::rename(&partial, &complete).map_err(Error::io(&complete))?;
     llm_files::sync_folder(&all).map_err(Error::io(&all))?;
-    remove_old(run, step, every)
+    remove_old(run, step, every, best)
 }
 
 /// Removes partial files of a killed run, and the (damaged) checkpoints after `step`.
@@ -108,11 +109,32 @@ pub(crate) fn clear(run: &Path, step: u64) -> Result<()> {
 }
 
 /// Removes old checkpoints, so that an interrupted run keeps the same ones as an uninterrupted run.
-fn remove_old(run: &Path, newest: u64, every: u64) -> Result<()> {
+fn remove_old(run: &Path, newest: u64, every: u64, best: Option<u64>) -> Result<()> {
     let (due, others): (Vec<u64>, Vec<u64>) =
         steps(run)?.into_iter().filter(|&step| step != newest).partition(|&step| every > 0 && step % every == 0);
     let old = due.len().saturating_sub(KEPT - 1);
-    others.into_iter().chain(due.into_iter().take(old)).try_for_each(|step| remove_checkpoint(run, step))
+    let mut removed = others.into_iter().chain(due.into_iter().take(old)).filter(|&step| Some(step) != best);
+    removed.try_for_each(|step| remove_checkpoint(run, step))
+}
+
+/// Copies the model of the checkpoint of `step` into the folder of its run.
+pub(crate) fn copy_model(run: &Path, step: u64) -> Result<()> {
+    let from = folder(run, step);
+    llm_files::verify_checksums(&from, CHECKSUMS).map_err(|e| Error::BadFile(format!("{}: {e}", from.display())))?;
+    for name in llm_files::list_files(&from).map_err(Error::io(&from))? {
+        if !name.starts_with("trainer/") {
+            let (from, to) = (from.join(&name), run.join(&name));
+            let mut file = fs::File::open(&from).map_err(Error::io(&from))?;
+            let copy = |to: &mut dyn std::io::Write| std::io::copy(&mut file, to).map(|_| ());
+            llm_files::write_atomic(&to, copy).map_err(Error::io(&to))?;
+        }
+    }
+    Ok(())
+}
+
+/// The folders of all checkpoints of a run, the newest first, without verification.
+pub(crate) fn folders(run: &Path) -> Result<Vec<PathBuf>> {
+    Ok(steps(run)?.into_iter().rev().map(|step| folder(run, step)).collect())
 }
 
 /// Removes the checkpoint of `step`, if it exists.
@@ -155,8 +177,8 @@ fn steps(run: &Path) -> Result<Vec<u64>> {
 mod tests {
     use super::*;
 
-    fn write_checkpoint(run: &Path, step: u64, every: u64) {
-        write(run, step, every, Map::new(), |dir| {
+    fn write_checkpoint(run: &Path, step: u64, every: u64, best: Option<u64>) {
+        write(run, step, (every, best), Map::new(), |dir| {
             fs::write(dir.join("weights"), step.to_string()).map_err(Error::io(dir))
         })
         .unwrap();
@@ -166,18 +188,23 @@ mod tests {
     fn the_checkpoints_of_an_uninterrupted_run_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         for step in [5, 10, 12] {
-            write_checkpoint(dir.path(), step, 5);
+            write_checkpoint(dir.path(), step, 5, None);
         }
         assert_eq!(steps(dir.path()).unwrap(), [10, 12]);
-        write_checkpoint(dir.path(), 15, 5);
+        write_checkpoint(dir.path(), 15, 5, None);
         assert_eq!(steps(dir.path()).unwrap(), [10, 15]);
+        // The best one is kept besides these.
+        for step in [18, 20, 25, 30] {
+            write_checkpoint(dir.path(), step, 5, Some(18));
+        }
+        assert_eq!(steps(dir.path()).unwrap(), [18, 25, 30]);
     }
 
     #[test]
     fn a_damaged_checkpoint_is_skipped_and_removed() {
         let dir = tempfile::tempdir().unwrap();
-        write_checkpoint(dir.path(), 1, 1);
-        write_checkpoint(dir.path(), 2, 1);
+        write_checkpoint(dir.path(), 1, 1, None);
+        write_checkpoint(dir.path(), 2, 1, None);
         fs::write(dir.path().join("checkpoints/step-2/weights"), "3").unwrap();
         let found = latest(dir.path()).unwrap().unwrap();
         assert_eq!(found.step, 1);

@@ -10,6 +10,7 @@
 
 mod checkpoint;
 mod events;
+mod history;
 mod inputs;
 mod metrics;
 mod record;
@@ -19,7 +20,7 @@ mod setup;
 mod stage_times;
 mod steps;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -33,6 +34,9 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 
 pub(crate) use checkpoint::Checkpoint;
+pub use history::Best;
+use history::History;
+pub(crate) use history::Selection;
 pub(crate) use record::Record;
 pub(crate) use result::is_intact;
 pub(crate) use setup::{RunSetup, Start, already_exists, refuse_existing};
@@ -152,6 +156,11 @@ pub(crate) struct Run<'a> {
     plan: Plan<'a>,
     /// Number of steps done before this start of the program.
     first: u64,
+    /// Number of steps done.
+    done: Cell<u64>,
+    /// When the last step ended.
+    step_ended: Cell<Instant>,
+    history: RefCell<History>,
     observer: RefCell<&'a mut dyn FnMut(Event)>,
     stop: &'a AtomicBool,
     metrics: Metrics,
@@ -171,13 +180,17 @@ impl<'a> Run<'a> {
         (first, earlier): (u64, f64),
     ) -> Result<Self> {
         let metrics = Metrics::open(&dir, first, earlier)?;
+        let selection = plan.evaluation.as_ref().map_or(Selection::default(), |evaluation| evaluation.selection);
+        let history = RefCell::new(History::of(selection, &metrics::lines(&dir)?));
         let RunOptions { observer, stop, .. } = options;
         let stage = dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy().into_owned();
         let (unit, per_step) = plan.unit;
         let total = plan.steps.saturating_mul(per_step);
         observer(Event::Begin { stage: &stage, total, done: first * per_step, unit });
         let observer = RefCell::new(observer);
-        Ok(Self { dir, plan, first, observer, stop, metrics, started: Instant::now(), earlier, _lock: lock })
+        let (started, done) = (Instant::now(), Cell::new(first));
+        let step_ended = Cell::new(started);
+        Ok(Self { dir, plan, first, done, step_ended, history, observer, stop, metrics, started, earlier, _lock: lock })
     }
 
     /// Reports that `done` steps are done.
@@ -207,6 +220,9 @@ impl<'a> Run<'a> {
         line.extend(metrics.iter().map(|(name, value)| ((*name).to_owned(), json!(value))));
         line.extend(more);
         line.insert("elapsed_s".to_owned(), json!((self.elapsed() * 1000.).round() / 1000.));
+        if let Some(found) = self.history.borrow_mut().push(&line) {
+            found.warn(&self.dir);
+        }
         self.metrics.append(line)
     }
 
@@ -223,7 +239,14 @@ impl<'a> Run<'a> {
     /// Whether to write a checkpoint after `step` steps.
     fn is_due(&self, step: u64) -> bool {
         let Plan { steps, save_every, .. } = self.plan;
-        step == steps || save_every > 0 && step.is_multiple_of(save_every) || self.stop.load(SeqCst)
+        let (history, stop) = (self.history.borrow(), self.stop.load(SeqCst));
+        let regular = step == steps || save_every > 0 && step.is_multiple_of(save_every);
+        regular || stop || history.kept() == Some(step) || history.stop().is_some()
+    }
+
+    /// Whether the evaluations say that the run ends before its last step.
+    fn ends_early(&self) -> bool {
+        self.history.borrow().stop().is_some()
     }
 
     /// Writes the checkpoint of `step`; `write` fills its folder. Keeps the last two checkpoints. Returns [`Error::Interrupted`] if
@@ -238,9 +261,9 @@ impl<'a> Run<'a> {
         self.check_learners(step, learners)?;
         self.metrics.sync()?;
         state.insert("elapsed_s".to_owned(), json!(self.elapsed()));
-        checkpoint::write(&self.dir, step, self.plan.save_every, state, write)?;
+        checkpoint::write(&self.dir, step, (self.plan.save_every, self.history.borrow().kept()), state, write)?;
         self.report(step)?;
-        if self.stop.load(SeqCst) && step < self.plan.steps {
+        if self.stop.load(SeqCst) && step < self.plan.steps && !self.ends_early() {
             let done = format!("after step {step} of {}", self.plan.steps);
             return Err(Error::Interrupted { run: self.dir.clone(), done });
         }
@@ -284,9 +307,23 @@ impl<'a> Run<'a> {
 
     /// Writes the model of `learner` into the run's folder and ends the run.
     pub fn finish(self, learner: &Learner) -> Result<Outcome> {
-        self.check_learners(self.plan.steps, &[(OPTIMIZER, learner)])?;
+        self.check_learners(self.done.get(), &[(OPTIMIZER, learner)])?;
         self.metrics.sync()?;
-        (self.plan.write)(&learner.model, &self.dir)?;
+        let history = self.history.borrow();
+        if let Some((best, value)) = history.stop() {
+            let (dir, done) = (self.dir.display(), self.done.get());
+            tracing::info!(
+                "{dir}: ends early, after step {done}; no evaluation was better than that of step {best} ({value:.4})"
+            );
+        }
+        match history.kept().filter(|&best| best != self.done.get()) {
+            Some(best) => {
+                tracing::info!("{}: the result is the model of step {best}, the best evaluation", self.dir.display());
+                checkpoint::copy_model(&self.dir, best)?;
+            }
+            None => (self.plan.write)(&learner.model, &self.dir)?,
+        }
+        drop(history);
         self.end()
     }
 
@@ -300,7 +337,7 @@ impl<'a> Run<'a> {
 
     /// Writes `trainer_state.json`, which marks the run as finished.
     fn end(self) -> Result<Outcome> {
-        let (steps, seconds) = (self.plan.steps, self.elapsed());
+        let (steps, seconds) = (self.done.get(), self.elapsed());
         self.report(steps)?;
         result::write(&self.dir, steps, seconds)?;
         (self.observer.into_inner())(Event::End);

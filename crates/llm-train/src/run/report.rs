@@ -158,14 +158,18 @@ fn last_values(lines: &[Map<String, Value>]) -> Vec<(&str, u64, String)> {
     for line in lines {
         for (name, value) in numbers(line) {
             values.retain(|(known, ..)| *known != name);
-            values.push((
-                name,
-                step(line),
-                format!("{value:.6}").trim_end_matches('0').trim_end_matches('.').to_owned(),
-            ));
+            values.push((name, step(line), shown(value)));
         }
     }
     values
+}
+
+/// At most six digits after the point; small numbers as powers of ten.
+fn shown(value: f64) -> String {
+    match value.abs() {
+        x if x > 0. && x < 0.001 => format!("{value:.3e}"),
+        _ => ((value * 1e6).round() / 1e6).to_string(),
+    }
 }
 
 /// The newest samples: file name and text.

@@ -54,14 +54,14 @@ pub(crate) fn is_intact(dir: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// The file with this checksum in the newest checkpoint that is intact.
+/// A file with this checksum in a checkpoint, if there is one.
 fn copy_of(dir: &Path, wanted: &str) -> Result<Option<std::path::PathBuf>> {
-    // No intact checkpoint is no error here.
-    let Ok(Some(checkpoint)) = checkpoint::latest(dir) else { return Ok(None) };
-    for name in llm_files::list_files(&checkpoint.dir).map_err(Error::io(&checkpoint.dir))? {
-        let file = checkpoint.dir.join(name);
-        if llm_files::checksum(&file).map_err(Error::io(&file))? == wanted {
-            return Ok(Some(file));
+    for checkpoint in checkpoint::folders(dir)? {
+        for name in llm_files::list_files(&checkpoint).map_err(Error::io(&checkpoint))? {
+            let file = checkpoint.join(name);
+            if llm_files::checksum(&file).map_err(Error::io(&file))? == wanted {
+                return Ok(Some(file));
+            }
         }
     }
     Ok(None)

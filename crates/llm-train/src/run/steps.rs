@@ -1,11 +1,12 @@
 //! The frame of a training loop: [`Run::steps`] yields the steps, [`Step::finish`] does everything of a step but the training.
 
 use std::path::Path;
+use std::time::Instant;
 
 use llm_model::Model;
 use serde_json::{Map, Value};
 
-use super::{Learners, OPTIMIZER, Run};
+use super::{Learners, OPTIMIZER, Run, Selection};
 use crate::Result;
 use crate::eval::is_eval_step;
 use crate::optim::Learner;
@@ -35,6 +36,8 @@ pub(crate) struct Evaluation<'a> {
     pub every: u64,
     /// What is evaluated, for the progress bar, such as `40,960 tokens`.
     pub size: String,
+    /// What the stage does with the evaluations.
+    pub selection: Selection,
     /// Evaluates a frozen copy of the model and logs the metrics.
     pub run: Box<EvaluateModel<'a>>,
 }
@@ -70,9 +73,10 @@ pub(crate) struct Step<'r, 'a> {
 }
 
 impl<'a> Run<'a> {
-    /// The steps that are left.
+    /// The steps that are left, as long as the evaluations do not end the run early.
     pub fn steps(&self) -> impl Iterator<Item = Step<'_, 'a>> {
-        (self.first..self.plan.steps).map(|index| Step { run: self, index })
+        let steps = (self.first..self.plan.steps).take_while(|_| !self.ends_early());
+        steps.map(|index| Step { run: self, index })
     }
 
     /// Whether no step is done yet.
@@ -118,12 +122,21 @@ impl Step<'_, '_> {
         self.save(&[(OPTIMIZER, learner)], Map::new(), |dir| {
             (run.plan.write)(&learner.model, dir)?;
             learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
-        })
+        })?;
+        run.step_ended.set(Instant::now());
+        Ok(())
+    }
+
+    /// The metrics of the step's number of tokens: itself, and per second, without evaluations and checkpoints.
+    pub fn throughput(&self, tokens: usize) -> [(&'static str, f64); 2] {
+        let seconds = self.run.step_ended.get().elapsed().as_secs_f64().max(1e-9);
+        [("tokens", tokens as f64), ("tokens_per_second", (tokens as f64 / seconds).round())]
     }
 
     /// Logs the metrics of the step and shows the progress.
     pub fn log(&self, metrics: &[(&str, f64)], more: Map<String, Value>) -> Result<()> {
         self.run.log_with(self.done(), metrics, more)?;
+        self.run.done.set(self.done());
         let value = |name: &str| metrics.iter().find(|(known, _)| *known == name).map_or(f64::NAN, |(_, value)| *value);
         let shown = self.run.plan.shown.iter();
         let parts: Vec<String> =

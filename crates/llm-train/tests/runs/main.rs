@@ -8,10 +8,12 @@ mod common;
 mod evaluations;
 mod folders;
 mod keys;
+mod logs;
 mod overlap;
 mod packing;
 mod program;
 mod resume;
+mod selection;
 mod stages;
 
 use std::fs;
