@@ -74,11 +74,10 @@ impl AdamW {
             *count = u64::try_from(read).map_err(|_| broken("a step count is negative"))?;
         }
         for (name, moments) in &mut self.moments {
-            let read = state.remove(name).filter(|t| t.dims() == moments.dims() && t.dtype() == moments.dtype());
-            let read = read.ok_or_else(|| {
-                broken(&format!("the moments of \"{name}\" are missing or have another shape or dtype"))
-            })?;
-            *moments = read.to_device(moments.device())?;
+            let read = state.remove(name).filter(|t| t.dims() == moments.dims());
+            let read = read.ok_or_else(|| broken(&format!("the moments of \"{name}\" are missing")))?;
+            // Files are read in f32; bf16 values stay the same.
+            *moments = read.to_dtype(moments.dtype())?.to_device(moments.device())?;
         }
         Ok(())
     }

@@ -76,7 +76,7 @@ mod tests {
     use llm_model::{Batch, Head, ModelConfig};
 
     use super::*;
-    use crate::optim::AdamW;
+    use crate::optim::{AdamW, Moments};
 
     fn learner(decay: f64) -> Learner {
         let config = ModelConfig {
@@ -148,6 +148,41 @@ mod tests {
             learner.model.params().tensors().values().map(bits).collect::<Vec<_>>()
         };
         assert_eq!(train(false), train(true));
+    }
+
+    /// Trains to predict each token from the one before, 2 x 60 steps with a restart between them if `dir` is given: the losses
+    /// and the weights.
+    fn trained(moments: Moments, dir: Option<&Path>) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let config = OptimizerConfig { moments, beta2: 0.999, ..config(0.1) };
+        let mut learner = Learner::new(learner(0.1).model, &config).unwrap();
+        let mut losses = Vec::new();
+        for step in 0..120u32 {
+            if let Some(path) = dir.filter(|_| step == 60).map(|dir| dir.join("optimizer.safetensors")) {
+                learner.save_optimizer(&path).unwrap();
+                learner = Learner::new(learner.model.trainable().unwrap(), &config).unwrap();
+                learner.load_optimizer(&path).unwrap();
+            }
+            let ids: Vec<u32> = (0..24).map(|i| (3 + step + i * i) % 7).collect();
+            let labels: Vec<i64> = ids.iter().map(|&id| i64::from(id) * 2 % 7).collect();
+            let hidden = learner.model.hidden(&Batch::new(&[ids]).unwrap(), None).unwrap();
+            let loss = learner.model.cross_entropy(&hidden.flatten(0, 1).unwrap(), &labels).unwrap();
+            learner.backward(&loss).unwrap();
+            learner.step(0.01).unwrap();
+            losses.push(loss.to_scalar::<f32>().unwrap());
+        }
+        let weights = learner.model.params().tensors();
+        (losses, weights.values().map(|t| t.flatten_all().unwrap().to_vec1().unwrap()).collect())
+    }
+
+    #[test]
+    fn bf16_moments_train_as_well_as_f32_and_resume_in_the_same_bits() {
+        let dir = tempfile::tempdir().unwrap();
+        let (wide, bf16) = (trained(Moments::F32, None), trained(Moments::Bf16, None));
+        let last = |losses: &[f32]| losses[110..].iter().sum::<f32>() / 10.;
+        assert!(last(&wide.0) < 0.5 * wide.0[0], "the model must learn: {:?}", wide.0);
+        assert!((last(&bf16.0) - last(&wide.0)).abs() < 0.02 * wide.0[0], "{:?}\n{:?}", bf16.0, wide.0);
+        assert_ne!(bf16.1, wide.1);
+        assert_eq!(trained(Moments::Bf16, Some(dir.path())).1, bf16.1);
     }
 
     /// AdamW of `torch.optim.AdamW` (one step count per parameter) for one number.
