@@ -48,6 +48,7 @@ pub(crate) enum Command {
 
 /// Options of `generate` and `chat`.
 #[derive(Debug, Args)]
+#[allow(clippy::doc_markdown, reason = "help texts have no backticks")]
 pub(crate) struct GenerationArgs {
     /// Model: a Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a .gguf file
     #[arg(short, long)]

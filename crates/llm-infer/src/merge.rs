@@ -15,6 +15,7 @@ use crate::convert::save;
 use crate::failure::{input, io_failure, refuse_existing};
 
 #[derive(Debug, Args)]
+#[allow(clippy::doc_markdown, reason = "help texts have no backticks")]
 #[command(after_help = "Example:\n  llm-infer merge --model runs/base --adapter runs/lora --out runs/merged")]
 pub(crate) struct MergeArgs {
     /// Base model: a Hugging Face folder (config.json, model.safetensors) or a .gguf file
