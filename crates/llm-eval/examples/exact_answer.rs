@@ -67,8 +67,8 @@ fn marked_number(text: &str) -> Option<String> {
 fn last_number(text: &str) -> Option<String> {
     let text = text.replace(',', "");
     let numbers = text.split(|c: char| !(c.is_ascii_digit() || ".-".contains(c)));
-    let numbers = numbers.map(|word| word.trim_end_matches(['.', '-'])).filter(|word| word.parse::<f64>().is_ok());
-    numbers.last().map(|number| number.trim_end_matches(".00").to_owned())
+    let mut numbers = numbers.map(|word| word.trim_end_matches(['.', '-'])).filter(|word| word.parse::<f64>().is_ok());
+    numbers.next_back().map(|number| number.trim_end_matches(".00").to_owned())
 }
 
 #[test]
