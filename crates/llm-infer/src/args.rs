@@ -62,6 +62,12 @@ pub(crate) struct GenerationArgs {
     /// System message of the conversation
     #[arg(long)]
     pub(crate) system: Option<String>,
+    /// Variables of the chat template as a JSON object, such as '{"enable_thinking": false}'
+    #[arg(long, value_name = "JSON")]
+    pub(crate) template_kwargs: Option<String>,
+    /// Date that a chat template writes as today [default: today]
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    pub(crate) date: Option<String>,
     /// Sampling temperature, 0 or more; 0: greedy decoding; higher values give more random text [default: that of the model's
     /// generation_config.json or GGUF metadata, else 0.7]
     #[arg(long)]

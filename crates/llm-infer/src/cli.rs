@@ -8,7 +8,7 @@ use std::time::Instant;
 use llm_cli::Failure;
 use llm_engine::{Error, TextModel, TextOptions, anonymous_memory, bench};
 use llm_model::{Batch, Model, write_safetensors};
-use llm_tokenizer::ChatMessage;
+use llm_tokenizer::{ChatMessage, TemplateOptions};
 
 pub use crate::args::Arguments;
 use crate::args::{BenchArgs, ChatArgs, Command, GenerateArgs, GenerationArgs, LogitsArgs};
@@ -32,6 +32,7 @@ All commands: llm-infer --help
 
 impl GenerationArgs {
     fn load(&self) -> Result<TextModel, Failure> {
+        let template = self.template_options()?;
         let (start, device) = (Instant::now(), self.device.open()?);
         let adapter_tokenizer = self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists());
         let opened = match adapter_tokenizer {
@@ -43,10 +44,19 @@ impl GenerationArgs {
         let mut text_model = opened.map_err(input)?;
         text_model.model = with_adapter(self.dtype.convert(text_model.model)?, self.adapter.as_deref())?;
         text_model = text_model.to_device(&device).map_err(input)?;
+        text_model.tokenizer = text_model.tokenizer.with_template_options(template).map_err(input)?;
         let memory =
             anonymous_memory().map_or_else(String::new, |bytes| format!(", {} MB of memory", bytes / 1_000_000));
         tracing::debug!("loaded in {:.2} s{memory}", start.elapsed().as_secs_f64());
         Ok(text_model)
+    }
+
+    fn template_options(&self) -> Result<TemplateOptions, Failure> {
+        let variables = self.template_kwargs.as_deref().map_or(Ok(serde_json::Map::new()), serde_json::from_str);
+        let variables = variables.map_err(|e| {
+            Failure::input(format!("--template-kwargs: not a JSON object ({e}); write {{\"enable_thinking\": false}}"))
+        })?;
+        Ok(TemplateOptions { variables, date: self.date.clone(), ..TemplateOptions::default() })
     }
 
     fn system_message(&self) -> Vec<ChatMessage> {

@@ -9,6 +9,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::chat_template::End;
 use crate::jinja::TEMPLATE;
 use crate::message::Chat;
@@ -17,7 +19,8 @@ use crate::tokenizer::Token;
 use crate::{Error, Result, Tokenizer};
 
 /// The assistant messages that are trained on. `train` or `weight` of a message wins over this.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum TrainOn {
     /// All of them.
     #[default]

@@ -195,3 +195,40 @@ fn templates_of_other_projects_are_rendered_as_transformers_renders_them() {
     }
     assert!(all.is_empty(), "{}", all.join("\n\n"));
 }
+
+/// `CHAT_MASKS=FOLDER`: a tokenizer with the file of `make_masks.py`, such as that of Qwen 3.
+#[test]
+fn ids_and_masks_are_those_of_transformers() {
+    let Some(folder) = std::env::var_os("CHAT_MASKS").map(PathBuf::from) else {
+        println!("skipped: CHAT_MASKS is not set");
+        return;
+    };
+    let text = fs::read_to_string(folder.join("expected_masks.json")).unwrap();
+    let expected: Vec<Value> = serde_json::from_str(&text).unwrap();
+    let (copy, mut equal, mut different) = (tempfile::tempdir().unwrap(), 0, Vec::new());
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(folder.join(file), copy.path().join(file)).unwrap();
+    }
+    let mut tokenizers = std::collections::HashMap::new();
+    for case in &expected {
+        let template = case["template"].as_str().unwrap();
+        let tokenizer = tokenizers.entry(template).or_insert_with(|| {
+            fs::write(copy.path().join("chat_template.jinja"), template).unwrap();
+            Tokenizer::load(copy.path()).unwrap()
+        });
+        let chat: Conversation = serde_json::from_value(case["chat"].clone()).unwrap();
+        let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+        let mask: Vec<bool> = case["mask"].as_array().unwrap().iter().map(|one| one == 1).collect();
+        let examples = tokenizer.encode_for_training(&chat, TrainOn::All).unwrap();
+        match &examples[..] {
+            [example] if example.ids == ids && example.loss_mask == mask => equal += 1,
+            other => {
+                let found: Vec<_> =
+                    other.iter().map(|example| (trained(tokenizer, example), &example.boundaries)).collect();
+                different.push(format!("{}: {found:?}", case["name"]));
+            }
+        }
+    }
+    println!("{equal} equal masks, {} different:\n{}", different.len(), different.join("\n"));
+    assert!(equal > 0 && different.is_empty(), "{}", different.join("\n"));
+}

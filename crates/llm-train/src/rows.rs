@@ -27,11 +27,11 @@ pub(crate) fn train_and_validation(
     (data, validation): (&[PathBuf], Option<&Path>),
     options: &DataOptions,
     seed: u64,
-    tokenizer: &Tokenizer,
+    (tokenizer, train_on): (&Tokenizer, TrainOn),
     max_length: usize,
 ) -> Result<(Vec<Example>, Vec<Example>)> {
     let source = Source { data, validation, validation_share: VALIDATION_SHARE, seed, max_length, options };
-    let encoder = Encoder::new(tokenizer, max_length, options.too_long);
+    let encoder = Encoder { train_on, ..Encoder::new(tokenizer, max_length, options.too_long) };
     let (train, held_out) = splits::train_and_validation(&source, read, |row| encoder.encode(row))?;
     let name = data.first().map_or(Path::new(""), PathBuf::as_path);
     Ok((flattened(name, train), flattened(validation.unwrap_or(name), held_out)))
@@ -83,6 +83,7 @@ pub(crate) struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     max_length: usize,
     too_long: TooLong,
+    train_on: TrainOn,
     /// Keys of conversations and messages that the chat template does not read.
     unread: Vec<&'static str>,
 }
@@ -90,7 +91,7 @@ pub(crate) struct Encoder<'a> {
 impl<'a> Encoder<'a> {
     /// An encoder. What the chat template reads is found by rendering probes.
     pub fn new(tokenizer: &'a Tokenizer, max_length: usize, too_long: TooLong) -> Self {
-        Self { tokenizer, max_length, too_long, unread: unread_keys(tokenizer) }
+        Self { tokenizer, max_length, too_long, train_on: TrainOn::All, unread: unread_keys(tokenizer) }
     }
 
     /// The row in token ids. It is an error if a conversation has a key that the chat template does not read.
@@ -124,7 +125,7 @@ impl<'a> Encoder<'a> {
             TrainingRow::Conversation(conversation) => {
                 self.check_keys(conversation)?;
                 let mut parts = Parts::default();
-                for example in self.tokenizer.encode_for_training(conversation, TrainOn::All)? {
+                for example in self.tokenizer.encode_for_training(conversation, self.train_on)? {
                     let TrainingExample { ids, loss_mask, boundaries } = example;
                     parts.examples.push(Example { ids, loss_mask });
                     parts.boundaries.extend(boundaries);

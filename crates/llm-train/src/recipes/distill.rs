@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use llm_data::{Batches, TokenDataset};
 use llm_model::{Batch, Head, Model, ModelConfig, ParamCount, Routing, read_config};
-use llm_tokenizer::{ChatFormat, Tokenizer};
+use llm_tokenizer::{ChatFormat, Tokenizer, TrainOn};
 use serde::{Deserialize, Serialize};
 
-use super::{chat_format, kind, load_model, save};
+use super::{chat_format, kind, load_model, load_tokenizer, save};
 use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
 use crate::data::{DataOptions, one_or_several};
@@ -110,7 +110,7 @@ pub fn distill(
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let tokenizer = Tokenizer::load(&inputs.teacher)?.with_end_of_turn_as_eos();
+    let tokenizer = load_tokenizer(&inputs.teacher)?.with_end_of_turn_as_eos();
     let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, &inputs.teacher)?;
     let Teachers { teacher_config, teacher, text_teacher, text } =
         Teachers::load(recipe, inputs, &tokenizer, setup.device())?;
@@ -122,7 +122,7 @@ pub fn distill(
         (&inputs.data, inputs.validation.as_deref()),
         &recipe.data,
         recipe.seed,
-        &tokenizer,
+        (&tokenizer, TrainOn::All),
         max_length,
     )?;
     let size = BatchSize::of_recipe(recipe.batch_size, recipe.max_tokens);

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use llm_data::{Batches, TokenDataset};
 use llm_model::{Batch, Head, LoraConfig, Model, TokenIndices, WeightDtype};
-use llm_tokenizer::Tokenizer;
+use llm_tokenizer::{TemplateOptions, Tokenizer, TrainOn};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::answers::{Question, answer, questions};
 use super::{chat_format, load_model, save};
@@ -74,8 +75,15 @@ pub struct FinetuneRecipe {
     pub base_dtype: WeightDtype,
     /// How the data files are read.
     pub data: DataOptions,
+    /// The assistant messages that the loss counts, all or the last one; `train` or `weight` of a message wins over it.
+    pub train_on: TrainOn,
+    /// The date that a chat template writes as today, as `YYYY-MM-DD`, so that a resumed run writes the same text.
+    pub date: String,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
+    /// Variables of the chat template, such as `enable_thinking`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub template_kwargs: Map<String, Value>,
     /// A LoRA adapter to train instead of the model's weights. The run writes the adapter in the PEFT format, and no model. Without
     /// `trainable_token_indices` the adapter also trains the embeddings of chat template tokens that the model was never trained on
     /// ([`Model::untrained_tokens`]); an empty list trains none.
@@ -135,7 +143,7 @@ pub fn finetune(
         (&inputs.data, inputs.validation.as_deref()),
         &recipe.data,
         recipe.seed,
-        &tokenizer,
+        (&tokenizer, recipe.train_on),
         max_length,
     )?;
     let questions = questions(&validation, recipe.eval_prompts, &tokenizer, base.config().max_position_embeddings)?;
@@ -230,7 +238,12 @@ fn load(recipe: &FinetuneRecipe, inputs: &FinetuneInputs) -> Result<(Tokenizer, 
             "\"base_dtype\" applies to the frozen weights under an adapter; add a table [lora], or set it to \"f32\"";
         return Err(Error::BadRequest(message.to_owned()));
     }
-    let mut tokenizer = Tokenizer::load(&inputs.model)?;
+    let options = TemplateOptions {
+        variables: recipe.template_kwargs.clone(),
+        date: Some(recipe.date.clone()),
+        ..TemplateOptions::default()
+    };
+    let mut tokenizer = Tokenizer::load(&inputs.model)?.with_template_options(options)?;
     if !tokenizer.has_chat_template() {
         tokenizer = tokenizer.with_default_chat_template()?;
     }

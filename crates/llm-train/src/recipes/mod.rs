@@ -21,7 +21,7 @@ pub use reward::{RewardInputs, RewardModel, RewardRecipe, RewardScale, reward};
 use std::path::Path;
 
 use llm_model::Model;
-use llm_tokenizer::{ChatFormat, Tokenizer};
+use llm_tokenizer::{ChatFormat, TemplateOptions, Tokenizer};
 
 use crate::{Error, Result};
 
@@ -39,6 +39,13 @@ pub(crate) fn load_model(dir: &Path, head: llm_model::Head) -> Result<Model> {
         return Err(Error::Unsupported(format!("{dir}: the model is {found}; this stage needs {needed}")));
     }
     Ok(model)
+}
+
+/// The tokenizer of a folder, for training: a chat template that writes the date gets always the same one, so that a resumed run has
+/// the same text.
+fn load_tokenizer(dir: &Path) -> Result<Tokenizer> {
+    let options = TemplateOptions { date: Some(FinetuneRecipe::default().date), ..TemplateOptions::default() };
+    Ok(Tokenizer::load(dir)?.with_template_options(options)?)
 }
 
 /// A model with this head, in words.

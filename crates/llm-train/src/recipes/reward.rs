@@ -11,7 +11,7 @@ use llm_tokenizer::{ChatFormat, ChatMessage, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{chat_format, load_model, save};
+use super::{chat_format, load_model, load_tokenizer, save};
 use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::check_compatible;
 use crate::data::{DataOptions, one_or_several};
@@ -97,7 +97,7 @@ pub fn reward(
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let mut tokenizer = Tokenizer::load(&inputs.model)?;
+    let mut tokenizer = load_tokenizer(&inputs.model)?;
     if !tokenizer.has_chat_template() {
         tokenizer = tokenizer.with_default_chat_template()?;
     }

@@ -21,7 +21,7 @@ use serde_json::{Map, Value, json};
 pub use self::metrics::RunningMeans;
 use self::prompts::Prompts;
 pub use self::trainer::{PpoTrainer, Score, SpecialIds, Targets};
-use super::{RewardModel, RewardScale, chat_format, load_model, save};
+use super::{RewardModel, RewardScale, chat_format, load_model, load_tokenizer, save};
 use crate::compat::{TokenSource, check_compatible};
 use crate::data::DataOptions;
 use crate::optim::OptimizerConfig;
@@ -109,7 +109,7 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: impl AsRef<Path>, option
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let tokenizer = Tokenizer::load(&inputs.model)?.with_end_of_turn_as_eos();
+    let tokenizer = load_tokenizer(&inputs.model)?.with_end_of_turn_as_eos();
     let mut reference = load_model(&inputs.model, Head::LanguageModel)?.to_device(setup.device())?;
     let mut reward_model = RewardModel::load(&inputs.reward)?;
     reward_model.model = reward_model.model.to_device(setup.device())?;
