@@ -196,7 +196,8 @@ fn templates_of_other_projects_are_rendered_as_transformers_renders_them() {
     assert!(all.is_empty(), "{}", all.join("\n\n"));
 }
 
-/// `CHAT_MASKS=FOLDER`: a tokenizer with the file of `make_masks.py`, such as that of Qwen 3.
+/// `CHAT_MASKS=FOLDER`: a tokenizer with the file of `make_masks.py`, such as that of Qwen 3 with the templates `qwen*_training.jinja` of TRL (the other
+/// templates have control tokens that this vocabulary lacks).
 #[test]
 fn ids_and_masks_are_those_of_transformers() {
     let Some(folder) = std::env::var_os("CHAT_MASKS").map(PathBuf::from) else {
@@ -231,4 +232,40 @@ fn ids_and_masks_are_those_of_transformers() {
     }
     println!("{equal} equal masks, {} different:\n{}", different.len(), different.join("\n"));
     assert!(equal > 0 && different.is_empty(), "{}", different.join("\n"));
+}
+
+#[test]
+fn an_added_token_in_a_message_is_text_also_if_it_is_not_marked_as_special() {
+    let template = "{% for m in messages %}<|{{ m.role }}|>{{ '<think></think>' if m.role == 'assistant' }}{{ m.content }}<|end|>{% endfor %}";
+    let folder = tempfile::tempdir().unwrap();
+    tokenizer(template).save(folder.path()).unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let mut vocabulary: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let known = vocabulary["added_tokens"].as_array_mut().unwrap();
+    let first = 256 + u32::try_from(known.len()).unwrap();
+    for (id, token) in (first..).zip(["<think>", "</think>", "  "]) {
+        known.push(json!({"id": id, "content": token, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": false}));
+    }
+    fs::write(path, vocabulary.to_string()).unwrap();
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    let chat = |text: &str| -> Conversation {
+        serde_json::from_value(
+            json!({"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text}]}),
+        )
+        .unwrap()
+    };
+    let ids = tokenizer.encode_chat(&chat("a <think>  b</think><|end|>"), false).unwrap();
+    let of = |token: &str| tokenizer.token_id(token).unwrap();
+    let control: Vec<u32> =
+        ids.iter().copied().filter(|id| *id >= first || tokenizer.special_ids().contains(id)).collect();
+    let blanks = of("  ");
+    let turn = |role: &str| [of(role), blanks, of("<|end|>")];
+    let [user, assistant] = ["<|user|>", "<|assistant|>"].map(turn);
+    let thought = [of("<think>"), of("</think>")];
+    assert_eq!(control, [&user[..], &assistant[..1], &thought, &assistant[1..]].concat(), "{ids:?}");
+    assert_eq!(
+        tokenizer.decode(&ids).unwrap(),
+        "a <think>  b</think><|end|><think></think>a <think>  b</think><|end|>"
+    );
 }
