@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 
 use crate::formats::peft;
-use crate::lora::{Adapter, EMBEDDING, Lora, LoraConfig, OUTPUT, rows_of};
+use crate::lora::{Adapter, EMBEDDING, EmbeddingLora, Layout, Lora, LoraConfig, OUTPUT, effective_rows};
 use crate::untrained::{is_untrained, typical_norm};
 use crate::weight::Weight;
 use crate::{Error, Head, Model, Result};
@@ -15,23 +15,31 @@ use crate::{Error, Head, Model, Result};
 const DEFAULT: &str = "default";
 
 impl Model {
-    /// This model, frozen, with a new trainable adapter; the same seed gives the same bytes. The weights are shared with
-    /// this model; they may be bf16 or quantised ([`Self::frozen_as`]), which is QLoRA.
+    /// This model, frozen, with a new trainable adapter on top of its active adapters; the same seed gives the same bytes. The
+    /// weights are shared with this model; they may be bf16 or quantised ([`Self::frozen_as`]), which is QLoRA.
+    ///
+    /// A score head is part of the adapter, as in PEFT.
     pub fn with_lora(&self, config: &LoraConfig, seed: u64) -> Result<Self> {
-        let targets = config.targets(self.config(), self.head(), "adapter configuration")?;
-        let tokens = config.token_targets(self.config(), "adapter configuration")?;
-        let adapter = Adapter::init(config, (&targets, &tokens), self.params(), seed)?;
+        let origin = "adapter configuration";
+        let config = config.resolved(self.config(), self.head());
+        let layout = Layout::new(&config, self.config(), self.head(), origin)?;
+        let adapter = Adapter::init(&config, layout, (self.config(), self.params()), seed)?;
+        let name = match self.adapters.active.len() {
+            0 => DEFAULT.to_owned(),
+            n => format!("{DEFAULT}-{n}"),
+        };
         let mut model = self.clone();
-        model.adapters.known.insert(DEFAULT.to_owned(), adapter);
-        model.use_adapter(Some(DEFAULT))?;
+        model.adapters.known.insert(name.clone(), adapter);
+        let names: Vec<&str> = self.adapters.active.iter().map(String::as_str).chain([name.as_str()]).collect();
+        model.use_adapters(&names)?;
         model.trainable()
     }
 
     /// Loads an adapter that PEFT or [`Self::save_adapter`] wrote to `dir`. It is not activated.
     pub fn load_adapter(&mut self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
         let dir = dir.as_ref();
-        let adapter = peft::load(dir, self.config(), self.head())?.map(|weight| weight.to_device(&self.device()))?;
-        if self.active_adapter() == Some(name) {
+        let adapter = peft::load(dir, self)?.map(|weight| weight.to_device(&self.device()))?;
+        if self.adapters.active.iter().any(|active| active == name) {
             return Err(Error::Input(format!(
                 "adapter \"{name}\" is active; activate another one before replacing it"
             )));
@@ -42,19 +50,27 @@ impl Model {
 
     /// Activates the adapter of that name, or none. Frozen weights are not copied.
     pub fn use_adapter(&mut self, name: Option<&str>) -> Result<()> {
+        self.use_adapters(name.as_slice())
+    }
+
+    /// Activates the adapters of these names, the lowest first. Each is an adapter of the model with the ones before it; the
+    /// result is the sum of all. Frozen weights are not copied.
+    pub fn use_adapters(&mut self, names: &[&str]) -> Result<()> {
         if self.adapters.unmerged.is_some() {
             return Err(Error::Input("an adapter is merged into this model; unmerge it first".to_owned()));
         }
-        let adapter = match name {
-            None => None,
-            Some(name) => Some(self.adapters.known.get(name).ok_or_else(|| {
+        let mut adapters: Vec<Adapter> = Vec::new();
+        for name in names {
+            let adapter = self.adapters.known.get(*name).ok_or_else(|| {
                 let known: Vec<&str> = self.adapters().collect();
                 Error::Input(format!("there is no adapter \"{name}\"; loaded adapters: {known:?}"))
-            })?),
-        };
-        let params = self.params().with_adapter(adapter.map(|adapter| adapter.map(Weight::frozen)).transpose()?)?;
+            })?;
+            adapters.iter().try_for_each(|lower| adapter.check_above(lower))?;
+            adapters.push(adapter.map(Weight::frozen)?);
+        }
+        let params = self.params().with_adapters(adapters)?;
         let mut model = self.clone();
-        model.adapters.active = name.map(str::to_owned);
+        model.adapters.active = names.iter().map(|name| (*name).to_owned()).collect();
         *self = model.with_params(params)?;
         Ok(())
     }
@@ -64,36 +80,78 @@ impl Model {
         self.adapters.known.keys().map(String::as_str)
     }
 
-    /// The name of the active adapter.
-    pub fn active_adapter(&self) -> Option<&str> {
-        self.adapters.active.as_deref()
+    /// The names of the active adapters, the lowest first.
+    pub fn active_adapters(&self) -> &[String] {
+        &self.adapters.active
+    }
+
+    /// The configuration of the uppermost active adapter.
+    pub fn adapter_config(&self) -> Option<&LoraConfig> {
+        self.params().adapters().last().map(|adapter| &adapter.config)
     }
 
     /// Saves the active adapter to `dir` as `adapter_config.json` and `adapter_model.safetensors`; `dir` is created if
-    /// needed. `base` is the folder or name from which PEFT loads the base model.
+    /// needed. Several active adapters are saved as one, their sum. `base` is the folder or name from which PEFT loads the base
+    /// model.
     pub fn save_adapter(&self, dir: impl AsRef<Path>, base: &str) -> Result<()> {
-        let dir = dir.as_ref();
-        peft::save(self.adapter()?, dir, base, self.config(), self.head())
+        self.check_adapter()?;
+        let sum = Adapter::sum(self.params().adapters(), self.config(), self.head())?;
+        peft::save(&sum, dir.as_ref(), base, self.config(), self.head())
     }
 
-    /// A frozen model with the active adapter merged into the weights. It can be saved with [`Self::save`] and runs as fast
+    /// [`Self::save_adapter`] of the uppermost active adapter alone.
+    pub fn save_upper_adapter(&self, dir: impl AsRef<Path>, base: &str) -> Result<()> {
+        self.check_adapter()?;
+        let Some(adapter) = self.params().adapters().last() else { return Ok(()) };
+        peft::save(adapter, dir.as_ref(), base, self.config(), self.head())
+    }
+
+    /// A frozen model with the active adapters merged into the weights. It can be saved with [`Self::save`] and runs as fast
     /// as a model without adapter. Merged matrices are f32.
+    ///
+    /// A model that ties embedding and output layer keeps them in two matrices if the adapters changed only one of them.
     pub fn merged(&self) -> Result<Self> {
-        let adapter = self.adapter()?;
-        let mut params = self.params().with_adapter(None)?;
-        for name in adapter.weights.keys().filter_map(|name| name.strip_suffix(".lora_A.weight")) {
-            let weight = self.params().get(&format!("{name}.weight"))?;
-            if let Some(lora) = Lora::new(adapter, name, weight)? {
-                params.insert(format!("{name}.weight"), lora.merged(weight)?);
-            }
+        self.check_adapter()?;
+        let mut params = self.params().with_adapters(Vec::new())?;
+        let tied = self.head() == Head::LanguageModel && self.config().tie_word_embeddings;
+        let (embedding, output) = (format!("{EMBEDDING}.weight"), format!("{OUTPUT}.weight"));
+        if tied {
+            params.insert(output.clone(), params.get(&embedding)?.clone());
         }
-        for name in [EMBEDDING, OUTPUT] {
-            if let Some(weight) = adapter.merged_rows(self.config(), self.params(), name)? {
-                params.insert(format!("{name}.weight"), weight);
+        for adapter in self.params().adapters() {
+            for name in adapter.layout.adapted() {
+                let weight_name = format!("{name}.weight");
+                let weight = params.get(&weight_name)?.clone();
+                let dense = weight.to_dense()?.detach();
+                if let Some(lora) = EmbeddingLora::new(adapter, name) {
+                    params.insert(weight_name, lora.merged(&dense)?);
+                } else if let Some(lora) = Lora::new(adapter, name, &weight)? {
+                    params.insert(weight_name, lora.applied(&dense, &weight)?.detach());
+                }
+            }
+            for target in &adapter.layout.tokens {
+                for name in [EMBEDDING, OUTPUT].iter().filter(|name| tied || **name == target.name) {
+                    let weight_name = format!("{name}.weight");
+                    let dense = params.get(&weight_name)?.to_dense()?.detach();
+                    params.insert(weight_name, adapter.with_rows(&target.name, &dense)?);
+                }
+            }
+            for saved in &adapter.layout.saved {
+                if let Some(weight) = adapter.saved(&saved.name) {
+                    params.insert(saved.name.clone(), weight.frozen()?);
+                }
             }
         }
         let mut base = self.clone();
-        base.adapters.active = None;
+        base.adapters.active = Vec::new();
+        if tied {
+            let [input, out] = [&embedding, &output].map(|name| Ok::<_, Error>(params.get(name)?.to_dense()?));
+            if equal(&input?, &out?)? {
+                params.remove(&output);
+            } else {
+                base.untie();
+            }
+        }
         let mut merged = base.with_params(params)?;
         merged.adapters.unmerged = Some(Arc::new(self.clone()));
         Ok(merged)
@@ -105,9 +163,9 @@ impl Model {
         unmerged.cloned().ok_or_else(|| Error::Input("no adapter is merged into this model".to_owned()))
     }
 
-    fn adapter(&self) -> Result<&Adapter> {
+    fn check_adapter(&self) -> Result<()> {
         let none = "no adapter is active; load one and activate it with `use_adapter`";
-        self.params().adapter().ok_or_else(|| Error::Input(none.to_owned()))
+        if self.params().adapters().is_empty() { Err(Error::Input(none.to_owned())) } else { Ok(()) }
     }
 
     /// The subset of `tokens` that the model was probably never trained on, judged by the rows of its output layer.
@@ -124,12 +182,20 @@ impl Model {
         all.sort_unstable();
         all.dedup();
         all.retain(|&id| (id as usize) < self.config().vocab_size);
-        let rows = rows_of(self.output_matrix(), &all)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        let rows_of = |ids: &[u32]| -> Result<Vec<Vec<f32>>> {
+            let rows = effective_rows((self.config(), self.params()), OUTPUT, ids)?;
+            Ok(rows.to_dtype(DType::F32)?.to_vec2()?)
+        };
+        let rows = rows_of(&all)?;
         let vocab = self.config().vocab_size;
         let sample: Vec<u32> = (0..vocab).step_by((vocab / 256).max(1)).map(|id| id as u32).collect();
-        let sample = rows_of(self.output_matrix(), &sample)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-        let norm = typical_norm(&sample);
+        let norm = typical_norm(&rows_of(&sample)?);
         let untrained = |token: &u32| all.binary_search(token).is_ok_and(|at| is_untrained(&rows, at, norm));
         Ok(tokens.iter().copied().filter(untrained).collect())
     }
+}
+
+/// Whether two tensors have the same values.
+fn equal(a: &Tensor, b: &Tensor) -> Result<bool> {
+    Ok(a.dims() == b.dims() && (a - b)?.abs()?.flatten_all()?.max(0)?.to_dtype(DType::F64)?.to_scalar::<f64>()? == 0.)
 }

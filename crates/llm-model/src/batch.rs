@@ -21,6 +21,8 @@ pub struct Batch {
     pub padding: Option<Vec<bool>>,
     /// Values that are added to the token embeddings, `(b·t, hidden)` or `(n, hidden)`, f32; none: nothing is added.
     pub embedding_noise: Option<Tensor>,
+    /// The seed of the dropout of a trained adapter ([`crate::LoraConfig::lora_dropout`]); none: no dropout.
+    pub dropout: Option<u64>,
 }
 
 impl Batch {
@@ -46,6 +48,7 @@ impl Batch {
             mask: AttentionMask::default(),
             padding: None,
             embedding_noise: None,
+            dropout: None,
         })
     }
 
@@ -81,7 +84,14 @@ impl Batch {
             mask: AttentionMask::default(),
             padding: None,
             embedding_noise: None,
+            dropout: None,
         })
+    }
+
+    /// Applies the dropout of a trained adapter, with masks that depend on `seed` only.
+    #[must_use]
+    pub fn with_dropout(self, seed: u64) -> Self {
+        Self { dropout: Some(seed), ..self }
     }
 
     /// The number of tokens of each row.

@@ -60,7 +60,7 @@ impl Decoder {
         let positions = config.learned_positions.then(|| Embedding::new(&w.pp("embed_positions")));
         Ok(Self {
             embed_tokens: Embedding::new(&w.pp("embed_tokens"))?,
-            embed_rows: TokenRows::new(config, params, EMBEDDING)?,
+            embed_rows: TokenRows::new(params, EMBEDDING)?,
             embed_scale: config.scale_embeddings.then(|| (config.hidden_size as f64).sqrt()),
             embed_positions: positions.transpose()?,
             layers,

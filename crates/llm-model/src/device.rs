@@ -21,8 +21,8 @@ impl Model {
         }
         let mut model = self.with_params(self.params().to_device(device)?)?;
         for (name, adapter) in &mut model.adapters.known {
-            // `with_params` set the active one.
-            if model.adapters.active.as_ref() != Some(name) {
+            // `with_params` set the active ones.
+            if !model.adapters.active.contains(name) {
                 *adapter = adapter.map(|weight| weight.to_device(device))?;
             }
         }

@@ -4,7 +4,6 @@
 //! n: tokens, e: experts, k: experts per token.
 
 use candle_core::{D, DType, Device, Tensor};
-use candle_nn::Module;
 
 use crate::config::ExpertsConfig;
 use crate::decoder::Mlp;
@@ -32,10 +31,11 @@ impl Experts {
         })
     }
 
-    /// The weighted sum of the expert outputs `(b, t, hidden)`, and the router logits `(n, e)`.
-    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// The weighted sum of the expert outputs `(b, t, hidden)`, and the router logits `(n, e)`; `dropout` is the seed of a forward
+    /// pass with dropout.
+    pub fn forward(&self, x: &Tensor, dropout: Option<u64>) -> Result<(Tensor, Tensor)> {
         let rows = x.flatten(0, 1)?.contiguous()?; // (n, hidden)
-        let logits = self.router.forward(&rows)?;
+        let logits = self.router.projection(dropout)?.forward(&rows)?;
         let (n, k, device) = (rows.dim(0)?, self.experts_per_token, x.device());
         let selected: Vec<u32> = top_k(&logits, k)?.concat(); // expert of each pair (token, slot), n·k
         let mut weights = softmax(&logits)?.gather(&Tensor::from_slice(&selected, (n, k), device)?, 1)?; // (n, k)
@@ -49,7 +49,7 @@ impl Experts {
         for pairs in order.chunk_by(|&a, &b| selected[a as usize] == selected[b as usize]) {
             let tokens: Vec<u32> = pairs.iter().map(|&pair| pair / k as u32).collect();
             let tokens = rows.index_select(&Tensor::from_slice(&tokens, tokens.len(), device)?, 0)?;
-            outputs.push(self.experts[selected[pairs[0] as usize] as usize].forward(&tokens)?);
+            outputs.push(self.experts[selected[pairs[0] as usize] as usize].forward_with(&tokens, dropout)?);
         }
         let mut inverse = vec![0u32; n * k];
         for (i, &pair) in order.iter().enumerate() {

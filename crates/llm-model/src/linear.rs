@@ -1,4 +1,4 @@
-//! Linear layers with optional bias and LoRA adapter.
+//! Linear layers with optional bias and LoRA adapters.
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::Module;
@@ -8,29 +8,38 @@ use crate::lora::Lora;
 use crate::weight::Weight;
 use crate::weight_path::WeightPath;
 
-/// A linear layer: `x · wᵀ + b`, plus the LoRA adapter if there is one.
+/// A linear layer: `x · wᵀ + b`, plus the LoRA adapters if there are any.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
     pub weight: Weight, // (out, in)
     /// Compute precision of the matmul with a dense weight; f32 for the other weights.
     precision: Precision,
     bias: Option<Tensor>, // (out,)
-    lora: Option<Lora>,
+    lora: Vec<Lora>,
 }
 
 impl Linear {
-    /// The layer with `weight`, `bias` if the model has one, and the active adapter's part for it.
+    /// The layer with `weight`, `bias` if the model has one, and the active adapters' parts for it.
     pub fn new(w: &WeightPath) -> crate::Result<Self> {
         let bias = if w.contains("bias") { Some(w.tensor("bias")?) } else { None };
-        let weight = w.get("weight")?.clone();
-        let lora = w.params.adapter().map(|adapter| Lora::new(adapter, w.path(), &weight)).transpose()?.flatten();
+        Self::adapted(w, w.get("weight")?.clone(), bias)
+    }
+
+    /// The output layer with the path `w` of a model that ties it to the embedding.
+    pub fn tied(w: &WeightPath) -> crate::Result<Self> {
+        Self::adapted(w, w.params.tied_output()?.clone(), None)
+    }
+
+    fn adapted(w: &WeightPath, weight: Weight, bias: Option<Tensor>) -> crate::Result<Self> {
+        let lora = w.params.adapters().iter().map(|adapter| Lora::new(adapter, w.path(), &weight));
+        let lora = lora.filter_map(Result::transpose).collect::<Result<_>>()?;
         Ok(Self { bias, lora, ..Self::of(weight, w.params.precision()) })
     }
 
     /// A layer without bias and adapter.
-    pub fn of(weight: Weight, precision: Precision) -> Self {
+    fn of(weight: Weight, precision: Precision) -> Self {
         let precision = if weight.tensor().is_some() { precision } else { Precision::F32 };
-        Self { weight, precision, bias: None, lora: None }
+        Self { weight, precision, bias: None, lora: Vec::new() }
     }
 
     /// The same layer with a matmul in f32.
@@ -38,10 +47,16 @@ impl Linear {
         Self { precision: Precision::F32, ..self }
     }
 
-    /// The layer as a part of a block of `llm_kernels`.
-    pub fn projection(&self) -> Result<Projection<'_>> {
-        let lora = self.lora.iter().map(|lora| lora.weights(&self.weight)).collect::<Result<_>>()?;
+    /// The layer as a part of a block of `llm_kernels`; `dropout` is the seed of a forward pass with dropout.
+    pub fn projection(&self, dropout: Option<u64>) -> Result<Projection<'_>> {
+        let lora = self.lora.iter().map(|lora| lora.weights(&self.weight, dropout)).collect::<Result<_>>()?;
         Ok(Projection { weight: self.weight.projection(self.precision), bias: self.bias.as_ref(), lora })
+    }
+
+    /// The matrix `(out, in)` with its adapters; they keep their gradient.
+    pub fn matrix(&self) -> Result<Tensor> {
+        let weight = self.weight.to_dense()?;
+        self.lora.iter().try_fold(weight, |w, lora| lora.applied(&w, &self.weight))
     }
 
     /// The compute precision of a dense weight; f32 for the other weights.
@@ -68,6 +83,6 @@ impl Linear {
 /// `(…, in)` to `(…, out)`.
 impl Module for Linear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.projection()?.forward(x)
+        self.projection(None)?.forward(x)
     }
 }

@@ -18,7 +18,6 @@ use crate::formats::generation::GenerationConfig;
 use crate::head::Head;
 use crate::linear::Linear;
 use crate::lora::{Adapter, OUTPUT, TokenRows};
-use crate::weight::Weight;
 use crate::{Batch, Error, KvCache, ModelConfig, ParamCount, Params, Result, Routing};
 
 /// A decoder with its head.
@@ -43,19 +42,17 @@ pub struct Model {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Adapters {
     pub known: BTreeMap<String, Adapter>,
-    /// The active adapter; the parameters contain it too.
-    pub active: Option<String>,
+    /// The active adapters, the lowest first; the parameters contain them too.
+    pub active: Vec<String>,
     /// The model before its adapter was merged.
     pub unmerged: Option<Arc<Model>>,
 }
 
 impl Adapters {
-    /// The same adapters, with `adapter` as the new state of the active one.
-    pub fn with_active(&self, adapter: Option<&Adapter>) -> Self {
+    /// The same adapters, with `active` as the new state of the active ones.
+    pub fn with_active(&self, active: &[Adapter]) -> Self {
         let mut adapters = Self { unmerged: None, ..self.clone() };
-        if let (Some(name), Some(adapter)) = (&adapters.active, adapter) {
-            adapters.known.insert(name.clone(), adapter.clone());
-        }
+        adapters.known.extend(adapters.active.iter().cloned().zip(active.iter().cloned()));
         adapters
     }
 }
@@ -67,15 +64,13 @@ impl Model {
         params.check(&config, head, "parameters")?;
         let decoder = Decoder::new(&config, &params)?;
         let output = match head {
-            Head::LanguageModel if config.tie_word_embeddings => {
-                Linear::of(decoder.embed_tokens.weight.clone(), params.precision())
-            }
-            Head::LanguageModel => Linear::new(&params.root().pp("lm_head"))?,
+            Head::LanguageModel if config.tie_word_embeddings => Linear::tied(&params.root().pp(OUTPUT))?,
+            Head::LanguageModel => Linear::new(&params.root().pp(OUTPUT))?,
             Head::Sequence | Head::Token => Linear::new(&params.root().pp("score"))?,
         };
         let output_rows = match head {
             Head::LanguageModel if config.tie_word_embeddings => decoder.embed_rows.clone(),
-            Head::LanguageModel => TokenRows::new(&config, &params, OUTPUT)?,
+            Head::LanguageModel => TokenRows::new(&params, OUTPUT)?,
             Head::Sequence | Head::Token => None,
         };
         let (adapters, raw_config, extra) = (Adapters::default(), Map::new(), Map::new());
@@ -92,7 +87,7 @@ impl Model {
         Self::new(config, head, params.trainable()?)
     }
 
-    /// A trainable copy; training does not change this model. With an active adapter only the adapter is trainable.
+    /// A trainable copy; training does not change this model. With active adapters only the uppermost is trainable.
     pub fn trainable(&self) -> Result<Self> {
         self.with_params(self.params.trainable()?)
     }
@@ -128,13 +123,18 @@ impl Model {
     }
 
     pub(crate) fn with_params(&self, params: Params) -> Result<Self> {
-        let adapters = self.adapters.with_active(params.adapter());
+        let adapters = self.adapters.with_active(params.adapters());
         let mut model = Self::new(self.config.clone(), self.head, params)?;
         model.adapters = adapters;
         model.generation.clone_from(&self.generation);
         model.raw_config.clone_from(&self.raw_config);
         model.extra.clone_from(&self.extra);
         Ok(model)
+    }
+
+    /// Gives the embedding and the output layer matrices of their own.
+    pub(crate) fn untie(&mut self) {
+        self.config.tie_word_embeddings = false;
     }
 
     /// Sets the `config.json` keys to save again.
@@ -145,12 +145,18 @@ impl Model {
 
     /// A trainable model with the same decoder and another head; a missing score head is initialised from `seed`.
     pub fn with_head(&self, head: Head, seed: u64) -> Result<Self> {
-        if self.params.adapter().is_some() {
+        self.frozen_with_head(head, seed)?.trainable()
+    }
+
+    /// A frozen model with the same decoder, whose weights are shared, and another head; a missing score head is initialised from
+    /// `seed`.
+    pub fn frozen_with_head(&self, head: Head, seed: u64) -> Result<Self> {
+        if !self.params.adapters().is_empty() {
             return Err(Error::Input("an adapter is active; merge it before changing the head".to_owned()));
         }
         families::to_json(&self.config, head)?;
         let params = self.params.for_head(&self.config, head, seed)?;
-        let model = Self::new(self.config.clone(), head, params.trainable()?)?;
+        let model = Self::new(self.config.clone(), head, params)?;
         Ok(model.with_generation(self.generation.clone()))
     }
 
@@ -272,14 +278,9 @@ impl Model {
         Ok(linear_cross_entropy(hidden, &self.output_weight()?, labels, self.output.precision())?)
     }
 
-    /// The matrix of the output layer, without adapter rows.
-    pub(crate) fn output_matrix(&self) -> &Weight {
-        &self.output.weight
-    }
-
-    /// The matrix of the output layer, `(vocab, hidden)`, with the rows of the active adapter.
+    /// The matrix of the output layer, `(vocab, hidden)`, with the active adapters.
     fn output_weight(&self) -> Result<Tensor> {
-        let weight = self.output.weight.to_dense()?;
+        let weight = self.output.matrix()?;
         self.output_rows.as_ref().map_or(Ok(weight.clone()), |rows| rows.insert_into(&weight))
     }
 

@@ -15,14 +15,15 @@ use crate::shapes::{Role, TensorSpec};
 use crate::weight::Weight;
 use crate::{Error, Head, ModelConfig, Result};
 
-/// Weights by the decoder's name ([`ModelConfig::tensor_specs`]), and the active LoRA adapter.
+/// Weights by the decoder's name ([`ModelConfig::tensor_specs`]), and the active LoRA adapters.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
     weights: BTreeMap<String, Weight>,
     /// Compute precision of the matmuls with dense weights.
     precision: Precision,
-    /// The active LoRA adapter. With an adapter the base weights are frozen and only the adapter can be trainable.
-    adapter: Option<Adapter>,
+    /// The active LoRA adapters, the lowest first. With an adapter the base weights are frozen, and only the uppermost adapter can
+    /// be trainable.
+    adapters: Vec<Adapter>,
 }
 
 impl Params {
@@ -46,12 +47,11 @@ impl Params {
         Ok(Self::new(tensors))
     }
 
-    /// A trainable copy; training does not change the original. With an active adapter only the adapter is trainable.
+    /// A trainable copy; training does not change the original. With active adapters only the uppermost is trainable.
     pub fn trainable(&self) -> Result<Self> {
-        Ok(match &self.adapter {
-            Some(adapter) => Self { adapter: Some(adapter.map(Weight::trainable)?), ..self.clone() },
-            None => self.map(Weight::trainable)?,
-        })
+        let Some((last, lower)) = self.adapters.split_last() else { return self.map(Weight::trainable) };
+        let adapters = lower.iter().cloned().chain([last.map(Weight::trainable)?]).collect();
+        Ok(Self { adapters, ..self.clone() })
     }
 
     /// A frozen snapshot: trainable weights are copied, frozen ones are shared.
@@ -64,21 +64,21 @@ impl Params {
         self.map(|weight| Ok(weight.detached()))
     }
 
-    /// Applies `f` to each weight, those of the adapter included.
+    /// Applies `f` to each weight, those of the adapters included.
     fn map(&self, f: impl Fn(&Weight) -> candle_core::Result<Weight>) -> Result<Self> {
         let weights = self.weights.iter().map(|(name, weight)| Ok((name.clone(), f(weight)?)));
-        let adapter = self.adapter.as_ref().map(|adapter| adapter.map(&f)).transpose()?;
-        Ok(Self { weights: weights.collect::<Result<_>>()?, precision: self.precision, adapter })
+        let adapters = self.adapters.iter().map(|adapter| adapter.map(&f)).collect::<Result<_>>()?;
+        Ok(Self { weights: weights.collect::<Result<_>>()?, precision: self.precision, adapters })
     }
 
-    /// The same weights, frozen, with `adapter` as the active adapter.
-    pub(crate) fn with_adapter(&self, adapter: Option<Adapter>) -> Result<Self> {
-        Ok(Self { adapter, ..Self { adapter: None, ..self.clone() }.frozen()? })
+    /// The same weights, frozen, with `adapters` as the active adapters, the lowest first.
+    pub(crate) fn with_adapters(&self, adapters: Vec<Adapter>) -> Result<Self> {
+        Ok(Self { adapters, ..Self { adapters: Vec::new(), ..self.clone() }.frozen()? })
     }
 
-    /// The active adapter.
-    pub(crate) fn adapter(&self) -> Option<&Adapter> {
-        self.adapter.as_ref()
+    /// The active adapters, the lowest first.
+    pub(crate) fn adapters(&self) -> &[Adapter] {
+        &self.adapters
     }
 
     /// Adds or replaces a weight.
@@ -86,15 +86,20 @@ impl Params {
         self.weights.insert(name, weight.into());
     }
 
+    /// Removes a weight.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.weights.remove(name);
+    }
+
     /// A frozen copy with the matrices converted to `dtype`, one at a time. Matrices already in `dtype` are shared.
     ///
     /// Norms, biases and routers stay f32. A block format that does not divide the rows of a matrix falls back to `q8_0`, then
     /// to f32.
     pub(crate) fn with_matrices_in(&self, dtype: WeightDtype, specs: Vec<TensorSpec>) -> Result<Self> {
-        let adapter = self.adapter.as_ref().map(|adapter| adapter.map(Weight::frozen)).transpose()?;
-        let mut rounded = Self { precision: self.precision, adapter, ..Self::default() };
+        let adapters = self.adapters.iter().map(|adapter| adapter.map(Weight::frozen)).collect::<Result<_>>()?;
+        let mut rounded = Self { precision: self.precision, adapters, ..Self::default() };
         for spec in specs {
-            let weight = self.get(&spec.name)?;
+            let weight = self.base(&spec.name)?;
             let unchanged = match (weight, dtype) {
                 (Weight::Mapped(w), WeightDtype::F32) => w.dtype() == DType::F32,
                 (Weight::Mapped(w), WeightDtype::Bf16) => w.dtype() == DType::BF16,
@@ -150,22 +155,22 @@ impl Params {
         self.map(|weight| weight.to_device(device))
     }
 
-    /// Parameters for another head: the decoder is kept; a missing score head is initialised from `seed`.
+    /// Parameters for another head: the weights of the decoder are shared, frozen; a missing score head is initialised from `seed`.
     pub fn for_head(&self, config: &ModelConfig, head: Head, seed: u64) -> Result<Self> {
-        let mut tensors = BTreeMap::new();
+        let mut weights = BTreeMap::new();
         for spec in config.tensor_specs(head) {
-            let tensor = match self.weights.get(&spec.name) {
-                Some(weight) => weight.to_dense()?.detach(),
-                None if spec.role == Role::Score => init_tensor(&spec, seed)?.to_device(&self.device())?,
+            let weight = match self.weights.get(&spec.name) {
+                Some(weight) => weight.detached(),
+                None if spec.role == Role::Score => init_tensor(&spec, seed)?.to_device(&self.device())?.into(),
                 None => {
                     let name = spec.name;
                     let problems = vec![format!("tensor \"{name}\" is missing; only a score head can be initialised")];
                     return Err(Error::Tensors { origin: "parameters".to_owned(), problems });
                 }
             };
-            tensors.insert(spec.name, tensor);
+            weights.insert(spec.name, weight);
         }
-        Ok(Self::new(tensors))
+        Ok(Self::from_weights(weights))
     }
 
     /// The same parameters with matmuls in `precision` (mixed precision).
@@ -183,9 +188,22 @@ impl Params {
         self.weights.iter().map(|(name, weight)| (name.as_str(), weight))
     }
 
-    /// The weight `name`; an error if it is missing.
+    /// The weight `name`, or the copy of it that an active adapter trained as a whole; an error if it is missing.
     pub fn get(&self, name: &str) -> Result<&Weight> {
+        let saved = self.adapters.iter().rev().find_map(|adapter| adapter.saved(name));
+        saved.map_or_else(|| self.base(name), Ok)
+    }
+
+    /// The weight `name` of the model, without adapters; an error if it is missing.
+    fn base(&self, name: &str) -> Result<&Weight> {
         self.weights.get(name).ok_or_else(|| missing(name))
+    }
+
+    /// The matrix of a tied output layer: the embedding, unless an active adapter trained the output layer as a whole. As in PEFT,
+    /// a trained copy of the embedding alone does not change the output layer.
+    pub(crate) fn tied_output(&self) -> Result<&Weight> {
+        let saved = self.adapters.iter().rev().find_map(|adapter| adapter.saved("lm_head.weight"));
+        saved.map_or_else(|| self.base("model.embed_tokens.weight"), Ok)
     }
 
     /// The trainable or dense tensor `name`; an error if it is missing, quantised or memory-mapped.
@@ -204,7 +222,7 @@ impl Params {
 
     /// The trainable variables by name, of the model or of its adapter; empty for a frozen model.
     pub fn vars(&self) -> BTreeMap<String, Var> {
-        let adapter = self.adapter.iter().flat_map(|adapter| &adapter.weights);
+        let adapter = self.adapters.iter().flat_map(|adapter| &adapter.weights);
         let var = |(name, weight): (&String, &Weight)| match weight {
             Weight::Trainable(var) => Some((name.clone(), var.clone())),
             Weight::Dense(_) | Weight::Mapped(_) | Weight::Quantized(_) => None,
@@ -262,8 +280,11 @@ fn init_tensor(spec: &TensorSpec, seed: u64) -> Result<Tensor> {
 /// The random stream of a tensor. It is selected by the FNV-1a hash of the name, so it does not depend on other tensors.
 pub(crate) fn stream(seed: u64, name: &str) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(
-        name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)),
-    );
+    rng.set_stream(hash(name));
     rng
+}
+
+/// The FNV-1a hash of a name.
+pub(crate) fn hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

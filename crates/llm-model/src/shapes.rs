@@ -93,11 +93,6 @@ impl Role {
     pub fn is_norm(self) -> bool {
         matches!(self, Self::Norm | Self::QueryNorm | Self::KeyNorm)
     }
-
-    /// Whether it is a linear layer of a block that can have an adapter: of attention, or of a dense MLP.
-    pub(crate) fn is_adaptable(self) -> bool {
-        matches!(self, Self::Query | Self::Key | Self::Value | Self::AttentionOutput | Self::Mlp(_))
-    }
 }
 
 impl TensorSpec {

@@ -77,12 +77,13 @@ impl Attention {
                 QkNorm::Whole => llm_kernels::QkNorm::Whole(q.kernel()?, k.kernel()?),
             })
         };
+        let projection = |linear: &'a Linear| linear.projection(tokens.dropout);
         Ok(AttentionBlock {
             norm: self.norm.as_ref().map(Norm::kernel).transpose()?,
-            q: self.q_proj.projection()?,
-            k: self.k_proj.projection()?,
-            v: self.v_proj.projection()?,
-            o: self.o_proj.projection()?,
+            q: projection(&self.q_proj)?,
+            k: projection(&self.k_proj)?,
+            v: projection(&self.v_proj)?,
+            o: projection(&self.o_proj)?,
             qk_norm: self.qk_norm.as_ref().map(qk_norm).transpose()?,
             output_norm: self.output_norm.as_ref().map(Norm::kernel).transpose()?,
             head_dim: self.head_dim,

@@ -56,9 +56,11 @@ impl Block {
         let input = if self.parallel_residual { x } else { &attended };
         let norms = [self.mlp_in.as_ref(), self.mlp_out.as_ref()];
         match &self.feed_forward {
-            FeedForward::Dense(mlp) => Ok((mlp.forward_residual(input, norms, &attended)?, None)),
+            FeedForward::Dense(mlp) => {
+                Ok((mlp.forward_residual(input, norms, &attended, context.tokens.dropout)?, None))
+            }
             FeedForward::Experts(experts) => {
-                let (y, logits) = experts.forward(&apply_norm(norms[0], input)?)?;
+                let (y, logits) = experts.forward(&apply_norm(norms[0], input)?, context.tokens.dropout)?;
                 Ok(((&attended + apply_norm(norms[1], &y)?)?, Some(logits)))
             }
         }

@@ -17,7 +17,7 @@ pub(super) enum RopeKind {
 
 /// The inputs that all blocks share, and the outputs asked for. It is made once per forward pass.
 ///
-/// All rows use the active adapter of the model: an adapter is part of a linear layer ([`crate::linear::Linear`]), which
+/// All rows use the active adapters of the model: an adapter is part of a linear layer ([`crate::linear::Linear`]), which
 /// computes all rows of a batch in one matmul. An adapter of each row needs layers with several adapters.
 #[derive(Debug)]
 pub(super) struct ForwardContext<'a> {
@@ -41,6 +41,8 @@ pub(super) struct TokenContext {
     rotary: RotaryTables,
     mask: AttentionMask,
     sliding_mask: Option<AttentionMask>,
+    /// The seed of a forward pass with dropout.
+    pub dropout: Option<u64>,
 }
 
 impl TokenContext {
@@ -68,7 +70,8 @@ impl TokenContext {
         let ends = || past.iter().zip(&lens).flat_map(|(&past, &len)| past + 1..=past + len);
         // All rows of a padded batch have the scaling of the longest one, as in transformers.
         let rotary = rotary.tables(&batch.positions, if batch.row_lens.is_some() { &lens } else { &[] });
-        Ok(Self { rotary, sliding_mask: sliding_window.map(|window| sliding_window_mask(&mask, ends(), window)), mask })
+        let sliding_mask = sliding_window.map(|window| sliding_window_mask(&mask, ends(), window));
+        Ok(Self { rotary, sliding_mask, mask, dropout: batch.dropout })
     }
 
     /// The rotary table of a block.

@@ -1,7 +1,6 @@
 //! The MLP of a block, and of each expert: its weights. `llm_kernels::mlp_block` computes it.
 
 use candle_core::{Result, Tensor};
-use candle_nn::Module;
 use llm_kernels::MlpBlock;
 
 use crate::ModelConfig;
@@ -35,32 +34,32 @@ impl Mlp {
         x: &Tensor,
         [norm, output_norm]: [Option<&Norm>; 2],
         residual: &Tensor,
+        dropout: Option<u64>,
     ) -> Result<Tensor> {
         let kernel = |norm: Option<&Norm>| norm.map(Norm::kernel).transpose();
         let (norm, output_norm, residual) = (kernel(norm)?, kernel(output_norm)?, Some(residual));
-        llm_kernels::mlp_block(x, &MlpBlock { norm, output_norm, residual, ..self.block()? })
+        llm_kernels::mlp_block(x, &MlpBlock { norm, output_norm, residual, ..self.block(dropout)? })
     }
 
-    fn block(&self) -> Result<MlpBlock<'_>> {
+    fn block(&self, dropout: Option<u64>) -> Result<MlpBlock<'_>> {
+        let projection = |linear| Linear::projection(linear, dropout);
         Ok(MlpBlock {
             norm: None,
-            gate: self.gate_proj.as_ref().map(Linear::projection).transpose()?,
-            up: self.up_proj.projection()?,
-            down: self.down_proj.projection()?,
+            gate: self.gate_proj.as_ref().map(projection).transpose()?,
+            up: projection(&self.up_proj)?,
+            down: projection(&self.down_proj)?,
             activation: self.activation,
             output_norm: None,
             residual: None,
         })
     }
 
+    /// The MLP without norms and residual, `(…, hidden)`; `dropout` is the seed of a forward pass with dropout.
+    pub fn forward_with(&self, x: &Tensor, dropout: Option<u64>) -> Result<Tensor> {
+        llm_kernels::mlp_block(x, &self.block(dropout)?)
+    }
+
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         self.gate_proj.iter().chain([&self.up_proj, &self.down_proj]).flat_map(Linear::tensors)
-    }
-}
-
-/// The MLP without norms and residual, `(…, hidden)`.
-impl Module for Mlp {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        llm_kernels::mlp_block(x, &self.block()?)
     }
 }

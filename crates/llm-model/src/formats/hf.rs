@@ -109,7 +109,7 @@ impl Model {
 }
 
 fn save(model: &Model, dir: &Path) -> Result<()> {
-    if model.params().adapter().is_some() {
+    if !model.params().adapters().is_empty() {
         let dir = dir.display();
         return Err(Error::Input(format!(
             "{dir}: an adapter is active; save it with `save_adapter` or merge it first"

@@ -1,16 +1,19 @@
 //! Adapter files in the format of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
 
+mod config;
+
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
-use candle_core::DType;
-use serde_json::{Map, Value, json};
+use candle_core::{DType, Tensor};
 
+use self::config::{config_json, read_config};
 use super::hf::{read_json, write_json};
 use super::safetensors::{read_safetensors, write_safetensors};
-use crate::lora::{Adapter, LoraConfig, TokenTarget};
+use crate::lora::{Adapter, Layout, TargetKind};
 use crate::weight::Weight;
-use crate::{Error, Head, ModelConfig, Result};
+use crate::{Error, Head, Model, ModelConfig, Result};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -18,165 +21,105 @@ const TENSORS: &str = "adapter_model.safetensors";
 /// The prefix that PEFT adds to the names of transformers.
 const PREFIX: &str = "base_model.model.";
 
-/// Keys that do not change the result of a loaded adapter.
-const IGNORED_KEYS: [&str; 8] = [
-    "auto_mapping",
-    "base_model_name_or_path",
-    "inference_mode",
-    "init_lora_weights",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-];
-
 /// Reads the adapter in `dir` for a model. Missing, unexpected or misshapen tensors and unsupported settings are errors.
-pub(crate) fn load(dir: &Path, model: &ModelConfig, head: Head) -> Result<Adapter> {
+pub(crate) fn load(dir: &Path, model: &Model) -> Result<Adapter> {
     let path = dir.join(CONFIG);
     if !dir.is_dir() {
         let message = format!("no such folder; an adapter is a folder with {CONFIG} and {TENSORS}");
         return Err(Error::config(dir.display().to_string(), message));
     }
     let origin = path.display().to_string();
-    let config = read_config(&read_json(&path)?, &origin)?;
+    let config = read_config(&read_json(&path)?, model.config(), model.head(), &origin)?;
+    let layout = Layout::new(&config, model.config(), model.head(), &origin)?;
     let path = dir.join(TENSORS);
-    let mut found = read_safetensors(&path)?;
-    let (mut weights, mut problems) = (BTreeMap::new(), Vec::new());
-    for Part { ours, theirs, shape } in parts(&config, model, head, &origin)? {
-        let name = format!("{PREFIX}{theirs}");
-        let Some(tensor) = found.remove(&name) else {
-            problems.push(format!("tensor \"{name}\" {shape:?} is missing"));
-            continue;
-        };
-        if tensor.dims() != shape {
-            let found = tensor.dims();
-            problems.push(format!("tensor \"{name}\" has shape {found:?}; {CONFIG} and the model say {shape:?}"));
-        } else if !matches!(tensor.dtype(), DType::F32 | DType::F64) {
-            problems.push(format!("tensor \"{name}\" is {:?}; expected a floating-point dtype", tensor.dtype()));
-        } else {
-            weights.insert(ours, Weight::Dense(tensor.to_dtype(DType::F32)?));
+    let mut files = Files { found: read_safetensors(&path)?, problems: Vec::new() };
+    let mut weights = BTreeMap::new();
+    for (name, shape) in Adapter::tensors(&layout, &config, model.config().hidden_size) {
+        if let Some(tensor) = files.take(&name, &shape)? {
+            weights.insert(name, Weight::Dense(tensor));
         }
     }
+    for saved in &layout.saved {
+        let Some(same_as) = &saved.same_as else { continue };
+        let Some(tensor) = files.take(&saved.key, &saved.shape)? else { continue };
+        if weights.get(same_as).and_then(Weight::tensor).is_some_and(|other| !near(&tensor, other, 0.).unwrap_or(false))
+        {
+            files.problems.push(format!("\"{}\" and \"{same_as}\" differ; \"ensure_weight_tying\" is true", saved.key));
+        }
+    }
+    for target in layout.targets.iter().filter(|target| !matches!(target.kind, TargetKind::Experts(_))) {
+        // PEFT also writes the unchanged weights of an adapted embedding.
+        let name = format!("{PREFIX}{}.base_layer.weight", target.name);
+        let (Some(tensor), [part]) = (files.found.remove(&name), target.parts.as_slice()) else { continue };
+        let weight = match model.params().get(&format!("{}.weight", part.name)) {
+            Ok(weight) => weight,
+            Err(_) => model.params().tied_output()?,
+        };
+        // The model can be rounded to bf16 or quantised.
+        if !near(&tensor, &weight.to_dense()?, 0.1)? {
+            files.problems.push(format!(
+                "\"{name}\" is not the weight of this model; use the model that the adapter was trained on"
+            ));
+        }
+    }
+    let Files { found, mut problems } = files;
     problems
         .extend(found.keys().map(|name| format!("tensor \"{name}\" is not part of an adapted module of this model")));
     if problems.is_empty() {
-        Ok(Adapter { config, weights })
+        Ok(Adapter { config, layout: Arc::new(layout), weights })
     } else {
         Err(Error::Tensors { origin: path.display().to_string(), problems })
     }
 }
 
-/// A tensor of an adapter.
-struct Part {
-    /// The name in [`Adapter::weights`].
-    ours: String,
-    /// The name in PEFT's file, without [`PREFIX`].
-    theirs: String,
-    shape: Vec<usize>,
+/// The tensors of a file that are not used yet, and what is wrong with the others.
+struct Files {
+    found: BTreeMap<String, Tensor>,
+    problems: Vec<String>,
 }
 
-/// The tensors of an adapter with this configuration for a model.
-fn parts(config: &LoraConfig, model: &ModelConfig, head: Head, origin: &str) -> Result<Vec<Part>> {
-    let mut parts = Vec::new();
-    for target in config.targets(model, head, origin)? {
-        let part = |(part, shape)| Part {
-            ours: format!("{}.{part}", target.name),
-            theirs: format!("{}.{part}", target.module),
-            shape,
+impl Files {
+    /// The tensor of this name, without prefix, in f32; a problem if it is missing or does not have this shape.
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        let name = format!("{PREFIX}{name}");
+        let Some(tensor) = self.found.remove(&name) else {
+            self.problems.push(format!("tensor \"{name}\" {shape:?} is missing"));
+            return Ok(None);
         };
-        parts.extend(target.shapes(config).into_iter().map(part));
+        if tensor.dims() != shape {
+            let found = tensor.dims();
+            self.problems.push(format!("tensor \"{name}\" has shape {found:?}; {CONFIG} and the model say {shape:?}"));
+        } else if !matches!(tensor.dtype(), DType::F32 | DType::F64) {
+            self.problems.push(format!("tensor \"{name}\" is {:?}; expected a floating-point dtype", tensor.dtype()));
+        } else {
+            return Ok(Some(tensor.to_dtype(DType::F32)?));
+        }
+        Ok(None)
     }
-    for target in config.token_targets(model, origin)? {
-        let [ours, theirs] = [&target.name, &target.module].map(|name| TokenTarget::tensor(name));
-        parts.push(Part { ours, theirs, shape: vec![target.ids.len(), model.hidden_size] });
+}
+
+/// Whether the tensors have one shape, and the norm of their difference is at most `share` of the norm of `b`.
+fn near(a: &Tensor, b: &Tensor, share: f64) -> Result<bool> {
+    if a.dims() != b.dims() {
+        return Ok(false);
     }
-    Ok(parts)
+    let norm = |x: &Tensor| x.to_dtype(DType::F64)?.sqr()?.sum_all()?.sqrt()?.to_scalar::<f64>();
+    let b = b.detach().to_dtype(DType::F32)?;
+    Ok(norm(&(a.to_device(b.device())?.to_dtype(DType::F32)? - &b)?)? <= share * norm(&b)?)
 }
 
 /// Writes an adapter; `base` is the folder or name of the base model for PEFT.
 pub(crate) fn save(adapter: &Adapter, dir: &Path, base: &str, model: &ModelConfig, head: Head) -> Result<()> {
-    let config = &adapter.config;
-    let parts = parts(config, model, head, "adapter configuration")?;
-    let tensor = |part: Part| Ok((format!("{PREFIX}{}", part.theirs), adapter.weights[&part.ours].to_dense()?));
-    let tensors = parts.into_iter().map(tensor).collect::<Result<BTreeMap<_, _>>>()?;
+    let Adapter { config, layout, weights } = adapter;
+    let mut tensors = BTreeMap::new();
+    for (name, weight) in weights {
+        tensors.insert(format!("{PREFIX}{name}"), weight.to_dense()?);
+    }
+    for saved in &layout.saved {
+        if let Some(weight) = saved.same_as.as_ref().and_then(|key| weights.get(key)) {
+            tensors.insert(format!("{PREFIX}{}", saved.key), weight.to_dense()?);
+        }
+    }
     write_safetensors(&dir.join(TENSORS), &tensors)?;
-    write_json(&dir.join(CONFIG), &config_json(config, base))
-}
-
-fn config_json(config: &LoraConfig, base: &str) -> Value {
-    let LoraConfig { r, lora_alpha, target_modules, use_rslora, use_dora, trainable_token_indices } = config;
-    let whole = lora_alpha.fract() == 0. && lora_alpha.abs() < 1e9;
-    json!({
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": r,
-        "lora_alpha": if whole { json!(*lora_alpha as i64) } else { json!(lora_alpha) },
-        "target_modules": target_modules,
-        "use_rslora": use_rslora,
-        "use_dora": use_dora,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": false,
-        "modules_to_save": null,
-        "trainable_token_indices": trainable_token_indices,
-        "inference_mode": true,
-    })
-}
-
-/// Reads an `adapter_config.json`; errors name `origin`.
-fn read_config(json: &Value, origin: &str) -> Result<LoraConfig> {
-    let Some(map) = json.as_object() else {
-        return Err(Error::config(origin, "the file is not a JSON object"));
-    };
-    let wrong = |key: &str, supported: &str| {
-        let value = map.get(key).unwrap_or(&Value::Null);
-        Err(Error::config(origin, format!("\"{key}\" is {value}; it must be {supported}")))
-    };
-    let mut ours = Map::new();
-    for (key, value) in map {
-        match (key.as_str(), value) {
-            ("r" | "lora_alpha" | "target_modules" | "use_rslora" | "use_dora" | "trainable_token_indices", _) => {
-                let ours_too = json!({key: value});
-                if serde_json::from_value::<LoraConfig>(ours_too).is_err() {
-                    let supported = match key.as_str() {
-                        "r" => "an integer",
-                        "lora_alpha" => "a number",
-                        "target_modules" => "a list of names",
-                        "trainable_token_indices" => {
-                            "null, a list of token ids, or an object of such lists by module name"
-                        }
-                        _ => "true or false",
-                    };
-                    return wrong(key, supported);
-                }
-                ours.insert(key.clone(), value.clone());
-            }
-            ("peft_type", Value::String(kind)) if kind == "LORA" => {}
-            ("peft_type", _) => return wrong(key, "\"LORA\""),
-            ("task_type", Value::String(task)) if task == "CAUSAL_LM" => {}
-            ("task_type", Value::Null) => {}
-            ("task_type", _) => return wrong(key, "\"CAUSAL_LM\""),
-            // Dropout applies to training only, and a loaded adapter is frozen.
-            ("lora_dropout", value) if value.as_f64().is_some_and(|share| (0. ..1.).contains(&share)) => {}
-            ("lora_dropout", _) => return wrong(key, "at least 0 and less than 1"),
-            ("bias", Value::String(bias)) if bias == "none" => {}
-            ("bias", _) => return wrong(key, "\"none\""),
-            // The other initialisations change the base weights.
-            ("init_lora_weights", Value::String(kind)) if kind != "gaussian" => {
-                return wrong(key, "true, false or \"gaussian\" (the others change the base weights)");
-            }
-            (key, _) if IGNORED_KEYS.contains(&key) => {}
-            (_, Value::Null | Value::Bool(false)) => {}
-            (_, Value::Array(items)) if items.is_empty() => {}
-            (_, Value::Object(items)) if items.is_empty() => {}
-            (key, _) => return wrong(key, "absent (this key is not supported)"),
-        }
-    }
-    for key in ["peft_type", "r", "lora_alpha", "target_modules"] {
-        if !map.contains_key(key) {
-            return Err(Error::config(origin, format!("\"{key}\" is missing")));
-        }
-    }
-    serde_json::from_value(Value::Object(ours)).map_err(|e| Error::config(origin, e.to_string()))
+    write_json(&dir.join(CONFIG), &config_json(config, base, model, head))
 }

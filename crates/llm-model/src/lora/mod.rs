@@ -4,18 +4,23 @@
 //! (Dettmers et al. 2023, arXiv 2305.14314).
 
 //!
-//! `config` and `tokens` say what is adapted, `adapter` is its weights, `layer` and `token_rows` are its part of a forward pass.
+//! `config` and `tokens` say what is adapted, `modules` is what transformers calls the parts of a model, `layout` finds the tensors
+//! of an adapter, `adapter` is its weights, `layer` and `token_rows` are its part of a forward pass, `sum` adds adapters.
 
 mod adapter;
 mod config;
 mod init;
 mod layer;
+mod layout;
+mod modules;
+mod sum;
 mod token_rows;
 mod tokens;
 
 pub(crate) use adapter::Adapter;
 pub use config::LoraConfig;
-pub(crate) use layer::Lora;
-pub(crate) use token_rows::{TokenRows, rows_of};
+pub(crate) use layer::{EmbeddingLora, Lora};
+pub(crate) use layout::{Layout, TargetKind};
+pub(crate) use token_rows::{TokenRows, effective_rows};
 pub use tokens::TokenIndices;
-pub(crate) use tokens::{EMBEDDING, OUTPUT, TokenTarget};
+pub(crate) use tokens::{EMBEDDING, OUTPUT};

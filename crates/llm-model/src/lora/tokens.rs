@@ -24,7 +24,7 @@ impl TokenIndices {
             return Self::Embedding(ids);
         }
         let last = |name: &str| {
-            let module = families::module_of(config, Head::LanguageModel, name).0;
+            let module = families::location(config, Head::LanguageModel, name).0;
             module.rsplit('.').next().unwrap_or(&module).to_owned()
         };
         Self::Modules([EMBEDDING, OUTPUT].map(|name| (last(name), ids.clone())).into())
@@ -43,7 +43,7 @@ impl TokenIndices {
         let wrong = |message: String| Err(Error::config(origin, format!("\"trainable_token_indices\" {message}")));
         let target = |name: &str, ids: &[u32]| TokenTarget {
             name: name.to_owned(),
-            module: families::module_of(config, Head::LanguageModel, name).0,
+            module: families::location(config, Head::LanguageModel, name).0,
             ids: ids.to_vec(),
         };
         let mut targets = Vec::new();
@@ -52,7 +52,7 @@ impl TokenIndices {
             Self::Modules(modules) => {
                 for (module, ids) in modules {
                     let names = |name: &&str| {
-                        let whole = families::module_of(config, Head::LanguageModel, name).0;
+                        let whole = families::location(config, Head::LanguageModel, name).0;
                         whole == *module || whole.ends_with(&format!(".{module}"))
                     };
                     let Some(name) = [EMBEDDING, OUTPUT].into_iter().find(names) else {
@@ -96,6 +96,7 @@ pub(crate) const OUTPUT: &str = "lm_head";
 const SUFFIX: &str = "token_adapter.trainable_tokens_delta";
 
 /// The trainable rows of one matrix.
+#[derive(Debug, Clone)]
 pub(crate) struct TokenTarget {
     /// The decoder's name of the matrix.
     pub name: String,

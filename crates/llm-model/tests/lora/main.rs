@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
+mod modules;
 mod refusals;
+mod stack;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -153,7 +155,7 @@ fn switching_adapters_changes_and_restores_the_outputs() {
     let mut outputs = Vec::new();
     for case in CASES.into_iter().chain(CASES) {
         model.use_adapter(Some(case)).unwrap();
-        assert_eq!(model.active_adapter(), Some(case));
+        assert_eq!(model.active_adapters(), [case]);
         outputs.push(bits(&model.forward(&batch).unwrap()));
     }
     assert_eq!(outputs[..4], outputs[4..]);
@@ -181,7 +183,7 @@ fn merging_keeps_the_outputs_and_unmerging_restores_the_bits() {
         );
 
         let unmerged = merged.unmerged().unwrap();
-        assert_eq!(unmerged.active_adapter(), Some(case));
+        assert_eq!(unmerged.active_adapters(), [case]);
         assert_eq!(bits(&unmerged.forward(&batch).unwrap()), bits(&before), "{case}");
         for (name, tensor) in &Model::load(golden("tied")).unwrap().params().tensors() {
             assert_eq!(bits(tensor), bits(&unmerged.params().tensors()[name]), "{case}: {name}");

@@ -20,16 +20,21 @@ fn unsupported_settings_are_rejected_by_key() {
         ("r", json!(-1)),
         ("r", json!(0)),
         ("lora_alpha", json!("much")),
-        ("target_modules", json!("all-linear")),
+        ("lora_alpha", json!(0)),
+        ("rank_pattern", json!({"q_proj": 0})),
+        ("alpha_pattern", json!({"q_proj": 0})),
+        ("alpha_pattern", json!({"(q|k)_proj": 2})),
+        ("target_modules", json!(".*_proj")),
+        ("target_modules", json!(["norm"])),
+        ("target_parameters", json!(["mlp.experts.down_proj"])),
+        ("modules_to_save", json!(["c_attn"])),
+        ("exclude_modules", json!(["q_proj"])),
+        ("lora_bias", json!(true)),
         ("target_modules", json!([])),
         ("target_modules", json!(["c_attn"])),
-        ("target_modules", json!(["q_proj", "embed_tokens"])),
         ("lora_dropout", json!(1)),
         ("bias", json!("all")),
-        ("fan_in_fan_out", json!(true)),
         ("init_lora_weights", json!("pissa")),
-        ("modules_to_save", json!(["lm_head"])),
-        ("rank_pattern", json!({"q_proj": 2})),
         ("layers_to_transform", json!([1])),
         ("use_tomorrows_idea", json!(true)),
         ("use_dora", json!("yes")),
@@ -81,25 +86,72 @@ fn tensors_that_are_missing_extra_or_misshapen_are_listed() {
     }
 }
 
+/// The message for a new adapter of a golden model of a family.
+fn refused(family: &str, config: LoraConfig) -> String {
+    Model::load(golden("families").join(family)).unwrap().with_lora(&config, 1).unwrap_err().to_string()
+}
+
 #[test]
-fn fused_or_transposed_matrices_are_rejected() {
+fn a_name_that_matches_nothing_is_rejected_with_the_modules_of_the_family() {
     for (family, target, known) in [
-        ("gpt2", "c_attn", "none"),
-        ("phi3", "qkv_proj", "down_proj, o_proj"),
-        ("gpt_neox", "query_key_value", "dense, dense_4h_to_h, dense_h_to_4h"),
-        ("mixtral", "w1", "k_proj, o_proj, q_proj, v_proj"),
-        ("llama", "lm_head", "q_proj"),
+        ("gpt2", "q_proj", "c_attn, c_fc, c_proj, lm_head, wpe, wte"),
+        ("phi3", "q_proj", "down_proj, embed_tokens, gate_up_proj, lm_head, o_proj, qkv_proj"),
+        ("gpt_neox", "c_attn", "dense, dense_4h_to_h, dense_h_to_4h, embed_in, embed_out, query_key_value"),
+        ("mixtral", "gate_proj", "embed_tokens, gate, k_proj, lm_head, o_proj, q_proj, v_proj, w1, w2, w3"),
     ] {
-        let model = Model::load(golden("families").join(family)).unwrap();
         let config = LoraConfig { target_modules: vec![target.to_owned()], ..LoraConfig::default() };
-        let message = model.with_lora(&config, 1).unwrap_err().to_string();
-        assert!(message.contains(target) && message.contains(known), "{family}: {message}");
+        let message = refused(family, config);
+        assert!(message.contains(&format!("\"{target}\"")) && message.ends_with(known), "{family}: {message}");
     }
-    // A projection that is not fused is adapted under the name of the family.
-    let config = LoraConfig { target_modules: vec!["dense".to_owned()], ..LoraConfig::default() };
-    let model = Model::load(golden("families/gpt_neox")).unwrap().with_lora(&config, 1).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    model.save_adapter(dir.path(), "neox").unwrap();
-    let saved = read_safetensors(&dir.path().join("adapter_model.safetensors")).unwrap();
-    assert!(saved.contains_key("base_model.model.gpt_neox.layers.0.attention.dense.lora_A.weight"), "{saved:?}");
+    let config = LoraConfig { target_parameters: vec!["experts.w1".to_owned()], ..LoraConfig::default() };
+    let message = refused("mixtral", config);
+    assert!(message.ends_with("mlp.experts.down_proj, mlp.experts.gate_up_proj, mlp.gate.weight"), "{message}");
+}
+
+#[test]
+fn settings_that_do_not_fit_together_are_rejected() {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let experts = names(&["mlp.experts.down_proj"]);
+    for (family, config, parts) in [
+        ("llama", LoraConfig { r: 0, ..LoraConfig::default() }, ["\"r\"", "at least 1"]),
+        ("llama", LoraConfig { lora_alpha: 0., ..LoraConfig::default() }, ["\"lora_alpha\"", "other than 0"]),
+        ("llama", LoraConfig { lora_dropout: 1., ..LoraConfig::default() }, ["\"lora_dropout\"", "less than 1"]),
+        (
+            "llama",
+            LoraConfig { target_modules: names(&["embed_tokens"]), use_dora: true, ..LoraConfig::default() },
+            ["\"use_dora\"", "embed_tokens"],
+        ),
+        (
+            "llama",
+            LoraConfig { target_modules: names(&["lm_head"]), lora_dropout: 0.1, ..LoraConfig::default() },
+            ["\"lora_dropout\"", "lm_head"],
+        ),
+        (
+            "llama",
+            LoraConfig { modules_to_save: names(&["q_proj"]), ..LoraConfig::default() },
+            ["\"modules_to_save\" and \"target_modules\"", "q_proj"],
+        ),
+        (
+            "phi3",
+            LoraConfig {
+                target_modules: names(&["o_proj"]),
+                modules_to_save: names(&["qkv_proj"]),
+                ..LoraConfig::default()
+            },
+            ["\"modules_to_save\"", "fused or transposed"],
+        ),
+        (
+            "mixtral",
+            LoraConfig { target_parameters: experts.clone(), lora_dropout: 0.1, ..LoraConfig::default() },
+            ["\"lora_dropout\"", "target_parameters"],
+        ),
+        (
+            "mixtral",
+            LoraConfig { target_modules: names(&["w2"]), target_parameters: experts, ..LoraConfig::default() },
+            ["\"target_parameters\" and \"target_modules\"", "experts"],
+        ),
+    ] {
+        let message = refused(family, config);
+        assert!(parts.iter().all(|part| message.contains(part)), "{family}: {message}");
+    }
 }

@@ -25,8 +25,8 @@ use crate::config::MAX_LAYERS;
 use crate::head::Head;
 use crate::{Error, ModelConfig, ModelType, Result};
 use keys::Keys;
+pub(crate) use tensor_map::{Rows, from_files, to_files};
 use tensor_map::{TensorMap, identity, rename};
-pub(crate) use tensor_map::{from_files, to_files};
 
 /// The definition of a family.
 fn family(model_type: ModelType) -> &'static Family {
@@ -96,12 +96,12 @@ impl Family {
     }
 }
 
-/// The module in transformers of the decoder's matrix `{name}.weight`, and whether it stores the matrix plainly: neither
-/// transposed nor fused with others.
-pub(crate) fn module_of(config: &ModelConfig, head: Head, name: &str) -> (String, bool) {
+/// The location of the decoder's matrix `{name}.weight` in transformers: the module, whether it stores the matrix transposed, and
+/// the rows of the matrix if it is fused with others.
+pub(crate) fn location(config: &ModelConfig, head: Head, name: &str) -> (String, bool, Option<Rows>) {
     let map = family(config.model_type).map_tensor(config, head, &format!("{name}.weight"));
     let module = map.name.strip_suffix(".weight").unwrap_or(&map.name).to_owned();
-    (module, !map.transposed && map.rows.is_none())
+    (module, map.transposed, map.rows)
 }
 
 /// A parsed `config.json`.
