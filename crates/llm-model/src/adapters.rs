@@ -48,6 +48,17 @@ impl Model {
         Ok(())
     }
 
+    /// This model, frozen, with the adapter in `dir` instead of its uppermost active one, such as a later state of it.
+    pub fn with_upper_adapter(&self, dir: impl AsRef<Path>) -> Result<Self> {
+        self.check_adapter()?;
+        let adapter = peft::load(dir.as_ref(), self)?.map(|weight| weight.to_device(&self.device()))?;
+        let mut model = self.clone();
+        let names = model.adapters.active.clone();
+        model.adapters.known.extend(names.last().map(|name| (name.clone(), adapter)));
+        model.use_adapters(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
+        Ok(model)
+    }
+
     /// Activates the adapter of that name, or none. Frozen weights are not copied.
     pub fn use_adapter(&mut self, name: Option<&str>) -> Result<()> {
         self.use_adapters(name.as_slice())

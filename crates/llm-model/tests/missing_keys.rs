@@ -85,7 +85,7 @@ fn a_file_with_only_sizes_has_the_defaults_of_transformers() {
 /// The keys we ignore do not change inference.
 #[test]
 fn every_key_of_transformers_is_read_or_known_to_be_irrelevant() {
-    const IRRELEVANT: [&str; 14] = [
+    const IRRELEVANT: [&str; 15] = [
         "attention_dropout",
         "hidden_dropout",
         "classifier_dropout",
@@ -95,6 +95,7 @@ fn every_key_of_transformers_is_read_or_known_to_be_irrelevant() {
         "pretraining_tp",          // how old versions of transformers split matmuls
         "output_router_logits",    // whether the loss is returned
         "reorder_and_upcast_attn", // f32 attention in half precision
+        "is_decoder",              // a causal model attends as a decoder in any case
         "summary_type",            // for a class with two heads
         "summary_use_proj",
         "summary_activation",

@@ -48,6 +48,7 @@
 //!
 //! `examples/pretrain.rs` is an example to copy: from a corpus to generated text.
 
+mod adapters;
 pub mod batches;
 pub mod bench;
 pub mod best_of;

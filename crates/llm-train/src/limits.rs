@@ -96,9 +96,7 @@ impl Recipe for FinetuneRecipe {
             let message = "best is \"exact_match\"; eval_prompts must then be at least 1";
             return Err(Error::BadRequest(format!("{table}{message}")));
         }
-        if let Some(lora) = &self.lora {
-            check_lora(lora, &format!("{table}lora."))?;
-        }
+        check_lora(self.lora.as_ref(), table)?;
         self.optimizer.check(&format!("{table}optimizer."))
     }
 }
@@ -119,6 +117,7 @@ impl Recipe for RewardRecipe {
             .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
             .whole("save_every", self.save_every, COUNT_OR_NONE)?;
+        check_lora(self.lora.as_ref(), table)?;
         self.optimizer.check(&format!("{table}optimizer."))
     }
 }
@@ -155,6 +154,11 @@ impl Recipe for PpoRecipe {
             MissingEos::Replace(x) => drop(Keys { table }.real("missing_eos.replace", x, Real::Any)?),
         }
         self.optimizer.check(&format!("{table}optimizer."))?;
+        check_lora(self.lora.as_ref(), table)?;
+        if let Some(dropout) = self.lora.as_ref().map(|lora| lora.lora_dropout).filter(|dropout| *dropout > 0.) {
+            let allowed = "0: the probability ratio compares the policy with itself";
+            return Err(Keys { table: &format!("{table}lora.") }.wrong("lora_dropout", dropout, allowed));
+        }
         self.value_optimizer.check(&format!("{table}value_optimizer."))
     }
 }
@@ -180,6 +184,7 @@ impl Recipe for DistillRecipe {
             .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
             .whole("save_every", self.save_every, COUNT_OR_NONE)?;
+        check_lora(self.lora.as_ref(), table)?;
         self.optimizer.check(&format!("{table}optimizer."))
     }
 }
@@ -220,8 +225,14 @@ impl Recipe for LifecycleRecipe {
         self.reward.check(&format!("{table}reward."))?;
         self.ppo.check(&format!("{table}ppo."))?;
         self.distill.check(&format!("{table}distill."))?;
-        if self.finetune.lora.is_some() {
-            let message = "finetune.lora: the stages after fine-tuning need full weights; remove the table";
+        let adapted = [
+            ("finetune", &self.finetune.lora),
+            ("reward", &self.reward.lora),
+            ("ppo", &self.ppo.lora),
+            ("distill", &self.distill.lora),
+        ];
+        if let Some((stage, _)) = adapted.iter().find(|(_, lora)| lora.is_some()) {
+            let message = format!("{stage}.lora: the stages of the pipeline need full weights; remove the table");
             return Err(Error::BadRequest(format!("{table}{message}")));
         }
         // The tokenizer and the pre-trained model set these keys; all models have the same context length.
@@ -276,8 +287,13 @@ fn check_model(config: &ModelConfig, table: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_lora(lora: &LoraConfig, table: &str) -> Result<()> {
-    Keys { table }.whole("r", lora.r, 1..=65536)?.real("lora_alpha", lora.lora_alpha, Real::Positive)?;
+/// Checks the table `lora` of the table `table`.
+fn check_lora(lora: Option<&LoraConfig>, table: &str) -> Result<()> {
+    let Some(lora) = lora else { return Ok(()) };
+    Keys { table: &format!("{table}lora.") }
+        .whole("r", lora.r, 1..=65536)?
+        .real("lora_alpha", lora.lora_alpha, Real::Positive)?
+        .real("lora_dropout", lora.lora_dropout, Real::Below(1.))?;
     Ok(())
 }
 

@@ -80,6 +80,7 @@ fn fine_tuning_accumulates_the_gradient_of_the_whole_batch() {
         };
         let out = dir.path().join(format!("run-{batch_size}"));
         let inputs = FinetuneInputs {
+            adapter: None,
             model: base.clone(),
             data: vec![data.clone()],
             validation: Some(validation.clone()),

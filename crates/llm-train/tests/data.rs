@@ -38,14 +38,15 @@ impl Fixture {
     fn finetune(&self, data: &Path, validation: Option<&Path>) -> Result<()> {
         let recipe = FinetuneRecipe { epochs: 1, batch_size: 4, max_length: 64, ..FinetuneRecipe::default() };
         let (data, validation) = (data.to_owned(), validation.map(Path::to_owned));
-        let inputs = FinetuneInputs { model: self.path("model"), data: vec![data], validation, text: None };
+        let inputs =
+            FinetuneInputs { adapter: None, model: self.path("model"), data: vec![data], validation, text: None };
         self.run(|out| quietly(|options| finetune(&recipe, &inputs, out, options)).map(drop))
     }
 
     fn reward(&self, data: &Path, validation: Option<&Path>) -> Result<()> {
         let recipe = RewardRecipe { batch_size: 4, ..RewardRecipe::default() };
         let (data, validation) = (data.to_owned(), validation.map(Path::to_owned));
-        let inputs = RewardInputs { model: self.path("model"), data: vec![data], validation };
+        let inputs = RewardInputs { adapter: None, model: self.path("model"), data: vec![data], validation };
         self.run(|out| quietly(|options| reward(&recipe, &inputs, out, options)).map(drop))
     }
 
@@ -54,8 +55,15 @@ impl Fixture {
         let recipe = DistillRecipe { epochs: 1, batch_size: 4, student, ..DistillRecipe::default() };
         let teacher = self.path("model");
         let (data, validation) = (data.to_owned(), validation.map(Path::to_owned));
-        let inputs =
-            DistillInputs { teacher, text_teacher: None, student: None, data: vec![data], validation, text: None };
+        let inputs = DistillInputs {
+            adapter: None,
+            teacher,
+            text_teacher: None,
+            student: None,
+            data: vec![data],
+            validation,
+            text: None,
+        };
         self.run(|out| quietly(|options| distill(&recipe, &inputs, out, options)).map(drop))
     }
 

@@ -122,6 +122,7 @@ fn distillation_gets_closer_to_the_teacher_than_training_on_labels() {
             ..DistillRecipe::default()
         };
         let inputs = DistillInputs {
+            adapter: None,
             teacher: teacher.clone(),
             text_teacher: None,
             student: None,
@@ -211,6 +212,7 @@ impl Fixture {
         let text_teacher = text_teacher.map(|name| self.path(name));
         let (teacher, data, text) = (self.path("teacher"), self.path("data.jsonl"), self.path(shards));
         let inputs = DistillInputs {
+            adapter: None,
             teacher: teacher.clone(),
             text_teacher,
             student: None,

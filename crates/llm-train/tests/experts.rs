@@ -88,8 +88,13 @@ fn router_losses_balance_the_experts_in_every_stage() {
     write_jsonl(&path("chat.jsonl"), &words.repeat(10).iter().map(of).collect::<Vec<_>>()).unwrap();
     let optimizer = OptimizerConfig { warmup_steps: 0, ..FinetuneRecipe::default().optimizer };
     let tuning = FinetuneRecipe { epochs: 3, batch_size: 8, optimizer, ..FinetuneRecipe::default() };
-    let inputs =
-        FinetuneInputs { model: path("balanced"), data: vec![path("chat.jsonl")], validation: None, text: None };
+    let inputs = FinetuneInputs {
+        adapter: None,
+        model: path("balanced"),
+        data: vec![path("chat.jsonl")],
+        validation: None,
+        text: None,
+    };
     quietly(|options| finetune(&tuning, &inputs, &path("tuned"), options)).unwrap();
     // Compare whole epochs: batches of different lengths have different losses.
     let loss = numbers(&path("tuned"), "loss");
@@ -108,8 +113,12 @@ fn router_losses_balance_the_experts_in_every_stage() {
         with_balance(&path("tuned"), coefficient);
         let recipe = RewardRecipe { epochs: 1, batch_size: 4, ..RewardRecipe::default() };
         let (model, data, validation) = (path("tuned"), path("pairs.jsonl"), path("other-pairs.jsonl"));
-        let inputs =
-            RewardInputs { model: model.clone(), data: vec![data.clone()], validation: Some(validation.clone()) };
+        let inputs = RewardInputs {
+            adapter: None,
+            model: model.clone(),
+            data: vec![data.clone()],
+            validation: Some(validation.clone()),
+        };
         quietly(|options| reward(&recipe, &inputs, &path(out), options)).unwrap();
         (numbers(&path(out), "load_balancing_loss"), numbers(&path(out), "grad_norm"))
     };
@@ -123,6 +132,7 @@ fn router_losses_balance_the_experts_in_every_stage() {
         let recipe = DistillRecipe { epochs: 1, batch_size: 8, student, ..DistillRecipe::default() };
         let (teacher, data) = (path("tuned"), path("chat.jsonl"));
         let inputs = DistillInputs {
+            adapter: None,
             teacher: teacher.clone(),
             text_teacher: None,
             student: None,

@@ -71,6 +71,7 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
     let validation = dir.path().join("validation.jsonl");
     write_jsonl(&validation, &conversations(&["see a", "is this the"])).unwrap();
     let inputs = FinetuneInputs {
+        adapter: None,
         model: base.clone(),
         data: vec![data.clone()],
         validation: Some(validation.clone()),
@@ -99,7 +100,13 @@ fn an_adapter_learns_and_an_interrupted_run_ends_in_the_same_bytes() {
 #[test]
 fn trained_weights_must_be_f32() {
     let nowhere = Path::new("nowhere");
-    let inputs = FinetuneInputs { model: nowhere.into(), data: vec![nowhere.into()], validation: None, text: None };
+    let inputs = FinetuneInputs {
+        adapter: None,
+        model: nowhere.into(),
+        data: vec![nowhere.into()],
+        validation: None,
+        text: None,
+    };
     let recipe = FinetuneRecipe { lora: None, ..recipe(WeightDtype::Quantized(BlockFormat::Q4_0), false) };
     let message = quietly(|options| finetune(&recipe, &inputs, nowhere, options)).unwrap_err().to_string();
     assert!(message.contains("base_dtype") && message.contains("[lora]"), "{message}");
@@ -160,6 +167,7 @@ fn an_adapter_trains_the_embeddings_of_new_chat_tokens() {
     write_jsonl(&data, &spaced(&["the", "the the", "the is the", "the apple is the"])).unwrap();
     write_jsonl(&validation, &spaced(&["the the is the"])).unwrap();
     let inputs = FinetuneInputs {
+        adapter: None,
         model: base.clone(),
         data: vec![data.clone()],
         validation: Some(validation.clone()),

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 use self::config::{config_json, read_config};
+use super::families;
 use super::hf::{read_json, write_json};
 use super::safetensors::{read_safetensors, write_safetensors};
-use crate::lora::{Adapter, Layout, TargetKind};
+use crate::lora::{Adapter, Layout, OUTPUT, TargetKind};
 use crate::weight::Weight;
 use crate::{Error, Head, Model, ModelConfig, Result};
 
@@ -33,6 +34,11 @@ pub(crate) fn load(dir: &Path, model: &Model) -> Result<Adapter> {
     let layout = Layout::new(&config, model.config(), model.head(), &origin)?;
     let path = dir.join(TENSORS);
     let mut files = Files { found: read_safetensors(&path)?, problems: Vec::new() };
+    if model.head() != Head::LanguageModel {
+        // An adapter of a language model can have an output layer, which this model does not have.
+        let output = format!("{PREFIX}{}.", families::location(model.config(), Head::LanguageModel, OUTPUT).0);
+        files.found.retain(|name, _| !name.starts_with(&output));
+    }
     let mut weights = BTreeMap::new();
     for (name, shape) in Adapter::tensors(&layout, &config, model.config().hidden_size) {
         if let Some(tensor) = files.take(&name, &shape)? {

@@ -348,37 +348,3 @@ fn last_parts<'a>(names: impl Iterator<Item = &'a str>) -> String {
     names.dedup();
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
-
-impl LoraConfig {
-    /// The same configuration with the names that PEFT resolves "all-linear" to, and with the score head of the model in
-    /// `modules_to_save`.
-    pub(crate) fn resolved(&self, model: &ModelConfig, head: Head) -> Self {
-        let mut config = self.clone();
-        let modules = modules(model, head);
-        if config.target_modules.iter().any(|wanted| wanted == ALL_LINEAR) {
-            config.target_modules.retain(|wanted| wanted != ALL_LINEAR);
-            let selected: Vec<&Module> = modules.iter().filter(|module| module.is_linear_of_block()).collect();
-            let mut names: Vec<&str> = selected.iter().filter_map(|module| module.name.rsplit('.').next()).collect();
-            names.sort_unstable();
-            names.dedup();
-            let named = |module: &&Module| names.iter().any(|name| is_named(&module.name, name));
-            if modules.iter().filter(named).count() == selected.len() {
-                config.target_modules.extend(names.into_iter().map(str::to_owned));
-            } else {
-                config.target_modules.extend(selected.iter().map(|module| module.name.clone()));
-            }
-            if model.experts.is_some() {
-                let all = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj", "mlp.gate.weight"];
-                config.target_parameters = all.map(str::to_owned).to_vec();
-            }
-        }
-        if head != Head::LanguageModel
-            && let Some(score) = modules.iter().rev().find(|module| module.is_head())
-            && !config.target_modules.iter().any(|wanted| is_named(&score.name, wanted))
-            && !config.modules_to_save.iter().any(|wanted| score.name.ends_with(wanted.as_str()))
-        {
-            config.modules_to_save.push(score.name.clone());
-        }
-        config
-    }
-}

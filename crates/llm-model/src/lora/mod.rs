@@ -13,6 +13,7 @@ mod init;
 mod layer;
 mod layout;
 mod modules;
+mod resolve;
 mod sum;
 mod token_rows;
 mod tokens;

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use llm_data::{Batches, TokenDataset};
-use llm_model::{Batch, Head, Model, ModelConfig, ParamCount, Routing, read_config};
+use llm_model::{Batch, Head, LoraConfig, Model, ModelConfig, ParamCount, Routing, read_config};
 use llm_tokenizer::{ChatFormat, Tokenizer, TrainOn};
 use serde::{Deserialize, Serialize};
 
-use super::{chat_format, kind, load_model, load_tokenizer, save};
+use super::{chat_format, kind, load_model, load_tokenizer};
+use crate::adapters::{Adapters, dropout_seed};
 use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
 use crate::data::{DataOptions, one_or_several};
@@ -21,7 +22,7 @@ use crate::examples::{Example, answer_positions, gather_rows, take_evenly};
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
 use crate::rows::train_and_validation;
-use crate::run::{Evaluation, Outcome, Plan, RunOptions, RunSetup, Selection, Start, learner};
+use crate::run::{Evaluation, Outcome, Plan, RunOptions, RunSetup, Selection, Start};
 use crate::{Error, Result, loss};
 
 /// The recipe of distillation.
@@ -62,6 +63,9 @@ pub struct DistillRecipe {
     pub data: DataOptions,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
+    /// A LoRA adapter of a student with a folder, to train instead of its weights. The run writes the adapter in the PEFT format, and no
+    /// model.
+    pub lora: Option<LoraConfig>,
     /// The configuration of a new student. Vocabulary, special ids and context length come from the teacher.
     pub student: ModelConfig,
 }
@@ -96,6 +100,10 @@ pub struct DistillInputs {
     /// Folder of the teacher of plain text, such as the pre-trained model [default: train text on its labels only].
     #[cfg_attr(feature = "cli", arg(long, requires = "text", value_name = "DIR", display_order = 6))]
     pub text_teacher: Option<PathBuf>,
+    /// Folder of an adapter of the student, of an earlier stage, in the format of PEFT. Without a table [lora] its training goes on; with one it is frozen,
+    /// and a new adapter is trained on top of it [default: none].
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 7))]
+    pub adapter: Option<PathBuf>,
 }
 
 /// Distils a teacher into a student. The run folder `out` becomes the student's Hugging Face folder.
@@ -132,7 +140,13 @@ pub fn distill(
         None => None,
     };
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
-    let mut learner = learner(&setup, &recipe.optimizer, || Ok(first_student))?;
+    let model = inputs.student.as_deref().unwrap_or(&inputs.teacher);
+    let adapters = Adapters { model, lora: recipe.lora.clone(), adapter: inputs.adapter.as_deref(), seed: recipe.seed };
+    if !adapters.is_empty() && inputs.student.is_none() {
+        let message = "an adapter needs a trained model below it; give the student's folder with --student";
+        return Err(Error::BadRequest(message.to_owned()));
+    }
+    let mut learner = adapters.learner(&first_student, &setup, &recipe.optimizer)?;
     let parameters = |config: &ModelConfig| ParamCount::of(config, Head::LanguageModel).total() as f64;
     let share = 100. * parameters(learner.model.config()) / parameters(&teacher_config);
     tracing::info!("the student has {share:.1} % of the teacher's parameters");
@@ -154,23 +168,26 @@ pub fn distill(
                 evaluating.log(&metrics, &shown.join(", "))
             }),
         }),
-        write: Box::new(|model, dir| save(model, &tokenizer, dir)),
+        write: Box::new(|model, dir| adapters.save(model, &tokenizer, dir)),
     })?;
 
     for step in run.steps() {
         // Plain text first, then conversations, with plain text as rehearsal.
         let mut routers = RouterMetrics::default();
         let (mut metrics, mut tokens) = (Vec::new(), 0);
+        let dropout = dropout_seed(recipe.seed, step.index);
         let on_answers = step.index.checked_sub(text_steps);
         if let Some(n) = on_answers {
             let chosen: Vec<&Example> = conversations.batch(n).iter().map(|&i| &train[i]).collect();
             tokens += chosen.iter().map(|example| example.ids.len()).sum::<usize>();
-            let batch = DistillBatch::of_answers(&chosen, size.padding(pad))?;
+            let mut batch = DistillBatch::of_answers(&chosen, size.padding(pad))?;
+            batch.batch.dropout = Some(dropout);
             metrics.extend(batch.accumulate_gradients(&mut learner, teacher.as_ref(), recipe, 1., &mut routers)?);
         }
         if let Some(text) = text.as_mut().filter(|_| on_answers.is_none() || recipe.text_weight > 0.) {
             tokens += recipe.text_batch_size * recipe.seq_len;
-            let batch = DistillBatch::of_text(text.batch(step.index)?, recipe.seq_len)?;
+            let mut batch = DistillBatch::of_text(text.batch(step.index)?, recipe.seq_len)?;
+            batch.batch.dropout = Some(!dropout);
             let weight = if on_answers.is_none() { 1. } else { recipe.text_weight };
             let losses =
                 batch.accumulate_gradients(&mut learner, text_teacher.as_ref(), recipe, weight, &mut routers)?;
@@ -377,5 +394,5 @@ fn student(
     let student = load_model(dir, Head::LanguageModel)?;
     let source = text_source(recipe, inputs, text);
     check_vocabulary((teacher_config, (teacher_tokenizer, &inputs.teacher)), (student.config(), dir), source)?;
-    Ok(student.trainable()?)
+    Ok(student)
 }

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::answers::{Question, answer, questions};
-use super::{chat_format, load_model, save};
+use super::{chat_format, load_model};
+use crate::adapters::{Adapters, dropout_seed, tokenizer_folder};
 use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::{TokenSource, check_compatible};
 use crate::data::{DataOptions, one_or_several};
@@ -19,7 +20,7 @@ use crate::examples::{
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
 use crate::rows::train_and_validation;
-use crate::run::{Best, Evaluating, Evaluation, Outcome, Plan, RunOptions, RunSetup, Selection, Start, learner, rng};
+use crate::run::{Best, Evaluating, Evaluation, Outcome, Plan, RunOptions, RunSetup, Selection, Start, rng};
 use crate::{Error, Result, loss};
 
 /// The recipe of fine-tuning.
@@ -115,6 +116,10 @@ pub struct FinetuneInputs {
     /// Folder of token shards: also train on plain text, so that the model keeps what it learned from text.
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 4))]
     pub text: Option<PathBuf>,
+    /// Folder of an adapter of an earlier stage, in the format of PEFT. Without a table [lora] its training goes on; with one it is frozen,
+    /// and a new adapter is trained on top of it [default: none].
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 5))]
+    pub adapter: Option<PathBuf>,
 }
 
 impl FinetuneRecipe {
@@ -137,7 +142,7 @@ pub fn finetune(
         Start::Finished(outcome) => return Ok(outcome),
     };
     let (tokenizer, base, text) = load(recipe, inputs)?;
-    let pad = chat_format(&tokenizer, &inputs.model)?.pad;
+    let pad = chat_format(&tokenizer, tokenizer_folder(&inputs.model, inputs.adapter.as_ref()))?.pad;
     let max_length = recipe.max_length.min(base.config().max_position_embeddings);
     let (train, validation) = train_and_validation(
         (&inputs.data, inputs.validation.as_deref()),
@@ -148,13 +153,17 @@ pub fn finetune(
     )?;
     let questions = questions(&validation, recipe.eval_prompts, &tokenizer, base.config().max_position_embeddings)?;
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
-    let mut learner = match &recipe.lora {
-        Some(lora) => {
-            let lora = with_chat_tokens(lora, &base, &tokenizer)?;
-            adapter_learner(recipe, &lora, base, &setup)?
-        }
-        None => learner(&setup, &recipe.optimizer, || Ok(base.trainable()?))?,
+    let mut adapters = Adapters {
+        model: &inputs.model,
+        lora: recipe.lora.clone(),
+        adapter: inputs.adapter.as_deref(),
+        seed: recipe.seed,
     };
+    let below = adapters.below(&base)?;
+    if let Some(lora) = &mut adapters.lora {
+        with_chat_tokens(lora, &below, &tokenizer)?;
+    }
+    let mut learner = adapters.learner(&base, &setup, &recipe.optimizer)?;
     if recipe.activation_checkpointing {
         learner.model.checkpoint_activations();
     }
@@ -179,14 +188,7 @@ pub fn finetune(
                 evaluate(recipe, (&model, &tokenizer, pad), (&validation, &questions), evaluating)
             }),
         }),
-        write: Box::new(|model, dir| match recipe.lora {
-            Some(_) => {
-                tokenizer.save(dir)?;
-                model.save_generation(dir)?;
-                Ok(model.save_adapter(dir, &inputs.model.display().to_string())?)
-            }
-            None => save(model, &tokenizer, dir),
-        }),
+        write: Box::new(|model, dir| adapters.save(model, &tokenizer, dir)),
     })?;
     if run.is_new() {
         run.evaluate(0, &learner)?;
@@ -200,7 +202,10 @@ pub fn finetune(
             train_on_answers(recipe, &mut learner, &micro, size.padding(pad), step.index * micro_batches)?;
         let mut metrics = vec![("loss", mean_loss)];
         if let Some(text) = &mut text {
-            metrics.push(("text_loss", train_on_text(recipe, &mut learner, text.batch(step.index)?)?));
+            metrics.push((
+                "text_loss",
+                train_on_text(recipe, &mut learner, text.batch(step.index)?, !dropout_seed(recipe.seed, step.index))?,
+            ));
         }
         let learning_rate = recipe.optimizer.learning_rate_at(step.index, steps);
         metrics.extend([("grad_norm", learner.step(learning_rate)?), ("learning_rate", learning_rate)]);
@@ -233,7 +238,7 @@ fn evaluate(
 
 /// Loads the tokenizer, the model and the plain text, and checks that they match and that the recipe applies to them.
 fn load(recipe: &FinetuneRecipe, inputs: &FinetuneInputs) -> Result<(Tokenizer, Model, Option<TokenDataset>)> {
-    if recipe.lora.is_none() && recipe.base_dtype != WeightDtype::F32 {
+    if recipe.lora.is_none() && inputs.adapter.is_none() && recipe.base_dtype != WeightDtype::F32 {
         let message =
             "\"base_dtype\" applies to the frozen weights under an adapter; add a table [lora], or set it to \"f32\"";
         return Err(Error::BadRequest(message.to_owned()));
@@ -243,18 +248,20 @@ fn load(recipe: &FinetuneRecipe, inputs: &FinetuneInputs) -> Result<(Tokenizer, 
         date: Some(recipe.date.clone()),
         ..TemplateOptions::default()
     };
-    let mut tokenizer = Tokenizer::load(&inputs.model)?.with_template_options(options)?;
+    let folder = tokenizer_folder(&inputs.model, inputs.adapter.as_ref());
+    let mut tokenizer = Tokenizer::load(folder)?.with_template_options(options)?;
     if !tokenizer.has_chat_template() {
         tokenizer = tokenizer.with_default_chat_template()?;
     }
     let tokenizer = tokenizer.with_end_of_turn_as_eos();
-    let end_of_turn = chat_format(&tokenizer, &inputs.model)?.end_of_turn;
+    let end_of_turn = chat_format(&tokenizer, folder)?.end_of_turn;
     let mut base = load_model(&inputs.model, Head::LanguageModel)?;
     let text = inputs.text.as_ref().map(|dir| TokenDataset::open(dir, "train")).transpose()?;
     let source = |(dir, shards)| TokenSource::Shards { shards, dir, seq_len: recipe.seq_len };
     let sources = inputs.text.as_deref().zip(text.as_ref()).map(source);
-    check_compatible(base.config(), (&tokenizer, &inputs.model), sources.as_slice())?;
+    check_compatible(base.config(), (&tokenizer, folder), sources.as_slice())?;
     base.set_end_of_turn(end_of_turn);
+    let base = if recipe.base_dtype == WeightDtype::F32 { base } else { base.frozen_as(recipe.base_dtype)? };
     Ok((tokenizer, base, text))
 }
 
@@ -270,6 +277,7 @@ pub(crate) fn train_on_answers(
     let (mut mean_loss, mut routers) = (0., RouterMetrics::default());
     for (n, (examples, share)) in micro.iter().zip(token_shares(micro)).enumerate() {
         let (mut batch, positions, labels) = answer_positions(examples, pad)?;
+        batch.dropout = Some(dropout_seed(recipe.seed, first + n as u64));
         if recipe.neftune_noise_alpha > 0. {
             let (alpha, hidden_size) = (recipe.neftune_noise_alpha, learner.model.config().hidden_size);
             let mut rng = rng(recipe.seed, NOISE, first + n as u64);
@@ -289,19 +297,23 @@ fn train_on_text(
     recipe: &FinetuneRecipe,
     learner: &mut Learner,
     (input_ids, targets): (Vec<u32>, Vec<u32>),
+    dropout: u64,
 ) -> Result<f64> {
     let labels: Vec<i64> = targets.into_iter().map(i64::from).collect();
-    let hidden = learner.model.hidden(&Batch::from_flat(&input_ids, recipe.seq_len)?, None)?; // (b, t, hidden)
+    let batch = Batch::from_flat(&input_ids, recipe.seq_len)?.with_dropout(dropout);
+    let hidden = learner.model.hidden(&batch, None)?; // (b, t, hidden)
     let loss = loss::next_token(&learner.model, &hidden.flatten(0, 1)?, &labels)?;
     learner.backward(&(&loss * recipe.text_weight)?)?;
     loss::scalar(&loss)
 }
 
-/// The adapter's settings. If they name no trainable tokens, adds the chat template tokens that the base was never trained on: their
-/// embeddings are nearly equal, so low-rank updates alone could not distinguish roles and ends of turns. Warns if the settings leave
-/// out an untrained end of turn.
-fn with_chat_tokens(lora: &LoraConfig, base: &Model, tokenizer: &Tokenizer) -> Result<LoraConfig> {
-    let mut lora = lora.clone();
+/// If the adapter's settings name no trainable tokens, adds the chat template tokens that the base was never trained on: their
+/// embeddings are nearly equal, so low-rank updates alone could not distinguish roles and ends of turns. An adapter that trains the
+/// whole embedding needs no rows. Warns if the settings leave out an untrained end of turn.
+fn with_chat_tokens(lora: &mut LoraConfig, base: &Model, tokenizer: &Tokenizer) -> Result<()> {
+    if lora.trains_embeddings(base.config()) {
+        return Ok(());
+    }
     let format = tokenizer.chat_format()?;
     // Rows that pad the embedding to a round size are never trained either.
     let padding = (tokenizer.vocab_size()..base.config().vocab_size).take(64).map(|id| id as u32);
@@ -323,23 +335,8 @@ fn with_chat_tokens(lora: &LoraConfig, base: &Model, tokenizer: &Tokenizer) -> R
         }
         _ => {}
     }
-    Ok(lora)
-}
-
-/// A learner of a new adapter over `base`, or of the adapter of the setup's checkpoint.
-fn adapter_learner(recipe: &FinetuneRecipe, lora: &LoraConfig, base: Model, setup: &RunSetup) -> Result<Learner> {
-    let mut model = if recipe.base_dtype == WeightDtype::F32 { base } else { base.frozen_as(recipe.base_dtype)? };
-    let Some(checkpoint) = setup.checkpoint() else {
-        return Learner::new(model.with_lora(lora, recipe.seed)?.to_device(setup.device())?, &recipe.optimizer);
-    };
-    model.load_adapter(ADAPTER, &checkpoint.dir)?;
-    model.use_adapter(Some(ADAPTER))?;
-    let mut learner = Learner::new(model.trainable()?.to_device(setup.device())?, &recipe.optimizer)?;
-    learner.load_optimizer(&checkpoint.dir.join("trainer/optimizer.safetensors"))?;
-    Ok(learner)
+    Ok(())
 }
 
 /// The random stream of the noise on embeddings.
 const NOISE: u16 = 5;
-
-const ADAPTER: &str = "default";

@@ -1,24 +1,27 @@
 //! The reward model: one score per conversation, trained on ranked answers (Bradley and Terry 1952; Stiennon et al. 2020, arXiv
 //! 2009.01325; K-way loss of Ouyang et al. 2022, arXiv 2203.02155).
 
+mod model;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use llm_data::{Ranking, ReadOptions, read_rankings};
-use llm_engine::{GenerateOptions, generate_from};
-use llm_model::{Head, Model, Routing};
+use llm_model::{Batch, Head, LoraConfig, Model, Routing};
 use llm_tokenizer::{ChatFormat, ChatMessage, Tokenizer};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{chat_format, load_model, load_tokenizer, save};
+pub use self::model::{RewardModel, RewardScale};
+use super::{chat_format, load_model, load_tokenizer};
+use crate::adapters::{Adapters, dropout_seed, tokenizer_folder};
 use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::check_compatible;
 use crate::data::{DataOptions, one_or_several};
 use crate::examples::{gather_rows, rows_to_batch, take_evenly};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
-use crate::run::{Evaluation, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Selection, Start, learner};
+use crate::run::{Evaluation, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Selection, Start, write_json};
 use crate::splits::{Encoded, Source, train_and_validation};
 use crate::{Result, loss};
 
@@ -52,6 +55,8 @@ pub struct RewardRecipe {
     pub data: DataOptions,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
+    /// A LoRA adapter to train instead of the model's weights. The run writes the adapter in the PEFT format, with the score head, and no model.
+    pub lora: Option<LoraConfig>,
 }
 
 impl Default for RewardRecipe {
@@ -75,7 +80,14 @@ pub struct RewardInputs {
     /// Validation rankings [default: those of the recipe's `validation_share` of the prompts of --data].
     #[cfg_attr(feature = "cli", arg(long, alias = "held-out", value_name = "FILE", display_order = 3))]
     pub validation: Option<PathBuf>,
+    /// Folder of an adapter of an earlier stage, in the format of PEFT. Without a table [lora] its training goes on; with one it is frozen,
+    /// and a new adapter is trained on top of it [default: none].
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 4))]
+    pub adapter: Option<PathBuf>,
 }
+
+/// The file with the score scale of a reward model that is an adapter.
+const SCALE: &str = "reward_scale.json";
 
 /// A ranking in token ids: one row per answer, index pairs (better, worse), and their margin.
 #[derive(Clone)]
@@ -97,22 +109,27 @@ pub fn reward(
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let mut tokenizer = load_tokenizer(&inputs.model)?;
+    let folder = tokenizer_folder(&inputs.model, inputs.adapter.as_ref());
+    let mut tokenizer = load_tokenizer(folder)?;
     if !tokenizer.has_chat_template() {
         tokenizer = tokenizer.with_default_chat_template()?;
     }
     let tokenizer = tokenizer.with_end_of_turn_as_eos();
-    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, &inputs.model)?;
+    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, folder)?;
     let policy = load_model(&inputs.model, Head::LanguageModel)?;
-    check_compatible(policy.config(), (&tokenizer, &inputs.model), &[])?;
+    check_compatible(policy.config(), (&tokenizer, folder), &[])?;
     let max_length = recipe.max_length.min(policy.config().max_position_embeddings);
     let (train, validation) = rankings(recipe, inputs, &tokenizer, max_length)?;
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
-    let mut learner = learner(&setup, &recipe.optimizer, || {
-        let mut model = policy.with_head(Head::Sequence, recipe.seed)?;
-        model.set_end_of_turn(end_of_turn);
-        Ok(model)
-    })?;
+    let mut base = policy.frozen_with_head(Head::Sequence, recipe.seed)?;
+    base.set_end_of_turn(end_of_turn);
+    let adapters = Adapters {
+        model: &inputs.model,
+        lora: recipe.lora.clone(),
+        adapter: inputs.adapter.as_deref(),
+        seed: recipe.seed,
+    };
+    let mut learner = adapters.learner(&base, &setup, &recipe.optimizer)?;
     let size = BatchSize::of_recipe(recipe.batch_size, recipe.max_tokens);
     let length = |ranked: &EncodedRanking| {
         let lengths = ranked.rows.iter().map(Vec::len);
@@ -135,14 +152,15 @@ pub fn reward(
                 evaluating.log(&[("eval_accuracy", accuracy), ("eval_margin", margin)], &summary)
             }),
         }),
-        write: Box::new(|model, dir| save(model, &tokenizer, dir)),
+        write: Box::new(|model, dir| adapters.save(model, &tokenizer, dir)),
     })?;
 
     for step in run.steps() {
         let prompts: Vec<&EncodedRanking> = batches.batch(step.index).into_iter().map(|i| &train[i]).collect();
         // All answers of all prompts in one forward pass: scores (rows,).
         let rows: Vec<Vec<u32>> = prompts.iter().flat_map(|p| p.rows.iter().cloned()).collect();
-        let (scores, routing) = scores_and_routing(&learner.model, &rows, size.padding(pad))?;
+        let (scores, routing) =
+            scores_and_routing(&learner.model, &rows, size.padding(pad), Some(dropout_seed(recipe.seed, step.index)))?;
         let pairs = offset_pairs(&prompts);
         let margins: Vec<f64> = prompts.iter().map(|p| p.margin).collect();
         let loss = loss::k_way(&scores, &pairs, &margins, recipe.center_rewards_coefficient)?;
@@ -162,9 +180,14 @@ pub fn reward(
     let answers = take_evenly(train, recipe.eval_batches * recipe.batch_size);
     let (_, _, mean, std) = evaluate(&model, &answers, recipe.batch_size, pad)?;
     run.check_finite(steps, &[("reward_mean", mean), ("reward_std", std)])?;
-    model.extra.insert("reward_mean".to_owned(), json!(mean));
-    model.extra.insert("reward_std".to_owned(), json!(std));
-    run.finish_with(&[(OPTIMIZER, &learner)], |dir| save(&model, &tokenizer, dir))
+    let scale = [("reward_mean", json!(mean)), ("reward_std", json!(std))];
+    model.extra.extend(scale.clone().map(|(key, value)| (key.to_owned(), value)));
+    run.finish_with(&[(OPTIMIZER, &learner)], |dir| {
+        if !model.active_adapters().is_empty() {
+            write_json(&dir.join(SCALE), &Value::from_iter(scale))?; // an adapter has no config.json
+        }
+        adapters.save(&model, &tokenizer, dir)
+    })
 }
 
 /// The metrics of the scores `(rows,)` of a batch.
@@ -181,17 +204,23 @@ fn score_metrics(scores: &Tensor, pairs: &[Vec<(usize, usize)>]) -> Result<[(&'s
 }
 
 /// The scores `(rows,)`, read at the last token of each row, and the routing of a model with experts. The batch is right-padded with
-/// `pad`, or ragged without it.
-fn scores_and_routing(model: &Model, rows: &[Vec<u32>], pad: Option<u32>) -> Result<(Tensor, Option<Routing>)> {
+/// `pad`, or ragged without it; `dropout` is the seed of the dropout of a trained adapter.
+fn scores_and_routing(
+    model: &Model,
+    rows: &[Vec<u32>],
+    pad: Option<u32>,
+    dropout: Option<u64>,
+) -> Result<(Tensor, Option<Routing>)> {
     let (batch, starts) = rows_to_batch(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>(), pad)?;
     let last = starts.into_iter().zip(rows).map(|(start, row)| (start + row.len() - 1) as u32).collect();
+    let batch = Batch { dropout, ..batch };
     let (hidden, routing) = model.hidden_and_routing(&batch)?; // (rows, width, hidden) or (1, n, hidden)
     Ok((model.output(&gather_rows(&hidden, last)?)?.squeeze(1)?, routing))
 }
 
 /// The scores `(rows,)`, read at the last token of each row.
 fn score_rows(model: &Model, rows: &[Vec<u32>], pad: u32) -> Result<Tensor> {
-    Ok(scores_and_routing(model, rows, Some(pad))?.0)
+    Ok(scores_and_routing(model, rows, Some(pad), None)?.0)
 }
 
 /// The pairs of each prompt, as indices into the concatenated scores of all prompts.
@@ -258,110 +287,4 @@ fn conversation_ids(tokenizer: &Tokenizer, prompt: &[ChatMessage], answer: &str)
     let mut messages = prompt.to_vec();
     messages.push(ChatMessage::new("assistant", answer));
     Ok(tokenizer.encode_answered(&messages)?)
-}
-
-/// The normalisation of raw scores: `(score - mean) / std`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct RewardScale {
-    /// The mean of the raw scores.
-    pub mean: f64,
-    /// The population standard deviation of the raw scores, positive.
-    pub std: f64,
-}
-
-impl RewardScale {
-    /// The scale that gives these raw scores mean 0 and deviation 1. If all are equal `std` is 1.
-    pub fn of(scores: &[f64]) -> Self {
-        let n = scores.len().max(1) as f64;
-        let mean = scores.iter().sum::<f64>() / n;
-        let std = (scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / n).sqrt();
-        Self { mean, std: if std > 0. { std } else { 1. } }
-    }
-}
-
-/// A trained reward model with its score scale.
-#[derive(Debug)]
-pub struct RewardModel {
-    /// The model.
-    pub model: Model,
-    /// Its tokenizer.
-    pub tokenizer: Tokenizer,
-    /// The score scale: initially that of the folder (mean 0 and deviation 1 over training answers).
-    pub scale: RewardScale,
-    pad: u32,
-}
-
-impl RewardModel {
-    /// Loads a folder written by [`reward`], or any sequence classifier with one label (unscaled).
-    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
-        let dir = dir.as_ref();
-        let (model, tokenizer) = (load_model(dir, Head::Sequence)?, Tokenizer::load(dir)?);
-        check_compatible(model.config(), (&tokenizer, dir), &[])?;
-        let number = |key: &str| model.extra.get(key).and_then(serde_json::Value::as_f64).filter(|x| x.is_finite());
-        let (mean, std) = (number("reward_mean").unwrap_or(0.), number("reward_std").filter(|&s| s > 0.).unwrap_or(1.));
-        let pad = chat_format(&tokenizer, dir)?.pad;
-        Ok(Self { pad, model, tokenizer, scale: RewardScale { mean, std } })
-    }
-
-    /// The scaled scores of conversations in token ids, read at the last token of each.
-    pub fn scores(&self, rows: &[Vec<u32>]) -> Result<Vec<f64>> {
-        let RewardScale { mean, std } = self.scale;
-        Ok(self.raw_scores(rows)?.into_iter().map(|score| (score - mean) / std).collect())
-    }
-
-    fn raw_scores(&self, rows: &[Vec<u32>]) -> Result<Vec<f64>> {
-        Ok(score_rows(&self.model, rows, self.pad)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
-    }
-
-    /// The scale that gives replies of `policy` to `prompts` (token ids up to the assistant's turn) mean 0 and deviation 1, so that a
-    /// KL coefficient is comparable between reward models (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
-    ///
-    /// Replies are sampled with `options`, `batch_size` at a time. The same options give the same scale.
-    pub fn scale_on(
-        &self,
-        policy: &Model,
-        prompts: &[Vec<u32>],
-        options: &GenerateOptions,
-        batch_size: usize,
-    ) -> Result<RewardScale> {
-        let mut scores = Vec::with_capacity(prompts.len());
-        let size = batch_size.max(1);
-        for (i, prompts) in prompts.chunks(size).enumerate() {
-            let replies = generate_from(policy, prompts, i * size, options, |_, _| true)?;
-            let rows: Vec<Vec<u32>> = prompts.iter().zip(replies).map(|(p, r)| [p.as_slice(), &r].concat()).collect();
-            scores.extend(self.raw_scores(&rows)?);
-        }
-        Ok(RewardScale::of(&scores))
-    }
-
-    /// A trainable critic that initially predicts [`Self::scores`] at every token: the score head with mean and deviation folded into
-    /// its weight and bias.
-    pub fn critic(&self) -> Result<Model> {
-        let critic = self.model.with_head(Head::Token, 0)?; // the head has this model's weight and a bias of 0
-        let head = critic.params().vars();
-        let (weight, bias) = (&head["score.weight"], &head["score.bias"]);
-        let RewardScale { mean, std } = self.scale;
-        weight.set(&(weight.as_tensor() / std)?)?;
-        bias.set(&((bias.as_tensor() - mean)? / std)?)?;
-        Ok(critic)
-    }
-
-    /// The scores of the answers of a ranking, in order.
-    pub fn answer_scores(&self, ranking: &Ranking) -> Result<Vec<f64>> {
-        let rows = ranking.answers.iter().map(|a| conversation_ids(&self.tokenizer, &ranking.prompt, a));
-        self.scores(&rows.collect::<Result<Vec<_>>>()?)
-    }
-
-    /// The share of pairs that the model orders as the rankings do.
-    pub fn accuracy(&self, rankings: &[Ranking]) -> Result<f64> {
-        let (mut correct, mut all) = (0., 0.);
-        for ranking in rankings {
-            let scores = self.answer_scores(ranking)?;
-            for (better, worse) in ranking.pairs() {
-                correct += f64::from(u8::from(scores[better] > scores[worse]));
-                all += 1.;
-            }
-        }
-        Ok(correct / f64::max(all, 1.))
-    }
 }

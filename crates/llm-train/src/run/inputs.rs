@@ -95,10 +95,13 @@ pub(crate) fn fingerprint(name: &str, path: &Path) -> Result<String> {
     let is_content: fn(&str) -> bool = match () {
         () if has("manifest.json") => |file| file == "manifest.json" || file.ends_with(".bin"),
         () if name == "tokenizer" => is_tokenizer,
-        () if has("config.json") || has("tokenizer.json") => |file| is_tokenizer(file) || is_model(file),
+        () if has("config.json") || has("adapter_config.json") || has("tokenizer.json") => {
+            |file| is_tokenizer(file) || is_model(file)
+        }
         () => |file| !file.starts_with('.'),
     };
-    let top_only = has("manifest.json") || has("config.json") || has("tokenizer.json");
+    let top_only =
+        ["manifest.json", "config.json", "adapter_config.json", "tokenizer.json"].iter().any(|file| has(file));
     let mut files = Vec::new();
     let all = match top_only {
         true => files_of(path).map_err(Error::io(path))?,
@@ -117,7 +120,10 @@ fn is_tokenizer(file: &str) -> bool {
 }
 
 pub(super) fn is_model(file: &str) -> bool {
-    file == "config.json" || file.ends_with(".safetensors") || file.ends_with(".safetensors.index.json")
+    file == "config.json"
+        || file == "adapter_config.json"
+        || file.ends_with(".safetensors")
+        || file.ends_with(".safetensors.index.json")
 }
 
 /// The names of the files in a folder, including links to files.

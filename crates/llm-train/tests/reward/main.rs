@@ -64,7 +64,12 @@ fn trained(dir: &Path, prefers: fn(f64) -> f64) -> (RewardModel, f64) {
         ..RewardRecipe::default()
     };
     let (model, data, validation) = (path("model"), path("train.jsonl"), path("validation.jsonl"));
-    let inputs = RewardInputs { model: model.clone(), data: vec![data.clone()], validation: Some(validation.clone()) };
+    let inputs = RewardInputs {
+        adapter: None,
+        model: model.clone(),
+        data: vec![data.clone()],
+        validation: Some(validation.clone()),
+    };
     quietly(|options| reward(&recipe, &inputs, &path("reward"), options)).unwrap();
     let reward_model = RewardModel::load(&path("reward")).unwrap();
     let accuracy =
@@ -133,7 +138,7 @@ fn the_margin_of_the_data_is_part_of_the_loss() {
         std::fs::write(&data, prompts.iter().map(of).collect::<Vec<_>>().join("\n")).unwrap();
         let recipe = RewardRecipe { center_rewards_coefficient: 0., batch_size: 2, ..RewardRecipe::default() };
         let (inputs, out) = (
-            RewardInputs { model: model.clone(), data: vec![data.clone()], validation: None },
+            RewardInputs { adapter: None, model: model.clone(), data: vec![data.clone()], validation: None },
             dir.path().join(margin.to_string()),
         );
         quietly(|options| reward(&recipe, &inputs, &out, options)).unwrap();
@@ -191,7 +196,12 @@ fn training_and_ppo_read_the_score_at_the_same_token() {
         ..RewardRecipe::default()
     };
     let (model, data, validation) = (path("model"), path("train.jsonl"), path("validation.jsonl"));
-    let inputs = RewardInputs { model: model.clone(), data: vec![data.clone()], validation: Some(validation.clone()) };
+    let inputs = RewardInputs {
+        adapter: None,
+        model: model.clone(),
+        data: vec![data.clone()],
+        validation: Some(validation.clone()),
+    };
     quietly(|options| reward(&recipe, &inputs, &path("reward"), options)).unwrap();
     let reward_model = RewardModel::load(&path("reward")).unwrap();
     assert_eq!(reward_model.model.config().eos_token_id, Some(2), "<|system|> ends turns in this template");

@@ -66,7 +66,12 @@ fn logged_metrics_equal_those_computed_from_the_scores() {
         ..RewardRecipe::default()
     };
     let (model, data, validation) = (path("model"), path("train.jsonl"), path("test.jsonl"));
-    let inputs = RewardInputs { model: model.clone(), data: vec![data.clone()], validation: Some(validation.clone()) };
+    let inputs = RewardInputs {
+        adapter: None,
+        model: model.clone(),
+        data: vec![data.clone()],
+        validation: Some(validation.clone()),
+    };
     quietly(|options| reward(&recipe, &inputs, &path("reward"), options)).unwrap();
     let model = RewardModel::load(&path("reward")).unwrap();
     let raw = |ranking: &Ranking| -> Vec<f64> {
@@ -139,7 +144,12 @@ fn equal_scores_have_accuracy_zero() {
         ..RewardRecipe::default()
     };
     let (model, data, validation) = (path("model"), path("train.jsonl"), path("test.jsonl"));
-    let inputs = RewardInputs { model: model.clone(), data: vec![data.clone()], validation: Some(validation.clone()) };
+    let inputs = RewardInputs {
+        adapter: None,
+        model: model.clone(),
+        data: vec![data.clone()],
+        validation: Some(validation.clone()),
+    };
     quietly(|options| reward(&recipe, &inputs, &path("reward"), options)).unwrap();
     let lines = metrics(&path("reward"));
     assert_eq!(
@@ -183,8 +193,12 @@ fn rankings_with_a_too_long_answer_are_skipped() {
         };
         let recipe = RewardRecipe { epochs: 2, batch_size: 1, max_length, optimizer, ..RewardRecipe::default() };
         let (start, data, validation) = (path("model"), path("train.jsonl"), path("test.jsonl"));
-        let inputs =
-            RewardInputs { model: start.clone(), data: vec![data.clone()], validation: Some(validation.clone()) };
+        let inputs = RewardInputs {
+            adapter: None,
+            model: start.clone(),
+            data: vec![data.clone()],
+            validation: Some(validation.clone()),
+        };
         quietly(|options| reward(&recipe, &inputs, &path(name), options)).unwrap();
         let lines = metrics(&path(name));
         let steps: Vec<_> = lines.iter().filter(|line| line.get("loss").is_some()).collect();

@@ -31,13 +31,14 @@ fn run(stage: Stage, file: &Path, eval_batches: usize, out: &Path) {
         Stage::Finetune => {
             let recipe =
                 FinetuneRecipe { epochs, batch_size, eval_every, eval_batches, optimizer, ..Default::default() };
-            let inputs = FinetuneInputs { model, data: vec![data], validation, text: None };
+            let inputs = FinetuneInputs { adapter: None, model, data: vec![data], validation, text: None };
             finetune(&recipe, &inputs, out, quiet()).unwrap();
         }
         Stage::Reward => {
             let recipe = RewardRecipe { epochs, batch_size, eval_every, eval_batches, optimizer, ..Default::default() };
             let data = FIXTURE.path("pairs.jsonl");
-            reward(&recipe, &RewardInputs { model, data: vec![data], validation }, out, quiet()).unwrap();
+            reward(&recipe, &RewardInputs { adapter: None, model, data: vec![data], validation }, out, quiet())
+                .unwrap();
         }
         _ => {
             let student = Knobs::default().shape();
@@ -51,8 +52,15 @@ fn run(stage: Stage, file: &Path, eval_batches: usize, out: &Path) {
                 ..Default::default()
             };
             let teacher = model;
-            let inputs =
-                DistillInputs { teacher, text_teacher: None, student: None, data: vec![data], validation, text: None };
+            let inputs = DistillInputs {
+                adapter: None,
+                teacher,
+                text_teacher: None,
+                student: None,
+                data: vec![data],
+                validation,
+                text: None,
+            };
             distill(&recipe, &inputs, out, quiet()).unwrap();
         }
     }

@@ -19,6 +19,7 @@ fn distilled(student: ModelConfig, out: &Path) -> Result<()> {
     let recipe = DistillRecipe { epochs: 1, batch_size: 8, student, ..DistillRecipe::default() };
     let (teacher, data) = (FIXTURE.path("model"), FIXTURE.path("chats.jsonl"));
     let inputs = DistillInputs {
+        adapter: None,
         teacher: teacher.clone(),
         text_teacher: None,
         student: None,

@@ -37,6 +37,7 @@ fn recipe() -> FinetuneRecipe {
 
 fn run(recipe: &FinetuneRecipe, data: &Path, out: &Path, options: RunOptions) -> Result<Outcome> {
     let inputs = FinetuneInputs {
+        adapter: None,
         model: FIXTURE.path("model"),
         data: vec![data.join("train.jsonl")],
         validation: Some(data.join("validation.jsonl")),

@@ -37,6 +37,7 @@ pub fn finetune(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOption
         ..FinetuneRecipe::default()
     };
     let inputs = FinetuneInputs {
+        adapter: None,
         model: fixture.path("model"),
         data: vec![knobs.data(fixture, "chats.jsonl")],
         validation: Some(fixture.path("other.jsonl")),
@@ -58,6 +59,7 @@ pub fn reward(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions)
         ..RewardRecipe::default()
     };
     let inputs = RewardInputs {
+        adapter: None,
         model: fixture.path("model"),
         data: vec![knobs.data(fixture, "pairs.jsonl")],
         validation: Some(fixture.path("other-pairs.jsonl")),
@@ -79,6 +81,7 @@ pub fn ppo(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) ->
         ..PpoRecipe::default()
     };
     let inputs = PpoInputs {
+        adapter: None,
         model: fixture.path("model"),
         reward: fixture.path("reward-model"),
         data: knobs.data(fixture, "prompts.jsonl"),
@@ -103,6 +106,7 @@ pub fn distill(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions
         ..DistillRecipe::default()
     };
     let inputs = DistillInputs {
+        adapter: None,
         teacher: fixture.path("model"),
         text_teacher: None,
         student: None,

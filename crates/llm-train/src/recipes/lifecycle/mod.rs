@@ -231,6 +231,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     }
     if !is_intact(&instruct)? {
         let inputs = FinetuneInputs {
+            adapter: None,
             model: base.clone(),
             data: vec![data.join("instruct-train.jsonl")],
             validation: Some(data.join("instruct-held_out.jsonl")),
@@ -240,6 +241,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     }
     if !is_intact(&reward_model)? {
         let inputs = RewardInputs {
+            adapter: None,
             model: instruct.clone(),
             data: vec![data.join("rankings-train.jsonl")],
             validation: Some(data.join("rankings-held_out.jsonl")),
@@ -247,7 +249,8 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
         reward(&recipe.reward, &inputs, &reward_model, stage_options(&reward_model, &device, observer, stop))?;
     }
     if !is_intact(&aligned)? {
-        let inputs = PpoInputs { model: instruct, reward: reward_model, data: data.join("prompts.jsonl") };
+        let inputs =
+            PpoInputs { adapter: None, model: instruct, reward: reward_model, data: data.join("prompts.jsonl") };
         ppo(&recipe.ppo, &inputs, &aligned, stage_options(&aligned, &device, observer, stop))?;
     }
     if !is_intact(&student)? {
@@ -259,6 +262,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     for (recipe, text_teacher, out) in [(&recipe.distill, Some(base), &student), (&labels_only, None, &baseline)] {
         if !is_intact(out)? {
             let inputs = DistillInputs {
+                adapter: None,
                 teacher: aligned.clone(),
                 text_teacher,
                 student: None,

@@ -12,7 +12,7 @@ mod trainer;
 use std::path::{Path, PathBuf};
 
 use llm_engine::{GenerateOptions, Sampling};
-use llm_model::{Head, Model};
+use llm_model::{Head, LoraConfig, Model};
 use llm_tokenizer::{ChatFormat, Tokenizer};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,8 @@ use serde_json::{Map, Value, json};
 pub use self::metrics::RunningMeans;
 use self::prompts::Prompts;
 pub use self::trainer::{PpoTrainer, Score, SpecialIds, Targets};
-use super::{RewardModel, RewardScale, chat_format, load_model, load_tokenizer, save};
+use super::{RewardModel, RewardScale, chat_format, load_model, load_tokenizer};
+use crate::adapters::{Adapters, tokenizer_folder};
 use crate::compat::{TokenSource, check_compatible};
 use crate::data::DataOptions;
 use crate::optim::OptimizerConfig;
@@ -78,6 +79,9 @@ pub struct PpoRecipe {
     pub optimizer: OptimizerConfig,
     /// The critic's optimizer.
     pub value_optimizer: OptimizerConfig,
+    /// A LoRA adapter of the policy to train instead of its weights. The run writes the adapter in the PEFT format, and no model. The
+    /// reference is the policy at the start and shares its frozen weights; all weights of the critic are trained.
+    pub lora: Option<LoraConfig>,
 }
 
 impl Default for PpoRecipe {
@@ -100,6 +104,10 @@ pub struct PpoInputs {
     /// Prompts in JSONL.
     #[cfg_attr(feature = "cli", arg(long, value_name = "FILE"))]
     pub data: PathBuf,
+    /// Folder of an adapter of the policy, of an earlier stage, in the format of PEFT. Without a table [lora] its training goes on; with one it is frozen,
+    /// and a new adapter is trained on top of it. It is part of the reference [default: none].
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 4))]
+    pub adapter: Option<PathBuf>,
 }
 
 /// Aligns a model by PPO. The run folder `out` becomes its Hugging Face folder.
@@ -109,18 +117,28 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: impl AsRef<Path>, option
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let tokenizer = load_tokenizer(&inputs.model)?.with_end_of_turn_as_eos();
-    let mut reference = load_model(&inputs.model, Head::LanguageModel)?.to_device(setup.device())?;
+    let folder = tokenizer_folder(&inputs.model, inputs.adapter.as_ref());
+    let tokenizer = load_tokenizer(folder)?.with_end_of_turn_as_eos();
+    let mut base = load_model(&inputs.model, Head::LanguageModel)?;
     let mut reward_model = RewardModel::load(&inputs.reward)?;
     reward_model.model = reward_model.model.to_device(setup.device())?;
-    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, &inputs.model)?;
-    reference.set_end_of_turn(end_of_turn);
+    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, folder)?;
+    base.set_end_of_turn(end_of_turn);
+    let adapters = Adapters {
+        model: &inputs.model,
+        lora: recipe.lora.clone(),
+        adapter: inputs.adapter.as_deref(),
+        seed: recipe.seed,
+    };
+    // The policy at the start of the run: a new adapter changes nothing yet.
+    let reference =
+        if adapters.is_empty() { base } else { adapters.start(&base)?.frozen()? }.to_device(setup.device())?;
     let other = TokenSource::Model {
         config: reward_model.model.config(),
         tokenizer: &reward_model.tokenizer,
         dir: &inputs.reward,
     };
-    check_compatible(reference.config(), (&tokenizer, &inputs.model), &[other])?;
+    check_compatible(reference.config(), (&tokenizer, folder), &[other])?;
     let prompts = Prompts::read(recipe, inputs, &tokenizer, reference.config().max_position_embeddings)?;
     reward_model.scale = match setup.checkpoint() {
         Some(checkpoint) => {
@@ -142,7 +160,7 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: impl AsRef<Path>, option
         unit: ("updates", 1),
         shown: &[("score", "objective/scores", 2), ("KL", "objective/kl", 2)],
         evaluation: None,
-        write: Box::new(|model, dir| save(model, &tokenizer, dir)),
+        write: Box::new(|model, dir| adapters.save(model, &tokenizer, dir)),
     })?;
 
     for step in run.steps() {
@@ -159,10 +177,10 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: impl AsRef<Path>, option
         state.insert(SCALE.to_owned(), json!(reward_model.scale));
         step.save(&learners, state, |dir| {
             tokenizer.save(dir)?;
-            trainer.save(dir)
+            trainer.save(dir, &inputs.model.display().to_string())
         })?;
     }
-    run.finish_with(&trainer.learners(), |dir| save(&trainer.policy.model, &tokenizer, dir))
+    run.finish_with(&trainer.learners(), |dir| adapters.save(&trainer.policy.model, &tokenizer, dir))
 }
 
 /// The score scale that gives replies of the reference mean 0 and deviation 1.

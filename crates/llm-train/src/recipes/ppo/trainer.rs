@@ -16,7 +16,7 @@ use crate::rl::{adapted_kl_coef, explained_variance, gae, token_rewards, whiten}
 use crate::rollout::{Reply, Rollout, logprobs_entropies_and_routing, per_reply, reply_logprobs, reply_values};
 use crate::routing::RouterMetrics;
 use crate::run::{OPTIMIZER, restored, rng};
-use crate::{Error, Result, loss};
+use crate::{Error, Result, adapters, loss};
 
 /// Scores conversations in token ids: a reward model, or any other function.
 pub type Score<'a> = &'a dyn Fn(&[Vec<u32>]) -> Result<Vec<f64>>;
@@ -60,7 +60,8 @@ pub struct Targets {
 }
 
 impl<'a> PpoTrainer<'a> {
-    /// A trainer before its first update. The policy is a copy of `reference`.
+    /// A trainer before its first update. The policy is a copy of `reference`, or with active adapters a copy of the uppermost adapter
+    /// over its weights.
     pub fn new(
         reference: &Model,
         critic: Model,
@@ -85,9 +86,10 @@ impl<'a> PpoTrainer<'a> {
         [(OPTIMIZER, &self.policy), ("value_optimizer", &self.critic)]
     }
 
-    /// Saves policy, critic and both optimizers for [`Self::restore`]; `dir` becomes the policy's Hugging Face folder.
-    pub fn save(&self, dir: &Path) -> Result<()> {
-        self.policy.model.save(dir)?;
+    /// Saves policy, critic and both optimizers for [`Self::restore`]; `dir` becomes the policy's Hugging Face folder, or that of its
+    /// adapter over the model in the folder `base`.
+    pub fn save(&self, dir: &Path, base: &str) -> Result<()> {
+        adapters::save(&self.policy.model, dir, base)?;
         self.policy.save_optimizer(&dir.join("trainer/optimizer.safetensors"))?;
         self.critic.model.save(dir.join("trainer/value"))?;
         self.critic.save_optimizer(&dir.join("trainer/value_optimizer.safetensors"))
@@ -101,7 +103,8 @@ impl<'a> PpoTrainer<'a> {
     /// Restores the trainer from [`Self::save`] and [`Self::state`].
     pub fn restore(&mut self, dir: &Path, state: &Map<String, Value>) -> Result<()> {
         let (trainer, device) = (dir.join("trainer"), self.reference.device());
-        self.policy = restored(dir, &trainer.join("optimizer.safetensors"), &self.recipe.optimizer, &device)?;
+        let optimizer = trainer.join("optimizer.safetensors");
+        self.policy = adapters::restored(&self.reference, dir, &optimizer, &self.recipe.optimizer)?;
         let optimizer = trainer.join("value_optimizer.safetensors");
         self.critic = restored(&trainer.join("value"), &optimizer, &self.recipe.value_optimizer, &device)?;
         let missing = |key: &str| {

@@ -1,0 +1,104 @@
+//! What a stage trains of its model: all weights, a new adapter, an adapter of an earlier stage, or an adapter on an adapter.
+
+use std::path::{Path, PathBuf};
+
+use llm_model::{LoraConfig, Model};
+use llm_tokenizer::Tokenizer;
+use rand::RngExt;
+
+use crate::Result;
+use crate::optim::{Learner, OptimizerConfig};
+use crate::run::{RunSetup, rng};
+
+/// The adapters of a stage. Without any the stage trains all weights.
+#[derive(Debug, Clone)]
+pub(crate) struct Adapters<'a> {
+    /// Folder of the model, for the files of the adapter.
+    pub model: &'a Path,
+    /// A new adapter to train.
+    pub lora: Option<LoraConfig>,
+    /// Folder of an adapter of an earlier stage: without `lora` its training goes on, with `lora` it is frozen below the new one.
+    pub adapter: Option<&'a Path>,
+    /// The seed of the initial weights.
+    pub seed: u64,
+}
+
+/// The folder in a result or checkpoint with the trained adapter alone, if it is on top of another one.
+const UPPER: &str = "trained_adapter";
+
+const LOWER: &str = "lower";
+
+impl Adapters<'_> {
+    /// The trainable model at the start of the run; `base` is frozen below adapters, and its weights are shared.
+    pub fn start(&self, base: &Model) -> Result<Model> {
+        let below = self.below(base)?;
+        Ok(match &self.lora {
+            Some(lora) => below.with_lora(lora, self.seed)?,
+            None => below.trainable()?,
+        })
+    }
+
+    /// `base` with the adapter of an earlier stage, if there is one.
+    pub fn below(&self, base: &Model) -> Result<Model> {
+        let mut model = base.clone();
+        if let Some(dir) = self.adapter {
+            model.load_adapter(LOWER, dir)?;
+            model.use_adapter(Some(LOWER))?;
+        }
+        Ok(model)
+    }
+
+    /// A learner at the start of the run, or of the setup's checkpoint.
+    pub fn learner(&self, base: &Model, setup: &RunSetup, config: &OptimizerConfig) -> Result<Learner> {
+        let Some(checkpoint) = setup.checkpoint() else {
+            return Learner::new(self.start(base)?.to_device(setup.device())?, config);
+        };
+        let start = if self.is_empty() { base.clone() } else { self.start(base)? };
+        let optimizer = checkpoint.dir.join("trainer/optimizer.safetensors");
+        restored(&start.to_device(setup.device())?, &checkpoint.dir, &optimizer, config)
+    }
+
+    /// Whether the stage trains all weights.
+    pub fn is_empty(&self) -> bool {
+        self.lora.is_none() && self.adapter.is_none()
+    }
+
+    /// Writes the model, or the sum of its adapters and the trained one alone, with the tokenizer.
+    pub fn save(&self, model: &Model, tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
+        tokenizer.save(dir)?;
+        save(model, dir, &self.model.display().to_string())
+    }
+}
+
+/// Writes a model, or its adapters over the model in the folder `base`.
+pub(crate) fn save(model: &Model, dir: &Path, base: &str) -> Result<()> {
+    match model.active_adapters() {
+        [] => return Ok(model.save(dir)?),
+        [_] => {}
+        [_, ..] => model.save_upper_adapter(dir.join(UPPER), base)?,
+    }
+    model.save_generation(dir)?;
+    Ok(model.save_adapter(dir, base)?)
+}
+
+/// A learner of the weights or the adapter that [`save`] wrote to `dir`; `start` is the model at the start of the run.
+pub(crate) fn restored(start: &Model, dir: &Path, optimizer: &Path, config: &OptimizerConfig) -> Result<Learner> {
+    let model = match start.active_adapters() {
+        [] => Model::load(dir)?.to_device(&start.device())?,
+        [_] => start.with_upper_adapter(dir)?,
+        [_, ..] => start.with_upper_adapter(dir.join(UPPER))?,
+    };
+    let mut learner = Learner::new(model.trainable()?, config)?;
+    learner.load_optimizer(optimizer)?;
+    Ok(learner)
+}
+
+/// The folder with the tokenizer: that of the adapter if it has one, as its chat template may be newer.
+pub(crate) fn tokenizer_folder<'a>(model: &'a Path, adapter: Option<&'a PathBuf>) -> &'a Path {
+    adapter.map(PathBuf::as_path).filter(|dir| dir.join("tokenizer.json").is_file()).unwrap_or(model)
+}
+
+/// The seed of the dropout of a batch with this number.
+pub(crate) fn dropout_seed(seed: u64, batch: u64) -> u64 {
+    rng(seed, 8, batch).random()
+}

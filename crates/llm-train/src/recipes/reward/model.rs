@@ -1,0 +1,164 @@
+//! A trained reward model: its scores, their scale, and the critic that starts from it.
+
+use std::path::{Path, PathBuf};
+
+use llm_data::Ranking;
+use llm_engine::{GenerateOptions, generate_from};
+use llm_model::{Head, Model};
+use llm_tokenizer::Tokenizer;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{SCALE, conversation_ids, score_rows};
+use crate::compat::check_compatible;
+use crate::recipes::{chat_format, load_model};
+use crate::run::Record;
+use crate::{Error, Result};
+
+/// The normalisation of raw scores: `(score - mean) / std`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RewardScale {
+    /// The mean of the raw scores.
+    pub mean: f64,
+    /// The population standard deviation of the raw scores, positive.
+    pub std: f64,
+}
+
+impl RewardScale {
+    /// The scale that gives these raw scores mean 0 and deviation 1. If all are equal `std` is 1.
+    pub fn of(scores: &[f64]) -> Self {
+        let n = scores.len().max(1) as f64;
+        let mean = scores.iter().sum::<f64>() / n;
+        let std = (scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / n).sqrt();
+        Self { mean, std: if std > 0. { std } else { 1. } }
+    }
+}
+
+/// A trained reward model with its score scale.
+#[derive(Debug)]
+pub struct RewardModel {
+    /// The model.
+    pub model: Model,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The score scale: initially that of the folder (mean 0 and deviation 1 over training answers).
+    pub scale: RewardScale,
+    pad: u32,
+}
+
+impl RewardModel {
+    /// Loads a folder written by [`super::reward`], a model or an adapter, or any sequence classifier with one label (unscaled). The
+    /// model of an adapter is the folder that its `adapter_config.json` names.
+    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let is_adapter = dir.join("adapter_config.json").is_file() && !dir.join("config.json").is_file();
+        let model = if is_adapter { load_adapter(dir)? } else { load_model(dir, Head::Sequence)? };
+        let tokenizer = Tokenizer::load(dir)?;
+        check_compatible(model.config(), (&tokenizer, dir), &[])?;
+        let number = |key: &str| model.extra.get(key).and_then(Value::as_f64).filter(|x| x.is_finite());
+        let (mean, std) = (number("reward_mean").unwrap_or(0.), number("reward_std").filter(|&s| s > 0.).unwrap_or(1.));
+        let pad = chat_format(&tokenizer, dir)?.pad;
+        Ok(Self { pad, model, tokenizer, scale: RewardScale { mean, std } })
+    }
+
+    /// The scaled scores of conversations in token ids, read at the last token of each.
+    pub fn scores(&self, rows: &[Vec<u32>]) -> Result<Vec<f64>> {
+        let RewardScale { mean, std } = self.scale;
+        Ok(self.raw_scores(rows)?.into_iter().map(|score| (score - mean) / std).collect())
+    }
+
+    fn raw_scores(&self, rows: &[Vec<u32>]) -> Result<Vec<f64>> {
+        Ok(score_rows(&self.model, rows, self.pad)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
+    }
+
+    /// The scale that gives replies of `policy` to `prompts` (token ids up to the assistant's turn) mean 0 and deviation 1, so that a
+    /// KL coefficient is comparable between reward models (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
+    ///
+    /// Replies are sampled with `options`, `batch_size` at a time. The same options give the same scale.
+    pub fn scale_on(
+        &self,
+        policy: &Model,
+        prompts: &[Vec<u32>],
+        options: &GenerateOptions,
+        batch_size: usize,
+    ) -> Result<RewardScale> {
+        let mut scores = Vec::with_capacity(prompts.len());
+        let size = batch_size.max(1);
+        for (i, prompts) in prompts.chunks(size).enumerate() {
+            let replies = generate_from(policy, prompts, i * size, options, |_, _| true)?;
+            let rows: Vec<Vec<u32>> = prompts.iter().zip(replies).map(|(p, r)| [p.as_slice(), &r].concat()).collect();
+            scores.extend(self.raw_scores(&rows)?);
+        }
+        Ok(RewardScale::of(&scores))
+    }
+
+    /// A trainable critic that initially predicts [`Self::scores`] at every token: the score head with mean and deviation folded into
+    /// its weight and bias.
+    pub fn critic(&self) -> Result<Model> {
+        let merged = if self.model.active_adapters().is_empty() { None } else { Some(self.model.merged()?) };
+        let critic = merged.as_ref().unwrap_or(&self.model).with_head(Head::Token, 0)?; // the head has this model's weight and a bias of 0
+        let head = critic.params().vars();
+        let (weight, bias) = (&head["score.weight"], &head["score.bias"]);
+        let RewardScale { mean, std } = self.scale;
+        weight.set(&(weight.as_tensor() / std)?)?;
+        bias.set(&((bias.as_tensor() - mean)? / std)?)?;
+        Ok(critic)
+    }
+
+    /// The scores of the answers of a ranking, in order.
+    pub fn answer_scores(&self, ranking: &Ranking) -> Result<Vec<f64>> {
+        let rows = ranking.answers.iter().map(|a| conversation_ids(&self.tokenizer, &ranking.prompt, a));
+        self.scores(&rows.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// The share of pairs that the model orders as the rankings do.
+    pub fn accuracy(&self, rankings: &[Ranking]) -> Result<f64> {
+        let (mut correct, mut all) = (0., 0.);
+        for ranking in rankings {
+            let scores = self.answer_scores(ranking)?;
+            for (better, worse) in ranking.pairs() {
+                correct += f64::from(u8::from(scores[better] > scores[worse]));
+                all += 1.;
+            }
+        }
+        Ok(correct / f64::max(all, 1.))
+    }
+}
+
+/// A reward model that is an adapter: its base model with the adapter, which must have the score head.
+fn load_adapter(dir: &Path) -> Result<Model> {
+    let read = |name: &str| -> Result<Value> {
+        let path = dir.join(name);
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        serde_json::from_str(&text).map_err(|e| Error::BadFile(format!("{}: {e}", path.display())))
+    };
+    let config = read("adapter_config.json")?;
+    let wrong =
+        |message: String| Err(Error::BadFile(format!("{}: {message}", dir.join("adapter_config.json").display())));
+    if config.get("task_type").and_then(Value::as_str) != Some("SEQ_CLS") {
+        let task = config.get("task_type").unwrap_or(&Value::Null);
+        return wrong(format!(
+            "\"task_type\" is {task}; this adapter has no score head; a reward model needs \"SEQ_CLS\""
+        ));
+    }
+    let Some(base) = config.get("base_model_name_or_path").and_then(Value::as_str).map(PathBuf::from) else {
+        return wrong("\"base_model_name_or_path\" is missing; it must be the folder of the model".to_owned());
+    };
+    // The path is relative to the folder in which the run was started; the run also knows the way from its own folder.
+    let of_run = || Record::read(dir).ok().and_then(|record| record.inputs.get("model")?.find("model", dir).ok());
+    let Some(base) = Some(base.clone()).filter(|base| base.is_dir()).or_else(of_run) else {
+        let base = base.display();
+        return wrong(format!(
+            "\"base_model_name_or_path\" is \"{base}\": no such folder; write the folder of the model there"
+        ));
+    };
+    let model = Model::load(&base)?;
+    let mut model = if model.head() == Head::Sequence { model } else { model.frozen_with_head(Head::Sequence, 0)? };
+    model.load_adapter("reward", dir)?;
+    model.use_adapter(Some("reward"))?;
+    let path = dir.join(SCALE);
+    if path.is_file() {
+        model.extra.extend(read(SCALE)?.as_object().cloned().unwrap_or_default());
+    }
+    Ok(model)
+}
