@@ -100,7 +100,7 @@ pub struct DistillInputs {
     /// Folder of the teacher of plain text, such as the pre-trained model [default: train text on its labels only].
     #[cfg_attr(feature = "cli", arg(long, requires = "text", value_name = "DIR", display_order = 6))]
     pub text_teacher: Option<PathBuf>,
-    /// Folder of an adapter of the student, of an earlier stage, in the format of PEFT. Without a table [lora] its training goes on; with one it is frozen,
+    /// Folder of an adapter of the student, of an earlier stage, in the format of PEFT. Without a table `lora` its training goes on; with one it is frozen,
     /// and a new adapter is trained on top of it [default: none].
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 7))]
     pub adapter: Option<PathBuf>,

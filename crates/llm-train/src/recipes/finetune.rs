@@ -116,7 +116,7 @@ pub struct FinetuneInputs {
     /// Folder of token shards: also train on plain text, so that the model keeps what it learned from text.
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 4))]
     pub text: Option<PathBuf>,
-    /// Folder of an adapter of an earlier stage, in the format of PEFT. Without a table [lora] its training goes on; with one it is frozen,
+    /// Folder of an adapter of an earlier stage, in the format of PEFT. Without a table `lora` its training goes on; with one it is frozen,
     /// and a new adapter is trained on top of it [default: none].
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 5))]
     pub adapter: Option<PathBuf>,

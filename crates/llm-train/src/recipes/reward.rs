@@ -80,7 +80,7 @@ pub struct RewardInputs {
     /// Validation rankings [default: those of the recipe's `validation_share` of the prompts of --data].
     #[cfg_attr(feature = "cli", arg(long, alias = "held-out", value_name = "FILE", display_order = 3))]
     pub validation: Option<PathBuf>,
-    /// Folder of an adapter of an earlier stage, in the format of PEFT. Without a table [lora] its training goes on; with one it is frozen,
+    /// Folder of an adapter of an earlier stage, in the format of PEFT. Without a table `lora` its training goes on; with one it is frozen,
     /// and a new adapter is trained on top of it [default: none].
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 4))]
     pub adapter: Option<PathBuf>,

@@ -104,7 +104,7 @@ pub struct PpoInputs {
     /// Prompts in JSONL.
     #[cfg_attr(feature = "cli", arg(long, value_name = "FILE"))]
     pub data: PathBuf,
-    /// Folder of an adapter of the policy, of an earlier stage, in the format of PEFT. Without a table [lora] its training goes on; with one it is frozen,
+    /// Folder of an adapter of the policy, of an earlier stage, in the format of PEFT. Without a table `lora` its training goes on; with one it is frozen,
     /// and a new adapter is trained on top of it. It is part of the reference [default: none].
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 4))]
     pub adapter: Option<PathBuf>,
