@@ -176,8 +176,8 @@ impl Hidden {
     }
 }
 
-/// The private-use character that stands for a text; a new one occurs neither in `all` nor for another text. If `all` contains all of
-/// them, the last one.
+/// The placeholder of a text: a private-use character that is not in `all` and is no other text's placeholder; the last such character
+/// if `all` contains every one.
 fn placeholder(originals: &mut Vec<(char, String)>, text: &str, all: &str) -> char {
     if let Some((known, _)) = originals.iter().find(|(_, original)| original == text) {
         return *known;

@@ -153,7 +153,7 @@ impl Tokenizer {
         self.added_spans(text).into_iter().filter(|(id, _)| self.is_control(*id)).collect()
     }
 
-    /// Encodes a text in which these characters stand for other texts, with a border between two tokens at each of `cuts`. Added
+    /// Encodes a text in which each of these characters is a placeholder for another text, with a border between two tokens at each of `cuts`. Added
     /// tokens are found before the characters are replaced. The byte ranges are those of `text`.
     pub(crate) fn encode_with_cuts(
         &self,

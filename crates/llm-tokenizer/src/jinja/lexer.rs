@@ -103,7 +103,7 @@ impl<'a> Lexer<'a> {
         if sign != Some(b'+') && !variable && own_line { &text[..line] } else { text }
     }
 
-    /// Moves behind the end of a tag, which is `length` bytes long, and what it removes after it.
+    /// Moves past a tag end of `length` bytes, and past the white space that the tag removes after it.
     fn close(&mut self, length: usize, strip: bool, trim: bool) {
         let start = self.at;
         self.at += length;
