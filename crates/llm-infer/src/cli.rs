@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, IsTerminal};
-use std::path::Path;
 use std::time::Instant;
 
 use llm_cli::Failure;
@@ -10,6 +9,7 @@ use llm_engine::{Error, TextModel, TextOptions, anonymous_memory, bench};
 use llm_model::{Batch, Model, write_safetensors};
 use llm_tokenizer::{ChatMessage, TemplateOptions};
 
+use crate::adapter::with_adapter;
 pub use crate::args::Arguments;
 use crate::args::{BenchArgs, ChatArgs, Command, GenerateArgs, GenerationArgs, LogitsArgs};
 use crate::convert::convert;
@@ -79,17 +79,6 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
     });
     result.map_err(|e| Failure::input(format!("--threads: {e}")))?
 }
-
-/// Loads and activates the adapter of a folder, if one is given.
-pub(crate) fn with_adapter(mut model: Model, adapter: Option<&Path>) -> Result<Model, Failure> {
-    if let Some(dir) = adapter {
-        model.load_adapter(ADAPTER, dir).map_err(input)?;
-        model.use_adapter(Some(ADAPTER)).map_err(input)?;
-    }
-    Ok(model)
-}
-
-const ADAPTER: &str = "default";
 
 fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     args.generation.check()?;

@@ -10,6 +10,7 @@
 //!
 //! To generate text from a program of your own, use `llm-engine`.
 
+mod adapter;
 mod args;
 pub mod cli;
 mod convert;

@@ -10,7 +10,7 @@ use llm_model::gguf::is_gguf;
 use llm_model::{Model, WeightDtype};
 use llm_tokenizer::Tokenizer;
 
-use crate::cli::with_adapter;
+use crate::adapter::with_adapter;
 use crate::convert::save;
 use crate::failure::{input, io_failure, refuse_existing};
 
