@@ -28,7 +28,12 @@ const UPPER: &str = "trained_adapter";
 
 const LOWER: &str = "lower";
 
-impl Adapters<'_> {
+impl<'a> Adapters<'a> {
+    /// The adapters that a recipe and the inputs of its stage name.
+    pub fn new(model: &'a Path, lora: Option<&LoraConfig>, adapter: Option<&'a PathBuf>, seed: u64) -> Self {
+        Self { model, lora: lora.cloned(), adapter: adapter.map(PathBuf::as_path), seed }
+    }
+
     /// The trainable model at the start of the run; `base` is frozen below adapters, and its weights are shared.
     pub fn start(&self, base: &Model) -> Result<Model> {
         let below = self.below(base)?;

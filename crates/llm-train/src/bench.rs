@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use candle_core::Device;
 use llm_engine::peak_memory;
-use llm_model::{Batch, Head, Model, WeightDtype};
-use llm_tokenizer::Tokenizer;
+use llm_model::{Batch, Head, Model};
 use rand::RngExt;
 use serde::Serialize;
 
+use crate::adapters::Adapters;
 use crate::examples::Example;
 use crate::optim::Learner;
-use crate::recipes::{FinetuneRecipe, PretrainRecipe, load_model, train_on_answers};
+use crate::recipes::{FinetuneInputs, FinetuneRecipe, PretrainRecipe, load_finetune, train_on_answers};
 use crate::rows::read_examples;
 use crate::run::rng;
 use crate::{Error, Result, loss};
@@ -104,7 +104,14 @@ pub fn bench_finetune(
     if steps < 2 {
         return Err(Error::BadRequest(format!("--steps is {steps}; it must be at least 2, as the first is not timed")));
     }
-    let tokenizer = Tokenizer::load(model)?;
+    let inputs = FinetuneInputs {
+        model: model.to_owned(),
+        data: vec![data.to_owned()],
+        validation: None,
+        text: None,
+        adapter: None,
+    };
+    let (tokenizer, base, _) = load_finetune(recipe, &inputs)?;
     let examples = read_examples(data, &tokenizer, recipe.max_length)?;
     let batches: Vec<Vec<&Example>> =
         examples.chunks_exact(recipe.batch_size).take(steps).map(|batch| batch.iter().collect()).collect();
@@ -116,7 +123,8 @@ pub fn bench_finetune(
             recipe.max_length
         )));
     }
-    let mut learner = Learner::new(trainable(recipe, model)?.to_device(device)?, &recipe.optimizer)?;
+    let adapters = Adapters::new(model, recipe.lora.as_ref(), None, recipe.seed);
+    let mut learner = Learner::new(adapters.start(&base)?.to_device(device)?, &recipe.optimizer)?;
     if recipe.activation_checkpointing {
         learner.model.checkpoint_activations();
     }
@@ -139,12 +147,4 @@ pub fn bench_finetune(
         peak_memory: peak_memory(),
         losses,
     })
-}
-
-/// The model with all weights trainable, or frozen with a new adapter.
-fn trainable(recipe: &FinetuneRecipe, model: &Path) -> Result<Model> {
-    let base = load_model(model, Head::LanguageModel)?;
-    let Some(lora) = &recipe.lora else { return Ok(base.trainable()?) };
-    let base = if recipe.base_dtype == WeightDtype::F32 { base } else { base.frozen_as(recipe.base_dtype)? };
-    Ok(base.with_lora(lora, recipe.seed)?)
 }

@@ -113,12 +113,7 @@ fn router_losses_balance_the_experts_in_every_stage() {
         with_balance(&path("tuned"), coefficient);
         let recipe = RewardRecipe { epochs: 1, batch_size: 4, ..RewardRecipe::default() };
         let (model, data, validation) = (path("tuned"), path("pairs.jsonl"), path("other-pairs.jsonl"));
-        let inputs = RewardInputs {
-            adapter: None,
-            model: model.clone(),
-            data: vec![data.clone()],
-            validation: Some(validation.clone()),
-        };
+        let inputs = RewardInputs { adapter: None, model, data: vec![data], validation: Some(validation) };
         quietly(|options| reward(&recipe, &inputs, &path(out), options)).unwrap();
         (numbers(&path(out), "load_balancing_loss"), numbers(&path(out), "grad_norm"))
     };
@@ -130,13 +125,12 @@ fn router_losses_balance_the_experts_in_every_stage() {
         let mut student = recipe_of_student();
         student.experts.as_mut().unwrap().router_aux_loss_coef = coefficient;
         let recipe = DistillRecipe { epochs: 1, batch_size: 8, student, ..DistillRecipe::default() };
-        let (teacher, data) = (path("tuned"), path("chat.jsonl"));
         let inputs = DistillInputs {
             adapter: None,
-            teacher: teacher.clone(),
+            teacher: path("tuned"),
             text_teacher: None,
             student: None,
-            data: vec![data.clone()],
+            data: vec![path("chat.jsonl")],
             validation: None,
             text: None,
         };

@@ -22,7 +22,7 @@ use crate::examples::{Example, answer_positions, gather_rows, take_evenly};
 use crate::optim::{Learner, OptimizerConfig};
 use crate::routing::RouterMetrics;
 use crate::rows::train_and_validation;
-use crate::run::{Evaluation, Outcome, Plan, RunOptions, RunSetup, Selection, Start};
+use crate::run::{Evaluation, Outcome, Plan, RunOptions, RunSetup, Start};
 use crate::{Error, Result, loss};
 
 /// The recipe of distillation.
@@ -126,31 +126,16 @@ pub fn distill(
     first_student.set_end_of_turn(end_of_turn);
     let positions = teacher_config.max_position_embeddings.min(first_student.config().max_position_embeddings);
     let max_length = recipe.max_length.min(positions);
-    let (train, validation) = train_and_validation(
-        (&inputs.data, inputs.validation.as_deref()),
-        &recipe.data,
-        recipe.seed,
-        (&tokenizer, TrainOn::All),
-        max_length,
-    )?;
+    let (train, validation) = examples(recipe, inputs, &tokenizer, max_length)?;
     let size = BatchSize::of_recipe(recipe.batch_size, recipe.max_tokens);
     let mut conversations = LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), size, recipe.seed)?;
-    let mut text = match &text {
-        Some(text) => Some(Batches::new(text, recipe.text_batch_size, recipe.seq_len, recipe.seed)?),
-        None => None,
-    };
+    let batches_of = |text| Batches::new(text, recipe.text_batch_size, recipe.seq_len, recipe.seed);
+    let mut text = text.as_ref().map(batches_of).transpose()?;
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
     let model = inputs.student.as_deref().unwrap_or(&inputs.teacher);
-    let adapters = Adapters { model, lora: recipe.lora.clone(), adapter: inputs.adapter.as_deref(), seed: recipe.seed };
-    if !adapters.is_empty() && inputs.student.is_none() {
-        let message = "an adapter needs a trained model below it; give the student's folder with --student";
-        return Err(Error::BadRequest(message.to_owned()));
-    }
+    let adapters = Adapters::new(model, recipe.lora.as_ref(), inputs.adapter.as_ref(), recipe.seed);
     let mut learner = adapters.learner(&first_student, &setup, &recipe.optimizer)?;
-    let parameters = |config: &ModelConfig| ParamCount::of(config, Head::LanguageModel).total() as f64;
-    let share = 100. * parameters(learner.model.config()) / parameters(&teacher_config);
-    tracing::info!("the student has {share:.1} % of the teacher's parameters");
-
+    log_share(learner.model.config(), &teacher_config);
     let text_steps = if text.is_some() { recipe.text_steps } else { 0 };
     let steps = text_steps + conversations.count(recipe.epochs);
     let run = setup.open(Plan {
@@ -160,7 +145,7 @@ pub fn distill(
         shown: &[("loss", "loss", 3)],
         evaluation: Some(Evaluation {
             every: recipe.eval_every,
-            selection: Selection::default(),
+            selection: None,
             size: format!("{} conversations", validation.len()),
             run: Box::new(|model, evaluating| {
                 let metrics = evaluate(&model, teacher.as_ref(), &validation, recipe.batch_size, pad)?;
@@ -180,14 +165,12 @@ pub fn distill(
         if let Some(n) = on_answers {
             let chosen: Vec<&Example> = conversations.batch(n).iter().map(|&i| &train[i]).collect();
             tokens += chosen.iter().map(|example| example.ids.len()).sum::<usize>();
-            let mut batch = DistillBatch::of_answers(&chosen, size.padding(pad))?;
-            batch.batch.dropout = Some(dropout);
+            let batch = DistillBatch::of_answers(&chosen, size.padding(pad), Some(dropout))?;
             metrics.extend(batch.accumulate_gradients(&mut learner, teacher.as_ref(), recipe, 1., &mut routers)?);
         }
         if let Some(text) = text.as_mut().filter(|_| on_answers.is_none() || recipe.text_weight > 0.) {
             tokens += recipe.text_batch_size * recipe.seq_len;
-            let mut batch = DistillBatch::of_text(text.batch(step.index)?, recipe.seq_len)?;
-            batch.batch.dropout = Some(!dropout);
+            let batch = DistillBatch::of_text(text.batch(step.index)?, recipe.seq_len, !dropout)?;
             let weight = if on_answers.is_none() { 1. } else { recipe.text_weight };
             let losses =
                 batch.accumulate_gradients(&mut learner, text_teacher.as_ref(), recipe, weight, &mut routers)?;
@@ -288,14 +271,16 @@ struct DistillBatch {
 
 impl DistillBatch {
     /// A batch of plain text: all tokens are trained.
-    fn of_text((inputs, targets): (Vec<u32>, Vec<u32>), seq_len: usize) -> Result<Self> {
+    fn of_text((inputs, targets): (Vec<u32>, Vec<u32>), seq_len: usize, dropout: u64) -> Result<Self> {
         let labels = targets.into_iter().map(i64::from).collect();
-        Ok(Self { batch: Batch::from_flat(&inputs, seq_len)?, positions: None, labels })
+        let batch = Batch { dropout: Some(dropout), ..Batch::from_flat(&inputs, seq_len)? };
+        Ok(Self { batch, positions: None, labels })
     }
 
     /// A batch of conversations: the assistant's tokens are trained.
-    fn of_answers(examples: &[&Example], pad: Option<u32>) -> Result<Self> {
+    fn of_answers(examples: &[&Example], pad: Option<u32>, dropout: Option<u64>) -> Result<Self> {
         let (batch, positions, labels) = answer_positions(examples, pad)?;
+        let batch = Batch { dropout, ..batch };
         Ok(Self { batch, positions: Some(positions), labels })
     }
 
@@ -359,7 +344,7 @@ fn evaluate(
 ) -> Result<Vec<(&'static str, f64)>> {
     let (mut kl_sum, mut loss_sum, mut count) = (0., 0., 0.);
     for chunk in validation.chunks(batch_size) {
-        let batch = DistillBatch::of_answers(&chunk.iter().collect::<Vec<_>>(), Some(pad))?;
+        let batch = DistillBatch::of_answers(&chunk.iter().collect::<Vec<_>>(), Some(pad), None)?;
         let losses = batch.loss(student, teacher, 1., 1.)?;
         let n = batch.labels.len() as f64;
         kl_sum += n * losses.kl.unwrap_or(0.);
@@ -371,6 +356,23 @@ fn evaluate(
     Ok(kl.into_iter().chain([("eval_loss", loss_sum / count)]).collect())
 }
 
+/// The conversations to train and to validate on.
+fn examples(
+    recipe: &DistillRecipe,
+    inputs: &DistillInputs,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+) -> Result<(Vec<Example>, Vec<Example>)> {
+    let files = (inputs.data.as_slice(), inputs.validation.as_deref());
+    train_and_validation(files, &recipe.data, recipe.seed, (tokenizer, TrainOn::All), max_length)
+}
+
+fn log_share(student: &ModelConfig, teacher: &ModelConfig) {
+    let parameters = |config: &ModelConfig| ParamCount::of(config, Head::LanguageModel).total() as f64;
+    let share = 100. * parameters(student) / parameters(teacher);
+    tracing::info!("the student has {share:.1} % of the teacher's parameters");
+}
+
 /// The initial student: loaded from a folder, or a new one. Its vocabulary must be the teacher's.
 fn student(
     recipe: &DistillRecipe,
@@ -380,6 +382,10 @@ fn student(
     text: Option<&TokenDataset>,
 ) -> Result<Model> {
     let Some(dir) = &inputs.student else {
+        if recipe.lora.is_some() || inputs.adapter.is_some() {
+            let message = "an adapter needs a trained model below it; give the student's folder with --student";
+            return Err(Error::BadRequest(message.to_owned()));
+        }
         let config = ModelConfig {
             vocab_size: teacher_config.vocab_size,
             max_position_embeddings: teacher_config.max_position_embeddings,

@@ -153,12 +153,7 @@ pub fn finetune(
     )?;
     let questions = questions(&validation, recipe.eval_prompts, &tokenizer, base.config().max_position_embeddings)?;
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
-    let mut adapters = Adapters {
-        model: &inputs.model,
-        lora: recipe.lora.clone(),
-        adapter: inputs.adapter.as_deref(),
-        seed: recipe.seed,
-    };
+    let mut adapters = Adapters::new(&inputs.model, recipe.lora.as_ref(), inputs.adapter.as_ref(), recipe.seed);
     let below = adapters.below(&base)?;
     if let Some(lora) = &mut adapters.lora {
         with_chat_tokens(lora, &below, &tokenizer)?;
@@ -169,10 +164,8 @@ pub fn finetune(
     }
     let size = BatchSize::of_recipe(recipe.batch_size, recipe.max_tokens);
     let mut batches = LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), size, recipe.seed)?;
-    let mut text = match &text {
-        Some(text) => Some(Batches::new(text, recipe.text_batch_size, recipe.seq_len, recipe.seed)?),
-        None => None,
-    };
+    let batches_of = |text| Batches::new(text, recipe.text_batch_size, recipe.seq_len, recipe.seed);
+    let mut text = text.as_ref().map(batches_of).transpose()?;
     let micro_batches = recipe.gradient_accumulation_steps;
     let steps = batches.count(recipe.epochs).div_ceil(micro_batches);
     let run = setup.open(Plan {
@@ -182,7 +175,7 @@ pub fn finetune(
         shown: &[("loss", "loss", 3)],
         evaluation: Some(Evaluation {
             every: recipe.eval_every,
-            selection: recipe.selection(),
+            selection: Some(recipe.selection()),
             size: format!("{} conversations", validation.len()),
             run: Box::new(|model, evaluating| {
                 evaluate(recipe, (&model, &tokenizer, pad), (&validation, &questions), evaluating)
@@ -237,7 +230,10 @@ fn evaluate(
 }
 
 /// Loads the tokenizer, the model and the plain text, and checks that they match and that the recipe applies to them.
-fn load(recipe: &FinetuneRecipe, inputs: &FinetuneInputs) -> Result<(Tokenizer, Model, Option<TokenDataset>)> {
+pub(crate) fn load(
+    recipe: &FinetuneRecipe,
+    inputs: &FinetuneInputs,
+) -> Result<(Tokenizer, Model, Option<TokenDataset>)> {
     if recipe.lora.is_none() && inputs.adapter.is_none() && recipe.base_dtype != WeightDtype::F32 {
         let message =
             "\"base_dtype\" applies to the frozen weights under an adapter; add a table [lora], or set it to \"f32\"";

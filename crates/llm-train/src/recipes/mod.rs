@@ -10,8 +10,8 @@ mod pretrain;
 mod reward;
 
 pub use distill::{DistillInputs, DistillRecipe, distill};
-pub(crate) use finetune::train_on_answers;
 pub use finetune::{FinetuneInputs, FinetuneRecipe, finetune};
+pub(crate) use finetune::{load as load_finetune, train_on_answers};
 pub use lifecycle::{LifecycleRecipe, PipelineOutcome, lifecycle, lifecycle_seeds};
 pub use ppo::{PpoInputs, PpoRecipe, PpoTrainer, RunningMeans, Score, SpecialIds, Targets, ppo};
 pub use prepare::{PrepareInputs, prepare, train_tokenizer};

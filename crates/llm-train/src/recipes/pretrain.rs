@@ -100,7 +100,7 @@ pub fn pretrain(
         shown: &[("loss", "loss", 3)],
         evaluation: Some(Evaluation {
             every: recipe.eval_every,
-            selection: Selection::default(),
+            selection: Some(Selection::default()),
             size: format!("{} tokens", evaluated_tokens(recipe, &validation)),
             run: Box::new(|model, evaluating| evaluate(recipe, &tokenizer, &validation, model, evaluating)),
         }),

@@ -21,7 +21,7 @@ use crate::data::{DataOptions, one_or_several};
 use crate::examples::{gather_rows, rows_to_batch, take_evenly};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
-use crate::run::{Evaluation, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Selection, Start, write_json};
+use crate::run::{Evaluation, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Start, write_json};
 use crate::splits::{Encoded, Source, train_and_validation};
 use crate::{Result, loss};
 
@@ -123,12 +123,7 @@ pub fn reward(
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
     let mut base = policy.frozen_with_head(Head::Sequence, recipe.seed)?;
     base.set_end_of_turn(end_of_turn);
-    let adapters = Adapters {
-        model: &inputs.model,
-        lora: recipe.lora.clone(),
-        adapter: inputs.adapter.as_deref(),
-        seed: recipe.seed,
-    };
+    let adapters = Adapters::new(&inputs.model, recipe.lora.as_ref(), inputs.adapter.as_ref(), recipe.seed);
     let mut learner = adapters.learner(&base, &setup, &recipe.optimizer)?;
     let size = BatchSize::of_recipe(recipe.batch_size, recipe.max_tokens);
     let length = |ranked: &EncodedRanking| {
@@ -144,7 +139,7 @@ pub fn reward(
         shown: &[("loss", "loss", 3), ("accuracy", "accuracy", 2)],
         evaluation: Some(Evaluation {
             every: recipe.eval_every,
-            selection: Selection::default(),
+            selection: None,
             size: format!("{} rankings", validation.len()),
             run: Box::new(|model, evaluating| {
                 let (accuracy, margin, ..) = evaluate(&model, &validation, recipe.batch_size, pad)?;
@@ -174,20 +169,30 @@ pub fn reward(
         metrics.extend(step.throughput(rows.iter().map(Vec::len).sum()));
         step.finish(&learner, &metrics, routers.metrics())?;
     }
-    // The scale of a reward is arbitrary: store mean and deviation over these answers, to normalise scores. PPO measures its own
-    // scale, over replies of the reference model.
-    let mut model = learner.model.frozen()?;
     let answers = take_evenly(train, recipe.eval_batches * recipe.batch_size);
-    let (_, _, mean, std) = evaluate(&model, &answers, recipe.batch_size, pad)?;
+    let (_, _, mean, std) = evaluate(&learner.model.frozen()?, &answers, recipe.batch_size, pad)?;
     run.check_finite(steps, &[("reward_mean", mean), ("reward_std", std)])?;
+    run.finish_with(&[(OPTIMIZER, &learner)], |dir| {
+        save_with_scale(&learner.model, mean, std, dir, |model| adapters.save(model, &tokenizer, dir))
+    })
+}
+
+/// Saves a reward model with mean and deviation of its scores over a sample of answers, as the scale of a reward is arbitrary. PPO
+/// measures its own scale, over replies of the reference model.
+fn save_with_scale(
+    model: &Model,
+    mean: f64,
+    std: f64,
+    dir: &Path,
+    save: impl FnOnce(&Model) -> Result<()>,
+) -> Result<()> {
+    let mut model = model.frozen()?;
     let scale = [("reward_mean", json!(mean)), ("reward_std", json!(std))];
     model.extra.extend(scale.clone().map(|(key, value)| (key.to_owned(), value)));
-    run.finish_with(&[(OPTIMIZER, &learner)], |dir| {
-        if !model.active_adapters().is_empty() {
-            write_json(&dir.join(SCALE), &Value::from_iter(scale))?; // an adapter has no config.json
-        }
-        adapters.save(&model, &tokenizer, dir)
-    })
+    if !model.active_adapters().is_empty() {
+        write_json(&dir.join(SCALE), &Value::from_iter(scale))?; // an adapter has no config.json
+    }
+    save(&model)
 }
 
 /// The metrics of the scores `(rows,)` of a batch.

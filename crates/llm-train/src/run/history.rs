@@ -64,7 +64,8 @@ impl Overfitting {
 /// The evaluations of a run so far.
 #[derive(Debug)]
 pub(super) struct History {
-    selection: Selection,
+    /// `None`: the training and the validation loss of the stage are not comparable, or it has none; nothing is concluded from them.
+    selection: Option<Selection>,
     evaluations: Vec<Evaluated>,
     /// Sum and number of training losses since the last evaluation.
     train: (f64, u64),
@@ -76,7 +77,7 @@ const RISE: f64 = 0.01;
 
 impl History {
     /// The history of the lines of a run's metrics.
-    pub fn of(selection: Selection, lines: &[Map<String, Value>]) -> Self {
+    pub fn of(selection: Option<Selection>, lines: &[Map<String, Value>]) -> Self {
         let mut history = Self { selection, evaluations: Vec::new(), train: (0., 0), has_overfitted: false };
         for line in lines {
             history.push(line);
@@ -86,6 +87,7 @@ impl History {
 
     /// Adds a line of the metrics. Returns over-fitting when it is seen for the first time.
     pub fn push(&mut self, line: &Map<String, Value>) -> Option<Overfitting> {
+        self.selection?;
         let number = |name: &str| line.get(name).and_then(Value::as_f64);
         if let Some(loss) = number("loss") {
             self.train = (self.train.0 + loss, self.train.1 + 1);
@@ -105,20 +107,20 @@ impl History {
 
     /// The step of the best evaluation after the start, if its checkpoint must be kept.
     pub fn kept(&self) -> Option<u64> {
-        self.best().filter(|_| self.selection.keep_best).map(|(_, best)| best.step)
+        self.best().filter(|_| self.selection.is_some_and(|s| s.keep_best)).map(|(_, best)| best.step)
     }
 
     /// The best and the last evaluation, if there was no better one for as long as the stage waits: (step, value).
     pub fn stop(&self) -> Option<(u64, f64)> {
         let (i, best) = self.best()?;
-        let patience = self.selection.early_stop_patience;
+        let patience = self.selection?.early_stop_patience;
         let since = (self.evaluations.len() - 1 - i) as u64;
         (patience > 0 && since >= patience).then(|| (best.step, self.value(best).unwrap_or(f64::NAN)))
     }
 
     /// The measure of the best evaluation; higher or lower is better.
     fn value(&self, evaluated: &Evaluated) -> Option<f64> {
-        match self.selection.best {
+        match self.selection?.best {
             Best::EvalLoss => evaluated.loss,
             Best::ExactMatch => evaluated.exact_match,
         }
@@ -126,7 +128,7 @@ impl History {
 
     /// The best evaluation after the start of the training: the first of equal ones.
     fn best(&self) -> Option<(usize, &Evaluated)> {
-        let sign = if self.selection.best == Best::EvalLoss { 1. } else { -1. };
+        let sign = if self.selection?.best == Best::EvalLoss { 1. } else { -1. };
         let trained = self.evaluations.iter().enumerate().filter(|(_, evaluated)| evaluated.step > 0);
         let key = |evaluated: &Evaluated| self.value(evaluated).map(|value| value * sign);
         trained
@@ -152,7 +154,7 @@ mod tests {
 
     /// A run with an evaluation after every second step: (training loss, validation loss).
     fn history(selection: Selection, losses: &[(f64, f64)]) -> (History, Vec<Overfitting>) {
-        let mut history = History::of(selection, &[]);
+        let mut history = History::of(Some(selection), &[]);
         let mut found = Vec::new();
         for (i, &(train, eval)) in losses.iter().enumerate() {
             let steps = [2 * i as u64 + 1, 2 * i as u64 + 2];
@@ -184,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_evaluation_before_the_training_is_not_the_best() {
-        let mut history = History::of(SELECTION, &[]);
+        let mut history = History::of(Some(SELECTION), &[]);
         history.push(json!({"step": 0, "eval_loss": 1.}).as_object().unwrap());
         assert_eq!(history.kept(), None);
         history.push(json!({"step": 5, "eval_loss": 2.}).as_object().unwrap());
@@ -197,6 +199,12 @@ mod tests {
         let expected = Overfitting { steps: [4, 8], eval_loss: [3., 3.3], train_loss: [4., 2.] };
         assert_eq!(found, [expected]);
         // Both rise: the training diverges. Both fall: it learns.
+        let over_fits = |selection| {
+            let mut history = History::of(selection, &[]);
+            let lines = [json!({"loss": 2., "eval_loss": 1.}), json!({"loss": 1., "eval_loss": 2.})];
+            lines.iter().filter_map(|line| history.push(line.as_object().unwrap())).count()
+        };
+        assert_eq!((over_fits(Some(SELECTION)), over_fits(None)), (1, 0), "a stage whose losses are not comparable");
         assert_eq!(history(SELECTION, &[(5., 4.), (6., 5.), (7., 6.)]).1, []);
         assert_eq!(history(SELECTION, &[(5., 4.), (4., 3.5), (3., 3.)]).1, []);
     }
@@ -207,7 +215,7 @@ mod tests {
         let lines: Vec<_> = [(2, 4.), (4, 3.), (6, 3.5), (8, 3.4)]
             .map(|(step, loss)| json!({"step": step, "eval_loss": loss}).as_object().unwrap().clone())
             .into();
-        let resumed = History::of(SELECTION, &lines);
+        let resumed = History::of(Some(SELECTION), &lines);
         assert_eq!((resumed.kept(), resumed.stop()), (whole.kept(), whole.stop()));
     }
 }

@@ -180,7 +180,7 @@ impl<'a> Run<'a> {
         (first, earlier): (u64, f64),
     ) -> Result<Self> {
         let metrics = Metrics::open(&dir, first, earlier)?;
-        let selection = plan.evaluation.as_ref().map_or(Selection::default(), |evaluation| evaluation.selection);
+        let selection = plan.evaluation.as_ref().and_then(|evaluation| evaluation.selection);
         let history = RefCell::new(History::of(selection, &metrics::lines(&dir)?));
         let RunOptions { observer, stop, .. } = options;
         let stage = dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy().into_owned();

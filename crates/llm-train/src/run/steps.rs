@@ -37,7 +37,7 @@ pub(crate) struct Evaluation<'a> {
     /// What is evaluated, for the progress bar, such as `40,960 tokens`.
     pub size: String,
     /// What the stage does with the evaluations.
-    pub selection: Selection,
+    pub selection: Option<Selection>,
     /// Evaluates a frozen copy of the model and logs the metrics.
     pub run: Box<EvaluateModel<'a>>,
 }

@@ -124,12 +124,7 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: impl AsRef<Path>, option
     reward_model.model = reward_model.model.to_device(setup.device())?;
     let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, folder)?;
     base.set_end_of_turn(end_of_turn);
-    let adapters = Adapters {
-        model: &inputs.model,
-        lora: recipe.lora.clone(),
-        adapter: inputs.adapter.as_deref(),
-        seed: recipe.seed,
-    };
+    let adapters = Adapters::new(&inputs.model, recipe.lora.as_ref(), inputs.adapter.as_ref(), recipe.seed);
     // The policy at the start of the run: a new adapter changes nothing yet.
     let reference =
         if adapters.is_empty() { base } else { adapters.start(&base)?.frozen()? }.to_device(setup.device())?;
