@@ -13,6 +13,8 @@
 //! assert_eq!(code, std::process::ExitCode::from(2));
 //! ```
 //!
+//! [`HubOption`] is the option `--offline`, with which a model may be a name on the Hugging Face hub.
+//!
 //! This crate does not depend on the model crates. Where to look next: the `cli` modules of `llm-train` and `llm-infer`.
 //!
 //! `examples/program.rs` is an example to copy: a small program.
@@ -20,6 +22,7 @@
 mod arguments;
 mod device;
 mod failure;
+mod hub;
 mod interrupt;
 mod logging;
 mod manual;
@@ -29,6 +32,7 @@ mod verbosity;
 pub use arguments::parse_arguments;
 pub use device::DeviceOption;
 pub use failure::{Failure, run};
+pub use hub::{HubOption, TransferProgress};
 pub use interrupt::stop_on_interrupt;
 pub use logging::{init_logging, print, print_status};
 pub use manual::ShellCommand;

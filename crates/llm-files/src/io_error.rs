@@ -1,7 +1,6 @@
 //! What an I/O error means: the caller's fault or the machine's, and its text for a person.
 
 use std::io::{Error, ErrorKind};
-use std::path::{Component, Path};
 
 /// Whether the caller can fix an I/O error by another request: a missing file, a folder in the place of a file, an existing
 /// output, damaged content. Other errors are the machine's: a full disk, no permission, a device error.
@@ -38,30 +37,9 @@ pub fn error_text(error: &Error) -> String {
     }
 }
 
-/// Advice for the error about a folder that does not exist: a path such as `owner/name` may be a name on the Hugging Face hub.
-/// Empty for other paths, and if the folder `owner` exists.
-pub fn hub_hint(path: &Path) -> String {
-    let parts: Vec<_> = path.components().collect();
-    let [Component::Normal(owner), Component::Normal(name)] = parts[..] else { return String::new() };
-    if Path::new(owner).exists() {
-        return String::new();
-    }
-    let (path, name) = (path.display(), name.display());
-    format!("; if it is a model on the Hugging Face hub, download it first: hf download {path} --local-dir {name}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_a_path_that_can_be_a_name_on_the_hub_gets_the_hint() {
-        let hint = hub_hint(Path::new("org/model-1"));
-        assert!(hint.ends_with("hf download org/model-1 --local-dir model-1"), "{hint}");
-        for path in ["model", "/org/model", "../org", "a/b/c", "src/model"] {
-            assert_eq!(hub_hint(Path::new(path)), "", "{path}"); // tests run in the folder of the crate, which has `src`
-        }
-    }
 
     #[test]
     #[cfg(unix)]

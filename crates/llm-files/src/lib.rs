@@ -26,6 +26,7 @@ mod checksum;
 mod dtype;
 mod error;
 pub mod gguf;
+mod hub;
 mod io_error;
 mod lock;
 mod safetensors_file;
@@ -34,7 +35,8 @@ pub use bytes::Bytes;
 pub use checksum::{checksum, combine_checksums, list_files, sync_folder, verify_checksums, write_checksums};
 pub use dtype::{BlockFormat, WeightDtype};
 pub use error::Error;
-pub use io_error::{error_text, hub_hint, is_callers_fault};
+pub use hub::{hub_hint, hub_name};
+pub use io_error::{error_text, is_callers_fault};
 pub use lock::Lock;
 pub use safetensors_file::{SafetensorsFile, SafetensorsTensor};
 

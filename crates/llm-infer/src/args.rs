@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use llm_cli::{DeviceOption, GLOBAL_HEADING, ShellCommand, Verbosity};
+use llm_cli::{DeviceOption, GLOBAL_HEADING, HubOption, ShellCommand, Verbosity};
 
 use crate::convert::ConvertArgs;
 use crate::dtype::Dtype;
@@ -50,10 +50,11 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[allow(clippy::doc_markdown, reason = "help texts have no backticks")]
 pub(crate) struct GenerationArgs {
-    /// Model: a Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a .gguf file
+    /// Model: a Hugging Face folder (config.json, model.safetensors, tokenizer.json), a .gguf file, or a name on the Hugging Face hub,
+    /// such as HuggingFaceTB/SmolLM2-135M or org/name@revision
     #[arg(short, long)]
     pub(crate) model: PathBuf,
-    /// Folder of a PEFT LoRA adapter for the model; its tokenizer is used if it has one
+    /// Folder of a PEFT LoRA adapter for the model, or org/name on the hub; its tokenizer is used if it has one
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
     /// Weight dtype in memory
@@ -90,6 +91,8 @@ pub(crate) struct GenerationArgs {
     pub(crate) max_new_tokens: Option<usize>,
     #[command(flatten)]
     pub(crate) device: DeviceOption,
+    #[command(flatten)]
+    pub(crate) hub: HubOption,
 }
 
 #[derive(Debug, Args)]
@@ -124,10 +127,10 @@ pub(crate) struct ChatArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  llm-infer logits --model runs/base --ids 1,2,3 --out logits.safetensors")]
 pub(crate) struct LogitsArgs {
-    /// Model: a Hugging Face folder (config.json, model.safetensors) or a .gguf file
+    /// Model: a Hugging Face folder (config.json, model.safetensors), a .gguf file or org/name on the hub
     #[arg(short, long)]
     pub(crate) model: PathBuf,
-    /// Folder of a PEFT LoRA adapter for the model
+    /// Folder of a PEFT LoRA adapter for the model, or org/name on the hub
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
     /// Token ids, comma-separated
@@ -135,6 +138,8 @@ pub(crate) struct LogitsArgs {
     pub(crate) ids: Vec<u32>,
     #[command(flatten)]
     pub(crate) device: DeviceOption,
+    #[command(flatten)]
+    pub(crate) hub: HubOption,
     /// Output file, must not exist; its tensor `logits` has shape (seq, vocab) and dtype f32
     #[arg(long)]
     pub(crate) out: PathBuf,
@@ -145,7 +150,7 @@ pub(crate) struct LogitsArgs {
     after_help = "Example:\n  llm-infer bench --model runs/chat --dtype bf16 --prompt-tokens 512 --new-tokens 64"
 )]
 pub(crate) struct BenchArgs {
-    /// Model: a Hugging Face folder (config.json, model.safetensors) or a .gguf file
+    /// Model: a Hugging Face folder (config.json, model.safetensors), a .gguf file or org/name on the hub
     #[arg(short, long, required_unless_present = "config")]
     pub(crate) model: Option<PathBuf>,
     /// A config.json instead of a model; the weights are random
@@ -156,6 +161,8 @@ pub(crate) struct BenchArgs {
     pub(crate) dtype: Dtype,
     #[command(flatten)]
     pub(crate) device: DeviceOption,
+    #[command(flatten)]
+    pub(crate) hub: HubOption,
     /// Length of the prompt in tokens, at least 1
     #[arg(long, default_value_t = 512)]
     pub(crate) prompt_tokens: usize,

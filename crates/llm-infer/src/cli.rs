@@ -26,7 +26,8 @@ Start here:
   llm-infer generate --model model.gguf \"Write a sentence about the sea.\"
   llm-infer convert --model runs/lifecycle/aligned --to gguf --out aligned.gguf
 
-No model yet? `llm-train lifecycle` trains one from nothing on this machine.
+No model yet? `llm-train lifecycle` trains one from nothing on this machine, and `--model org/name` fetches one from the Hugging
+Face hub, such as HuggingFaceTB/SmolLM2-135M-Instruct.
 All commands: llm-infer --help
 ";
 
@@ -66,7 +67,8 @@ impl GenerationArgs {
 
 /// Runs the selected command.
 pub fn execute(arguments: Arguments) -> Result<(), Failure> {
-    let Some(command) = arguments.command else { return llm_cli::print(START) };
+    let Some(mut command) = arguments.command else { return llm_cli::print(START) };
+    command.resolve_names()?;
     let threads = arguments.threads.unwrap_or_else(llm_kernels::default_threads);
     let result = llm_kernels::with_threads(threads, || match command {
         Command::Generate(args) => generate(&args),

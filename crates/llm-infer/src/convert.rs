@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use llm_cli::Failure;
+use llm_cli::{Failure, HubOption};
 use llm_engine::{Error, TextModel};
 use llm_model::{Model, Weight, WeightDtype};
 use llm_tokenizer::Tokenizer;
@@ -15,10 +15,10 @@ use crate::failure::{input, io_failure, refuse_existing};
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  llm-infer convert --model runs/chat --to gguf --quantize q8_0 --out chat.gguf")]
 pub(crate) struct ConvertArgs {
-    /// Model to convert: a Hugging Face folder (config.json, model.safetensors, tokenizer.json), a .gguf file, or a .bin
-    /// checkpoint of llama2.c with --tokenizer
+    /// Model to convert: a Hugging Face folder (config.json, model.safetensors, tokenizer.json), a .gguf file, org/name on the hub, or
+    /// a .bin checkpoint of llama2.c with --tokenizer
     #[arg(short, long)]
-    model: PathBuf,
+    pub(crate) model: PathBuf,
     /// Tokenizer of a llama2.c checkpoint, such as tokenizer.bin or tok512.bin
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
@@ -31,6 +31,8 @@ pub(crate) struct ConvertArgs {
     /// File (gguf) or folder (safetensors) to write; must not exist
     #[arg(long)]
     out: PathBuf,
+    #[command(flatten)]
+    pub(crate) hub: HubOption,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -16,6 +16,7 @@ pub mod cli;
 mod convert;
 mod dtype;
 mod failure;
+mod hub;
 mod merge;
 mod options;
 mod prompt;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use llm_cli::Failure;
+use llm_cli::{Failure, HubOption};
 use llm_engine::TextModel;
 use llm_model::gguf::is_gguf;
 use llm_model::{Model, WeightDtype};
@@ -18,12 +18,12 @@ use crate::failure::{input, io_failure, refuse_existing};
 #[allow(clippy::doc_markdown, reason = "help texts have no backticks")]
 #[command(after_help = "Example:\n  llm-infer merge --model runs/base --adapter runs/lora --out runs/merged")]
 pub(crate) struct MergeArgs {
-    /// Base model: a Hugging Face folder (config.json, model.safetensors) or a .gguf file
+    /// Base model: a Hugging Face folder (config.json, model.safetensors), a .gguf file or org/name on the hub
     #[arg(short, long)]
-    model: PathBuf,
-    /// Folder of a PEFT LoRA adapter; its tokenizer is copied if it has one, else that of the base model
+    pub(crate) model: PathBuf,
+    /// Folder of a PEFT LoRA adapter, or org/name on the hub; its tokenizer is copied if it has one, else that of the base model
     #[arg(long)]
-    adapter: PathBuf,
+    pub(crate) adapter: PathBuf,
     /// The weights that the adapter is added to
     #[arg(long, value_enum, default_value = "original")]
     merge_onto: MergeOnto,
@@ -33,6 +33,8 @@ pub(crate) struct MergeArgs {
     /// Folder to write; must not exist. Its weights have the dtype of the base, f32 if the base is quantised
     #[arg(long)]
     out: PathBuf,
+    #[command(flatten)]
+    pub(crate) hub: HubOption,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -160,3 +160,22 @@ fn sampling_defaults_come_from_the_model_and_a_flag_wins() {
     let (code, error) = failed(&["generate", "-m", model, "hello"], "");
     assert!(code == 2 && error.contains("generation_config.json: \"top_p\" is 7; it must be a number"), "{error}");
 }
+
+#[test]
+fn a_model_of_the_hub_is_read_from_the_cache() {
+    let home = tempfile::tempdir().unwrap();
+    let repo = home.path().join("hub/models--org--tiny");
+    let snapshot = repo.join("snapshots/0123456789abcdef0123456789abcdef01234567");
+    save_model(&snapshot);
+    std::fs::create_dir_all(repo.join("refs")).unwrap();
+    std::fs::write(repo.join("refs/main"), "0123456789abcdef0123456789abcdef01234567").unwrap();
+    let run = |model: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_llm-infer"));
+        command.args(["generate", "--offline", "--model", model, "--temperature", "0", "the cat"]);
+        command.env("HF_HOME", home.path()).env_remove("HF_HUB_CACHE").env_remove("RUST_LOG").output().unwrap()
+    };
+    let (named, local) = (run("org/tiny"), run(snapshot.to_str().unwrap()));
+    assert!(named.status.success(), "{}", String::from_utf8_lossy(&named.stderr));
+    assert_eq!(named.stdout, local.stdout);
+    assert_eq!(run("org/tiny@v2").status.code(), Some(2));
+}

@@ -14,6 +14,8 @@ use llm_tokenizer::{TrainConfig, train_bpe};
 fn run(dir: &Path, arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llm-infer"));
     command.args(arguments).current_dir(dir).stdin(Stdio::null());
+    // No network: names on the Hugging Face hub must be in a cache that is empty.
+    command.env("HF_HUB_OFFLINE", "1").env("HF_HUB_CACHE", "/empty");
     let output = command.env_remove("RUST_LOG").env("NO_COLOR", "1").env("COLUMNS", "100").output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     format!("exit code {}\n{}{}", output.status.code().unwrap(), text(output.stdout), text(output.stderr))

@@ -1,12 +1,13 @@
 //! The commands of the program `llm-train`.
 
+mod hub;
 mod preview;
 mod run;
 
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use llm_cli::{DeviceOption, Failure, GLOBAL_HEADING, Progress, ShellCommand, Verbosity, key_value};
+use llm_cli::{DeviceOption, Failure, GLOBAL_HEADING, HubOption, Progress, ShellCommand, Verbosity, key_value};
 
 use crate::recipes::{DistillInputs, FinetuneInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs};
 use crate::run::{Event, recorded_recipe};
@@ -106,6 +107,8 @@ struct Prepare {
     /// Folder to write; must not exist
     #[arg(long, value_name = "DIR", display_order = 2)]
     out: PathBuf,
+    #[command(flatten)]
+    hub: HubOption,
 }
 
 /// Options of every run.
@@ -122,6 +125,8 @@ struct Common {
     resume: bool,
     #[command(flatten)]
     device: DeviceOption,
+    #[command(flatten)]
+    hub: HubOption,
 }
 
 #[derive(Debug, Args)]
@@ -226,6 +231,8 @@ struct Resume {
     input: Vec<(String, String)>,
     #[command(flatten)]
     device: DeviceOption,
+    #[command(flatten)]
+    hub: HubOption,
 }
 
 /// Parses `NAME=PATH`. The old name `held_out` means `validation`.
@@ -262,7 +269,7 @@ struct Bench {
     after_help = "Example:\n  llm-train bench-finetune --model models/smollm2 --data chats.jsonl --set batch_size=8 --set lora.r=16"
 )]
 struct BenchFinetune {
-    /// Folder of the model
+    /// Folder of the model, or org/name on the Hugging Face hub
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Conversations, as for `finetune`
@@ -279,6 +286,8 @@ struct BenchFinetune {
     steps: usize,
     #[command(flatten)]
     device: DeviceOption,
+    #[command(flatten)]
+    hub: HubOption,
 }
 
 #[derive(Debug, Args)]
@@ -286,7 +295,8 @@ struct BenchFinetune {
     after_help = "Example:\n  llm-train params llama-3-8b --batch-size 8 --context 2048,8192 --flops 1e13 --tokens 1e9"
 )]
 struct Params {
-    /// A config.json, a folder with one, or the name of a known model such as llama-3-8b (an unknown name lists them)
+    /// A config.json, a folder with one, org/name on the Hugging Face hub, or the name of a known model such as llama-3-8b (an unknown
+    /// name lists them)
     #[arg(value_name = "CONFIG|DIR|PRESET")]
     model: String,
     /// Sequences per batch, in inference and in training
@@ -307,6 +317,8 @@ struct Params {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    hub: HubOption,
 }
 
 impl Common {
@@ -351,7 +363,8 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
 }
 
 /// Runs a command and shows its progress.
-fn run_with_progress(command: Command) -> Result<(), Failure> {
+fn run_with_progress(mut command: Command) -> Result<(), Failure> {
+    command.resolve_names()?;
     let mut progress: Option<Progress> = None;
     let mut observer = |event: Event| match event {
         Event::Begin { stage, total, done, unit } => progress = Some(Progress::new(stage, total, unit, done)),

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
-use llm_cli::key_value;
+use llm_cli::{HubOption, key_value};
 
 use crate::recipes::FinetuneRecipe;
 use crate::{Error, read_recipe};
@@ -12,9 +12,9 @@ use crate::{Error, read_recipe};
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  llm-train preview --model runs/base --data chats.jsonl --html preview.html")]
 pub(super) struct Preview {
-    /// Folder of the model; only its tokenizer and config.json are read
+    /// Folder of the model, or org/name on the Hugging Face hub; only its tokenizer and config.json are read
     #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    pub model: PathBuf,
     /// Data files or folders, as for `finetune`; may be repeated
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
@@ -32,6 +32,8 @@ pub(super) struct Preview {
     set: Vec<(String, String)>,
     #[command(flatten)]
     strict: Rows,
+    #[command(flatten)]
+    pub hub: HubOption,
 }
 
 /// Options of the stages that read rows of data.

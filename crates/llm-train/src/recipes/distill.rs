@@ -81,7 +81,7 @@ impl Default for DistillRecipe {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct DistillInputs {
-    /// Folder of the teacher.
+    /// Folder of the teacher; on the command line also org/name of the Hugging Face hub.
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
     pub teacher: PathBuf,
     /// Data files or folders of conversations, as for `finetune`; may be repeated.

@@ -102,7 +102,7 @@ impl Default for FinetuneRecipe {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct FinetuneInputs {
-    /// Folder of the model to fine-tune.
+    /// Folder of the model to fine-tune; on the command line also org/name of the Hugging Face hub.
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
     pub model: PathBuf,
     /// Data files or folders (JSONL, JSON, CSV, Parquet, also .gz or .zst) of conversations, prompts with completions, or texts; may be

@@ -70,7 +70,7 @@ impl Default for RewardRecipe {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct RewardInputs {
-    /// Folder of the fine-tuned model to start from.
+    /// Folder of the fine-tuned model to start from; on the command line also org/name of the Hugging Face hub.
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
     pub model: PathBuf,
     /// Files or folders of ranked answers: chosen and rejected (TRL, HH), or answers and order; may be repeated.

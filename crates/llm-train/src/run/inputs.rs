@@ -23,6 +23,9 @@ pub(crate) struct Recorded {
     /// The path relative to the run's folder.
     #[serde(default)]
     pub from_run: Option<PathBuf>,
+    /// The name on the Hugging Face hub, `org/name@commit`, of a folder in its cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<String>,
     /// BLAKE3 hash of the content.
     pub blake3: String,
 }
@@ -47,7 +50,8 @@ impl Input {
     /// The record of this input for a run in the existing folder `dir`.
     pub fn recorded(&self, dir: &Path) -> Result<Recorded> {
         let blake3 = fingerprint(&self.name, &self.path)?;
-        Ok(Recorded { path: self.path.clone(), from_run: path_from(dir, &self.path), blake3 })
+        let hub = llm_files::hub_name(&self.path);
+        Ok(Recorded { path: self.path.clone(), from_run: path_from(dir, &self.path), hub, blake3 })
     }
 }
 
@@ -60,7 +64,9 @@ impl Recorded {
         let has_content = |path: &&PathBuf| fingerprint(name, path).is_ok_and(|found| found == self.blake3);
         existing.iter().find(has_content).or(existing.first()).cloned().ok_or_else(|| {
             let path = self.path.display();
-            Error::MissingFile(format!("{path}: no such file or folder; give its new path with --input {name}=PATH"))
+            let new = self.hub.as_deref().unwrap_or("PATH");
+            let what = if self.hub.is_some() { "fetch it again" } else { "give its new path" };
+            Error::MissingFile(format!("{path}: no such file or folder; {what} with --input {name}={new}"))
         })
     }
 }

@@ -7,6 +7,7 @@ mod bench;
 mod common;
 mod evaluations;
 mod folders;
+mod hub;
 mod keys;
 mod logs;
 mod overlap;

@@ -95,7 +95,7 @@ impl Default for PpoRecipe {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct PpoInputs {
-    /// Folder of the fine-tuned model: the initial policy, and the reference.
+    /// Folder of the fine-tuned model: the initial policy, and the reference; on the command line also org/name of the Hugging Face hub.
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
     pub model: PathBuf,
     /// Folder of the reward model.

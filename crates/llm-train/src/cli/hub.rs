@@ -1,0 +1,67 @@
+//! Names on the Hugging Face hub in the options of the commands.
+
+use std::path::PathBuf;
+
+use llm_cli::{Failure, HubOption};
+use llm_hub::Wanted;
+
+use super::Command;
+
+impl Command {
+    /// Replaces names on the hub by folders in its cache.
+    pub(super) fn resolve_names(&mut self) -> Result<(), Failure> {
+        use Wanted::{Adapter, Config, Model, Tokenizer};
+        match self {
+            Self::Prepare(args) => args.hub.resolve(&mut args.inputs.tokenizer, Tokenizer),
+            Self::Pretrain(args) => args.common.hub.resolve(&mut args.inputs.tokenizer, Tokenizer),
+            Self::Finetune(args) => {
+                args.common.hub.resolve(&mut args.inputs.model, Model)?;
+                given(args.common.hub, &mut args.inputs.adapter, Adapter)
+            }
+            Self::Preview(args) => args.hub.resolve(&mut args.model, Tokenizer),
+            Self::Reward(args) => {
+                args.common.hub.resolve(&mut args.inputs.model, Model)?;
+                given(args.common.hub, &mut args.inputs.adapter, Adapter)
+            }
+            Self::Ppo(args) => {
+                args.common.hub.resolve(&mut args.inputs.model, Model)?;
+                args.common.hub.resolve(&mut args.inputs.reward, Model)?;
+                given(args.common.hub, &mut args.inputs.adapter, Adapter)
+            }
+            Self::Distill(args) => {
+                args.common.hub.resolve(&mut args.inputs.teacher, Model)?;
+                given(args.common.hub, &mut args.inputs.student, Model)?;
+                given(args.common.hub, &mut args.inputs.text_teacher, Model)?;
+                given(args.common.hub, &mut args.inputs.adapter, Adapter)
+            }
+            Self::Resume(args) => {
+                for (name, path) in &mut args.input {
+                    let wanted = match name.as_str() {
+                        "model" | "teacher" | "text_teacher" | "student" | "reward" => Model,
+                        "adapter" => Adapter,
+                        "tokenizer" => Tokenizer,
+                        _ => continue,
+                    };
+                    resolve_text(args.hub, path, wanted)?;
+                }
+                Ok(())
+            }
+            Self::BenchFinetune(args) => args.hub.resolve(&mut args.model, Model),
+            Self::Params(args) => resolve_text(args.hub, &mut args.model, Config),
+            Self::Lifecycle(_) | Self::Tokenizer(_) | Self::Recipe(_) | Self::Bench(_) => Ok(()),
+        }
+    }
+}
+
+/// Resolves an option that may be left out.
+fn given(hub: HubOption, path: &mut Option<PathBuf>, wanted: Wanted) -> Result<(), Failure> {
+    path.as_mut().map_or(Ok(()), |path| hub.resolve(path, wanted))
+}
+
+/// Resolves a path that is kept as text.
+fn resolve_text(hub: HubOption, text: &mut String, wanted: Wanted) -> Result<(), Failure> {
+    let mut path = PathBuf::from(&*text);
+    hub.resolve(&mut path, wanted)?;
+    *text = path.display().to_string();
+    Ok(())
+}
