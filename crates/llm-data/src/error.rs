@@ -62,6 +62,9 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// The separator of documents is empty.
+    #[error("the separator of documents is empty; it must have at least one character, such as \"<|endoftext|>\"")]
+    EmptySeparator,
     /// The tokenizer failed.
     #[error(transparent)]
     Tokenizer(#[from] llm_tokenizer::Error),
@@ -109,6 +112,7 @@ impl Error {
             Self::Record { .. }
             | Self::Unusable { .. }
             | Self::Columns { .. }
+            | Self::EmptySeparator
             | Self::OnePrompt { .. }
             | Self::TooFewTokens { .. }
             | Self::ValidationShare { .. }

@@ -7,9 +7,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::records::{Limit, for_each_valid_record};
-use crate::source::{Format, data_files, known_format, read_text};
-use crate::value::{described, kind};
-use crate::{Error, Result};
+use crate::source::data_files;
+use crate::{DocumentOptions, Error, Result, for_each_document};
 
 /// Writes a file atomically; see [`llm_files::write_atomic`].
 pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
@@ -40,46 +39,18 @@ pub fn write_jsonl<T: Serialize>(path: impl AsRef<Path>, items: &[T]) -> Result<
     })
 }
 
-/// Reads documents: a text file is one document, a JSONL, CSV or Parquet file has one document in the `text` key of each record, a
-/// folder has the documents of all its files, sorted by path. Decompresses `.gz` and `.zst`, removes a byte order mark, and
-/// replaces `\r\n` in text files by `\n`. A file without text is an error.
+/// Reads all documents of a file or folder into memory, with the default options of [`for_each_document`]. A row that cannot be
+/// read is an error, and so is a file without text.
 pub fn read_documents(path: impl AsRef<Path>) -> Result<Vec<String>> {
-    let path = path.as_ref();
+    let options = DocumentOptions { strict: true, ..DocumentOptions::default() };
     let mut documents = Vec::new();
-    for file in data_files(path, true)? {
-        let before = documents.len();
-        if is_text(&file) {
-            let text = read_text(&file)?;
-            documents.push(if text.contains("\r\n") { text.replace("\r\n", "\n") } else { text });
-        } else {
-            for_each_valid_record(&file, Limit::None, &mut |_, value| {
-                documents.push(document_text(value)?);
-                Ok(())
-            })?;
-        }
-        if documents[before..].iter().all(|document| document.trim().is_empty()) {
-            return Err(Error::unusable(&file, "contains no text"));
-        }
+    for file in data_files(path.as_ref(), true)? {
+        for_each_document(&[file], &options, &mut |document| {
+            documents.push(document.text);
+            Ok(())
+        })?;
     }
     Ok(documents)
-}
-
-/// Whether a file is plain text. A file of an unknown format is.
-fn is_text(path: &Path) -> bool {
-    known_format(path).is_none_or(|format| format == Format::Text)
-}
-
-/// The `text` key of a record.
-fn document_text(mut value: Value) -> Result<String, String> {
-    match value.get_mut("text").map(Value::take) {
-        Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(format!("\"text\" is {}; it must be a string", kind(&other))),
-        None => Err(format!(
-            "a record of text data must be an object with the key \"text\"; this one is {}. To train on conversations, use \
-             `llm-train finetune`",
-            described(&value)
-        )),
-    }
 }
 
 #[cfg(test)]
@@ -101,8 +72,9 @@ mod tests {
         let mut gz = GzEncoder::new(File::create(path("c.txt.gz")).unwrap(), Compression::fast());
         gz.write_all("drei".as_bytes()).unwrap();
         gz.finish().unwrap();
-        std::fs::write(path("notes.md"), "not read").unwrap();
-        assert_eq!(read_documents(dir.path()).unwrap(), ["x", "y", "one\ntwo", "drei"]);
+        std::fs::write(path("notes.doc"), "not read").unwrap();
+        std::fs::write(path("Z.MD"), "*four*").unwrap();
+        assert_eq!(read_documents(dir.path()).unwrap(), ["*four*", "x", "y", "one\ntwo", "drei"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Datasets: readers, token shards, batches and splits.
 //!
-//! - [`read_documents`], [`prepare`], [`TokenDataset`], [`Batches`]: text files, token shards, batches for pre-training;
+//! - [`for_each_document`], [`read_documents`]: documents of text, Markdown, HTML, JSON, CSV and Parquet files;
+//! - [`prepare`], [`TokenDataset`], [`Batches`]: token shards, batches for pre-training;
 //! - [`read_training_rows`], [`read_prompts`]: instruction data in the common formats, with [`ReadOptions`];
 //! - [`read_rankings`]: rankings of answers;
 //! - [`SplitKey`], [`split_by_prompt`], [`Duplicates`]: splits by prompt, and duplicates within and across them.
@@ -32,6 +33,7 @@
 mod batches;
 mod contamination;
 mod conversation;
+mod documents;
 mod error;
 mod files;
 mod messages;
@@ -49,6 +51,7 @@ mod warnings;
 pub use batches::{Batches, eval_windows};
 pub use contamination::Contamination;
 pub use conversation::{TrainingRow, TrainingRows, prompt_key, read_prompts, read_training_rows};
+pub use documents::{Document, DocumentOptions, Markup, Problem, ReadReport, document_files, for_each_document};
 pub use error::{Error, Place};
 pub use files::{read_documents, read_jsonl, write_jsonl};
 pub use llm_tokenizer::{ChatMessage, Conversation};

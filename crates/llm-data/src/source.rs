@@ -21,10 +21,21 @@ pub(crate) enum Format {
     Parquet,
     /// Plain text.
     Text,
+    /// Markdown.
+    Markdown,
+    /// HTML.
+    Html,
+}
+
+impl Format {
+    /// Whether a file of this format is text, not rows.
+    pub fn is_text(self) -> bool {
+        matches!(self, Self::Text | Self::Markdown | Self::Html)
+    }
 }
 
 /// The ends of the names of data files, and their formats.
-const ENDINGS: [(&str, Format); 7] = [
+const ENDINGS: [(&str, Format); 12] = [
     (".jsonl", Format::Json),
     (".json", Format::Json),
     (".ndjson", Format::Json),
@@ -32,6 +43,11 @@ const ENDINGS: [(&str, Format); 7] = [
     (".tsv", Format::Table(b'\t')),
     (".parquet", Format::Parquet),
     (".txt", Format::Text),
+    (".md", Format::Markdown),
+    (".markdown", Format::Markdown),
+    (".html", Format::Html),
+    (".htm", Format::Html),
+    (".xhtml", Format::Html),
 ];
 
 /// Files of the `datasets` library that describe a dataset and contain no rows of it.
@@ -49,27 +65,42 @@ pub(crate) fn format(path: &Path) -> Format {
     known_format(path).unwrap_or(Format::Json)
 }
 
+/// The files of a folder.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// Those whose format is known, sorted by path.
+    pub files: Vec<PathBuf>,
+    /// The others, sorted by path.
+    pub unknown: Vec<PathBuf>,
+}
+
 /// The data files at `path`: the file itself, or all files of a folder and its subfolders whose format is known, sorted by path.
-/// Hidden files and folders are left out. `text`: whether to include plain text. A folder without data files is an error.
+/// Hidden files and folders are left out. `text`: whether to include text files. A folder without data files is an error.
 pub(crate) fn data_files(path: &Path, text: bool) -> Result<Vec<PathBuf>> {
+    Ok(list(path, text)?.files)
+}
+
+/// As [`data_files`], with the files of an unknown format.
+pub(crate) fn list(path: &Path, text: bool) -> Result<Listing> {
     if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
+        return Ok(Listing { files: vec![path.to_owned()], unknown: Vec::new() });
     }
-    let mut files = Vec::new();
-    collect(path, text, &mut files)?;
-    files.sort();
-    if files.is_empty() {
-        let also = if text { ".txt, " } else { "" };
+    let mut listing = Listing::default();
+    collect(path, text, &mut listing)?;
+    listing.files.sort();
+    listing.unknown.sort();
+    if listing.files.is_empty() {
+        let also = if text { ".txt, .md, .html, " } else { "" };
         let message = format!(
             "contains no {also}.jsonl, .json, .ndjson, .csv, .tsv or .parquet file (or .gz or .zst of these); give a file or \
              another folder"
         );
         return Err(Error::unusable(path, message));
     }
-    Ok(files)
+    Ok(listing)
 }
 
-fn collect(dir: &Path, text: bool, files: &mut Vec<PathBuf>) -> Result<()> {
+fn collect(dir: &Path, text: bool, listing: &mut Listing) -> Result<()> {
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
         let entry = entry.map_err(Error::io(dir))?;
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
@@ -78,9 +109,12 @@ fn collect(dir: &Path, text: bool, files: &mut Vec<PathBuf>) -> Result<()> {
         }
         // A link to a folder is not followed, because it may lead back.
         if entry.file_type().map_err(Error::io(&path))?.is_dir() {
-            collect(&path, text, files)?;
-        } else if path.is_file() && known_format(&path).is_some_and(|format| text || format != Format::Text) {
-            files.push(path);
+            collect(&path, text, listing)?;
+        } else if path.is_file() {
+            match known_format(&path) {
+                Some(format) if text || !format.is_text() => listing.files.push(path),
+                _ => listing.unknown.push(path),
+            }
         }
     }
     Ok(())
@@ -89,25 +123,43 @@ fn collect(dir: &Path, text: bool, files: &mut Vec<PathBuf>) -> Result<()> {
 /// Opens a file for reading; decompresses `.gz` and `.zst`, and skips a byte order mark. An error if the content is in another
 /// format than the name says.
 pub(crate) fn open(path: &Path) -> Result<Box<dyn BufRead>> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
-    let mut input: Box<dyn BufRead> = match ending.as_deref() {
-        Some("gz") => Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(BufReader::new(file)))),
-        Some("zst") => {
-            let frames = ZstdFrames { source: BufReader::new(file), frame: FrameDecoder::new() };
-            Box::new(BufReader::with_capacity(BUFFER, frames))
-        }
-        _ => Box::new(BufReader::with_capacity(BUFFER, file)),
-    };
+    let mut input = decompressed(path)?;
     let start = input.fill_buf().map_err(Error::io(path))?;
     if let Some(message) = unsupported_format(start) {
         return Err(Error::unusable(path, message));
     }
-    if start.starts_with(b"\xef\xbb\xbf") {
-        input.consume(3);
+    if start.starts_with(BYTE_ORDER_MARK) {
+        input.consume(BYTE_ORDER_MARK.len());
     }
     Ok(input)
 }
+
+/// Whether the content of a file starts with a byte order mark. No if its first bytes cannot be decompressed.
+pub(crate) fn has_byte_order_mark(path: &Path) -> Result<bool> {
+    Ok(decompressed(path)?.fill_buf().is_ok_and(|start| start.starts_with(BYTE_ORDER_MARK)))
+}
+
+/// Whether a file is compressed, by the end of its name.
+pub(crate) fn is_compressed(path: &Path) -> bool {
+    matches!(ending(path).as_deref(), Some("gz" | "zst"))
+}
+
+/// The content of a file; that of `.gz` and `.zst` decompressed.
+fn decompressed(path: &Path) -> Result<Box<dyn BufRead>> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    Ok(match ending(path).as_deref() {
+        Some("gz") => Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(BufReader::new(file)))),
+        Some("zst") => Box::new(BufReader::with_capacity(BUFFER, ZstdFrames::new(file))),
+        _ => Box::new(BufReader::with_capacity(BUFFER, file)),
+    })
+}
+
+/// The last part of the name of a file, in lower case.
+fn ending(path: &Path) -> Option<String> {
+    path.extension().map(|ending| ending.to_string_lossy().to_lowercase())
+}
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Bytes that are read at once.
 const BUFFER: usize = 1 << 16;
@@ -136,22 +188,33 @@ fn unsupported_format(bytes: &[u8]) -> Option<&'static str> {
     FORMATS.iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, message)| *message)
 }
 
-/// The content of the frames of a zstd file, one after the other (RFC 8878, section 3).
+/// The content of the frames of a zstd file, one after the other (RFC 8878, section 3). Of a file that is cut or damaged, all that
+/// was decompressed comes before the error.
 struct ZstdFrames {
     source: BufReader<File>,
     /// Its current frame, finished at the start.
     frame: FrameDecoder,
+    /// What is wrong with the rest of the file.
+    failure: Option<(ErrorKind, String)>,
 }
 
-impl Read for ZstdFrames {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+/// The end of a frame: an empty last block, and a checksum, which is not compared.
+const FRAME_END: [u8; 7] = [1, 0, 0, 0, 0, 0, 0];
+
+impl ZstdFrames {
+    fn new(file: File) -> Self {
+        Self { source: BufReader::new(file), frame: FrameDecoder::new(), failure: None }
+    }
+
+    /// Decodes until there are bytes to return. False at the end of the file.
+    fn fill(&mut self) -> std::io::Result<bool> {
         let invalid = |error: FrameDecoderError| std::io::Error::new(ErrorKind::InvalidData, error.to_string());
         while self.frame.can_collect() == 0 {
             if !self.frame.is_finished() {
                 let blocks = BlockDecodingStrategy::UptoBlocks(1);
                 self.frame.decode_blocks(&mut self.source, blocks).map_err(invalid)?;
             } else if self.source.fill_buf()?.is_empty() {
-                return Ok(0);
+                return Ok(false);
             } else {
                 match self.frame.init(&mut self.source) {
                     Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
@@ -163,6 +226,24 @@ impl Read for ZstdFrames {
                 }
             }
         }
-        self.frame.read(buffer)
+        Ok(true)
+    }
+}
+
+impl Read for ZstdFrames {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.failure.is_none()
+            && let Err(error) = self.fill()
+        {
+            self.failure = Some((error.kind(), error.to_string()));
+            // The decoder keeps the last bytes for references of later blocks; the end of the frame releases them.
+            if !self.frame.is_finished() {
+                self.frame.decode_blocks(FRAME_END.as_slice(), BlockDecodingStrategy::UptoBlocks(1)).ok();
+            }
+        }
+        match &self.failure {
+            Some((kind, message)) if self.frame.can_collect() == 0 => Err(std::io::Error::new(*kind, message.clone())),
+            _ => self.frame.read(buffer),
+        }
     }
 }

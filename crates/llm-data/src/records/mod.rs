@@ -51,18 +51,23 @@ pub(crate) type Each<'a> = dyn FnMut(Place, Result<Value, String>) -> Result<()>
 /// not end the reading, unless nothing after it can be read, as in a JSON array.
 pub(crate) fn for_each_record(path: &Path, limit: Limit, each: &mut Each) -> Result<()> {
     for file in data_files(path, false)? {
-        match format(&file) {
-            Format::Json => lines::for_each(&file, limit, each)?,
-            Format::Table(delimiter) => table::for_each(&file, delimiter, limit, each)?,
-            Format::Parquet => parquet::for_each(&file, each)?,
-            Format::Text => {
-                let message = "is plain text, which has no rows; to train on it use `llm-train prepare` and --text, or write \
-                               each text as a line {\"text\": …} of a .jsonl file";
-                return Err(Error::unusable(&file, message));
-            }
-        }
+        for_each_record_of_file(&file, limit, None, each)?;
     }
     Ok(())
+}
+
+/// Calls `each` with every record of a file. `column`: the only one that is needed, to read no other of a Parquet file.
+pub(crate) fn for_each_record_of_file(path: &Path, limit: Limit, column: Option<&str>, each: &mut Each) -> Result<()> {
+    match format(path) {
+        Format::Json => lines::for_each(path, limit, each),
+        Format::Table(delimiter) => table::for_each(path, delimiter, limit, each),
+        Format::Parquet => parquet::for_each(path, column, each),
+        Format::Text | Format::Markdown | Format::Html => {
+            let message = "is plain text, which has no rows; to train on it use `llm-train prepare` and --text, or write each \
+                           text as a line {\"text\": …} of a .jsonl file";
+            Err(Error::unusable(path, message))
+        }
+    }
 }
 
 /// Calls `each` with every record; one that cannot be read is an error.

@@ -6,18 +6,23 @@ use std::path::Path;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
+use parquet::schema::types::Type;
 use serde_json::Value;
 
 use super::Each;
 use crate::error::Place;
 use crate::{Error, Result};
 
-/// Calls `each` with every row of a Parquet file.
-pub(super) fn for_each(path: &Path, each: &mut Each) -> Result<()> {
+/// Calls `each` with every row of a Parquet file. `column`: read only this one, if the file has it.
+pub(super) fn for_each(path: &Path, column: Option<&str>, each: &mut Each) -> Result<()> {
     let file = File::open(path).map_err(Error::io(path))?;
     let unusable = |e: ParquetError| Error::unusable(path, message(&e));
     let reader = SerializedFileReader::new(file).map_err(unusable)?;
-    for (index, row) in reader.get_row_iter(None).map_err(unusable)?.enumerate() {
+    let root = reader.metadata().file_metadata().schema();
+    let field = root.get_fields().iter().find(|field| Some(field.name()) == column).cloned();
+    let one = |field| Type::group_type_builder(root.name()).with_fields(vec![field]).build();
+    let projection = field.map(one).transpose().map_err(unusable)?;
+    for (index, row) in reader.get_row_iter(projection).map_err(unusable)?.enumerate() {
         let row = row.map_err(unusable)?;
         each(Place::row(path, index + 1), Ok(object(row)))?;
     }
@@ -109,7 +114,7 @@ mod tests {
         let path = dir.path().join("cut.parquet");
         let bytes = std::fs::read(golden("rows-none.parquet")).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-        let error = for_each(&path, &mut |_, _| Ok(())).unwrap_err().to_string();
+        let error = for_each(&path, None, &mut |_, _| Ok(())).unwrap_err().to_string();
         assert!(error.contains("cut.parquet: not a Parquet file, or a damaged one"), "{error}");
     }
 }
