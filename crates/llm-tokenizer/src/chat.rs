@@ -6,7 +6,7 @@
 use crate::chat_template::{ChatTemplate, End, TemplateOptions};
 use crate::message::Chat;
 use crate::rendered::Rendered;
-use crate::train::{ROLES, TURN_END};
+use crate::special_tokens::{ROLES, TURN_END};
 use crate::{Error, Result, Tokenizer};
 
 /// `<|role|>content<|end|>` for each message; `<|assistant|>` as generation prompt.

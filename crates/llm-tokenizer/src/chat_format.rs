@@ -1,23 +1,12 @@
-//! The special tokens of a chat template, in particular the one that ends a turn.
+//! Finds the special tokens of a chat template, in particular the one that ends a turn.
 //!
 //! The loss mask, the token at which a reward model is read, the stop ids of generation and `eos_token_id` in the files all
 //! use the end-of-turn token from here, so that training and inference agree for every template.
 
 use std::collections::BTreeSet;
 
+use crate::special_tokens::ChatFormat;
 use crate::{ChatMessage, Error, Result, Tokenizer};
-
-/// The special tokens of a chat template, found by rendering probe conversations.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChatFormat {
-    /// The special token that ends an assistant message: the last special token after its content that occurs whether or not
-    /// another message follows. Text after it, such as a line end, is not part of the turn.
-    pub end_of_turn: u32,
-    /// The padding of short rows: `pad_token`, else `end_of_turn`. Code must detect padding by row lengths, never by this id.
-    pub pad: u32,
-    /// All special tokens that the template writes (roles, end of turn, begin of text), in ascending order.
-    pub special: Vec<u32>,
-}
 
 /// Contents of the probe messages: words that no template contains or trims.
 const QUESTION: &str = "qprobe";

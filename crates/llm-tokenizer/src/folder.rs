@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::{fs, io};
 
 use llm_files::gguf::GgufFile;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokenizers::AddedToken;
 
 use crate::chat_template::ChatTemplate;
-use crate::train::{DOCUMENT_END, PAD};
+use crate::config::{chat_template, default_config, special_tokens};
+use crate::special_tokens::{DOCUMENT_END, PAD};
 use crate::validate;
 use crate::{Error, Result, Tokenizer};
 
@@ -103,19 +104,6 @@ fn parse(text: &str) -> std::result::Result<tokenizers::Tokenizer, tokenizers::E
     validate::parse_tokenizer(&serde_json::from_str(text)?, text)
 }
 
-/// The default `tokenizer_config.json`.
-pub(crate) fn default_config() -> Map<String, Value> {
-    let config = json!({
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        // "No limit", as transformers writes it: the limit is a property of the model.
-        "model_max_length": 1e30,
-        "clean_up_tokenization_spaces": false,
-        "add_bos_token": false,
-        "add_eos_token": false,
-    });
-    config.as_object().cloned().unwrap_or_default()
-}
-
 /// The chat templates in files of their own: `chat_template.jinja`, or a list of named templates if there are others in
 /// `additional_chat_templates`.
 fn template_files(dir: &Path) -> Result<Option<Value>> {
@@ -140,42 +128,6 @@ fn template_files(dir: &Path) -> Result<Option<Value>> {
         (Some(text), 1) => Some(text.into()),
         _ => Some(list(named)),
     })
-}
-
-/// The chat templates of a configuration: a string, or a list of named templates.
-fn chat_template(config: &Map<String, Value>, path: &Path) -> Result<Option<ChatTemplate>> {
-    let key = "chat_template";
-    let expected = "a string, or a list of {\"name\", \"template\"}";
-    let wrong = || Error::ConfigKey { path: path.to_owned(), key, expected };
-    match config.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(source)) => Ok(Some(ChatTemplate::new(source))),
-        Some(Value::Array(list)) if !list.is_empty() => {
-            let text = |entry: &Value, key| entry.get(key).and_then(Value::as_str).map(str::to_owned);
-            let named = list.iter().map(|entry| text(entry, "name").zip(text(entry, "template")));
-            named.collect::<Option<Vec<_>>>().map(|named| Some(ChatTemplate::named(named))).ok_or_else(wrong)
-        }
-        Some(_) => Err(wrong()),
-    }
-}
-
-/// The special tokens of a configuration.
-fn special_tokens(config: &Map<String, Value>, path: &Path) -> Result<Vec<String>> {
-    let mut tokens = Vec::new();
-    for key in ["bos_token", "eos_token", "pad_token"] {
-        let Some(value) = config.get(key).filter(|value| !value.is_null()) else { continue };
-        let expected = "the text of a token, {\"content\": text} or null";
-        let token = token_text(value).ok_or_else(|| Error::ConfigKey { path: path.to_owned(), key, expected })?;
-        tokens.push(token.to_owned());
-    }
-    let additional = config.get("additional_special_tokens").and_then(Value::as_array);
-    tokens.extend(additional.into_iter().flatten().filter_map(token_text).map(str::to_owned));
-    Ok(tokens)
-}
-
-/// The text of a token, written as a string or as `{"content": text}`.
-pub(crate) fn token_text(value: &Value) -> Option<&str> {
-    value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
 /// Marks tokens of the vocabulary as special that `tokenizer.json` does not mark, as transformers does.

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::AddedToken;
 
 use crate::chat_template::ChatTemplate;
-use crate::folder::default_config;
+use crate::config::default_config;
 use crate::validate;
 use crate::{Error, Result, Tokenizer};
 use pieces::{bpe_of_scores, sentence_piece, unigram};

@@ -9,10 +9,9 @@ use serde_json::{Map, Value};
 use tokenizers::normalizer::Range as Bounds;
 use tokenizers::{AddedVocabulary, Model as _, OffsetReferential, OffsetType, PreTokenizer as _};
 
-use crate::chat_format::ChatFormat;
 use crate::chat_template::{ChatTemplate, Settings};
-use crate::folder::token_text;
-use crate::train::DOCUMENT_END;
+use crate::config::token_text;
+use crate::special_tokens::{ChatFormat, DOCUMENT_END};
 use crate::validate::catch_panic;
 use crate::{Error, Result};
 

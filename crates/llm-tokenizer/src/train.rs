@@ -7,16 +7,8 @@ use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
+use crate::special_tokens::{DOCUMENT_END, PAD, ROLES, TURN_END};
 use crate::{Error, Result, Tokenizer};
-
-/// The end of a document; also the begin-of-text token.
-pub(crate) const DOCUMENT_END: &str = "<|endoftext|>";
-/// The padding of short rows in a batch.
-pub(crate) const PAD: &str = "<|pad|>";
-/// The end of a message in a conversation.
-pub(crate) const TURN_END: &str = "<|end|>";
-/// The begin of a system, user or assistant message.
-pub(crate) const ROLES: [&str; 3] = ["<|system|>", "<|user|>", "<|assistant|>"];
 
 /// The special tokens of a trained vocabulary; the index is the id.
 const SPECIAL: [&str; 6] = [DOCUMENT_END, PAD, ROLES[0], ROLES[1], ROLES[2], TURN_END];
