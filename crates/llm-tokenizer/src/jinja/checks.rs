@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::Problem;
-use super::eval::Args;
+use super::interpreter::Args;
 use super::value::Value;
 
 type Result<T> = std::result::Result<T, Problem>;

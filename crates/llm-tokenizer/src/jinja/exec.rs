@@ -6,12 +6,10 @@ use std::sync::Arc;
 
 use super::Problem;
 use super::ast::{Expr, FilterCall, For, Kind, Macro, Statement, Target};
-use super::eval::Interpreter;
-use super::objects::Loop;
+use super::interpreter::Interpreter;
 use super::python;
-use super::scope::Scope;
 use super::text::{Char, GENERATION, Text};
-use super::value::{Closure, Value};
+use super::value::{Closure, Loop, Scope, Value};
 
 type Result<T> = std::result::Result<T, Problem>;
 

@@ -1,11 +1,11 @@
 //! The filters of jinja2 that chat templates use.
 
 use super::Problem;
-use super::eval::{Args, Interpreter};
+use super::interpreter::{Args, Interpreter};
 use super::operators;
 use super::text::{self, Text};
 use super::value::Value;
-use super::{ast, checks, json, lists, python};
+use super::{json, lists, python};
 
 type Result<T> = std::result::Result<T, Problem>;
 
@@ -53,8 +53,9 @@ pub(super) fn apply(name: &str, value: Value, args: Args, interpreter: &Interpre
             }),
             _ => Err(Problem::new("attr needs the name of the attribute")),
         },
+        "map" => map(&value, args, interpreter),
         "first" | "last" | "list" | "reverse" | "join" | "items" | "dictsort" | "sort" | "unique" | "min" | "max"
-        | "sum" | "map" | "select" | "reject" | "selectattr" | "rejectattr" | "batch" => {
+        | "sum" | "select" | "reject" | "selectattr" | "rejectattr" | "batch" => {
             lists::apply(name, value, args, interpreter)
         }
         _ => on_text(name, &python::str(&value, interpreter)?, args, interpreter).map(Value::Text),
@@ -175,26 +176,31 @@ fn round(value: &Value, args: Args) -> Result<Value> {
     }
 }
 
+/// `map`: an attribute of each item, or a filter applied to each.
+fn map(value: &Value, args: Args, interpreter: &Interpreter) -> Result<Value> {
+    let items = lists::items_of(value, true, interpreter)?;
+    let named = |name: &str| args.named.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    if let Some(attribute) = named("attribute") {
+        let default = named("default");
+        let values = items.iter().map(|item| match (lists::by_attribute(item, Some(&attribute))?, &default) {
+            (Value::Undefined(_), Some(default)) => Ok(default.clone()),
+            (value, _) => Ok(value),
+        });
+        return Value::generator(values.collect::<Result<_>>()?);
+    }
+    let Some((filter, rest)) = args.positional.split_first() else {
+        return Err(Problem::new("map needs a filter or an attribute"));
+    };
+    let values = items
+        .into_iter()
+        .map(|item| by_name(filter, item, Args { positional: rest.to_vec(), named: args.named.clone() }, interpreter));
+    Value::generator(values.collect::<Result<_>>()?)
+}
+
 /// Applies a filter by name to an item, for `map`.
-pub(super) fn by_name(name: &Value, value: Value, args: Args, interpreter: &Interpreter) -> Result<Value> {
+fn by_name(name: &Value, value: Value, args: Args, interpreter: &Interpreter) -> Result<Value> {
     match name {
         Value::Text(name) => apply(&name.string(), value, args, interpreter),
         other => Err(Problem::new(format!("map needs the name of a filter, not a {}", other.kind()))),
     }
-}
-
-/// Whether an item passes a test by name, for `select`; without a name, whether it is true.
-pub(super) fn passes(value: &Value, test: Option<&Value>, rest: &[Value]) -> Result<bool> {
-    match test {
-        None => Ok(value.is_true()),
-        Some(Value::Text(name)) => {
-            checks::check(&name.string(), value, Args { positional: rest.to_vec(), named: Vec::new() })
-        }
-        Some(other) => Err(Problem::new(format!("a test needs a name, not a {}", other.kind()))),
-    }
-}
-
-/// The sum of two values, for `sum`.
-pub(super) fn add(left: &Value, right: &Value, interpreter: &Interpreter) -> Result<Value> {
-    operators::binary(ast::Operator::Add, left, right, interpreter)
 }

@@ -3,37 +3,16 @@
 use std::fmt::Write as _;
 
 use super::Problem;
-use super::eval::{Args, Interpreter};
+use super::interpreter::{Args, Interpreter};
 use super::text::Text;
-use super::value::Value;
+use super::value::{Function, Value};
 
 type Result<T> = std::result::Result<T, Problem>;
 
 /// Limit of `range`, as in the sandbox of jinja2.
 const MAX_RANGE: i128 = 100_000;
 
-/// A function that every template has.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Function {
-    Range,
-    Dict,
-    Namespace,
-    RaiseException,
-    StrftimeNow,
-}
-
 impl Function {
-    pub(super) fn named(name: &str) -> Option<Self> {
-        match name {
-            "range" => Some(Self::Range),
-            "dict" => Some(Self::Dict),
-            "namespace" => Some(Self::Namespace),
-            "raise_exception" => Some(Self::RaiseException),
-            "strftime_now" => Some(Self::StrftimeNow),
-            _ => None,
-        }
-    }
-
     pub(super) fn call(self, args: Args, interpreter: &Interpreter) -> Result<Value> {
         match self {
             Self::Range => range(args, interpreter),

@@ -1,7 +1,7 @@
 //! The filter `tojson`: `json.dumps(value, ensure_ascii=False)` of Python, with its keyword arguments.
 
 use super::Problem;
-use super::eval::Interpreter;
+use super::interpreter::Interpreter;
 use super::python;
 use super::text::{Char, Text};
 use super::value::Value;

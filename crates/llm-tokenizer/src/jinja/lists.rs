@@ -3,11 +3,10 @@
 use std::cmp::Ordering;
 
 use super::Problem;
-use super::eval::{Args, Interpreter};
-use super::filters::{add, by_name, passes};
-use super::python;
+use super::interpreter::{Args, Interpreter};
 use super::text::{self, Text};
 use super::value::Value;
+use super::{ast, checks, operators, python};
 
 type Result<T> = std::result::Result<T, Problem>;
 
@@ -31,15 +30,13 @@ pub(super) fn apply(name: &str, value: Value, mut args: Args, interpreter: &Inte
             Value::list(sorted.into_iter().map(|(key, value)| Value::tuple(vec![key, value])).collect::<Result<_>>()?)
         }
         _ => {
-            let lazy = ["map", "select", "reject", "selectattr", "rejectattr"].contains(&name);
-            let items = if lazy && !value.is_true() { Vec::new() } else { value.iterate()? };
-            interpreter.charge(items.len())?;
+            let lazy = ["select", "reject", "selectattr", "rejectattr"].contains(&name);
+            let items = items_of(&value, lazy, interpreter)?;
             match name {
                 "list" => Value::list(items),
                 "first" => Ok(items.into_iter().next().unwrap_or_else(|| Value::undefined("there is no first item"))),
                 "last" => Ok(items.into_iter().last().unwrap_or_else(|| Value::undefined("there is no last item"))),
                 "join" => join(&items, args, interpreter),
-                "map" => map(items, args, interpreter),
                 "select" | "reject" => {
                     let test = args.positional.first();
                     let rest = args.positional.get(1..).unwrap_or_default();
@@ -69,6 +66,13 @@ pub(super) fn apply(name: &str, value: Value, mut args: Args, interpreter: &Inte
     }
 }
 
+/// The items that a filter works on. For a lazy filter every value that is not true has none.
+pub(super) fn items_of(value: &Value, lazy: bool, interpreter: &Interpreter) -> Result<Vec<Value>> {
+    let items = if lazy && !value.is_true() { Vec::new() } else { value.iterate()? };
+    interpreter.charge(items.len())?;
+    Ok(items)
+}
+
 fn is_true(value: Option<&Value>) -> bool {
     value.is_some_and(Value::is_true)
 }
@@ -96,7 +100,7 @@ fn kept(items: Vec<Value>, keep: impl Fn(&Value) -> Result<bool>) -> Result<Valu
 }
 
 /// The attribute `a.b.0` of an item, or the item itself.
-fn by_attribute(item: &Value, attribute: Option<&Value>) -> Result<Value> {
+pub(super) fn by_attribute(item: &Value, attribute: Option<&Value>) -> Result<Value> {
     match attribute {
         None | Some(Value::None) => Ok(item.clone()),
         Some(Value::Text(path)) => path.string().split('.').try_fold(item.clone(), |value, part| {
@@ -119,25 +123,6 @@ fn join(items: &[Value], args: Args, interpreter: &Interpreter) -> Result<Value>
         out.extend_from_slice(text.chars());
     }
     Ok(Value::Text(out.into()))
-}
-
-fn map(items: Vec<Value>, args: Args, interpreter: &Interpreter) -> Result<Value> {
-    let named = |name: &str| args.named.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-    if let Some(attribute) = named("attribute") {
-        let default = named("default");
-        let values = items.iter().map(|item| match (by_attribute(item, Some(&attribute))?, &default) {
-            (Value::Undefined(_), Some(default)) => Ok(default.clone()),
-            (value, _) => Ok(value),
-        });
-        return Value::generator(values.collect::<Result<_>>()?);
-    }
-    let Some((filter, rest)) = args.positional.split_first() else {
-        return Err(Problem::new("map needs a filter or an attribute"));
-    };
-    let values = items
-        .into_iter()
-        .map(|item| by_name(filter, item, Args { positional: rest.to_vec(), named: args.named.clone() }, interpreter));
-    Value::generator(values.collect::<Result<_>>()?)
 }
 
 fn batch(items: &[Value], args: Args) -> Result<Value> {
@@ -219,4 +204,20 @@ fn sorted<T>(items: Vec<T>, key: impl Fn(&T) -> Result<Value>, sensitive: bool, 
         Some(problem) => Err(problem),
         None => Ok(keyed.into_iter().map(|(_, item)| item).collect()),
     }
+}
+
+/// Whether an item passes a test by name, for `select`; without a name, whether it is true.
+fn passes(value: &Value, test: Option<&Value>, rest: &[Value]) -> Result<bool> {
+    match test {
+        None => Ok(value.is_true()),
+        Some(Value::Text(name)) => {
+            checks::check(&name.string(), value, Args { positional: rest.to_vec(), named: Vec::new() })
+        }
+        Some(other) => Err(Problem::new(format!("a test needs a name, not a {}", other.kind()))),
+    }
+}
+
+/// The sum of two values, for `sum`.
+fn add(left: &Value, right: &Value, interpreter: &Interpreter) -> Result<Value> {
+    operators::binary(ast::Operator::Add, left, right, interpreter)
 }

@@ -1,65 +1,12 @@
-//! The methods of texts, dictionaries, lists and of `loop`.
+//! The methods of texts, dictionaries, lists and of `loop`; `value/attributes.rs` lists their names.
 
 use super::Problem;
-use super::eval::{Args, Interpreter};
+use super::interpreter::{Args, Interpreter};
 use super::text::{self, Char, Text};
 use super::value::Value;
 use super::{filters, lists, python};
 
 type Result<T> = std::result::Result<T, Problem>;
-
-const OF_TEXT: [&str; 39] = [
-    "capitalize",
-    "casefold",
-    "center",
-    "count",
-    "endswith",
-    "find",
-    "format",
-    "index",
-    "isalnum",
-    "isalpha",
-    "isascii",
-    "isdecimal",
-    "isdigit",
-    "islower",
-    "isnumeric",
-    "isspace",
-    "isupper",
-    "join",
-    "ljust",
-    "lower",
-    "lstrip",
-    "partition",
-    "removeprefix",
-    "removesuffix",
-    "replace",
-    "rfind",
-    "rindex",
-    "rjust",
-    "rpartition",
-    "rsplit",
-    "rstrip",
-    "split",
-    "splitlines",
-    "startswith",
-    "strip",
-    "swapcase",
-    "title",
-    "upper",
-    "zfill",
-];
-
-/// Whether values of this type have the method. Methods that change a value do not exist, as in the sandbox of transformers.
-pub(super) fn exists(value: &Value, name: &str) -> bool {
-    match value {
-        Value::Text(_) => OF_TEXT.contains(&name),
-        Value::Dict(_) => ["copy", "get", "items", "keys", "values"].contains(&name),
-        Value::List(_) | Value::Tuple(_) => ["copy", "count", "index"].contains(&name),
-        Value::Loop(_) => ["changed", "cycle"].contains(&name),
-        _ => false,
-    }
-}
 
 /// `value.name(args)`
 pub(super) fn call(value: &Value, name: &str, args: Args, interpreter: &Interpreter) -> Result<Value> {

@@ -9,8 +9,8 @@
 //! filters of `transformers.utils.chat_template_utils`.
 //!
 //! - `lexer.rs`, `parser.rs`, `arguments.rs`, `statements.rs`: source to syntax tree (`ast.rs`)
-//! - `eval.rs`, `exec.rs`: expressions and statements; `scope.rs`: variables
-//! - `value.rs`, `objects.rs`, `text.rs`: values; `operators.rs`, `python.rs`, `json.rs`: what Python does with them
+//! - `text.rs`, `value/`: texts, values and variables; `operators.rs`, `python.rs`, `json.rs`: what Python does with them
+//! - `interpreter.rs`: the state of a rendering; `eval.rs`, `exec.rs`: expressions and statements
 //! - `filters.rs`, `lists.rs`, `checks.rs`, `methods.rs`, `functions.rs`: filters, tests, methods and functions by name
 
 mod arguments;
@@ -20,15 +20,14 @@ mod eval;
 mod exec;
 mod filters;
 mod functions;
+mod interpreter;
 mod json;
 mod lexer;
 mod lists;
 mod methods;
-mod objects;
 mod operators;
 mod parser;
 mod python;
-mod scope;
 mod statements;
 mod text;
 mod value;
@@ -93,9 +92,9 @@ impl Template {
         size: usize,
         now: NaiveDateTime,
     ) -> Result<Vec<Char>, Problem> {
-        let interpreter = eval::Interpreter::new(FUEL + FUEL_PER_CHAR * size as u64, now);
+        let interpreter = interpreter::Interpreter::new(FUEL + FUEL_PER_CHAR * size as u64, now);
         let mut out = Vec::new();
-        interpreter.run(&self.body, &scope::Scope::root(variables), &mut out)?;
+        interpreter.run(&self.body, &value::Scope::root(variables), &mut out)?;
         Ok(out)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Problem;
 use super::ast::Operator;
-use super::eval::Interpreter;
+use super::interpreter::Interpreter;
 use super::python;
 use super::value::Value;
 

@@ -1,7 +1,7 @@
 //! Values as text: `str`, `repr`, `%` and `format` of Python.
 
 use super::Problem;
-use super::eval::Interpreter;
+use super::interpreter::Interpreter;
 use super::text::{Char, Text, string};
 use super::value::Value;
 

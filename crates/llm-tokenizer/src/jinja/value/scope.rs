@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::value::Value;
+use super::Value;
 
 /// The variables of a block, and the scope around it. Inner blocks see the variables of outer ones and do not change them.
 #[derive(Debug, Default)]
@@ -15,16 +15,16 @@ pub(crate) struct Scope {
 
 impl Scope {
     /// The outermost scope.
-    pub(super) fn root(variables: impl IntoIterator<Item = (String, Value)>) -> Rc<Self> {
+    pub(crate) fn root(variables: impl IntoIterator<Item = (String, Value)>) -> Rc<Self> {
         Rc::new(Self { variables: RefCell::new(variables.into_iter().collect()), parent: None })
     }
 
     /// A scope inside this one.
-    pub(super) fn inner(self: &Rc<Self>) -> Rc<Self> {
+    pub(crate) fn inner(self: &Rc<Self>) -> Rc<Self> {
         Rc::new(Self { variables: RefCell::default(), parent: Some(Rc::clone(self)) })
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<Value> {
+    pub(crate) fn get(&self, name: &str) -> Option<Value> {
         let mut scope = self;
         loop {
             if let Some(value) = scope.variables.borrow().get(name) {
@@ -34,7 +34,7 @@ impl Scope {
         }
     }
 
-    pub(super) fn set(&self, name: &str, value: Value) {
+    pub(crate) fn set(&self, name: &str, value: Value) {
         self.variables.borrow_mut().insert(name.to_owned(), value);
     }
 }

@@ -1,4 +1,8 @@
-//! The values of a template, with the comparisons, attributes and items of Python.
+//! The values of a template, with the comparisons of Python.
+
+mod attributes;
+mod objects;
+mod scope;
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
@@ -10,11 +14,9 @@ use serde_json::Value as Json;
 
 use super::Problem;
 use super::ast::Macro;
-use super::functions::Function;
-use super::methods;
-use super::objects::{Loop, Namespace};
-use super::scope::Scope;
 use super::text::Text;
+pub(crate) use objects::{Function, Loop, Namespace};
+pub(crate) use scope::Scope;
 
 type Result<T> = std::result::Result<T, Problem>;
 
@@ -285,46 +287,6 @@ impl Value {
             other => Err(Problem::new(format!("a {} has no length", other.kind()))),
         }
     }
-
-    /// `self.name`: a method, else an entry.
-    pub(super) fn attribute(&self, name: &str) -> Result<Self> {
-        let missing = || Self::undefined(format!("a {} has no attribute \"{name}\"", self.kind()));
-        if methods::exists(self, name) {
-            return Ok(Self::Method(Rc::new((self.clone(), name.to_owned()))));
-        }
-        Ok(match self.defined()? {
-            Self::Dict(dict) => dict.get_text(name).cloned().unwrap_or_else(missing),
-            Self::Namespace(namespace) => namespace.get(name).unwrap_or_else(missing),
-            Self::Loop(state) => state.attribute(name).unwrap_or_else(missing),
-            _ => missing(),
-        })
-    }
-
-    /// `self[key]`: an entry, else a method.
-    pub(super) fn item(&self, key: &Self) -> Result<Self> {
-        let found = match (self.defined()?, key) {
-            (Self::Dict(dict), _) => dict.get(key).cloned(),
-            (Self::List(list) | Self::Tuple(list), Self::Int(_) | Self::Bool(_)) => {
-                position(key, list.items.len()).map(|at| list.items[at].clone())
-            }
-            (Self::Text(text), Self::Int(_) | Self::Bool(_)) => {
-                position(key, text.chars().len()).map(|at| Self::Text(text.chars()[at..=at].into()))
-            }
-            _ => None,
-        };
-        match (found, key) {
-            (Some(found), _) => Ok(found),
-            (None, Self::Text(name)) => self.attribute(&name.string()),
-            (None, _) => Ok(Self::undefined(format!("a {} has no such item", self.kind()))),
-        }
-    }
-}
-
-/// The index of an item; negative numbers count from the end.
-fn position(key: &Value, length: usize) -> Option<usize> {
-    let (at, length) = (key.int()?, i128::try_from(length).ok()?);
-    let at = if at < 0 { at + length } else { at };
-    usize::try_from(at).ok().filter(|_| at < length)
 }
 
 /// The nesting of a container of these values.

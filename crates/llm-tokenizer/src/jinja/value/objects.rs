@@ -1,12 +1,10 @@
-//! Namespaces and the variable `loop`.
+//! Namespaces, the variable `loop`, and the names of the functions.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::Problem;
-use super::value::{List, Value, nesting};
-
-type Result<T> = std::result::Result<T, Problem>;
+use super::{List, Result, Value, nesting};
+use crate::jinja::Problem;
 
 /// The result of `namespace(..)`: a value that can be changed.
 #[derive(Debug)]
@@ -18,30 +16,30 @@ pub(crate) struct Namespace {
 /// The variable `loop`.
 #[derive(Debug)]
 pub(crate) struct Loop {
-    pub(super) items: Rc<List>,
-    pub(super) index: usize,
-    pub(super) depth: usize,
+    pub(crate) items: Rc<List>,
+    pub(crate) index: usize,
+    pub(crate) depth: usize,
     /// The last arguments of `loop.changed`, shared by all rounds.
-    pub(super) changed: Rc<RefCell<Option<Value>>>,
+    pub(crate) changed: Rc<RefCell<Option<Value>>>,
 }
 
 impl Namespace {
-    pub(super) fn new(entries: Vec<(String, Value)>) -> Result<Self> {
+    pub(crate) fn new(entries: Vec<(String, Value)>) -> Result<Self> {
         let depth = Cell::new(nesting(entries.iter().map(|(_, value)| value))?);
         Ok(Self { entries: RefCell::new(entries), depth })
     }
 
     /// The nesting of its values.
-    pub(super) fn depth(&self) -> u32 {
+    pub(crate) fn depth(&self) -> u32 {
         self.depth.get()
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<Value> {
+    pub(crate) fn get(&self, name: &str) -> Option<Value> {
         self.entries.borrow().iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
     }
 
     /// Sets an attribute. An error for names that begin with an underscore, as in transformers.
-    pub(super) fn set(&self, name: &str, value: Value) -> Result<()> {
+    pub(crate) fn set(&self, name: &str, value: Value) -> Result<()> {
         if name.starts_with('_') {
             return Err(Problem::new(format!("a namespace cannot have the attribute \"{name}\"")));
         }
@@ -56,7 +54,7 @@ impl Namespace {
 }
 
 impl Loop {
-    pub(super) fn attribute(&self, name: &str) -> Option<Value> {
+    pub(crate) fn attribute(&self, name: &str) -> Option<Value> {
         let (items, index) = (&self.items.items, self.index);
         let int = |value: usize| i128::try_from(value).ok().map(Value::Int);
         let item = |at: Option<usize>, what: &str| {
@@ -75,6 +73,30 @@ impl Loop {
             "depth0" => int(self.depth),
             "previtem" => item(index.checked_sub(1), "previous"),
             "nextitem" => item(index.checked_add(1), "next"),
+            _ => None,
+        }
+    }
+}
+
+/// A function that every template has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Function {
+    Range,
+    Dict,
+    Namespace,
+    RaiseException,
+    StrftimeNow,
+}
+
+impl Function {
+    /// The function of this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        match name {
+            "range" => Some(Self::Range),
+            "dict" => Some(Self::Dict),
+            "namespace" => Some(Self::Namespace),
+            "raise_exception" => Some(Self::RaiseException),
+            "strftime_now" => Some(Self::StrftimeNow),
             _ => None,
         }
     }
