@@ -11,7 +11,10 @@ use super::q5_1::Q5_1;
 use super::q5_k::Q5K;
 use super::{BlockFormat, parts, q4_0, q4_k, q6_k, q8_0};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2::Accumulator, vnni};
+use super::{
+    avx2::Accumulator,
+    vnni::{self, X86Format},
+};
 
 /// Activations in the form that the best instructions of this machine need.
 pub(crate) enum DotInput {
@@ -30,30 +33,6 @@ impl DotInput {
             return Self::Vnni(format, unsafe { vnni::VnniActivations::new(&x, format) });
         }
         Self::Plain(x)
-    }
-}
-
-/// The formats that have code for AVX2 and VNNI. That of the others is portable, and compiled for each instruction set.
-#[cfg(target_arch = "x86_64")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(non_camel_case_types, reason = "ggml's names")]
-pub(crate) enum X86Format {
-    Q8_0,
-    Q4_0,
-    Q4_K,
-    Q6_K,
-}
-
-#[cfg(target_arch = "x86_64")]
-impl X86Format {
-    pub(super) fn of(format: BlockFormat) -> Option<Self> {
-        match format {
-            BlockFormat::Q8_0 => Some(Self::Q8_0),
-            BlockFormat::Q4_0 => Some(Self::Q4_0),
-            BlockFormat::Q4_K => Some(Self::Q4_K),
-            BlockFormat::Q6_K => Some(Self::Q6_K),
-            _ => None,
-        }
     }
 }
 

@@ -105,7 +105,7 @@ mod tests {
             dots(format, w.blocks(), w.row_bytes(), &DotInput::new(&values, format), &mut chosen);
             let mut avx2 = chosen.clone();
             #[cfg(target_arch = "x86_64")]
-            if let (Some(simd), Some(format)) = (pulp::x86::V3::try_new(), super::dots::X86Format::of(format)) {
+            if let (Some(simd), Some(format)) = (pulp::x86::V3::try_new(), super::vnni::X86Format::of(format)) {
                 let (blocks, row_bytes) = (w.blocks(), w.row_bytes());
                 simd.vectorize(super::dots::QuantizedDots { simd, format, blocks, row_bytes, x: &x, y: &mut avx2 });
             }

@@ -8,9 +8,31 @@ use std::arch::x86_64::{
 
 use bytemuck::cast;
 
+use super::BlockFormat;
 use super::activations::QuantizedActivations;
 use super::bits::read_bytes;
-use super::dots::X86Format;
+
+/// The formats that have code for AVX2 and VNNI. That of the others is portable, and compiled for each instruction set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(non_camel_case_types, reason = "ggml's names")]
+pub(crate) enum X86Format {
+    Q8_0,
+    Q4_0,
+    Q4_K,
+    Q6_K,
+}
+
+impl X86Format {
+    pub(super) fn of(format: BlockFormat) -> Option<Self> {
+        match format {
+            BlockFormat::Q8_0 => Some(Self::Q8_0),
+            BlockFormat::Q4_0 => Some(Self::Q4_0),
+            BlockFormat::Q4_K => Some(Self::Q4_K),
+            BlockFormat::Q6_K => Some(Self::Q6_K),
+            _ => None,
+        }
+    }
+}
 
 /// True if this machine has the instructions.
 pub fn is_available() -> bool {

@@ -3,7 +3,7 @@
 
 use pulp::Simd;
 
-use super::flash::online_softmax_update;
+use super::softmax::online_softmax_update;
 use crate::cpu::gemm::Matrix;
 use crate::ops::attention::AttentionParams;
 

@@ -5,24 +5,19 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::heads::{GroupWriters, Heads};
+use super::call::FlashAttention;
+use super::heads::{GroupWriters, Heads, rotate_rows_back};
+use super::softmax::{online_softmax_update, softmax_backward};
 use super::{decode, row_by_row};
 use crate::cpu::gemm::{Element, GemmElement, Matrix, PackedB};
-use crate::cpu::simd::{exp, max, sum2, tanh};
+use crate::cpu::simd::sum2;
 use crate::cpu::uninit::{HeadWriter, write_heads};
-use crate::ops::attention::{AttentionMask, AttentionParams, Dims, Sequences};
+use crate::ops::attention::Dims;
 use crate::ops::rotary::RotaryTable;
 
 /// Queries and keys per block; the scores of a block stay in the L1 and L2 caches.
 const QUERIES: usize = 48;
 const KEYS: usize = 512;
-
-/// An attention call: sizes, parameters and mask.
-pub(crate) struct FlashAttention {
-    pub dims: Dims,
-    pub params: AttentionParams,
-    pub mask: AttentionMask,
-}
 
 /// A block of queries of one sequence, with the range of keys that each attends to.
 struct Queries {
@@ -48,29 +43,6 @@ impl Queries {
 }
 
 impl FlashAttention {
-    /// The number of queries of all sequences.
-    pub fn queries(&self) -> usize {
-        self.mask.first_query(self.dims.b, self.dims.t)
-    }
-
-    /// The number of queries of each sequence.
-    pub fn query_lens(&self) -> Vec<usize> {
-        (0..self.dims.b).map(|b| self.lens(b).0).collect()
-    }
-
-    /// The first query of each sequence of a ragged batch, and the number of queries.
-    pub fn cu_seqlens(&self) -> Option<&[u32]> {
-        self.mask.sequences.as_ref().map(Sequences::cu_seqlens)
-    }
-
-    /// The numbers of queries and keys of sequence `b`.
-    pub fn lens(&self, b: usize) -> (usize, usize) {
-        match &self.mask.sequences {
-            None => (self.dims.t, self.dims.s),
-            Some(sequences) => (sequences.queries(b).len(), sequences.keys(b)),
-        }
-    }
-
     /// Attention of all sequences and query heads: the result `(n, h, d)` of n queries, and the log-sum-exp of the scores,
     /// `(h, t)` of each sequence. `head(b, h, writer)` writes the result of a head of a sequence and returns its
     /// log-sum-exp `(t,)`, as [`Self::forward_head`] does.
@@ -249,82 +221,6 @@ impl FlashAttention {
         }
         to.k.append(rotate_rows_back(rotation, b * s, d, &mut dk));
         to.v.append(&dv);
-    }
-}
-
-/// The gradients of rows `(n, d)` before the rotary embedding, from those after it; the first row is that of `token`.
-pub(super) fn rotate_rows_back<'a>(
-    rotation: Option<&RotaryTable>,
-    token: usize,
-    d: usize,
-    rows: &'a mut [f32],
-) -> &'a [f32] {
-    if let Some(rotation) = rotation {
-        let mut row = vec![0f32; d];
-        for (i, gradient) in rows.chunks_exact_mut(d).enumerate() {
-            rotation.rotate_back(token + i, d, gradient, &mut row);
-            gradient.copy_from_slice(&row);
-        }
-    }
-    rows
-}
-
-/// Online softmax: replaces the scores of a block by `exp(score - largest score so far)`, 0 outside `columns`. Returns
-/// the factor that rescales the previous sums.
-#[pulp::with_simd(online_softmax_update = crate::cpu::unit::arch())]
-#[inline(always)]
-pub(super) fn online_softmax_update_simd<'a, S: pulp::Simd>(
-    _simd: S,
-    row: &'a mut [f32],
-    columns: Range<usize>,
-    soft_cap: f32,
-    softmax: &'a mut (f32, f32),
-) -> f32 {
-    row[..columns.start].fill(0.);
-    row[columns.end..].fill(0.);
-    let row = &mut row[columns];
-    if row.is_empty() {
-        return 1.;
-    }
-    if soft_cap > 0. {
-        row.iter_mut().for_each(|x| *x = soft_cap * tanh(*x / soft_cap));
-    }
-    let (before, sum) = *softmax;
-    let row_max = max(row).max(before);
-    for x in &mut *row {
-        *x = exp(*x - row_max);
-    }
-    let rescale = if before == f32::NEG_INFINITY { 1. } else { exp(before - row_max) };
-    *softmax = (row_max, sum * rescale + sum2(row, row, |a, _| a));
-    rescale
-}
-
-/// Softmax backward: replaces the raw scores `p` by the softmax weights, and the gradients `ds` of the weights by
-/// those of the raw scores.
-#[pulp::with_simd(softmax_backward = crate::cpu::unit::arch())]
-#[inline(always)]
-fn softmax_backward_simd<'a, S: pulp::Simd>(
-    _simd: S,
-    p: &'a mut [f32],
-    ds: &'a mut [f32],
-    columns: Range<usize>,
-    soft_cap: f32,
-    lse_i: f32,
-    mean: f32,
-) {
-    for row in [&mut *p, &mut *ds] {
-        row[..columns.start].fill(0.);
-        row[columns.end..].fill(0.);
-    }
-    for (p, ds) in p[columns.clone()].iter_mut().zip(&mut ds[columns]) {
-        let mut slope = 1.;
-        if soft_cap > 0. {
-            let y = tanh(*p / soft_cap);
-            slope = 1. - y * y;
-            *p = soft_cap * y;
-        }
-        *p = exp(*p - lse_i);
-        *ds = *p * (*ds - mean) * slope;
     }
 }
 

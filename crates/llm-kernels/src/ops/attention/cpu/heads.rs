@@ -7,6 +7,7 @@ use candle_core::Layout;
 use crate::cpu::gemm::Matrix;
 use crate::cpu::uninit::HeadWriter;
 use crate::ops::attention::Dims;
+use crate::ops::rotary::RotaryTable;
 
 /// A tensor `(b, t, h, d)` with a contiguous last dimension, read by head.
 #[derive(Clone, Copy)]
@@ -68,4 +69,21 @@ impl<'a, T> GroupWriters<'a, T> {
         let mut q = q.into_iter();
         k.into_iter().zip(v).map(|(k, v)| Self { q: q.by_ref().take(dims.h / dims.g).collect(), k, v }).collect()
     }
+}
+
+/// The gradients of rows `(n, d)` before the rotary embedding, from those after it; the first row is that of `token`.
+pub(super) fn rotate_rows_back<'a>(
+    rotation: Option<&RotaryTable>,
+    token: usize,
+    d: usize,
+    rows: &'a mut [f32],
+) -> &'a [f32] {
+    if let Some(rotation) = rotation {
+        let mut row = vec![0f32; d];
+        for (i, gradient) in rows.chunks_exact_mut(d).enumerate() {
+            rotation.rotate_back(token + i, d, gradient, &mut row);
+            gradient.copy_from_slice(&row);
+        }
+    }
+    rows
 }

@@ -1,16 +1,18 @@
 //! Attention on the CPU in f32: [`flash`] for training and prefill, [`decode`] for one query.
 
+mod call;
 mod decode;
 mod flash;
 mod heads;
 mod row_by_row;
+mod softmax;
 
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-pub(crate) use flash::FlashAttention;
+pub(crate) use call::FlashAttention;
 pub(crate) use heads::{GroupWriters, Heads};
 
 use super::Dims;

@@ -3,9 +3,9 @@
 //! The blockwise matmuls multiply masked keys and values by a weight of 0, and 0 times infinity is NaN. Here each
 //! query is multiplied only with the keys it attends to. This is slow and runs only if such a value is present.
 
+use super::call::FlashAttention;
 use super::decode;
-use super::flash::{FlashAttention, rotate_rows_back};
-use super::heads::{GroupWriters, Heads};
+use super::heads::{GroupWriters, Heads, rotate_rows_back};
 use crate::cpu::gemm::{Element, GemmElement, Matrix};
 use crate::cpu::simd::{exp, tanh};
 use crate::cpu::uninit::HeadWriter;
