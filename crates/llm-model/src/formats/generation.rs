@@ -5,7 +5,7 @@ use std::path::Path;
 use llm_files::gguf::{Metadata, Value as GgufValue};
 use serde_json::{Map, Value, json};
 
-use super::hf::read_json;
+use super::json::read_json;
 use crate::{Error, ModelConfig, Result};
 
 /// The name of the file in a model folder.

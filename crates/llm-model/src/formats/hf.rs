@@ -7,42 +7,16 @@ use candle_core::{DType, Device, Tensor};
 use llm_files::gguf::GgufFile;
 use llm_files::{SafetensorsFile, SafetensorsTensor, WeightDtype};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::families::{self, ParsedConfig};
 use super::generation::{self, GenerationConfig, ids_json};
 use super::gguf::is_gguf;
+use super::json::{parse_json, read_json, write_json};
 use super::safetensors::{self, write_safetensors};
+use super::tensors;
 use crate::weight::Weight;
 use crate::{Error, Head, Model, Params, Result};
-
-/// Writes `bytes` to `path` atomically: a reader or a crash sees the old or the new file, never a partial one.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    llm_files::write_atomic(path, |out| out.write_all(bytes)).map_err(Error::io(path))
-}
-
-/// Maximum size of a JSON file, in bytes. Parsed JSON can take a hundred times the memory of its text.
-const MAX_JSON_BYTES: u64 = 16 << 20;
-
-pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    let bytes = std::fs::metadata(path).map_err(Error::io(path))?.len();
-    if bytes > MAX_JSON_BYTES {
-        let message = format!("the file has {bytes} bytes; the maximum is {MAX_JSON_BYTES}");
-        return Err(Error::config(path.display().to_string(), message));
-    }
-    parse_json(path)
-}
-
-fn parse_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    serde_json::from_str(&text).map_err(|source| Error::Json { path: path.into(), source })
-}
-
-pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|source| Error::Json { path: path.into(), source })?;
-    write_atomic(path, format!("{text}\n").as_bytes())
-}
 
 impl Model {
     /// Loads the frozen model of a Hugging Face folder or a `.gguf` file into memory, in f32.
@@ -132,7 +106,7 @@ fn save(model: &Model, dir: &Path) -> Result<()> {
         };
         tensors.insert(name.to_owned(), tensor);
     }
-    let tensors = families::to_files(&tensors, model.config(), model.head())?;
+    let tensors = tensors::to_files(&tensors, model.config(), model.head())?;
     write_safetensors(&dir.join("model.safetensors"), &tensors)?;
     write_json(&dir.join("config.json"), &model.config_json()?)?;
     if model.head() == Head::LanguageModel {
@@ -191,12 +165,12 @@ fn read(dir: &Path, weight: impl Fn(&SafetensorsTensor) -> Result<Weight>) -> Re
             matrices.insert(name.clone(), weight(entry)?);
         }
     }
-    let params = families::from_files(matrices, &config, head, &origin)?;
+    let params = tensors::from_files(matrices, &config, head, &origin)?;
     let generation = GenerationConfig::read(dir, &raw_config, config.vocab_size)?;
     Ok(Model::new(config, head, params)?.with_raw_config(raw_config, extra).with_generation(generation))
 }
 
-/// The index of a sharded model. It can be longer than [`MAX_JSON_BYTES`], as it lists all tensors.
+/// The index of a sharded model. Its size is not limited as that of other JSON files, because it lists all tensors.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,

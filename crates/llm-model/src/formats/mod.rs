@@ -7,6 +7,8 @@ pub mod families;
 pub(crate) mod generation;
 pub mod gguf;
 pub(crate) mod hf;
+pub(crate) mod json;
 pub(crate) mod llama2c;
 pub(crate) mod peft;
 pub(crate) mod safetensors;
+pub(crate) mod tensors;

@@ -10,7 +10,7 @@ use candle_core::{DType, Tensor};
 
 use self::config::{config_json, read_config};
 use super::families;
-use super::hf::{read_json, write_json};
+use super::json::{read_json, write_json};
 use super::safetensors::{read_safetensors, write_safetensors};
 use crate::lora::{Adapter, Layout, OUTPUT, TargetKind};
 use crate::weight::Weight;

@@ -25,11 +25,11 @@ use crate::config::MAX_LAYERS;
 use crate::head::Head;
 use crate::{Error, ModelConfig, ModelType, Result};
 use keys::Keys;
-pub(crate) use tensor_map::{Rows, from_files, to_files};
-use tensor_map::{TensorMap, identity, rename};
+pub(crate) use tensor_map::{Rows, TensorMap};
+use tensor_map::{identity, rename};
 
 /// The definition of a family.
-fn family(model_type: ModelType) -> &'static Family {
+pub(super) fn family(model_type: ModelType) -> &'static Family {
     match model_type {
         ModelType::Llama => &llama::FAMILY,
         ModelType::Mistral => &mistral::FAMILY,
@@ -48,7 +48,7 @@ fn family(model_type: ModelType) -> &'static Family {
 }
 
 /// How a family is read and written.
-struct Family {
+pub(super) struct Family {
     /// The classes in transformers: causal LM, sequence classification, token classification.
     classes: [Option<&'static str>; 3],
     /// Reads the keys of a `config.json`.
@@ -56,7 +56,7 @@ struct Family {
     /// The family-specific keys of a `config.json`; [`to_json`] adds the keys that all families share.
     write: fn(&ModelConfig) -> Value,
     /// The prefix of the decoder's tensors in the files.
-    prefix: &'static str,
+    pub(super) prefix: &'static str,
     /// The name of the token classification head in the files.
     token_head: &'static str,
     /// Maps the decoder's name of a tensor to its location in the files.
@@ -88,7 +88,8 @@ impl Family {
         }]
     }
 
-    fn map_tensor(&self, config: &ModelConfig, head: Head, name: &str) -> TensorMap {
+    /// The location of the decoder's tensor `name` in the files.
+    pub(super) fn map_tensor(&self, config: &ModelConfig, head: Head, name: &str) -> TensorMap {
         match name.strip_prefix("score.") {
             Some(kind) if head == Head::Token => rename(format!("{}.{kind}", self.token_head)),
             _ => (self.tensor_map)(config, name),
