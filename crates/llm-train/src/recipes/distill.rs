@@ -5,11 +5,14 @@
 //! then on conversations, where the loss counts the answers only. Plain text has a separate teacher, such as the pre-trained model;
 //! without one plain text is trained with labels only (α = 0).
 
+mod batch;
+
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use batch::DistillBatch;
+use candle_core::Device;
 use llm_data::{Batches, TokenDataset};
-use llm_model::{Batch, Head, LoraConfig, Model, ModelConfig, ParamCount, Routing, read_config};
+use llm_model::{Head, LoraConfig, Model, ModelConfig, ParamCount, read_config};
 use llm_tokenizer::{ChatFormat, Tokenizer, TrainOn};
 use serde::{Deserialize, Serialize};
 
@@ -18,12 +21,12 @@ use crate::adapters::{Adapters, dropout_seed};
 use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
 use crate::data::{DataOptions, one_or_several};
-use crate::examples::{Example, answer_positions, gather_rows, take_evenly};
-use crate::optim::{Learner, OptimizerConfig};
+use crate::examples::{Example, take_evenly};
+use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
 use crate::rows::train_and_validation;
 use crate::run::{Evaluation, Outcome, Plan, RunOptions, RunSetup, Start};
-use crate::{Error, Result, loss};
+use crate::{Error, Result};
 
 /// The recipe of distillation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -260,78 +263,6 @@ fn check_vocabulary(
         )));
     }
     Ok(())
-}
-
-/// A batch with the flat positions that predict a trained token (None: all), and the ids of those tokens.
-struct DistillBatch {
-    batch: Batch,
-    positions: Option<Vec<u32>>,
-    labels: Vec<i64>,
-}
-
-impl DistillBatch {
-    /// A batch of plain text: all tokens are trained.
-    fn of_text((inputs, targets): (Vec<u32>, Vec<u32>), seq_len: usize, dropout: u64) -> Result<Self> {
-        let labels = targets.into_iter().map(i64::from).collect();
-        let batch = Batch { dropout: Some(dropout), ..Batch::from_flat(&inputs, seq_len)? };
-        Ok(Self { batch, positions: None, labels })
-    }
-
-    /// A batch of conversations: the assistant's tokens are trained.
-    fn of_answers(examples: &[&Example], pad: Option<u32>, dropout: Option<u64>) -> Result<Self> {
-        let (batch, positions, labels) = answer_positions(examples, pad)?;
-        let batch = Batch { dropout, ..batch };
-        Ok(Self { batch, positions: Some(positions), labels })
-    }
-
-    /// The rows of `hidden` `(b, t, hidden)` that predict a trained token: `(n, hidden)`.
-    fn gather(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(match &self.positions {
-            Some(positions) => gather_rows(hidden, positions.clone())?,
-            None => hidden.flatten(0, 1)?,
-        })
-    }
-
-    /// Accumulates the gradients of `weight · (α · T² · KL(teacher/T ‖ student/T) + (1 - α) · cross-entropy)`; without a teacher α
-    /// is 0. Returns the unweighted loss and its parts.
-    fn accumulate_gradients(
-        &self,
-        learner: &mut Learner,
-        teacher: Option<&Model>,
-        recipe: &DistillRecipe,
-        weight: f64,
-        routers: &mut RouterMetrics,
-    ) -> Result<Vec<(&'static str, f64)>> {
-        let loss = self.loss(&learner.model, teacher, recipe.alpha, recipe.temperature)?;
-        learner.backward(&routers.add(&(&loss.loss * weight)?, loss.routing.as_ref(), weight)?)?;
-        let mut metrics = vec![("loss", loss::scalar(&loss.loss)?), ("cross_entropy_loss", loss.cross_entropy)];
-        metrics.extend(loss.kl.map(|kl| ("kl_loss", recipe.temperature * recipe.temperature * kl)));
-        Ok(metrics)
-    }
-
-    fn loss(&self, student: &Model, teacher: Option<&Model>, alpha: f64, temperature: f64) -> Result<DistillLoss> {
-        let (hidden, routing) = student.hidden_and_routing(&self.batch)?; // (b, t, hidden)
-        let student_states = self.gather(&hidden)?; // (n, hidden)
-        let Some(teacher) = teacher else {
-            let loss = loss::next_token(student, &student_states, &self.labels)?;
-            return Ok(DistillLoss { kl: None, cross_entropy: loss::scalar(&loss)?, loss, routing });
-        };
-        let teacher_states = self.gather(&teacher.hidden(&self.batch, None)?)?.detach(); // (n, hidden)
-        let (student, teacher) = ((student, &student_states), (teacher, &teacher_states));
-        let losses = loss::distillation(student, teacher, &self.labels, alpha, temperature)?;
-        Ok(DistillLoss { loss: losses.loss, kl: Some(losses.kl), cross_entropy: losses.cross_entropy, routing })
-    }
-}
-
-/// The loss of a batch: means over its trained tokens.
-struct DistillLoss {
-    /// The loss to minimise, a scalar.
-    loss: Tensor,
-    /// `KL(teacher/T ‖ student/T)`, if there is a teacher.
-    kl: Option<f64>,
-    cross_entropy: f64,
-    /// The routing of a student with experts.
-    routing: Option<Routing>,
 }
 
 /// `eval_loss`, the cross-entropy, and with a teacher `eval_kl`, the KL divergence at T = 1: means over the tokens of all answers.
