@@ -18,7 +18,7 @@ use crate::merge::MergeArgs;
     after_help = "Example:\n  llm-infer generate --model runs/lifecycle/aligned \"What is the capital of France?\""
 )]
 pub struct Arguments {
-    /// Number of compute threads, at least 1 [default: number of physical cores]
+    /// Number of compute threads, at least 1 [default: one per physical core]
     #[arg(long, global = true, value_name = "N", display_order = 100, help_heading = GLOBAL_HEADING)]
     pub(crate) threads: Option<usize>,
     /// How much to print on standard error.
@@ -118,7 +118,8 @@ pub(crate) struct GenerateArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  llm-infer chat --model runs/lifecycle/aligned --system \"You are a pirate.\"")]
+#[command(after_help = "Example:\n  llm-infer chat --model runs/lifecycle/aligned --system \"You are a pirate.\"\n\n\
+    In the chat: /help lists the commands, /clear starts a new conversation, /exit ends the chat")]
 pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,

@@ -1,21 +1,21 @@
 //! Runs the commands of `llm-infer`.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, IsTerminal};
-use std::time::Instant;
 
 use llm_cli::Failure;
-use llm_engine::{Error, TextModel, TextOptions, anonymous_memory, bench};
+use llm_engine::{Error, bench};
 use llm_model::{Batch, Model, write_safetensors};
-use llm_tokenizer::{ChatMessage, TemplateOptions};
+use llm_tokenizer::ChatMessage;
 
 use crate::adapter::with_adapter;
 pub use crate::args::Arguments;
-use crate::args::{BenchArgs, ChatArgs, Command, GenerateArgs, GenerationArgs, LogitsArgs};
+use crate::args::{BenchArgs, Command, GenerateArgs, LogitsArgs};
+use crate::chat::chat;
 use crate::convert::convert;
-use crate::failure::{input, io_failure, refuse_existing};
+use crate::failure::{input, refuse_existing};
 use crate::merge::merge;
 use crate::prompt::read_prompt;
+use crate::text_model::stream_reply;
 
 /// What the program prints if no command is given.
 const START: &str = "\
@@ -30,40 +30,6 @@ No model yet? `llm-train lifecycle` trains one from nothing on this machine, and
 Face hub, such as HuggingFaceTB/SmolLM2-135M-Instruct.
 All commands: llm-infer --help
 ";
-
-impl GenerationArgs {
-    fn load(&self) -> Result<TextModel, Failure> {
-        let template = self.template_options()?;
-        let (start, device) = (Instant::now(), self.device.open()?);
-        let adapter_tokenizer = self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists());
-        let opened = match adapter_tokenizer {
-            Some(dir) => {
-                Model::open(&self.model).map_err(Error::from).and_then(|model| TextModel::with_tokenizer(model, dir))
-            }
-            None => TextModel::open(&self.model),
-        };
-        let mut text_model = opened.map_err(input)?;
-        text_model.model = with_adapter(self.dtype.convert(text_model.model)?, self.adapter.as_deref())?;
-        text_model = text_model.to_device(&device).map_err(input)?;
-        text_model.tokenizer = text_model.tokenizer.with_template_options(template).map_err(input)?;
-        let memory =
-            anonymous_memory().map_or_else(String::new, |bytes| format!(", {} MB of memory", bytes / 1_000_000));
-        tracing::debug!("loaded in {:.2} s{memory}", start.elapsed().as_secs_f64());
-        Ok(text_model)
-    }
-
-    fn template_options(&self) -> Result<TemplateOptions, Failure> {
-        let variables = self.template_kwargs.as_deref().map_or(Ok(serde_json::Map::new()), serde_json::from_str);
-        let variables = variables.map_err(|e| {
-            Failure::input(format!("--template-kwargs: not a JSON object ({e}); write {{\"enable_thinking\": false}}"))
-        })?;
-        Ok(TemplateOptions { variables, date: self.date.clone(), ..TemplateOptions::default() })
-    }
-
-    fn system_message(&self) -> Vec<ChatMessage> {
-        self.system.iter().map(|text| ChatMessage::new("system", text)).collect()
-    }
-}
 
 /// Runs the selected command.
 pub fn execute(arguments: Arguments) -> Result<(), Failure> {
@@ -100,58 +66,6 @@ fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     };
     stream_reply(&text_model, &prompt, &options)?;
     Ok(())
-}
-
-fn chat(args: &ChatArgs) -> Result<(), Failure> {
-    args.generation.check()?;
-    let text_model = args.generation.load()?;
-    let options = args.generation.options(&text_model);
-    if !text_model.tokenizer.has_chat_template() {
-        let dir = args.generation.model.display();
-        let message = format!("{dir}: this model has no chat template; use `llm-infer generate` to continue a text");
-        return Err(Failure::input(message));
-    }
-    let mut messages = args.generation.system_message();
-    let terminal = std::io::stdin().is_terminal();
-    if terminal {
-        llm_cli::print("Type a message and press Enter; /bye or Ctrl-D ends the chat.\n")?;
-    }
-    loop {
-        if terminal {
-            llm_cli::print("> ")?;
-        }
-        let mut line = String::new();
-        let read = std::io::stdin().lock().read_line(&mut line);
-        let read = read.map_err(|e| io_failure("standard input", &e))?;
-        if read == 0 || line.trim() == "/bye" {
-            return Ok(());
-        }
-        // Pasted text can have empty lines: they are no messages.
-        if line.trim().is_empty() {
-            continue;
-        }
-        messages.push(ChatMessage::new("user", line.trim()));
-        let prompt = text_model.chat_ids(&messages).map_err(input)?;
-        let reply = stream_reply(&text_model, &prompt, &options)?;
-        messages.push(ChatMessage::new("assistant", reply));
-    }
-}
-
-/// Streams the reply to standard output and logs the throughput.
-fn stream_reply(text_model: &TextModel, prompt: &[u32], options: &TextOptions) -> Result<String, Failure> {
-    let start = Instant::now();
-    let mut written = Ok(());
-    let completion = text_model.complete(prompt, options, |piece| {
-        if written.is_ok() && !piece.is_empty() {
-            written = llm_cli::print(piece);
-        }
-    });
-    let completion = completion.map_err(input)?;
-    written?;
-    llm_cli::print("\n")?;
-    let rate = completion.tokens as f64 / start.elapsed().as_secs_f64();
-    tracing::debug!("{} prompt tokens, {} new tokens, {rate:.0} tokens/s", prompt.len(), completion.tokens);
-    Ok(completion.text)
 }
 
 fn write_logits(args: &LogitsArgs) -> Result<(), Failure> {

@@ -12,6 +12,7 @@
 
 mod adapter;
 mod args;
+mod chat;
 pub mod cli;
 mod convert;
 mod dtype;
@@ -20,3 +21,4 @@ mod hub;
 mod merge;
 mod options;
 mod prompt;
+mod text_model;

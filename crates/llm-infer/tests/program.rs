@@ -50,6 +50,50 @@ fn without_a_command_the_program_says_where_to_start() {
     assert_eq!(text.lines().filter(|line| line.starts_with("  llm-infer ")).count(), 3, "{text}");
 }
 
+/// A model with a chat template and this context length.
+fn save_chat_model(dir: &Path, context_length: usize) {
+    let config = TrainConfig { vocab_size: 280, min_frequency: 2 };
+    let tokenizer = train_bpe(&config, ["the cat sat on the mat"].iter()).unwrap().with_default_chat_template();
+    let config = ModelConfig {
+        vocab_size: 280,
+        hidden_size: 48,
+        num_hidden_layers: 1,
+        initializer_range: 0.5,
+        max_position_embeddings: context_length,
+        ..ModelConfig::default()
+    };
+    Model::init(config, Head::LanguageModel, 1).unwrap().save(dir).unwrap();
+    tokenizer.unwrap().save(dir).unwrap();
+}
+
+#[test]
+fn a_chat_has_commands_which_the_model_does_not_get() {
+    let dir = tempfile::tempdir().unwrap();
+    save_chat_model(dir.path(), 256);
+    let options = ["chat", "-m", dir.path().to_str().unwrap(), "--temperature", "0", "--max-new-tokens", "8"];
+    let said = llm_infer(&options, "/help\n/halp\n\nquit\nthe cat\n");
+    let (out, errors) = (String::from_utf8(said.stdout).unwrap(), String::from_utf8(said.stderr).unwrap());
+    assert!(said.status.success(), "{errors}");
+    assert!(out.contains("/clear") && out.ends_with("is a message to the model.\n"), "{out}");
+    assert!(errors.contains("/halp is not a command; /help lists"), "{errors}");
+    let first = printed(&options, "the cat\n");
+    assert_eq!(printed(&options, "the cat\n/clear\nthe cat\n/exit\nthe cat\n"), first.repeat(2));
+    assert_ne!(printed(&options, "the cat\nthe cat\n"), first.repeat(2), "the second reply depends on the first");
+}
+
+#[test]
+fn a_chat_goes_on_when_the_context_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    save_chat_model(dir.path(), 64);
+    let options = ["chat", "-m", dir.path().to_str().unwrap(), "--max-new-tokens", "8", "--system", "sat"];
+    let said = llm_infer(&options, &"the cat sat on the mat\n".repeat(6));
+    let errors = String::from_utf8(said.stderr).unwrap();
+    assert!(said.status.success(), "{errors}");
+    assert!(errors.contains("the context of 64 tokens is full"), "{errors}");
+    let (code, error) = failed(&options, &"mat ".repeat(80));
+    assert!(code == 2 && error.contains("shorter than the context length of 64"), "{error}");
+}
+
 #[test]
 fn a_prompt_is_an_argument_a_file_or_standard_input() {
     let dir = tempfile::tempdir().unwrap();

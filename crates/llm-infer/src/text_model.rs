@@ -1,0 +1,65 @@
+//! The model of `generate` and `chat`, opened as the options say, and its replies on standard output.
+
+use std::time::Instant;
+
+use llm_cli::Failure;
+use llm_engine::{Error, TextModel, TextOptions, anonymous_memory};
+use llm_model::Model;
+use llm_tokenizer::{ChatMessage, TemplateOptions};
+
+use crate::adapter::with_adapter;
+use crate::args::GenerationArgs;
+use crate::failure::input;
+
+impl GenerationArgs {
+    /// Opens the model with its adapter and tokenizer.
+    pub(crate) fn load(&self) -> Result<TextModel, Failure> {
+        let template = self.template_options()?;
+        let (start, device) = (Instant::now(), self.device.open()?);
+        let adapter_tokenizer = self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists());
+        let opened = match adapter_tokenizer {
+            Some(dir) => {
+                Model::open(&self.model).map_err(Error::from).and_then(|model| TextModel::with_tokenizer(model, dir))
+            }
+            None => TextModel::open(&self.model),
+        };
+        let mut text_model = opened.map_err(input)?;
+        text_model.model = with_adapter(self.dtype.convert(text_model.model)?, self.adapter.as_deref())?;
+        text_model = text_model.to_device(&device).map_err(input)?;
+        text_model.tokenizer = text_model.tokenizer.with_template_options(template).map_err(input)?;
+        let memory =
+            anonymous_memory().map_or_else(String::new, |bytes| format!(", {} MB of memory", bytes / 1_000_000));
+        tracing::debug!("loaded in {:.2} s{memory}", start.elapsed().as_secs_f64());
+        Ok(text_model)
+    }
+
+    fn template_options(&self) -> Result<TemplateOptions, Failure> {
+        let variables = self.template_kwargs.as_deref().map_or(Ok(serde_json::Map::new()), serde_json::from_str);
+        let variables = variables.map_err(|e| {
+            Failure::input(format!("--template-kwargs: not a JSON object ({e}); write {{\"enable_thinking\": false}}"))
+        })?;
+        Ok(TemplateOptions { variables, date: self.date.clone(), ..TemplateOptions::default() })
+    }
+
+    /// The message of `--system`, if it is given.
+    pub(crate) fn system_message(&self) -> Vec<ChatMessage> {
+        self.system.iter().map(|text| ChatMessage::new("system", text)).collect()
+    }
+}
+
+/// Streams the reply to standard output and logs the throughput.
+pub(crate) fn stream_reply(text_model: &TextModel, prompt: &[u32], options: &TextOptions) -> Result<String, Failure> {
+    let start = Instant::now();
+    let mut written = Ok(());
+    let completion = text_model.complete(prompt, options, |piece| {
+        if written.is_ok() && !piece.is_empty() {
+            written = llm_cli::print(piece);
+        }
+    });
+    let completion = completion.map_err(input)?;
+    written?;
+    llm_cli::print("\n")?;
+    let rate = completion.tokens as f64 / start.elapsed().as_secs_f64();
+    tracing::debug!("{} prompt tokens, {} new tokens, {rate:.0} tokens/s", prompt.len(), completion.tokens);
+    Ok(completion.text)
+}
