@@ -124,9 +124,13 @@ fn is_empty_answer(message: &ChatMessage) -> bool {
     message.role() == "assistant" && message.text().trim().is_empty() && other_fields(message).is_empty()
 }
 
-/// The error for a file without usable rows, with the reasons why they were left out.
+/// The error for a file without usable rows, with the reasons why they were left out. If no record could be read, the first
+/// reason is enough.
 pub(crate) fn nothing_in(path: &Path, message: &str, warnings: &Warnings) -> Error {
-    let why = warnings.lines().iter().map(|line| format!("; {line}")).collect::<String>();
+    let why = match warnings.broken.first.first().filter(|_| warnings.broken.count == warnings.records) {
+        Some(first) => format!("; {first}"),
+        None => warnings.lines().iter().map(|line| format!("; {line}")).collect(),
+    };
     Error::unusable(path, format!("{message}{why}"))
 }
 
@@ -221,8 +225,9 @@ fn parse(value: &Value, ignored_keys: &mut IgnoredKeys) -> Result<Conversation, 
         };
         return Err(format!(
             "{} is not a conversation{also}; use the keys \"messages\", \"conversations\", \"prompt\" and \"completion\", \
-             \"question\" and \"answer\", or \"instruction\" and \"output\", or name the columns in the recipe's [data.columns]",
-            described(value)
+             \"question\" and \"answer\", or \"instruction\" and \"output\"{}",
+            described(value),
+            columns_hint(object)
         )
         .into());
     };
@@ -256,6 +261,25 @@ fn parse(value: &Value, ignored_keys: &mut IgnoredKeys) -> Result<Conversation, 
     ignored_keys
         .extend(object.iter().filter(|(key, value)| !read(key) && !value.is_null()).map(|(key, _)| key.clone()));
     with_columns(object, all)
+}
+
+/// How to name the columns of a row of an unknown form: an example with the names of this row.
+fn columns_hint(object: &Map<String, Value>) -> String {
+    let mut texts = object.iter().filter(|(_, value)| value.is_string()).map(|(key, _)| key);
+    match (texts.next(), texts.next()) {
+        (Some(prompt), Some(completion)) => format!(
+            ", or name the columns in the recipe's [data.columns], for example by --set data.columns.prompt={prompt:?} --set \
+             data.columns.completion={completion:?}"
+        ),
+        (Some(one), None) if object.len() == 1 && one.contains([';', '\t', '|']) => {
+            "; the columns seem to be separated by another character than the comma: write the file with commas, or with tabs as .tsv"
+                .to_owned()
+        }
+        (Some(one), None) => {
+            format!(", or train on the column as plain text by --set data.columns.text={one:?}")
+        }
+        _ => String::new(),
+    }
 }
 
 fn kind_of(value: Option<&Value>) -> &'static str {

@@ -137,3 +137,22 @@ fn the_prompt_of_a_conversation_is_the_messages_before_the_first_answer() {
     let empty_prompt = |text: &str| of(&[ChatMessage::user(" "), ChatMessage::assistant(text)]);
     assert_ne!(empty_prompt("a").prompt, empty_prompt("b").prompt);
 }
+
+#[test]
+fn a_table_with_other_columns_is_refused_with_a_way_to_name_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for (content, part) in [
+        (
+            "Frage,Antwort\nq,a\nr,b\n",
+            r#"by --set data.columns.prompt="Frage" --set data.columns.completion="Antwort""#,
+        ),
+        ("Frage;Antwort\nq;a\n", "separated by another character than the comma"),
+        ("Satz\nq\n", r#"as plain text by --set data.columns.text="Satz""#),
+    ] {
+        let path = dir.path().join("data.csv");
+        std::fs::write(&path, content).unwrap();
+        let message = read_training_rows(&path, &ReadOptions::default()).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+        assert_eq!(message.matches("is not a conversation").count(), 1, "{message}");
+    }
+}
