@@ -1,9 +1,10 @@
-//! The crate graph is the one that `docs/architecture.md` describes, and libraries do not depend on what belongs to programs.
+//! The crate graph is the one that `docs/architecture.md` describes, libraries do not depend on what belongs to programs, and source
+//! files are short.
 
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -65,4 +66,27 @@ fn libraries_do_not_depend_on_crates_for_programs() {
         let found = tree.lines().find(|line| OF_PROGRAMS.contains(&line.split(' ').next().unwrap_or_default()));
         assert_eq!(found, None, "{name}");
     }
+}
+
+/// The Rust files in a folder and its subfolders, with the number of their lines.
+fn lines(folder: &Path, found: &mut Vec<(PathBuf, usize)>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.ends_with("target") {
+            lines(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let count = std::fs::read_to_string(&path).unwrap().lines().count();
+            found.push((path, count));
+        }
+    }
+}
+
+#[test]
+fn source_files_have_at_most_400_lines() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut found = Vec::new();
+    ["crates", "xtask", "fuzz"].iter().for_each(|folder| lines(&root.join(folder), &mut found));
+    assert!(found.len() > 300, "{} files", found.len());
+    found.retain(|(_, count)| *count > 400);
+    assert_eq!(found, [], "docs/style.md: split these files");
 }

@@ -47,7 +47,7 @@ pub(crate) fn from_files(
         let full = |name: String| if expected.contains_key(&full(name.clone())) { full(name) } else { name };
         tensors = tensors.into_iter().map(|(name, tensor)| (full(name), tensor)).collect();
     }
-    // Some writers store a tied output layer too, or keep it beside a score head. Neither uses it.
+    // Some writers store a tied output layer too, or keep it in addition to a score head. Neither model uses it.
     if config.tie_word_embeddings || head != Head::LanguageModel {
         tensors.remove(&family.map_tensor(config, head, "lm_head.weight").name);
     }
