@@ -1,12 +1,13 @@
 //! Tasks for developers of this workspace: `cargo xtask ci` runs every check that a commit must pass, `cargo xtask bench`
-//! measures our programs and compares them with others, `cargo xtask cuda-check`
-//! checks the feature `cuda`.
+//! measures our programs and compares them with others, `cargo xtask cuda-check` checks the feature `cuda`, and
+//! `cargo xtask dependent-check` uses the libraries from a project of its own.
 
 // Links the allocator that the programs use, so that the kernel benchmark runs with it.
 use llm_cli as _;
 
 mod bench;
 mod cuda;
+mod dependent;
 mod kernels;
 
 use std::process::{Command, ExitCode};
@@ -31,6 +32,8 @@ enum Task {
     },
     /// Check types and lints with the feature `cuda`, without CUDA and without a GPU (about 6 CPU minutes the first time)
     CudaCheck,
+    /// Build and run a project outside of the workspace that uses its libraries (about 6 CPU minutes the first time)
+    DependentCheck,
     /// Measure our programs, and other programs to compare with
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
     match Arguments::parse().task {
         Task::Ci { no_test } => ci(no_test),
         Task::CudaCheck => exit_code(cuda::check()),
+        Task::DependentCheck => exit_code(dependent::check()),
         Task::Bench(bench) => exit_code(bench::run(&bench)),
     }
 }
