@@ -32,7 +32,7 @@ mod quant;
 #[cfg(test)]
 mod testing;
 
-pub use cpu::gemm::{Precision, peak_flops};
+pub use cpu::gemm::{Precision, matmul_flops, peak_flops};
 pub use cpu::threads::{default_threads, join, spin_workers, with_threads};
 pub use cpu::unit::skip_on_reference_path;
 pub use ops::activation::{Activation, activate, gated_activation};
@@ -41,14 +41,15 @@ pub use ops::attention::{AttentionMask, AttentionParams, Sequences, attention, a
 pub use ops::attention_block::{AttentionBlock, QkNorm, attention_block};
 pub use ops::cross_entropy::{IGNORE_INDEX, cross_entropy};
 pub use ops::distillation::{DistillationLoss, HeadInputs, linear_distillation};
-pub use ops::dropout::{Dropout, dropout};
-pub use ops::head::linear_cross_entropy;
+pub use ops::dropout::{Dropout, dropout, residual_dropout};
+pub use ops::head::{CrossEntropyLoss, cross_entropy_z, linear_cross_entropy, linear_cross_entropy_z};
 pub use ops::kl_divergence::kl_divergence;
 pub use ops::layer_norm::layer_norm;
 pub use ops::linear::{linear, linear_reshaped, linear_residual, linear_with_precision};
 pub use ops::linear_mapped::{MappedWeight, linear_mapped};
 pub use ops::linear_quantized::linear_quantized;
 pub use ops::mlp_block::{MlpBlock, mlp_block};
+pub use ops::muon::{MuonStep, muon_step};
 pub use ops::norm::Norm;
 pub use ops::projection::{LoraWeights, Projection, ProjectionWeight};
 pub use ops::recompute::{RecomputedGradients, recompute};

@@ -33,6 +33,11 @@ impl LogSoftmax {
         f64::from(self.log_sum) + (f64::from(self.row_max) - f64::from(x))
     }
 
+    /// The logsumexp of the logits, at temperature 1.
+    pub fn logsumexp(self) -> f64 {
+        f64::from(self.log_sum) + f64::from(self.row_max)
+    }
+
     /// True if the logits are not a distribution: one of them is NaN or +inf, or all are -inf.
     pub fn is_nan(self) -> bool {
         self.log_sum.is_nan()

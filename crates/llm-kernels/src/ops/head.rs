@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
 use super::cross_entropy::{IGNORE_INDEX, check_labels};
@@ -26,6 +26,29 @@ use crate::cpu::softmax::{log_softmax, scaled_softmax};
 /// The matmuls have the given precision. In bf16, logits should stay below some hundreds: at 1e4 the rounding error
 /// exceeds the gradient.
 pub fn linear_cross_entropy(x: &Tensor, w: &Tensor, labels: &[i64], precision: Precision) -> Result<Tensor> {
+    Ok(linear_cross_entropy_z(x, w, labels, 0., precision)?.loss)
+}
+
+/// The loss of [`linear_cross_entropy_z`] and its two terms.
+#[derive(Debug)]
+pub struct CrossEntropyLoss {
+    /// `cross_entropy + z_loss_coef · z_loss`, a differentiable scalar.
+    pub loss: Tensor,
+    /// The mean cross-entropy, in nats.
+    pub cross_entropy: f64,
+    /// The mean of `logsumexp(logits)²`; 0 without a z-loss.
+    pub z_loss: f64,
+}
+
+/// [`linear_cross_entropy`] plus `z_loss_coef` times the mean of `logsumexp(logits)²` over the same rows: the z-loss keeps the
+/// logits small (Chowdhery et al. 2022, arXiv 2204.02311, section 5, with 1e-4).
+pub fn linear_cross_entropy_z(
+    x: &Tensor,
+    w: &Tensor,
+    labels: &[i64],
+    z_loss_coef: f64,
+    precision: Precision,
+) -> Result<CrossEntropyLoss> {
     let ((n, k), (vocab, kw)) = (x.dims2()?, w.dims2()?);
     if k != kw {
         bail!("linear_cross_entropy: x is {:?}, w is {:?}; their last dimensions must be equal", x.dims(), w.dims());
@@ -35,25 +58,48 @@ pub fn linear_cross_entropy(x: &Tensor, w: &Tensor, labels: &[i64], precision: P
         bail!("linear_cross_entropy: x is {:?}, w is {:?}; neither may be empty", x.dims(), w.dims());
     }
     if !(crate::is_fused(x) && crate::is_fused(w)) {
-        return reference(x, w, labels);
+        return cross_entropy_z(&crate::linear(x, w)?, labels, z_loss_coef);
     }
-    let scale = 1. / count_labels(labels) as f32;
+    let count = count_labels(labels) as f64;
+    let (scale, coef) = ((1. / count) as f32, z_loss_coef as f32);
     let labels: Arc<[i64]> = labels.into();
     let chunk_loss = move |rows: Range<usize>| -> Result<RowLoss> {
         let labels = Arc::clone(&labels);
-        Ok(Box::new(move |row, logits, gradient| [row_loss(logits, gradient, labels[rows.start + row], scale), 0.]))
+        Ok(Box::new(move |row, logits, gradient| row_loss(logits, gradient, labels[rows.start + row], scale, coef)))
     };
-    FusedHead::apply(x, w, precision, chunk_loss, move |[loss, _]| loss * f64::from(scale))
+    let sums = Arc::new(Mutex::new([0f64; 2]));
+    let gathered = Arc::clone(&sums);
+    let total = move |terms: [f64; 2]| {
+        *gathered.lock().unwrap_or_else(PoisonError::into_inner) = terms;
+        (terms[0] + z_loss_coef * terms[1]) / count
+    };
+    let loss = FusedHead::apply(x, w, precision, chunk_loss, total)?;
+    let [cross_entropy, z_loss] = *sums.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(CrossEntropyLoss { loss, cross_entropy: cross_entropy / count, z_loss: z_loss / count })
+}
+
+/// [`linear_cross_entropy_z`] on logits `(n, vocab)`, composed of candle operations.
+pub fn cross_entropy_z(logits: &Tensor, labels: &[i64], z_loss_coef: f64) -> Result<CrossEntropyLoss> {
+    let count = count_labels(labels) as f64;
+    // Metal has no f64.
+    let number = |x: &Tensor| x.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar::<f64>();
+    let loss = (crate::cross_entropy(logits, labels)?.sum_all()? / count)?;
+    let cross_entropy = number(&loss)?;
+    if z_loss_coef == 0. {
+        return Ok(CrossEntropyLoss { loss, cross_entropy, z_loss: 0. });
+    }
+    let kept: Vec<f32> = labels.iter().map(|&label| f32::from(label != IGNORE_INDEX)).collect();
+    let kept = Tensor::from_vec(kept, labels.len(), logits.device())?.to_dtype(logits.dtype())?;
+    let max = logits.detach().max_keepdim(1)?;
+    let logsumexp = (logits.broadcast_sub(&max)?.exp()?.sum_keepdim(1)?.log()? + max)?.squeeze(1)?; // (n,)
+    let z_loss = ((logsumexp.sqr()? * kept)?.sum_all()? / count)?;
+    let z = number(&z_loss)?;
+    Ok(CrossEntropyLoss { loss: (loss + (z_loss * z_loss_coef)?)?, cross_entropy, z_loss: z })
 }
 
 /// The number of labels that are not ignored, at least one.
 pub(crate) fn count_labels(labels: &[i64]) -> usize {
     labels.iter().filter(|&&label| label != IGNORE_INDEX).count().max(1)
-}
-
-fn reference(x: &Tensor, w: &Tensor, labels: &[i64]) -> Result<Tensor> {
-    let logits = crate::linear(x, w)?; // (n, vocab)
-    crate::cross_entropy(&logits, labels)?.sum_all()? / count_labels(labels) as f64
 }
 
 /// The loss of a row as two terms, from its index in the chunk and its logits. If a slice is given, the gradient of
@@ -170,21 +216,31 @@ impl CustomOp2 for FusedHead {
     }
 }
 
-/// The cross-entropy of one row of logits, and its gradient times `scale`.
-fn row_loss(row: &[f32], gradient: Option<&mut [f32]>, label: i64, scale: f32) -> f64 {
+/// The cross-entropy of one row of logits and its squared logsumexp, and the gradient of the first plus `z_loss_coef` times the second,
+/// times `scale`.
+fn row_loss(row: &[f32], gradient: Option<&mut [f32]>, label: i64, scale: f32, z_loss_coef: f32) -> [f64; 2] {
     if label == IGNORE_INDEX {
         gradient.into_iter().for_each(|gradient| gradient.fill(0.));
-        return 0.;
+        return [0., 0.];
     }
     let log_softmax = if let Some(gradient) = gradient {
         gradient.copy_from_slice(row);
         let log_softmax = scaled_softmax(gradient, scale);
+        let probability = gradient[label as usize];
         gradient[label as usize] -= scale;
+        if z_loss_coef != 0. {
+            // d logsumexp² / d logits = 2 · logsumexp · softmax. The difference above is exact for a confident token; it stays so.
+            let factor = 2. * z_loss_coef * log_softmax.logsumexp() as f32;
+            let difference = gradient[label as usize];
+            gradient.iter_mut().for_each(|x| *x += *x * factor);
+            gradient[label as usize] = difference + probability * factor;
+        }
         log_softmax
     } else {
         log_softmax(row)
     };
-    log_softmax.cross_entropy(row[label as usize])
+    let z = if z_loss_coef == 0. { 0. } else { log_softmax.logsumexp().powi(2) };
+    [log_softmax.cross_entropy(row[label as usize]), z]
 }
 
 #[cfg(test)]
@@ -225,9 +281,9 @@ mod tests {
             for label in [700i64, 3] {
                 let own = if label == 700 { 0. } else { f64::from(gap) };
                 let exact = rest.ln_1p() + own;
-                let without_gradient = row_loss(&row, None, label, 1.);
+                let without_gradient = row_loss(&row, None, label, 1., 0.)[0];
                 let mut gradient = vec![0f32; 1000];
-                let with_gradient = row_loss(&row, Some(&mut gradient), label, 1.);
+                let with_gradient = row_loss(&row, Some(&mut gradient), label, 1., 0.)[0];
                 for loss in [without_gradient, with_gradient] {
                     assert!((loss / exact - 1.).abs() < 1e-3, "{gap} {offset}: {loss} is not {exact}");
                 }
@@ -243,6 +299,52 @@ mod tests {
         assert_matches_reference(&[&x, &w], 1. / 64., |t| {
             linear_cross_entropy(&t[0], &t[1], &labels(33, 50), Precision::Bf16)
         })
+    }
+
+    #[test]
+    fn the_z_loss_equals_the_f64_reference() -> Result<()> {
+        for (n, k, vocab, coef) in [(1, 1, 1, 1e-4), (5, 7, 11, 0.1), (150, 3, 60_000, 1e-2)] {
+            let (x, w) = (random(&[n, k], 1, 2.)?, random(&[vocab, k], 2, 1.)?);
+            assert_matches_reference(&[&x, &w], 1e-4, |t| {
+                Ok(linear_cross_entropy_z(&t[0], &t[1], &labels(n, vocab), coef, Precision::F32)?.loss)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// By hand in f64, with an ignored row; the gradient by central differences.
+    #[test]
+    fn the_z_loss_follows_its_formula() -> Result<()> {
+        let (logits, labels, coef) = ([[1f64, -2., 0.5], [9., 9., 9.], [0., 3., -1.]], [2, IGNORE_INDEX, 0], 0.3);
+        let exact = |logits: &[[f64; 3]; 3]| {
+            let rows = [0, 2].map(|row| {
+                let logsumexp = logits[row].iter().map(|x| x.exp()).sum::<f64>().ln();
+                [logsumexp - logits[row][labels[row] as usize], logsumexp.powi(2)]
+            });
+            let mean = |term: usize| f64::midpoint(rows[0][term], rows[1][term]);
+            (mean(0), mean(1), mean(0) + coef * mean(1))
+        };
+        let (entropy, z, loss) = exact(&logits);
+        // The weight is the identity, so the hidden states are the logits.
+        let flat: Vec<f32> = logits.iter().flatten().map(|&x| x as f32).collect();
+        let x = Var::from_tensor(&Tensor::from_vec(flat, (3, 3), &Device::Cpu)?)?;
+        let eye = Tensor::eye(3, DType::F32, &Device::Cpu)?;
+        let found = linear_cross_entropy_z(&x, &eye, &labels, coef, Precision::F32)?;
+        let value = f64::from(found.loss.to_scalar::<f32>()?);
+        for (found, exact) in [(found.cross_entropy, entropy), (found.z_loss, z), (value, loss)] {
+            assert!((found - exact).abs() < 1e-5, "{found} is not {exact}");
+        }
+        let gradient = found.loss.backward()?.get(&x).unwrap().to_vec2::<f32>()?;
+        for (row, column) in (0..3).flat_map(|row| (0..3).map(move |column| (row, column))) {
+            let moved = |by: f64| {
+                let mut logits = logits;
+                logits[row][column] += by;
+                exact(&logits).2
+            };
+            let slope = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+            assert!((f64::from(gradient[row][column]) - slope).abs() < 1e-5, "{row} {column}: {gradient:?}");
+        }
+        Ok(())
     }
 
     #[test]

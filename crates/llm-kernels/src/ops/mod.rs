@@ -16,6 +16,7 @@ pub(crate) mod linear;
 pub(crate) mod linear_mapped;
 pub(crate) mod linear_quantized;
 pub(crate) mod mlp_block;
+pub(crate) mod muon;
 pub(crate) mod norm;
 pub(crate) mod projection;
 pub(crate) mod recompute;

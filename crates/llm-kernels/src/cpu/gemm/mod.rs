@@ -14,6 +14,7 @@ mod finite;
 #[cfg(target_arch = "x86_64")]
 mod packed;
 mod packed_b;
+mod peak;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -25,6 +26,7 @@ pub use any_matrix::AnyMatrix;
 pub use epilogue::matmul_epilogue;
 pub use few_rows::{FEW_ROWS, matmul_few_rows, rows_per_thread};
 pub use packed_b::PackedB;
+pub use peak::{matmul_flops, peak_flops};
 
 /// A strided view of a `rows x cols` matrix.
 #[derive(Debug, Clone, Copy)]
@@ -272,21 +274,6 @@ impl Precision {
         #[cfg(not(target_arch = "x86_64"))]
         return self == Self::F32;
     }
-}
-
-/// The measured peak of all threads in FLOP/s: multiply-adds on data in the L1 cache. Benchmarks report matmul rates
-/// as a share of it. `None` on machines that run the `gemm` crate.
-pub fn peak_flops(precision: Precision) -> Option<f64> {
-    #[cfg(target_arch = "x86_64")]
-    if packed::is_available() {
-        let rates = rayon::broadcast(|_| match precision {
-            Precision::F32 => packed::peak::<false>(),
-            Precision::Bf16 => packed::peak::<true>(),
-        });
-        return Some(rates.iter().sum());
-    }
-    let _ = precision;
-    None
 }
 
 /// Options of a matmul.

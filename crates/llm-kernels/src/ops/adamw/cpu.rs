@@ -11,10 +11,11 @@ use crate::cpu::contiguous;
 use crate::cpu::rounding::bf16_to_f32;
 use crate::cpu::simd::{f32_epsilon, sum2};
 
-const CHUNK: usize = 32768;
+/// Elements that a thread updates at a time.
+pub(crate) const CHUNK: usize = 32768;
 
 /// The sum of the squares, in f64.
-pub(super) fn sum_of_squares(x: &[f32]) -> f64 {
+pub(crate) fn sum_of_squares(x: &[f32]) -> f64 {
     let parts: Vec<f64> = x.par_chunks(CHUNK).map(chunk_sum_of_squares).collect();
     parts.iter().sum()
 }
@@ -25,10 +26,11 @@ fn chunk_sum_of_squares_simd<S: pulp::Simd>(_simd: S, x: &[f32]) -> f64 {
     x.chunks(1024).map(|x| f64::from(sum2(x, x, |a, b| a * b))).sum()
 }
 
-fn f32s_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+/// The memory of a contiguous f32 tensor that an optimizer changes.
+pub(crate) fn f32s_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(data), Some((start, end))) => Ok(&mut data[start..end]),
-        _ => bail!("adamw_step: weights must be contiguous f32, moments contiguous f32 or bf16"),
+        _ => bail!("an optimizer step: weights must be contiguous f32, moments contiguous f32 or bf16"),
     }
 }
 

@@ -6,6 +6,7 @@ mod reference;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use cpu::WithWeight;
+pub(crate) use cpu::{CHUNK, f32s_mut, sum_of_squares as sum_of_squares_of};
 use reference::reference;
 
 use crate::cpu::cpu_slice;
@@ -78,7 +79,7 @@ fn bias_correction(beta: f64, step: u64) -> f64 {
 }
 
 /// The address of a tensor's storage: views of one storage share it.
-fn memory(x: &Tensor) -> usize {
+pub(crate) fn memory(x: &Tensor) -> usize {
     std::ptr::from_ref(&*x.storage_and_layout().0).addr()
 }
 
