@@ -1,7 +1,7 @@
 //! Batches of token ids with positions and attention mask.
 
 use candle_core::{Device, Tensor};
-use llm_kernels::AttentionMask;
+use llm_kernels::{AttentionMask, Dropout};
 
 use crate::{Error, Result};
 
@@ -23,6 +23,9 @@ pub struct Batch {
     pub embedding_noise: Option<Tensor>,
     /// The seed of the dropout of a trained adapter ([`crate::LoraConfig::lora_dropout`]); none: no dropout.
     pub dropout: Option<u64>,
+    /// Dropout of the embeddings and of what each attention and MLP adds to the residual stream, as in GPT-2 (without dropout of the
+    /// attention weights); none: no dropout.
+    pub residual_dropout: Option<Dropout>,
 }
 
 impl Batch {
@@ -49,6 +52,7 @@ impl Batch {
             padding: None,
             embedding_noise: None,
             dropout: None,
+            residual_dropout: None,
         })
     }
 
@@ -85,6 +89,7 @@ impl Batch {
             padding: None,
             embedding_noise: None,
             dropout: None,
+            residual_dropout: None,
         })
     }
 

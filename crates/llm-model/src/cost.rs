@@ -38,6 +38,13 @@ pub fn kv_cache_bytes(config: &ModelConfig, rows: u64, context: u64) -> u64 {
     2 * config.num_hidden_layers as u64 * rows * context * width * 4
 }
 
+/// Bytes of the state of an optimizer in f32 that trains the matrices of the blocks with Muon, which has one number per weight, and the
+/// other weights with `AdamW`, which has two.
+pub fn muon_bytes(config: &ModelConfig, head: Head) -> u64 {
+    let bytes = |spec: &TensorSpec| spec.elements() as u64 * if spec.is_hidden_matrix() { 4 } else { 8 };
+    config.tensor_specs(head).iter().map(bytes).sum()
+}
+
 /// FLOPs of a forward pass per token, averaged over a sequence.
 ///
 /// A vector times a matrix of n elements is 2n FLOPs (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Norms,
@@ -85,6 +92,16 @@ impl Flops {
     /// with activation checkpointing (`checkpointed`) the blocks run forward twice.
     pub fn training(&self, checkpointed: bool) -> f64 {
         3. * self.forward() + if checkpointed { self.matrices + self.attention } else { 0. }
+    }
+
+    /// FLOPs of training per token as they are counted for the utilisation of a machine (Chowdhery et al. 2022, arXiv 2204.02311, appendix
+    /// B): `6 ·` the parameters of the matrices and of the head `+ Σ 12 · h · d · keys` over the layers, where `keys` are all keys of the
+    /// sequence or the window, masked ones too. A recomputation of activations does not count.
+    pub fn of_utilisation(config: &ModelConfig, head: Head, seq_len: u64) -> f64 {
+        let forward = Self::of(config, head, seq_len);
+        let keys = |layer| config.window_of(layer).map_or(seq_len, |window| seq_len.min(window as u64)) as f64;
+        let width = (config.num_attention_heads * config.head_dim) as f64;
+        3. * (forward.matrices + forward.head) + 12. * width * (0..config.num_hidden_layers).map(keys).sum::<f64>()
     }
 }
 
@@ -145,6 +162,21 @@ mod tests {
         assert_eq!(flops.training(true), 4. * flops.forward() - flops.head);
         // GPT-3 paper, table D.1: 3.14e23 FLOPs for 300 billion tokens, counted as 6N per token.
         assert!((flops.training(false) * 300e9 / 3.14e23 - 1.).abs() < 0.04);
+    }
+
+    /// 6 per parameter of the matrices, and `12 · layers · h · d · t`.
+    #[test]
+    fn flops_of_utilisation_match_the_formula_of_palm() {
+        let gpt3 = preset("gpt-3-175b").unwrap();
+        let (layers, width, vocab, keys) = (96., 12288f64, 50257., 2048.);
+        let parameters = 12. * layers * width.powi(2) + vocab * width;
+        let expected = 6. * parameters + 12. * layers * width * keys;
+        assert_eq!(Flops::of_utilisation(&gpt3, Head::LanguageModel, 2048), expected);
+        let mistral = ModelConfig { sliding_window: Some(100), ..small() };
+        let gap = Flops::of_utilisation(&small(), Head::LanguageModel, 300)
+            - Flops::of_utilisation(&mistral, Head::LanguageModel, 300);
+        let windowed = (0..4).filter(|&layer| mistral.window_of(layer).is_some()).count();
+        assert_eq!(gap, 12. * 192. * 200. * windowed as f64);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::norm::Norm;
 use crate::rotary::RotaryEmbedding;
 use crate::{Batch, Error, KvCache, ModelConfig, Params, Result};
 use block::Block;
-use context::{ForwardContext, TokenContext};
+use context::{ForwardContext, TokenContext, dropout_of};
 pub(crate) use mlp::Mlp;
 
 #[derive(Debug, Clone)]
@@ -130,6 +130,9 @@ impl Decoder {
             }
             let ids = Tensor::from_slice(&batch.positions, batch.positions.len(), &Device::Cpu)?;
             x = (x + positions.forward(&ids)?)?;
+        }
+        if let Some(dropout) = batch.residual_dropout {
+            x = llm_kernels::dropout(&x, dropout_of(dropout, "embedding", 0))?;
         }
         Ok(x.reshape((b, t, ()))?)
     }

@@ -7,8 +7,8 @@ use candle_core::{DType, Device, Tensor, TensorId};
 use candle_nn::Module;
 use llm_files::WeightDtype;
 use llm_kernels::{
-    DistillationLoss, HeadInputs, IGNORE_INDEX, Precision, RecomputedGradients, cross_entropy, kl_divergence,
-    linear_cross_entropy, linear_distillation,
+    CrossEntropyLoss, DistillationLoss, HeadInputs, IGNORE_INDEX, Precision, RecomputedGradients, cross_entropy,
+    cross_entropy_z, kl_divergence, linear_cross_entropy_z, linear_distillation,
 };
 use serde_json::{Map, Value};
 
@@ -267,15 +267,20 @@ impl Model {
     ///
     /// The full logits are not materialised ([`llm_kernels::linear_cross_entropy`]), except with a soft cap.
     pub fn cross_entropy(&self, hidden: &Tensor, labels: &[i64]) -> Result<Tensor> {
+        Ok(self.cross_entropy_z(hidden, labels, 0.)?.loss)
+    }
+
+    /// [`Self::cross_entropy`] plus `z_loss_coef` times the z-loss, with both terms ([`llm_kernels::linear_cross_entropy_z`]).
+    pub fn cross_entropy_z(&self, hidden: &Tensor, labels: &[i64], z_loss_coef: f64) -> Result<CrossEntropyLoss> {
         if self.head != Head::LanguageModel {
             return Err(Error::Input(
                 "this model has a score head; cross-entropy needs a causal language model".to_owned(),
             ));
         }
         if self.config.final_logit_softcapping.is_some() {
-            return Ok((cross_entropy(&self.output(hidden)?, labels)?.sum_all()? / label_count(labels))?);
+            return Ok(cross_entropy_z(&self.output(hidden)?, labels, z_loss_coef)?);
         }
-        Ok(linear_cross_entropy(hidden, &self.output_weight()?, labels, self.output.precision())?)
+        Ok(linear_cross_entropy_z(hidden, &self.output_weight()?, labels, z_loss_coef, self.output.precision())?)
     }
 
     /// The matrix of the output layer, `(vocab, hidden)`, with the active adapters.

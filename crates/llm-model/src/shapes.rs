@@ -101,6 +101,12 @@ impl TensorSpec {
         self.shape.len() == 2
     }
 
+    /// Whether it is a matrix of a block's attention, MLP or expert: those that Muon trains. Embeddings, routers and heads are not.
+    pub fn is_hidden_matrix(&self) -> bool {
+        let attention = matches!(self.role, Role::Query | Role::Key | Role::Value | Role::AttentionOutput);
+        !self.is_bias && (attention || matches!(self.role, Role::Mlp(_) | Role::Expert(_)))
+    }
+
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()

@@ -20,6 +20,7 @@ pub(super) struct Block {
     mlp_out: Option<Norm>,
     parallel_residual: bool,
     experts: usize,
+    layer: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -47,23 +48,24 @@ impl Block {
             mlp_out: norm(names.mlp_out)?,
             parallel_residual: config.parallel_residual,
             experts: experts.map_or(0, |experts| experts.num_experts),
+            layer,
         })
     }
 
     /// The output `(b, t, hidden)`, and the router logits `(b·t, e)` of a layer with experts.
     pub(super) fn forward(&self, x: &Tensor, context: &mut ForwardContext) -> Result<(Tensor, Option<Tensor>)> {
         let attended = self.attention.forward(x, context)?;
+        let attended = context.tokens.drop_residual(x, attended, "attention", self.layer)?;
         let input = if self.parallel_residual { x } else { &attended };
         let norms = [self.mlp_in.as_ref(), self.mlp_out.as_ref()];
-        match &self.feed_forward {
-            FeedForward::Dense(mlp) => {
-                Ok((mlp.forward_residual(input, norms, &attended, context.tokens.dropout)?, None))
-            }
+        let (y, logits) = match &self.feed_forward {
+            FeedForward::Dense(mlp) => (mlp.forward_residual(input, norms, &attended, context.tokens.dropout)?, None),
             FeedForward::Experts(experts) => {
                 let (y, logits) = experts.forward(&apply_norm(norms[0], input)?, context.tokens.dropout)?;
-                Ok(((&attended + apply_norm(norms[1], &y)?)?, Some(logits)))
+                ((&attended + apply_norm(norms[1], &y)?)?, Some(logits))
             }
-        }
+        };
+        Ok((context.tokens.drop_residual(&attended, y, "mlp", self.layer)?, logits))
     }
 
     /// [`Self::forward`] with activation checkpointing: only `x` is saved for the backward. The router logits are

@@ -1,8 +1,9 @@
 //! The forward context: what a forward pass needs besides the weights and the token ids.
 
 use candle_core::Tensor;
-use llm_kernels::{AttentionMask, RotaryTable, Sequences};
+use llm_kernels::{AttentionMask, Dropout, RotaryTable, Sequences};
 
+use crate::params::hash;
 use crate::rotary::{RotaryEmbedding, RotaryTables};
 use crate::{Batch, KvCache, Result};
 
@@ -43,6 +44,8 @@ pub(super) struct TokenContext {
     sliding_mask: Option<AttentionMask>,
     /// The seed of a forward pass with dropout.
     pub dropout: Option<u64>,
+    /// As in [`Batch`].
+    residual_dropout: Option<Dropout>,
 }
 
 impl TokenContext {
@@ -71,7 +74,8 @@ impl TokenContext {
         // All rows of a padded batch have the scaling of the longest one, as in transformers.
         let rotary = rotary.tables(&batch.positions, if batch.row_lens.is_some() { &lens } else { &[] });
         let sliding_mask = sliding_window.map(|window| sliding_window_mask(&mask, ends(), window));
-        Ok(Self { rotary, sliding_mask, mask, dropout: batch.dropout })
+        let (dropout, residual_dropout) = (batch.dropout, batch.residual_dropout);
+        Ok(Self { rotary, mask, sliding_mask, dropout, residual_dropout })
     }
 
     /// The rotary table of a block.
@@ -88,10 +92,24 @@ impl TokenContext {
         if sliding { self.sliding_mask.as_ref() } else { None }.unwrap_or(&self.mask)
     }
 
+    /// The output `y` of a sub-layer, whose input or residual stream is `residual`, with dropout of what it added. `place` and `layer`
+    /// select the mask.
+    pub fn drop_residual(&self, residual: &Tensor, y: Tensor, place: &str, layer: usize) -> Result<Tensor> {
+        match self.residual_dropout {
+            None => Ok(y),
+            Some(dropout) => Ok(llm_kernels::residual_dropout(residual, &y, dropout_of(dropout, place, layer))?),
+        }
+    }
+
     /// The sequences of a batch with a KV cache.
     pub fn sequences(&self) -> Option<&Sequences> {
         self.mask.sequences.as_ref()
     }
+}
+
+/// The dropout of one place in the decoder: each has its own mask.
+pub(super) fn dropout_of(dropout: Dropout, place: &str, layer: usize) -> Dropout {
+    Dropout { seed: dropout.seed ^ hash(&format!("{place}.{layer}")), ..dropout }
 }
 
 /// `mask` restricted to the last `window` keys of each query; `ends` are the numbers of keys up to each query.
