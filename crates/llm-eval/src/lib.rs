@@ -35,7 +35,7 @@ pub use error::Error;
 pub use probes::{Pair, pair_scores, probe_accuracy, probe_scores};
 pub use replies::{GeneratedReply, ReplyStats, generate_replies, reply_kls, reply_stats};
 pub use tasks::{TaskScores, task_scores};
-pub use text::{TextLoss, continuation_logprobs, text_loss};
+pub use text::{TextLoss, TextWindows, continuation_logprobs, document_loss, text_loss};
 
 /// The result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

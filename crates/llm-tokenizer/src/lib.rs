@@ -51,6 +51,7 @@ mod rendered;
 mod sentencepiece;
 mod special_tokens;
 mod stream;
+mod token_bytes;
 mod tokenizer;
 mod train;
 mod validate;

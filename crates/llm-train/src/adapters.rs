@@ -1,6 +1,7 @@
 //! What a stage trains of its model: all weights, a new adapter, an adapter of an earlier stage, or an adapter on an adapter.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use llm_model::{LoraConfig, Model};
 use llm_tokenizer::Tokenizer;
@@ -8,7 +9,7 @@ use rand::RngExt;
 
 use crate::Result;
 use crate::optim::{Learner, OptimizerConfig};
-use crate::run::{RunSetup, rng};
+use crate::run::{RunSetup, WriteModel, rng};
 
 /// The adapters of a stage. Without any the stage trains all weights.
 #[derive(Debug, Clone)]
@@ -66,6 +67,15 @@ impl<'a> Adapters<'a> {
     /// Whether the stage trains all weights.
     pub fn is_empty(&self) -> bool {
         self.lora.is_none() && self.adapter.is_none()
+    }
+
+    /// [`Self::save`] as a function for any thread.
+    pub fn writer(&self, tokenizer: &Tokenizer) -> WriteModel {
+        let (base, tokenizer) = (self.model.display().to_string(), tokenizer.clone());
+        Arc::new(move |model, dir| {
+            tokenizer.save(dir)?;
+            save(model, dir, &base)
+        })
     }
 
     /// Writes the model, or the sum of its adapters and the trained one alone, with the tokenizer.

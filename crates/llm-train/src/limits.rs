@@ -6,7 +6,7 @@ use llm_model::{LoraConfig, ModelConfig};
 use self::keys::{COUNT, COUNT_OR_NONE, Keys, Real, SEED, check_tokenizer};
 use crate::compat::{refuse_overwritten, without_token_ids};
 use crate::data::{DataOptions, TooLong};
-use crate::optim::OptimizerConfig;
+use crate::optim::{OptimizerConfig, OptimizerKind};
 use crate::recipes::{DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe};
 use crate::rl::MissingEos;
 use crate::run::Best;
@@ -21,6 +21,7 @@ impl OptimizerConfig {
             .real("learning_rate", self.learning_rate, Real::Positive)?
             .whole("warmup_steps", self.warmup_steps, COUNT_OR_NONE)?
             .real("min_learning_rate_ratio", self.min_learning_rate_ratio, Real::AtMost(1.))?
+            .real("decay_share", self.decay_share, Real::AtMost(1.))?
             .real("beta1", self.beta1, Real::Below(1.))?
             .real("beta2", self.beta2, Real::Below(1.))?
             .real("eps", self.eps, Real::Within(10.))?
@@ -63,6 +64,9 @@ impl Recipe for PretrainRecipe {
             .whole("batch_size", self.batch_size, COUNT)?
             .whole("gradient_accumulation_steps", self.gradient_accumulation_steps, 1..=1_000_000)?
             .whole("seq_len", self.seq_len, 1..=positions)?
+            .real("dropout", self.dropout, Real::Below(1.))?
+            .real("z_loss_coef", self.z_loss_coef, Real::NotNegative)?
+            .real("ema_decay", self.ema_decay, Real::Below(1.))?
             .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
             .whole("save_every", self.save_every, COUNT_OR_NONE)?;
@@ -96,7 +100,7 @@ impl Recipe for FinetuneRecipe {
             let message = "best is \"exact_match\"; eval_prompts must then be at least 1";
             return Err(Error::BadRequest(format!("{table}{message}")));
         }
-        check_lora(self.lora.as_ref(), table)?;
+        check_lora(self.lora.as_ref(), self.optimizer.kind, table)?;
         self.optimizer.check(&format!("{table}optimizer."))
     }
 }
@@ -117,7 +121,7 @@ impl Recipe for RewardRecipe {
             .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
             .whole("save_every", self.save_every, COUNT_OR_NONE)?;
-        check_lora(self.lora.as_ref(), table)?;
+        check_lora(self.lora.as_ref(), self.optimizer.kind, table)?;
         self.optimizer.check(&format!("{table}optimizer."))
     }
 }
@@ -154,7 +158,7 @@ impl Recipe for PpoRecipe {
             MissingEos::Replace(x) => drop(Keys { table }.real("missing_eos.replace", x, Real::Any)?),
         }
         self.optimizer.check(&format!("{table}optimizer."))?;
-        check_lora(self.lora.as_ref(), table)?;
+        check_lora(self.lora.as_ref(), self.optimizer.kind, table)?;
         if let Some(dropout) = self.lora.as_ref().map(|lora| lora.lora_dropout).filter(|dropout| *dropout > 0.) {
             let allowed = "0: the probability ratio compares the policy with itself";
             return Err(Keys { table: &format!("{table}lora.") }.wrong("lora_dropout", dropout, allowed));
@@ -184,7 +188,7 @@ impl Recipe for DistillRecipe {
             .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
             .whole("save_every", self.save_every, COUNT_OR_NONE)?;
-        check_lora(self.lora.as_ref(), table)?;
+        check_lora(self.lora.as_ref(), self.optimizer.kind, table)?;
         self.optimizer.check(&format!("{table}optimizer."))
     }
 }
@@ -287,9 +291,17 @@ fn check_model(config: &ModelConfig, table: &str) -> Result<()> {
     Ok(())
 }
 
-/// Checks the table `lora` of the table `table`.
-fn check_lora(lora: Option<&LoraConfig>, table: &str) -> Result<()> {
+/// Checks the table `lora` of the table `table`, and that the optimizer can train an adapter.
+fn check_lora(lora: Option<&LoraConfig>, optimizer: OptimizerKind, table: &str) -> Result<()> {
     let Some(lora) = lora else { return Ok(()) };
+    if optimizer == OptimizerKind::Muon {
+        let keys = Keys { table: &format!("{table}optimizer.") };
+        return Err(keys.wrong(
+            "kind",
+            "\"muon\"",
+            "\"adamw\" with the table [lora]: Muon trains the matrices of a model",
+        ));
+    }
     Keys { table: &format!("{table}lora.") }
         .whole("r", lora.r, 1..=65536)?
         .real("lora_alpha", lora.lora_alpha, Real::Positive)?

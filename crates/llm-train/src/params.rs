@@ -5,7 +5,7 @@ mod display;
 use std::path::Path;
 
 use llm_kernels::Precision;
-use llm_model::cost::{Flops, TrainingMemory, TrainingShape, kv_cache_bytes, weight_bytes};
+use llm_model::cost::{Flops, TrainingMemory, TrainingShape, kv_cache_bytes, muon_bytes, weight_bytes};
 use llm_model::presets::{PRESETS, preset};
 use llm_model::{BlockFormat, Head, ModelConfig, ParamCount, WeightDtype, read_config};
 use serde::Serialize;
@@ -40,6 +40,7 @@ pub struct Report {
     contexts: Vec<Context>,
     serving: Vec<Serving>,
     training: Vec<Training>,
+    muon_moments: u64,
     forward: Flops,
     forward_flops: f64,
     time: Option<Time>,
@@ -151,6 +152,7 @@ impl Report {
             contexts,
             serving: serving.into(),
             training: training.collect(),
+            muon_moments: muon_bytes(&config, head),
             forward: flops,
             forward_flops: flops.forward(),
             time: usage.flops.map(|per_second| Time::of(&flops, per_second, usage.tokens)),

@@ -16,7 +16,7 @@ use llm_model::Model;
 
 use crate::Result;
 
-pub use llm_kernels::DistillationLoss;
+pub use llm_kernels::{CrossEntropyLoss, DistillationLoss};
 pub use ppo::{ClippedLoss, policy_loss, value_loss};
 pub use ranking::{best_of_n, bradley_terry, k_way, neg_log_sigmoid, plackett_luce};
 
@@ -24,6 +24,12 @@ pub use ranking::{best_of_n, bradley_terry, k_way, neg_log_sigmoid, plackett_luc
 /// `hidden` `(n, hidden)`, its hidden states, and the next tokens `labels` `(n,)`. Labels of -100 are ignored.
 pub fn next_token(model: &Model, hidden: &Tensor, labels: &[i64]) -> Result<Tensor> {
     Ok(model.cross_entropy(hidden, labels)?)
+}
+
+/// [`next_token`] plus `z_loss_coef` times the mean of `logsumexp(logits)²` (z-loss; Chowdhery et al. 2022, arXiv 2204.02311), with both
+/// terms.
+pub fn next_token_z(model: &Model, hidden: &Tensor, labels: &[i64], z_loss_coef: f64) -> Result<CrossEntropyLoss> {
+    Ok(model.cross_entropy_z(hidden, labels, z_loss_coef)?)
 }
 
 /// `alpha · T² · KL(teacher/T ‖ student/T) + (1 - alpha) · cross-entropy` of next-token prediction, a mean over tokens (Hinton et

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Tensor;
-use llm_model::{Model, read_safetensors, write_safetensors};
+use llm_model::{Model, TensorSpec, read_safetensors, write_safetensors};
+use rayon::prelude::*;
 
-use super::{Gradients, Optimizer, OptimizerConfig, squares_are_finite};
+use super::average::WeightAverage;
+use super::{Gradients, Optimizer, OptimizerConfig, OptimizerKind, squares_are_finite};
 use crate::{Error, Result};
 
 /// A trainable model with its optimizer and its accumulated gradients.
@@ -18,17 +20,75 @@ pub struct Learner {
     gradients: Gradients,
     /// As in [`OptimizerConfig`].
     max_grad_norm: f64,
+    /// The average of the weights, if it is the result.
+    average: Option<WeightAverage>,
+}
+
+/// The state of a learner after a step, which later steps do not change.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    /// [`Learner::averaged`].
+    pub model: Model,
+    optimizer: BTreeMap<String, Tensor>,
+    /// The state of the average and the weights that are trained.
+    average: Option<BTreeMap<String, Tensor>>,
+}
+
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// The file of a checkpoint whose model is the average.
+const WEIGHTS_FILE: &str = "weights.safetensors";
+
+impl Snapshot {
+    /// Writes what a checkpoint has besides its model to the folder `trainer`.
+    pub fn save(&self, trainer: &Path) -> Result<()> {
+        write_safetensors(trainer.join(OPTIMIZER_FILE), &self.optimizer)?;
+        self.average.as_ref().map_or(Ok(()), |weights| Ok(write_safetensors(trainer.join(WEIGHTS_FILE), weights)?))
+    }
+}
+
+/// Copies of tensors, made on all threads.
+fn copies(tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+    tensors.into_par_iter().map(|(name, tensor)| Ok((name, tensor.copy()?))).collect()
 }
 
 impl Learner {
-    /// A learner before its first step; it is an error if `model` is frozen.
+    /// A learner before its first step; it is an error if `model` is frozen, or has an adapter that Muon cannot train.
     pub fn new(model: Model, config: &OptimizerConfig) -> Result<Self> {
-        let optimizer = Optimizer::new(&model.params().vars(), config)?;
-        if model.params().vars().is_empty() {
+        let variables = model.params().vars();
+        if variables.is_empty() {
             return Err(Error::BadRequest("this model is frozen; train a copy: `model.trainable()`".to_owned()));
         }
+        let specs = model.config().tensor_specs(model.head());
+        if config.kind == OptimizerKind::Muon && variables.keys().any(|name| specs.iter().all(|s| s.name != *name)) {
+            let message = "\"muon\" trains the matrices of a model; an adapter needs kind = \"adamw\"";
+            return Err(Error::BadRequest(format!("optimizer.kind {message}")));
+        }
+        let hidden = specs.into_iter().filter(TensorSpec::is_hidden_matrix).map(|spec| spec.name).collect();
+        let optimizer = Optimizer::new(&variables, &hidden, config)?;
         let model = model.in_precision(config.precision)?;
-        Ok(Self { model, optimizer, gradients: Gradients::default(), max_grad_norm: config.max_grad_norm })
+        let (gradients, max_grad_norm) = (Gradients::default(), config.max_grad_norm);
+        Ok(Self { model, optimizer, gradients, max_grad_norm, average: None })
+    }
+
+    /// From now on averages the weights over the steps, with this decay; `trainer` is the folder of the checkpoint that the learner
+    /// was made of, if it was.
+    pub(crate) fn average_weights(&mut self, decay: f64, trainer: Option<&Path>) -> Result<()> {
+        self.average = Some(match trainer {
+            None => WeightAverage::new(&self.model, decay)?,
+            Some(trainer) => WeightAverage::restore(&self.model, decay, &trainer.join(WEIGHTS_FILE))?,
+        });
+        Ok(())
+    }
+
+    /// The model to evaluate and to save: the one with the averaged weights if they are averaged, else the trained one.
+    pub fn averaged(&self) -> &Model {
+        self.average.as_ref().map_or(&self.model, |average| &average.model)
+    }
+
+    /// A copy of the state.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot> {
+        let average = self.average.as_ref().map(|average| copies(average.state(&self.model)?)).transpose()?;
+        Ok(Snapshot { model: self.averaged().trainable()?, optimizer: copies(self.optimizer.state()?)?, average })
     }
 
     /// Adds the gradients of `loss` (a scalar) to the accumulated gradients.
@@ -45,7 +105,11 @@ impl Learner {
     /// not finite the weights do not change.
     pub fn step(&mut self, learning_rate: f64) -> Result<f64> {
         let variables = self.model.params().vars();
-        self.optimizer.clipped_step(&variables, &mut self.gradients, learning_rate, self.max_grad_norm)
+        let norm = self.optimizer.clipped_step(&variables, &mut self.gradients, learning_rate, self.max_grad_norm)?;
+        if let Some(average) = self.average.as_mut().filter(|_| norm.is_finite()) {
+            average.update(&self.model)?;
+        }
+        Ok(norm)
     }
 
     /// Describes the first weight, or state of the optimizer, that is not finite, or whose square is not finite.
@@ -224,11 +288,11 @@ mod tests {
             learner.step(0.01).unwrap();
             // Step counts are saved and loaded.
             learner.save_optimizer(&path).unwrap();
-            let Optimizer::AdamW(adamw) = &mut learner.optimizer;
+            let Optimizer::AdamW(adamw) = &mut learner.optimizer else { unreachable!() };
             adamw.steps.values_mut().for_each(|count| *count = 77);
             learner.load_optimizer(&path).unwrap();
         }
-        let Optimizer::AdamW(AdamW { config, .. }) = &learner.optimizer;
+        let Optimizer::AdamW(AdamW { config, .. }) = &learner.optimizer else { unreachable!() };
         let expected = [
             reference_adamw(before[0], &[1., 2., 3., 4., 5.], 0.01, config),
             reference_adamw(before[1], &[0.5, -2.], 0.01, config),

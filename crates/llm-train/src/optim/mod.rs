@@ -1,11 +1,13 @@
 //! Optimizers, learning rate schedules, gradient accumulation, and [`Learner`]: a model with its optimizer.
 
 mod adamw;
+mod average;
 mod gradients;
 mod learner;
+mod muon;
 mod var_optimizer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::{DType, Tensor, Var};
@@ -18,6 +20,7 @@ use crate::Result;
 pub use adamw::AdamW;
 pub use gradients::Gradients;
 pub use learner::Learner;
+pub use muon::Muon;
 pub use var_optimizer::VarOptimizer;
 
 /// Whether the sum of the squares of a tensor is finite in f32. If not, norms overflow although every element may be finite.
@@ -29,19 +32,23 @@ pub(crate) fn squares_are_finite(x: &Tensor) -> Result<bool> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
+    /// The update rule.
+    pub kind: OptimizerKind,
     /// The peak learning rate.
     pub learning_rate: f64,
     /// The decay of the learning rate after the warm-up.
     pub schedule: Schedule,
     /// Steps of linear warm-up.
     pub warmup_steps: u64,
-    /// Final learning rate of the cosine schedule, as a share of `learning_rate`.
+    /// Final learning rate of the schedules "cosine" and "wsd", as a share of `learning_rate`.
     pub min_learning_rate_ratio: f64,
-    /// Decay of the first moment.
+    /// Share of the steps in the decay of the schedule "wsd".
+    pub decay_share: f64,
+    /// Decay of the first moment of `AdamW`.
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay of the second moment of `AdamW`.
     pub beta2: f64,
-    /// Added to the root of the bias-corrected second moment.
+    /// Added to the root of the bias-corrected second moment of `AdamW`.
     pub eps: f64,
     /// Decoupled weight decay. It applies to matrices only, not to norms and biases.
     pub weight_decay: f64,
@@ -59,10 +66,12 @@ pub struct OptimizerConfig {
 impl Default for OptimizerConfig {
     fn default() -> Self {
         Self {
+            kind: OptimizerKind::AdamW,
             learning_rate: 1e-3,
             schedule: Schedule::Cosine,
             warmup_steps: 20,
             min_learning_rate_ratio: 0.1,
+            decay_share: 0.2,
             beta1: 0.9,
             beta2: 0.95,
             eps: 1e-8,
@@ -74,13 +83,24 @@ impl Default for OptimizerConfig {
     }
 }
 
-/// The dtype of the moments of `AdamW` between steps. A step computes in f32.
+/// The update rule of an optimizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// `AdamW` for all variables.
+    AdamW,
+    /// Muon for the matrices of the blocks, `AdamW` with the same learning rate for the other variables: embeddings, heads, routers,
+    /// norms and biases.
+    Muon,
+}
+
+/// The dtype of the moments between steps. A step computes in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Moments {
-    /// f32: 8 bytes per weight.
+    /// f32: 8 bytes per weight, 4 of a matrix that Muon trains.
     F32,
-    /// bf16 with stochastic rounding: 4 bytes per weight.
+    /// bf16: half the memory, with stochastic rounding of the two moments of `AdamW`.
     Bf16,
 }
 
@@ -108,6 +128,9 @@ fn precision<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Precision, D:
 pub enum Schedule {
     /// A half cosine down to `min_learning_rate_ratio`.
     Cosine,
+    /// Warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): constant, and linear down to `min_learning_rate_ratio` in the last
+    /// `decay_share` of the steps.
+    Wsd,
     /// Linear to 0.
     Linear,
     /// No decay.
@@ -127,6 +150,11 @@ impl OptimizerConfig {
                     let low = self.min_learning_rate_ratio;
                     low + (1. - low) * 0.5 * (1. + (std::f64::consts::PI * past.min(1.)).cos())
                 }
+                Schedule::Wsd => {
+                    let (low, decay) = (self.min_learning_rate_ratio, self.decay_share * steps as f64);
+                    let left = (steps.saturating_sub(step) as f64 / decay.max(f64::MIN_POSITIVE)).min(1.);
+                    low + (1. - low) * left
+                }
                 Schedule::Linear => 1. - past.min(1.),
                 Schedule::Constant => 1.,
             }
@@ -138,12 +166,17 @@ impl OptimizerConfig {
 pub enum Optimizer {
     /// AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101).
     AdamW(AdamW),
+    /// Muon, with AdamW for a part of the variables.
+    Muon(Muon),
 }
 
 impl Optimizer {
-    /// The optimizer of these variables, before its first step.
-    pub fn new(variables: &BTreeMap<String, Var>, config: &OptimizerConfig) -> Result<Self> {
-        Ok(Self::AdamW(AdamW::new(variables, config)?))
+    /// The optimizer of these variables, before its first step. `hidden` are the names of the matrices that Muon trains.
+    pub fn new(variables: &BTreeMap<String, Var>, hidden: &BTreeSet<String>, config: &OptimizerConfig) -> Result<Self> {
+        Ok(match config.kind {
+            OptimizerKind::AdamW => Self::AdamW(AdamW::new(variables, config)?),
+            OptimizerKind::Muon => Self::Muon(Muon::new(variables, hidden, config)?),
+        })
     }
 
     /// Updates the variables that have a gradient. Gradients are multiplied by `gradient_scale`.
@@ -156,6 +189,7 @@ impl Optimizer {
     ) -> Result<()> {
         match self {
             Self::AdamW(adamw) => adamw.step(variables, gradients, learning_rate, gradient_scale),
+            Self::Muon(muon) => muon.step(variables, gradients, learning_rate, gradient_scale),
         }
     }
 
@@ -181,6 +215,7 @@ impl Optimizer {
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         match self {
             Self::AdamW(adamw) => adamw.state(),
+            Self::Muon(muon) => muon.state(),
         }
     }
 
@@ -188,6 +223,7 @@ impl Optimizer {
     pub fn restore(&mut self, state: BTreeMap<String, Tensor>, origin: &Path) -> Result<()> {
         match self {
             Self::AdamW(adamw) => adamw.restore(state, origin),
+            Self::Muon(muon) => muon.restore(state, origin),
         }
     }
 
@@ -195,6 +231,7 @@ impl Optimizer {
     pub fn not_finite(&self) -> Result<Option<&str>> {
         match self {
             Self::AdamW(adamw) => adamw.not_finite(),
+            Self::Muon(muon) => muon.not_finite(),
         }
     }
 }
@@ -213,6 +250,14 @@ mod tests {
         let linear = OptimizerConfig { schedule: Schedule::Linear, ..config.clone() };
         assert!((linear.learning_rate_at(60, 110) - 0.5).abs() < 1e-12);
         assert_eq!(linear.learning_rate_at(110, 110), 0.);
+        // Constant until step 80, then linear from 1 to 0.1.
+        let wsd = OptimizerConfig { schedule: Schedule::Wsd, decay_share: 0.2, warmup_steps: 10, ..config.clone() };
+        for (step, expected) in [(4, 0.5), (10, 1.), (80, 1.), (90, 0.55), (99, 0.145), (100, 0.1)] {
+            let found = wsd.learning_rate_at(step, 100);
+            assert!((found - expected).abs() < 1e-12, "step {step}: {found}");
+        }
+        let never = OptimizerConfig { decay_share: 0., ..wsd };
+        assert_eq!(never.learning_rate_at(99, 100), 1.);
         let constant = OptimizerConfig { schedule: Schedule::Constant, warmup_steps: 0, ..config };
         assert_eq!(constant.learning_rate_at(0, 10), 1.);
     }

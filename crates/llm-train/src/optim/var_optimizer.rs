@@ -1,14 +1,14 @@
 //! An optimizer for any candle model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::backprop::GradStore;
 use candle_core::{Error, Result, Var};
 
-use super::{Gradients, Optimizer, OptimizerConfig};
+use super::{Gradients, Optimizer, OptimizerConfig, OptimizerKind};
 
 /// An [`Optimizer`] of variables without names, as a `candle_nn::Optimizer`. It has the settings of [`OptimizerConfig`], except
-/// schedule and precision, and the steps of [`super::Learner`]: gradients are clipped to `max_grad_norm`, and a step whose
+/// schedule and precision (its kind must be `AdamW`), and the steps of [`super::Learner`]: gradients are clipped to `max_grad_norm`, and a step whose
 /// gradients are not finite changes nothing.
 #[derive(Debug)]
 pub struct VarOptimizer {
@@ -23,7 +23,10 @@ impl candle_nn::Optimizer for VarOptimizer {
 
     fn new(vars: Vec<Var>, config: OptimizerConfig) -> Result<Self> {
         let variables = vars.into_iter().enumerate().map(|(i, var)| (format!("{i:06}"), var)).collect();
-        let optimizer = Optimizer::new(&variables, &config).map_err(Error::wrap)?;
+        if config.kind == OptimizerKind::Muon {
+            candle_core::bail!("Muon needs to know the matrices of the blocks; use `Learner`, or OptimizerKind::AdamW");
+        }
+        let optimizer = Optimizer::new(&variables, &BTreeSet::new(), &config).map_err(Error::wrap)?;
         Ok(Self { variables, optimizer, learning_rate: config.learning_rate, max_grad_norm: config.max_grad_norm })
     }
 

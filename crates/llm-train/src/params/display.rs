@@ -19,6 +19,7 @@ impl fmt::Display for Report {
         writeln!(f, "{}", table(self.inference_rows()))?;
         writeln!(f, "\nTraining memory with AdamW (weights, gradients, moments: f32), {batch} of {seq_len} tokens:")?;
         writeln!(f, "{}", table(self.training_rows()))?;
+        writeln!(f, "With optimizer.kind = \"muon\" the moments are {}.", bytes(self.muon_moments))?;
         writeln!(f, "\nFLOPs per token at sequence length {seq_len}:\n{}", table(self.flops_rows()))?;
         self.time.as_ref().map_or(Ok(()), |time| time.fmt(f))
     }

@@ -156,7 +156,7 @@ pub fn distill(
                 evaluating.log(&metrics, &shown.join(", "))
             }),
         }),
-        write: Box::new(|model, dir| adapters.save(model, &tokenizer, dir)),
+        write: adapters.writer(&tokenizer),
     })?;
 
     for step in run.steps() {

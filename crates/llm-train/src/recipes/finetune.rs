@@ -181,7 +181,7 @@ pub fn finetune(
                 evaluate(recipe, (&model, &tokenizer, pad), (&validation, &questions), evaluating)
             }),
         }),
-        write: Box::new(|model, dir| adapters.save(model, &tokenizer, dir)),
+        write: adapters.writer(&tokenizer),
     })?;
     if run.is_new() {
         run.evaluate(0, &learner)?;

@@ -19,10 +19,12 @@ pub use pretrain::{PretrainInputs, PretrainRecipe, pretrain};
 pub use reward::{RewardInputs, RewardModel, RewardRecipe, RewardScale, reward};
 
 use std::path::Path;
+use std::sync::Arc;
 
 use llm_model::Model;
 use llm_tokenizer::{ChatFormat, TemplateOptions, Tokenizer};
 
+use crate::run::WriteModel;
 use crate::{Error, Result};
 
 /// Loads the model of a folder; it is an error if it has another head or a weight that is not finite.
@@ -57,10 +59,13 @@ fn kind(head: llm_model::Head) -> &'static str {
     }
 }
 
-/// Writes a model and its tokenizer into a folder.
-fn save(model: &Model, tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
-    tokenizer.save(dir)?;
-    Ok(model.save(dir)?)
+/// A function that writes a model and this tokenizer into a folder.
+fn writer(tokenizer: &Tokenizer) -> WriteModel {
+    let tokenizer = tokenizer.clone();
+    Arc::new(move |model, dir| {
+        tokenizer.save(dir)?;
+        Ok(model.save(dir)?)
+    })
 }
 
 /// The chat format of a tokenizer. Errors name its folder `dir`.

@@ -4,16 +4,19 @@ use std::path::{Path, PathBuf};
 
 use llm_data::{Batches, TokenDataset};
 use llm_engine::{GenerateOptions, Sampling, TextModel};
-use llm_eval::text_loss;
+use llm_eval::{TextWindows, document_loss, text_loss};
+use llm_kernels::Dropout;
+use llm_model::cost::Flops;
 use llm_model::{Batch, Head, Model, ModelConfig};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
-use super::save;
+use super::writer;
+use crate::adapters::dropout_seed;
 use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
-use crate::run::{Evaluating, Evaluation, Outcome, Plan, RunOptions, RunSetup, Selection, Start, learner};
+use crate::run::{Evaluating, Evaluation, Outcome, PEAK_SHARE, Plan, RunOptions, RunSetup, Selection, Start, learner};
 use crate::{Error, Result, loss};
 
 /// The recipe of pre-training.
@@ -32,6 +35,12 @@ pub struct PretrainRecipe {
     pub activation_checkpointing: bool,
     /// Sequence length in tokens.
     pub seq_len: usize,
+    /// Dropout of the embeddings and of what each attention and MLP adds to the residual stream; 0: none.
+    pub dropout: f64,
+    /// The coefficient of the mean of `logsumexp(logits)²` in the loss; 0: none.
+    pub z_loss_coef: f64,
+    /// The decay of an exponential moving average of the weights, which is evaluated and saved instead of them; 0: no average.
+    pub ema_decay: f64,
     /// Steps between evaluations on the validation split; early ones are more frequent (`is_eval_step`). 0: only at the start and
     /// the end.
     pub eval_every: u64,
@@ -39,6 +48,8 @@ pub struct PretrainRecipe {
     pub eval_batches: usize,
     /// Prompts to complete at each evaluation.
     pub sample_prompts: Vec<String>,
+    /// Whether the result is the model of the evaluation with the lowest loss instead of the last one.
+    pub keep_best: bool,
     /// Steps between checkpoints; 0: only at the end.
     pub save_every: u64,
     /// The optimizer.
@@ -91,6 +102,11 @@ pub fn pretrain(
     if recipe.activation_checkpointing {
         learner.model.checkpoint_activations();
     }
+    if recipe.ema_decay > 0. {
+        let trainer = setup.checkpoint().map(|checkpoint| checkpoint.dir.join("trainer"));
+        learner.average_weights(recipe.ema_decay, trainer.as_deref())?;
+    }
+    let flops = TrainingFlops::of(&learner.model, recipe);
     let micro_batches = recipe.gradient_accumulation_steps;
     let tokens_per_step = micro_batches * (recipe.batch_size * recipe.seq_len) as u64;
     let run = setup.open(Plan {
@@ -100,38 +116,69 @@ pub fn pretrain(
         shown: &[("loss", "loss", 3)],
         evaluation: Some(Evaluation {
             every: recipe.eval_every,
-            selection: Some(Selection::default()),
+            selection: Some(Selection { keep_best: recipe.keep_best, ..Selection::default() }),
             size: format!("{} tokens", evaluated_tokens(recipe, &validation)),
             run: Box::new(|model, evaluating| evaluate(recipe, &tokenizer, &validation, model, evaluating)),
         }),
-        write: Box::new(|model, dir| save(model, &tokenizer, dir)),
+        write: writer(&tokenizer),
     })?;
     if run.is_new() {
         run.evaluate(0, &learner)?;
     }
 
     for step in run.steps() {
-        let (mut mean_loss, mut routers) = (0., RouterMetrics::default());
+        let (mut terms, mut routers) = ([0.; 2], RouterMetrics::default());
         for micro in 0..micro_batches {
-            let (input_ids, targets) = batches.batch(step.index * micro_batches + micro)?;
+            let number = step.index * micro_batches + micro;
+            let (input_ids, targets) = batches.batch(number)?;
             let labels: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
-            let batch = Batch::from_flat(&input_ids, recipe.seq_len)?;
+            let batch =
+                Batch { residual_dropout: dropout(recipe, number), ..Batch::from_flat(&input_ids, recipe.seq_len)? };
             let (hidden, routing) = learner.model.hidden_and_routing(&batch)?; // (b, t, hidden)
-            let loss = (loss::next_token(&learner.model, &hidden.flatten(0, 1)?, &labels)? / micro_batches as f64)?;
-            mean_loss += loss::scalar(&loss)?;
+            let loss = loss::next_token_z(&learner.model, &hidden.flatten(0, 1)?, &labels, recipe.z_loss_coef)?;
+            terms[0] += loss.cross_entropy / micro_batches as f64;
+            terms[1] += loss.z_loss / micro_batches as f64;
+            let loss = (loss.loss / micro_batches as f64)?;
             learner.backward(&routers.add(&loss, routing.as_ref(), 1. / micro_batches as f64)?)?;
         }
         let learning_rate = recipe.optimizer.learning_rate_at(step.index, recipe.steps);
         let grad_norm = learner.step(learning_rate)?;
-        let metrics = [
-            ("loss", mean_loss),
-            ("grad_norm", grad_norm),
-            ("learning_rate", learning_rate),
-            ("tokens_per_second", step.units_per_second().round()),
-        ];
+        let mut metrics = vec![("loss", terms[0]), ("grad_norm", grad_norm), ("learning_rate", learning_rate)];
+        if recipe.z_loss_coef > 0. {
+            metrics.push(("z_loss", terms[1]));
+        }
+        let [_, speed] = step.throughput(tokens_per_step as usize);
+        metrics.push(speed);
+        metrics.extend(flops.share(speed.1));
         step.finish(&learner, &metrics, routers.metrics())?;
     }
     run.finish(&learner)
+}
+
+/// The dropout of a micro-batch, by its number.
+fn dropout(recipe: &PretrainRecipe, batch: u64) -> Option<Dropout> {
+    let settings = Dropout { probability: recipe.dropout, seed: dropout_seed(recipe.seed, batch) };
+    (recipe.dropout > 0.).then_some(settings)
+}
+
+/// The FLOPs of training a token, and the peak of the machine in FLOP/s.
+struct TrainingFlops {
+    per_token: f64,
+    /// `None` on a device whose peak is not measured.
+    peak: Option<f64>,
+}
+
+impl TrainingFlops {
+    fn of(model: &Model, recipe: &PretrainRecipe) -> Self {
+        let per_token = Flops::of_utilisation(model.config(), model.head(), recipe.seq_len as u64);
+        let peak = model.device().is_cpu().then(|| llm_kernels::matmul_flops(recipe.optimizer.precision));
+        Self { per_token, peak }
+    }
+
+    /// The metric of the share of the peak.
+    fn share(&self, tokens_per_second: f64) -> Option<(&'static str, f64)> {
+        self.peak.map(|peak| (PEAK_SHARE, tokens_per_second * self.per_token / peak))
+    }
 }
 
 /// The model configuration of the recipe, with vocabulary and special ids of the tokenizer.
@@ -178,11 +225,16 @@ fn evaluate(
     model: Model,
     evaluating: &Evaluating,
 ) -> Result<()> {
-    let text = text_loss(&model, validation, recipe.batch_size, recipe.seq_len, recipe.eval_batches)?;
-    evaluating.log(
-        &[("eval_loss", text.loss), ("eval_bits_per_byte", text.bits_per_byte)],
-        &format!("validation loss {:.4}, {:.4} bits per byte", text.loss, text.bits_per_byte),
-    )?;
+    let PretrainRecipe { batch_size, seq_len, eval_batches, .. } = *recipe;
+    let token_bytes = tokenizer.token_bytes();
+    let windows =
+        TextWindows { data: validation, token_bytes: &token_bytes, batch_size, seq_len, max_batches: eval_batches };
+    let text = text_loss(&model, &windows)?;
+    let mut metrics = vec![("eval_loss", text.loss), ("eval_bits_per_byte", text.bits_per_byte)];
+    if let Some(separator) = tokenizer.document_end_id().filter(|_| evaluating.is_last()) {
+        metrics.push(("eval_bpb_document", document_loss(&model, &windows, separator)?.bits_per_byte));
+    }
+    evaluating.log(&metrics, &format!("validation loss {:.4}, {:.4} bits per byte", text.loss, text.bits_per_byte))?;
     if recipe.sample_prompts.is_empty() {
         return Ok(());
     }

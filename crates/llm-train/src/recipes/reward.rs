@@ -147,7 +147,7 @@ pub fn reward(
                 evaluating.log(&[("eval_accuracy", accuracy), ("eval_margin", margin)], &summary)
             }),
         }),
-        write: Box::new(|model, dir| adapters.save(model, &tokenizer, dir)),
+        write: adapters.writer(&tokenizer),
     })?;
 
     for step in run.steps() {

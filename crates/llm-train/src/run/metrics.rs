@@ -45,6 +45,11 @@ impl Metrics {
         writeln!(&self.file, "{}", Value::Object(line)).map_err(Error::io(&self.path))
     }
 
+    /// Another handle of the file, to sync it on another thread.
+    pub fn handle(&self) -> Result<fs::File> {
+        self.file.try_clone().map_err(Error::io(&self.path))
+    }
+
     /// Syncs the file to disk.
     pub fn sync(&self) -> Result<()> {
         self.file.sync_all().map_err(Error::io(&self.path))

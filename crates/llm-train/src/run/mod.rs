@@ -16,6 +16,7 @@ mod metrics;
 mod record;
 mod report;
 mod result;
+mod saving;
 mod setup;
 mod stage_times;
 mod steps;
@@ -23,7 +24,7 @@ mod steps;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use candle_core::Device;
@@ -41,11 +42,13 @@ pub(crate) use record::Record;
 pub(crate) use result::is_intact;
 pub(crate) use setup::{RunSetup, Start, already_exists, refuse_existing};
 pub(crate) use stage_times::StageTimes;
-pub(crate) use steps::{Evaluating, Evaluation, Plan};
+pub(crate) use steps::{Evaluating, Evaluation, PEAK_SHARE, Plan, WriteModel};
 
 use crate::optim::{Learner, OptimizerConfig};
 use crate::{Error, Recipe, Result};
 use metrics::Metrics;
+use saving::Writer;
+use steps::Pace;
 
 /// Progress of a stage, sent to [`RunOptions::observer`].
 #[derive(Debug)]
@@ -160,10 +163,13 @@ pub(crate) struct Run<'a> {
     done: Cell<u64>,
     /// When the last step ended.
     step_ended: Cell<Instant>,
+    /// The speed of the last step.
+    pace: Cell<Pace>,
     history: RefCell<History>,
     observer: RefCell<&'a mut dyn FnMut(Event)>,
     stop: &'a AtomicBool,
     metrics: Metrics,
+    writer: Writer,
     started: Instant,
     /// Seconds of training before this start of the program.
     earlier: f64,
@@ -189,8 +195,24 @@ impl<'a> Run<'a> {
         observer(Event::Begin { stage: &stage, total, done: first * per_step, unit });
         let observer = RefCell::new(observer);
         let (started, done) = (Instant::now(), Cell::new(first));
-        let step_ended = Cell::new(started);
-        Ok(Self { dir, plan, first, done, step_ended, history, observer, stop, metrics, started, earlier, _lock: lock })
+        let (step_ended, writer) = (Cell::new(started), Writer::default());
+        let pace = Cell::new(Pace::default());
+        Ok(Self {
+            dir,
+            plan,
+            first,
+            done,
+            step_ended,
+            pace,
+            history,
+            observer,
+            stop,
+            metrics,
+            writer,
+            started,
+            earlier,
+            _lock: lock,
+        })
     }
 
     /// Reports that `done` steps are done.
@@ -236,44 +258,17 @@ impl<'a> Run<'a> {
         Ok(write_atomic(&self.dir.join(format!("samples/step-{step}.txt")), text.as_bytes())?)
     }
 
-    /// Whether to write a checkpoint after `step` steps.
-    fn is_due(&self, step: u64) -> bool {
-        let Plan { steps, save_every, .. } = self.plan;
-        let (history, stop) = (self.history.borrow(), self.stop.load(SeqCst));
-        let regular = step == steps || save_every > 0 && step.is_multiple_of(save_every);
-        regular || stop || history.kept() == Some(step) || history.stop().is_some()
-    }
-
     /// Whether the evaluations say that the run ends before its last step.
     fn ends_early(&self) -> bool {
         self.history.borrow().stop().is_some()
     }
 
-    /// Writes the checkpoint of `step`; `write` fills its folder. Keeps the last two checkpoints. Returns [`Error::Interrupted`] if
-    /// the run was asked to stop, and [`Error::Diverged`], without a checkpoint, if a weight or moment of `learners` is not finite.
-    pub fn checkpoint(
-        &self,
-        step: u64,
-        learners: &Learners,
-        mut state: Map<String, Value>,
-        write: impl FnOnce(&Path) -> Result<()>,
-    ) -> Result<()> {
-        self.check_learners(step, learners)?;
-        self.metrics.sync()?;
-        state.insert("elapsed_s".to_owned(), json!(self.elapsed()));
-        checkpoint::write(&self.dir, step, (self.plan.save_every, self.history.borrow().kept()), state, write)?;
-        self.report(step)?;
-        if self.stop.load(SeqCst) && step < self.plan.steps && !self.ends_early() {
-            let done = format!("after step {step} of {}", self.plan.steps);
-            return Err(Error::Interrupted { run: self.dir.clone(), done });
-        }
-        Ok(())
-    }
-
     /// Returns [`Error::Diverged`] if a metric of `step` (counted from 1) is not finite. Loss and gradients come from the
     /// weights of the previous step, so the checkpoint of that step is removed.
     pub fn check_step(&self, step: u64, metrics: &[(&str, f64)]) -> Result<()> {
+        self.writer.poll()?;
         if metrics.iter().any(|(_, value)| !value.is_finite()) {
+            self.writer.wait()?;
             checkpoint::discard(&self.dir, step - 1)?;
         }
         self.check_finite(step, metrics)
@@ -298,6 +293,7 @@ impl<'a> Run<'a> {
     }
 
     fn diverged(&self, step: u64, what: String, optimizer: &'static str) -> Result<Error> {
+        self.writer.wait()?;
         let kept = match checkpoint::newest(&self.dir)? {
             Some(dir) => dir.display().to_string(),
             None => "none".to_owned(),
@@ -308,6 +304,7 @@ impl<'a> Run<'a> {
     /// Writes the model of `learner` into the run's folder and ends the run.
     pub fn finish(self, learner: &Learner) -> Result<Outcome> {
         self.check_learners(self.done.get(), &[(OPTIMIZER, learner)])?;
+        self.writer.wait()?;
         self.metrics.sync()?;
         let history = self.history.borrow();
         if let Some((best, value)) = history.stop() {
@@ -321,7 +318,7 @@ impl<'a> Run<'a> {
                 tracing::info!("{}: the result is the model of step {best}, the best evaluation", self.dir.display());
                 checkpoint::copy_model(&self.dir, best)?;
             }
-            None => (self.plan.write)(&learner.model, &self.dir)?,
+            None => (self.plan.write)(learner.averaged(), &self.dir)?,
         }
         drop(history);
         self.end()
@@ -330,6 +327,7 @@ impl<'a> Run<'a> {
     /// Writes the result of several learners into the run's folder by `write` and ends the run.
     pub fn finish_with(self, learners: &Learners, write: impl FnOnce(&Path) -> Result<()>) -> Result<Outcome> {
         self.check_learners(self.plan.steps, learners)?;
+        self.writer.wait()?;
         self.metrics.sync()?;
         write(&self.dir)?;
         self.end()

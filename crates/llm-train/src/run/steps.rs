@@ -1,12 +1,14 @@
 //! The frame of a training loop: [`Run::steps`] yields the steps, [`Step::finish`] does everything of a step but the training.
 
+use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use llm_model::Model;
 use serde_json::{Map, Value};
 
-use super::{Learners, OPTIMIZER, Run, Selection};
+use super::{Learners, Run, Selection};
 use crate::Result;
 use crate::eval::is_eval_step;
 use crate::optim::Learner;
@@ -24,11 +26,11 @@ pub(crate) struct Plan<'a> {
     /// The evaluation; `None`: the stage has none.
     pub evaluation: Option<Evaluation<'a>>,
     /// Writes the model and its tokenizer into a folder.
-    pub write: Box<WriteModel<'a>>,
+    pub write: WriteModel,
 }
 
-/// Writes a model and its tokenizer into a folder.
-pub(crate) type WriteModel<'a> = dyn Fn(&Model, &Path) -> Result<()> + 'a;
+/// Writes a model and its tokenizer into a folder, on any thread.
+pub(crate) type WriteModel = Arc<dyn Fn(&Model, &Path) -> Result<()> + Send + Sync>;
 
 /// When and how a run evaluates its model.
 pub(crate) struct Evaluation<'a> {
@@ -55,13 +57,49 @@ impl Evaluating<'_, '_> {
     /// Logs the metrics of the evaluation, and tells the user `summary`.
     pub fn log(&self, metrics: &[(&str, f64)], summary: &str) -> Result<()> {
         self.run.log(self.step, metrics)?;
-        tracing::info!("step {}: {summary}", self.step);
+        tracing::info!("step {} of {}: {summary}{}", self.step, self.run.plan.steps, self.run.pace.get());
         Ok(())
+    }
+
+    /// Whether it is the last evaluation of the run.
+    pub fn is_last(&self) -> bool {
+        self.step == self.run.plan.steps
     }
 
     /// Writes `samples/step-N.txt`.
     pub fn sample(&self, text: &str) -> Result<()> {
         self.run.sample(self.step, text)
+    }
+}
+
+/// The speed of a run, as the end of a line of the log.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Pace {
+    /// The metric of the last step.
+    tokens_per_second: Option<f64>,
+    /// The metric of the last step.
+    peak_share: Option<f64>,
+    /// Seconds that are left.
+    left: Option<f64>,
+}
+
+/// The metric of the share of the machine's peak.
+pub(crate) const PEAK_SHARE: &str = "peak_share";
+
+impl fmt::Display for Pace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(speed) = self.tokens_per_second {
+            write!(f, "; {speed:.0} tokens/s")?;
+        }
+        if let Some(share) = self.peak_share {
+            write!(f, ", {:.0} % of the peak", 100. * share)?;
+        }
+        match self.left {
+            Some(seconds) if seconds >= 5400. => write!(f, ", {:.1} hours left", seconds / 3600.),
+            Some(seconds) if seconds >= 90. => write!(f, ", {:.0} minutes left", seconds / 60.),
+            Some(seconds) if seconds >= 1. => write!(f, ", {seconds:.0} s left"),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -90,8 +128,10 @@ impl<'a> Run<'a> {
         if done > self.first {
             self.progress(done, &format!("evaluating on {}", evaluation.size));
         }
-        (evaluation.run)(learner.model.detached()?, &Evaluating { run: self, step: done })?;
-        self.report(done)
+        (evaluation.run)(learner.averaged().detached()?, &Evaluating { run: self, step: done })?;
+        self.report(done)?;
+        self.step_ended.set(Instant::now());
+        Ok(())
     }
 }
 
@@ -99,12 +139,6 @@ impl Step<'_, '_> {
     /// Number of steps done when this one is finished.
     pub fn done(&self) -> u64 {
         self.index + 1
-    }
-
-    /// Units of the progress bar per second since the run began or was resumed.
-    pub fn units_per_second(&self) -> f64 {
-        let (_, per_step) = self.run.plan.unit;
-        ((self.done() - self.run.first) * per_step) as f64 / self.run.seconds()
     }
 
     /// Ends the step of a stage that trains one model: checks the metrics and logs them with `more`, shows the progress, evaluates
@@ -119,10 +153,9 @@ impl Step<'_, '_> {
         if run.plan.evaluation.as_ref().is_some_and(|e| is_eval_step(done, e.every, run.plan.steps)) {
             run.evaluate(done, learner)?;
         }
-        self.save(&[(OPTIMIZER, learner)], Map::new(), |dir| {
-            (run.plan.write)(&learner.model, dir)?;
-            learner.save_optimizer(&dir.join("trainer/optimizer.safetensors"))
-        })?;
+        if run.is_due(done) {
+            run.checkpoint_in_background(done, learner)?;
+        }
         run.step_ended.set(Instant::now());
         Ok(())
     }
@@ -133,10 +166,19 @@ impl Step<'_, '_> {
         [("tokens", tokens as f64), ("tokens_per_second", (tokens as f64 / seconds).round())]
     }
 
+    /// The speed after this step.
+    fn pace(&self, metrics: &[(&str, f64)]) -> Pace {
+        let value = |name: &str| metrics.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
+        let seconds_per_step = self.run.seconds() / (self.done() - self.run.first) as f64;
+        let left = seconds_per_step * self.run.plan.steps.saturating_sub(self.done()) as f64;
+        Pace { tokens_per_second: value("tokens_per_second"), peak_share: value(PEAK_SHARE), left: Some(left) }
+    }
+
     /// Logs the metrics of the step and shows the progress.
     pub fn log(&self, metrics: &[(&str, f64)], more: Map<String, Value>) -> Result<()> {
         self.run.log_with(self.done(), metrics, more)?;
         self.run.done.set(self.done());
+        self.run.pace.set(self.pace(metrics));
         let value = |name: &str| metrics.iter().find(|(known, _)| *known == name).map_or(f64::NAN, |(_, value)| *value);
         let shown = self.run.plan.shown.iter();
         let parts: Vec<String> =

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use llm_data::{ChatMessage, Conversation, TokenDataset, write_jsonl};
-use llm_eval::text_loss;
+use llm_eval::{TextWindows, document_loss, text_loss};
 use llm_model::Model;
+use llm_tokenizer::Tokenizer;
 use llm_train::recipes::{
     DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, PretrainInputs, PretrainRecipe, RewardInputs,
     RewardRecipe, distill, finetune, pretrain, reward,
@@ -100,7 +101,7 @@ fn at_most_eval_batches_are_evaluated_spread_over_the_validation_data() {
 }
 
 #[test]
-fn pre_training_evaluates_the_first_eval_batches_of_the_validation_text() {
+fn pre_training_evaluates_eval_batches_of_the_validation_text_and_its_documents_at_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
     let (tokenizer, data) = (FIXTURE.path("model.tokenizer"), FIXTURE.path("shards"));
@@ -109,10 +110,17 @@ fn pre_training_evaluates_the_first_eval_batches_of_the_validation_text() {
     pretrain(&recipe, &PretrainInputs { tokenizer: tokenizer.clone(), data: data.clone() }, &out, quiet()).unwrap();
     let losses = logged(&out, "eval_loss");
     let (trained, text) = (Model::load(&out).unwrap(), TokenDataset::open(&data, "held_out").unwrap());
-    let loss = |batches: usize| text_loss(&trained, &text, 2, 8, batches).unwrap().loss;
+    let tokenizer = Tokenizer::load(&tokenizer).unwrap();
+    let token_bytes = tokenizer.token_bytes();
+    let windows =
+        |max_batches| TextWindows { data: &text, token_bytes: &token_bytes, batch_size: 2, seq_len: 8, max_batches };
+    let loss = |batches: usize| text_loss(&trained, &windows(batches)).unwrap().loss;
     let last = losses[losses.len() - 1];
     assert!((last - loss(1)).abs() < 1e-6, "{last} logged, {} computed", loss(1));
     assert!((last - loss(0)).abs() > 1e-4, "{last} of one batch, {} of all", loss(0));
+    let documents = document_loss(&trained, &windows(1), tokenizer.document_end_id().unwrap()).unwrap();
+    let logged = logged(&out, "eval_bpb_document");
+    assert!(logged.len() == 1 && (logged[0] - documents.bits_per_byte).abs() < 1e-6, "{logged:?} {documents:?}");
 }
 
 #[test]

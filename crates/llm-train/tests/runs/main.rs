@@ -12,6 +12,7 @@ mod keys;
 mod logs;
 mod overlap;
 mod packing;
+mod pretraining;
 mod program;
 mod resume;
 mod selection;

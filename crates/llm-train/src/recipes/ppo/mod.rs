@@ -155,7 +155,7 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: impl AsRef<Path>, option
         unit: ("updates", 1),
         shown: &[("score", "objective/scores", 2), ("KL", "objective/kl", 2)],
         evaluation: None,
-        write: Box::new(|model, dir| adapters.save(model, &tokenizer, dir)),
+        write: adapters.writer(&tokenizer),
     })?;
 
     for step in run.steps() {

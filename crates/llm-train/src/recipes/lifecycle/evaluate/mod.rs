@@ -10,7 +10,7 @@ use std::path::Path;
 use candle_core::Device;
 use llm_data::TokenDataset;
 use llm_engine::TextModel;
-use llm_eval::text_loss;
+use llm_eval::{TextWindows, text_loss};
 use llm_model::{Head, Model};
 use llm_synthetic::World;
 use serde::{Deserialize, Serialize};
@@ -114,7 +114,10 @@ fn sizes(recipe: &LifecycleRecipe, models: &Models, out: &Path) -> Result<Vec<Me
     let data = TokenDataset::open(out.join("shards"), "held_out")?;
     let manifest = &data.manifest().splits["train"];
     let (batch_size, seq_len) = (recipe.pretrain.batch_size, recipe.pretrain.seq_len);
-    let of = |model: &Model| text_loss(model, &data, batch_size, seq_len, EVAL_BATCHES);
+    let token_bytes = models.base.tokenizer.token_bytes();
+    let windows =
+        TextWindows { data: &data, token_bytes: &token_bytes, batch_size, seq_len, max_batches: EVAL_BATCHES };
+    let of = |model: &Model| text_loss(model, &windows);
     let loss = |model: &Model| Ok::<_, Error>(of(model)?.loss);
     let base = of(&models.base.model)?;
     let size = |model: &Model| model.count().total() as f64;
