@@ -1,12 +1,13 @@
 //! Tasks for developers of this workspace: `cargo xtask ci` runs every check that a commit must pass, `cargo xtask bench`
-//! measures our programs and compares them with others, `cargo xtask cuda-check` checks the feature `cuda`, and
-//! `cargo xtask dependent-check` uses the libraries from a project of its own.
+//! measures our programs and compares them with others, `cargo xtask cuda-check` checks the feature `cuda`, `cargo xtask
+//! dependent-check` uses the libraries from a project of its own, and `cargo xtask fetch-data` fetches datasets.
 
 // Links the allocator that the programs use, so that the kernel benchmark runs with it.
 use llm_cli as _;
 
 mod bench;
 mod cuda;
+mod data;
 mod dependent;
 mod kernels;
 
@@ -34,6 +35,8 @@ enum Task {
     CudaCheck,
     /// Build and run a project outside of the workspace that uses its libraries (about 6 CPU minutes the first time)
     DependentCheck,
+    /// Fetch datasets and small models: a catalogue with licences, transfers that resume, a lock file with checksums
+    FetchData(data::FetchData),
     /// Measure our programs, and other programs to compare with
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -52,6 +55,10 @@ fn main() -> ExitCode {
         Task::Ci { no_test } => ci(no_test),
         Task::CudaCheck => exit_code(cuda::check()),
         Task::DependentCheck => exit_code(dependent::check()),
+        Task::FetchData(args) => llm_cli::run(|| {
+            llm_cli::init_logging(llm_cli::Verbosity::default());
+            data::fetch_data(&args)
+        }),
         Task::Bench(bench) => exit_code(bench::run(&bench)),
     }
 }
