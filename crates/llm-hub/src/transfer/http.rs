@@ -45,6 +45,7 @@ pub(super) fn agent(patience: &Patience) -> Agent {
     Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
+        .tls_config(super::tls::config())
         .timeout_connect(Some(patience.silence))
         .timeout_per_read(Some(patience.silence))
         .timeout_per_write(Some(patience.silence))
@@ -206,6 +207,8 @@ fn connection_error(url: &str, error: ureq::Error, patience: &Patience) -> Faile
         ureq::Error::Timeout(_) => again(silent(patience), false),
         ureq::Error::HostNotFound => again("the name of the server is not known".to_owned(), true),
         ureq::Error::ConnectionFailed => again("no connection".to_owned(), true),
+        // rustls wraps its errors of the handshake so.
+        ureq::Error::Io(error) if error.kind() == ErrorKind::InvalidData => again(untrusted(&error), true),
         ureq::Error::Io(error) => {
             let unreachable = matches!(
                 error.kind(),
@@ -218,11 +221,15 @@ fn connection_error(url: &str, error: ureq::Error, patience: &Patience) -> Faile
         ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
             Error::Url { url: url.to_owned(), message: format!("{error}; check the address") }.into()
         }
-        error @ (ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::ConnectProxyFailed(_)) => {
-            again(error.to_string(), true)
-        }
+        error @ (ureq::Error::Rustls(_) | ureq::Error::Tls(_)) => again(untrusted(&error), true),
+        error @ ureq::Error::ConnectProxyFailed(_) => again(error.to_string(), true),
         error => again(error.to_string(), false),
     }
+}
+
+/// The text of an error of TLS.
+fn untrusted(error: &impl std::fmt::Display) -> String {
+    format!("{error}; a server with a root certificate of its own needs SSL_CERT_FILE")
 }
 
 /// An error while a body is read.

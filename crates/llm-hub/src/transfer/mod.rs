@@ -6,6 +6,7 @@
 mod http;
 mod part;
 mod source;
+mod tls;
 
 use std::path::Path;
 use std::time::Duration;
@@ -110,7 +111,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client. Proxies are those of `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+    /// A client. Proxies are those of `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`; `SSL_CERT_FILE` replaces the built-in root
+    /// certificates.
     pub fn new(patience: Patience) -> Self {
         Self { agent: http::agent(&patience), patience }
     }
@@ -208,7 +210,11 @@ impl Client {
                 return Err(Error::Unreachable { url: url.to_owned(), message: again.reason });
             }
             failed += 1;
-            self.pause(url, &again, failed, &mut |_| {})?;
+            self.pause(url, &again, failed, &mut |event| {
+                if let Event::Wait { reason, wait } = event {
+                    tracing::warn!("{url}: {reason}; goes on in {wait:.1?}");
+                }
+            })?;
         }
     }
 
