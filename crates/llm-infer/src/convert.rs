@@ -6,7 +6,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use llm_cli::{Failure, HubOption};
 use llm_engine::{Error, TextModel};
-use llm_model::{Model, Weight, WeightDtype};
+use llm_model::{Head, Model, Weight, WeightDtype};
 use llm_tokenizer::Tokenizer;
 
 use crate::dtype::bits;
@@ -75,11 +75,14 @@ pub(crate) fn convert(args: &ConvertArgs) -> Result<(), Failure> {
         None => TextModel::open(&args.model),
     };
     let text_model = text_model.map_err(input)?;
+    let generates = text_model.model.head() == Head::LanguageModel;
     match args.to {
         Format::Gguf => text_model.save_gguf(&args.out, args.quantize).map_err(input)?,
         Format::Safetensors => save_folder(text_model, args.quantize, &args.out)?,
     }
-    llm_cli::print_status(&format!("{}\n", args.out.display()))
+    let out = args.out.display();
+    let next = if generates { format!(" Next: llm-infer generate --model {out} --prompt TEXT") } else { String::new() };
+    llm_cli::print_status(&format!("{out}: done.{next}\n"))
 }
 
 /// Writes a Hugging Face folder.

@@ -1,11 +1,11 @@
-//! The number of bytes of text that each token stands for, for bits per byte.
+//! The number of bytes of text of each token, for bits per byte.
 
 use serde_json::Value;
 
 use crate::Tokenizer;
 
 impl Tokenizer {
-    /// The number of bytes of text that each id stands for, by id: 0 for special tokens and ids without a token. It is counted from the
+    /// The number of bytes of text of each id, by id: 0 for special tokens and ids without a token. It is counted from the
     /// vocabulary and not from decoded text, so a part of a character counts its own bytes.
     ///
     /// Of a vocabulary that keeps every byte (byte-level BPE, `SentencePiece` with byte tokens) the sum over the tokens of a text is its

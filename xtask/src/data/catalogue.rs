@@ -115,7 +115,7 @@ impl Set {
     }
 }
 
-/// Whether a path matches a pattern, in which `*` stands for any characters but `/`.
+/// Whether a path matches a pattern, in which `*` matches any characters but `/`.
 pub(crate) fn matches(pattern: &str, path: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == path,
