@@ -7,6 +7,7 @@
 //! - [`recipes`]: pre-training, fine-tuning, reward model, PPO, distillation, and the pipeline of all of them;
 //! - [`compat`]: checks that model, tokenizer and data match;
 //! - [`run`]: the folder of a run, checkpoints and resuming;
+//! - [`depth`]: the settings of pre-training from one number; [`recipes::scaling()`]: a series of models and its scaling law;
 //! - [`eval`]: the steps after which a run is evaluated;
 //! - [`examples`], [`batches`]: conversations in token ids, and their batches;
 //! - [`plot`]: curves as SVG;
@@ -56,6 +57,7 @@ pub mod best_of;
 pub mod cli;
 pub mod compat;
 pub mod data;
+pub mod depth;
 mod error;
 pub mod eval;
 pub mod examples;

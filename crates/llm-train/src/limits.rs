@@ -7,7 +7,9 @@ use self::keys::{COUNT, COUNT_OR_NONE, Keys, Real, SEED, check_tokenizer};
 use crate::compat::{refuse_overwritten, without_token_ids};
 use crate::data::{DataOptions, TooLong};
 use crate::optim::{OptimizerConfig, OptimizerKind};
-use crate::recipes::{DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe};
+use crate::recipes::{
+    DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe, ScalingRecipe,
+};
 use crate::rl::MissingEos;
 use crate::run::Best;
 use crate::{Error, Recipe, Result, recipe};
@@ -71,6 +73,28 @@ impl Recipe for PretrainRecipe {
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
             .whole("save_every", self.save_every, COUNT_OR_NONE)?;
         self.optimizer.check(&format!("{table}optimizer."))
+    }
+}
+
+impl Recipe for ScalingRecipe {
+    const STAGE: &'static str = "scaling";
+
+    /// The built-in recipe of pre-training, with the changes of the series.
+    fn defaults() -> toml::Table {
+        let pretrain = PretrainRecipe::STAGE;
+        let mut table = toml::Table::from_iter([(pretrain.to_owned(), recipe::built_in_table(pretrain).into())]);
+        recipe::merge(&mut table, recipe::built_in_table(Self::STAGE));
+        table
+    }
+
+    fn check(&self, table: &str) -> Result<()> {
+        Keys { table }.whole("seed", self.seed, 0..=1 << 60)?.whole("seeds", self.seeds, 1..=100)?.whole(
+            "num_experts",
+            self.num_experts,
+            0..=1024,
+        )?;
+        self.check_series()?;
+        self.pretrain.check(&format!("{table}pretrain."))
     }
 }
 

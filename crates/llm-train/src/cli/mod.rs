@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 use llm_cli::{DeviceOption, Failure, GLOBAL_HEADING, HubOption, Progress, ShellCommand, Verbosity, key_value};
 
+use crate::depth::TOKENS_PER_PARAMETER;
 use crate::recipes::{DistillInputs, FinetuneInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs};
 use crate::run::{Event, recorded_recipe};
 use crate::{Error, Recipe, read_recipe};
@@ -54,6 +55,8 @@ enum Command {
     Prepare(Prepare),
     /// Pre-train a language model on token shards
     Pretrain(Pretrain),
+    /// Train a series of models at equal compute: scaling law, plot, and whether a larger model is better
+    Scaling(Scaling),
     /// Fine-tune a model on conversations, with all weights or a LoRA adapter
     Finetune(Finetune),
     /// Show data as the model will see it: the trained tokens, ids, lengths and what is left out; trains nothing
@@ -144,9 +147,30 @@ struct Lifecycle {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  llm-train pretrain --tokenizer runs/tokenizer --data runs/shards --out runs/base --set steps=3000"
+    after_help = "Examples:\n  llm-train pretrain --tokenizer runs/tokenizer --data runs/shards --out runs/base --set steps=3000\n  \
+                  llm-train pretrain --tokenizer runs/tokenizer --data runs/shards --out runs/base --depth 3"
 )]
 struct Pretrain {
+    #[command(flatten)]
+    inputs: PretrainInputs,
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Number of layers, 1 to 64: sets width, heads, batch, steps and learning rate; --set overrides them
+    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    depth: Option<usize>,
+    /// With --depth: training tokens for each parameter that multiplies a token
+    #[arg(long, value_name = "X", requires = "depth", default_value_t = TOKENS_PER_PARAMETER)]
+    tokens_per_parameter: f64,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  llm-train scaling --tokenizer runs/tokenizer --data runs/shards --out runs/scaling --set seeds=2"
+)]
+struct Scaling {
     #[command(flatten)]
     inputs: PretrainInputs,
     /// Folder to write; must not exist
@@ -343,7 +367,7 @@ const START: &str = "\
 llm-train trains language models: tokenizer, pre-training, fine-tuning, reward model, PPO, distillation.
 
 Start here:
-  llm-train lifecycle                          the whole pipeline on built-in data, 10 to 30 minutes
+  llm-train lifecycle                          the whole pipeline on built-in data, 8 to 30 minutes
   llm-train finetune --model MODEL --data chats.jsonl --out runs/chat
   llm-train params llama-3-8b                  parameters, memory and time of a model, without creating it
 

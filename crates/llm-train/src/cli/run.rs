@@ -6,19 +6,21 @@ use std::sync::atomic::AtomicBool;
 
 use candle_core::Device;
 use llm_cli::Failure;
+use llm_model::ModelConfig;
 use llm_tokenizer::TrainConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::preview::preview;
-use super::{Command, Params, Resume, Tokenizer};
+use super::{Command, Params, Pretrain, Resume, Tokenizer};
 use crate::bench::{bench, bench_finetune};
+use crate::depth::DepthSettings;
 use crate::params::{Report, Usage};
 use crate::recipe::built_in_recipe;
 use crate::recipes::{
     DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PpoInputs, PpoRecipe,
-    PretrainInputs, PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, lifecycle, lifecycle_seeds, ppo,
-    prepare, pretrain, reward, train_tokenizer,
+    PretrainInputs, PretrainRecipe, RewardInputs, RewardRecipe, ScalingRecipe, distill, finetune, lifecycle,
+    lifecycle_seeds, ppo, prepare, pretrain, reward, scaling, train_tokenizer,
 };
 use crate::run::{Event, NEVER, Outcome, Record, RunOptions};
 use crate::{Error, Recipe, read_recipe};
@@ -49,7 +51,11 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
             Ok(format!("{out}: done. Next: llm-train pretrain --tokenizer {tokenizer} --data {out} --out RUN\n"))
         }
         Command::Pretrain(args) => {
-            stages.pretrain(&args.common.recipe(&args.out)?, &args.inputs, &args.out, args.common.resume)
+            stages.pretrain(&pretrain_recipe(&args)?, &args.inputs, &args.out, args.common.resume)
+        }
+        Command::Scaling(args) => {
+            let (recipe, resume) = (args.common.recipe(&args.out)?, args.common.resume);
+            stages.scaling(&recipe, &args.inputs, &args.out, resume)
         }
         Command::Finetune(args) => stages.finetune(
             &args.common.recipe_with(&args.rows, &args.out)?,
@@ -81,6 +87,23 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
     }
 }
 
+/// The recipe of `pretrain`: with `--depth` its settings, which `--set` overrides.
+fn pretrain_recipe(args: &Pretrain) -> Result<PretrainRecipe, Error> {
+    let Some(depth) = args.depth else { return args.common.recipe(&args.out) };
+    let name = args.common.recipe.as_deref().unwrap_or(PretrainRecipe::STAGE);
+    let base: PretrainRecipe = read_recipe(name, &args.common.set)?;
+    let vocab_size = llm_tokenizer::Tokenizer::load(&args.inputs.tokenizer)?.vocab_size();
+    let model = ModelConfig { vocab_size, ..base.model };
+    let settings = DepthSettings::of(depth, &model, base.seq_len, args.tokens_per_parameter)?;
+    let (parameters, tokens) = (settings.parameters / 1e6, settings.tokens / 1e6);
+    tracing::info!(
+        "depth {depth}: {parameters:.2} million parameters that multiply a token, {tokens:.1} million tokens"
+    );
+    let mut set = settings.keys();
+    set.extend(args.common.set.iter().cloned());
+    read_recipe(name, &set)
+}
+
 /// One line of JSON.
 fn json(cost: &impl Serialize) -> Result<String, Error> {
     serde_json::to_string(cost).map(|json| json + "\n").map_err(|e| Error::Internal(format!("bench: {e}")))
@@ -92,6 +115,7 @@ impl Command {
         let option = match self {
             Self::Lifecycle(args) => args.common.device,
             Self::Pretrain(args) => args.common.device,
+            Self::Scaling(args) => args.common.device,
             Self::Finetune(args) => args.common.device,
             Self::Reward(args) => args.common.device,
             Self::Ppo(args) => args.common.device,
@@ -151,6 +175,17 @@ impl Stages<'_> {
         Ok(summary(&outcome, "steps", &format!("llm-infer generate --model {} --prompt TEXT", out.display())))
     }
 
+    fn scaling(
+        &mut self,
+        recipe: &ScalingRecipe,
+        inputs: &PretrainInputs,
+        out: &Path,
+        resume: bool,
+    ) -> Result<String, Error> {
+        let report = scaling(recipe, inputs, out, self.options(resume))?;
+        Ok(format!("{report}\nReport: {}/report.md\n", out.display()))
+    }
+
     fn finetune(
         &mut self,
         recipe: &FinetuneRecipe,
@@ -205,6 +240,7 @@ impl Stages<'_> {
         let paths = InputPaths::of(args, &record)?;
         match record.run.stage.as_str() {
             LifecycleRecipe::STAGE => self.lifecycle(&record.recipe(&args.set)?, dir, true),
+            ScalingRecipe::STAGE => self.scaling(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             PretrainRecipe::STAGE => self.pretrain(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             FinetuneRecipe::STAGE => self.finetune(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             RewardRecipe::STAGE => self.reward(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),

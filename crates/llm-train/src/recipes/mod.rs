@@ -8,6 +8,7 @@ mod ppo;
 mod prepare;
 mod pretrain;
 mod reward;
+pub mod scaling;
 
 pub use distill::{DistillInputs, DistillRecipe, distill};
 pub use finetune::{FinetuneInputs, FinetuneRecipe, finetune};
@@ -17,6 +18,7 @@ pub use ppo::{PpoInputs, PpoRecipe, PpoTrainer, RunningMeans, Score, SpecialIds,
 pub use prepare::{PrepareInputs, prepare, train_tokenizer};
 pub use pretrain::{PretrainInputs, PretrainRecipe, pretrain};
 pub use reward::{RewardInputs, RewardModel, RewardRecipe, RewardScale, reward};
+pub use scaling::{ScalingRecipe, scaling};
 
 use std::path::Path;
 use std::sync::Arc;
