@@ -43,6 +43,8 @@ pub use split::{Split, SplitKey};
 pub use tasks::{PromptKind, Task};
 pub use topic::Topic;
 
+use std::ops::Range;
+
 use llm_data::Conversation;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -56,6 +58,15 @@ pub struct WorldConfig {
     pub seed: u64,
     /// Size of the training corpus in bytes; the held-out corpus has 1/20 of it.
     pub corpus_bytes: usize,
+}
+
+/// A part of the corpus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Domain {
+    /// Sentences of the five phenomena, and the results of good and bad advice.
+    General,
+    /// Facts, translations, arithmetic, summaries and stories: what [`World::tasks`] asks for.
+    Facts,
 }
 
 impl Default for WorldConfig {
@@ -79,11 +90,25 @@ impl World {
     /// Documents for pre-training: 2/5 of them have sentences of the five phenomena (harder ones more often), 1/5 the results of
     /// good and bad advice, 2/5 facts and stories. The split is by sentence frame, or by sentence.
     pub fn corpus(&self, split: Split) -> Vec<String> {
-        let mut rng = self.rng(1, split);
         let bytes = if split == Split::Train { self.config.corpus_bytes } else { self.config.corpus_bytes / 20 };
+        self.write(self.rng(1, split), split, bytes, 0..20)
+    }
+
+    /// Documents of one part of [`Self::corpus`], for experiments on what a model learns or forgets: about `bytes` bytes. The two parts
+    /// share no sentence.
+    pub fn domain(&self, domain: Domain, split: Split, bytes: usize) -> Vec<String> {
+        let (stream, kinds) = match domain {
+            Domain::General => (2, 0..12),
+            Domain::Facts => (3, 12..20),
+        };
+        self.write(self.rng(stream, split), split, bytes, kinds)
+    }
+
+    /// Documents of at least `bytes` bytes; the kind of each is a number of `kinds`.
+    fn write(&self, mut rng: ChaCha8Rng, split: Split, bytes: usize, kinds: Range<u32>) -> Vec<String> {
         let (mut documents, mut size) = (Vec::new(), 0);
         while size < bytes {
-            let kind = rng.random_range(0..20);
+            let kind = rng.random_range(kinds.clone());
             let phenomenon = pick(&mut rng, &Phenomenon::FREQUENT);
             let fact = facts::kind(&mut rng);
             let sentences = 1 + rng.random_range(0..4);

@@ -8,7 +8,8 @@ use crate::compat::{refuse_overwritten, without_token_ids};
 use crate::data::{DataOptions, TooLong};
 use crate::optim::{OptimizerConfig, OptimizerKind};
 use crate::recipes::{
-    DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe, ScalingRecipe,
+    CompareMethodsRecipe, DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe,
+    ScalingRecipe,
 };
 use crate::rl::MissingEos;
 use crate::run::Best;
@@ -95,6 +96,31 @@ impl Recipe for ScalingRecipe {
         )?;
         self.check_series()?;
         self.pretrain.check(&format!("{table}pretrain."))
+    }
+}
+
+impl Recipe for CompareMethodsRecipe {
+    const STAGE: &'static str = "compare-methods";
+
+    /// The built-in recipes of its stages, with the changes of the comparison.
+    fn defaults() -> toml::Table {
+        let stages = [PretrainRecipe::STAGE, FinetuneRecipe::STAGE];
+        let mut table =
+            toml::Table::from_iter(stages.map(|stage| (stage.to_owned(), recipe::built_in_table(stage).into())));
+        recipe::merge(&mut table, recipe::built_in_table(Self::STAGE));
+        table
+    }
+
+    fn check(&self, table: &str) -> Result<()> {
+        Keys { table }
+            .whole("seed", self.seed, SEED)?
+            .whole("general_bytes", self.general_bytes, 1000..=100_000_000_000)?
+            .whole("domain_bytes", self.domain_bytes, 1000..=100_000_000_000)?
+            .whole("tasks", self.tasks, COUNT)?
+            .whole("held_out", self.held_out, COUNT)?;
+        check_tokenizer(&self.tokenizer, &format!("{table}tokenizer."))?;
+        self.pretrain.check(&format!("{table}pretrain."))?;
+        self.finetune.check(&format!("{table}finetune."))
     }
 }
 

@@ -67,6 +67,8 @@ enum Command {
     Ppo(Ppo),
     /// Distil a model into a smaller one
     Distill(Distill),
+    /// Compare pre-training, prompting, domain and instruction fine-tuning, with and without mixing, on the built-in dataset
+    CompareMethods(CompareMethods),
     /// Continue an interrupted run, or extend a finished one
     Resume(Resume),
     /// Print a built-in recipe: a TOML file with every key, to copy and change
@@ -236,6 +238,16 @@ struct Distill {
     out: PathBuf,
     #[command(flatten)]
     rows: Rows,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llm-train compare-methods --out runs/methods")]
+struct CompareMethods {
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
     #[command(flatten)]
     common: Common,
 }

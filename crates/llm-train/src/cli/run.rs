@@ -18,9 +18,9 @@ use crate::depth::DepthSettings;
 use crate::params::{Report, Usage};
 use crate::recipe::built_in_recipe;
 use crate::recipes::{
-    DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PpoInputs, PpoRecipe,
-    PretrainInputs, PretrainRecipe, RewardInputs, RewardRecipe, ScalingRecipe, distill, finetune, lifecycle,
-    lifecycle_seeds, ppo, prepare, pretrain, reward, scaling, train_tokenizer,
+    CompareMethodsRecipe, DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PpoInputs,
+    PpoRecipe, PretrainInputs, PretrainRecipe, RewardInputs, RewardRecipe, ScalingRecipe, compare_methods, distill,
+    finetune, lifecycle, lifecycle_seeds, ppo, prepare, pretrain, reward, scaling, train_tokenizer,
 };
 use crate::run::{Event, NEVER, Outcome, Record, RunOptions};
 use crate::{Error, Recipe, read_recipe};
@@ -52,6 +52,9 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
         }
         Command::Pretrain(args) => {
             stages.pretrain(&pretrain_recipe(&args)?, &args.inputs, &args.out, args.common.resume)
+        }
+        Command::CompareMethods(args) => {
+            stages.compare_methods(&args.common.recipe(&args.out)?, &args.out, args.common.resume)
         }
         Command::Scaling(args) => {
             let (recipe, resume) = (args.common.recipe(&args.out)?, args.common.resume);
@@ -116,6 +119,7 @@ impl Command {
             Self::Lifecycle(args) => args.common.device,
             Self::Pretrain(args) => args.common.device,
             Self::Scaling(args) => args.common.device,
+            Self::CompareMethods(args) => args.common.device,
             Self::Finetune(args) => args.common.device,
             Self::Reward(args) => args.common.device,
             Self::Ppo(args) => args.common.device,
@@ -173,6 +177,11 @@ impl Stages<'_> {
     ) -> Result<String, Error> {
         let outcome = pretrain(recipe, inputs, out, self.options(resume))?;
         Ok(summary(&outcome, "steps", &format!("llm-infer generate --model {} --prompt TEXT", out.display())))
+    }
+
+    fn compare_methods(&mut self, recipe: &CompareMethodsRecipe, out: &Path, resume: bool) -> Result<String, Error> {
+        let report = compare_methods(recipe, out, self.options(resume))?;
+        Ok(format!("{report}\nReport: {}/report.md\n", out.display()))
     }
 
     fn scaling(
@@ -240,6 +249,7 @@ impl Stages<'_> {
         let paths = InputPaths::of(args, &record)?;
         match record.run.stage.as_str() {
             LifecycleRecipe::STAGE => self.lifecycle(&record.recipe(&args.set)?, dir, true),
+            CompareMethodsRecipe::STAGE => self.compare_methods(&record.recipe(&args.set)?, dir, true),
             ScalingRecipe::STAGE => self.scaling(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             PretrainRecipe::STAGE => self.pretrain(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             FinetuneRecipe::STAGE => self.finetune(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),

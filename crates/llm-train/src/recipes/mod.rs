@@ -1,6 +1,7 @@
 //! Training recipes, one file each. Each reads from top to bottom like the pseudocode of its paper.
 
 mod answers;
+mod compare_methods;
 mod distill;
 mod finetune;
 mod lifecycle;
@@ -10,6 +11,7 @@ mod pretrain;
 mod reward;
 pub mod scaling;
 
+pub use compare_methods::{CompareMethodsRecipe, compare_methods};
 pub use distill::{DistillInputs, DistillRecipe, distill};
 pub use finetune::{FinetuneInputs, FinetuneRecipe, finetune};
 pub(crate) use finetune::{load as load_finetune, train_on_answers};

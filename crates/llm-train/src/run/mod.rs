@@ -87,6 +87,18 @@ pub struct RunOptions<'a> {
     pub stop: &'a AtomicBool,
 }
 
+impl<'a> RunOptions<'a> {
+    /// The options of a stage of a pipeline, which starts or continues in the folder `run`.
+    pub(crate) fn of_stage(
+        run: &Path,
+        device: &Device,
+        observer: &'a mut dyn FnMut(Event),
+        stop: &'a AtomicBool,
+    ) -> Self {
+        Self { resume: has_begun(run), device: device.clone(), observer, stop }
+    }
+}
+
 impl Default for RunOptions<'_> {
     /// A new run on the CPU, without progress events, that nothing interrupts.
     fn default() -> Self {

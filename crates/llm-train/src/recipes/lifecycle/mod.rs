@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use candle_core::Device;
 use llm_feedback::Annotator;
 use llm_model::{Head, Model, ModelConfig, write_atomic};
 use llm_synthetic::{World, WorldConfig};
@@ -23,7 +22,7 @@ use super::{
     DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, PpoInputs, PpoRecipe, PrepareInputs, PretrainInputs,
     PretrainRecipe, RewardInputs, RewardRecipe, distill, finetune, ppo, prepare, pretrain, reward, train_tokenizer,
 };
-use crate::run::{Event, FINISHED, RunOptions, RunSetup, StageTimes, Start, has_begun, is_intact, write_json};
+use crate::run::{Event, FINISHED, RunOptions, RunSetup, StageTimes, Start, is_intact, write_json};
 use crate::{Error, Result};
 
 pub use seeds::lifecycle_seeds;
@@ -199,16 +198,6 @@ fn unless_stopped(stop: &AtomicBool, part: &Path) -> Result<()> {
     }
 }
 
-/// The options of a stage that starts or continues in the folder `run`.
-fn stage_options<'a>(
-    run: &Path,
-    device: &Device,
-    observer: &'a mut dyn FnMut(Event),
-    stop: &'a AtomicBool,
-) -> RunOptions<'a> {
-    RunOptions { resume: has_begun(run), device: device.clone(), observer, stop }
-}
-
 /// Runs all stages that are not finished.
 fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions) -> Result<String> {
     let RunOptions { device, observer, stop, .. } = options;
@@ -227,7 +216,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     write_data(recipe, &world, (&data, &tokenizer, &shards), &mut times, data_options)?;
     if !is_intact(&base)? {
         let inputs = PretrainInputs { tokenizer, data: shards.clone() };
-        pretrain(&recipe.pretrain, &inputs, &base, stage_options(&base, &device, observer, stop))?;
+        pretrain(&recipe.pretrain, &inputs, &base, RunOptions::of_stage(&base, &device, observer, stop))?;
     }
     if !is_intact(&instruct)? {
         let inputs = FinetuneInputs {
@@ -237,7 +226,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
             validation: Some(data.join("instruct-held_out.jsonl")),
             text: Some(shards.clone()),
         };
-        finetune(&recipe.finetune, &inputs, &instruct, stage_options(&instruct, &device, observer, stop))?;
+        finetune(&recipe.finetune, &inputs, &instruct, RunOptions::of_stage(&instruct, &device, observer, stop))?;
     }
     if !is_intact(&reward_model)? {
         let inputs = RewardInputs {
@@ -246,12 +235,12 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
             data: vec![data.join("rankings-train.jsonl")],
             validation: Some(data.join("rankings-held_out.jsonl")),
         };
-        reward(&recipe.reward, &inputs, &reward_model, stage_options(&reward_model, &device, observer, stop))?;
+        reward(&recipe.reward, &inputs, &reward_model, RunOptions::of_stage(&reward_model, &device, observer, stop))?;
     }
     if !is_intact(&aligned)? {
         let inputs =
             PpoInputs { adapter: None, model: instruct, reward: reward_model, data: data.join("prompts.jsonl") };
-        ppo(&recipe.ppo, &inputs, &aligned, stage_options(&aligned, &device, observer, stop))?;
+        ppo(&recipe.ppo, &inputs, &aligned, RunOptions::of_stage(&aligned, &device, observer, stop))?;
     }
     if !is_intact(&student)? {
         times.measure("teacher", || data::write_lessons(recipe, &world, &aligned, &data, &device, observer))?;
@@ -270,7 +259,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
                 validation: Some(data.join("lessons-held_out.jsonl")),
                 text: Some(shards.clone()),
             };
-            distill(recipe, &inputs, out, stage_options(out, &device, observer, stop))?;
+            distill(recipe, &inputs, out, RunOptions::of_stage(out, &device, observer, stop))?;
         }
     }
     unless_stopped(stop, &baseline)?;

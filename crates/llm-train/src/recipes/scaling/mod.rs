@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{PretrainInputs, PretrainRecipe, pretrain};
 use crate::depth::{DepthSettings, multiplying_parameters};
-use crate::run::{FINISHED, RunOptions, RunSetup, Start, has_begun, write_json};
+use crate::run::{FINISHED, RunOptions, RunSetup, Start, write_json};
 use crate::{Error, Result};
 
 /// The recipe of a series of models.
@@ -92,8 +92,7 @@ pub fn scaling(
     for model in &planned {
         for seed in recipe.seed..recipe.seed + recipe.seeds {
             let dir = out.join(format!("{}-depth-{}-{:.0e}-seed-{seed}", model.kind, model.depth, model.budget));
-            let options =
-                RunOptions { resume: has_begun(&dir), device: device.clone(), observer: &mut *observer, stop };
+            let options = RunOptions::of_stage(&dir, &device, observer, stop);
             let outcome = pretrain(&model.recipe(recipe, seed), inputs, &dir, options)?;
             let metric = |name: &str| outcome.metrics.get(name).copied().unwrap_or(f64::NAN);
             let config = ModelConfig { vocab_size, ..model.model.clone() }.validated("model")?;
