@@ -14,6 +14,7 @@ impl Command {
         match self {
             Self::Prepare(args) => args.hub.resolve(&mut args.inputs.tokenizer, Tokenizer),
             Self::Pretrain(args) => args.common.hub.resolve(&mut args.inputs.tokenizer, Tokenizer),
+            Self::Scaling(args) => args.common.hub.resolve(&mut args.inputs.tokenizer, Tokenizer),
             Self::Finetune(args) => {
                 args.common.hub.resolve(&mut args.inputs.model, Model)?;
                 given(args.common.hub, &mut args.inputs.adapter, Adapter)
@@ -48,7 +49,9 @@ impl Command {
             }
             Self::BenchFinetune(args) => args.hub.resolve(&mut args.model, Model),
             Self::Params(args) => resolve_text(args.hub, &mut args.model, Config),
-            Self::Lifecycle(_) | Self::Tokenizer(_) | Self::Recipe(_) | Self::Bench(_) => Ok(()),
+            Self::Lifecycle(_) | Self::CompareMethods(_) | Self::Tokenizer(_) | Self::Recipe(_) | Self::Bench(_) => {
+                Ok(())
+            }
         }
     }
 }

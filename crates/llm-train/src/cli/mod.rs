@@ -1,6 +1,7 @@
 //! The commands of the program `llm-train`.
 
 mod hub;
+mod measure;
 mod preview;
 mod run;
 
@@ -13,6 +14,7 @@ use crate::depth::TOKENS_PER_PARAMETER;
 use crate::recipes::{DistillInputs, FinetuneInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs};
 use crate::run::{Event, recorded_recipe};
 use crate::{Error, Recipe, read_recipe};
+use measure::{Bench, BenchFinetune, CompareMethods, Params, Scaling};
 use preview::{Preview, Rows};
 use run::run;
 
@@ -169,20 +171,6 @@ struct Pretrain {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  llm-train scaling --tokenizer runs/tokenizer --data runs/shards --out runs/scaling --set seeds=2"
-)]
-struct Scaling {
-    #[command(flatten)]
-    inputs: PretrainInputs,
-    /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Debug, Args)]
 #[command(after_help = "Example:\n  llm-train finetune --model runs/base --data chats.jsonl --out runs/chat")]
 struct Finetune {
     #[command(flatten)]
@@ -243,16 +231,6 @@ struct Distill {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  llm-train compare-methods --out runs/methods")]
-struct CompareMethods {
-    /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  llm-train resume runs/base\n  llm-train resume runs/base --set steps=6000")]
 struct Resume {
     /// Folder of the run
@@ -282,79 +260,6 @@ fn input_path(text: &str) -> Result<(String, String), String> {
 struct PrintRecipe {
     /// Name of the recipe [default: list the names]
     name: Option<String>,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  llm-train bench --steps 10 --set model.hidden_size=384")]
-struct Bench {
-    /// Recipe of pre-training: a TOML file, or a name that `llm-train recipe` lists
-    #[arg(long, default_value = "pretrain", value_name = "NAME|FILE")]
-    recipe: String,
-    /// Override a key of the recipe, such as `model.hidden_size=384`; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
-    set: Vec<(String, String)>,
-    /// Number of timed steps, at least 1, after one warm-up step
-    #[arg(long, default_value_t = 5, value_name = "N")]
-    steps: usize,
-    #[command(flatten)]
-    device: DeviceOption,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  llm-train bench-finetune --model models/smollm2 --data chats.jsonl --set batch_size=8 --set lora.r=16"
-)]
-struct BenchFinetune {
-    /// Folder of the model, or org/name on the Hugging Face hub
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// Conversations, as for `finetune`
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
-    /// Recipe of fine-tuning: a TOML file, or a name that `llm-train recipe` lists
-    #[arg(long, default_value = "finetune", value_name = "NAME|FILE")]
-    recipe: String,
-    /// Override a key of the recipe, such as `batch_size=8`; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
-    set: Vec<(String, String)>,
-    /// Number of steps, at least 2; the first is not timed
-    #[arg(long, default_value_t = 10, value_name = "N")]
-    steps: usize,
-    #[command(flatten)]
-    device: DeviceOption,
-    #[command(flatten)]
-    hub: HubOption,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  llm-train params llama-3-8b --batch-size 8 --context 2048,8192 --flops 1e13 --tokens 1e9"
-)]
-struct Params {
-    /// A config.json, a folder with one, org/name on the Hugging Face hub, or the name of a known model such as llama-3-8b (an unknown
-    /// name lists them)
-    #[arg(value_name = "CONFIG|DIR|PRESET")]
-    model: String,
-    /// Sequences per batch, in inference and in training
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    batch_size: u64,
-    /// Training sequence length, in tokens [default: 2048, or the model's context length if that is shorter]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    seq_len: Option<u64>,
-    /// Context lengths for the KV-cache table, comma-separated [default: --seq-len and the model's context length]
-    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..))]
-    context: Vec<u64>,
-    /// Sustained speed of the machine in FLOP/s, such as 1e12: adds tokens per second to the report
-    #[arg(long, value_name = "FLOPS")]
-    flops: Option<f64>,
-    /// Number of training tokens, such as 1e9: adds the training time to the report
-    #[arg(long, requires = "flops", value_name = "N")]
-    tokens: Option<f64>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    hub: HubOption,
 }
 
 impl Common {

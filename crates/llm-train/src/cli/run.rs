@@ -11,8 +11,9 @@ use llm_tokenizer::TrainConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::measure::Params;
 use super::preview::preview;
-use super::{Command, Params, Pretrain, Resume, Tokenizer};
+use super::{Command, Pretrain, Resume, Tokenizer};
 use crate::bench::{bench, bench_finetune};
 use crate::depth::DepthSettings;
 use crate::params::{Report, Usage};

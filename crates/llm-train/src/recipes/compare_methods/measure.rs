@@ -6,7 +6,7 @@ use candle_core::Device;
 use llm_data::TokenDataset;
 use llm_engine::{GenerateOptions, Sampling, TextModel};
 use llm_eval::stats::cluster_bootstrap;
-use llm_eval::{generate_replies, task_scores, text_loss};
+use llm_eval::{TextWindows, generate_replies, task_scores, text_loss};
 use llm_model::Head;
 use llm_model::cost::{TrainingMemory, TrainingShape};
 use llm_synthetic::{SplitKey, Task};
@@ -73,9 +73,17 @@ impl Measuring<'_> {
     fn row(&self, measured: &Measured) -> Result<String> {
         let model = TextModel::load(&measured.dir)?.to_device(self.device)?;
         let (batch_size, seq_len) = (self.recipe.pretrain.batch_size, self.recipe.pretrain.seq_len);
+        let token_bytes = model.tokenizer.token_bytes();
         let loss = |shards: &Path| -> Result<f64> {
             let validation = TokenDataset::open(shards, "held_out")?;
-            Ok(text_loss(&model.model, &validation, batch_size, seq_len, EVAL_BATCHES)?.loss)
+            let windows = TextWindows {
+                data: &validation,
+                token_bytes: &token_bytes,
+                batch_size,
+                seq_len,
+                max_batches: EVAL_BATCHES,
+            };
+            Ok(text_loss(&model.model, &windows)?.loss)
         };
         let (facts, general) = (loss(self.facts)?, loss(self.general)?);
         let chat = task_scores(&model, self.tasks, MAX_NEW_TOKENS)?.right;
