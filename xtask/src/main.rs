@@ -37,6 +37,8 @@ enum Task {
     DependentCheck,
     /// Fetch datasets and small models: a catalogue with licences, transfers that resume, a lock file with checksums
     FetchData(data::FetchData),
+    /// Fetch a dataset and make token shards of it, by the steps of a recipe; an interrupted preparation goes on
+    PrepareData(data::PrepareData),
     /// Measure our programs, and other programs to compare with
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -55,12 +57,18 @@ fn main() -> ExitCode {
         Task::Ci { no_test } => ci(no_test),
         Task::CudaCheck => exit_code(cuda::check()),
         Task::DependentCheck => exit_code(dependent::check()),
-        Task::FetchData(args) => llm_cli::run(|| {
-            llm_cli::init_logging(llm_cli::Verbosity::default());
-            data::fetch_data(&args)
-        }),
+        Task::FetchData(args) => logged(|| data::fetch_data(&args)),
+        Task::PrepareData(args) => logged(|| data::prepare_data(&args)),
         Task::Bench(bench) => exit_code(bench::run(&bench)),
     }
+}
+
+/// Runs a task that logs what it does.
+fn logged(task: impl FnOnce() -> Result<(), llm_cli::Failure>) -> ExitCode {
+    llm_cli::run(|| {
+        llm_cli::init_logging(llm_cli::Verbosity::default());
+        task()
+    })
 }
 
 fn exit_code(result: Result<(), String>) -> ExitCode {

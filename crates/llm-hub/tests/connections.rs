@@ -124,6 +124,9 @@ fn a_refusal_and_a_wrong_address_are_the_callers_fault() {
         assert!(error.is_callers_fault() && error.to_string().contains(advice), "{error}");
     }
     assert_eq!(server.requests().len(), 2);
+    let target = Target::new();
+    target.fetch(&server.url("none"), |_| {}).unwrap_err();
+    assert_eq!(target.files(), [".data.bin.lock"]);
     for url in ["ftp://host/a", "text", "/data/a"] {
         let error = Target::new().fetch(url, |_| {}).unwrap_err();
         assert!(error.is_callers_fault() && error.to_string().contains("https://"), "{error}");

@@ -1,9 +1,10 @@
-//! `cargo xtask fetch-data`: fetches datasets and models of the catalogue, with a lock file.
+//! `cargo xtask fetch-data` and `prepare-data`: fetch datasets and models of the catalogue, with a lock file, and make token shards.
 
 mod catalogue;
 mod list;
 mod lock;
 mod plan;
+mod prepare;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -16,6 +17,7 @@ use llm_hub::{Download, Hub, size_text};
 use catalogue::Catalogue;
 use lock::{LockFile, Locked};
 use plan::{Item, Mirror, failure, plan};
+pub(crate) use prepare::{PrepareData, prepare_data};
 
 /// Files that are fetched at once.
 const AT_ONCE: usize = 4;
@@ -42,6 +44,13 @@ pub(crate) struct FetchData {
     mirror: Option<String>,
 }
 
+impl FetchData {
+    /// One set.
+    fn one(name: &str, to: &Path, mirror: Option<String>) -> Self {
+        Self { names: vec![name.to_owned()], list: false, to: to.to_owned(), mirror }
+    }
+}
+
 /// Runs the command.
 pub(crate) fn fetch_data(args: &FetchData) -> Result<(), Failure> {
     let (catalogue, mut lock) = (Catalogue::read()?, LockFile::read(&args.to)?);
@@ -50,11 +59,15 @@ pub(crate) fn fetch_data(args: &FetchData) -> Result<(), Failure> {
     }
     let hub = Hub::from_env();
     let is_local = args.mirror.as_ref().is_some_and(|mirror| mirror.starts_with("file://"));
-    if hub.offline && !is_local {
-        let message = "HF_HUB_OFFLINE is set, so nothing is fetched; unset it, or give --mirror file://DIR";
-        return Err(Failure::input(message));
-    }
     let sets = args.names.iter().map(|name| catalogue.find(name)).collect::<Result<Vec<_>, _>>()?;
+    let is_there = |name: &str| {
+        let files = lock.of(name);
+        !files.is_empty() && files.iter().all(|file| file.in_folder(&args.to).exists())
+    };
+    if let Some(set) = sets.iter().find(|set| hub.offline && !is_local && !is_there(&set.name)) {
+        let message = "is to be fetched, and HF_HUB_OFFLINE is set; unset it, or give --mirror file://DIR";
+        return Err(Failure::input(format!("{}: {message}", set.name)));
+    }
     let mirror = args.mirror.as_ref().map(|url| Mirror::open(url, &hub.client)).transpose()?;
     for set in sets {
         let items = plan(set, &lock, mirror.as_ref(), &hub)?;
@@ -115,6 +128,9 @@ fn fetch(item: &Item, dir: &Path, hub: &Hub) -> Result<Locked, Failure> {
                 ),
                 error.is_callers_fault(),
             )
+        }
+        llm_hub::Error::Status { status: 404 | 410, .. } => {
+            Failure::input(format!("{error}; the file may have moved: correct xtask/data/catalogue.toml"))
         }
         _ => failure(error),
     })?;

@@ -125,15 +125,26 @@ impl Client {
             part::Start::There(fetched) => return Ok(fetched),
             part::Start::Open(part) => *part,
         };
-        let (start, mut most, mut failed) = (part.len(), part.len(), 0);
+        match self.complete(&mut part, download, observe) {
+            Ok(()) => part.finish(download),
+            Err(error) => {
+                part.remove_if_empty();
+                Err(error)
+            }
+        }
+    }
+
+    /// Tries until the part is complete.
+    fn complete(&self, part: &mut Part, download: &Download, observe: &mut dyn FnMut(Event)) -> Result<(), Error> {
+        let (mut most, mut failed) = (part.len(), 0);
         loop {
-            let again = match self.attempt(&mut part, download, observe) {
-                Ok(()) => return part.finish(download),
+            let again = match self.attempt(part, download, observe) {
+                Ok(()) => return Ok(()),
                 Err(Failed::Finally(error)) => return Err(error),
                 Err(Failed::Again(again)) => again,
             };
             // Without a connection from the start, more tries only delay the message.
-            if again.no_connection && part.received() == 0 && part.len() == start {
+            if again.no_connection && part.received() == 0 {
                 return Err(Error::Unreachable { url: download.url.to_owned(), message: again.reason });
             }
             if part.len() > most {

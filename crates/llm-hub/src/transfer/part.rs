@@ -219,6 +219,14 @@ impl Part {
         Ok(Fetched { length, sha256, commit: self.commit, received: self.received })
     }
 
+    /// Deletes a part without a byte. The lock file stays: another process may wait for it.
+    pub fn remove_if_empty(&self) {
+        if self.len == 0 {
+            let _ = fs::remove_file(&self.path);
+            let _ = fs::remove_file(&self.etag_path);
+        }
+    }
+
     /// Deletes the files of the transfer. Those that cannot be deleted do no harm.
     fn remove(&self) {
         let _ = fs::remove_file(&self.path);
