@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
@@ -76,6 +77,7 @@ impl Run<'_> {
     /// [`Self::checkpoint`] of a stage that trains one model, on another thread: copies what is written, and goes on. An error of the
     /// thread is returned at a later step; at the end of the run and on an interruption the checkpoint is complete.
     pub(super) fn checkpoint_in_background(&self, step: u64, learner: &Learner) -> Result<()> {
+        let start = Instant::now();
         self.check_learners(step, &[(OPTIMIZER, learner)])?;
         // At most one copy is in memory.
         self.writer.wait()?;
@@ -91,6 +93,10 @@ impl Run<'_> {
             })?;
             report::write(&dir, &metrics::lines(&dir)?, step, steps)
         })?;
+        tracing::debug!(
+            "step {step}: the training waited {:.1} ms for the checkpoint",
+            start.elapsed().as_secs_f64() * 1e3
+        );
         self.stop_if_asked(step)
     }
 

@@ -139,6 +139,33 @@ fn averaged_weights_are_evaluated_and_saved_and_do_not_change_the_training() {
     assert_eq!(numbers(&trained["model.norm.weight"]), numbers(&last["model.norm.weight"]));
 }
 
+/// A checkpoint that cannot be written ends the run at a later step with the path, and leaves the checkpoint before it.
+#[test]
+fn an_error_of_the_thread_that_writes_checkpoints_ends_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
+    let recipe = PretrainRecipe { steps: 9, ..recipe() };
+    run(&recipe, &whole, quiet()).unwrap();
+    let obstacle = broken.join("checkpoints/.step-6.partial");
+    let mut progress = 0;
+    let mut obstruct = |event: Event| {
+        if let Event::Progress { done, .. } = event {
+            progress = done / 32;
+            if progress == 4 {
+                fs::create_dir_all(broken.join("checkpoints")).unwrap();
+                fs::write(&obstacle, "in the way").unwrap();
+            }
+        }
+    };
+    let error = run(&recipe, &broken, RunOptions { observer: &mut obstruct, ..quiet() }).unwrap_err();
+    assert!(error.to_string().contains(".step-6.partial"), "{error}");
+    assert!(progress >= 6 && !broken.join("model.safetensors").exists(), "{progress}");
+    assert!(broken.join("checkpoints/step-3").exists() && !broken.join("checkpoints/step-6").exists());
+    fs::remove_file(&obstacle).unwrap();
+    run(&recipe, &broken, super::options(true)).unwrap();
+    assert!(contents(&whole) == contents(&broken));
+}
+
 #[test]
 fn dropout_is_for_training_only() {
     let dir = tempfile::tempdir().unwrap();
