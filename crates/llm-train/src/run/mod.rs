@@ -9,6 +9,7 @@
 //! stage holds the lock of its folder.
 
 mod checkpoint;
+mod divergence;
 mod events;
 mod history;
 mod inputs;
@@ -273,44 +274,6 @@ impl<'a> Run<'a> {
     /// Whether the evaluations say that the run ends before its last step.
     fn ends_early(&self) -> bool {
         self.history.borrow().stop().is_some()
-    }
-
-    /// Returns [`Error::Diverged`] if a metric of `step` (counted from 1) is not finite. Loss and gradients come from the
-    /// weights of the previous step, so the checkpoint of that step is removed.
-    pub fn check_step(&self, step: u64, metrics: &[(&str, f64)]) -> Result<()> {
-        self.writer.poll()?;
-        if metrics.iter().any(|(_, value)| !value.is_finite()) {
-            self.writer.wait()?;
-            checkpoint::discard(&self.dir, step - 1)?;
-        }
-        self.check_finite(step, metrics)
-    }
-
-    /// Returns [`Error::Diverged`] if a metric of `step` (counted from 1) is not finite.
-    pub fn check_finite(&self, step: u64, metrics: &[(&str, f64)]) -> Result<()> {
-        match metrics.iter().find(|(_, value)| !value.is_finite()) {
-            None => Ok(()),
-            Some((name, value)) => Err(self.diverged(step, format!("{name} is {value}"), OPTIMIZER)?),
-        }
-    }
-
-    /// Stops the run if a weight or a moment of a learner is not finite after `step` steps.
-    pub fn check_learners(&self, step: u64, learners: &Learners) -> Result<()> {
-        for (optimizer, learner) in learners {
-            if let Some(what) = learner.not_finite()? {
-                return Err(self.diverged(step, what, optimizer)?);
-            }
-        }
-        Ok(())
-    }
-
-    fn diverged(&self, step: u64, what: String, optimizer: &'static str) -> Result<Error> {
-        self.writer.wait()?;
-        let kept = match checkpoint::newest(&self.dir)? {
-            Some(dir) => dir.display().to_string(),
-            None => "none".to_owned(),
-        };
-        Ok(Error::Diverged { run: self.dir.clone(), step, what, kept, optimizer })
     }
 
     /// Writes the model of `learner` into the run's folder and ends the run.

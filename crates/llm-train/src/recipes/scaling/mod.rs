@@ -137,7 +137,7 @@ impl Planned {
     }
 }
 
-/// The models of the series: every depth with every budget, and a mixture of experts beside the deepest one.
+/// The models of the series: every depth with every budget, and those of the largest depth also as mixtures of experts.
 fn plan(recipe: &ScalingRecipe, vocab_size: usize) -> Result<Vec<Planned>> {
     let base = ModelConfig { vocab_size, ..recipe.pretrain.model.clone() };
     let seq_len = recipe.pretrain.seq_len;
