@@ -52,7 +52,8 @@ pub struct DepthSettings {
 /// The parameters of a model that multiply a token, `P`: matrices of the blocks (of experts the selected ones) and the output layer.
 pub fn multiplying_parameters(config: &ModelConfig) -> f64 {
     let flops = Flops::of(config, Head::LanguageModel, 1);
-    (flops.matrices + flops.head) / 2.
+    // A parameter takes a multiplication and an addition.
+    0.5 * (flops.matrices + flops.head)
 }
 
 /// The shape of a model of `depth` layers; the other keys are those of `base`.
