@@ -1,6 +1,7 @@
 //! Datasets: readers, token shards, batches and splits.
 //!
 //! - [`for_each_document`], [`read_documents`]: documents of text, Markdown, HTML, JSON, CSV and Parquet files;
+//! - [`clean`]: steps that change or remove documents of a corpus;
 //! - [`prepare`], [`TokenDataset`], [`Batches`]: token shards, batches for pre-training;
 //! - [`read_training_rows`], [`read_prompts`]: instruction data in the common formats, with [`ReadOptions`];
 //! - [`read_rankings`]: rankings of answers;
@@ -31,6 +32,7 @@
 //! `examples/read_data.rs` is an example to copy: data formats and a split by prompt.
 
 mod batches;
+pub mod clean;
 mod contamination;
 mod conversation;
 mod documents;
