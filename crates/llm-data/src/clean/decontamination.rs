@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::ngrams::{hash_text, window_hash};
 use super::words::{simple_words, simplify};
 use crate::records::{Limit, for_each_record_of_file};
-use crate::source::{data_files, known_format, read_text};
+use crate::source::{Format, data_files, known_format, read_text};
 use crate::{Error, Result};
 
 /// Removes documents that have n words in a row in common with an item of an evaluation set, after normalisation (Brown et al. 2020,
@@ -63,7 +63,7 @@ impl Contaminants {
         for path in &options.sets {
             for file in data_files(path, true)? {
                 found.tasks.push(task(&file));
-                if known_format(&file).is_none_or(|format| format.is_text()) {
+                if known_format(&file).is_none_or(Format::is_text) {
                     found.add(&read_text(&file)?, "");
                     continue;
                 }

@@ -1,5 +1,5 @@
 //! The rules of quality and repetition of Gopher (Rae et al. 2021, arXiv 2112.11446, appendix A), with the numerators, denominators
-//! and order of datatrove, which made FineWeb.
+//! and order of datatrove, which made `FineWeb`.
 
 use std::collections::{HashMap, HashSet};
 

@@ -9,7 +9,7 @@ use whatlang::Lang;
 pub struct Language {
     /// The languages to keep, by ISO 639-3 code, default `["eng"]`.
     pub languages: Vec<String>,
-    /// Least confidence, from 0 to 1, default 0.65, as in FineWeb.
+    /// Least confidence, from 0 to 1, default 0.65, as in `FineWeb`.
     pub min_confidence: f64,
 }
 

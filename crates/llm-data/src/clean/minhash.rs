@@ -1,4 +1,4 @@
-//! MinHash signatures (Broder 1997) of sets of word n-grams, cut into bands for locality-sensitive hashing (Leskovec, Rajaraman and
+//! `MinHash` signatures (Broder 1997) of sets of word n-grams, cut into bands for locality-sensitive hashing (Leskovec, Rajaraman and
 //! Ullman, Mining of Massive Datasets, section 3.4).
 
 use super::ngrams::{hash_text, mix, window_hash};

@@ -1,5 +1,5 @@
-//! Near duplicates: documents whose sets of word n-grams are similar. MinHash finds candidates, their true similarity is computed, and
-//! all but the first of each cluster are removed.
+//! Near duplicates: documents whose sets of word n-grams are similar. `MinHash` finds candidates, their true similarity is computed,
+//! and all but the first of each cluster are removed.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -22,7 +22,7 @@ pub struct NearDuplicates {
     pub bands: usize,
     /// Values in a band, default 5.
     pub rows: usize,
-    /// Least true similarity (Jaccard, from 0 to 1) of two duplicates, default 0.5. 0: candidates are not compared, as in FineWeb.
+    /// Least true similarity (Jaccard, from 0 to 1) of two duplicates, default 0.5. 0: candidates are not compared, as in `FineWeb`.
     pub min_jaccard: f64,
     /// Largest share of the documents that may be removed, from 0 to 1, default 0.5; more is an error, because it is often a wrong
     /// setting.

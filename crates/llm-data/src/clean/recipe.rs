@@ -34,7 +34,7 @@ pub enum Step {
     GopherQuality(GopherQuality),
     /// Removes lines and documents by the rules of C4.
     C4(C4),
-    /// Removes documents by the rules of FineWeb.
+    /// Removes documents by the rules of `FineWeb`.
     Fineweb(Fineweb),
     /// Removes copies of an earlier document: the same text after NFC, whatever the white space.
     ExactDuplicates(ExactDuplicates),

@@ -55,7 +55,7 @@ pub struct NearReport {
     pub clusters: usize,
     /// The largest ones, by size.
     pub largest: Vec<Cluster>,
-    /// Size of the largest group of documents that MinHash takes for similar, before their true similarity is computed.
+    /// Size of the largest group of documents that `MinHash` takes for similar, before their true similarity is computed.
     pub largest_candidates: usize,
     /// How often a document was not compared with all candidates, because they were too many.
     pub not_compared: u64,

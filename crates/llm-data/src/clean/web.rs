@@ -1,4 +1,4 @@
-//! The rules of C4 (Raffel et al. 2020, arXiv 1910.10683, section 2.2) and of FineWeb (Penedo et al. 2024, arXiv 2406.17557,
+//! The rules of C4 (Raffel et al. 2020, arXiv 1910.10683, section 2.2) and of `FineWeb` (Penedo et al. 2024, arXiv 2406.17557,
 //! section 3.6) for pages of the web, as datatrove applies them.
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use super::words::{is_terminal, length, lines, sentences, words};
 #[serde(default, deny_unknown_fields)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a rule that can be off")]
 pub struct C4 {
-    /// Whether lines must end with one of `. ? ! " '` and not with `...`, default true. FineWeb has it off.
+    /// Whether lines must end with one of `. ? ! " '` and not with `...`, default true. `FineWeb` has it off.
     pub terminal_punctuation: bool,
     /// Least number of sentences in the lines that remain, default 5.
     pub min_sentences: usize,
@@ -110,7 +110,7 @@ fn without_citations(line: &str) -> String {
     kept + rest
 }
 
-/// The rules of FineWeb. Blank lines do not count.
+/// The rules of `FineWeb`. Blank lines do not count.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Fineweb {

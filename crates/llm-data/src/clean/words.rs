@@ -41,7 +41,7 @@ pub(super) fn length(text: &str) -> usize {
     }
 }
 
-/// Whether a character is a punctuation mark or a control character, as in the text normaliser of CCNet (Wenzek et al. 2020, arXiv
+/// Whether a character is a punctuation mark or a control character, as in the text normaliser of `CCNet` (Wenzek et al. 2020, arXiv
 /// 1911.00359): these become spaces when texts are compared.
 pub(super) fn is_punctuation(c: char) -> bool {
     match c {
@@ -80,7 +80,7 @@ pub(super) fn is_terminal(c: char) -> bool {
 }
 
 /// A text without what does not make a difference between two copies: lower case, numbers as `0`, punctuation and white space as one
-/// space, no diacritics (FineWeb, Penedo et al. 2024, arXiv 2406.17557, the normalisation before shingles).
+/// space, no diacritics (`FineWeb`, Penedo et al. 2024, arXiv 2406.17557, the normalisation before shingles).
 pub(super) fn simplify(text: &str) -> String {
     let lower = text.to_lowercase();
     let mut simple = String::with_capacity(lower.len());

@@ -49,9 +49,12 @@ impl Command {
             }
             Self::BenchFinetune(args) => args.hub.resolve(&mut args.model, Model),
             Self::Params(args) => resolve_text(args.hub, &mut args.model, Config),
-            Self::Lifecycle(_) | Self::CompareMethods(_) | Self::Tokenizer(_) | Self::Recipe(_) | Self::Bench(_) => {
-                Ok(())
-            }
+            Self::Lifecycle(_)
+            | Self::CompareMethods(_)
+            | Self::Clean(_)
+            | Self::Tokenizer(_)
+            | Self::Recipe(_)
+            | Self::Bench(_) => Ok(()),
         }
     }
 }
