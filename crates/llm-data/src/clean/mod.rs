@@ -49,7 +49,7 @@ pub struct CleanOptions {
     pub max_removed: Option<f64>,
 }
 
-/// Cleans the documents of files and folders by the steps of a recipe, and writes a new folder `out`: `part-00000.jsonl` and so on
+/// Cleans the documents of files and folders by the steps of a recipe, and writes a new folder `out`: `text/part-00000.jsonl` and so on
 /// with the rows `{"text", "source", "row"}`, `excluded.jsonl` with the removed documents, step and reason, and `report.json`. Without
 /// `out` nothing is written and `max_removed` is no limit. Calls `on_bytes` with the bytes of text read so far.
 ///

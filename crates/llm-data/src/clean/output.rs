@@ -55,6 +55,7 @@ impl Lines {
 
 /// The files of rows in the folder of the result.
 pub(super) struct Output {
+    /// The folder of the kept documents.
     dir: PathBuf,
     part: Lines,
     parts: usize,
@@ -67,7 +68,10 @@ const PART_BYTES: usize = 256 << 20;
 impl Output {
     pub fn create(dir: &Path) -> Result<Self> {
         let excluded = Lines::create(dir.join("excluded.jsonl"))?;
-        Ok(Self { dir: dir.to_owned(), part: Lines::create(part_path(dir, 0))?, parts: 1, excluded })
+        // A folder of their own, so that it can be given to a reader without the removed documents.
+        let dir = dir.join("text");
+        std::fs::create_dir(&dir).map_err(Error::io(&*dir))?;
+        Ok(Self { part: Lines::create(part_path(&dir, 0))?, dir, parts: 1, excluded })
     }
 
     pub fn keep(&mut self, row: &Kept) -> Result<()> {

@@ -46,7 +46,7 @@ fn run(paths: &[PathBuf], recipe: &CleanRecipe, threads: usize) -> (CleanReport,
     let out = dir.path().join("out");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let report = pool.install(|| clean(paths, recipe, Some(&out), &CleanOptions::default(), &mut |_| ())).unwrap();
-    let text = fs::read_to_string(out.join("part-00000.jsonl")).unwrap();
+    let text = fs::read_to_string(out.join("text/part-00000.jsonl")).unwrap();
     (report, text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
 }
 
@@ -204,7 +204,8 @@ fn steps_are_applied_in_order_and_removed_documents_are_written_with_the_reason(
         report.steps.iter().map(|step| (step.documents, step.changed, step.removed_documents())).collect();
     assert_eq!(counts, [(6, 1, 0), (6, 0, 1), (5, 0, 1), (4, 0, 1), (3, 1, 0)]);
     let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
-    let rows: Vec<Value> = read("part-00000.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let rows: Vec<Value> =
+        read("text/part-00000.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rows.iter().map(|row| row["row"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3, 6]);
     assert!(rows[2]["text"].as_str().unwrap().ends_with("mail email@example.com"));
     let excluded: Vec<Value> = read("excluded.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();

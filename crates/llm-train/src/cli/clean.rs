@@ -74,7 +74,7 @@ pub(super) fn run(args: &Clean, observer: &mut dyn FnMut(Event)) -> Result<Strin
     observer(Event::End);
     Ok(match &args.out {
         Some(out) => {
-            format!("{report}{out}: done. Next: llm-train prepare --train {out} ...\n", out = out.display())
+            format!("{report}{out}: done. Next: llm-train prepare --train {out}/text ...\n", out = out.display())
         }
         None => report.to_string(),
     })
