@@ -1,60 +1,135 @@
-//! Batches of a tokenized split: in random order for training, in order for evaluation.
+//! Batches of tokenized splits: in random order for training, in order for evaluation.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+use crate::mixture::Mixture;
 use crate::{Error, Result, TokenDataset};
 
-/// Batches of rows of consecutive tokens, in random order. The batch of a step is a function of (seed, step).
+/// Batches of rows of consecutive tokens, in random order, from one or several datasets.
+///
+/// The rows are numbered over the whole run, and a row is a function of (seed, number). So a batch is a function of (seed, step), and
+/// batches of another size have the same rows in the same order. Each pass over a dataset has a new order and begins at another token;
+/// it leaves out less than two rows.
 #[derive(Debug)]
 pub struct Batches<'a> {
-    tokens: &'a [u32],
+    sources: Vec<Source<'a>>,
+    mixture: Mixture,
     batch_size: usize,
     seq_len: usize,
     seed: u64,
-    epoch: Option<(u64, usize, Vec<usize>)>,
+}
+
+/// The tokens of a batch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenBatch {
+    /// `(batch_size, seq_len)` token ids in row-major order.
+    pub inputs: Vec<u32>,
+    /// The token after each input, `(batch_size, seq_len)`.
+    pub targets: Vec<u32>,
+    /// The lengths of the parts of `inputs` that belong to one document each, in order. A separator begins a part: it is the first
+    /// token that the following document sees, and the last target of the document before.
+    pub parts: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Source<'a> {
+    data: &'a TokenDataset,
+    rows_per_pass: u64,
+    /// The current pass: its number, the first token of its first row, the order of its rows.
+    pass: Option<(u64, usize, Vec<usize>)>,
 }
 
 impl<'a> Batches<'a> {
     /// Batches of shape `(batch_size, seq_len)`. An error if the dataset is too small for one batch.
     pub fn new(dataset: &'a TokenDataset, batch_size: usize, seq_len: usize, seed: u64) -> Result<Self> {
-        let tokens = dataset.tokens();
         let needed = batch_size.saturating_mul(seq_len).saturating_add(seq_len).saturating_add(1);
-        if batch_size == 0 || seq_len == 0 || tokens.len() < needed {
-            return Err(Error::TooFewTokens { tokens: tokens.len(), purpose: "training", batch_size, seq_len });
+        if dataset.len() < needed {
+            return Err(too_few(dataset, "training", batch_size, seq_len));
         }
-        Ok(Self { tokens, batch_size, seq_len, seed, epoch: None })
+        Self::mixed(&[(dataset, 1.)], batch_size, seq_len, seed)
     }
 
-    /// Number of batches in one pass over the data.
-    pub fn steps_per_epoch(&self) -> u64 {
-        // Minus one row, because each epoch starts at a random offset.
-        (((self.tokens.len() - 1) / self.seq_len - 1) / self.batch_size) as u64
+    /// Batches from several datasets, each with its share of the rows: the numbers need not add up to 1. After any number of rows, the
+    /// number of those of a dataset differs from its share by less than 1. An error if no share is above 0, or if a dataset is too
+    /// small for one row.
+    pub fn mixed(datasets: &[(&'a TokenDataset, f64)], batch_size: usize, seq_len: usize, seed: u64) -> Result<Self> {
+        let sources = datasets.iter().map(|&(data, _)| {
+            let rows = data.len().saturating_sub(1).checked_div(seq_len).unwrap_or(0) as u64;
+            if rows == 0 || batch_size == 0 {
+                return Err(too_few(data, "training", batch_size, seq_len));
+            }
+            // Minus one row, because each pass begins at a random token.
+            Ok(Source { data, rows_per_pass: (rows - 1).max(1), pass: None })
+        });
+        let sources = sources.collect::<Result<_>>()?;
+        let mixture = Mixture::new(&datasets.iter().map(|(_, share)| *share).collect::<Vec<_>>())?;
+        Ok(Self { sources, mixture, batch_size, seq_len, seed })
     }
 
-    /// The inputs and targets of a step, each `(batch_size, seq_len)` token ids in row-major order. A target is the token after
-    /// its input.
-    pub fn batch(&mut self, step: u64) -> Result<(Vec<u32>, Vec<u32>)> {
-        let (epoch, at) = (step / self.steps_per_epoch(), (step % self.steps_per_epoch()) as usize);
-        if self.epoch.as_ref().is_none_or(|(current, ..)| *current != epoch) {
-            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-            rng.set_stream(epoch);
-            let offset = rand::RngExt::random_range(&mut rng, 0..self.seq_len);
-            let mut rows: Vec<usize> = (0..(self.tokens.len() - 1 - offset) / self.seq_len).collect();
+    /// How many times each dataset is used in this number of steps.
+    pub fn passes(&self, steps: u64) -> Vec<f64> {
+        let rows = steps as f64 * self.batch_size as f64;
+        let shares = self.mixture.shares().iter().zip(&self.sources);
+        shares.map(|(share, source)| share * rows / source.rows_per_pass as f64).collect()
+    }
+
+    /// The batch of a step.
+    pub fn batch(&mut self, step: u64) -> Result<TokenBatch> {
+        let mut batch = TokenBatch::default();
+        self.mixture.seek(step * self.batch_size as u64);
+        for _ in 0..self.batch_size {
+            let (source, row) = self.mixture.next_row();
+            let (number, source) = (source as u64, &mut self.sources[source]);
+            let start = source.start(row, self.seq_len, (self.seed, number));
+            let mut ids = source.data.ids(start..start + self.seq_len + 1);
+            batch.targets.extend(&ids[1..]);
+            ids.pop();
+            batch.inputs.extend(ids);
+            batch.parts.extend(source.parts(start, self.seq_len));
+        }
+        Ok(batch)
+    }
+}
+
+impl Source<'_> {
+    /// The first token of a row, counted over all passes.
+    fn start(&mut self, row: u64, seq_len: usize, (seed, source): (u64, u64)) -> usize {
+        let (pass, at) = (row / self.rows_per_pass, (row % self.rows_per_pass) as usize);
+        if self.pass.as_ref().is_none_or(|(current, ..)| *current != pass) {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            rng.set_stream(pass | source << 48);
+            let tokens = self.data.len() - 1;
+            // A dataset of one row has no room for any offset.
+            let offsets = if tokens >= 2 * seq_len { seq_len } else { tokens - seq_len + 1 };
+            let offset = rand::RngExt::random_range(&mut rng, 0..offsets);
+            let mut rows: Vec<usize> = (0..(tokens - offset) / seq_len).collect();
             rows.shuffle(&mut rng);
-            self.epoch = Some((epoch, offset, rows));
+            self.pass = Some((pass, offset, rows));
         }
-        let (mut inputs, mut targets) = (Vec::new(), Vec::new());
-        if let Some((_, offset, rows)) = &self.epoch {
-            for row in &rows[at * self.batch_size..(at + 1) * self.batch_size] {
-                let start = offset + row * self.seq_len;
-                inputs.extend(&self.tokens[start..start + self.seq_len]);
-                targets.extend(&self.tokens[start + 1..=start + self.seq_len]);
+        self.pass.as_ref().map_or(0, |(_, offset, rows)| offset + rows[at] * seq_len)
+    }
+
+    /// The lengths of the parts of a row: see [`TokenBatch::parts`].
+    fn parts(&self, start: usize, seq_len: usize) -> Vec<usize> {
+        let (mut parts, mut begin) = (Vec::new(), start);
+        let end = start + seq_len;
+        let first = self.data.document_of(start);
+        let ends = (first..).map_while(|number| self.data.document(number)).map(|document| document.end);
+        for separator in ends.map(|end| end - 1).take_while(|separator| *separator < end) {
+            if separator > begin {
+                parts.push(separator - begin);
+                begin = separator;
             }
         }
-        Ok((inputs, targets))
+        parts.push(end - begin);
+        parts
     }
+}
+
+fn too_few(data: &TokenDataset, purpose: &'static str, batch_size: usize, seq_len: usize) -> Error {
+    Error::TooFewTokens { dir: data.dir().to_owned(), tokens: data.len(), purpose, batch_size, seq_len }
 }
 
 /// The whole dataset in order, as batches (inputs, targets) of at most `(batch_size, seq_len)` token ids. A shorter last row is a
@@ -64,36 +139,47 @@ pub fn eval_windows(
     batch_size: usize,
     seq_len: usize,
 ) -> Result<impl Iterator<Item = (Vec<u32>, Vec<u32>)>> {
-    let tokens = dataset.tokens();
-    if tokens.len() < 2 || batch_size == 0 || seq_len == 0 {
-        return Err(Error::TooFewTokens { tokens: tokens.len(), purpose: "evaluation", batch_size, seq_len });
+    if dataset.len() < 2 || batch_size == 0 || seq_len == 0 {
+        return Err(too_few(dataset, "evaluation", batch_size, seq_len));
     }
-    let whole = (tokens.len() - 1) / seq_len * seq_len;
-    let window = move |(start, end): (usize, usize)| (tokens[start..end].to_vec(), tokens[start + 1..=end].to_vec());
+    let last = dataset.len() - 1;
+    let whole = last / seq_len * seq_len;
+    let window = move |(start, end): (usize, usize)| {
+        let mut ids = dataset.ids(start..end + 1);
+        let targets = ids[1..].to_vec();
+        ids.pop();
+        (ids, targets)
+    };
     let step = batch_size * seq_len;
     let full = (0..whole).step_by(step).map(move |start| (start, (start + step).min(whole)));
-    let rest = (whole < tokens.len() - 1).then_some((whole, tokens.len() - 1));
+    let rest = (whole < last).then_some((whole, last));
     Ok(full.chain(rest).map(window))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
     use crate::shards::tests::dataset;
 
+    fn numbers(range: std::ops::Range<usize>) -> String {
+        range.map(|i| format!("{i} ")).collect()
+    }
+
     #[test]
-    fn an_epoch_contains_every_row_once_and_a_batch_depends_on_its_step_only() {
-        let text: String = (0..400).map(|i| format!("{i} ")).collect();
-        let (dir, _) = dataset(&[&text]);
+    fn a_pass_contains_every_row_once_and_a_batch_depends_on_its_step_only() {
+        let (dir, _) = dataset(&[&numbers(0..400)]);
         let data = TokenDataset::open(dir.path(), "train").unwrap();
         let mut batches = Batches::new(&data, 3, 8, 5).unwrap();
-        let epoch: Vec<_> = (0..batches.steps_per_epoch()).map(|step| batches.batch(step).unwrap()).collect();
-        for (inputs, targets) in &epoch {
-            assert_eq!((inputs.len(), targets.len()), (24, 24));
+        let steps = batches.sources[0].rows_per_pass / 3;
+        let pass: Vec<_> = (0..steps).map(|step| batches.batch(step).unwrap()).collect();
+        for TokenBatch { inputs, targets, parts } in &pass {
+            assert_eq!((inputs.len(), targets.len(), parts.iter().sum()), (24, 24, 24));
             let chunks = inputs.chunks(8).zip(targets.chunks(8));
             assert!(chunks.into_iter().all(|(i, t)| i[1..] == t[..7]));
         }
-        let mut rows: Vec<&[u32]> = epoch.iter().flat_map(|(inputs, _)| inputs.chunks(8)).collect();
+        let mut rows: Vec<&[u32]> = pass.iter().flat_map(|batch| batch.inputs.chunks(8)).collect();
         let all = rows.len();
         rows.sort_unstable();
         rows.dedup();
@@ -101,8 +187,80 @@ mod tests {
         let later = batches.batch(1000).unwrap();
         let mut fresh = Batches::new(&data, 3, 8, 5).unwrap();
         assert_eq!(fresh.batch(1000).unwrap(), later);
-        assert_eq!(fresh.batch(1).unwrap(), epoch[1]);
+        assert_eq!(fresh.batch(1).unwrap(), pass[1]);
         assert!(Batches::new(&data, 1000, 8, 5).is_err());
+    }
+
+    /// The rows of the first steps, and the source of each, by the numbers in their texts.
+    fn rows(sources: &[(&TokenDataset, f64)], batch_size: usize, steps: std::ops::Range<u64>) -> Vec<Vec<u32>> {
+        let mut batches = Batches::mixed(sources, batch_size, 8, 3).unwrap();
+        let batches = steps.map(|step| batches.batch(step).unwrap());
+        batches.flat_map(|batch| batch.inputs.chunks(8).map(<[u32]>::to_vec).collect::<Vec<_>>()).collect()
+    }
+
+    #[test]
+    fn a_mixture_has_its_shares_at_every_row_for_any_split_of_the_batch() {
+        let (small, large) = (dataset(&[&"a b c d e f ".repeat(8)]), dataset(&[&numbers(0..3000)]));
+        let [small, large] = [small.0, large.0].map(|dir| TokenDataset::open(dir.path(), "train").unwrap());
+        let sources = [(&small, 0.5), (&large, 0.5)];
+        let whole = rows(&sources, 12, 0..20);
+        assert_eq!(whole, rows(&sources, 4, 0..60), "micro-batches have the same rows");
+        assert_eq!(whole[12 * 7..], rows(&sources, 12, 7..20), "as after a resume");
+        let of_small: HashSet<Vec<u32>> = small.tokens().windows(8).map(<[u32]>::to_vec).collect();
+        let mut counts = [0_f64; 2];
+        for (n, row) in whole.iter().enumerate() {
+            counts[usize::from(!of_small.contains(row))] += 1.;
+            assert!(counts.iter().all(|count| (count - 0.5 * (n + 1) as f64).abs() < 1.), "{counts:?} after row {n}");
+        }
+        let passes = Batches::mixed(&sources, 12, 8, 3).unwrap().passes(20);
+        assert!(passes[0] > 3. && passes[1] < 1., "{passes:?}");
+        // The orders of two passes differ.
+        let mut batches = Batches::mixed(&sources, 12, 8, 3).unwrap();
+        let per_pass = batches.sources[0].rows_per_pass;
+        assert!(per_pass > 3);
+        let mut pass = |n: u64| -> Vec<usize> {
+            (0..per_pass).map(|row| batches.sources[0].start(n * per_pass + row, 8, (3, 0)) / 8).collect()
+        };
+        let [first, second] = [pass(0), pass(1)];
+        assert_ne!(first, second);
+        assert!([first, second].iter().all(|pass| pass.iter().collect::<HashSet<_>>().len() as u64 == per_pass));
+    }
+
+    #[test]
+    fn a_source_of_one_row_and_extreme_shares_work() {
+        let (tiny, large) = (dataset(&["a b c d e"]), dataset(&[&numbers(0..3000)]));
+        let [tiny, large] = [tiny.0, large.0].map(|dir| TokenDataset::open(dir.path(), "train").unwrap());
+        let seq_len = tiny.len() - 1;
+        let mut batches = Batches::mixed(&[(&tiny, 0.001), (&large, 0.999)], 10, seq_len, 1).unwrap();
+        let all: Vec<_> = (0..200).flat_map(|step| batches.batch(step).unwrap().inputs).collect();
+        let of_tiny = all.chunks(seq_len).filter(|row| **row == tiny.tokens()[..seq_len]).count();
+        assert_eq!(of_tiny, 2, "2000 rows");
+        let message = Batches::mixed(&[(&tiny, 1.), (&large, 1.)], 10, seq_len + 1, 1).unwrap_err().to_string();
+        assert!(
+            message.contains(&format!("{}: has {} tokens, too few", tiny.dir().display(), tiny.len())),
+            "{message}"
+        );
+        assert!(Batches::mixed(&[(&tiny, 0.)], 1, 2, 1).is_err());
+    }
+
+    #[test]
+    fn the_parts_of_a_row_begin_with_the_separators() {
+        let texts: Vec<String> = (0..60).map(|i| numbers(i..i + i % 7 + 1)).collect();
+        let (dir, _) = dataset(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+        let data = TokenDataset::open(dir.path(), "train").unwrap();
+        let separator = data.manifest().separator_id;
+        let mut batches = Batches::new(&data, 4, 16, 1).unwrap();
+        for step in 0..10 {
+            let TokenBatch { inputs, parts, .. } = batches.batch(step).unwrap();
+            let mut rest = inputs.as_slice();
+            for length in parts {
+                let (part, later) = rest.split_at(length);
+                assert!(part[1..].iter().all(|&id| id != separator));
+                assert!((inputs.len() - rest.len()).is_multiple_of(16) || part[0] == separator);
+                rest = later;
+            }
+            assert!(rest.is_empty());
+        }
     }
 
     #[test]

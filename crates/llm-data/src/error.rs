@@ -65,22 +65,6 @@ pub enum Error {
     /// The separator of documents is empty.
     #[error("the separator of documents is empty; it must have at least one character, such as \"<|endoftext|>\"")]
     EmptySeparator,
-    /// More documents would be removed as near duplicates than the limit.
-    #[error(
-        "near_duplicates would remove {removed} of {documents} documents, a larger share than max_removed = {max}; look at the \
-         clusters with --dry-run, then give --max-removed 1, or other bands and rows in the recipe"
-    )]
-    TooManyDuplicates {
-        /// Number of documents that would be removed.
-        removed: usize,
-        /// Number of all documents.
-        documents: usize,
-        /// The limit.
-        max: f64,
-    },
-    /// A pattern of this crate is not a regular expression.
-    #[error(transparent)]
-    Pattern(regex::Error),
     /// The tokenizer failed.
     #[error(transparent)]
     Tokenizer(#[from] llm_tokenizer::Error),
@@ -94,10 +78,13 @@ pub enum Error {
     },
     /// A dataset is too small for the batches.
     #[error(
-        "the dataset has {tokens} tokens, too few for {purpose} in batches of {batch_size} x {seq_len}; use more text, or a smaller \
-         batch_size or seq_len"
+        "{}: has {tokens} tokens, too few for {purpose} in batches of {batch_size} x {seq_len}; use more text, or a smaller \
+         batch_size or seq_len",
+        dir.display()
     )]
     TooFewTokens {
+        /// The folder of the dataset.
+        dir: PathBuf,
         /// Number of tokens of the dataset.
         tokens: usize,
         /// What the batches are for: training or evaluation.
@@ -113,6 +100,12 @@ pub enum Error {
         /// The share.
         share: f64,
     },
+    /// The weights of a mixture of datasets are invalid.
+    #[error("the weights of the datasets are {weights:?}; they must be 0 or more, and at least one above 0")]
+    Weights {
+        /// The weights.
+        weights: Vec<f64>,
+    },
     /// The tokenizer has no end-of-document token.
     #[error("the tokenizer has no end-of-document token; add \"<|endoftext|>\"")]
     NoEndToken,
@@ -125,15 +118,14 @@ impl Error {
         match self {
             Self::Io { source, .. } => llm_files::is_callers_fault(source),
             Self::Tokenizer(error) => error.is_callers_fault(),
-            Self::Pattern(_) => false,
             Self::Record { .. }
             | Self::Unusable { .. }
             | Self::Columns { .. }
             | Self::EmptySeparator
-            | Self::TooManyDuplicates { .. }
             | Self::OnePrompt { .. }
             | Self::TooFewTokens { .. }
             | Self::ValidationShare { .. }
+            | Self::Weights { .. }
             | Self::NoEndToken => true,
         }
     }

@@ -1,8 +1,8 @@
 //! Datasets: readers, token shards, batches and splits.
 //!
 //! - [`for_each_document`], [`read_documents`]: documents of text, Markdown, HTML, JSON, CSV and Parquet files;
-//! - [`clean`]: steps that change or remove documents of a corpus;
 //! - [`prepare`], [`TokenDataset`], [`Batches`]: token shards, batches for pre-training;
+//! - [`ShardWriter`], [`for_each_token_document`], [`export_shards`]: shards as a stream, from and to the files of llm.c and Megatron-LM;
 //! - [`read_training_rows`], [`read_prompts`]: instruction data in the common formats, with [`ReadOptions`];
 //! - [`read_rankings`]: rankings of answers;
 //! - [`SplitKey`], [`split_by_prompt`], [`Duplicates`]: splits by prompt, and duplicates within and across them.
@@ -18,8 +18,8 @@
 //! let dir = std::env::temp_dir().join(format!("llm-data-doc-example-{}", std::process::id()));
 //! prepare(&tokenizer, &[("train", &documents)], &dir, &mut |_bytes| ())?;
 //! let dataset = TokenDataset::open(&dir, "train")?;
-//! let (inputs, targets) = Batches::new(&dataset, 4, 32, 42)?.batch(0)?;
-//! assert_eq!((inputs.len(), &inputs[1..32]), (4 * 32, &targets[..31])); // each target is the next token
+//! let batch = Batches::new(&dataset, 4, 32, 42)?.batch(0)?;
+//! assert_eq!((batch.inputs.len(), &batch.inputs[1..32]), (4 * 32, &batch.targets[..31])); // each target is the next token
 //! # std::fs::remove_dir_all(dir).ok();
 //! # Ok::<(), llm_data::Error>(())
 //! ```
@@ -32,13 +32,13 @@
 //! `examples/read_data.rs` is an example to copy: data formats and a split by prompt.
 
 mod batches;
-pub mod clean;
 mod contamination;
 mod conversation;
 mod documents;
 mod error;
 mod files;
 mod messages;
+mod mixture;
 mod overlap;
 mod packing;
 mod ranking;
@@ -50,7 +50,7 @@ mod split;
 mod value;
 mod warnings;
 
-pub use batches::{Batches, eval_windows};
+pub use batches::{Batches, TokenBatch, eval_windows};
 pub use contamination::Contamination;
 pub use conversation::{TrainingRow, TrainingRows, prompt_key, read_prompts, read_training_rows};
 pub use documents::{Document, DocumentOptions, Markup, Problem, ReadReport, document_files, for_each_document};
@@ -61,7 +61,10 @@ pub use overlap::NGrams;
 pub use packing::best_fit_decreasing;
 pub use ranking::{Ranking, Rankings, read_rankings};
 pub use rows::ReadOptions;
-pub use shards::{Manifest, SplitInfo, TokenDataset, prepare};
+pub use shards::{
+    ExportFormat, FileInfo, Manifest, ShardWriter, SplitInfo, TokenDataset, TokenDtype, export_shards,
+    for_each_token_document, is_token_file, prepare,
+};
 pub use split::{Duplicates, ItemKeys, Keyed, SplitKey, split_by_prompt};
 pub use warnings::{Broken, Warnings};
 

@@ -50,6 +50,15 @@ pub fn check_compatible(model: &ModelConfig, tokenizer: (&Tokenizer, &Path), sou
                 let origin = origin.display();
                 return wrong(dir, format!("was prepared with another tokenizer than {origin}; prepare it again"));
             }
+            TokenSource::Shards { shards, dir, .. }
+                if Some(shards.manifest().separator_id) != tokenizer.document_end_id() =>
+            {
+                let (id, origin) = (shards.manifest().separator_id, origin.display());
+                let ours = tokenizer.document_end_id().map_or("none".to_owned(), |id| id.to_string());
+                let message =
+                    format!("its documents end with token {id}, those of {origin} with {ours}; prepare it again");
+                return wrong(dir, message);
+            }
             TokenSource::Shards { .. } => {}
             TokenSource::Model { config, tokenizer: other, dir } => {
                 check_sizes(config, other, seq_len, dir)?;

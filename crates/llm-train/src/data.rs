@@ -26,6 +26,17 @@ pub struct DataOptions {
     pub columns: BTreeMap<String, String>,
 }
 
+/// How the token shards of pre-training are used.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShardOptions {
+    /// Shares of the folders of `--data` in the tokens that are trained on, in their order; they need not add up to 1. Empty: each has
+    /// the share of its tokens, so that all are used equally often.
+    pub weights: Vec<f64>,
+    /// Whether a token attends only to its own document, with positions counted from the start of the document or of the row.
+    pub isolate_documents: bool,
+}
+
 /// What happens to examples that are too long.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -49,14 +60,30 @@ impl DataOptions {
 
     /// Checks the weights against the number of files.
     pub(crate) fn check_files(&self, files: usize) -> Result<()> {
-        if self.weights.is_empty() || self.weights.len() == files {
-            return Ok(());
-        }
-        Err(Error::BadRequest(format!(
-            "data.weights has {} numbers for {files} files of --data; it must have one for each, or be empty",
-            self.weights.len()
-        )))
+        check_number(&self.weights, files)
     }
+}
+
+impl ShardOptions {
+    /// The share of each dataset with these numbers of tokens, not normalised.
+    pub(crate) fn shares(&self, tokens: &[usize]) -> Result<Vec<f64>> {
+        check_number(&self.weights, tokens.len())?;
+        match self.weights.is_empty() {
+            true => Ok(tokens.iter().map(|&tokens| tokens as f64).collect()),
+            false => Ok(self.weights.clone()),
+        }
+    }
+}
+
+/// Returns an error unless there is a weight for each file, or none at all.
+fn check_number(weights: &[f64], files: usize) -> Result<()> {
+    if weights.is_empty() || weights.len() == files {
+        return Ok(());
+    }
+    Err(Error::BadRequest(format!(
+        "data.weights has {} numbers for {files} files of --data; it must have one for each, or be empty",
+        weights.len()
+    )))
 }
 
 /// Reads a list of paths, or one path.

@@ -38,12 +38,7 @@ impl DataOptions {
     /// Checks the weights and that `too_long` applies. Errors put `table` (empty, or ending with a dot) before the key.
     fn check(&self, table: &str, can_cut: bool) -> Result<()> {
         let keys = Keys { table: &format!("{table}data.") };
-        for weight in &self.weights {
-            keys.real("weights", *weight, Real::AtMost(1000.))?;
-        }
-        if !self.weights.is_empty() && self.weights.iter().all(|weight| *weight == 0.) {
-            return Err(keys.wrong("weights", "0 for all files", "above 0 for at least one"));
-        }
+        check_weights(&self.weights, &keys)?;
         if self.too_long == TooLong::Cut && !can_cut {
             return Err(keys.wrong(
                 "too_long",
@@ -52,6 +47,17 @@ impl DataOptions {
             ));
         }
         Ok(())
+    }
+}
+
+/// Checks the weights of data files.
+fn check_weights(weights: &[f64], keys: &Keys) -> Result<()> {
+    for weight in weights {
+        keys.real("weights", *weight, Real::AtMost(1000.))?;
+    }
+    match !weights.is_empty() && weights.iter().all(|weight| *weight == 0.) {
+        true => Err(keys.wrong("weights", "0 for all files", "above 0 for at least one")),
+        false => Ok(()),
     }
 }
 
@@ -73,6 +79,7 @@ impl Recipe for PretrainRecipe {
             .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
             .whole("save_every", self.save_every, COUNT_OR_NONE)?;
+        check_weights(&self.data.weights, &Keys { table: &format!("{table}data.") })?;
         self.optimizer.check(&format!("{table}optimizer."))
     }
 }

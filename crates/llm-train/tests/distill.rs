@@ -176,6 +176,7 @@ impl Fixture {
                 train: vec![fixture.path("base.txt")],
                 validation: Vec::new(),
                 validation_share: 0.2,
+                ..PrepareInputs::default()
             };
             quietly(|options| prepare(&inputs, &fixture.path(&format!("{name}-shards")), options)).unwrap();
         }

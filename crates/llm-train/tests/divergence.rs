@@ -25,6 +25,7 @@ fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
         train: text.to_vec(),
         validation: Vec::new(),
         validation_share: 0.1,
+        ..PrepareInputs::default()
     };
     quietly(|options| prepare(&inputs, &shards, options)).unwrap();
 
@@ -49,7 +50,7 @@ fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
         },
         ..PretrainRecipe::default()
     };
-    let inputs = PretrainInputs { tokenizer: tokenizer.clone(), data: shards.clone() };
+    let inputs = PretrainInputs { tokenizer: tokenizer.clone(), data: vec![shards.clone()] };
     let resume =
         |recipe: &PretrainRecipe| pretrain(recipe, &inputs, &run, RunOptions { resume: true, ..RunOptions::default() });
     quietly(|options| pretrain(&recipe, &inputs, &run, options)).unwrap();

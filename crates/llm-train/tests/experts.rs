@@ -150,9 +150,15 @@ fn text_inputs(dir: &Path) -> PretrainInputs {
     let (tokenizer, data) = (dir.join("tokenizer"), dir.join("shards"));
     train_tokenizer(&TrainConfig { vocab_size: 300, min_frequency: 1 }, &text, &tokenizer, false).unwrap();
     let (train, validation) = (text.to_vec(), Vec::new());
-    let inputs = PrepareInputs { tokenizer: tokenizer.clone(), train, validation, validation_share: 0.1 };
+    let inputs = PrepareInputs {
+        tokenizer: tokenizer.clone(),
+        train,
+        validation,
+        validation_share: 0.1,
+        ..PrepareInputs::default()
+    };
     quietly(|options| prepare(&inputs, &data, options)).unwrap();
-    PretrainInputs { tokenizer, data }
+    PretrainInputs { tokenizer, data: vec![data] }
 }
 
 /// Sets the coefficient of the load-balancing loss in a model's folder.

@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Serialize;
-
 /// What a file or document has that is left out or changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Problem {
     /// A document of white space only.
     Empty,
@@ -27,7 +25,7 @@ pub enum Problem {
 }
 
 /// What was read, and what was left out or changed. [`Display`](fmt::Display) is one line for each kind of problem that occurs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReadReport {
     /// Documents, without those left out.
     pub documents: u64,

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_data::{Batches, TokenDataset};
+use llm_data::{Batches, TokenBatch, TokenDataset};
 use llm_model::{Batch, Head, LoraConfig, Model, TokenIndices, WeightDtype};
 use llm_tokenizer::{TemplateOptions, Tokenizer, TrainOn};
 use serde::{Deserialize, Serialize};
@@ -292,11 +292,11 @@ pub(crate) fn train_on_answers(
 fn train_on_text(
     recipe: &FinetuneRecipe,
     learner: &mut Learner,
-    (input_ids, targets): (Vec<u32>, Vec<u32>),
+    TokenBatch { inputs, targets, .. }: TokenBatch,
     dropout: u64,
 ) -> Result<f64> {
     let labels: Vec<i64> = targets.into_iter().map(i64::from).collect();
-    let batch = Batch::from_flat(&input_ids, recipe.seq_len)?.with_dropout(dropout);
+    let batch = Batch::from_flat(&inputs, recipe.seq_len)?.with_dropout(dropout);
     let hidden = learner.model.hidden(&batch, None)?; // (b, t, hidden)
     let loss = loss::next_token(&learner.model, &hidden.flatten(0, 1)?, &labels)?;
     learner.backward(&(&loss * recipe.text_weight)?)?;

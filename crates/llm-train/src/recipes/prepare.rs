@@ -1,11 +1,20 @@
 //! Tokenizer training, and tokenization of text into shards.
 
+mod end;
+mod repeats;
+mod split;
+mod stream;
+
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
 
-use llm_data::{Contamination, Duplicates, ItemKeys, NGrams, SplitKey, read_documents};
+use llm_data::{DocumentOptions, Markup, ShardWriter, document_files, is_token_file, read_documents};
 use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
-use rayon::prelude::*;
 
+use self::split::{Splitter, TRAIN, VALIDATION, Validation};
+use self::stream::{Item, Reader};
 use crate::limits::keys::check_tokenizer;
 use crate::run::{Event, RunOptions, already_exists, refuse_existing};
 use crate::{Error, Result};
@@ -49,27 +58,44 @@ fn read_all(paths: &[PathBuf]) -> Result<Vec<String>> {
 }
 
 /// The inputs of [`prepare`].
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct PrepareInputs {
     /// Folder of the tokenizer.
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
     pub tokenizer: PathBuf,
-    /// Training text: text or JSONL files (also .gz), or folders of them.
+    /// Training text: text, Markdown, HTML, JSONL, CSV or Parquet files (also .gz or .zst), or folders of them; or token files of
+    /// llm.c (.bin) or Megatron-LM (.idx).
     #[cfg_attr(feature = "cli", arg(long, required = true, num_args = 1.., value_name = "PATH"))]
     pub train: Vec<PathBuf>,
-    /// Validation text, in the same formats [default: the end of the training text].
+    /// Validation text, in the same formats [default: a part of the training text].
     #[cfg_attr(feature = "cli", arg(long, alias = "held-out", num_args = 1.., value_name = "PATH", display_order = 3))]
     pub validation: Vec<PathBuf>,
-    /// Without --validation: share of the training text, taken from its end, to validate on; above 0 and below 1.
+    /// Without --validation: share of the documents to validate on, chosen by the hash of their text; of one document, or a few, about
+    /// this share of the text at its end. Above 0 and below 1.
     #[cfg_attr(
         feature = "cli",
         arg(long, alias = "held-out-share", default_value_t = 0.05, value_name = "SHARE", display_order = 4)
     )]
     pub validation_share: f64,
+    /// Cut one document at exactly its share of characters, not at a line, so that results compare with nanoGPT's.
+    #[cfg_attr(feature = "cli", arg(long, display_order = 5))]
+    pub exact_share: bool,
+    /// Literal between the documents of text files, such as "<|endoftext|>" [default: a file is one document].
+    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", display_order = 6))]
+    pub separator: Option<String>,
+    /// Remove the markup of Markdown and HTML files.
+    #[cfg_attr(feature = "cli", arg(long, display_order = 7))]
+    pub strip_markup: bool,
+    /// Refuse files with rows or documents that cannot be read, instead of leaving these out.
+    #[cfg_attr(feature = "cli", arg(long, display_order = 8))]
+    pub strict: bool,
 }
 
 /// Tokenizes text into shards in `out`: the splits `train` and `held_out` (the validation split).
+///
+/// Documents are read, divided and tokenized as a stream. Without validation text, documents whose text occurred before (but for case
+/// and white space) are left out, so that no document is in both splits.
 pub fn prepare(inputs: &PrepareInputs, out: impl AsRef<Path>, options: RunOptions) -> Result<()> {
     let out = out.as_ref();
     if options.resume && out.join("manifest.json").exists() {
@@ -78,31 +104,33 @@ pub fn prepare(inputs: &PrepareInputs, out: impl AsRef<Path>, options: RunOption
     if !options.resume {
         refuse_existing_folder(out)?;
     }
+    let validation = inputs.split()?;
     let tokenizer = Tokenizer::load(&inputs.tokenizer)?;
-    let (mut train, mut validation) = (read_all(&inputs.train)?, read_all(&inputs.validation)?);
-    let duplicates = Duplicates::within(train.iter().map(|document| text_keys(document)));
-    if duplicates.exact > 0 {
-        tracing::warn!("{} of {} training documents repeat an earlier one", duplicates.exact, train.len());
-    }
-    if inputs.validation.is_empty() {
-        validation = take_end(&mut train, inputs.validation_share)?;
-        warn_about_repeats(&train, &validation);
-    } else if warn_about_repeats(&train, &validation) {
-        let paths: Vec<String> = inputs.validation.iter().map(|path| path.display().to_string()).collect();
-        return Err(Error::BadRequest(format!(
-            "{}: all lines are also in the training text; use other validation text, or leave out --validation to use the \
-             end of the training text",
-            paths.join(", ")
-        )));
-    }
-    let total = train.iter().chain(&validation).map(|d| d.len() as u64).sum();
-    (options.observer)(Event::Begin { stage: "prepare", total, done: 0, unit: "bytes" });
-    let splits = [("train", train.as_slice()), ("held_out", validation.as_slice())];
-    let manifest = llm_data::prepare(&tokenizer, &splits, out, &mut |done| {
-        (options.observer)(Event::Progress { done, message: "" });
+    let read_options = inputs.read_options();
+    let mut files = Files::of(&[inputs.train.as_slice(), &inputs.validation].concat())?;
+    let mut splitter =
+        Splitter::new(&tokenizer, ShardWriter::create(&tokenizer, out, &[TRAIN, VALIDATION])?, validation);
+    let observer = options.observer;
+    observer(Event::Begin { stage: "prepare", total: files.total, done: 0, unit: "bytes" });
+    let started = Instant::now();
+    let reader = Reader { options: &read_options, tokenizer: &tokenizer };
+    reader.for_each_batch(&inputs.train, &mut |batch| {
+        let done = files.done(&batch);
+        splitter.train(batch)?;
+        observer(Event::Progress { done, message: "" });
+        Ok(())
     })?;
-    (options.observer)(Event::End);
-    for (name, split) in &manifest.splits {
+    reader.for_each_batch(&inputs.validation, &mut |batch| {
+        let done = files.done(&batch);
+        splitter.validation(batch)?;
+        observer(Event::Progress { done, message: "" });
+        Ok(())
+    })?;
+    let given: Vec<String> = inputs.validation.iter().map(|path| path.display().to_string()).collect();
+    let finished = splitter.finish(&given.join(", "), started)?;
+    observer(Event::Progress { done: files.total, message: "" });
+    observer(Event::End);
+    for (name, split) in &finished.splits {
         let (tokens, bytes) = (split.tokens, split.bytes);
         let rate = bytes as f64 / tokens.max(1) as f64;
         tracing::info!(
@@ -113,129 +141,72 @@ pub fn prepare(inputs: &PrepareInputs, out: impl AsRef<Path>, options: RunOption
     Ok(())
 }
 
-/// The key of a text without a prompt: a document or a line.
-fn text_keys(text: &str) -> ItemKeys {
-    SplitKey::of([text]).into()
+impl PrepareInputs {
+    /// What is validated on; an error if the share is out of range.
+    fn split(&self) -> Result<Validation> {
+        let share = self.validation_share;
+        match () {
+            () if !self.validation.is_empty() && self.exact_share => {
+                let message = "--exact-share cuts the training text; leave it out, or leave out --validation";
+                Err(Error::BadRequest(message.to_owned()))
+            }
+            () if !self.validation.is_empty() => Ok(Validation::Given),
+            () if !(share > 0. && share < 1.) => {
+                Err(Error::BadRequest(format!("--validation-share is {share}; it must be above 0 and below 1")))
+            }
+            () if self.exact_share => Ok(Validation::ExactShare(share)),
+            () => Ok(Validation::Share(share)),
+        }
+    }
+
+    fn read_options(&self) -> DocumentOptions {
+        let markup = if self.strip_markup { Markup::Strip } else { Markup::Keep };
+        DocumentOptions { separator: self.separator.clone(), markup, strict: self.strict }
+    }
 }
 
-/// Logs how many validation lines are also training lines; returns whether all are.
-fn warn_about_repeats(train: &[String], validation: &[String]) -> bool {
-    let lines = |documents: &[String]| -> Vec<ItemKeys> {
-        let lines = documents.par_iter().flat_map_iter(|document| document.lines());
-        lines.filter(|line| !line.trim().is_empty()).map(text_keys).collect()
-    };
-    let tested = lines(validation);
-    let (all, repeated) = (tested.len(), Duplicates::across(lines(train), tested).exact);
-    // Tolerate some repeats: headings occur in many texts.
-    if repeated * 10 > all {
-        tracing::warn!("{repeated} of {all} validation lines are also in the training text");
-    }
-    let (found, words) = repeated_words(train, validation);
-    if found * 10 > words && repeated * 10 <= all {
-        let n = NGrams::LENGTH;
-        tracing::warn!("{found} of {words} validation words are in sequences of {n} words of the training text");
-    }
-    repeated == all
+/// The input files with their sizes, to show the progress.
+struct Files {
+    sizes: HashMap<PathBuf, u64>,
+    total: u64,
+    /// Bytes of the files before the current one, the current one, and the bytes of text of it.
+    before: u64,
+    current: Option<(Arc<Path>, u64)>,
 }
 
-/// The number of validation words in long n-grams of the training text, and of all validation words: finds lines that are
-/// training lines joined or cut in another way.
-fn repeated_words(train: &[String], validation: &[String]) -> (usize, usize) {
-    let found = Contamination::of(train, validation);
-    (found.iter().map(|c| c.repeated).sum(), found.iter().map(|c| c.words).sum())
-}
+impl Files {
+    fn of(paths: &[PathBuf]) -> Result<Self> {
+        let (tokens, texts): (Vec<PathBuf>, Vec<PathBuf>) = paths.iter().cloned().partition(|path| is_token_file(path));
+        let size = |path: PathBuf| (std::fs::metadata(&path).map_or(0, |data| data.len()), path);
+        let all = document_files(&texts)?.into_iter().chain(tokens).map(size);
+        let sizes: HashMap<PathBuf, u64> = all.map(|(size, path)| (path, size)).collect();
+        let total = sizes.values().sum();
+        Ok(Self { sizes, total, before: 0, current: None })
+    }
 
-/// Removes about `share` of the bytes from the end of the documents and returns them: whole documents, and the end of one.
-fn take_end(documents: &mut Vec<String>, share: f64) -> Result<Vec<String>> {
-    if !(share > 0. && share < 1.) {
-        return Err(Error::BadRequest(format!("--validation-share is {share}; it must be above 0 and below 1")));
-    }
-    let all: usize = documents.iter().map(String::len).sum();
-    let mut wanted = (all as f64 * share).ceil() as usize;
-    let mut taken = Vec::new();
-    while let Some(document) = documents.pop() {
-        if document.len() <= wanted && !documents.is_empty() {
-            wanted -= document.len();
-            taken.push(document);
-            continue;
+    /// About how many bytes of files are read with this batch. The text of a compressed file is longer than the file.
+    fn done(&mut self, batch: &[Item]) -> u64 {
+        for item in batch {
+            if self.current.as_ref().is_none_or(|(file, _)| *file != item.file) {
+                self.before += self.current.take().map_or(0, |(file, _)| self.size(&file));
+                self.current = Some((item.file.clone(), 0));
+            }
+            if let Some((_, bytes)) = &mut self.current {
+                *bytes += (item.text.len() + 2 * item.ids.as_ref().map_or(0, Vec::len)) as u64;
+            }
         }
-        let (head, tail) = document.split_at(boundary(&document, wanted));
-        if !head.is_empty() {
-            documents.push(head.to_owned());
-        }
-        if !tail.is_empty() {
-            taken.push(tail.to_owned());
-        }
-        break;
+        let current = self.current.as_ref().map_or(0, |(file, bytes)| (*bytes).min(self.size(file)));
+        (self.before + current).min(self.total)
     }
-    taken.reverse();
-    let blank = |documents: &[String]| documents.iter().all(|document| document.trim().is_empty());
-    if blank(documents) || blank(&taken) {
-        let message = format!(
-            "{all} bytes of text are too few for a validation share of {share}; give --validation or more text"
-        );
-        return Err(Error::BadRequest(message));
-    }
-    Ok(taken)
-}
 
-/// The index where about the last `wanted` bytes of a text begin: moved by at most half of `wanted` to the next, else to the
-/// previous, start of a line, else of a sentence, else of a word.
-fn boundary(text: &str, wanted: usize) -> usize {
-    let char_boundary = |mut at: usize| {
-        while !text.is_char_boundary(at) {
-            at += 1;
-        }
-        at
-    };
-    let cut = char_boundary(text.len().saturating_sub(wanted));
-    let last = char_boundary((cut + wanted / 2).min(text.len()));
-    let first = char_boundary(cut.saturating_sub(wanted / 2)).min(cut);
-    let (before, after) = (&text[first..cut], &text[cut..last]);
-    let starts = |mark: &str| {
-        let next = after.find(mark).map(|at| cut + at + mark.len()).filter(|&at| at < text.len());
-        next.or_else(|| before.rfind(mark).map(|at| first + at + mark.len()))
-    };
-    ["\n", ". ", " "].into_iter().find_map(starts).unwrap_or(cut)
+    fn size(&self, file: &Path) -> u64 {
+        self.sizes.get(file).copied().unwrap_or(0)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_validation_text_is_the_end_of_the_text() {
-        let texts = ["one\ntwo\n", "three\nfour\nfive\nsix\nseven\neight\n"].map(str::to_owned);
-        let mut train = texts.to_vec();
-        let validation = take_end(&mut train, 0.2).unwrap();
-        assert_eq!(validation, ["eight\n"]);
-        assert_eq!(train.concat() + &validation.concat(), texts.concat());
-        let mut train = texts.to_vec();
-        let validation = take_end(&mut train, 0.9).unwrap();
-        assert_eq!(train.concat() + &validation.concat(), texts.concat());
-        assert!(take_end(&mut vec![String::new()], 0.1).is_err());
-        assert!(take_end(&mut vec!["\n\n\n\n".to_owned()], 0.5).is_err());
-        assert!(take_end(&mut texts.to_vec(), 1.5).is_err());
-    }
-
-    #[test]
-    fn a_long_line_is_split_at_a_sentence_a_word_or_a_character() {
-        for (unit, last) in [("Some words are here. ", ". "), ("word ", " "), ("é", "é")] {
-            for end in ["", "\n"] {
-                let text = unit.repeat(2000) + end;
-                let mut train = vec![text.clone()];
-                let validation = take_end(&mut train, 0.05).unwrap();
-                assert_eq!(train.concat() + &validation.concat(), text);
-                assert!(train[0].ends_with(last), "{unit:?}: {:?}", &validation[0][..20]);
-                let share = validation[0].len() as f64 / text.len() as f64;
-                assert!((0.04..0.06).contains(&share), "{unit:?}: {share}");
-            }
-        }
-        // The start of a line is preferred to the start of a sentence, even a previous one.
-        let text = format!("{}\n{}\nend\n", "a b. ".repeat(100), "c d. ".repeat(100));
-        let mut train = vec![text.clone()];
-        assert_eq!(take_end(&mut train, 0.45).unwrap(), [format!("{}\nend\n", "c d. ".repeat(100))]);
-    }
 
     /// Prepares `train`, and `validation` if it is not empty.
     fn try_prepare(dir: &Path, train: &str, validation: &str) -> Result<()> {
@@ -248,7 +219,13 @@ mod tests {
             train_tokenizer(&config, &files[..1], &tokenizer, false)?;
         }
         let validation = if validation.is_empty() { Vec::new() } else { files[1..].to_vec() };
-        let inputs = PrepareInputs { tokenizer, train: files[..1].to_vec(), validation, validation_share: 0.05 };
+        let inputs = PrepareInputs {
+            tokenizer,
+            train: files[..1].to_vec(),
+            validation,
+            validation_share: 0.05,
+            ..PrepareInputs::default()
+        };
         let done = prepare(&inputs, &out, RunOptions::default());
         if done.is_ok() {
             std::fs::remove_dir_all(&out).unwrap();
@@ -267,17 +244,6 @@ mod tests {
         }
         try_prepare(dir.path(), train, "The third line.\nA fourth line.\n").unwrap();
         try_prepare(dir.path(), &"all lines are alike\n".repeat(50), "").unwrap();
-    }
-
-    #[test]
-    fn validation_text_that_is_joined_training_lines_is_counted() {
-        let lines: Vec<String> = (0..20).map(|i| format!("Line {i} has a few words of its own, {}.", i * i)).collect();
-        let train = [lines.join("\n")];
-        let words = 20 * 10;
-        assert_eq!(repeated_words(&train, &[lines.join(" ")]), (words, words));
-        let documents = lines.iter().map(|line| format!("{line}\n")).collect::<Vec<_>>();
-        assert_eq!(repeated_words(&documents, &[lines.join(" ")]), (words, words));
-        assert_eq!(repeated_words(&train, &["Quite other words that are nowhere else.".to_owned()]), (0, 7));
     }
 
     #[test]

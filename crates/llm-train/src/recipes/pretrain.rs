@@ -1,19 +1,21 @@
 //! Pre-training: next-token prediction on plain text.
 
+mod sources;
+
 use std::path::{Path, PathBuf};
 
-use llm_data::{Batches, TokenDataset};
 use llm_engine::{GenerateOptions, Sampling, TextModel};
-use llm_eval::{TextWindows, document_loss, text_loss};
 use llm_kernels::Dropout;
 use llm_model::cost::Flops;
 use llm_model::{Batch, Head, Model, ModelConfig};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
+use self::sources::{Sources, model_batch};
 use super::writer;
 use crate::adapters::dropout_seed;
-use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
+use crate::compat::refuse_overwritten;
+use crate::data::{ShardOptions, one_or_several};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
 use crate::run::{Evaluating, Evaluation, Outcome, PEAK_SHARE, Plan, RunOptions, RunSetup, Selection, Start, learner};
@@ -52,6 +54,9 @@ pub struct PretrainRecipe {
     pub keep_best: bool,
     /// Steps between checkpoints; 0: only at the end.
     pub save_every: u64,
+    /// How the token shards are used.
+    #[serde(default)]
+    pub data: ShardOptions,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
     /// The model. `vocab_size` and the special ids come from the tokenizer.
@@ -72,9 +77,10 @@ pub struct PretrainInputs {
     /// Folder of the tokenizer.
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
     pub tokenizer: PathBuf,
-    /// Folder of token shards, written by `llm-train prepare`.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
-    pub data: PathBuf,
+    /// Folders of token shards, written by `llm-train prepare`; several are mixed, by the shares in the recipe's `data.weights`.
+    #[cfg_attr(feature = "cli", arg(long, required = true, num_args = 1.., value_name = "DIR"))]
+    #[serde(deserialize_with = "one_or_several")]
+    pub data: Vec<PathBuf>,
 }
 
 /// Trains a new model on token shards. The run folder `out` becomes its Hugging Face folder.
@@ -90,13 +96,11 @@ pub fn pretrain(
         Start::Finished(outcome) => return Ok(outcome),
     };
     let tokenizer = Tokenizer::load(&inputs.tokenizer)?;
-    let train = TokenDataset::open(&inputs.data, "train")?;
-    let validation = TokenDataset::open(&inputs.data, "held_out")?;
+    let sources = Sources::open(recipe, &inputs.data)?;
     let config = model_config(recipe, &tokenizer)?;
-    let rows = TokenSource::Shards { shards: &train, dir: &inputs.data, seq_len: recipe.seq_len };
-    check_compatible(&config, (&tokenizer, &inputs.tokenizer), &[rows])?;
+    sources.check(&config, (&tokenizer, &inputs.tokenizer), recipe.seq_len)?;
     check_prompts(recipe, &tokenizer)?;
-    let mut batches = Batches::new(&train, recipe.batch_size, recipe.seq_len, recipe.seed)?;
+    let mut batches = sources.batches(recipe)?;
     let mut learner =
         learner(&setup, &recipe.optimizer, || Ok(Model::init(config, Head::LanguageModel, recipe.seed)?))?;
     if recipe.activation_checkpointing {
@@ -117,8 +121,8 @@ pub fn pretrain(
         evaluation: Some(Evaluation {
             every: recipe.eval_every,
             selection: Some(Selection { keep_best: recipe.keep_best, ..Selection::default() }),
-            size: format!("{} tokens", evaluated_tokens(recipe, &validation)),
-            run: Box::new(|model, evaluating| evaluate(recipe, &tokenizer, &validation, model, evaluating)),
+            size: format!("{} tokens", sources.evaluated_tokens(recipe)),
+            run: Box::new(|model, evaluating| evaluate(recipe, &tokenizer, &sources, model, evaluating)),
         }),
         write: writer(&tokenizer),
     })?;
@@ -130,10 +134,8 @@ pub fn pretrain(
         let (mut terms, mut routers) = ([0.; 2], RouterMetrics::default());
         for micro in 0..micro_batches {
             let number = step.index * micro_batches + micro;
-            let (input_ids, targets) = batches.batch(number)?;
-            let labels: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
-            let batch =
-                Batch { residual_dropout: dropout(recipe, number), ..Batch::from_flat(&input_ids, recipe.seq_len)? };
+            let (batch, labels) = model_batch(recipe, batches.batch(number)?)?;
+            let batch = Batch { residual_dropout: dropout(recipe, number), ..batch };
             let (hidden, routing) = learner.model.hidden_and_routing(&batch)?; // (b, t, hidden)
             let loss = loss::next_token_z(&learner.model, &hidden.flatten(0, 1)?, &labels, recipe.z_loss_coef)?;
             terms[0] += loss.cross_entropy / micro_batches as f64;
@@ -208,33 +210,17 @@ fn check_prompts(recipe: &PretrainRecipe, tokenizer: &Tokenizer) -> Result<()> {
     Ok(())
 }
 
-/// The number of validation tokens that an evaluation predicts.
-fn evaluated_tokens(recipe: &PretrainRecipe, validation: &TokenDataset) -> usize {
-    let all = validation.len().saturating_sub(1);
-    match recipe.eval_batches {
-        0 => all,
-        batches => all.min(batches * recipe.batch_size * recipe.seq_len),
-    }
-}
-
 /// Logs the loss on the validation split and completes the sample prompts.
 fn evaluate(
     recipe: &PretrainRecipe,
     tokenizer: &Tokenizer,
-    validation: &TokenDataset,
+    sources: &Sources,
     model: Model,
     evaluating: &Evaluating,
 ) -> Result<()> {
-    let PretrainRecipe { batch_size, seq_len, eval_batches, .. } = *recipe;
-    let token_bytes = tokenizer.token_bytes();
-    let windows =
-        TextWindows { data: validation, token_bytes: &token_bytes, batch_size, seq_len, max_batches: eval_batches };
-    let text = text_loss(&model, &windows)?;
-    let mut metrics = vec![("eval_loss", text.loss), ("eval_bits_per_byte", text.bits_per_byte)];
-    if let Some(separator) = tokenizer.document_end_id().filter(|_| evaluating.is_last()) {
-        metrics.push(("eval_bpb_document", document_loss(&model, &windows, separator)?.bits_per_byte));
-    }
-    evaluating.log(&metrics, &format!("validation loss {:.4}, {:.4} bits per byte", text.loss, text.bits_per_byte))?;
+    let (metrics, summary) = sources.evaluate(&model, tokenizer, recipe, evaluating.is_last())?;
+    let metrics: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    evaluating.log(&metrics, &summary)?;
     if recipe.sample_prompts.is_empty() {
         return Ok(());
     }

@@ -10,8 +10,10 @@ mod folders;
 mod hub;
 mod keys;
 mod logs;
+mod mixture;
 mod overlap;
 mod packing;
+mod prepare;
 mod pretraining;
 mod program;
 mod resume;
@@ -51,6 +53,7 @@ impl Fixture {
             train: text.to_vec(),
             validation: Vec::new(),
             validation_share: 0.1,
+            ..PrepareInputs::default()
         };
         prepare(&inputs, &fixture.path("shards"), quiet()).unwrap();
         let chats = |say: &str, count: usize| -> Vec<Conversation> {

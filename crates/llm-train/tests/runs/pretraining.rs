@@ -29,7 +29,7 @@ fn recipe() -> PretrainRecipe {
 }
 
 fn run(recipe: &PretrainRecipe, out: &Path, options: RunOptions) -> Result<Outcome> {
-    let inputs = PretrainInputs { tokenizer: FIXTURE.path("model.tokenizer"), data: FIXTURE.path("shards") };
+    let inputs = PretrainInputs { tokenizer: FIXTURE.path("model.tokenizer"), data: vec![FIXTURE.path("shards")] };
     pretrain(recipe, &inputs, out, options)
 }
 

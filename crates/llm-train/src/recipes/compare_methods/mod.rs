@@ -118,7 +118,7 @@ pub fn compare_methods(recipe: &CompareMethodsRecipe, out: impl AsRef<Path>, opt
         (SCRATCH, &data.facts, "training from scratch on the domain"),
     ] {
         let run = out.join(dir);
-        let inputs = PretrainInputs { tokenizer: data.tokenizer.clone(), data: shards.clone() };
+        let inputs = PretrainInputs { tokenizer: data.tokenizer.clone(), data: vec![shards.clone()] };
         let outcome = pretrain(&recipe.pretrain, &inputs, &run, RunOptions::of_stage(&run, &device, observer, stop))?;
         measured.push(Measured::new(name, run, outcome.seconds));
     }
@@ -178,7 +178,7 @@ impl Data {
                 tokenizer: tokenizer.clone(),
                 train: vec![file(name, "train")],
                 validation: vec![file(name, "validation")],
-                validation_share: 0.,
+                ..PrepareInputs::default()
             };
             let folder = out.join(format!("shards-{name}"));
             let options = RunOptions { resume, device: device.clone(), observer: &mut *observer, stop };

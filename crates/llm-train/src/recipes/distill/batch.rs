@@ -1,6 +1,7 @@
 //! Batches of distillation and their loss.
 
 use candle_core::Tensor;
+use llm_data::TokenBatch;
 use llm_model::{Batch, Model, Routing};
 
 use super::DistillRecipe;
@@ -19,7 +20,8 @@ pub(super) struct DistillBatch {
 
 impl DistillBatch {
     /// A batch of plain text: all tokens are trained.
-    pub(super) fn of_text((inputs, targets): (Vec<u32>, Vec<u32>), seq_len: usize, dropout: u64) -> Result<Self> {
+    pub(super) fn of_text(tokens: TokenBatch, seq_len: usize, dropout: u64) -> Result<Self> {
+        let TokenBatch { inputs, targets, .. } = tokens;
         let labels = targets.into_iter().map(i64::from).collect();
         let batch = Batch { dropout: Some(dropout), ..Batch::from_flat(&inputs, seq_len)? };
         Ok(Self { batch, positions: None, labels })

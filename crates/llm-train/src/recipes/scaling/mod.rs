@@ -85,7 +85,9 @@ pub fn scaling(
     };
     let vocab_size = Tokenizer::load(&inputs.tokenizer)?.vocab_size();
     let planned = plan(recipe, vocab_size)?;
-    warn_about_passes(&planned, TokenDataset::open(&inputs.data, "train")?.len());
+    let train = inputs.data.iter().map(|dir| Ok(TokenDataset::open(dir, "train")?.len()));
+    let tokens = train.collect::<Result<Vec<usize>>>()?.iter().sum();
+    warn_about_passes(&planned, tokens);
     let (_, options, _lock) = setup.open_folder()?;
     let RunOptions { device, observer, stop, .. } = options;
     let mut trained = Vec::new();
