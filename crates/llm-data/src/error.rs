@@ -65,6 +65,22 @@ pub enum Error {
     /// The separator of documents is empty.
     #[error("the separator of documents is empty; it must have at least one character, such as \"<|endoftext|>\"")]
     EmptySeparator,
+    /// More documents would be removed as near duplicates than the limit.
+    #[error(
+        "near_duplicates would remove {removed} of {documents} documents, a larger share than max_removed = {max}; look at the \
+         clusters with --dry-run, then give --max-removed 1, or other bands and rows in the recipe"
+    )]
+    TooManyDuplicates {
+        /// Number of documents that would be removed.
+        removed: usize,
+        /// Number of all documents.
+        documents: usize,
+        /// The limit.
+        max: f64,
+    },
+    /// A pattern of this crate is not a regular expression.
+    #[error(transparent)]
+    Pattern(regex::Error),
     /// The tokenizer failed.
     #[error(transparent)]
     Tokenizer(#[from] llm_tokenizer::Error),
@@ -118,10 +134,12 @@ impl Error {
         match self {
             Self::Io { source, .. } => llm_files::is_callers_fault(source),
             Self::Tokenizer(error) => error.is_callers_fault(),
+            Self::Pattern(_) => false,
             Self::Record { .. }
             | Self::Unusable { .. }
             | Self::Columns { .. }
             | Self::EmptySeparator
+            | Self::TooManyDuplicates { .. }
             | Self::OnePrompt { .. }
             | Self::TooFewTokens { .. }
             | Self::ValidationShare { .. }

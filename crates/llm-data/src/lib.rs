@@ -1,6 +1,7 @@
 //! Datasets: readers, token shards, batches and splits.
 //!
 //! - [`for_each_document`], [`read_documents`]: documents of text, Markdown, HTML, JSON, CSV and Parquet files;
+//! - [`clean`]: steps that change or remove documents of a corpus;
 //! - [`prepare`], [`TokenDataset`], [`Batches`]: token shards, batches for pre-training;
 //! - [`ShardWriter`], [`for_each_token_document`], [`export_shards`]: shards as a stream, from and to the files of llm.c and Megatron-LM;
 //! - [`read_training_rows`], [`read_prompts`]: instruction data in the common formats, with [`ReadOptions`];
@@ -32,6 +33,7 @@
 //! `examples/read_data.rs` is an example to copy: data formats and a split by prompt.
 
 mod batches;
+pub mod clean;
 mod contamination;
 mod conversation;
 mod documents;

@@ -151,8 +151,8 @@ mod tests {
         assert_eq!((model.num_attention_heads, model.num_key_value_heads, model.head_dim), (3, 3, 64));
         // Four projections of 192 x 192, three of 192 x 512, and the output layer.
         let parameters = 3 * (4 * 192 * 192 + 3 * 192 * 512) + 4096 * 192;
-        assert_eq!(settings.parameters, parameters as f64);
-        assert_eq!(settings.tokens, 12. * parameters as f64);
+        assert_eq!(settings.parameters, f64::from(parameters));
+        assert_eq!(settings.tokens, 12. * f64::from(parameters));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use llm_data::clean::CleanRecipe;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -126,10 +127,14 @@ fn no_such_recipe(name: &str) -> Error {
 /// The text of a built-in recipe, or, without a name, the list of their names.
 pub(crate) fn built_in_recipe(name: Option<&str>) -> Result<String> {
     match name {
-        Some(name) => built_in(name).map(str::to_owned).ok_or_else(|| no_such_recipe(name)),
+        Some(name) => {
+            let text = built_in(name).or_else(|| CleanRecipe::built_in(name));
+            text.map(str::to_owned).ok_or_else(|| no_such_recipe(name))
+        }
         None => {
             let names = BUILT_IN.map(|(known, _)| known).join("\n");
-            Ok(format!("{names}\nPrint one with: llm-train recipe NAME\n"))
+            let cleaning: Vec<&str> = CleanRecipe::names().collect();
+            Ok(format!("{names}\nFor clean: {}\nPrint one with: llm-train recipe NAME\n", cleaning.join(", ")))
         }
     }
 }

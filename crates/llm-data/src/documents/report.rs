@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::Serialize;
+
 /// What a file or document has that is left out or changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Problem {
     /// A document of white space only.
     Empty,
@@ -25,7 +27,7 @@ pub enum Problem {
 }
 
 /// What was read, and what was left out or changed. [`Display`](fmt::Display) is one line for each kind of problem that occurs.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ReadReport {
     /// Documents, without those left out.
     pub documents: u64,

@@ -51,6 +51,7 @@ impl Command {
             Self::Params(args) => resolve_text(args.hub, &mut args.model, Config),
             Self::Lifecycle(_)
             | Self::CompareMethods(_)
+            | Self::Clean(_)
             | Self::Tokenizer(_)
             | Self::ExportShards(_)
             | Self::Recipe(_)

@@ -1,5 +1,6 @@
 //! The commands of the program `llm-train`.
 
+mod clean;
 mod export;
 mod hub;
 mod measure;
@@ -15,6 +16,7 @@ use crate::depth::TOKENS_PER_PARAMETER;
 use crate::recipes::{DistillInputs, FinetuneInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs};
 use crate::run::{Event, recorded_recipe};
 use crate::{Error, Recipe, read_recipe};
+use clean::Clean;
 use export::ExportShards;
 use measure::{Bench, BenchFinetune, CompareMethods, Params, Scaling};
 use preview::{Preview, Rows};
@@ -55,6 +57,8 @@ enum Command {
     /// Train a tokenizer
     #[command(subcommand)]
     Tokenizer(Tokenizer),
+    /// Clean a corpus: quality, languages, duplicates, evaluation sets, addresses
+    Clean(Clean),
     /// Tokenize text into shards for pre-training
     Prepare(Prepare),
     /// Write token shards as files of llm.c or Megatron-LM
@@ -325,8 +329,10 @@ fn run_with_progress(mut command: Command) -> Result<(), Failure> {
         }
     };
     let device = command.device()?;
-    let prints_result =
-        matches!(command, Command::Recipe(_) | Command::Bench(_) | Command::BenchFinetune(_) | Command::Params(_));
+    let prints_result = matches!(
+        command,
+        Command::Clean(_) | Command::Recipe(_) | Command::Bench(_) | Command::BenchFinetune(_) | Command::Params(_)
+    );
     let result = run(command, device, &mut observer);
     if let Some(progress) = progress {
         progress.finish();

@@ -11,6 +11,7 @@ use llm_tokenizer::TrainConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::clean;
 use super::export::export_shards;
 use super::measure::Params;
 use super::preview::preview;
@@ -46,6 +47,7 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
             let out = args.out.display();
             Ok(format!("{out}: done. Next: llm-train prepare --tokenizer {out} --train TEXT --out SHARDS\n"))
         }
+        Command::Clean(args) => clean::run(&args, stages.observer),
         Command::Prepare(args) => {
             let options = RunOptions { observer: stages.observer, ..RunOptions::default() };
             prepare(&args.inputs, &args.out, options)?;
