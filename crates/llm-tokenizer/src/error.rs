@@ -8,16 +8,22 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// An error of this crate. The message says what failed and how to fix it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The requested vocabulary is too small for the bytes and the special tokens.
-    #[error(
-        "vocab_size = {asked}: a byte-level vocabulary needs at least {least} entries (256 bytes and the special tokens); \
-         raise vocab_size"
-    )]
+    /// The requested vocabulary is too small for the special tokens and the smallest tokens of its kind.
+    #[error("vocab_size = {asked}: the vocabulary needs at least {least} entries ({what}); raise vocab_size")]
     VocabSize {
         /// The requested size.
         asked: usize,
         /// The minimum size.
         least: usize,
+        /// The entries that are always there.
+        what: &'static str,
+    },
+
+    /// The maximum length of a token is out of range.
+    #[error("max_token_length is {asked}; it must be from 2 to 1024 bytes")]
+    TokenLength {
+        /// The requested length.
+        asked: usize,
     },
 
     /// Training the tokenizer failed.
@@ -197,6 +203,7 @@ impl Error {
             Self::Read { cause, .. } | Self::Write { cause, .. } => llm_files::is_callers_fault(cause),
             Self::Train { .. } | Self::Serialize { .. } | Self::Encode { .. } | Self::Decode { .. } => false,
             Self::VocabSize { .. }
+            | Self::TokenLength { .. }
             | Self::NoFolder { .. }
             | Self::Missing { .. }
             | Self::Parse { .. }

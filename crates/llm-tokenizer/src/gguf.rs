@@ -16,10 +16,11 @@ use tokenizers::AddedToken;
 
 use crate::chat_template::ChatTemplate;
 use crate::config::default_config;
+use crate::split::GPT2;
 use crate::validate;
 use crate::{Error, Result, Tokenizer};
 use pieces::{bpe_of_scores, sentence_piece, unigram};
-use pre_tokenizers::{GPT2, PRE_TOKENIZERS, pre_tokenizer_name};
+use pre_tokenizers::{PRE_TOKENIZERS, pre_tokenizer_name};
 
 /// The tokenizer metadata of a GGUF file. Each field is the key of the same name under `tokenizer.ggml`.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -35,6 +35,7 @@
 //!
 //! `examples/train_tokenizer.rs` is an example to copy: training, a chat template and the loss mask.
 
+mod byte_level;
 mod chat;
 mod chat_format;
 mod chat_template;
@@ -42,6 +43,8 @@ mod chat_training;
 mod config;
 mod end_of_turn;
 mod error;
+mod fast;
+mod fingerprint;
 mod folder;
 mod gguf;
 mod jinja;
@@ -50,6 +53,7 @@ mod message;
 mod rendered;
 mod sentencepiece;
 mod special_tokens;
+mod split;
 mod stream;
 mod token_bytes;
 mod tokenizer;
@@ -63,4 +67,7 @@ pub use message::{Chat, ChatMessage, Conversation};
 pub use special_tokens::ChatFormat;
 pub use stream::StreamDecoder;
 pub use tokenizer::Tokenizer;
-pub use train::{MIN_VOCAB_SIZE, TrainConfig, train_bpe};
+pub use train::{
+    Estimate, Kind, LongestPiece, MIN_VOCAB_SIZE, Split, Ties, TrainConfig, TrainReport, TrainSettings, Trainer,
+    train_bpe,
+};

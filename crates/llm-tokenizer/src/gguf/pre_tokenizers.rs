@@ -4,11 +4,7 @@ use serde_json::Value;
 
 use super::unsupported;
 use crate::Result;
-
-pub(super) const GPT2: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+use crate::split::{GPT2, LLAMA3, QWEN2};
 
 /// The pre-tokenizers: name in llama.cpp, patterns (`digits` splits into single digits), whether merges are ignored if a word is a
 /// token (`ignore_merges`), whether text is normalized to Unicode NFC.

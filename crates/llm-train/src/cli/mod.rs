@@ -6,6 +6,7 @@ mod hub;
 mod measure;
 mod preview;
 mod run;
+mod tokenizer;
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,7 @@ use export::ExportShards;
 use measure::{Bench, BenchFinetune, CompareMethods, Params, Scaling};
 use preview::{Preview, Rows};
 use run::run;
+use tokenizer::Tokenizer;
 
 /// Train language models: tokenizer, pre-training, fine-tuning, reward model, PPO, distillation
 #[derive(Debug, Parser)]
@@ -89,29 +91,6 @@ enum Command {
     BenchFinetune(BenchFinetune),
     /// Count parameters, memory and floating-point operations of a model
     Params(Params),
-}
-
-#[derive(Debug, Subcommand)]
-enum Tokenizer {
-    /// Train a byte-level BPE tokenizer on text
-    Train(TokenizerTrain),
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  llm-train tokenizer train --input corpus/ --out runs/tokenizer --vocab-size 4096")]
-struct TokenizerTrain {
-    /// Text or JSONL files (also .gz), or folders of them
-    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
-    input: Vec<PathBuf>,
-    /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Number of tokens in the vocabulary
-    #[arg(long, default_value_t = 2048, value_name = "N")]
-    vocab_size: usize,
-    /// Merge only pairs that occur at least N times
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    min_frequency: u64,
 }
 
 #[derive(Debug, Args)]

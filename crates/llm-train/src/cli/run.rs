@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicBool;
 use candle_core::Device;
 use llm_cli::Failure;
 use llm_model::ModelConfig;
-use llm_tokenizer::TrainConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -15,7 +14,7 @@ use super::clean;
 use super::export::export_shards;
 use super::measure::Params;
 use super::preview::preview;
-use super::{Command, Pretrain, Resume, Tokenizer};
+use super::{Command, Pretrain, Resume, tokenizer};
 use crate::bench::{bench, bench_finetune};
 use crate::depth::DepthSettings;
 use crate::params::{Report, Usage};
@@ -23,7 +22,7 @@ use crate::recipe::built_in_recipe;
 use crate::recipes::{
     CompareMethodsRecipe, DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PpoInputs,
     PpoRecipe, PretrainInputs, PretrainRecipe, RewardInputs, RewardRecipe, ScalingRecipe, compare_methods, distill,
-    finetune, lifecycle, lifecycle_seeds, ppo, prepare, pretrain, reward, scaling, train_tokenizer,
+    finetune, lifecycle, lifecycle_seeds, ppo, prepare, pretrain, reward, scaling,
 };
 use crate::run::{Event, NEVER, Outcome, Record, RunOptions};
 use crate::{Error, Recipe, read_recipe};
@@ -41,12 +40,7 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
                 Ok(format!("{table}\nReport: {}/report.md\n", args.out.display()))
             }
         },
-        Command::Tokenizer(Tokenizer::Train(args)) => {
-            let config = TrainConfig { vocab_size: args.vocab_size, min_frequency: args.min_frequency };
-            train_tokenizer(&config, &args.input, &args.out, false)?;
-            let out = args.out.display();
-            Ok(format!("{out}: done. Next: llm-train prepare --tokenizer {out} --train TEXT --out SHARDS\n"))
-        }
+        Command::Tokenizer(command) => tokenizer::run(command),
         Command::Clean(args) => clean::run(&args, stages.observer),
         Command::Prepare(args) => {
             let options = RunOptions { observer: stages.observer, ..RunOptions::default() };

@@ -10,6 +10,7 @@ mod prepare;
 mod pretrain;
 mod reward;
 pub mod scaling;
+mod tokenizer;
 
 pub use compare_methods::{CompareMethodsRecipe, compare_methods};
 pub use distill::{DistillInputs, DistillRecipe, distill};
@@ -17,10 +18,11 @@ pub use finetune::{FinetuneInputs, FinetuneRecipe, finetune};
 pub(crate) use finetune::{load as load_finetune, train_on_answers};
 pub use lifecycle::{LifecycleRecipe, PipelineOutcome, lifecycle, lifecycle_seeds};
 pub use ppo::{PpoInputs, PpoRecipe, PpoTrainer, RunningMeans, Score, SpecialIds, Targets, ppo};
-pub use prepare::{PrepareInputs, prepare, train_tokenizer};
+pub use prepare::{PrepareInputs, prepare};
 pub use pretrain::{PretrainInputs, PretrainRecipe, pretrain};
 pub use reward::{RewardInputs, RewardModel, RewardRecipe, RewardScale, reward};
 pub use scaling::{ScalingRecipe, scaling};
+pub use tokenizer::train_tokenizer;
 
 use std::path::Path;
 use std::sync::Arc;

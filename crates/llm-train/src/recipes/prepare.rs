@@ -1,4 +1,4 @@
-//! Tokenizer training, and tokenization of text into shards.
+//! Tokenization of text into shards.
 
 mod end;
 mod repeats;
@@ -10,51 +10,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use llm_data::{DocumentOptions, Markup, ShardWriter, document_files, is_token_file, read_documents};
-use llm_tokenizer::{Tokenizer, TrainConfig, train_bpe};
+use llm_data::{DocumentOptions, Markup, ShardWriter, document_files, is_token_file};
+use llm_tokenizer::Tokenizer;
 
 use self::split::{Splitter, TRAIN, VALIDATION, Validation};
 use self::stream::{Item, Reader};
-use crate::limits::keys::check_tokenizer;
 use crate::run::{Event, RunOptions, already_exists, refuse_existing};
 use crate::{Error, Result};
-
-/// Trains a byte-level BPE tokenizer on the documents of `input` and saves it into `out`.
-pub fn train_tokenizer(
-    config: &TrainConfig,
-    input: &[PathBuf],
-    out: impl AsRef<Path>,
-    resume: bool,
-) -> Result<Tokenizer> {
-    let out = out.as_ref();
-    // This file is written last.
-    if resume && out.join("tokenizer_config.json").exists() {
-        return Ok(Tokenizer::load(out)?);
-    }
-    check_tokenizer(config, "")?;
-    if !resume {
-        refuse_existing_folder(out)?;
-    }
-    let documents = read_all(input)?;
-    // Lines instead of whole documents: the trainer counts them in parallel.
-    let tokenizer = train_bpe(config, documents.iter().flat_map(|document| document.split_inclusive('\n')))?;
-    tokenizer.save(out)?;
-    let bytes: usize = documents.iter().map(String::len).sum();
-    tracing::info!("{}: {} tokens, trained on {bytes} bytes", out.display(), tokenizer.vocab_size());
-    Ok(tokenizer)
-}
 
 /// [`refuse_existing`] without the advice to resume, as these folders are not runs.
 fn refuse_existing_folder(out: &Path) -> Result<()> {
     refuse_existing(out).map_err(|_| already_exists(out, false))
-}
-
-fn read_all(paths: &[PathBuf]) -> Result<Vec<String>> {
-    let mut documents = Vec::new();
-    for path in paths {
-        documents.extend(read_documents(path)?);
-    }
-    Ok(documents)
 }
 
 /// The inputs of [`prepare`].
@@ -206,7 +172,10 @@ impl Files {
 
 #[cfg(test)]
 mod tests {
+    use llm_tokenizer::TrainConfig;
+
     use super::*;
+    use crate::recipes::train_tokenizer;
 
     /// Prepares `train`, and `validation` if it is not empty.
     fn try_prepare(dir: &Path, train: &str, validation: &str) -> Result<()> {
