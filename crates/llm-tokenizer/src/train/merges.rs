@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "lowercase")]
 pub enum Ties {
     /// The pair with the lowest ids: the first token decides, then the second. Bytes have ids in the order of the characters
-    /// that the vocabulary spells them with, merges in the order in which they were learnt. As the `tokenizers` library.
+    /// that the vocabulary spells them with, merges in the order in which they were learned. As the `tokenizers` library.
     #[default]
     Ids,
     /// The pair with the greatest bytes: the first token decides, then the second. As the reference implementation of Stanford's
@@ -25,7 +25,7 @@ pub enum Ties {
     Bytes,
 }
 
-/// A token of a vocabulary that is being learnt.
+/// A token of a vocabulary that is being learned.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Token {
     /// Whether it continues a word (`##` of `WordPiece`).
@@ -255,7 +255,7 @@ impl Learner<'_> {
         let next_id = self.tokens.len() as u32;
         let id = *self.known.entry((joined.continues, joined.bytes.clone())).or_insert(next_id);
         match self.tokens.get_mut(id as usize) {
-            // A special token whose text is also learnt consists of more than one symbol.
+            // A special token whose text is also learned consists of more than one symbol.
             Some(token) => token.symbols = joined.symbols,
             None => self.tokens.push(joined),
         }

@@ -95,7 +95,7 @@ pub struct TrainSettings {
     pub vocab_size: usize,
     /// The minimum number of occurrences of a pair to be merged, and of a word or character to be a token.
     pub min_frequency: u64,
-    /// The maximum length of a token that is learnt, in bytes; from 2 to 1024. Not for words.
+    /// The maximum length of a token that is learned, in bytes; from 2 to 1024. Not for words.
     pub max_token_length: usize,
     /// Which of several pairs with the same count is merged first; for BPE and `WordPiece`.
     pub ties: Ties,

@@ -44,7 +44,7 @@ pub struct TrainReport {
     pub documents: u64,
     /// Number of bytes of the documents.
     pub bytes: u64,
-    /// Number of distinct pieces that were learnt from.
+    /// Number of distinct pieces that were learned from.
     pub pieces: usize,
     /// Number of occurrences of rare pieces that were left out to limit the memory.
     pub left_out: i64,

@@ -41,14 +41,14 @@ fn sentences(counts: PieceCounts) -> Vec<(String, u32)> {
 /// score and scores a step above it, in any order; here they are in the order of the alphabet.
 fn in_order(model: &Unigram) -> tokenizers::Result<Unigram> {
     let pieces: Vec<(String, f64)> = model.iter().cloned().collect();
-    let (special, learnt) = pieces.split_at(SPECIAL.len().min(model.get_vocab_size()));
-    let least = learnt.iter().map(|(_, score)| *score).fold(f64::INFINITY, f64::min);
+    let (special, learned) = pieces.split_at(SPECIAL.len().min(model.get_vocab_size()));
+    let least = learned.iter().map(|(_, score)| *score).fold(f64::INFINITY, f64::min);
     let is_added = |piece: &str, score: f64| {
         let steps = (score - least) / ADDED_STEP;
         piece.chars().count() == 1 && steps < 256.5 && (steps - steps.round()).abs() < 1e-6
     };
     let (mut added, mut rest): (Vec<_>, Vec<_>) =
-        learnt.iter().cloned().partition(|(piece, score)| is_added(piece, *score));
+        learned.iter().cloned().partition(|(piece, score)| is_added(piece, *score));
     let mut scores: Vec<f64> = added.iter().map(|(_, score)| *score).collect();
     scores.sort_unstable_by(|a, b| b.total_cmp(a));
     added.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
