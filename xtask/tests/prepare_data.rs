@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -108,21 +109,40 @@ fn the_result_of_another_recipe_is_not_overwritten() {
     assert_eq!(fixture.prepare().2.len(), 2);
 }
 
-/// With the real program, which `cargo test --workspace` has built.
+/// With the real program, which `cargo test --workspace` has built, on stories in the format of the set.
 #[test]
-fn the_built_in_recipe_of_a_small_set_makes_shards() {
+fn the_built_in_recipe_of_stories_makes_shards() {
     let program = Path::new(env!("CARGO_BIN_EXE_xtask")).with_file_name("llm-train");
-    let text = std::env::var_os("XTASK_TINYSHAKESPEARE").map(PathBuf::from);
-    let (true, Some(text)) = (program.exists(), text) else {
-        eprintln!("skipped: build llm-train, and set XTASK_TINYSHAKESPEARE to the file of the set");
+    if !program.exists() {
+        eprintln!("skipped: build llm-train first, in the same profile");
         return;
-    };
+    }
     let dir = tempfile::tempdir().unwrap();
-    fs::create_dir_all(dir.path().join("mirror/tinyshakespeare")).unwrap();
-    fs::copy(text, dir.path().join("mirror/tinyshakespeare/input.txt")).unwrap();
+    let set = dir.path().join("mirror/tinystories");
+    fs::create_dir_all(&set).unwrap();
+    // Stories of random words, so that no two are alike.
+    let names: Vec<String> =
+        "bcdfghjklm".chars().flat_map(|a| "aeiou".chars().map(move |b| format!("{a}{b}t{b}"))).collect();
+    let story = |i: usize| {
+        let word = |k: usize| {
+            let mut hasher = DefaultHasher::new();
+            (i, k).hash(&mut hasher);
+            names[hasher.finish() as usize % names.len()].as_str()
+        };
+        (0..40).map(word).collect::<Vec<_>>().join(" ")
+    };
+    let stories =
+        |from: usize, count: usize| (from..from + count).map(|i| story(i) + "\n<|endoftext|>\n").collect::<String>();
+    // The third story is there twice.
+    fs::write(set.join("TinyStoriesV2-GPT4-train.txt"), stories(0, 200) + &stories(2, 1)).unwrap();
+    fs::write(set.join("TinyStoriesV2-GPT4-valid.txt"), stories(300, 20)).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-    command.args(["prepare-data", "tinyshakespeare", "--mirror", "file://mirror"]);
+    command.args(["prepare-data", "tinystories", "--mirror", "file://mirror"]);
     let output = command.current_dir(dir.path()).env("LLM_TRAIN", program).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(dir.path().join("data/prepared/tinyshakespeare/shards/manifest.json").exists());
+    let out = dir.path().join("data/prepared/tinystories");
+    let rows = fs::read_to_string(out.join("train/text/part-00000.jsonl")).unwrap();
+    assert_eq!(rows.lines().count(), 200);
+    assert!(!rows.contains("endoftext"), "{rows}");
+    assert!(out.join("shards/manifest.json").exists());
 }
