@@ -19,7 +19,7 @@ pub(super) struct ExportShards {
     /// Format of the files
     #[arg(long)]
     format: Format,
-    /// Folder to write, with train.bin and held_out.bin, and of Megatron-LM their .idx; must not exist
+    /// Folder to write: .bin files, for Megatron-LM also .idx; must not exist
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }

@@ -56,7 +56,7 @@ fn a_resumed_mixture_has_the_bytes_of_one_that_was_not_interrupted() {
         for name in ["eval_loss", "eval_loss_1", "eval_loss_2", "eval_bits_per_byte_2"] {
             assert!(outcome.metrics[name].is_finite(), "{name}");
         }
-        let mean = (outcome.metrics["eval_loss_1"] + outcome.metrics["eval_loss_2"]) / 2.;
+        let mean = f64::midpoint(outcome.metrics["eval_loss_1"], outcome.metrics["eval_loss_2"]);
         assert!((outcome.metrics["eval_loss"] - mean).abs() < 1e-9);
         for after in [5, 13, 22] {
             let (stop, mut steps) = (AtomicBool::new(false), 0);
