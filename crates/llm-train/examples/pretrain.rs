@@ -45,7 +45,7 @@ fn train(steps: u64) -> Result<(), Box<dyn Error>> {
             println!("{done}: {message}");
         }
     };
-    let inputs = PretrainInputs { tokenizer: tokenizer_dir, data: vec![shards] };
+    let inputs = PretrainInputs { model: None, tokenizer: tokenizer_dir, data: vec![shards] };
     let outcome = pretrain(&recipe, &inputs, &run, RunOptions { observer: &mut show, ..RunOptions::default() })?;
     println!("{} steps in {:.1} s", outcome.steps, outcome.seconds);
 

@@ -34,7 +34,7 @@
 //!     ..ModelConfig::default()
 //! };
 //! let recipe = PretrainRecipe { steps: 5, batch_size: 2, seq_len: 32, model, ..PretrainRecipe::default() };
-//! let inputs = PretrainInputs { tokenizer: dir.join("tokenizer"), data: vec![dir.join("shards")] };
+//! let inputs = PretrainInputs { model: None, tokenizer: dir.join("tokenizer"), data: vec![dir.join("shards")] };
 //! let outcome = pretrain(&recipe, &inputs, &dir.join("run"), RunOptions::default())?;
 //! assert!(outcome.metrics["eval_loss"] < 7.);
 //! assert_eq!(Model::load(&outcome.dir)?.config().hidden_size, 32);

@@ -50,7 +50,7 @@ fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
         },
         ..PretrainRecipe::default()
     };
-    let inputs = PretrainInputs { tokenizer: tokenizer.clone(), data: vec![shards.clone()] };
+    let inputs = PretrainInputs { model: None, tokenizer: tokenizer.clone(), data: vec![shards.clone()] };
     let resume =
         |recipe: &PretrainRecipe| pretrain(recipe, &inputs, &run, RunOptions { resume: true, ..RunOptions::default() });
     quietly(|options| pretrain(&recipe, &inputs, &run, options)).unwrap();

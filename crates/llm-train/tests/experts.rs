@@ -158,7 +158,7 @@ fn text_inputs(dir: &Path) -> PretrainInputs {
         ..PrepareInputs::default()
     };
     quietly(|options| prepare(&inputs, &data, options)).unwrap();
-    PretrainInputs { tokenizer, data: vec![data] }
+    PretrainInputs { model: None, tokenizer, data: vec![data] }
 }
 
 /// Sets the coefficient of the load-balancing loss in a model's folder.

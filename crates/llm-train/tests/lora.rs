@@ -146,7 +146,7 @@ fn pretrained(dir: &Path) {
     let optimizer = OptimizerConfig { learning_rate: 1e-2, ..OptimizerConfig::default() };
     let recipe =
         PretrainRecipe { steps: 200, batch_size: 8, seq_len: 32, optimizer, model, ..PretrainRecipe::default() };
-    let inputs = PretrainInputs { tokenizer: path("tokenizer"), data: vec![path("shards")] };
+    let inputs = PretrainInputs { model: None, tokenizer: path("tokenizer"), data: vec![path("shards")] };
     quietly(|options| pretrain(&recipe, &inputs, &path("base"), options)).unwrap();
 }
 

@@ -44,7 +44,7 @@ fn a_series_trains_every_model_with_every_budget_and_seed() {
         ("pretrain.eval_batches", "2"),
     ];
     let recipe: ScalingRecipe = read_recipe("scaling", &set(&keys)).unwrap();
-    let inputs = PretrainInputs { tokenizer, data: vec![data] };
+    let inputs = PretrainInputs { model: None, tokenizer, data: vec![data] };
     let out = path("series");
     let report = scaling(&recipe, &inputs, &out, RunOptions::default()).unwrap();
     let runs = std::fs::read_dir(&out).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count();

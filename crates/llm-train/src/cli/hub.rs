@@ -13,7 +13,10 @@ impl Command {
         use Wanted::{Adapter, Config, Model, Tokenizer};
         match self {
             Self::Prepare(args) => args.hub.resolve(&mut args.inputs.tokenizer, Tokenizer),
-            Self::Pretrain(args) => args.common.hub.resolve(&mut args.inputs.tokenizer, Tokenizer),
+            Self::Pretrain(args) => {
+                args.common.hub.resolve(&mut args.inputs.tokenizer, Tokenizer)?;
+                given(args.common.hub, &mut args.inputs.model, Model)
+            }
             Self::Scaling(args) => args.common.hub.resolve(&mut args.inputs.tokenizer, Tokenizer),
             Self::Finetune(args) => {
                 args.common.hub.resolve(&mut args.inputs.model, Model)?;

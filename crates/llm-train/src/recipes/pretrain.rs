@@ -1,20 +1,20 @@
 //! Pre-training: next-token prediction on plain text.
 
 mod sources;
+mod start;
 
 use std::path::{Path, PathBuf};
 
 use llm_engine::{GenerateOptions, Sampling, TextModel};
 use llm_kernels::Dropout;
 use llm_model::cost::Flops;
-use llm_model::{Batch, Head, Model, ModelConfig};
+use llm_model::{Batch, Model, ModelConfig};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use self::sources::{Sources, model_batch};
 use super::writer;
 use crate::adapters::dropout_seed;
-use crate::compat::refuse_overwritten;
 use crate::data::{ShardOptions, one_or_several};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
@@ -59,7 +59,7 @@ pub struct PretrainRecipe {
     pub data: ShardOptions,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
-    /// The model. `vocab_size` and the special ids come from the tokenizer.
+    /// The new model. `vocab_size` and the special ids come from the tokenizer.
     pub model: ModelConfig,
 }
 
@@ -81,9 +81,12 @@ pub struct PretrainInputs {
     #[cfg_attr(feature = "cli", arg(long, required = true, num_args = 1.., value_name = "DIR"))]
     #[serde(deserialize_with = "one_or_several")]
     pub data: Vec<PathBuf>,
+    /// Folder of a model to go on from, instead of the recipe's new one; --tokenizer is then its own [default: none].
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
+    pub model: Option<PathBuf>,
 }
 
-/// Trains a new model on token shards. The run folder `out` becomes its Hugging Face folder.
+/// Trains a new model, or the model of a folder, on token shards. The run folder `out` becomes its Hugging Face folder.
 #[tracing::instrument(level = "debug", skip_all, fields(run = %out.as_ref().display()))]
 pub fn pretrain(
     recipe: &PretrainRecipe,
@@ -97,12 +100,11 @@ pub fn pretrain(
     };
     let tokenizer = Tokenizer::load(&inputs.tokenizer)?;
     let sources = Sources::open(recipe, &inputs.data)?;
-    let config = model_config(recipe, &tokenizer)?;
+    let config = start::config(recipe, inputs, &tokenizer)?;
     sources.check(&config, (&tokenizer, &inputs.tokenizer), recipe.seq_len)?;
-    check_prompts(recipe, &tokenizer)?;
+    check_prompts(recipe, &tokenizer, config.max_position_embeddings)?;
     let mut batches = sources.batches(recipe)?;
-    let mut learner =
-        learner(&setup, &recipe.optimizer, || Ok(Model::init(config, Head::LanguageModel, recipe.seed)?))?;
+    let mut learner = learner(&setup, &recipe.optimizer, || start::model(recipe, inputs, config))?;
     if recipe.activation_checkpointing {
         learner.model.checkpoint_activations();
     }
@@ -183,23 +185,10 @@ impl TrainingFlops {
     }
 }
 
-/// The model configuration of the recipe, with vocabulary and special ids of the tokenizer.
-fn model_config(recipe: &PretrainRecipe, tokenizer: &Tokenizer) -> Result<ModelConfig> {
-    let config = ModelConfig {
-        vocab_size: tokenizer.vocab_size(),
-        bos_token_id: tokenizer.bos_id(),
-        eos_token_id: tokenizer.eos_id(),
-        pad_token_id: tokenizer.pad_id(),
-        ..recipe.model.clone()
-    };
-    refuse_overwritten("model", &recipe.model, &config, "the tokenizer")?;
-    Ok(config)
-}
-
 /// Returns an error if a sample prompt leaves no room for a completion.
-fn check_prompts(recipe: &PretrainRecipe, tokenizer: &Tokenizer) -> Result<()> {
+fn check_prompts(recipe: &PretrainRecipe, tokenizer: &Tokenizer, context: usize) -> Result<()> {
     for prompt in &recipe.sample_prompts {
-        let (tokens, context) = (tokenizer.encode(prompt)?.len() + 1, recipe.model.max_position_embeddings);
+        let tokens = tokenizer.encode(prompt)?.len() + 1;
         if tokens >= context {
             let start: String = prompt.chars().take(20).collect();
             return Err(Error::TooLong(format!(

@@ -107,8 +107,13 @@ fn pre_training_evaluates_eval_batches_of_the_validation_text_and_its_documents_
     let (tokenizer, data) = (FIXTURE.path("model.tokenizer"), FIXTURE.path("shards"));
     let model = Knobs::default().shape();
     let recipe = PretrainRecipe { steps: 1, batch_size: 2, seq_len: 8, eval_batches: 1, model, ..Default::default() };
-    pretrain(&recipe, &PretrainInputs { tokenizer: tokenizer.clone(), data: vec![data.clone()] }, &out, quiet())
-        .unwrap();
+    pretrain(
+        &recipe,
+        &PretrainInputs { model: None, tokenizer: tokenizer.clone(), data: vec![data.clone()] },
+        &out,
+        quiet(),
+    )
+    .unwrap();
     let losses = logged(&out, "eval_loss");
     let (trained, text) = (Model::load(&out).unwrap(), TokenDataset::open(&data, "held_out").unwrap());
     let tokenizer = Tokenizer::load(&tokenizer).unwrap();

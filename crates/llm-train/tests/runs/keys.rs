@@ -12,8 +12,13 @@ use super::{FIXTURE, Knobs, Stage, quiet};
 fn pretrained(model: ModelConfig, out: &Path) -> Result<()> {
     let recipe = PretrainRecipe { steps: 1, batch_size: 2, seq_len: 8, eval_batches: 1, model, ..Default::default() };
     let (tokenizer, data) = (FIXTURE.path("model.tokenizer"), FIXTURE.path("shards"));
-    pretrain(&recipe, &PretrainInputs { tokenizer: tokenizer.clone(), data: vec![data.clone()] }, out, quiet())
-        .map(|_| ())
+    pretrain(
+        &recipe,
+        &PretrainInputs { model: None, tokenizer: tokenizer.clone(), data: vec![data.clone()] },
+        out,
+        quiet(),
+    )
+    .map(|_| ())
 }
 
 fn distilled(student: ModelConfig, out: &Path) -> Result<()> {

@@ -41,7 +41,7 @@ fn run(
     recipe.data.weights = weights.to_vec();
     change(&mut recipe);
     let data = vec![FIXTURE.path("shards"), small.to_owned()];
-    pretrain(&recipe, &PretrainInputs { tokenizer: FIXTURE.path("model.tokenizer"), data }, out, options)
+    pretrain(&recipe, &PretrainInputs { model: None, tokenizer: FIXTURE.path("model.tokenizer"), data }, out, options)
 }
 
 /// Interrupted in a later pass over the small folder.

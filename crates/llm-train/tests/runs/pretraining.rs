@@ -29,7 +29,8 @@ fn recipe() -> PretrainRecipe {
 }
 
 fn run(recipe: &PretrainRecipe, out: &Path, options: RunOptions) -> Result<Outcome> {
-    let inputs = PretrainInputs { tokenizer: FIXTURE.path("model.tokenizer"), data: vec![FIXTURE.path("shards")] };
+    let inputs =
+        PretrainInputs { model: None, tokenizer: FIXTURE.path("model.tokenizer"), data: vec![FIXTURE.path("shards")] };
     pretrain(recipe, &inputs, out, options)
 }
 
@@ -190,4 +191,52 @@ fn the_best_model_is_kept_and_throughput_is_logged() {
     let (speeds, shares) = (logged(&out, "tokens_per_second"), logged(&out, "peak_share"));
     assert_eq!((speeds.len(), shares.len()), (12, 12));
     assert!(shares.iter().all(|(_, share)| *share > 0. && *share < 1.5), "{shares:?}");
+}
+
+#[test]
+fn a_run_goes_on_from_a_hugging_face_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let inputs = |tokenizer: &str| PretrainInputs {
+        model: Some(FIXTURE.path("model")),
+        tokenizer: FIXTURE.path(tokenizer),
+        data: vec![FIXTURE.path("shards")],
+    };
+    let recipe = PretrainRecipe { model: PretrainRecipe::default().model, ..recipe() };
+    let (out, torn) = (dir.path().join("run"), dir.path().join("torn"));
+    pretrain(&recipe, &inputs("model.tokenizer"), &out, quiet()).unwrap();
+    let (start, end) = (Model::load(FIXTURE.path("model")).unwrap(), Model::load(&out).unwrap());
+    assert_eq!(start.config().hidden_size, end.config().hidden_size);
+    let weights = |model: &Model| model.params().get("model.norm.weight").unwrap().to_dense().unwrap();
+    let moved = (weights(&start) - weights(&end)).unwrap().abs().unwrap().max(0).unwrap();
+    let moved = moved.to_scalar::<f32>().unwrap();
+    // Eight steps of at most about the learning rate: the training began at the weights of the folder.
+    assert!(moved > 0. && moved < 0.2, "{moved}");
+    let losses = logged(&out, "eval_loss");
+    assert!(losses[losses.len() - 1].1 < losses[0].1, "{losses:?}");
+    // The initial loss is that of the model.
+    let text = llm_data::TokenDataset::open(FIXTURE.path("shards"), "held_out").unwrap();
+    let token_bytes = llm_tokenizer::Tokenizer::load(FIXTURE.path("model")).unwrap().token_bytes();
+    let windows = llm_eval::TextWindows {
+        data: &text,
+        token_bytes: &token_bytes,
+        batch_size: recipe.batch_size,
+        seq_len: recipe.seq_len,
+        max_batches: recipe.eval_batches,
+    };
+    let expected = llm_eval::text_loss(&start, &windows).unwrap().loss;
+    assert!((losses[0].1 - expected).abs() < 1e-4, "{} is not {expected}", losses[0].1);
+
+    // Stopped and resumed.
+    let stop = AtomicBool::new(false);
+    let mut watch = |event: Event| stop.store(matches!(event, Event::Progress { done, .. } if done >= 96), SeqCst);
+    let options = RunOptions { observer: &mut watch, stop: &stop, ..quiet() };
+    let error = pretrain(&recipe, &inputs("model.tokenizer"), &torn, options).unwrap_err();
+    assert!(matches!(error, Error::Interrupted { .. }), "{error}");
+    pretrain(&recipe, &inputs("model.tokenizer"), &torn, super::options(true)).unwrap();
+    assert!(contents(&out) == contents(&torn));
+
+    // The table [model] is for a new model.
+    let other = PretrainRecipe { model: Knobs::default().shape(), ..recipe };
+    let message = pretrain(&other, &inputs("model.tokenizer"), dir.path().join("no"), quiet()).unwrap_err().to_string();
+    assert!(message.contains("leave out the table [model]"), "{message}");
 }

@@ -208,7 +208,7 @@ fn an_edited_recipe_is_a_change_like_any_other() {
         let before = everything(&out);
         let edited: PretrainRecipe = recorded_recipe(&out, &[]).unwrap();
         let (tokenizer, data) = (FIXTURE.path("model.tokenizer"), FIXTURE.path("shards"));
-        let inputs = PretrainInputs { tokenizer: tokenizer.clone(), data: vec![data.clone()] };
+        let inputs = PretrainInputs { model: None, tokenizer: tokenizer.clone(), data: vec![data.clone()] };
         let error = pretrain(&edited, &inputs, &out, options(true)).unwrap_err();
         assert!(error.is_callers_fault() && error.to_string().contains(&format!("{key} is ")), "{error}");
         assert!(error.to_string().contains("these keys may change on resume"), "{error}");

@@ -17,8 +17,11 @@ pub fn pretrain(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOption
         model: knobs.shape(),
         ..PretrainRecipe::default()
     };
-    let inputs =
-        PretrainInputs { tokenizer: fixture.path("model.tokenizer"), data: vec![knobs.data(fixture, "shards")] };
+    let inputs = PretrainInputs {
+        model: None,
+        tokenizer: fixture.path("model.tokenizer"),
+        data: vec![knobs.data(fixture, "shards")],
+    };
     recipes::pretrain(&recipe, &inputs, out, options)
 }
 

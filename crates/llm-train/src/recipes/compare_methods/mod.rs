@@ -118,7 +118,7 @@ pub fn compare_methods(recipe: &CompareMethodsRecipe, out: impl AsRef<Path>, opt
         (SCRATCH, &data.facts, "training from scratch on the domain"),
     ] {
         let run = out.join(dir);
-        let inputs = PretrainInputs { tokenizer: data.tokenizer.clone(), data: vec![shards.clone()] };
+        let inputs = PretrainInputs { model: None, tokenizer: data.tokenizer.clone(), data: vec![shards.clone()] };
         let outcome = pretrain(&recipe.pretrain, &inputs, &run, RunOptions::of_stage(&run, &device, observer, stop))?;
         measured.push(Measured::new(name, run, outcome.seconds));
     }

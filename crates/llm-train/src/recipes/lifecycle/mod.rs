@@ -215,7 +215,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     let data_options = RunOptions { resume, device: device.clone(), observer: &mut *observer, stop };
     write_data(recipe, &world, (&data, &tokenizer, &shards), &mut times, data_options)?;
     if !is_intact(&base)? {
-        let inputs = PretrainInputs { tokenizer, data: vec![shards.clone()] };
+        let inputs = PretrainInputs { model: None, tokenizer, data: vec![shards.clone()] };
         pretrain(&recipe.pretrain, &inputs, &base, RunOptions::of_stage(&base, &device, observer, stop))?;
     }
     if !is_intact(&instruct)? {
