@@ -124,11 +124,11 @@ fn is_empty_answer(message: &ChatMessage) -> bool {
     message.role() == "assistant" && message.text().trim().is_empty() && other_fields(message).is_empty()
 }
 
-/// The error for a file without usable rows, with the reasons why they were left out. If no record could be read, the first
-/// reason is enough.
+/// The error for a file without usable rows, with the reasons why they were left out. If no record could be read, one of the
+/// broken ones is enough.
 pub(crate) fn nothing_in(path: &Path, message: &str, warnings: &Warnings) -> Error {
     let why = match warnings.broken.first.first().filter(|_| warnings.broken.count == warnings.records) {
-        Some(first) => format!("; {first}"),
+        Some(first) => format!("; {0} of {0} records are broken: {first}", warnings.records),
         None => warnings.lines().iter().map(|line| format!("; {line}")).collect(),
     };
     Error::unusable(path, format!("{message}{why}"))
