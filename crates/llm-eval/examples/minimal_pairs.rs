@@ -1,4 +1,4 @@
-//! Accuracy on minimal pairs of sentences in the format of BLiMP (Warstadt et al. 2020, arXiv 1912.00582): a folder of JSONL files, one for
+//! Accuracy on minimal pairs of sentences in the format of `BLiMP` (Warstadt et al. 2020, arXiv 1912.00582): a folder of JSONL files, one for
 //! each paradigm, with the keys `sentence_good` and `sentence_bad`.
 //!
 //! ```sh
