@@ -91,7 +91,7 @@ mod tests {
             let sources = case % 12 + 1;
             let weights: Vec<f64> = (0..sources).map(|_| rng.random::<f64>().powi(4) + 1e-6).collect();
             let found = deviation(&weights, 4000);
-            let bound = if sources == 1 { 0. } else { 1. - 1. / (2 * sources - 2) as f64 };
+            let bound = if sources == 1 { 0. } else { 1. - 1. / f64::from(2 * sources - 2) };
             assert!(found <= bound + 1e-5, "{found} is above {bound}: {weights:?}");
         }
         for weights in [&[0.001, 0.999][..], &[1., 0., 3.], &[1e-9, 1.], &[1.; 40]] {
