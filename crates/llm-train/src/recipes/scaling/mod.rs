@@ -93,7 +93,7 @@ pub fn scaling(
     let mut trained = Vec::new();
     for model in &planned {
         for seed in recipe.seed..recipe.seed + recipe.seeds {
-            let dir = out.join(format!("{}-depth-{}-{:.0e}-seed-{seed}", model.kind, model.depth, model.budget));
+            let dir = out.join(format!("{}-depth-{}-{:e}-seed-{seed}", model.kind, model.depth, model.budget));
             let options = RunOptions::of_stage(&dir, &device, observer, stop);
             let outcome = pretrain(&model.recipe(recipe, seed), inputs, &dir, options)?;
             let metric = |name: &str| outcome.metrics.get(name).copied().unwrap_or(f64::NAN);

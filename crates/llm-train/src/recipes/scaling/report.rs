@@ -112,7 +112,7 @@ fn table(cells: &[Cell]) -> String {
     for cell in sorted {
         let run = cell.first;
         text += &format!(
-            "| {:.0e} | {} | {:.2} M | {:.2} M | {:.2} M | {} | {:.3} | {} |\n",
+            "| {:e} | {} | {:.2} M | {:.2} M | {:.2} M | {} | {:.3} | {} |\n",
             run.budget,
             cell.name(),
             run.total as f64 / 1e6,
@@ -148,7 +148,7 @@ fn answer(dense: &[&Cell]) -> String {
     let compare = |(worse, better): (&Cell, &Cell)| {
         let budget = better.first.budget;
         format!(
-            "with {budget:.0e} FLOPs {} has a loss of {}, {} of {}",
+            "with {budget:e} FLOPs {} has a loss of {}, {} of {}",
             better.name(),
             better.loss(),
             worse.name(),
@@ -182,7 +182,7 @@ fn mixtures(cells: &[Cell]) -> Vec<String> {
                 _ => "is within the intervals of",
             };
             Some(format!(
-                "With {:.0e} FLOPs the {} ({:.2} M parameters, loss {}) {verdict} the dense model with the same active parameters ({:.2} M, \
+                "With {:e} FLOPs the {} ({:.2} M parameters, loss {}) {verdict} the dense model with the same active parameters ({:.2} M, \
                  loss {}).",
                 mixture.first.budget,
                 mixture.name(),
@@ -213,7 +213,7 @@ fn describe(law: &Law, samples: &[Law], dense: &[&Cell]) -> String {
     format!(
         "Scaling law, fitted to the dense models by a Huber loss on ln L, with 95 % intervals of a bootstrap over seeds: \
          L = E + A/N^α + B/D^β with E = {}, α = {}, β = {}, A = {:.3e}, B = {:.3e}; N counts the parameters that multiply a token. By \
-         this law the best size for {budget:.0e} FLOPs is {:.2} M ({low:.2} to {high:.2} M) parameters.",
+         this law the best size for {budget:e} FLOPs is {:.2} M ({low:.2} to {high:.2} M) parameters.",
         constant(&|law| law.e),
         constant(&|law| law.alpha),
         constant(&|law| law.beta),
