@@ -70,8 +70,8 @@ fn shape(depth: usize, base: &ModelConfig) -> ModelConfig {
     }
 }
 
-/// [`shape`], or an error for a depth that is not from 1 to 64.
-fn checked_shape(depth: usize, base: &ModelConfig) -> Result<ModelConfig> {
+/// The shape of a model of `depth` layers with the other keys of `base`; an error for a depth that is not from 1 to 64.
+pub(crate) fn checked_shape(depth: usize, base: &ModelConfig) -> Result<ModelConfig> {
     match (1..=64).contains(&depth) {
         true => Ok(shape(depth, base)),
         false => Err(Error::BadRequest(format!("the depth is {depth}; it must be a whole number from 1 to 64"))),

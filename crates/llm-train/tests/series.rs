@@ -51,6 +51,9 @@ fn a_series_trains_every_model_with_every_budget_and_seed() {
     assert_eq!(runs, (2 + 1) * 3 * 2);
     assert!(report.contains("| 8e9 | mixture of experts of depth 2 |"), "{report}");
     assert!(report.contains("Does a larger model always mean a better one?") && report.contains("α = "), "{report}");
+    let with_model = PretrainInputs { model: Some(path("model")), ..inputs.clone() };
+    let message = scaling(&recipe, &with_model, path("other"), RunOptions::default()).unwrap_err().to_string();
+    assert!(message.ends_with("remove --model") && !path("other").exists(), "{message}");
     let again = scaling(&recipe, &inputs, &out, RunOptions { resume: true, ..RunOptions::default() }).unwrap();
     assert_eq!(report, again);
 }

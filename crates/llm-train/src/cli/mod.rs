@@ -148,7 +148,7 @@ struct Pretrain {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Number of layers, 1 to 64: sets width, heads, batch, steps and learning rate; --set overrides them
-    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["resume", "model"])]
     depth: Option<usize>,
     /// With --depth: training tokens for each parameter that multiplies a token
     #[arg(long, value_name = "X", requires = "depth", default_value_t = TOKENS_PER_PARAMETER)]

@@ -15,7 +15,7 @@ use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use super::{PretrainInputs, PretrainRecipe, pretrain};
-use crate::depth::{DepthSettings, multiplying_parameters};
+use crate::depth::{DepthSettings, checked_shape, multiplying_parameters};
 use crate::run::{FINISHED, RunOptions, RunSetup, Start, write_json};
 use crate::{Error, Result};
 
@@ -79,6 +79,10 @@ pub fn scaling(
     options: RunOptions,
 ) -> Result<String> {
     let out = out.as_ref();
+    if let Some(model) = &inputs.model {
+        let model = model.display();
+        return Err(Error::BadRequest(format!("{model}: a series trains new models of several sizes; remove --model")));
+    }
     let setup = match RunSetup::check(recipe, inputs, out, options)? {
         Start::Open(setup) => setup,
         Start::Finished(_) => return report::read(out),
@@ -145,9 +149,8 @@ fn plan(recipe: &ScalingRecipe, vocab_size: usize) -> Result<Vec<Planned>> {
     let seq_len = recipe.pretrain.seq_len;
     let mut planned = Vec::new();
     for &depth in &recipe.depths {
+        let flops = Flops::of(&checked_shape(depth, &base)?, Head::LanguageModel, seq_len as u64).training(false);
         for &budget in &recipe.budgets {
-            let one = DepthSettings::with_tokens(depth, &base, seq_len, 1e6)?;
-            let flops = Flops::of(&one.model, Head::LanguageModel, seq_len as u64).training(false);
             let settings = DepthSettings::with_tokens(depth, &base, seq_len, budget / flops)?;
             let model = settings.model.clone();
             planned.push(Planned { kind: "dense", depth, budget, settings, model });
