@@ -10,7 +10,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Crates of programs: they have a command line parser, progress bars and an allocator.
-const PROGRAMS: [&str; 3] = ["llm-cli", "llm-infer", "xtask"];
+const PROGRAMS: [&str; 4] = ["llm-cli", "llm-infer", "llm-serve", "xtask"];
 const OF_PROGRAMS: [&str; 6] = ["axum", "clap", "ctrlc", "indicatif", "libmimalloc-sys", "mimalloc"];
 
 fn cargo(arguments: &[&str]) -> String {

@@ -38,12 +38,14 @@
 mod bench;
 mod engine;
 mod error;
+mod request;
 mod sampler;
 mod text;
 
 pub use bench::{InferenceCost, anonymous_memory, bench, peak_memory};
 pub use engine::{GenerateOptions, generate, generate_from};
 pub use error::Error;
+pub use request::{Constraint, Event, FinishReason, Request, Token, TokenLogprobs, Usage};
 pub use sampler::{Sampling, sample};
 pub use text::{Completion, TextModel, TextOptions};
 
