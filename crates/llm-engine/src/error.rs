@@ -65,6 +65,23 @@ pub enum Error {
     /// The model computed logits that are NaN or infinite.
     #[error("the logits are not finite; the weights of the model are damaged")]
     LogitsNotFinite,
+    /// A field of a request is wrong.
+    #[error("{field} {problem}")]
+    InvalidRequest {
+        /// The field of [`crate::Request`].
+        field: &'static str,
+        /// What is wrong and what is allowed.
+        problem: String,
+    },
+    /// The model has no score head.
+    #[error("this model has no score head and cannot score texts; use a reward model")]
+    NoScoreHead,
+    /// The engine was shut down before the request ended.
+    #[error("the engine was shut down before the request ended")]
+    ShutDown,
+    /// The engine failed.
+    #[error("the engine failed: {0}")]
+    Engine(String),
 }
 
 impl Error {
@@ -72,7 +89,7 @@ impl Error {
     /// errors come from the machine or from the computation.
     pub fn is_callers_fault(&self) -> bool {
         match self {
-            Self::Candle(_) | Self::LogitsNotFinite => false,
+            Self::Candle(_) | Self::LogitsNotFinite | Self::ShutDown | Self::Engine(_) => false,
             Self::Model(error) => error.is_callers_fault(),
             Self::Tokenizer(error) => error.is_callers_fault(),
             Self::InvalidOption { .. }
@@ -80,7 +97,9 @@ impl Error {
             | Self::PromptTooLong { .. }
             | Self::BenchTooLong { .. }
             | Self::NotALanguageModel
-            | Self::OtherTokenizer { .. } => true,
+            | Self::OtherTokenizer { .. }
+            | Self::InvalidRequest { .. }
+            | Self::NoScoreHead => true,
         }
     }
 }

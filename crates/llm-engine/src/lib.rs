@@ -2,7 +2,7 @@
 //!
 //! [`generate`] generates token ids for a batch of prompts: one KV cache, one random stream per row.
 //! [`TextModel`] adds text: the tokenizer, the chat template, streaming and stop strings. The program `llm-infer` is
-//! the command line for them.
+//! the command line for them. [`Engine`] answers the requests of many callers on a thread of its own, for servers.
 //!
 //! ```no_run
 //! use llm_engine::TextModel;
@@ -38,16 +38,19 @@
 mod bench;
 mod engine;
 mod error;
+mod generate;
+mod logprobs;
 mod request;
 mod sampler;
 mod text;
 
 pub use bench::{InferenceCost, anonymous_memory, bench, peak_memory};
-pub use engine::{GenerateOptions, generate, generate_from};
+pub use engine::{Engine, EngineOptions, EngineStats, Generation, Histogram, ModelInfo, Pending, Pooling, SubmitError};
 pub use error::Error;
+pub use generate::{GenerateOptions, generate, generate_from};
 pub use request::{Constraint, Event, FinishReason, Request, Token, TokenLogprobs, Usage};
 pub use sampler::{Sampling, sample};
 pub use text::{Completion, TextModel, TextOptions};
 
 /// The result type of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -205,24 +205,31 @@ impl TextModel {
 }
 
 /// Detects stop strings in streamed text; holds back text that may be the start of a stop string.
-struct StopStrings<'a> {
-    stops: &'a [String],
+pub(crate) struct StopStrings {
+    stops: Vec<String>,
     text: String,
     emitted: usize, // bytes
-    found: bool,
+    /// Whether a stop string was found; the text ends before it.
+    pub found: bool,
+    /// The length of the text with the stop string, in bytes.
+    pub length: usize,
 }
 
-impl<'a> StopStrings<'a> {
-    fn new(stops: &'a [String]) -> Self {
-        Self { stops, text: String::new(), emitted: 0, found: false }
+impl StopStrings {
+    pub(crate) fn new(stops: &[String]) -> Self {
+        let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
+        Self { stops, text: String::new(), emitted: 0, found: false, length: 0 }
     }
 
     /// Appends a piece and returns the text that can be emitted now.
-    fn push(&mut self, piece: &str) -> &str {
+    pub(crate) fn push(&mut self, piece: &str) -> &str {
         self.text.push_str(piece);
-        let first = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|stop| self.text.find(stop.as_str())).min();
+        self.length += piece.len();
+        // What was emitted cannot be part of a stop string.
+        let new = &self.text[self.emitted..];
+        let first = self.stops.iter().filter_map(|stop| new.find(stop.as_str())).min();
         if let Some(at) = first {
-            self.text.truncate(at);
+            self.text.truncate(self.emitted + at);
             self.found = true;
         }
         let safe = if self.found { self.text.len() } else { self.text.len() - self.held_back() };
@@ -231,7 +238,7 @@ impl<'a> StopStrings<'a> {
         &self.text[from..self.emitted]
     }
 
-    fn finish(&mut self) -> &str {
+    pub(crate) fn finish(&mut self) -> &str {
         let from = self.emitted;
         self.emitted = self.text.len();
         &self.text[from..]

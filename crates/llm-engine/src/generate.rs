@@ -104,7 +104,7 @@ pub fn generate_from(
 }
 
 /// Runs the model on the next tokens of each row: the logits `(rows, vocab)` after the last token of each row that has one.
-fn last_logits(model: &Model, rows: &[Vec<u32>], cache: &mut KvCache) -> Result<Tensor> {
+pub(crate) fn last_logits(model: &Model, rows: &[Vec<u32>], cache: &mut KvCache) -> Result<Tensor> {
     let hidden = model.hidden(&Batch::ragged(rows, cache.lens())?, Some(cache))?.squeeze(0)?; // (n, hidden)
     let ends = rows.iter().filter(|row| !row.is_empty()).scan(0, |end, row| {
         *end += row.len() as u32;
@@ -115,7 +115,7 @@ fn last_logits(model: &Model, rows: &[Vec<u32>], cache: &mut KvCache) -> Result<
     Ok(model.output(&last)?.to_dtype(DType::F32)?)
 }
 
-fn row_rng(seed: u64, row: usize) -> ChaCha8Rng {
+pub(crate) fn row_rng(seed: u64, row: usize) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(row as u64);
     rng

@@ -1,0 +1,249 @@
+//! The handle of the engine: requests in, events out.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use llm_model::Head;
+use llm_tokenizer::Tokenizer;
+use tokio::sync::{mpsc, oneshot};
+
+use super::admission::Queue;
+use super::options::EngineOptions;
+use super::stats::EngineStats;
+use super::thread::{self, Command, Job};
+use super::validate;
+use crate::{Error, Event, Request, Result, TextModel};
+
+/// A handle of a running engine. Clones are handles of the same engine, from any thread. The engine ends when its last handle
+/// and the last request are gone, or by [`Self::shutdown`].
+#[derive(Debug, Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    handle: Arc<Handle>,
+}
+
+/// What ends the engine when the last handle is dropped: the sender of its commands.
+#[derive(Debug)]
+struct Handle {
+    commands: Sender<Command>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    next_id: AtomicU64,
+}
+
+/// What the handles and the thread of the engine share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub model: TextModel,
+    pub options: EngineOptions,
+    pub stop_ids: Vec<u32>,
+    pub state: Mutex<State>,
+}
+
+/// The part of [`Shared`] that changes.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub queue: Queue,
+    pub stats: EngineStats,
+    /// No new requests are taken; the thread ends when it has no work.
+    pub closing: bool,
+    /// The thread ends at once.
+    pub aborting: bool,
+}
+
+impl Shared {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a request was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// The request is wrong; the caller can fix it.
+    #[error(transparent)]
+    Invalid(#[from] Error),
+    /// The queue is full.
+    #[error("too many requests wait; try again in {} s", retry_after.as_secs())]
+    Busy {
+        /// When a new try is likely to succeed.
+        retry_after: Duration,
+    },
+    /// [`Engine::shutdown`] was called.
+    #[error("the engine shuts down and takes no new requests")]
+    ShuttingDown,
+}
+
+/// A request that was accepted. Dropping it cancels the request: the engine ends it within a step.
+#[derive(Debug)]
+pub struct Generation {
+    /// A number that no other request of this engine has.
+    pub id: u64,
+    /// The events of the request; [`Event::Done`] or [`Event::Failed`] is the last one.
+    pub events: mpsc::Receiver<Event>,
+}
+
+impl Generation {
+    /// The next event; none after the last one.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// [`Self::next`] for a thread without an async runtime; it panics inside of one.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+}
+
+/// The result of [`Engine::embed`] or [`Engine::score`]. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct Pending<T>(oneshot::Receiver<Result<T>>);
+
+impl<T> Pending<T> {
+    /// The result, when it is there.
+    pub async fn get(self) -> Result<T> {
+        self.0.await.unwrap_or(Err(Error::ShutDown))
+    }
+
+    /// [`Self::get`] for a thread without an async runtime; it panics inside of one.
+    pub fn blocking_get(self) -> Result<T> {
+        self.0.blocking_recv().unwrap_or(Err(Error::ShutDown))
+    }
+}
+
+/// Which hidden states become the embedding of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean over all tokens.
+    Mean,
+    /// That of the first token.
+    First,
+    /// That of the last token.
+    Last,
+}
+
+/// What a caller must know of the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// The maximum number of tokens of prompt and answer together.
+    pub context_length: usize,
+    /// Token ids are less than this.
+    pub vocab_size: usize,
+    /// The length of an embedding.
+    pub hidden_size: usize,
+    /// Whether it predicts tokens; a model with another head only has embeddings and scores.
+    pub generates: bool,
+    /// Whether it has a score head.
+    pub scores: bool,
+    /// The names of its adapters.
+    pub adapters: Vec<String>,
+}
+
+impl Engine {
+    /// Starts the thread of an engine with `model`.
+    pub fn start(model: TextModel, options: EngineOptions) -> Result<Self> {
+        let stop_ids = model.stop_ids();
+        let shared = Arc::new(Shared { model, options, stop_ids, state: Mutex::default() });
+        let (commands, receiver) = std::sync::mpsc::channel();
+        let thread = thread::start(Arc::clone(&shared), receiver)?;
+        let handle = Handle { commands, thread: Mutex::new(Some(thread)), next_id: AtomicU64::new(0) };
+        Ok(Self { shared, handle: Arc::new(handle) })
+    }
+
+    /// Submits a request. Everything that is wrong with it is found here: a request that is accepted fails only if the model
+    /// or the machine does.
+    pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
+        validate::request(&request, &self.shared)?;
+        let seed = request.sampling.seed;
+        let id = self.handle.next_id.fetch_add(1, Ordering::Relaxed);
+        // Room for the events of some steps, so that a reader that is late does not stop the others.
+        let (events, receiver) = mpsc::channel(32 + 8 * request.choices);
+        let tokens = request.prompt.len();
+        let job = Job { request, seed, events, submitted: Instant::now() };
+        self.send(tokens, Command::Generate(Box::new(job)))?;
+        Ok(Generation { id, events: receiver })
+    }
+
+    /// The embedding of a text: its hidden states `(n, hidden_size)` after the final norm, pooled to `(hidden_size,)`. It is not
+    /// normalised.
+    pub fn embed(&self, ids: Vec<u32>, pooling: Pooling) -> Result<Pending<Vec<f32>>, SubmitError> {
+        validate::text(&ids, &self.shared)?;
+        let (reply, receiver) = oneshot::channel();
+        self.send(ids.len(), Command::Embed { ids, pooling, reply })?;
+        Ok(Pending(receiver))
+    }
+
+    /// The score of a text by a reward model, scaled by `reward_mean` and `reward_std` of its `config.json`.
+    pub fn score(&self, ids: Vec<u32>) -> Result<Pending<f32>, SubmitError> {
+        if self.shared.model.model.head() == Head::LanguageModel {
+            return Err(Error::NoScoreHead.into());
+        }
+        validate::text(&ids, &self.shared)?;
+        let (reply, receiver) = oneshot::channel();
+        self.send(ids.len(), Command::Score { ids, reply })?;
+        Ok(Pending(receiver))
+    }
+
+    /// Puts a command with this number of prompt tokens into the queue.
+    fn send(&self, tokens: usize, command: Command) -> Result<(), SubmitError> {
+        let mut state = self.shared.state();
+        if state.closing {
+            return Err(SubmitError::ShuttingDown);
+        }
+        if let Err(retry_after) = state.queue.enter(tokens, &self.shared.options) {
+            state.stats.refused += 1;
+            return Err(SubmitError::Busy { retry_after });
+        }
+        // In the lock, so that the thread cannot end between the check and this.
+        self.handle.commands.send(command).map_err(|_| SubmitError::ShuttingDown)
+    }
+
+    /// The counters now.
+    pub fn stats(&self) -> EngineStats {
+        let state = self.shared.state();
+        EngineStats { waiting: state.queue.len(), ..state.stats.clone() }
+    }
+
+    /// The tokenizer of the model.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.shared.model.tokenizer
+    }
+
+    /// The model with its tokenizer.
+    pub fn text_model(&self) -> &TextModel {
+        &self.shared.model
+    }
+
+    /// What a caller must know of the model.
+    pub fn model_info(&self) -> ModelInfo {
+        let model = &self.shared.model.model;
+        let config = model.config();
+        ModelInfo {
+            context_length: config.max_position_embeddings,
+            vocab_size: config.vocab_size,
+            hidden_size: config.hidden_size,
+            generates: model.head() == Head::LanguageModel,
+            scores: model.head() != Head::LanguageModel,
+            adapters: model.adapters().map(str::to_owned).collect(),
+        }
+    }
+
+    /// Refuses new requests, waits until the others have ended, at most for `deadline`, and then ends those that are left with
+    /// [`Error::ShutDown`]. It blocks the calling thread.
+    pub fn shutdown(&self, deadline: Duration) {
+        self.shared.state().closing = true;
+        // A thread that has ended has no receiver.
+        let _ = self.handle.commands.send(Command::Wake);
+        let Some(thread) = self.handle.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let start = Instant::now();
+        while !thread.is_finished() && start.elapsed() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.shared.state().aborting = true;
+        if thread.join().is_err() {
+            tracing::error!("the thread of the engine panicked");
+        }
+    }
+}

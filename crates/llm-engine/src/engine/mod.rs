@@ -1,0 +1,13 @@
+//! The inference engine: one thread owns the model and answers the requests of any number of callers.
+
+mod admission;
+mod answer;
+mod handle;
+mod options;
+mod stats;
+mod thread;
+mod validate;
+
+pub use handle::{Engine, Generation, ModelInfo, Pending, Pooling, SubmitError};
+pub use options::EngineOptions;
+pub use stats::{EngineStats, Histogram};
