@@ -23,6 +23,11 @@ impl KvCache {
         Ok(Self { layers, capacity, lens: vec![0; rows] })
     }
 
+    /// A cache with these keys and values and numbers of tokens.
+    pub(crate) fn from_layers(layers: Vec<(Tensor, Tensor)>, capacity: usize, lens: Vec<usize>) -> Self {
+        Self { layers, capacity, lens }
+    }
+
     /// Number of cached tokens of each row.
     pub fn lens(&self) -> &[usize] {
         &self.lens

@@ -18,7 +18,7 @@ use crate::formats::generation::GenerationConfig;
 use crate::head::Head;
 use crate::linear::Linear;
 use crate::lora::{Adapter, OUTPUT, TokenRows};
-use crate::{Batch, Error, KvCache, ModelConfig, ParamCount, Params, Result, Routing};
+use crate::{Batch, Error, KvCache, ModelConfig, PagedRows, ParamCount, Params, Result, Routing};
 
 /// A decoder with its head.
 #[derive(Debug, Clone)]
@@ -229,6 +229,17 @@ impl Model {
     pub fn hidden(&self, batch: &Batch, cache: Option<&mut KvCache>) -> Result<Tensor> {
         self.check_ids(batch)?;
         Ok(self.decoder.forward(batch, cache, OptionalOutputs::default())?.hidden)
+    }
+
+    /// The hidden states after the final norm, `(1, n, hidden)`, of a ragged batch whose rows continue paged rows. The keys and
+    /// values of the batch are appended to the pages. An error if rows, pages and batch do not match.
+    pub fn hidden_paged(&self, batch: &Batch, rows: &PagedRows) -> Result<Tensor> {
+        self.check_ids(batch)?;
+        let sequences = rows.sequences(batch)?;
+        let mut cache = rows.gather(&sequences)?;
+        let hidden = self.decoder.forward(batch, Some(&mut cache), OptionalOutputs::default())?.hidden;
+        rows.scatter(&cache, &sequences)?;
+        Ok(hidden)
     }
 
     /// The hidden states `(b, t, hidden)`, and the router losses of a model with experts: add [`Routing::loss`] to the
