@@ -1,8 +1,9 @@
-//! The number of bytes of text of each token, for bits per byte.
+//! The bytes of each token: their number for bits per byte, and the bytes themselves for log-probabilities and grammars.
 
 use serde_json::Value;
 
 use crate::Tokenizer;
+use crate::byte_level::byte_of;
 
 impl Tokenizer {
     /// The number of bytes of text of each id, by id: 0 for special tokens and ids without a token. It is counted from the
@@ -11,6 +12,13 @@ impl Tokenizer {
     /// Of a vocabulary that keeps every byte (byte-level BPE, `SentencePiece` with byte tokens) the sum over the tokens of a text is its
     /// length, but for a blank that the tokenizer puts in front of the text. `WordPiece` drops blanks: they belong to no token.
     pub fn token_bytes(&self) -> Vec<u32> {
+        let texts = self.token_texts().into_iter().zip(0..);
+        texts.map(|(text, id)| if self.is_special(id) { 0 } else { text.len() as u32 }).collect()
+    }
+
+    /// The bytes of the text of each id, by id; special tokens as they are spelled, nothing for ids without a token. A token of
+    /// `SentencePiece` that begins a word begins with a blank.
+    pub fn token_texts(&self) -> Vec<Vec<u8>> {
         let decoder = serde_json::to_value(self.inner.get_decoder()).unwrap_or_default();
         let added = self.inner.get_added_tokens_decoder();
         let spelling = Spelling {
@@ -18,12 +26,11 @@ impl Tokenizer {
             byte_tokens: has_type(&decoder, "ByteFallback"),
             word_piece: has_type(&decoder, "WordPiece"),
         };
-        let bytes = |id: u32| match (self.is_special(id), added.get(&id)) {
-            (true, _) => 0,
-            (false, Some(token)) => token.content.len(),
-            (false, None) => self.token(id).map_or(0, |token| spelling.bytes(&token)),
+        let bytes = |id: u32| match added.get(&id) {
+            Some(token) => token.content.clone().into_bytes(),
+            None => self.token(id).map_or_else(Vec::new, |token| spelling.bytes(&token)),
         };
-        (0..self.vocab_size()).map(|id| bytes(id as u32) as u32).collect()
+        (0..self.vocab_size()).map(|id| bytes(id as u32)).collect()
     }
 }
 
@@ -38,17 +45,21 @@ struct Spelling {
 }
 
 impl Spelling {
-    fn bytes(&self, token: &str) -> usize {
+    fn bytes(&self, token: &str) -> Vec<u8> {
+        let utf8 = |c: char| c.encode_utf8(&mut [0; 4]).as_bytes().to_vec();
         if self.byte_level {
-            return token.chars().count();
+            return token.chars().flat_map(|c| byte_of(c).map_or_else(|| utf8(c), |byte| vec![byte])).collect();
         }
-        let is_byte = |hex: &str| hex.len() == 2 && hex.bytes().all(|digit| digit.is_ascii_hexdigit());
-        if self.byte_tokens && token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')).is_some_and(is_byte) {
-            return 1;
+        if self.byte_tokens
+            && let Some(digits) = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'))
+            && digits.len() == 2
+            && let Ok(byte) = u8::from_str_radix(digits, 16)
+        {
+            return vec![byte];
         }
         let token = if self.word_piece { token.strip_prefix("##").unwrap_or(token) } else { token };
         // SentencePiece writes a blank as U+2581.
-        token.chars().map(|c| if c == '\u{2581}' { 1 } else { c.len_utf8() }).sum()
+        token.chars().flat_map(|c| if c == '\u{2581}' { vec![b' '] } else { utf8(c) }).collect()
     }
 }
 
@@ -75,6 +86,9 @@ mod tests {
         let tokenizer = train_bpe(&config, ["one two one two three"].iter()).unwrap();
         for text in TEXTS {
             assert_eq!(sum(&tokenizer, text), text.len(), "{text:?}");
+            let (ids, texts) = (tokenizer.encode(text).unwrap(), tokenizer.token_texts());
+            let bytes: Vec<u8> = ids.iter().flat_map(|&id| texts[id as usize].clone()).collect();
+            assert_eq!(bytes, text.as_bytes());
         }
         let end = tokenizer.document_end_id().unwrap() as usize;
         assert_eq!(tokenizer.token_bytes()[end], 0, "a special token");
@@ -100,6 +114,8 @@ mod tests {
         let inner: tokenizers::Tokenizer = serde_json::from_value(json).unwrap();
         let tokenizer = Tokenizer::new(inner, serde_json::Map::new(), None).unwrap();
         assert_eq!(tokenizer.token_bytes(), [0, 1, 1, 1, 1, 2, 6]);
+        let texts: [&[u8]; 7] = [b"<unk>", b"\xc3", b"\xa9", b" ", b"a", b" a", b"<0xZZ>"];
+        assert_eq!(tokenizer.token_texts(), texts);
         assert_eq!(sum(&tokenizer, "a a é"), "a a é".len());
     }
 }

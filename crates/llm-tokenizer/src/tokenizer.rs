@@ -278,6 +278,11 @@ impl Tokenizer {
         token_text(self.config.get(key)?)
     }
 
+    /// All keys of `tokenizer_config.json`, with the chat template.
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
     /// Sets a key of `tokenizer_config.json`.
     pub(crate) fn set_config(&mut self, key: &str, value: &str) {
         self.config.insert(key.into(), value.into());
