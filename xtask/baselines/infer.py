@@ -1,6 +1,7 @@
 """Times prefill and decoding of a Llama model in other programs: the baselines of `llm-infer bench`.
 
     python infer.py --make CONFIG.json --out DIR         # random weights: a Hugging Face folder and model-f32.gguf
+    python infer.py --quantize q8_0 --model DIR          # model-q8_0.gguf from it, by llama.cpp
     python infer.py --engine transformers --dtype f32 --model DIR
     python infer.py --engine llama.cpp --dtype q8_0 --model DIR
 
@@ -70,6 +71,23 @@ def make(config, out):
     writer.close()
 
 
+def quantize(model, dtype):
+    import ctypes
+
+    import llama_cpp
+
+    file = model / f"model-{dtype}.gguf"
+    if file.exists():
+        return
+    kinds = {"bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0", "q4_k": "MOSTLY_Q4_K_S", "q6_k": "MOSTLY_Q6_K"}
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, "LLAMA_FTYPE_" + kinds[dtype])
+    params.pure = dtype in ("q8_0", "q4_0")
+    source = str(model / "model-f32.gguf").encode()
+    failed = llama_cpp.llama_model_quantize(source, str(file).encode(), ctypes.byref(params))
+    assert failed == 0, f"llama.cpp cannot write {file}"
+
+
 def prompt(tokens, vocab):
     return [(i * 2654435761) % 2**32 % vocab for i in range(tokens)]
 
@@ -98,20 +116,10 @@ def transformers(args):
 
 
 def llama_cpp(args):
-    import ctypes
-
     import llama_cpp
     import numpy as np
 
     file = args.model / f"model-{args.dtype}.gguf"
-    if not file.exists():
-        kinds = {"bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0", "q4_k": "MOSTLY_Q4_K_S", "q6_k": "MOSTLY_Q6_K"}
-        params = llama_cpp.llama_model_quantize_default_params()
-        params.ftype = getattr(llama_cpp, "LLAMA_FTYPE_" + kinds[args.dtype])
-        params.pure = args.dtype in ("q8_0", "q4_0")
-        source = str(args.model / "model-f32.gguf").encode()
-        failed = llama_cpp.llama_model_quantize(source, str(file).encode(), ctypes.byref(params))
-        assert failed == 0, f"llama.cpp cannot write {file}"
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
     params = llama_cpp.llama_context_default_params()
@@ -145,6 +153,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--make", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--quantize")
     parser.add_argument("--engine", choices=["transformers", "llama.cpp"])
     parser.add_argument("--dtype", default="f32")
     parser.add_argument("--model", type=pathlib.Path)
@@ -156,6 +165,9 @@ def main():
     if args.make:
         args.out.mkdir(parents=True, exist_ok=True)
         make(args.make, args.out)
+        return
+    if args.quantize:
+        quantize(args.model, args.quantize)
         return
     prefill, decode = {"transformers": transformers, "llama.cpp": llama_cpp}[args.engine](args)
     print(

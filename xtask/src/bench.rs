@@ -23,6 +23,8 @@ pub enum Bench {
     Train(Options),
     /// Time prefill of 512 tokens and decoding, for a model of the shape of SmolLM2-135M with random weights
     Infer(Options),
+    /// Time concurrent requests to our server and to llama.cpp's, with the same model file and prompts
+    Serve(crate::serve::ServeOptions),
     /// Time fine-tuning steps of a model on conversations, all weights and LoRA, and compare the losses with TRL's on equal batches
     Finetune(FinetuneOptions),
 }
@@ -111,6 +113,7 @@ pub fn run(bench: &Bench) -> Result<(), String> {
         }
         Bench::Train(options) => train(options, &root),
         Bench::Infer(options) => infer(options, &root),
+        Bench::Serve(options) => crate::serve::bench(options, &root),
         Bench::Finetune(options) => finetune(options, &root),
     }
 }
@@ -156,25 +159,21 @@ fn infer(options: &Options, root: &Path) -> Result<(), String> {
     let script = root.join("xtask/baselines/infer.py").display().to_string();
     let folder = root.join("target/baselines/smollm2-135m");
     let model = folder.display().to_string();
-    if let Some(python) = &options.baselines
-        && !folder.exists()
-    {
-        let made = Command::new(python).args([&script, "--make", &config, "--out", &model]).status();
-        if !made.is_ok_and(|status| status.success()) {
-            std::fs::remove_dir_all(&folder).ok();
-            return Err(format!("{} cannot make {model}; see its output above", python.display()));
-        }
-    }
     // One table per dtype: ratios between different dtypes mean nothing.
     for dtype in WeightDtype::ALL.into_iter().filter(|dtype| *dtype != WeightDtype::F16) {
-        let (name, engines) = (dtype.name(), baselines_of(dtype));
-        let arguments = words(&["bench", "--threads", &threads, "--config", &config, "--dtype", name]);
-        let mut programs = vec![Program {
-            name: format!("ours, {dtype}"),
-            executable: root.join("target/release/llm-infer"),
-            arguments,
-        }];
-        for engine in engines.iter().filter(|_| options.baselines.is_some()) {
+        let name = dtype.name();
+        let mut ours = words(&["bench", "--threads", &threads]);
+        match &options.baselines {
+            // All programs read the same file, as a user's do.
+            Some(python) => {
+                make_baseline_file(python, &script, &config, &folder, dtype)?;
+                ours.extend(words(&["--model", &folder.join(format!("model-{name}.gguf")).display().to_string()]));
+            }
+            None => ours.extend(words(&["--config", &config, "--dtype", name])),
+        }
+        let executable = root.join("target/release/llm-infer");
+        let mut programs = vec![Program { name: format!("ours, {dtype}"), executable, arguments: ours }];
+        for engine in baselines_of(dtype).iter().filter(|_| options.baselines.is_some()) {
             let arguments =
                 words(&[&script, "--engine", engine, "--dtype", name, "--model", &model, "--threads", &threads]);
             let executable = options.baselines.clone().unwrap_or_default();
@@ -188,6 +187,28 @@ fn infer(options: &Options, root: &Path) -> Result<(), String> {
         println!("{}", compare(&programs, &metrics, options.rounds)?);
     }
     Ok(())
+}
+
+/// Makes the model of the inference benchmark, with random weights, and its GGUF file of this dtype, unless they exist.
+fn make_baseline_file(
+    python: &Path,
+    script: &str,
+    config: &str,
+    folder: &Path,
+    dtype: WeightDtype,
+) -> Result<(), String> {
+    let model = folder.display().to_string();
+    let run = |arguments: &[&str]| {
+        let status = Command::new(python).arg(script).args(arguments).status();
+        if status.is_ok_and(|status| status.success()) {
+            return Ok(());
+        }
+        Err(format!("{} cannot make {model}; see its output above", python.display()))
+    };
+    if !folder.exists() {
+        run(&["--make", config, "--out", &model]).inspect_err(|_| drop(std::fs::remove_dir_all(folder)))?;
+    }
+    if dtype == WeightDtype::F32 { Ok(()) } else { run(&["--quantize", dtype.name(), "--model", &model]) }
 }
 
 fn finetune(options: &FinetuneOptions, root: &Path) -> Result<(), String> {
@@ -222,7 +243,7 @@ fn finetune(options: &FinetuneOptions, root: &Path) -> Result<(), String> {
         }
         let metrics = [("tokens/s", "tokens_per_second", 1.), ("peak memory, MB", "peak_memory", 1e-6)];
         let results = measure_all(&programs, options.programs.rounds)?;
-        println!("{}", table(&programs, &results, &metrics));
+        println!("{}", table(&names(&programs), &results, &metrics));
         for (program, runs) in programs.iter().zip(&results).skip(1) {
             println!("{}: {}", program.name, loss_difference(&results[0][0], &runs[0])?);
         }
@@ -251,7 +272,7 @@ fn loss_difference(ours: &Map<String, Value>, other: &Map<String, Value>) -> Res
     ))
 }
 
-fn build(root: &Path, package: &str) -> Result<(), String> {
+pub fn build(root: &Path, package: &str) -> Result<(), String> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let arguments = ["build", "--release", "--quiet", "--package", package];
     match Command::new(cargo).args(arguments).current_dir(root).status() {
@@ -262,7 +283,7 @@ fn build(root: &Path, package: &str) -> Result<(), String> {
 
 /// Runs every program once per round; see [`table`].
 fn compare(programs: &[Program], metrics: &[(&str, &str, f64)], rounds: usize) -> Result<String, String> {
-    Ok(table(programs, &measure_all(programs, rounds)?, metrics))
+    Ok(table(&names(programs), &measure_all(programs, rounds)?, metrics))
 }
 
 /// Runs every program once per round. Returns the metrics of its runs, for each program.
@@ -280,9 +301,13 @@ fn measure_all(programs: &[Program], rounds: usize) -> Result<Vec<Vec<Map<String
     Ok(results)
 }
 
+fn names(programs: &[Program]) -> Vec<&str> {
+    programs.iter().map(|program| program.name.as_str()).collect()
+}
+
 /// A Markdown table with the median of each metric and the ratio of the first program's median to it. `metrics` are (column title,
 /// key of the JSON object, factor).
-fn table(programs: &[Program], results: &[Vec<Map<String, Value>>], metrics: &[(&str, &str, f64)]) -> String {
+pub fn table(names: &[&str], results: &[Vec<Map<String, Value>>], metrics: &[(&str, &str, f64)]) -> String {
     let median = |runs: &[Map<String, Value>], key: &str| -> Option<f64> {
         let mut values: Vec<f64> = runs.iter().filter_map(|run| run.get(key)?.as_f64()).collect();
         values.sort_by(f64::total_cmp);
@@ -293,8 +318,8 @@ fn table(programs: &[Program], results: &[Vec<Map<String, Value>>], metrics: &[(
     let heads: Vec<String> = std::iter::once("program".to_owned()).chain(heads).collect();
     table.push_str(&heads.iter().map(|head| format!(" {head} |")).collect::<String>());
     table.push_str(&format!("\n|{}\n", "---|".repeat(heads.len())));
-    for (program, runs) in programs.iter().zip(results) {
-        table.push_str(&format!("| {} |", program.name));
+    for (name, runs) in names.iter().zip(results) {
+        table.push_str(&format!("| {name} |"));
         for (_, key, factor) in metrics {
             let cells = match (median(runs, key), median(&results[0], key)) {
                 (Some(its), Some(ours)) => format!(" {:.0} | {:.2} |", its * factor, ours / its),

@@ -10,6 +10,7 @@ mod cuda;
 mod data;
 mod dependent;
 mod kernels;
+mod serve;
 
 use std::process::{Command, ExitCode};
 
