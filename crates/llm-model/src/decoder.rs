@@ -12,6 +12,7 @@ use candle_nn::Module;
 use llm_kernels::RecomputedGradients;
 
 use crate::embedding::Embedding;
+use crate::inspect::Inspection;
 use crate::lora::{EMBEDDING, TokenRows};
 use crate::norm::Norm;
 use crate::rotary::RotaryEmbedding;
@@ -41,15 +42,6 @@ pub(crate) struct DecoderOutput {
     pub hidden: Tensor,
     /// Router logits `(b·t, e)` of each layer with experts.
     pub router_logits: Vec<Tensor>,
-    /// Attention weights `(b, h, t, s)` of each layer, if they were asked for.
-    pub attentions: Vec<Tensor>,
-}
-
-/// The outputs of a forward pass that are not always made.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct OptionalOutputs {
-    /// The attention weights of each layer.
-    pub attentions: bool,
 }
 
 impl Decoder {
@@ -72,12 +64,13 @@ impl Decoder {
         })
     }
 
-    /// Runs the decoder on a batch. With a cache, the batch continues the cached tokens.
+    /// Runs the decoder on a batch. With a cache, the batch continues the cached tokens. An inspection reads and changes the
+    /// heads of each block.
     pub fn forward(
         &self,
         batch: &Batch,
         mut cache: Option<&mut KvCache>,
-        outputs: OptionalOutputs,
+        inspection: Option<Inspection>,
     ) -> Result<DecoderOutput> {
         let tokens = TokenContext::new(batch, cache.as_deref(), &self.rotary, self.sliding_window)?;
         let sequences = tokens.sequences().cloned();
@@ -86,8 +79,7 @@ impl Decoder {
         if sequences.is_some() {
             x = x.reshape((1, (), shape.dims()[2]))?; // (1, n, hidden)
         }
-        let attentions = outputs.attentions.then(Vec::new);
-        let mut context = ForwardContext { tokens, cache: cache.as_deref(), attentions };
+        let mut context = ForwardContext { tokens, cache: cache.as_deref(), inspection };
         let mut router_logits = Vec::new();
         for (index, layer) in self.layers.iter().enumerate() {
             let _span = tracing::trace_span!("layer", index).entered();
@@ -98,13 +90,12 @@ impl Decoder {
             };
             router_logits.extend(logits);
         }
-        let attentions = context.attentions.unwrap_or_default();
         if let (Some(cache), Some(sequences)) = (&mut cache, &sequences) {
             cache.advance(sequences);
         }
         let hidden = self.norm.forward(&x)?;
         let hidden = if sequences.is_some() { hidden.reshape(shape)? } else { hidden };
-        Ok(DecoderOutput { hidden, router_logits, attentions })
+        Ok(DecoderOutput { hidden, router_logits })
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor> {

@@ -1,5 +1,7 @@
 //! Models: a decoder with a head and its parameters.
 
+mod attention;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -12,7 +14,7 @@ use llm_kernels::{
 };
 use serde_json::{Map, Value};
 
-use crate::decoder::{Decoder, OptionalOutputs};
+use crate::decoder::Decoder;
 use crate::formats::families;
 use crate::formats::generation::GenerationConfig;
 use crate::head::Head;
@@ -228,7 +230,7 @@ impl Model {
     /// of the batch continue its rows.
     pub fn hidden(&self, batch: &Batch, cache: Option<&mut KvCache>) -> Result<Tensor> {
         self.check_ids(batch)?;
-        Ok(self.decoder.forward(batch, cache, OptionalOutputs::default())?.hidden)
+        Ok(self.decoder.forward(batch, cache, None)?.hidden)
     }
 
     /// The hidden states after the final norm, `(1, n, hidden)`, of a ragged batch whose rows continue paged rows. The keys and
@@ -237,7 +239,7 @@ impl Model {
         self.check_ids(batch)?;
         let sequences = rows.sequences(batch)?;
         let mut cache = rows.gather(&sequences)?;
-        let hidden = self.decoder.forward(batch, Some(&mut cache), OptionalOutputs::default())?.hidden;
+        let hidden = self.decoder.forward(batch, Some(&mut cache), None)?.hidden;
         rows.scatter(&cache, &sequences)?;
         Ok(hidden)
     }
@@ -246,7 +248,7 @@ impl Model {
     /// training loss.
     pub fn hidden_and_routing(&self, batch: &Batch) -> Result<(Tensor, Option<Routing>)> {
         self.check_ids(batch)?;
-        let output = self.decoder.forward(batch, None, OptionalOutputs::default())?;
+        let output = self.decoder.forward(batch, None, None)?;
         let routing = match &self.config.experts {
             Some(experts) if !output.router_logits.is_empty() => {
                 Some(Routing::of(experts, &output.router_logits, batch.padding.as_deref())?)
@@ -321,12 +323,6 @@ impl Model {
         let precision = teacher.0.output.precision();
         let teacher = HeadInputs { hidden_states: teacher.1, weight: &teacher_weight, precision };
         Ok(linear_distillation(student, teacher, labels, alpha, temperature)?)
-    }
-
-    /// The attention weights of every layer, each `(b, h, t, t)`: query by key, each row sums to one.
-    pub fn attentions(&self, batch: &Batch) -> Result<Vec<Tensor>> {
-        self.check_ids(batch)?;
-        Ok(self.decoder.forward(batch, None, OptionalOutputs { attentions: true })?.attentions)
     }
 
     fn check_ids(&self, batch: &Batch) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The attention sub-layer of a block: its weights. `llm_kernels::attention_block` computes it.
 
 use candle_core::Tensor;
-use llm_kernels::{AttentionBlock, AttentionParams};
+use llm_kernels::{AttentionBlock, AttentionHeads, AttentionParams};
 
 use super::context::{ForwardContext, RopeKind, TokenContext};
 use crate::config::QkNorm;
@@ -67,7 +67,11 @@ impl Attention {
     /// `x` plus the attention output, `(b, t, hidden)`.
     pub(super) fn forward(&self, x: &Tensor, context: &mut ForwardContext) -> Result<Tensor> {
         let block = self.block(&context.tokens, context.cache)?;
-        Ok(llm_kernels::attention_block(x, &block, context.attentions.as_mut())?)
+        let Some(inspection) = context.inspection.as_mut() else {
+            return Ok(llm_kernels::attention_block(x, &block, None)?);
+        };
+        let mut hook = |heads: &AttentionHeads| inspection.layer(self.layer, heads, &self.o_proj);
+        Ok(llm_kernels::attention_block(x, &block, Some(&mut hook))?)
     }
 
     fn block<'a>(&'a self, tokens: &'a TokenContext, cache: Option<&'a KvCache>) -> Result<AttentionBlock<'a>> {

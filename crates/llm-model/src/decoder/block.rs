@@ -78,7 +78,7 @@ impl Block {
     ) -> Result<(Tensor, Option<Tensor>)> {
         let (block, tokens) = (self.clone(), context.tokens.clone());
         let run = move |x: &Tensor| {
-            let mut context = ForwardContext { tokens: tokens.clone(), cache: None, attentions: None };
+            let mut context = ForwardContext { tokens: tokens.clone(), cache: None, inspection: None };
             let (y, logits) = block.forward(x, &mut context).map_err(candle_core::Error::wrap)?;
             match logits {
                 Some(logits) => {

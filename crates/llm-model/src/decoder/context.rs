@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use llm_kernels::{AttentionMask, Dropout, RotaryTable, Sequences};
 
+use crate::inspect::Inspection;
 use crate::params::hash;
 use crate::rotary::{RotaryEmbedding, RotaryTables};
 use crate::{Batch, KvCache, Result};
@@ -20,19 +21,18 @@ pub(super) enum RopeKind {
 ///
 /// All rows use the active adapters of the model: an adapter is part of a linear layer ([`crate::linear::Linear`]), which
 /// computes all rows of a batch in one matmul. An adapter of each row needs layers with several adapters.
-#[derive(Debug)]
-pub(super) struct ForwardContext<'a> {
+pub(super) struct ForwardContext<'a, 'i> {
     pub tokens: TokenContext,
     /// The keys and values of earlier tokens, to which each block appends those of the batch.
     pub cache: Option<&'a KvCache>,
-    /// The attention weights `(b, h, t, s)` of each block; none: they are not asked for.
-    pub attentions: Option<Vec<Tensor>>,
+    /// Reads and changes the heads of each block.
+    pub inspection: Option<Inspection<'i>>,
 }
 
-impl ForwardContext<'_> {
+impl ForwardContext<'_, '_> {
     /// Whether a block only maps `x` to its output, so that it can run again in the backward.
     pub fn is_pure(&self) -> bool {
-        self.cache.is_none() && self.attentions.is_none()
+        self.cache.is_none() && self.inspection.is_none()
     }
 }
 

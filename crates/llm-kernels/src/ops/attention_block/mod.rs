@@ -67,17 +67,37 @@ impl<'a> AttentionBlock<'a> {
     }
 }
 
+/// The heads of an attention block, for a [`HeadHook`].
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionHeads<'a> {
+    /// Rotated queries, `(b, t, h, d)`.
+    pub q: &'a Tensor,
+    /// Rotated keys, `(b, s, g, d)`.
+    pub k: &'a Tensor,
+    /// Values, `(b, s, g, d)`.
+    pub v: &'a Tensor,
+    /// The outputs of the heads, `(b, t, h, d)`.
+    pub y: &'a Tensor,
+    /// The parameters of attention.
+    pub params: AttentionParams,
+    /// The attention mask.
+    pub mask: &'a AttentionMask,
+}
+
+/// Reads the heads of an attention block and returns the outputs `(b, t, h, d)` with which the block goes on: those it got, or
+/// others in an ablation.
+pub type HeadHook<'a> = dyn FnMut(&AttentionHeads) -> Result<Tensor> + 'a;
+
 /// `x + o(attention(rope(q(y)), rope(k(y)), v(y)))` with `y = norm(x)`; the optional norms are applied where
 /// [`AttentionBlock`] says.
 ///
-/// `x` and the result are `(b, t, hidden)`. The attention weights `(b, h, t, s)` are appended to `attentions` if it is
-/// given. In training, a block with an `RMSNorm` before it, with or without biases, `LoRA` adapters, `RMSNorm`s of queries and
+/// `x` and the result are `(b, t, hidden)`. A block with a `hook` runs as single operations. In training, a block with an `RMSNorm` before it, with or without biases, `LoRA` adapters, `RMSNorm`s of queries and
 /// keys and the rotary embedding, is one fused operation, whose backward runs once; with `DoRA` or another optional part the
 /// parts run one by one, with the same result.
-pub fn attention_block(x: &Tensor, block: &AttentionBlock, attentions: Option<&mut Vec<Tensor>>) -> Result<Tensor> {
-    match cpu::Inputs::of(x, block).filter(|_| attentions.is_none()) {
+pub fn attention_block(x: &Tensor, block: &AttentionBlock, hook: Option<&mut HeadHook>) -> Result<Tensor> {
+    match cpu::Inputs::of(x, block).filter(|_| hook.is_none()) {
         Some(inputs) => cpu::fused(x, inputs, block),
-        None => reference::attention_block(x, block, attentions),
+        None => reference::attention_block(x, block, hook),
     }
 }
 

@@ -2,15 +2,15 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{AttentionBlock, QkNorm};
-use crate::ops::attention::{attention, attention_weights};
+use super::{AttentionBlock, AttentionHeads, HeadHook, QkNorm};
+use crate::ops::attention::attention;
 use crate::ops::kv_append::kv_append;
 use crate::ops::norm::{Norm, apply_norm};
 use crate::ops::projection::Projection;
 use crate::ops::rotary::rope;
 
 /// [`super::attention_block`].
-pub fn attention_block(x: &Tensor, block: &AttentionBlock, attentions: Option<&mut Vec<Tensor>>) -> Result<Tensor> {
+pub fn attention_block(x: &Tensor, block: &AttentionBlock, hook: Option<&mut HeadHook>) -> Result<Tensor> {
     let AttentionBlock { params, mask, .. } = *block;
     let (q, k, v) = queries_keys_values(&apply_norm(block.norm.as_ref(), x)?, block)?;
     let (k, v) = match (block.cache, &mask.sequences) {
@@ -22,10 +22,11 @@ pub fn attention_block(x: &Tensor, block: &AttentionBlock, attentions: Option<&m
         }
         _ => (k, v),
     };
-    if let Some(attentions) = attentions {
-        attentions.push(attention_weights(&q, &k, params, mask)?);
-    }
     let y = attention(&q, &k, &v, params, mask)?; // (b, t, h, d)
+    let y = match hook {
+        Some(hook) => hook(&AttentionHeads { q: &q, k: &k, v: &v, y: &y, params, mask })?,
+        None => y,
+    };
     match &block.output_norm {
         Some(norm) => x + norm.forward(&block.o.forward(&y.flatten_from(2)?)?)?,
         None => block.o.forward_residual(&y, x),
