@@ -35,6 +35,40 @@ pub enum Error {
         /// The context length of the model.
         context_length: usize,
     },
+    /// A text is too long for its attention to be computed.
+    #[error("the text has {tokens} tokens; attention is computed for at most {limit}")]
+    TextTooLong {
+        /// Number of tokens of the text.
+        tokens: usize,
+        /// The most tokens: the context length of the model, at most [`crate::attention::MAX_TOKENS`].
+        limit: usize,
+    },
+    /// A word is not in the text.
+    #[error("{word:?} is not a word of the text; its words are: {words}")]
+    NoSuchWord {
+        /// The word.
+        word: String,
+        /// The words of the text.
+        words: String,
+    },
+    /// A word is in the text more than once.
+    #[error("{word:?} is {count} times in the text; write \"{word}:1\" for the first, up to \"{word}:{count}\"")]
+    AmbiguousWord {
+        /// The word.
+        word: String,
+        /// How often it is in the text.
+        count: usize,
+    },
+    /// A word is not so many times in the text.
+    #[error("\"{word}:{number}\": {word:?} is {count} times in the text; the number must be from 1 to {count}")]
+    NoSuchOccurrence {
+        /// The word.
+        word: String,
+        /// The number of the occurrence.
+        number: usize,
+        /// How often it is in the text.
+        count: usize,
+    },
     /// Prompt and reply of a benchmark do not fit the model.
     #[error(
         "{prompt_tokens} prompt tokens and {new_tokens} new tokens exceed the context length of {context_length}; use fewer"
@@ -96,6 +130,10 @@ impl Error {
             | Self::EmptyPrompt
             | Self::PromptTooLong { .. }
             | Self::BenchTooLong { .. }
+            | Self::TextTooLong { .. }
+            | Self::NoSuchWord { .. }
+            | Self::AmbiguousWord { .. }
+            | Self::NoSuchOccurrence { .. }
             | Self::NotALanguageModel
             | Self::OtherTokenizer { .. }
             | Self::InvalidRequest { .. }

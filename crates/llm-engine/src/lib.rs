@@ -28,6 +28,8 @@
 //! # Ok::<(), llm_engine::Error>(())
 //! ```
 //!
+//! [`attention`] shows what a word looks at, by layer and head, and what ablating heads changes.
+//!
 //! A debug build of a program that uses this crate needs `[profile.dev.package."*"]` with `opt-level = 3` in its `Cargo.toml`:
 //! Cargo ignores the profiles of a dependency, and tensor code without optimisation is too slow to run models.
 //!
@@ -35,6 +37,7 @@
 //!
 //! `examples/chat.rs` is an example to copy: a streamed reply and the kinds of errors.
 
+pub mod attention;
 mod bench;
 mod engine;
 mod error;

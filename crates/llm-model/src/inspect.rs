@@ -43,17 +43,20 @@ pub enum AblationKind {
     Mean,
 }
 
+/// A function for each head.
+pub(crate) type OnHead<'a> = dyn FnMut(&HeadAttention) -> Result<()> + 'a;
+
 /// What a forward pass does with the heads of each layer.
 pub(crate) struct Inspection<'a> {
     pub ablations: &'a [Ablation],
-    pub on_head: Option<&'a mut dyn FnMut(&HeadAttention) -> Result<()>>,
+    pub on_head: Option<&'a mut OnHead<'a>>,
 }
 
 impl Inspection<'_> {
     /// Calls `on_head` for the heads of a layer and returns their outputs after the ablations, `(b, t, h, d)`.
     pub fn layer(&mut self, layer: usize, heads: &AttentionHeads, o_proj: &Linear) -> Result<Tensor> {
         if let Some(on_head) = &mut self.on_head {
-            for_each_head(layer, heads, o_proj, on_head)?;
+            for_each_head(layer, heads, o_proj, *on_head)?;
         }
         let ablated: Vec<Ablation> = self.ablations.iter().filter(|head| head.layer == layer).copied().collect();
         if ablated.is_empty() {
@@ -76,12 +79,7 @@ impl Inspection<'_> {
     }
 }
 
-fn for_each_head(
-    layer: usize,
-    heads: &AttentionHeads,
-    o_proj: &Linear,
-    on_head: &mut dyn FnMut(&HeadAttention) -> Result<()>,
-) -> Result<()> {
+fn for_each_head(layer: usize, heads: &AttentionHeads, o_proj: &Linear, on_head: &mut OnHead) -> Result<()> {
     let (b, t, h, d) = heads.q.dims4()?;
     let output = o_proj.matrix()?.detach().to_device(heads.v.device())?; // (hidden, h·d)
     for head in 0..h {
