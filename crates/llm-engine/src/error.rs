@@ -24,6 +24,48 @@ pub enum Error {
         /// The allowed range.
         expected: &'static str,
     },
+    /// A token id is not in the vocabulary.
+    #[error("{name}: token id {id} must be less than the vocabulary size {vocab_size}")]
+    TokenOutsideVocabulary {
+        /// The option with the id.
+        name: &'static str,
+        /// The id.
+        id: u32,
+        /// The vocabulary size.
+        vocab_size: usize,
+    },
+    /// No sampler or order of samplers has this name.
+    #[error(
+        "samplers is {text:?}; it must be openai, llama.cpp, or names of penalties, dry, top_n_sigma, temperature, min_p, top_k, \
+         typical_p, top_p, xtc with commas"
+    )]
+    UnknownSamplers {
+        /// The text.
+        text: String,
+    },
+    /// A sampler is in the order twice.
+    #[error("samplers: {name} is in the list twice; name each sampler once")]
+    SamplerTwice {
+        /// The sampler.
+        name: String,
+    },
+    /// A list of texts has an empty one.
+    #[error("{name}: a text is empty; remove it")]
+    EmptyText {
+        /// The option.
+        name: &'static str,
+    },
+    /// Bans and allowed ids leave no token to sample.
+    #[error("no token can be sampled: allowed_ids without banned_ids must have at least one token")]
+    NoTokenAllowed,
+    /// A row of logits has another length than the vocabulary.
+    #[error("{logits} logits for a vocabulary of {vocab_size} tokens")]
+    OtherVocabulary {
+        /// Number of logits.
+        logits: usize,
+        /// The vocabulary size.
+        vocab_size: usize,
+    },
     /// A prompt has no tokens.
     #[error("a prompt is empty; give at least one token")]
     EmptyPrompt,
@@ -123,10 +165,19 @@ impl Error {
     /// errors come from the machine or from the computation.
     pub fn is_callers_fault(&self) -> bool {
         match self {
-            Self::Candle(_) | Self::LogitsNotFinite | Self::ShutDown | Self::Engine(_) => false,
+            Self::Candle(_)
+            | Self::LogitsNotFinite
+            | Self::OtherVocabulary { .. }
+            | Self::ShutDown
+            | Self::Engine(_) => false,
             Self::Model(error) => error.is_callers_fault(),
             Self::Tokenizer(error) => error.is_callers_fault(),
             Self::InvalidOption { .. }
+            | Self::TokenOutsideVocabulary { .. }
+            | Self::UnknownSamplers { .. }
+            | Self::SamplerTwice { .. }
+            | Self::EmptyText { .. }
+            | Self::NoTokenAllowed
             | Self::EmptyPrompt
             | Self::PromptTooLong { .. }
             | Self::BenchTooLong { .. }

@@ -1,11 +1,9 @@
 //! Batched generation with a KV cache: prefill of the prompts as a ragged batch, then one decode step per token.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{DType, Tensor};
 use llm_model::{Batch, Head, KvCache, Model};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 
-use crate::{Error, Result, Sampling, sample};
+use crate::{Error, Result, Sampler, Sampling};
 
 /// Options of generation.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +27,7 @@ impl Default for GenerateOptions {
 ///
 /// `on_token(row, id)` is called for each token; it returns `false` to end the row. Each row has its own random stream, so
 /// its reply does not depend on the other rows. A row also ends when its prompt and reply reach
-/// `max_position_embeddings`. An empty prompt, or a prompt of `max_position_embeddings` tokens or more, is an error.
+/// `max_position_embeddings`. Without a seed each call gives other replies. An empty prompt, or a prompt of `max_position_embeddings` tokens or more, is an error.
 pub fn generate(
     model: &Model,
     prompts: &[Vec<u32>],
@@ -48,7 +46,7 @@ pub fn generate_from(
     options: &GenerateOptions,
     mut on_token: impl FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Vec<u32>>> {
-    options.sampling.validate()?;
+    options.sampling.validate(model.config().vocab_size)?;
     if model.head() != Head::LanguageModel {
         return Err(Error::NotALanguageModel);
     }
@@ -67,8 +65,11 @@ pub fn generate_from(
     if prompts.is_empty() || steps == 0 {
         return Ok(replies);
     }
-    let rows = first_row..first_row + prompts.len();
-    let mut rngs: Vec<ChaCha8Rng> = rows.map(|row| row_rng(options.sampling.seed, row)).collect();
+    let (sampling, vocab) = (options.sampling.clone().seeded(), model.config().vocab_size);
+    let sampler = |(row, prompt): (usize, &Vec<u32>)| {
+        Sampler::new(&sampling, vocab, first_row + row).with_end_ids(&stop_ids).with_prompt(prompt)
+    };
+    let mut samplers: Vec<Sampler> = prompts.iter().enumerate().map(sampler).collect();
     let mut active = vec![true; prompts.len()];
     let capacity = prompts.iter().map(|prompt| (prompt.len() + steps).min(context_length)).max().unwrap_or(0);
     let mut cache = KvCache::new(model.config(), prompts.len(), capacity, &model.device())?;
@@ -86,10 +87,9 @@ pub fn generate_from(
                 llm_kernels::spin_workers(|| last_logits(model, &next, &mut cache))?
             }
         }; // (active rows, vocab)
-        let vocab = logits.dim(D::Minus1)?;
-        let logits = logits.flatten_all()?.to_vec1::<f32>()?;
-        for (row, logits) in (0..prompts.len()).filter(|&row| active[row]).zip(logits.chunks_exact(vocab)) {
-            replies[row].push(sample(logits, &options.sampling, &mut rngs[row])?);
+        let mut logits = logits.flatten_all()?.to_vec1::<f32>()?;
+        for (row, logits) in (0..prompts.len()).filter(|&row| active[row]).zip(logits.chunks_exact_mut(vocab)) {
+            replies[row].push(samplers[row].next(logits, step, None)?.id);
         }
         for row in (0..prompts.len()).filter(|&row| active[row]).collect::<Vec<_>>() {
             let id = replies[row][replies[row].len() - 1];
@@ -115,12 +115,6 @@ pub(crate) fn last_logits(model: &Model, rows: &[Vec<u32>], cache: &mut KvCache)
     Ok(model.output(&last)?.to_dtype(DType::F32)?)
 }
 
-pub(crate) fn row_rng(seed: u64, row: usize) -> ChaCha8Rng {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(row as u64);
-    rng
-}
-
 #[cfg(test)]
 mod tests {
     use llm_model::ModelConfig;
@@ -143,17 +137,18 @@ mod tests {
     }
 
     fn greedy(max_new_tokens: usize) -> GenerateOptions {
-        let sampling = Sampling { temperature: 0., ..Sampling::default() };
+        let sampling = Sampling { temperature: 0., seed: Some(42), ..Sampling::default() };
         GenerateOptions { max_new_tokens, sampling, ..GenerateOptions::default() }
     }
 
     /// Reference without cache: runs the whole sequence for each token.
     fn without_cache(model: &Model, prompt: &[u32], options: &GenerateOptions) -> Vec<u32> {
-        let (mut ids, mut rng) = (prompt.to_vec(), row_rng(options.sampling.seed, 0));
-        for _ in 0..options.max_new_tokens {
+        let mut ids = prompt.to_vec();
+        let mut sampler = Sampler::new(&options.sampling, model.config().vocab_size, 0);
+        for position in 0..options.max_new_tokens {
             let logits = model.forward(&Batch::new(&[ids.clone()]).unwrap()).unwrap();
-            let last = logits.get(0).unwrap().get(ids.len() - 1).unwrap().to_vec1::<f32>().unwrap();
-            ids.push(sample(&last, &options.sampling, &mut rng).unwrap());
+            let mut last = logits.get(0).unwrap().get(ids.len() - 1).unwrap().to_vec1::<f32>().unwrap();
+            ids.push(sampler.next(&mut last, position, None).unwrap().id);
         }
         ids[prompt.len()..].to_vec()
     }
@@ -184,7 +179,8 @@ mod tests {
     fn the_batch_size_does_not_change_the_replies() {
         let model = model();
         let prompts = vec![vec![5, 6]; 7];
-        let options = GenerateOptions { max_new_tokens: 6, ..GenerateOptions::default() };
+        let sampling = Sampling { seed: Some(42), ..Sampling::default() };
+        let options = GenerateOptions { max_new_tokens: 6, sampling, ..GenerateOptions::default() };
         let whole = generate(&model, &prompts, &options, |_, _| true).unwrap();
         let mut parts = Vec::new();
         for (i, part) in prompts.chunks(3).enumerate() {

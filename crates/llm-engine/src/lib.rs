@@ -45,6 +45,7 @@ mod generate;
 mod logprobs;
 mod request;
 mod sampler;
+mod sampling;
 mod text;
 
 pub use bench::{InferenceCost, anonymous_memory, bench, peak_memory};
@@ -52,7 +53,8 @@ pub use engine::{Engine, EngineOptions, EngineStats, Generation, Histogram, Mode
 pub use error::Error;
 pub use generate::{GenerateOptions, generate, generate_from};
 pub use request::{Constraint, Event, FinishReason, Request, Token, TokenLogprobs, Usage};
-pub use sampler::{Sampling, sample};
+pub use sampler::Sampler;
+pub use sampling::{SamplerName, SamplerOrder, SamplerPreset, Sampling};
 pub use text::{Completion, TextModel, TextOptions};
 
 /// The result type of this crate.

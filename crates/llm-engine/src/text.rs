@@ -157,7 +157,7 @@ impl TextModel {
     /// Continues `prompt`. `on_text` gets each piece of text as soon as it cannot be part of a stop string.
     pub fn complete(&self, prompt: &[u32], options: &TextOptions, mut on_text: impl FnMut(&str)) -> Result<Completion> {
         let (max_new_tokens, stop_ids) = (options.max_new_tokens, Some(self.stop_ids()));
-        let generation = GenerateOptions { max_new_tokens, stop_ids, sampling: options.sampling };
+        let generation = GenerateOptions { max_new_tokens, stop_ids, sampling: options.sampling.clone() };
         let mut decoder = self.tokenizer.stream();
         let (mut stops, mut failure) = (StopStrings::new(&options.stop), None);
         let replies = generate(&self.model, &[prompt.to_vec()], &generation, |_, id| match decoder.push(id) {

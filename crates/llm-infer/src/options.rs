@@ -15,7 +15,7 @@ impl GenerationArgs {
         let default = Sampling::default();
         let temperature = self.temperature.unwrap_or(default.temperature);
         let top_p = self.top_p.unwrap_or(default.top_p);
-        Sampling { temperature, top_p, ..default }.validate().map_err(input)
+        Sampling { temperature, top_p, ..default }.validate(usize::MAX).map_err(input)
     }
 
     /// The options for a model. Logs (`-v`) which value comes from where and which tokens end a reply, and warns of settings of
@@ -36,7 +36,7 @@ impl GenerationArgs {
         sources.push(choose(&mut sampling.top_p, self.top_p, top_p.is_some(), "top_p", file));
         let (flag, named) = (self.max_new_tokens, generation.max_new_tokens.is_some());
         sources.push(choose(&mut options.max_new_tokens, flag, named, "max_new_tokens", file));
-        sampling.seed = self.seed;
+        sampling.seed = Some(self.seed);
         if !self.stop.is_empty() {
             options.stop.clone_from(&self.stop);
         }

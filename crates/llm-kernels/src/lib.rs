@@ -48,6 +48,7 @@ pub use ops::layer_norm::layer_norm;
 pub use ops::linear::{linear, linear_reshaped, linear_residual, linear_with_precision};
 pub use ops::linear_mapped::{MappedWeight, linear_mapped};
 pub use ops::linear_quantized::linear_quantized;
+pub use ops::logits::{count_up_to, exp_logits, logit_range, sum_up_to, sum_weights};
 pub use ops::mlp_block::{MlpBlock, mlp_block};
 pub use ops::muon::{MuonStep, muon_step};
 pub use ops::norm::Norm;

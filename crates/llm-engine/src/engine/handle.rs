@@ -154,9 +154,10 @@ impl Engine {
 
     /// Submits a request. Everything that is wrong with it is found here: a request that is accepted fails only if the model
     /// or the machine does.
-    pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
+    pub fn submit(&self, mut request: Request) -> Result<Generation, SubmitError> {
         validate::request(&request, &self.shared)?;
-        let seed = request.sampling.seed;
+        request.sampling = request.sampling.seeded();
+        let seed = request.sampling.seed.unwrap_or_default();
         let id = self.handle.next_id.fetch_add(1, Ordering::Relaxed);
         // Room for the events of some steps, so that a reader that is late does not stop the others.
         let (events, receiver) = mpsc::channel(32 + 8 * request.choices);

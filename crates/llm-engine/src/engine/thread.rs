@@ -6,16 +6,16 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{DType, Tensor};
 use llm_model::{Batch, KvCache, Model};
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::sync::oneshot;
 
 use super::answer::Answer;
 use super::handle::{Pooling, Shared};
-use crate::generate::{last_logits, row_rng};
+use crate::generate::last_logits;
 use crate::logprobs::token_logprobs;
-use crate::{Error, Event, FinishReason, Request, Result, Token, TokenLogprobs, Usage, sample};
+use crate::{Error, Event, FinishReason, Request, Result, Sampler, Token, TokenLogprobs, Usage};
 
 /// Rows of logits that are computed at a time for the log-probabilities of a prompt.
 const LOGIT_ROWS: usize = 128;
@@ -147,7 +147,10 @@ fn answer(shared: &Shared, job: &Job, start: Instant) -> Result<(), Ended> {
     let steps = request.max_new_tokens.min(context_length - request.prompt.len());
     let choices = request.choices;
     let mut answers: Vec<Answer> = (0..choices).map(|_| Answer::new(&text_model.tokenizer, &request.stop)).collect();
-    let mut rngs: Vec<_> = (0..choices).map(|choice| row_rng(job.seed, choice)).collect();
+    let vocab = model.config().vocab_size;
+    let sampler =
+        |choice| Sampler::new(&request.sampling, vocab, choice).with_end_ids(stop_ids).with_prompt(&request.prompt);
+    let mut samplers: Vec<Sampler> = (0..choices).map(sampler).collect();
     let mut next: Vec<Vec<u32>> = vec![request.prompt.clone(); choices];
     let mut cache = match steps {
         0 => None,
@@ -166,12 +169,11 @@ fn answer(shared: &Shared, job: &Job, start: Instant) -> Result<(), Ended> {
             break;
         }
         let logits = llm_kernels::spin_workers(|| last_logits(model, &next, cache))?; // (rows, vocab)
-        let vocab = logits.dim(D::Minus1)?;
-        let logits = logits.flatten_all()?.to_vec1::<f32>()?;
+        let mut logits = logits.flatten_all()?.to_vec1::<f32>()?;
         observe_step(shared, job, start, step, rows.len(), &mut last_token);
-        for (&row, logits) in rows.iter().zip(logits.chunks_exact(vocab)) {
-            let id = sample(logits, &request.sampling, &mut rngs[row])?;
-            let token = Token { id, logprobs: request.logprobs.map(|top| token_logprobs(logits, id, top)) };
+        for (&row, logits) in rows.iter().zip(logits.chunks_exact_mut(vocab)) {
+            let token = samplers[row].next(logits, step, request.logprobs)?;
+            let id = token.id;
             next[row] = vec![id];
             if stop_ids.contains(&id) {
                 next[row].clear();

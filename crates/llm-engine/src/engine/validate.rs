@@ -30,7 +30,7 @@ pub(super) fn request(request: &Request, shared: &Shared) -> Result<()> {
     if let Some(ids) = &request.stop_ids {
         known_ids("stop_ids", ids, model.config().vocab_size)?;
     }
-    request.sampling.validate()?;
+    request.sampling.validate(model.config().vocab_size)?;
     for (field, count) in [("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)] {
         if let Some(count) = count.filter(|&count| count > MAX_LOGPROBS) {
             return Err(invalid(field, format!("is {count}; it must be at most {MAX_LOGPROBS}")));

@@ -32,7 +32,7 @@ fn choices_differ_and_the_seed_repeats_them() {
         assert!(first.choices[..i].iter().all(|other| other.text != choice.text), "answer {i} differs from the others");
     }
     assert_eq!(first.usage.completion_tokens, 60);
-    let sampling = Sampling { seed: first.usage.seed, ..Sampling::default() };
+    let sampling = Sampling { seed: Some(first.usage.seed), ..Sampling::default() };
     let again = ask(&engine, Request { choices: 5, sampling, ..request(&[9, 8, 7], 12) });
     assert_eq!(again.choices, first.choices);
 }

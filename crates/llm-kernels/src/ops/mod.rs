@@ -15,6 +15,7 @@ pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod linear_mapped;
 pub(crate) mod linear_quantized;
+pub(crate) mod logits;
 pub(crate) mod mlp_block;
 pub(crate) mod muon;
 pub(crate) mod norm;

@@ -46,7 +46,7 @@ impl SamplingFields {
             Some(k) => usize::try_from(k).unwrap_or(0),
             None => top_k.unwrap_or(sampling.top_k),
         };
-        sampling.seed = self.seed.map_or_else(|| crate::ids::random() >> 11, i64::cast_unsigned);
+        sampling.seed = self.seed.map(i64::cast_unsigned);
         Ok(sampling)
     }
 

@@ -242,7 +242,7 @@ fn rewards_are_scaled_over_replies_of_the_reference() {
     scorer.save(dir.path().join("scorer")).unwrap();
     let mut model = RewardModel::load(&dir.path().join("scorer")).unwrap();
     let prompts: Vec<Vec<u32>> = (0..40).map(|i| vec![3, 6 + i, 5, 4]).collect();
-    let sampling = Sampling { temperature: 1., seed: 9, ..Sampling::default() };
+    let sampling = Sampling { temperature: 1., seed: Some(9), ..Sampling::default() };
     let options = GenerateOptions { max_new_tokens: 5, stop_ids: Some(vec![5]), sampling };
     let scale = model.scale_on(&policy, &prompts, &options, 64).unwrap();
     assert_eq!(scale, model.scale_on(&policy, &prompts, &options, 64).unwrap());

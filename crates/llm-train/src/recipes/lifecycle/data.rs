@@ -116,7 +116,7 @@ fn answers(
         let options = GenerateOptions {
             max_new_tokens: recipe.ppo.max_new_tokens,
             stop_ids: Some(teacher.stop_ids()),
-            sampling: Sampling { temperature: recipe.ppo.temperature, seed, ..Sampling::default() },
+            sampling: Sampling { temperature: recipe.ppo.temperature, seed: Some(seed), ..Sampling::default() },
         };
         let replies = teacher.complete_all(&prompts, &options, BATCH, |_| ())?;
         answered.extend(chunk.iter().zip(replies).map(|(question, reply)| {

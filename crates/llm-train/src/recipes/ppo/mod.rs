@@ -187,8 +187,11 @@ fn scale_on_reference(
     end_of_turn: u32,
 ) -> Result<RewardScale> {
     let total = recipe.episodes.saturating_mul(usize::try_from(recipe.updates).unwrap_or(usize::MAX));
-    let sampling =
-        Sampling { temperature: recipe.temperature, seed: rng(recipe.seed, 4, 0).random(), ..Sampling::default() };
+    let sampling = Sampling {
+        temperature: recipe.temperature,
+        seed: Some(rng(recipe.seed, 4, 0).random()),
+        ..Sampling::default()
+    };
     let options =
         GenerateOptions { max_new_tokens: recipe.max_new_tokens, stop_ids: Some(vec![end_of_turn]), sampling };
     reward_model.scale_on(reference, &prompts.first(SCALE_REPLIES.min(total)), &options, recipe.micro_batch_size)

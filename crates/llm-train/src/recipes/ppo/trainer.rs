@@ -129,7 +129,7 @@ impl<'a> PpoTrainer<'a> {
     }
 
     fn generate_options(&self, seed: u64) -> GenerateOptions {
-        let sampling = Sampling { temperature: self.recipe.temperature, seed, ..Sampling::default() };
+        let sampling = Sampling { temperature: self.recipe.temperature, seed: Some(seed), ..Sampling::default() };
         GenerateOptions { max_new_tokens: self.recipe.max_new_tokens, stop_ids: Some(vec![self.ids.eos]), sampling }
     }
 

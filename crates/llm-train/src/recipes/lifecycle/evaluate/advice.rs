@@ -60,7 +60,7 @@ fn sampling_options(recipe: &LifecycleRecipe, model: &TextModel) -> GenerateOpti
     GenerateOptions {
         max_new_tokens: recipe.ppo.max_new_tokens,
         stop_ids: Some(model.stop_ids()),
-        sampling: Sampling { temperature: recipe.ppo.temperature, ..Sampling::default() },
+        sampling: Sampling { temperature: recipe.ppo.temperature, seed: Some(42), ..Sampling::default() },
     }
 }
 

@@ -1,0 +1,198 @@
+//! The tokens that can still be sampled. A sampler changes their logits or leaves some of them out.
+
+use llm_kernels::{count_up_to, exp_logits, logit_range, sum_up_to, sum_weights};
+
+/// Memory that rows use in turn.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    ids: Vec<u32>,
+    weights: Vec<f32>,
+    keys: Vec<f32>,
+}
+
+/// Candidates in ascending order of their ids.
+#[derive(Debug)]
+pub struct Candidates<'a> {
+    /// Finite after [`Candidates::drop_masked`].
+    logits: &'a mut [f32],
+    /// The ids; unused if all tokens are candidates, whose ids are 0, 1, 2...
+    ids: &'a mut Vec<u32>,
+    all: bool,
+    /// `e^(logit - max)` after [`Candidates::weigh`].
+    weights: &'a mut Vec<f32>,
+    /// The order of [`Candidates::keep_first`].
+    keys: &'a mut Vec<f32>,
+}
+
+impl<'a> Candidates<'a> {
+    /// All tokens of a row of logits.
+    pub fn new(logits: &'a mut [f32], scratch: &'a mut Scratch) -> Self {
+        scratch.ids.clear();
+        let Scratch { ids, weights, keys } = scratch;
+        Self { logits, ids, all: true, weights, keys }
+    }
+
+    pub fn len(&self) -> usize {
+        self.logits.len()
+    }
+
+    pub fn logits(&self) -> &[f32] {
+        self.logits
+    }
+
+    pub fn logits_mut(&mut self) -> &mut [f32] {
+        self.logits
+    }
+
+    /// The weights of [`Self::weigh`].
+    pub fn weights(&self) -> &[f32] {
+        self.weights
+    }
+
+    /// The id of the candidate with this index.
+    pub fn id(&self, index: usize) -> u32 {
+        if self.all { index as u32 } else { self.ids[index] }
+    }
+
+    /// The logit of a token, if it is a candidate.
+    pub fn get_mut(&mut self, id: u32) -> Option<&mut f32> {
+        let index = if self.all { id as usize } else { self.ids.binary_search(&id).ok()? };
+        self.logits.get_mut(index)
+    }
+
+    /// The highest logit.
+    pub fn max(&self) -> f32 {
+        logit_range(self.logits).map_or(f32::NEG_INFINITY, |(_, high)| high)
+    }
+
+    /// The index of the first candidate with the highest logit.
+    pub fn best(&self) -> usize {
+        let max = self.max();
+        self.logits.iter().position(|&x| x == max).unwrap_or(0)
+    }
+
+    /// Computes the weights, the probabilities times the returned sum.
+    pub fn weigh(&mut self) -> f64 {
+        let max = self.max();
+        self.weights.resize(self.logits.len(), 0.);
+        exp_logits(self.logits, max, self.weights)
+    }
+
+    /// Leaves out the candidates of which `keep(index, id, logit)` is false.
+    pub fn retain(&mut self, keep: impl Fn(usize, u32, f32) -> bool) {
+        let mut kept = 0;
+        if self.all {
+            self.ids.clear();
+        }
+        for index in 0..self.logits.len() {
+            let id = if self.all { index as u32 } else { self.ids[index] };
+            if keep(index, id, self.logits[index]) {
+                self.logits[kept] = self.logits[index];
+                if self.all {
+                    self.ids.push(id);
+                } else {
+                    self.ids[kept] = id;
+                }
+                kept += 1;
+            }
+        }
+        self.all = false;
+        self.ids.truncate(kept);
+        let logits = std::mem::take(&mut self.logits);
+        self.logits = &mut logits[..kept];
+    }
+
+    /// Leaves out the tokens with logit -inf.
+    pub fn drop_masked(&mut self) {
+        if self.logits.contains(&f32::NEG_INFINITY) {
+            self.retain(|_, _, logit| logit > f32::NEG_INFINITY);
+        }
+    }
+
+    /// Keeps the k candidates with the highest logits; of equal ones those with the lower ids.
+    pub fn keep_best(&mut self, k: usize) {
+        if k < self.len() {
+            let max = self.max();
+            self.set_keys(|logit| max - logit);
+            self.keep_first(|limit, keys, _| count_up_to(keys, limit) as f64, |_| 1., |count| count >= k as f64);
+        }
+    }
+
+    /// Keeps the first candidates in the order of `key(logit)`, lower ids before higher ones, until `is_enough(mass)` of their
+    /// total weight; at least one. The weights are those of [`Self::weigh`].
+    pub fn keep_mass(&mut self, key: impl Fn(f32) -> f32, is_enough: impl Fn(f64) -> bool) {
+        self.set_keys(key);
+        self.keep_first(|limit, keys, weights| sum_up_to(keys, weights, limit), f64::from, is_enough);
+    }
+
+    fn set_keys(&mut self, key: impl Fn(f32) -> f32) {
+        self.keys.clear();
+        self.keys.extend(self.logits.iter().map(|&logit| key(logit)));
+    }
+
+    /// Keeps the shortest prefix in the order of (key, id) whose total is enough.
+    ///
+    /// Bisection of the key brackets the end of the prefix, so that only the few candidates in the bracket are sorted.
+    fn keep_first(
+        &mut self,
+        total: impl Fn(f32, &[f32], &[f32]) -> f64,
+        weight: impl Fn(f32) -> f64,
+        is_enough: impl Fn(f64) -> bool,
+    ) {
+        const FEW: usize = 32;
+        let Some((low, high)) = logit_range(self.keys) else { return };
+        // The prefix ends at a key in (below, above]. The first key is in it, in any case.
+        let (mut below, mut above) = (f32::NEG_INFINITY, high);
+        let mut total_below = 0.;
+        if !is_enough(total(high, self.keys, self.weights)) {
+            return;
+        }
+        let mut middle = low;
+        loop {
+            let sum = total(middle, self.keys, self.weights);
+            if is_enough(sum) {
+                above = middle;
+            } else {
+                (below, total_below) = (middle, sum);
+            }
+            middle = below + (above - below) / 2.;
+            let is_split = middle > below && middle < above;
+            if !is_split || count_up_to(self.keys, above) - count_up_to(self.keys, below) <= FEW {
+                break;
+            }
+        }
+        let bracket = self.keys.iter().enumerate().filter(|(_, key)| **key > below && **key <= above);
+        let mut bracket: Vec<(f32, usize)> = bracket.map(|(index, key)| (*key, index)).collect();
+        bracket.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let mut sum = total_below;
+        let end = bracket.iter().position(|&(_, index)| {
+            sum += self.weights.get(index).map_or(1., |&w| weight(w));
+            is_enough(sum)
+        });
+        let (last_key, last_index) = bracket[end.unwrap_or(bracket.len() - 1)];
+        let keys = std::mem::take(self.keys);
+        self.retain(|index, _, _| keys[index] < last_key || keys[index] == last_key && index <= last_index);
+        *self.keys = keys;
+    }
+
+    /// The index of the candidate at the share `uniform`, from 0 to 1, of the sum of the weights in the order of ids.
+    pub fn draw(&self, uniform: f64) -> usize {
+        const PART: usize = 512;
+        let mut remaining = uniform * sum_weights(self.weights);
+        for (part, weights) in self.weights.chunks(PART).enumerate() {
+            let sum = sum_weights(weights);
+            if remaining >= sum {
+                remaining -= sum;
+                continue;
+            }
+            for (index, &weight) in weights.iter().enumerate() {
+                remaining -= f64::from(weight);
+                if remaining < 0. {
+                    return part * PART + index;
+                }
+            }
+        }
+        // Only reached through rounding: the last candidate that can be drawn.
+        self.weights.iter().rposition(|&weight| weight > 0.).unwrap_or(0)
+    }
+}
