@@ -1,24 +1,21 @@
 //! Batches of tokenized splits: in random order for training, in order for evaluation.
 
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
+use std::ops::Range;
 
 use crate::mixture::Mixture;
+use crate::token_rows::{Packing, TokenRows};
 use crate::{Error, Result, TokenDataset};
 
 /// Batches of rows of consecutive tokens, in random order, from one or several datasets.
 ///
 /// The rows are numbered over the whole run, and a row is a function of (seed, number). So a batch is a function of (seed, step), and
 /// batches of another size have the same rows in the same order. Each pass over a dataset has a new order and begins at another token;
-/// it leaves out less than two rows.
+/// it leaves out less than two rows. [`Packing::BestFit`] makes the rows of whole documents instead.
 #[derive(Debug)]
 pub struct Batches<'a> {
-    sources: Vec<Source<'a>>,
+    sources: Vec<TokenRows<'a>>,
     mixture: Mixture,
     batch_size: usize,
-    seq_len: usize,
-    seed: u64,
 }
 
 /// The tokens of a batch.
@@ -31,14 +28,8 @@ pub struct TokenBatch {
     /// The lengths of the parts of `inputs` that belong to one document each, in order. A separator begins a part: it is the first
     /// token that the following document sees, and the last target of the document before.
     pub parts: Vec<usize>,
-}
-
-#[derive(Debug)]
-struct Source<'a> {
-    data: &'a TokenDataset,
-    rows_per_pass: u64,
-    /// The current pass: its number, the first token of its first row, the order of its rows.
-    pass: Option<(u64, usize, Vec<usize>)>,
+    /// The places of `inputs` without a token of the text: their targets do not count. Each is a part of its own.
+    pub padding: Vec<Range<usize>>,
 }
 
 impl<'a> Batches<'a> {
@@ -55,24 +46,35 @@ impl<'a> Batches<'a> {
     /// number of those of a dataset differs from its share by less than 1. An error if no share is above 0, or if a dataset is too
     /// small for one row.
     pub fn mixed(datasets: &[(&'a TokenDataset, f64)], batch_size: usize, seq_len: usize, seed: u64) -> Result<Self> {
-        let sources = datasets.iter().map(|&(data, _)| {
-            let rows = data.len().saturating_sub(1).checked_div(seq_len).unwrap_or(0) as u64;
+        let sources = datasets.iter().enumerate().map(|(number, &(data, _))| {
+            let rows = data.len().saturating_sub(1).checked_div(seq_len).unwrap_or(0);
             if rows == 0 || batch_size == 0 {
                 return Err(too_few(data, "training", batch_size, seq_len));
             }
-            // Minus one row, because each pass begins at a random token.
-            Ok(Source { data, rows_per_pass: (rows - 1).max(1), pass: None })
+            Ok(TokenRows::new(data, seq_len, Packing::Cut, (seed, number as u64)))
         });
         let sources = sources.collect::<Result<_>>()?;
         let mixture = Mixture::new(&datasets.iter().map(|(_, share)| *share).collect::<Vec<_>>())?;
-        Ok(Self { sources, mixture, batch_size, seq_len, seed })
+        Ok(Self { sources, mixture, batch_size })
+    }
+
+    /// The same datasets with another way from documents to rows; without it [`Packing::Cut`].
+    #[must_use]
+    pub fn with_packing(mut self, packing: Packing) -> Self {
+        self.sources = self.sources.into_iter().map(|source| source.with_packing(packing)).collect();
+        self
     }
 
     /// How many times each dataset is used in this number of steps.
-    pub fn passes(&self, steps: u64) -> Vec<f64> {
+    pub fn passes(&mut self, steps: u64) -> Vec<f64> {
         let rows = steps as f64 * self.batch_size as f64;
-        let shares = self.mixture.shares().iter().zip(&self.sources);
-        shares.map(|(share, source)| share * rows / source.rows_per_pass as f64).collect()
+        let shares = self.mixture.shares().iter().zip(&mut self.sources);
+        shares.map(|(share, source)| share * rows / source.rows_per_pass() as f64).collect()
+    }
+
+    /// The share of the places of each dataset that are padding.
+    pub fn padding(&mut self) -> Vec<f64> {
+        self.sources.iter_mut().map(TokenRows::padding).collect()
     }
 
     /// The batch of a step.
@@ -81,50 +83,15 @@ impl<'a> Batches<'a> {
         self.mixture.seek(step * self.batch_size as u64);
         for _ in 0..self.batch_size {
             let (source, row) = self.mixture.next_row();
-            let (number, source) = (source as u64, &mut self.sources[source]);
-            let start = source.start(row, self.seq_len, (self.seed, number));
-            let mut ids = source.data.ids(start..start + self.seq_len + 1);
-            batch.targets.extend(&ids[1..]);
-            ids.pop();
-            batch.inputs.extend(ids);
-            batch.parts.extend(source.parts(start, self.seq_len));
+            self.sources[source].append(row, &mut batch);
         }
         Ok(batch)
     }
-}
 
-impl Source<'_> {
-    /// The first token of a row, counted over all passes.
-    fn start(&mut self, row: u64, seq_len: usize, (seed, source): (u64, u64)) -> usize {
-        let (pass, at) = (row / self.rows_per_pass, (row % self.rows_per_pass) as usize);
-        if self.pass.as_ref().is_none_or(|(current, ..)| *current != pass) {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            rng.set_stream(pass | source << 48);
-            let tokens = self.data.len() - 1;
-            // A dataset of one row has no room for any offset.
-            let offsets = if tokens >= 2 * seq_len { seq_len } else { tokens - seq_len + 1 };
-            let offset = rand::RngExt::random_range(&mut rng, 0..offsets);
-            let mut rows: Vec<usize> = (0..(tokens - offset) / seq_len).collect();
-            rows.shuffle(&mut rng);
-            self.pass = Some((pass, offset, rows));
-        }
-        self.pass.as_ref().map_or(0, |(_, offset, rows)| offset + rows[at] * seq_len)
-    }
-
-    /// The lengths of the parts of a row: see [`TokenBatch::parts`].
-    fn parts(&self, start: usize, seq_len: usize) -> Vec<usize> {
-        let (mut parts, mut begin) = (Vec::new(), start);
-        let end = start + seq_len;
-        let first = self.data.document_of(start);
-        let ends = (first..).map_while(|number| self.data.document(number)).map(|document| document.end);
-        for separator in ends.map(|end| end - 1).take_while(|separator| *separator < end) {
-            if separator > begin {
-                parts.push(separator - begin);
-                begin = separator;
-            }
-        }
-        parts.push(end - begin);
-        parts
+    /// The rows of the first pass over a dataset.
+    #[cfg(test)]
+    pub(crate) fn rows_per_pass(&mut self, source: usize) -> u64 {
+        self.sources[source].rows_per_pass()
     }
 }
 
@@ -172,9 +139,10 @@ mod tests {
         let (dir, _) = dataset(&[&numbers(0..400)]);
         let data = TokenDataset::open(dir.path(), "train").unwrap();
         let mut batches = Batches::new(&data, 3, 8, 5).unwrap();
-        let steps = batches.sources[0].rows_per_pass / 3;
+        let steps = batches.rows_per_pass(0) / 3;
         let pass: Vec<_> = (0..steps).map(|step| batches.batch(step).unwrap()).collect();
-        for TokenBatch { inputs, targets, parts } in &pass {
+        for TokenBatch { inputs, targets, parts, padding } in &pass {
+            assert!(padding.is_empty());
             assert_eq!((inputs.len(), targets.len(), parts.iter().sum()), (24, 24, 24));
             let chunks = inputs.chunks(8).zip(targets.chunks(8));
             assert!(chunks.into_iter().all(|(i, t)| i[1..] == t[..7]));
@@ -215,15 +183,13 @@ mod tests {
         let passes = Batches::mixed(&sources, 12, 8, 3).unwrap().passes(20);
         assert!(passes[0] > 3. && passes[1] < 1., "{passes:?}");
         // The orders of two passes differ.
-        let mut batches = Batches::mixed(&sources, 12, 8, 3).unwrap();
-        let per_pass = batches.sources[0].rows_per_pass;
+        let mut batches = Batches::new(&small, 1, 8, 3).unwrap();
+        let per_pass = batches.rows_per_pass(0);
         assert!(per_pass > 3);
-        let mut pass = |n: u64| -> Vec<usize> {
-            (0..per_pass).map(|row| batches.sources[0].start(n * per_pass + row, 8, (3, 0)) / 8).collect()
+        let mut pass = |n: u64| -> Vec<Vec<u32>> {
+            (0..per_pass).map(|row| batches.batch(n * per_pass + row).unwrap().inputs).collect()
         };
-        let [first, second] = [pass(0), pass(1)];
-        assert_ne!(first, second);
-        assert!([first, second].iter().all(|pass| pass.iter().collect::<HashSet<_>>().len() as u64 == per_pass));
+        assert_ne!(pass(0), pass(1));
     }
 
     #[test]

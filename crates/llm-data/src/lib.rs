@@ -49,6 +49,7 @@ mod rows;
 mod shards;
 mod source;
 mod split;
+mod token_rows;
 mod value;
 mod warnings;
 
@@ -68,6 +69,7 @@ pub use shards::{
     for_each_token_document, is_token_file, prepare,
 };
 pub use split::{Duplicates, ItemKeys, Keyed, SplitKey, split_by_prompt};
+pub use token_rows::Packing;
 pub use warnings::{Broken, Warnings};
 
 /// The result of every fallible function of this crate.

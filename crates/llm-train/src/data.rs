@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use llm_data::ReadOptions;
+use llm_data::{Packing, ReadOptions};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Error, Result};
@@ -35,6 +35,9 @@ pub struct ShardOptions {
     pub weights: Vec<f64>,
     /// Whether a token attends only to its own document, with positions counted from the start of the document or of the row.
     pub isolate_documents: bool,
+    /// How documents become rows: `cut`: the documents in their order, joined by separators, are cut every `seq_len` tokens. `best_fit`: each
+    /// row consists of whole documents, as many as fit; only a document longer than a row is cut, and what is left of a row is padding.
+    pub packing: Packing,
 }
 
 /// What happens to examples that are too long.

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+use llm_data::Packing;
 use llm_train::Result;
 use llm_train::recipes::{PrepareInputs, PretrainInputs, PretrainRecipe, prepare, pretrain};
 use llm_train::run::{Event, Outcome, RunOptions};
@@ -49,9 +50,13 @@ fn run(
 fn a_resumed_mixture_has_the_bytes_of_one_that_was_not_interrupted() {
     let dir = tempfile::tempdir().unwrap();
     let small = small_shards(dir.path());
-    for isolate_documents in [false, true] {
-        let change = |recipe: &mut PretrainRecipe| recipe.data.isolate_documents = isolate_documents;
-        let [whole, torn] = ["whole", "torn"].map(|name| dir.path().join(format!("{name}-{isolate_documents}")));
+    for (isolate_documents, packing) in [(false, Packing::Cut), (true, Packing::Cut), (false, Packing::BestFit)] {
+        let change = |recipe: &mut PretrainRecipe| {
+            recipe.data.isolate_documents = isolate_documents;
+            recipe.data.packing = packing;
+        };
+        let [whole, torn] =
+            ["whole", "torn"].map(|name| dir.path().join(format!("{name}-{isolate_documents}-{packing:?}")));
         let outcome = run(&small, &[0.5, 0.5], change, &whole, quiet()).unwrap();
         for name in ["eval_loss", "eval_loss_1", "eval_loss_2", "eval_bits_per_byte_2"] {
             assert!(outcome.metrics[name].is_finite(), "{name}");

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_data::{Batches, TokenBatch, TokenDataset};
+use llm_data::{Batches, Packing, TokenBatch, TokenDataset};
 use llm_eval::{TextWindows, document_loss, text_loss};
+use llm_kernels::IGNORE_INDEX;
 use llm_model::{Batch, Model, ModelConfig};
 use llm_tokenizer::Tokenizer;
 
@@ -41,11 +42,21 @@ impl Sources {
     /// The training batches. Logs the share of each folder of a mixture, and how often it is used.
     pub fn batches(&self, recipe: &PretrainRecipe) -> Result<Batches<'_>> {
         let (batch_size, seq_len, seed) = (recipe.batch_size, recipe.seq_len, recipe.seed);
-        if let [train] = self.train.as_slice() {
-            return Ok(Batches::new(train, batch_size, seq_len, seed)?);
-        }
+        let packing = recipe.data.packing;
         let sources: Vec<_> = self.train.iter().zip(self.shares.iter().copied()).collect();
-        let batches = Batches::mixed(&sources, batch_size, seq_len, seed)?;
+        let mut batches = match self.train.as_slice() {
+            [train] => Batches::new(train, batch_size, seq_len, seed)?,
+            _ => Batches::mixed(&sources, batch_size, seq_len, seed)?,
+        }
+        .with_packing(packing);
+        if packing == Packing::BestFit {
+            for (train, padding) in self.train.iter().zip(batches.padding()) {
+                tracing::info!("{}: {:.1} % of the packed rows are padding", train.dir().display(), 100. * padding);
+            }
+        }
+        if self.train.len() == 1 {
+            return Ok(batches);
+        }
         let passes = batches.passes(recipe.steps.saturating_mul(recipe.gradient_accumulation_steps));
         for ((train, share), passes) in sources.iter().zip(passes) {
             let (dir, tokens) = (train.dir().display(), train.len());
@@ -105,8 +116,9 @@ impl Sources {
 /// A batch for the model, and the labels of all its tokens. With isolated documents each part of a row is a row of a ragged batch, with
 /// its own positions and attention.
 pub(super) fn model_batch(recipe: &PretrainRecipe, tokens: TokenBatch) -> Result<(Batch, Vec<i64>)> {
-    let TokenBatch { inputs, targets, parts } = tokens;
-    let labels = targets.into_iter().map(i64::from).collect();
+    let TokenBatch { inputs, targets, parts, padding } = tokens;
+    let mut labels: Vec<i64> = targets.into_iter().map(i64::from).collect();
+    padding.into_iter().for_each(|places| labels[places].fill(IGNORE_INDEX));
     if !recipe.data.isolate_documents {
         return Ok((Batch::from_flat(&inputs, recipe.seq_len)?, labels));
     }
