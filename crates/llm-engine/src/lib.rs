@@ -46,6 +46,7 @@ mod logprobs;
 mod request;
 mod sampler;
 mod sampling;
+mod scheduler;
 mod text;
 
 pub use bench::{InferenceCost, anonymous_memory, bench, peak_memory};
