@@ -104,7 +104,7 @@ pub fn generate_from(
 }
 
 /// Runs the model on the next tokens of each row: the logits `(rows, vocab)` after the last token of each row that has one.
-pub(crate) fn last_logits(model: &Model, rows: &[Vec<u32>], cache: &mut KvCache) -> Result<Tensor> {
+fn last_logits(model: &Model, rows: &[Vec<u32>], cache: &mut KvCache) -> Result<Tensor> {
     let hidden = model.hidden(&Batch::ragged(rows, cache.lens())?, Some(cache))?.squeeze(0)?; // (n, hidden)
     let ends = rows.iter().filter(|row| !row.is_empty()).scan(0, |end, row| {
         *end += row.len() as u32;

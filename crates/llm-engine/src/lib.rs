@@ -42,7 +42,6 @@ mod bench;
 mod engine;
 mod error;
 mod generate;
-mod logprobs;
 mod request;
 mod sampler;
 mod sampling;

@@ -238,6 +238,13 @@ impl StopStrings {
         &self.text[from..self.emitted]
     }
 
+    /// Appends a piece in which no stop string is searched for.
+    pub(crate) fn pass(&mut self, piece: &str) -> &str {
+        self.text.push_str(piece);
+        self.length += piece.len();
+        self.finish()
+    }
+
     pub(crate) fn finish(&mut self) -> &str {
         let from = self.emitted;
         self.emitted = self.text.len();

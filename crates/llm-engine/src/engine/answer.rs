@@ -14,6 +14,8 @@ pub(super) struct Answer<'t> {
     /// Bytes of text that were returned.
     returned: usize,
     tokens: usize,
+    /// Stop strings are not searched for in the text of this many tokens.
+    min_tokens: usize,
 }
 
 /// Text of an answer with its tokens.
@@ -28,16 +30,23 @@ impl Piece {
     pub fn is_empty(&self) -> bool {
         self.text.is_empty() && self.tokens.is_empty()
     }
+
+    /// Appends the piece after it.
+    pub fn extend(&mut self, next: Self) {
+        self.text.push_str(&next.text);
+        self.tokens.extend(next.tokens);
+    }
 }
 
 impl<'t> Answer<'t> {
-    pub fn new(tokenizer: &'t Tokenizer, stops: &[String]) -> Self {
+    pub fn new(tokenizer: &'t Tokenizer, stops: &[String], min_tokens: usize) -> Self {
         Self {
             decoder: Some(tokenizer.stream()),
             stops: StopStrings::new(stops),
             pending: Vec::new(),
             returned: 0,
             tokens: 0,
+            min_tokens,
         }
     }
 
@@ -59,7 +68,12 @@ impl<'t> Answer<'t> {
         let Some(decoder) = &mut self.decoder else { return Ok(Piece::default()) };
         let piece = decoder.push(id)?;
         let has_text = piece.is_some();
-        let text = self.stops.push(&piece.unwrap_or_default()).to_owned();
+        let piece = piece.unwrap_or_default();
+        let text = match self.tokens <= self.min_tokens {
+            true => self.stops.pass(&piece),
+            false => self.stops.push(&piece),
+        };
+        let text = text.to_owned();
         if has_text {
             self.set_ends();
         }

@@ -6,15 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use llm_model::Head;
+use llm_model::{Head, KvPool};
 use llm_tokenizer::Tokenizer;
 use tokio::sync::{mpsc, oneshot};
 
 use super::admission::Queue;
 use super::options::EngineOptions;
 use super::stats::EngineStats;
-use super::thread::{self, Command, Job};
+use super::thread::{self, Command};
 use super::validate;
+use super::work::Job;
 use crate::{Error, Event, Request, Result, TextModel};
 
 /// A handle of a running engine. Clones are handles of the same engine, from any thread. The engine ends when its last handle
@@ -28,7 +29,7 @@ pub struct Engine {
 /// What ends the engine when the last handle is dropped: the sender of its commands.
 #[derive(Debug)]
 struct Handle {
-    commands: Sender<Command>,
+    commands: Sender<(Command, Instant)>,
     thread: Mutex<Option<JoinHandle<()>>>,
     next_id: AtomicU64,
 }
@@ -39,6 +40,10 @@ pub(super) struct Shared {
     pub model: TextModel,
     pub options: EngineOptions,
     pub stop_ids: Vec<u32>,
+    /// The text of each token.
+    pub token_texts: Arc<[Vec<u8>]>,
+    /// Tokens of prompt and answer at most: what the model and the KV cache have room for.
+    pub context_length: usize,
     pub state: Mutex<State>,
 }
 
@@ -127,7 +132,7 @@ pub enum Pooling {
 /// What a caller must know of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelInfo {
-    /// The maximum number of tokens of prompt and answer together.
+    /// The maximum number of tokens of prompt and answer together: that of the model, or what the KV cache has room for.
     pub context_length: usize,
     /// Token ids are less than this.
     pub vocab_size: usize,
@@ -144,8 +149,16 @@ pub struct ModelInfo {
 impl Engine {
     /// Starts the thread of an engine with `model`.
     pub fn start(model: TextModel, options: EngineOptions) -> Result<Self> {
-        let stop_ids = model.stop_ids();
-        let shared = Arc::new(Shared { model, options, stop_ids, state: Mutex::default() });
+        let config = model.model.config();
+        let tokens = options.pages(config).saturating_mul(KvPool::PAGE);
+        if tokens == 0 {
+            let page = KvPool::page_bytes(config, options.dtype());
+            let problem = format!("have no room for a page; it needs {page} bytes, and max_running must be at least 1");
+            return Err(Error::InvalidRequest { field: "kv_memory and max_running", problem });
+        }
+        let (stop_ids, context_length) = (model.stop_ids(), config.max_position_embeddings.min(tokens));
+        let (token_texts, state) = (model.tokenizer.token_texts().into(), Mutex::default());
+        let shared = Arc::new(Shared { model, options, stop_ids, token_texts, context_length, state });
         let (commands, receiver) = std::sync::mpsc::channel();
         let thread = thread::start(Arc::clone(&shared), receiver)?;
         let handle = Handle { commands, thread: Mutex::new(Some(thread)), next_id: AtomicU64::new(0) };
@@ -157,12 +170,11 @@ impl Engine {
     pub fn submit(&self, mut request: Request) -> Result<Generation, SubmitError> {
         validate::request(&request, &self.shared)?;
         request.sampling = request.sampling.seeded();
-        let seed = request.sampling.seed.unwrap_or_default();
         let id = self.handle.next_id.fetch_add(1, Ordering::Relaxed);
         // Room for the events of some steps, so that a reader that is late does not stop the others.
         let (events, receiver) = mpsc::channel(32 + 8 * request.choices);
         let tokens = request.prompt.len();
-        let job = Job { request, seed, events, submitted: Instant::now() };
+        let job = Job { request, events };
         self.send(tokens, Command::Generate(Box::new(job)))?;
         Ok(Generation { id, events: receiver })
     }
@@ -198,7 +210,7 @@ impl Engine {
             return Err(SubmitError::Busy { retry_after });
         }
         // In the lock, so that the thread cannot end between the check and this.
-        self.handle.commands.send(command).map_err(|_| SubmitError::ShuttingDown)
+        self.handle.commands.send((command, Instant::now())).map_err(|_| SubmitError::ShuttingDown)
     }
 
     /// The counters now.
@@ -222,7 +234,7 @@ impl Engine {
         let model = &self.shared.model.model;
         let config = model.config();
         ModelInfo {
-            context_length: config.max_position_embeddings,
+            context_length: self.shared.context_length,
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
             generates: model.head() == Head::LanguageModel,
@@ -236,7 +248,7 @@ impl Engine {
     pub fn shutdown(&self, deadline: Duration) {
         self.shared.state().closing = true;
         // A thread that has ended has no receiver.
-        let _ = self.handle.commands.send(Command::Wake);
+        let _ = self.handle.commands.send((Command::Wake, Instant::now()));
         let Some(thread) = self.handle.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         let start = Instant::now();
         while !thread.is_finished() && start.elapsed() < deadline {

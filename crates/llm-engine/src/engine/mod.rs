@@ -5,8 +5,10 @@ mod answer;
 mod handle;
 mod options;
 mod stats;
+mod steps;
 mod thread;
 mod validate;
+mod work;
 
 pub use handle::{Engine, Generation, ModelInfo, Pending, Pooling, SubmitError};
 pub use options::EngineOptions;

@@ -17,7 +17,7 @@ pub(super) fn request(request: &Request, shared: &Shared) -> Result<()> {
         return Err(Error::NotALanguageModel);
     }
     text(&request.prompt, shared)?;
-    let (tokens, context_length) = (request.prompt.len(), model.config().max_position_embeddings);
+    let (tokens, context_length) = (request.prompt.len(), shared.context_length);
     if request.max_new_tokens > 0 && tokens == context_length {
         return Err(Error::PromptTooLong { tokens, context_length });
     }
@@ -51,7 +51,7 @@ pub(super) fn text(ids: &[u32], shared: &Shared) -> Result<()> {
     if ids.is_empty() {
         return Err(Error::EmptyPrompt);
     }
-    let (tokens, context_length) = (ids.len(), config.max_position_embeddings);
+    let (tokens, context_length) = (ids.len(), shared.context_length);
     if tokens > context_length {
         return Err(Error::PromptTooLong { tokens, context_length });
     }

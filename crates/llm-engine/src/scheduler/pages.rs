@@ -24,7 +24,9 @@ impl PageKey {
     pub fn next(self, ids: &[u32]) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.0);
-        ids.iter().for_each(|id| drop(hasher.update(&id.to_le_bytes())));
+        for id in ids {
+            hasher.update(&id.to_le_bytes());
+        }
         Self::of(&hasher)
     }
 

@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 mod answers;
+mod batching;
 mod limits;
 mod refusals;
 
 use llm_engine::{
     Engine, EngineOptions, Event, FinishReason, Generation, Request, Sampling, TextModel, Token, TokenLogprobs, Usage,
 };
-use llm_model::{Head, Model, ModelConfig};
+use llm_model::{Head, KvDtype, KvPool, Model, ModelConfig};
 use llm_tokenizer::{TrainConfig, train_bpe};
 
 fn config() -> ModelConfig {
@@ -34,8 +35,22 @@ fn text_model(head: Head) -> TextModel {
     TextModel { model, tokenizer: tokenizer.with_default_chat_template().unwrap() }
 }
 
+/// Options without rounding of keys and values.
+fn exact() -> EngineOptions {
+    EngineOptions { kv_dtype: KvDtype::F32, ..EngineOptions::default() }
+}
+
+/// The memory of some pages.
+fn memory(pages: usize) -> Option<u64> {
+    Some((pages * KvPool::page_bytes(&config(), KvDtype::F32)) as u64)
+}
+
+fn start(options: EngineOptions) -> Engine {
+    Engine::start(text_model(Head::LanguageModel), options).unwrap()
+}
+
 fn engine() -> Engine {
-    Engine::start(text_model(Head::LanguageModel), EngineOptions::default()).unwrap()
+    start(exact())
 }
 
 fn greedy() -> Sampling {

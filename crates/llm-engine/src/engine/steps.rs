@@ -1,0 +1,281 @@
+//! The steps of the engine: one forward pass for all sequences of a step, then one token for each that is at its end.
+
+mod tokens;
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use candle_core::Tensor;
+use llm_model::{Batch, KvPool, PagedRows};
+
+use super::answer::Answer;
+use super::handle::Shared;
+use super::options::Speed;
+use super::work::{Generate, Job, Running, Task, Work};
+use crate::scheduler::{PageKey, Row, Scheduler, Step, Waiting};
+use crate::{Error, Result, Sampler};
+
+/// The scheduler and the memory of keys and values.
+#[derive(Debug)]
+pub(super) struct State {
+    scheduler: Scheduler,
+    pool: KvPool,
+}
+
+impl State {
+    /// Reserves the memory.
+    pub fn new(shared: &Shared) -> Result<Self> {
+        let (model, options) = (&shared.model.model, &shared.options);
+        let pages = options.pages(model.config());
+        let pool = KvPool::new(model.config(), pages, options.dtype(), &model.device())?;
+        Ok(Self { scheduler: Scheduler::new(pages, KvPool::PAGE, options.max_running), pool })
+    }
+}
+
+/// The state of the thread.
+pub(super) struct Worker<'a> {
+    shared: &'a Shared,
+    state: &'a mut State,
+    /// By the id of the first sequence.
+    works: BTreeMap<u64, Work<'a>>,
+    /// The request and the choice of each sequence.
+    owners: HashMap<u64, (u64, usize)>,
+    next_id: u64,
+    epoch: Instant,
+    speed: Speed,
+    /// The rows of the step that is computed.
+    current: Vec<Row>,
+    /// When the last request ended.
+    last_end: Instant,
+}
+
+impl<'a> Worker<'a> {
+    pub fn new(shared: &'a Shared, state: &'a mut State) -> Self {
+        let now = Instant::now();
+        Self {
+            shared,
+            state,
+            works: BTreeMap::new(),
+            owners: HashMap::new(),
+            next_id: 0,
+            epoch: now,
+            speed: Speed::new(),
+            current: Vec::new(),
+            last_end: now,
+        }
+    }
+
+    /// Whether no new requests come, and whether all must end at once.
+    pub fn ending(&self) -> (bool, bool) {
+        let state = self.shared.state();
+        (state.closing, state.aborting)
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.works.is_empty()
+    }
+
+    /// Adds a request to generate.
+    pub fn add_generate(&mut self, job: Job, submitted: Instant) {
+        let request = &job.request;
+        let stop_ids = request.stop_ids.clone().unwrap_or_else(|| self.shared.stop_ids.clone());
+        let max_tokens = request.max_new_tokens.min(self.shared.context_length - request.prompt.len());
+        let waiting = Waiting {
+            priority: request.priority,
+            key: request.key.clone(),
+            since: submitted.saturating_duration_since(self.epoch),
+            cost: (request.prompt.len() + request.choices * max_tokens) as u64,
+        };
+        let root = PageKey::root("", request.cache_salt.as_deref().unwrap_or_default());
+        // The cache has no logits.
+        let reads_cache = self.shared.options.prefix_cache && request.prompt_logprobs.is_none();
+        let ids = request.prompt.clone();
+        let mut generate = Generate {
+            stop_ids,
+            answers: Vec::new(),
+            prompt_logprobs: Vec::new(),
+            cached_tokens: 0,
+            first_token: None,
+            max_tokens,
+            job,
+        };
+        self.next_id += 1;
+        generate.answers.push(self.running(&generate, 0, self.next_id));
+        let (prompt_tokens, task) = (ids.len(), Task::Generate(Box::new(generate)));
+        self.works.insert(self.next_id, Work { task, prompt_tokens, submitted, started: None, stalled: None });
+        self.owners.insert(self.next_id, (self.next_id, 0));
+        self.state.scheduler.add(self.next_id, ids, root, reads_cache, waiting);
+    }
+
+    /// Adds a request for an embedding or a score.
+    pub fn add_text(&mut self, work: Work<'a>, ids: Vec<u32>) {
+        let since = work.submitted.saturating_duration_since(self.epoch);
+        let waiting = Waiting { priority: 0, key: None, since, cost: ids.len() as u64 };
+        self.next_id += 1;
+        self.works.insert(self.next_id, work);
+        self.owners.insert(self.next_id, (self.next_id, 0));
+        // All hidden states are needed.
+        self.state.scheduler.add(self.next_id, ids, PageKey::root("", ""), false, waiting);
+    }
+
+    fn running(&self, generate: &Generate, choice: usize, sequence: u64) -> Running<'a> {
+        let (model, request) = (&self.shared.model, &generate.job.request);
+        let sampler = Sampler::new(&request.sampling, model.model.config().vocab_size, choice)
+            .with_end_ids(&generate.stop_ids)
+            .with_token_texts(&self.shared.token_texts)
+            .with_prompt(&request.prompt);
+        let answer = Answer::new(&model.tokenizer, &request.stop, request.sampling.min_tokens);
+        Running { sequence: Some(sequence), answer, sampler: Some(sampler), last_token: None }
+    }
+
+    /// Ends the requests that nobody waits for; those whose events nobody receives are paused and end later.
+    pub fn remove_cancelled(&mut self) {
+        let (now, timeout) = (Instant::now(), self.shared.options.stall_timeout);
+        let mut cancelled = Vec::new();
+        for (&id, work) in &mut self.works {
+            let paused = !work.has_room();
+            if work.stalled.is_some() != paused {
+                work.stalled = paused.then_some(now);
+                for sequence in sequences(id, work) {
+                    self.state.scheduler.set_paused(sequence, paused);
+                }
+            }
+            if work.is_cancelled() || work.stalled.is_some_and(|since| now - since > timeout) {
+                cancelled.push(id);
+            }
+        }
+        self.shared.state().stats.cancelled += cancelled.len() as u64;
+        cancelled.into_iter().for_each(|id| self.remove(id));
+    }
+
+    /// Frees everything of a request.
+    fn remove(&mut self, id: u64) {
+        let Some(work) = self.works.remove(&id) else { return };
+        for sequence in sequences(id, &work) {
+            self.state.scheduler.remove(sequence);
+            self.owners.remove(&sequence);
+        }
+        let (now, mut state) = (Instant::now(), self.shared.state());
+        if work.started.is_none() {
+            state.queue.leave(work.prompt_tokens);
+        }
+        state.queue.observe(work.prompt_tokens, now - work.started.unwrap_or(now).max(self.last_end));
+        state.stats.request_latency.observe(now - work.submitted);
+        drop(state);
+        self.last_end = now;
+        self.report();
+    }
+
+    /// Ends a request with an error.
+    fn fail(&mut self, id: u64, error: Error) {
+        if let Some(work) = self.works.get_mut(&id) {
+            work.fail(error);
+            self.shared.state().stats.failed += 1;
+            self.remove(id);
+        }
+    }
+
+    /// Ends all requests because the engine is shut down.
+    pub fn fail_all(&mut self) {
+        let all: Vec<u64> = self.works.keys().copied().collect();
+        all.into_iter().for_each(|id| self.fail(id, Error::ShutDown));
+    }
+
+    /// Ends the requests of a step that failed.
+    pub fn fail_step(&mut self, error: &Error) {
+        tracing::error!("a step of the engine failed: {error}");
+        for row in std::mem::take(&mut self.current) {
+            if let Some(&(work, _)) = self.owners.get(&row.id) {
+                self.fail(work, Error::Engine(error.to_string()));
+            }
+        }
+    }
+
+    /// Publishes the counters.
+    pub fn report(&self) {
+        let stats = &mut self.shared.state().stats;
+        stats.running = self.state.scheduler.running();
+        (stats.pages_used, stats.pages_total) = self.state.scheduler.page_counts();
+    }
+
+    /// Computes one step; false if all sequences are paused.
+    pub fn step(&mut self) -> Result<bool> {
+        let start = Instant::now();
+        let budget = self.speed.budget(&self.shared.options);
+        let mut step = self.state.scheduler.plan(start - self.epoch, budget);
+        self.note_started(&step, start);
+        if step.rows.is_empty() {
+            return Ok(false);
+        }
+        self.current = std::mem::take(&mut step.rows);
+        let hidden = match step.decodes {
+            true => llm_kernels::spin_workers(|| self.forward())?,
+            false => self.forward()?,
+        }; // (n, hidden)
+        let ends = self.take_hidden(&hidden)?;
+        self.sample(&hidden, &ends)?;
+        let is_prompt = |row: &&Row| row.count > 1;
+        let prompt_tokens = self.current.iter().filter(is_prompt).map(|row| row.count).sum();
+        self.speed.observe(prompt_tokens, step.decodes, start.elapsed());
+        self.current.clear();
+        Ok(true)
+    }
+
+    /// Counts the requests that leave the queue.
+    fn note_started(&mut self, step: &Step, now: Instant) {
+        let mut state = self.shared.state();
+        state.stats.preemptions += step.preempted as u64;
+        for &(sequence, cached) in &step.started {
+            let Some((id, 0)) = self.owners.get(&sequence) else { continue };
+            let Some(work) = self.works.get_mut(id).filter(|work| work.started.is_none()) else { continue };
+            work.started = Some(now);
+            state.queue.leave(work.prompt_tokens);
+            state.stats.queue_time.observe(now - work.submitted);
+            state.stats.prompt_tokens += work.prompt_tokens as u64;
+            if let Task::Generate(generate) = &mut work.task {
+                generate.cached_tokens = cached;
+                state.stats.prefix_queries += work.prompt_tokens as u64;
+                state.stats.prefix_hits += cached as u64;
+            }
+        }
+    }
+
+    /// The hidden states `(n, hidden)` of the tokens of the step.
+    fn forward(&self) -> Result<Tensor> {
+        let (State { scheduler, pool }, rows) = (&*self.state, &self.current);
+        let ids: Vec<&[u32]> = rows.iter().map(|row| &scheduler.ids(row.id)[row.from..row.from + row.count]).collect();
+        let past: Vec<usize> = rows.iter().map(|row| row.from).collect();
+        let tables: Vec<Vec<u32>> = rows.iter().map(|row| scheduler.table(row.id).to_vec()).collect();
+        let paged = PagedRows { pool, tables: &tables, past: &past };
+        Ok(self.shared.model.model.hidden_paged(&Batch::ragged(&ids, &past)?, &paged)?.squeeze(0)?)
+    }
+
+    /// Gives the hidden states to the requests. The sequences that need a token, with the row of their last hidden state.
+    fn take_hidden(&mut self, hidden: &Tensor) -> Result<Vec<(u64, u32)>> {
+        let (mut first, mut ends) = (0, Vec::new());
+        for row in self.current.clone() {
+            let at = first;
+            first += row.count;
+            self.state.scheduler.set_computed(row.id, row.from + row.count);
+            let Some(&(id, _)) = self.owners.get(&row.id) else { continue };
+            let Some(work) = self.works.get_mut(&id) else { continue };
+            let ids = self.state.scheduler.ids(row.id);
+            let is_last = row.from + row.count == ids.len();
+            match work.take_hidden(&self.shared.model.model, ids, row.from, &hidden.narrow(0, at, row.count)?) {
+                Err(error) => self.fail(id, error),
+                Ok(true) => self.remove(id),
+                Ok(false) if is_last => ends.push((row.id, first as u32 - 1)),
+                Ok(false) => (),
+            }
+        }
+        Ok(ends)
+    }
+}
+
+/// The sequences of a request that have not ended.
+fn sequences(id: u64, work: &Work) -> Vec<u64> {
+    match &work.task {
+        Task::Generate(generate) => generate.answers.iter().filter_map(|running| running.sequence).collect(),
+        Task::Embed { .. } | Task::Score { .. } => vec![id],
+    }
+}
