@@ -152,6 +152,11 @@ pub enum Error {
     /// The model has no score head.
     #[error("this model has no score head and cannot score texts; use a reward model")]
     NoScoreHead,
+    /// A draft model that does not belong to the model.
+    #[error(
+        "the draft model has another vocabulary or a score head; use a language model with the tokenizer of the model"
+    )]
+    OtherDraft,
     /// The engine was shut down before the request ended.
     #[error("the engine was shut down before the request ended")]
     ShutDown,
@@ -188,6 +193,7 @@ impl Error {
             | Self::NotALanguageModel
             | Self::OtherTokenizer { .. }
             | Self::InvalidRequest { .. }
+            | Self::OtherDraft
             | Self::NoScoreHead => true,
         }
     }

@@ -152,6 +152,11 @@ impl Sampler {
         self.random.uniform(Draw::Accept, position)
     }
 
+    /// The random number in [0, 1) that chooses the token at `position`: a draft that is chosen by it is likely to be the same token.
+    pub fn draft_draw(&self, position: usize) -> f64 {
+        self.random.uniform(Draw::Token, position)
+    }
+
     /// A random number in [0, 1) at `position`, independent of the others: the token in the place of a rejected draft.
     pub fn residual_draw(&self, position: usize) -> f64 {
         self.random.uniform(Draw::Residual, position)

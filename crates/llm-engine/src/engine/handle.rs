@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use llm_model::{Head, KvPool};
+use llm_model::{Head, KvPool, Model};
 use llm_tokenizer::Tokenizer;
 use tokio::sync::{mpsc, oneshot};
 
@@ -38,6 +38,8 @@ struct Handle {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub model: TextModel,
+    /// Drafts tokens.
+    pub draft: Option<Model>,
     pub options: EngineOptions,
     pub stop_ids: Vec<u32>,
     /// The text of each token.
@@ -149,8 +151,26 @@ pub struct ModelInfo {
 impl Engine {
     /// Starts the thread of an engine with `model`.
     pub fn start(model: TextModel, options: EngineOptions) -> Result<Self> {
+        Self::start_models(model, None, options)
+    }
+
+    /// [`Self::start`] with speculative decoding: `draft`, a smaller model with the same tokenizer, drafts tokens that `model` checks. The
+    /// distribution of the answers is that of `model`.
+    pub fn start_with_draft(model: TextModel, draft: TextModel, options: EngineOptions) -> Result<Self> {
+        let vocab_sizes = [&model, &draft].map(|model| model.model.config().vocab_size);
+        let generate = [&model, &draft].iter().all(|model| model.model.head() == Head::LanguageModel);
+        if !generate
+            || vocab_sizes[0] != vocab_sizes[1]
+            || model.tokenizer.fingerprint() != draft.tokenizer.fingerprint()
+        {
+            return Err(Error::OtherDraft);
+        }
+        Self::start_models(model, Some(draft.model), options)
+    }
+
+    fn start_models(model: TextModel, draft: Option<Model>, options: EngineOptions) -> Result<Self> {
         let config = model.model.config();
-        let tokens = options.pages(config).saturating_mul(KvPool::PAGE);
+        let tokens = options.pages(config, draft.as_ref().map(Model::config)).saturating_mul(KvPool::PAGE);
         if tokens == 0 {
             let page = KvPool::page_bytes(config, options.dtype());
             let problem = format!("have no room for a page; it needs {page} bytes, and max_running must be at least 1");
@@ -158,7 +178,7 @@ impl Engine {
         }
         let (stop_ids, context_length) = (model.stop_ids(), config.max_position_embeddings.min(tokens));
         let (token_texts, state) = (model.tokenizer.token_texts().into(), Mutex::default());
-        let shared = Arc::new(Shared { model, options, stop_ids, token_texts, context_length, state });
+        let shared = Arc::new(Shared { model, draft, options, stop_ids, token_texts, context_length, state });
         let (commands, receiver) = std::sync::mpsc::channel();
         let thread = thread::start(Arc::clone(&shared), receiver)?;
         let handle = Handle { commands, thread: Mutex::new(Some(thread)), next_id: AtomicU64::new(0) };
@@ -171,10 +191,12 @@ impl Engine {
         validate::request(&request, &self.shared)?;
         request.sampling = request.sampling.seeded();
         let id = self.handle.next_id.fetch_add(1, Ordering::Relaxed);
-        // Room for the events of some steps, so that a reader that is late does not stop the others.
-        let (events, receiver) = mpsc::channel(32 + 8 * request.choices);
+        // The events of a step: the prompt, the tokens and the end of each answer, the last event.
+        let step_events = 2 + request.choices * (2 + self.shared.options.draft_tokens);
+        // Room for those of some steps, so that a reader that is late does not stop the others.
+        let (events, receiver) = mpsc::channel(step_events + 32 + 8 * request.choices);
         let tokens = request.prompt.len();
-        let job = Job { request, events };
+        let job = Job { request, events, step_events };
         self.send(tokens, Command::Generate(Box::new(job)))?;
         Ok(Generation { id, events: receiver })
     }

@@ -30,6 +30,11 @@ pub struct EngineOptions {
     /// Keys and values in f32, and prompts in pieces that do not depend on time or load, so that what else runs cannot change an
     /// answer. Default false.
     pub deterministic: bool,
+    /// Speculative decoding: how many tokens are drafted at a time, by the draft model ([`crate::Engine::start_with_draft`]) or by
+    /// [`Self::prompt_lookup`]; 0: none. Default 4.
+    pub draft_tokens: usize,
+    /// Without a draft model, draft the tokens that followed the last ones earlier in the text. Default false.
+    pub prompt_lookup: bool,
 }
 
 impl Default for EngineOptions {
@@ -44,6 +49,8 @@ impl Default for EngineOptions {
             stall_timeout: Duration::from_secs(30),
             prefix_cache: true,
             deterministic: false,
+            draft_tokens: 4,
+            prompt_lookup: false,
         }
     }
 }
@@ -57,10 +64,11 @@ impl EngineOptions {
         if self.deterministic { KvDtype::F32 } else { self.kv_dtype }
     }
 
-    /// The number of pages of the KV cache.
-    pub(super) fn pages(&self, config: &ModelConfig) -> usize {
+    /// The number of pages of the KV cache, each with the keys and values of the draft model too.
+    pub(super) fn pages(&self, config: &ModelConfig, draft: Option<&ModelConfig>) -> usize {
         let context = config.max_position_embeddings.div_ceil(KvPool::PAGE);
-        let page = KvPool::page_bytes(config, self.dtype()).max(1) as u64;
+        let bytes = |config| KvPool::page_bytes(config, self.dtype());
+        let page = (bytes(config) + draft.map_or(0, bytes)).max(1) as u64;
         let fit = |bytes: u64| usize::try_from(bytes / page).unwrap_or(usize::MAX);
         match self.kv_memory {
             Some(bytes) => fit(bytes),
@@ -150,9 +158,9 @@ mod tests {
         };
         let page = KvPool::page_bytes(&config, KvDtype::Bf16) as u64;
         let options = EngineOptions { kv_memory: Some(7 * page + 1), ..EngineOptions::default() };
-        assert_eq!(options.pages(&config), 7);
-        assert_eq!(EngineOptions { deterministic: true, ..options.clone() }.pages(&config), 3, "f32");
+        assert_eq!(options.pages(&config, None), 7);
+        assert_eq!(EngineOptions { deterministic: true, ..options.clone() }.pages(&config, None), 3, "f32");
         let options = EngineOptions { kv_memory: Some(u64::MAX), max_running: 3, ..options };
-        assert_eq!(options.pages(&config), 30);
+        assert_eq!(options.pages(&config, None), 30);
     }
 }

@@ -1,12 +1,15 @@
 //! The steps of the engine: one forward pass for all sequences of a step, then one token for each that is at its end.
 
+mod drafts;
 mod tokens;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use candle_core::Tensor;
-use llm_model::{Batch, KvPool, PagedRows};
+use llm_model::{Batch, KvPool, Model, PagedRows};
+
+use drafts::Draft;
 
 use super::answer::Answer;
 use super::handle::Shared;
@@ -20,17 +23,23 @@ use crate::{Error, Result, Sampler};
 pub(super) struct State {
     scheduler: Scheduler,
     pool: KvPool,
+    /// That of the draft model, with the same pages.
+    draft_pool: Option<KvPool>,
 }
 
 impl State {
     /// Reserves the memory.
     pub fn new(shared: &Shared) -> Result<Self> {
         let (model, options) = (&shared.model.model, &shared.options);
-        let pages = options.pages(model.config());
-        let pool = KvPool::new(model.config(), pages, options.dtype(), &model.device())?;
-        Ok(Self { scheduler: Scheduler::new(pages, KvPool::PAGE, options.max_running), pool })
+        let pages = options.pages(model.config(), shared.draft.as_ref().map(Model::config));
+        let pool = |model: &Model| KvPool::new(model.config(), pages, options.dtype(), &model.device());
+        let (draft_pool, pool) = (shared.draft.as_ref().map(pool).transpose()?, pool(model)?);
+        Ok(Self { scheduler: Scheduler::new(pages, KvPool::PAGE, options.max_running), pool, draft_pool })
     }
 }
+
+/// The sequences that need a token, with the row of their last hidden state; and the rows with drafts, with that of their first.
+type Ends = (Vec<(u64, u32)>, Vec<(Row, usize)>);
 
 /// The state of the thread.
 pub(super) struct Worker<'a> {
@@ -45,6 +54,8 @@ pub(super) struct Worker<'a> {
     speed: Speed,
     /// The rows of the step that is computed.
     current: Vec<Row>,
+    /// The drafts of the step by sequence; they are the last tokens of its row.
+    drafts: HashMap<u64, Draft>,
     /// When the last request ended.
     last_end: Instant,
 }
@@ -61,6 +72,7 @@ impl<'a> Worker<'a> {
             epoch: now,
             speed: Speed::new(),
             current: Vec::new(),
+            drafts: HashMap::new(),
             last_end: now,
         }
     }
@@ -125,7 +137,7 @@ impl<'a> Worker<'a> {
             .with_token_texts(&self.shared.token_texts)
             .with_prompt(&request.prompt);
         let answer = Answer::new(&model.tokenizer, &request.stop, request.sampling.min_tokens);
-        Running { sequence: Some(sequence), answer, sampler: Some(sampler), last_token: None }
+        Running { sequence: Some(sequence), answer, sampler: Some(sampler), last_token: None, drafted: 0 }
     }
 
     /// Ends the requests that nobody waits for; those whose events nobody receives are paused and end later.
@@ -209,13 +221,18 @@ impl<'a> Worker<'a> {
         }
         self.current = std::mem::take(&mut step.rows);
         let hidden = match step.decodes {
-            true => llm_kernels::spin_workers(|| self.forward())?,
+            true => llm_kernels::spin_workers(|| {
+                self.draft()?;
+                self.forward()
+            })?,
             false => self.forward()?,
         }; // (n, hidden)
-        let ends = self.take_hidden(&hidden)?;
-        self.sample(&hidden, &ends)?;
-        let is_prompt = |row: &&Row| row.count > 1;
+        self.follow()?;
+        let is_prompt = |row: &&Row| row.count > 1 && !self.drafts.contains_key(&row.id);
         let prompt_tokens = self.current.iter().filter(is_prompt).map(|row| row.count).sum();
+        let (ends, drafted) = self.take_hidden(&hidden)?;
+        self.sample(&hidden, &ends)?;
+        self.check_drafts(&hidden, &drafted)?;
         self.speed.observe(prompt_tokens, step.decodes, start.elapsed());
         self.current.clear();
         Ok(true)
@@ -226,8 +243,14 @@ impl<'a> Worker<'a> {
         let mut state = self.shared.state();
         state.stats.preemptions += step.preempted as u64;
         for &(sequence, cached) in &step.started {
-            let Some((id, 0)) = self.owners.get(&sequence) else { continue };
-            let Some(work) = self.works.get_mut(id).filter(|work| work.started.is_none()) else { continue };
+            let Some(&(id, choice)) = self.owners.get(&sequence) else { continue };
+            let Some(work) = self.works.get_mut(&id) else { continue };
+            if let Task::Generate(generate) = &mut work.task {
+                generate.answers[choice].drafted = cached;
+            }
+            if work.started.is_some() {
+                continue;
+            }
             work.started = Some(now);
             state.queue.leave(work.prompt_tokens);
             state.stats.queue_time.observe(now - work.submitted);
@@ -242,20 +265,28 @@ impl<'a> Worker<'a> {
 
     /// The hidden states `(n, hidden)` of the tokens of the step.
     fn forward(&self) -> Result<Tensor> {
-        let (State { scheduler, pool }, rows) = (&*self.state, &self.current);
-        let ids: Vec<&[u32]> = rows.iter().map(|row| &scheduler.ids(row.id)[row.from..row.from + row.count]).collect();
+        let (State { scheduler, pool, .. }, rows) = (&*self.state, &self.current);
+        let ids = rows.iter().map(|row| {
+            let drafted = self.drafts.get(&row.id).map_or(&[][..], |draft| &draft.ids);
+            [&scheduler.ids(row.id)[row.from..row.from + row.count - drafted.len()], drafted].concat()
+        });
+        let ids: Vec<Vec<u32>> = ids.collect();
         let past: Vec<usize> = rows.iter().map(|row| row.from).collect();
         let tables: Vec<Vec<u32>> = rows.iter().map(|row| scheduler.table(row.id).to_vec()).collect();
         let paged = PagedRows { pool, tables: &tables, past: &past };
         Ok(self.shared.model.model.hidden_paged(&Batch::ragged(&ids, &past)?, &paged)?.squeeze(0)?)
     }
 
-    /// Gives the hidden states to the requests. The sequences that need a token, with the row of their last hidden state.
-    fn take_hidden(&mut self, hidden: &Tensor) -> Result<Vec<(u64, u32)>> {
-        let (mut first, mut ends) = (0, Vec::new());
+    /// Gives the hidden states `(n, hidden)` to the requests.
+    fn take_hidden(&mut self, hidden: &Tensor) -> Result<Ends> {
+        let (mut first, mut ends, mut drafted) = (0, Vec::new(), Vec::new());
         for row in self.current.clone() {
             let at = first;
             first += row.count;
+            if self.drafts.contains_key(&row.id) {
+                drafted.push((row, at));
+                continue;
+            }
             self.state.scheduler.set_computed(row.id, row.from + row.count);
             let Some(&(id, _)) = self.owners.get(&row.id) else { continue };
             let Some(work) = self.works.get_mut(&id) else { continue };
@@ -268,7 +299,7 @@ impl<'a> Worker<'a> {
                 Ok(false) => (),
             }
         }
-        Ok(ends)
+        Ok((ends, drafted))
     }
 }
 

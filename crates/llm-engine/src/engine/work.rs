@@ -19,6 +19,8 @@ pub(super) struct Job {
     /// With a seed.
     pub request: Request,
     pub events: mpsc::Sender<Event>,
+    /// The number of events that a step can have at most.
+    pub step_events: usize,
 }
 
 /// What the result of a request is.
@@ -59,6 +61,8 @@ pub(super) struct Running<'t> {
     /// Taken out while it samples.
     pub sampler: Option<Sampler>,
     pub last_token: Option<Instant>,
+    /// How many tokens of the sequence have keys and values of the draft model.
+    pub drafted: usize,
 }
 
 impl Work<'_> {
@@ -74,8 +78,7 @@ impl Work<'_> {
     /// Whether there is room for all events of a step.
     pub fn has_room(&self) -> bool {
         match &self.task {
-            // The prompt, a text and an end for each answer, and the last event.
-            Task::Generate(generate) => generate.job.events.capacity() >= 2 * generate.job.request.choices + 2,
+            Task::Generate(generate) => generate.job.events.capacity() >= generate.job.step_events,
             Task::Embed { .. } | Task::Score { .. } => true,
         }
     }

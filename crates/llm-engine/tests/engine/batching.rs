@@ -69,7 +69,7 @@ fn an_answer_does_not_depend_on_the_others_on_the_cache_or_on_interruptions() {
     assert_eq!(cached, [0, 256, 128, 128, 64, 64, 0, 0, 0]);
     assert_eq!(engine.stats().pages_used, 0);
 
-    let small = start(EngineOptions { kv_memory: memory(8), ..exact() });
+    let small = start(EngineOptions { kv_memory: Some(memory(8)), ..exact() });
     assert_same(&together(&small), &expected, "interrupted");
     assert!(small.stats().preemptions > 0, "{:?}", small.stats());
     assert_eq!((small.stats().pages_used, small.stats().pages_total), (0, 8));
@@ -80,7 +80,7 @@ fn an_answer_does_not_depend_on_the_others_on_the_cache_or_on_interruptions() {
 
 #[test]
 fn a_prompt_too_long_for_the_pool_is_refused_and_all_others_end() {
-    let engine = start(EngineOptions { kv_memory: memory(3), ..exact() });
+    let engine = start(EngineOptions { kv_memory: Some(memory(3)), ..exact() });
     assert_eq!(engine.model_info().context_length, 192);
     match engine.submit(request(&[1; 192], 1)) {
         Err(SubmitError::Invalid(error)) => assert!(error.to_string().contains("192"), "{error}"),
@@ -96,7 +96,7 @@ fn a_prompt_too_long_for_the_pool_is_refused_and_all_others_end() {
 
 #[test]
 fn four_times_the_capacity_is_answered_or_refused() {
-    let options = EngineOptions { max_queue: 8, max_running: 4, kv_memory: memory(16), ..exact() };
+    let options = EngineOptions { max_queue: 8, max_running: 4, kv_memory: Some(memory(16)), ..exact() };
     let (engine, expected) = (start(options), alone());
     let (mut refused, mut accepted) = (0, Vec::new());
     for round in 0..16 {

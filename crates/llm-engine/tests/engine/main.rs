@@ -6,6 +6,7 @@ mod answers;
 mod batching;
 mod limits;
 mod refusals;
+mod speculation;
 
 use llm_engine::{
     Engine, EngineOptions, Event, FinishReason, Generation, Request, Sampling, TextModel, Token, TokenLogprobs, Usage,
@@ -41,8 +42,8 @@ fn exact() -> EngineOptions {
 }
 
 /// The memory of some pages.
-fn memory(pages: usize) -> Option<u64> {
-    Some((pages * KvPool::page_bytes(&config(), KvDtype::F32)) as u64)
+fn memory(pages: usize) -> u64 {
+    (pages * KvPool::page_bytes(&config(), KvDtype::F32)) as u64
 }
 
 fn start(options: EngineOptions) -> Engine {

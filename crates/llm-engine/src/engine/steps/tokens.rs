@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::Worker;
+use super::{State, Worker};
 use crate::engine::work::{Running, Task};
 use crate::{Event, FinishReason, Result, Sampler, Token};
 
@@ -61,7 +61,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn answer_mut(&mut self, work: u64, choice: usize) -> Option<&mut Running<'a>> {
+    pub(super) fn answer_mut(&mut self, work: u64, choice: usize) -> Option<&mut Running<'a>> {
         match &mut self.works.get_mut(&work)?.task {
             Task::Generate(generate) => generate.answers.get_mut(choice),
             Task::Embed { .. } | Task::Score { .. } => None,
@@ -81,10 +81,15 @@ impl<'a> Worker<'a> {
         for choice in generate.answers.len()..choices {
             forked.push(self.running(generate, choice, self.next_id + 1 + forked.len() as u64));
         }
-        for running in forked {
+        let computed = self.state.scheduler.ids(sequence).len();
+        for mut running in forked {
+            running.drafted = computed;
             self.next_id += 1;
             if let Some(copy) = self.state.scheduler.fork(sequence, self.next_id) {
-                self.state.pool.copy_page(copy.from, copy.to)?;
+                let State { pool, draft_pool, .. } = &*self.state;
+                for pool in draft_pool.iter().chain([pool]) {
+                    pool.copy_page(copy.from, copy.to)?;
+                }
             }
             if let Some(Task::Generate(generate)) = self.works.get_mut(&id).map(|work| &mut work.task) {
                 self.owners.insert(self.next_id, (id, generate.answers.len()));
@@ -129,7 +134,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Takes a sampled token: its answer goes on with it or ends.
-    fn take_token(&mut self, id: u64, choice: usize, sequence: u64, token: Token) -> Result<()> {
+    pub(super) fn take_token(&mut self, id: u64, choice: usize, sequence: u64, token: Token) -> Result<()> {
         let token_id = token.id;
         let Some(work) = self.works.get_mut(&id) else { return Ok(()) };
         let Task::Generate(generate) = &mut work.task else { return Ok(()) };
