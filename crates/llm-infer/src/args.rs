@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use llm_cli::{DeviceOption, GLOBAL_HEADING, HubOption, ShellCommand, Verbosity};
 
+use crate::attention::AttentionArgs;
 use crate::convert::ConvertArgs;
 use crate::dtype::Dtype;
 use crate::merge::MergeArgs;
@@ -40,6 +41,8 @@ pub(crate) enum Command {
     Merge(MergeArgs),
     /// Write the logits of a sequence of token ids to a safetensors file
     Logits(LogitsArgs),
+    /// Show what a word looks at: attention by layer and head
+    Attention(AttentionArgs),
     /// Measure prefill and decode throughput; prints a JSON object
     Bench(BenchArgs),
     #[command(flatten)]

@@ -10,6 +10,7 @@ use llm_tokenizer::ChatMessage;
 use crate::adapter::with_adapter;
 pub use crate::args::Arguments;
 use crate::args::{BenchArgs, Command, GenerateArgs, LogitsArgs};
+use crate::attention::attention;
 use crate::chat::chat;
 use crate::convert::convert;
 use crate::failure::{input, refuse_existing};
@@ -40,6 +41,7 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
         Command::Generate(args) => generate(&args),
         Command::Chat(args) => chat(&args),
         Command::Logits(args) => write_logits(&args),
+        Command::Attention(args) => attention(&args),
         Command::Merge(args) => merge(&args),
         Command::Bench(args) => run_bench(&args),
         Command::Convert(args) => convert(&args),

@@ -20,6 +20,10 @@ impl Command {
                 args.hub.resolve(&mut args.model, Wanted::Model)?;
                 args.adapter.as_mut().map_or(Ok(()), |adapter| args.hub.resolve(adapter, Wanted::Adapter))
             }
+            Self::Attention(args) => {
+                args.hub.resolve(&mut args.model, Wanted::Model)?;
+                args.adapter.as_mut().map_or(Ok(()), |adapter| args.hub.resolve(adapter, Wanted::Adapter))
+            }
             Self::Bench(args) => args.model.as_mut().map_or(Ok(()), |model| args.hub.resolve(model, Wanted::Model)),
             Self::Shell(_) => Ok(()),
         }

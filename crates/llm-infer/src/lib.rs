@@ -12,6 +12,7 @@
 
 mod adapter;
 mod args;
+mod attention;
 mod chat;
 pub mod cli;
 mod convert;
