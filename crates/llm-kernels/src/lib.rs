@@ -33,7 +33,7 @@ mod quant;
 mod testing;
 
 pub use cpu::gemm::{Precision, matmul_flops, peak_flops};
-pub use cpu::threads::{default_threads, join, spin_workers, with_threads};
+pub use cpu::threads::{default_threads, spin_workers, with_threads};
 pub use cpu::unit::skip_on_reference_path;
 pub use ops::activation::{Activation, activate, gated_activation};
 pub use ops::adamw::{AdamWStep, adamw_step, sum_of_squares};

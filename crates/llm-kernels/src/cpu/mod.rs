@@ -1,5 +1,6 @@
 //! What the fast paths on the CPU are built from: matmuls, vectorised loops, threads and uninitialised output.
 
+pub(crate) mod columns;
 pub(crate) mod gemm;
 pub(crate) mod node;
 pub(crate) mod rounding;

@@ -47,6 +47,16 @@ pub fn bf16_to_f32(x: bf16) -> f32 {
     f32::from_bits(u32::from(x.to_bits()) << 16)
 }
 
+/// The value of an f16 with the given bits, by shifting them into an f32; vectorises.
+#[inline(always)]
+pub fn f16_bits_to_f32(bits: u16) -> f32 {
+    let bits = u32::from(bits);
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23); // · 2^112
+    // The largest exponent means infinity or NaN, in f16 as in f32.
+    let largest_exponent = if bits & 0x7c00 == 0x7c00 { f32::INFINITY.to_bits() } else { 0 };
+    f32::from_bits(magnitude.to_bits() | largest_exponent | ((bits & 0x8000) << 16))
+}
+
 #[pulp::with_simd(round_to_bf16 = crate::cpu::unit::arch())]
 #[inline(always)]
 fn round_to_bf16_simd<'a, S: pulp::Simd>(_simd: S, values: &'a [f32], to: &'a mut [MaybeUninit<bf16>]) {

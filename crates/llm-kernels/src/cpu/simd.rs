@@ -3,6 +3,9 @@
 //! They are plain `for` loops: an iterator's `sum` or `fold` is a separate function, which is not compiled with the
 //! SIMD features of its caller.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__m512;
+
 use rayon::prelude::*;
 
 /// Rounding constant, 1.5 · 2^23: `x + ROUND_MAGIC - ROUND_MAGIC` is the nearest integer of `x`, and the lowest bits
@@ -100,6 +103,29 @@ pub fn sum_lanes(lanes: &mut [f32]) -> f32 {
         width /= 2;
     }
     lanes[0]
+}
+
+/// The sums of the lanes of 16 vectors: adds neighbours within 128-bit lanes, then the 128-bit lanes. The order does not
+/// depend on the position of a vector.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn lane_sums(simd: pulp::x86::V4, vectors: &[__m512; 16]) -> __m512 {
+    let avx = simd.avx512f;
+    let mut twos = [avx._mm512_setzero_ps(); 8];
+    for i in 0..8 {
+        let (a, b) = (vectors[2 * i], vectors[2 * i + 1]);
+        twos[i] = avx._mm512_add_ps(avx._mm512_unpacklo_ps(a, b), avx._mm512_unpackhi_ps(a, b));
+    }
+    let mut fours = [avx._mm512_setzero_ps(); 4];
+    for i in 0..4 {
+        let (a, b) = (avx._mm512_castps_pd(twos[2 * i]), avx._mm512_castps_pd(twos[2 * i + 1]));
+        let (low, high) = (avx._mm512_unpacklo_pd(a, b), avx._mm512_unpackhi_pd(a, b));
+        fours[i] = avx._mm512_add_ps(avx._mm512_castpd_ps(low), avx._mm512_castpd_ps(high));
+    }
+    let add_lanes = |a: __m512, b: __m512| {
+        avx._mm512_add_ps(avx._mm512_shuffle_f32x4::<0x88>(a, b), avx._mm512_shuffle_f32x4::<0xdd>(a, b))
+    };
+    add_lanes(add_lanes(fours[0], fours[1]), add_lanes(fours[2], fours[3]))
 }
 
 /// The hyperbolic tangent with an absolute error under 1e-6; vectorises.

@@ -65,16 +65,6 @@ pub fn spin_workers<T>(program: impl FnOnce() -> T) -> T {
     program()
 }
 
-/// Runs both functions. They run in parallel if `rows` is so small that a matmul with a weight takes microseconds, as
-/// in decoding; larger loops use all threads anyway, one after the other.
-pub fn join<A: Send, B: Send>(
-    rows: usize,
-    first: impl FnOnce() -> A + Send,
-    second: impl FnOnce() -> B + Send,
-) -> (A, B) {
-    if rows <= crate::cpu::gemm::FEW_ROWS { rayon::join(first, second) } else { (first(), second()) }
-}
-
 /// The workers that spin. Each one runs nested in the rayon job it was in, so none may join after `program` starts: it
 /// could then wait for a loop of `program` on its own stack (deadlock).
 #[derive(Default)]

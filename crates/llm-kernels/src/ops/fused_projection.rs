@@ -17,6 +17,9 @@ use crate::cpu::gemm::{AnyMatrix, Element, GemmElement, GemmOptions, Matrix, Pre
 use crate::cpu::node::ParamGradients;
 use crate::cpu::rows::{rows_per_task, zeros};
 
+/// The smallest number of rows for which a fused block is faster than its single operations.
+pub(crate) const MIN_ROWS: usize = 5;
+
 /// A projection inside a fused block.
 pub(crate) struct FusedProjection {
     weight: Weight,

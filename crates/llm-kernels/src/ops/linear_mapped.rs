@@ -99,11 +99,7 @@ impl MappedWeight {
     /// The elements as a matrix `(out, in)`.
     pub(crate) fn matrix(&self) -> Result<AnyMatrix<'_>> {
         let (rows, cols) = self.shape;
-        Ok(match self.weight_slice(0..rows)? {
-            WeightSlice::F32(w) => AnyMatrix::F32(Matrix::new(w, rows, cols)),
-            WeightSlice::Bf16(w) => AnyMatrix::Bf16(Matrix::new(w, rows, cols)),
-            WeightSlice::F16(w) => AnyMatrix::F16(Matrix::new(w, rows, cols)),
-        })
+        Ok(self.weight_slice(0..rows)?.matrix(rows, cols))
     }
 
     fn weight_slice(&self, rows: std::ops::Range<usize>) -> Result<WeightSlice<'_>> {

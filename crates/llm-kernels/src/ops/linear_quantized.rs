@@ -6,7 +6,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::cpu::gemm::{FEW_ROWS, GemmOptions, Matrix, Precision, matmul_into, rows_per_thread};
+use crate::cpu::gemm::{GemmOptions, Matrix, Precision, matmul_into};
 use crate::cpu::{contiguous, cpu_slice};
 use crate::quant::{DotInput, QuantizedWeight, dots};
 
@@ -33,6 +33,9 @@ fn reference(x: &Tensor, w: &QuantizedWeight) -> Result<Tensor> {
 }
 
 struct LinearQuantized(QuantizedWeight);
+
+/// The largest number of rows that are quantised to 8 bits.
+const FEW_ROWS: usize = 4;
 
 /// Rows of a weight that are dequantised at a time.
 const ROWS_PER_PART: usize = 512;
@@ -65,7 +68,7 @@ impl CustomOp1 for LinearQuantized {
             let bytes = self.0.row_bytes();
             for (x, y) in x.chunks_exact(k).zip(y.chunks_exact_mut(m)) {
                 let x = DotInput::new(x, self.0.format());
-                let rows = rows_per_thread(m);
+                let rows = m.div_ceil(rayon::current_num_threads()).max(16);
                 y.par_chunks_mut(rows).zip(self.0.blocks().par_chunks(rows * bytes)).for_each(|(y, blocks)| {
                     dots(self.0.format(), blocks, bytes, &x, y);
                 });
@@ -111,7 +114,7 @@ mod tests {
     fn matmul_of_integers_equals_that_of_the_dequantized_weight() -> Result<()> {
         for format in BlockFormat::ALL {
             let w = quantized(37, 256, 1, 1., format)?;
-            for n in [1, 3, 9] {
+            for n in [1, 3, 65] {
                 let mut x: Vec<f32> = flat(&random(&[n * 256], 2, 127.)?).iter().map(|x| x.round()).collect();
                 x.iter_mut().step_by(32).for_each(|x| *x = 127.);
                 let x = Tensor::from_vec(x, (n, 256), &Device::Cpu)?;

@@ -7,6 +7,7 @@ pub(crate) mod attention_block;
 pub(crate) mod cross_entropy;
 pub(crate) mod distillation;
 pub(crate) mod dropout;
+pub(crate) mod few_rows;
 pub(crate) mod fused_projection;
 pub(crate) mod head;
 pub(crate) mod kl_divergence;

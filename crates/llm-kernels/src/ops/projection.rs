@@ -1,11 +1,14 @@
 //! A projection of a block: a linear layer with a weight in any format, optional bias and optional adapter.
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Device, Result, Storage, Tensor};
 
 use super::dropout::{Dropout, dropout};
-use super::linear::{linear_reshaped, linear_residual, linear_with_precision};
+use super::few_rows::{FEW_ROWS, few_rows};
+use super::linear::{linear_reshaped, linear_residual, linear_with_precision, weight_slice};
 use super::linear_mapped::{MappedWeight, linear_mapped};
 use super::linear_quantized::linear_quantized;
+use crate::cpu::contiguous;
+use crate::cpu::gemm::AnyMatrix;
 use crate::{Precision, QuantizedWeight};
 
 /// The weight `(out, in)` of a projection.
@@ -96,7 +99,19 @@ impl<'a> Projection<'a> {
 
     /// `(…, in)` to `(…, out)`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut y = self.weight.forward(x)?;
+        self.adapted(x, self.weight.forward(x)?)
+    }
+
+    /// The results of several projections of `x`, each `(…, out)`, with one parallel loop for all weights. `None` if `x` has
+    /// many rows, if `x` or a weight needs a gradient, or if there is no fast path; then they run one by one.
+    pub(crate) fn forward_joint<const N: usize>(all: [&Self; N], x: &Tensor) -> Result<Option<[Tensor; N]>> {
+        let Some(products) = joint_products(&all, x)? else { return Ok(None) };
+        let results = all.iter().zip(products).map(|(projection, y)| projection.adapted(x, y));
+        Ok(results.collect::<Result<Vec<_>>>()?.try_into().ok())
+    }
+
+    /// The result for the product `y` of the weight: adapters and bias are added.
+    fn adapted(&self, x: &Tensor, mut y: Tensor) -> Result<Tensor> {
         let precision = match self.weight {
             ProjectionWeight::Dense(_, precision) => precision,
             ProjectionWeight::Mapped(_) | ProjectionWeight::Quantized(_) => Precision::F32,
@@ -142,8 +157,54 @@ impl<'a> Projection<'a> {
     }
 }
 
+/// `x · wᵀ` of each weight, or `None`: [`Projection::forward_joint`].
+fn joint_products(all: &[&Projection], x: &Tensor) -> Result<Option<Vec<Tensor>>> {
+    let k = x.dim(D::Minus1)?;
+    let rows = x.elem_count().checked_div(k).unwrap_or_default();
+    if rows == 0 || rows > FEW_ROWS || x.track_op() || !crate::is_fused(x) {
+        return Ok(None);
+    }
+    let storages = all.iter().map(|projection| match projection.weight {
+        ProjectionWeight::Dense(w, _) => Some(w.storage_and_layout()),
+        ProjectionWeight::Mapped(_) | ProjectionWeight::Quantized(_) => None,
+    });
+    let storages: Vec<_> = storages.collect();
+    let mut weights: Vec<AnyMatrix> = Vec::with_capacity(all.len());
+    for (projection, storage) in all.iter().zip(&storages) {
+        let (m, width) = projection.shape()?;
+        let weight = match (projection.weight, storage.as_ref().map(|(storage, layout)| (&**storage, layout))) {
+            (ProjectionWeight::Mapped(w), _) => w.matrix()?,
+            (ProjectionWeight::Dense(w, _), Some((Storage::Cpu(storage), layout))) if !w.track_op() => {
+                match weight_slice(storage, layout) {
+                    Ok(slice) => slice.matrix(m, width),
+                    Err(_) => return Ok(None),
+                }
+            }
+            _ => return Ok(None),
+        };
+        if width != k || m == 0 {
+            return Ok(None);
+        }
+        weights.push(weight);
+    }
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { return Ok(None) };
+    let tensor = |(y, weight): (Vec<f32>, &AnyMatrix)| {
+        let mut shape = x.dims().to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = weight.rows();
+        }
+        Tensor::from_vec(y, shape, &Device::Cpu)
+    };
+    let products = few_rows(contiguous(storage, layout)?, &weights);
+    products.into_iter().zip(&weights).map(tensor).collect::<Result<Vec<_>>>().map(Some)
+}
+
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::*;
     use crate::BlockFormat;
     use crate::testing::random;
@@ -186,6 +247,41 @@ mod tests {
                     assert_near(&y, &expected, &what)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn projections_in_one_loop_have_the_bits_of_each_alone() -> Result<()> {
+        if crate::skip_on_reference_path("it has no joint loop") {
+            return Ok(());
+        }
+        let (w, narrow, bias) =
+            (random(&[70, 32], 3, 1.)?, random(&[9, 32], 4, 1.)?.to_dtype(DType::BF16)?, random(&[9], 5, 1.)?);
+        let lora = LoraWeights {
+            a: random(&[4, 32], 6, 1.)?,
+            b: random(&[70, 4], 7, 1.)?,
+            scale: 2.,
+            dora_scale: None,
+            dropout: None,
+        };
+        let first = Projection { lora: vec![lora], ..Projection::dense(&w, Precision::Bf16) };
+        let second = Projection { bias: Some(&bias), ..Projection::dense(&narrow, Precision::F32) };
+        for n in [1, 5, 64] {
+            let x = random(&[1, n, 32], n as u64, 1.)?;
+            let joint = Projection::forward_joint([&first, &second], &x)?.unwrap();
+            for (joint, projection) in joint.iter().zip([&first, &second]) {
+                let alone = projection.forward(&x)?;
+                assert_eq!(joint.dims(), alone.dims());
+                assert_eq!(joint.flatten_all()?.to_vec1::<f32>()?, alone.flatten_all()?.to_vec1::<f32>()?);
+            }
+        }
+        // Many rows, none, a gradient, or another number of features.
+        let trained = candle_core::Var::from_tensor(&random(&[2, 32], 1, 1.)?)?;
+        for x in
+            [random(&[65, 32], 1, 1.)?, random(&[0, 32], 1, 1.)?, trained.as_tensor().clone(), random(&[2, 31], 1, 1.)?]
+        {
+            assert!(Projection::forward_joint([&first, &second], &x)?.is_none());
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::testing::random;
 use crate::{
     Activation, AdamWStep, AttentionBlock, AttentionMask, AttentionParams, BlockFormat, HeadInputs, IGNORE_INDEX,
     MappedWeight, MlpBlock, Norm, Precision, Projection, QuantizedWeight, RecomputedGradients, RotaryFrequencies,
-    activate, adamw_step, attention, attention_block, attention_weights, cross_entropy, gated_activation, join,
+    activate, adamw_step, attention, attention_block, attention_weights, cross_entropy, gated_activation,
     kl_divergence, layer_norm, linear, linear_cross_entropy, linear_distillation, linear_mapped, linear_quantized,
     linear_reshaped, linear_residual, linear_with_precision, mlp_block, recompute, replace_rows, rms_norm, rope,
     sum_of_squares, token_logprobs, token_logprobs_and_entropies,
@@ -79,10 +79,6 @@ fn elementwise_and_norms() {
         });
         let replaced = usize::from(a > 0);
         check("replace_rows", &[&[a, b], &[replaced, b]], &[a, b], |t| replace_rows(&t[0], &[0][..replaced], &t[1]));
-        check_plain(&format!("join {a}"), false, || {
-            assert_eq!(join(a, || 1, || 2), (1, 2));
-            Ok(())
-        });
         check_plain(&format!("adamw_step, sum_of_squares {a} {b}"), a * b == 0, || {
             let (weight, grad) = (random(&[a, b], 1, 1.)?, random(&[a, b], 2, 1.)?);
             let moments = Tensor::zeros((2, a * b), DType::F32, &Device::Cpu)?;

@@ -1,8 +1,10 @@
 //! A matrix whose element type is known at run time.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
-use super::{Element, GemmOptions, Matrix, matmul_into};
+use super::{Element, GemmOptions, Matrix, matmul_few_rows, matmul_into};
 
 /// A [`Matrix`] of any element type.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +33,15 @@ impl AnyMatrix<'_> {
         }
     }
 
+    /// The size of the elements.
+    pub fn bytes(&self) -> usize {
+        let size = match self {
+            Self::F32(_) => size_of::<f32>(),
+            Self::Bf16(_) | Self::F16(_) => size_of::<u16>(),
+        };
+        self.rows() * self.cols() * size
+    }
+
     /// The transposed view.
     pub fn t(self) -> Self {
         match self {
@@ -53,6 +64,16 @@ impl AnyMatrix<'_> {
             Self::F32(b) => matmul_into(a, b, out, stride, add, 1., options),
             Self::Bf16(b) => matmul_into(a, b, out, stride, add, 1., options),
             Self::F16(b) => matmul_into(a, b, out, stride, add, 1., options),
+        }
+    }
+
+    /// `x · selfᵀ` for the given rows of the matrix, with [`matmul_few_rows`]. Panics if rows are not contiguous.
+    pub fn times_few_rows(self, rows: Range<usize>, x: &[f32], out: &mut [&mut [f32]]) {
+        let k = self.cols();
+        match self {
+            Self::F32(w) => matmul_few_rows(x, w.row_slice(rows), k, out),
+            Self::Bf16(w) => matmul_few_rows(x, w.row_slice(rows), k, out),
+            Self::F16(w) => matmul_few_rows(x, w.row_slice(rows), k, out),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Matrix multiplication on plain slices with checked bounds. Factors are f32 or rounded to bf16; sums are f32.
 //!
 //! CPUs with AVX-512 and bf16 instructions run [`packed`], other machines the `gemm` crate ([`fallback`]).
-//! [`few_rows`] is the matmul of decoding.
+//! [`matmul_few_rows`] is the matmul of decoding.
 //!
 //! candle's own matmul reads the number of cores from the system on every call and zeroes its output first. A model of
 //! a few million parameters spends more time there than in the matmul.
@@ -16,6 +16,9 @@ mod packed;
 mod packed_b;
 mod peak;
 
+use std::ops::Range;
+
+use few_rows::Vectors;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
@@ -24,7 +27,7 @@ use crate::cpu::rounding::{Rounded, bf16_to_f32, f32_to_bf16_bits};
 
 pub use any_matrix::AnyMatrix;
 pub use epilogue::matmul_epilogue;
-pub use few_rows::{FEW_ROWS, matmul_few_rows, rows_per_thread};
+pub use few_rows::{FEW_ROWS, matmul_few_rows};
 pub use packed_b::PackedB;
 pub use peak::{matmul_flops, peak_flops};
 
@@ -83,6 +86,12 @@ impl<'a, T: Copy> Matrix<'a, T> {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
+    /// The elements of some rows. Panics if rows are not contiguous.
+    fn row_slice(self, rows: Range<usize>) -> &'a [T] {
+        assert!(self.col_stride == 1 && self.row_stride == self.cols, "rows must be contiguous");
+        &self.data[rows.start * self.cols..rows.end * self.cols]
+    }
+
     /// The rows from `start` on, at most `rows` of them.
     #[inline]
     fn rows_from(self, start: usize, rows: usize) -> Self {
@@ -112,8 +121,8 @@ pub trait Element: Copy + Default + Send + Sync {
     /// The bits of the nearest bf16 value; ties go to even.
     fn to_bf16_bits(self) -> u16;
 
-    /// Dot products of each row of `w` with each row of `x`, rows of length `k`: `(rows of w, rows of x)`.
-    fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]);
+    /// Converts to a vector of f32.
+    fn load<const L: usize, V: Vectors<L>>(vectors: V, x: &[Self; L]) -> V::F32s;
 
     /// True if every element is finite and stays finite when it is rounded to bf16.
     fn all_finite_as_bf16(rows: Matrix<Self>) -> bool;
@@ -138,8 +147,9 @@ impl Element for f32 {
         f32_to_bf16_bits(self)
     }
 
-    fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]) {
-        few_rows::dots_f32(x, w, k, out);
+    #[inline(always)]
+    fn load<const L: usize, V: Vectors<L>>(vectors: V, x: &[Self; L]) -> V::F32s {
+        vectors.load_f32(x)
     }
 
     fn all_finite_as_bf16(rows: Matrix<Self>) -> bool {
@@ -162,12 +172,9 @@ impl Element for bf16 {
         self.to_bits()
     }
 
-    fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(simd) = crate::cpu::unit::avx2().filter(|_| x.len() == k) {
-            return simd.vectorize(few_rows::Bf16Dots { simd, x, w, y: out });
-        }
-        few_rows::dots_bf16(x, w, k, out);
+    #[inline(always)]
+    fn load<const L: usize, V: Vectors<L>>(vectors: V, x: &[Self; L]) -> V::F32s {
+        vectors.load_bf16(x)
     }
 
     fn all_finite_as_bf16(rows: Matrix<Self>) -> bool {
@@ -194,8 +201,9 @@ impl Element for f16 {
         self.to_f32().to_bf16_bits()
     }
 
-    fn dots(x: &[f32], w: &[Self], k: usize, out: &mut [f32]) {
-        few_rows::dots_f16(x, w, k, out);
+    #[inline(always)]
+    fn load<const L: usize, V: Vectors<L>>(vectors: V, x: &[Self; L]) -> V::F32s {
+        vectors.load_f16(x)
     }
 
     fn all_finite_as_bf16(rows: Matrix<Self>) -> bool {

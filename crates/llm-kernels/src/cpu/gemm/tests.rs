@@ -99,23 +99,6 @@ fn bf16_rounding_is_to_nearest_even() {
 }
 
 #[test]
-fn matmul_of_few_rows_equals_the_general_matmul() {
-    for (n, k, m) in [(1, 1, 1), (1, 37, 50), (3, 64, 129), (4, 100, 7)] {
-        let (x, w) = (numbers(n * k, 1), numbers(m * k, 2));
-        let general = matmul(Matrix::new(&x, n, k), Matrix::new(&w, m, k).t(), GemmOptions::SINGLE_THREAD);
-        assert!(matmul_few_rows(&x, &w, k).iter().zip(&general).all(|(a, b)| (a - b).abs() < 1e-4), "{n} {k} {m}");
-        let w_bf16: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
-        let general = matmul(Matrix::new(&x, n, k), Matrix::new(&w_bf16, m, k).t(), GemmOptions::SINGLE_THREAD);
-        let mut portable = vec![0f32; n * m]; // (m, n)
-        few_rows::dots_bf16(&x, &w_bf16, k, &mut portable);
-        for (at, other) in matmul_few_rows(&x, &w_bf16, k).into_iter().enumerate() {
-            assert!((other - general[at]).abs() < 1e-4, "{n} {k} {m}");
-            assert!((other - portable[at % m * n + at / m]).abs() < 1e-4, "{n} {k} {m}");
-        }
-    }
-}
-
-#[test]
 #[should_panic(expected = "out of bounds")]
 fn an_out_of_bounds_matrix_panics() {
     Matrix::new(&[0.; 5], 2, 3);

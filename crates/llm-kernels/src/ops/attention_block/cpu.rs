@@ -12,13 +12,13 @@ use half::bf16;
 use super::AttentionBlock;
 use super::qk_norm::FusedQkNorm;
 use crate::cpu::cpu_slice;
-use crate::cpu::gemm::{FEW_ROWS, GemmElement, Matrix, Precision, matmul_epilogue};
+use crate::cpu::gemm::{GemmElement, Matrix, Precision, matmul_epilogue};
 use crate::cpu::node::{self, FusedOp, ParamGradients};
 use crate::cpu::rows::zeros;
 use crate::cpu::simd::f32_epsilon;
 use crate::cpu::uninit::write_heads;
 use crate::ops::attention::{Dims, FlashAttention, GroupWriters, Heads};
-use crate::ops::fused_projection::{FusedProjection, LowRank, with_weights};
+use crate::ops::fused_projection::{FusedProjection, LowRank, MIN_ROWS, with_weights};
 use crate::ops::rms_norm::{rms_norm_backward, rms_norm_rows};
 use crate::ops::rotary::RotaryTable;
 
@@ -38,7 +38,7 @@ impl Inputs {
         let AttentionBlock { mask, .. } = *block;
         let others = block.output_norm.is_some() || block.cache.is_some();
         let rows = x.elem_count().checked_div(*x.dims().last()?)?;
-        if others || mask.masked_keys.is_some() || mask.sequences.is_some() || rows <= FEW_ROWS || !crate::is_fused(x) {
+        if others || mask.masked_keys.is_some() || mask.sequences.is_some() || rows < MIN_ROWS || !crate::is_fused(x) {
             return None;
         }
         let (weight, eps) = block.norm.as_ref()?.rms().filter(|(weight, _)| crate::is_fused(weight))?;

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::{AttentionBlock, AttentionHeads, HeadHook, QkNorm};
 use crate::ops::attention::attention;
 use crate::ops::kv_append::kv_append;
-use crate::ops::norm::{Norm, apply_norm};
+use crate::ops::norm::apply_norm;
 use crate::ops::projection::Projection;
 use crate::ops::rotary::rope;
 
@@ -42,16 +42,21 @@ fn queries_keys_values(x: &Tensor, block: &AttentionBlock) -> Result<(Tensor, Te
         Some(QkNorm::Whole(q, k)) => ([None; 2], [Some(q), Some(k)]),
         None => ([None; 2], [None; 2]),
     };
-    let project = |projection: &Projection, heads: usize, head_norm: Option<&Norm>, whole_norm: Option<&Norm>| {
-        let y = match whole_norm {
-            Some(norm) => norm.forward(&projection.forward(x)?)?.reshape((b, t, heads, d))?,
-            None => apply_norm(head_norm, &projection.forward_heads(x, heads, d)?)?,
+    let joint = Projection::forward_joint([&block.q, &block.k, &block.v], x)?;
+    let whole = |i: usize, projection: &Projection| match &joint {
+        Some(all) => Ok(all[i].clone()),
+        None => projection.forward(x),
+    };
+    let heads = |i: usize, projection: &Projection, heads: usize| match &joint {
+        Some(all) => all[i].reshape((b, t, heads, d)),
+        None => projection.forward_heads(x, heads, d),
+    };
+    let project = |i: usize, projection: &Projection, count: usize| {
+        let y = match whole_norms[i] {
+            Some(norm) => norm.forward(&whole(i, projection)?)?.reshape((b, t, count, d))?,
+            None => apply_norm(head_norms[i], &heads(i, projection, count)?)?,
         };
         block.rotary.map_or_else(|| Ok(y.clone()), |rotary| rope(&y, rotary))
     };
-    let queries = || project(&block.q, h, head_norms[0], whole_norms[0]);
-    let keys = || project(&block.k, g, head_norms[1], whole_norms[1]);
-    let values = || block.v.forward_heads(x, g, d);
-    let ((q, k), v) = crate::join(b * t, || crate::join(b * t, queries, keys), values);
-    Ok((q?, k?, v?))
+    Ok((project(0, &block.q, h)?, project(1, &block.k, g)?, heads(2, &block.v, g)?))
 }

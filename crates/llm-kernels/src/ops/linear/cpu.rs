@@ -4,8 +4,9 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::cpu::gemm::{Element, FEW_ROWS, GemmOptions, Matrix, Precision, matmul, matmul_few_rows, matmul_into};
+use crate::cpu::gemm::{AnyMatrix, Element, GemmOptions, Matrix, Precision, matmul, matmul_into};
 use crate::cpu::{contiguous, cpu_slice};
+use crate::ops::few_rows::{FEW_ROWS, few_rows};
 
 /// The fused linear layer, also with a residual.
 pub(super) struct Linear {
@@ -107,13 +108,30 @@ pub(crate) enum WeightSlice<'a> {
     F16(&'a [f16]),
 }
 
-impl WeightSlice<'_> {
-    /// `x · wᵀ` for `x` `(n, k)`, plus `residual` if given.
-    pub fn forward(self, x: &[f32], sizes: [usize; 3], residual: Option<&[f32]>, options: GemmOptions) -> Vec<f32> {
+impl<'a> WeightSlice<'a> {
+    /// The weight as a matrix `(m, k)`.
+    pub fn matrix(self, m: usize, k: usize) -> AnyMatrix<'a> {
         match self {
-            Self::F32(w) => forward(x, w, sizes, residual, options),
-            Self::Bf16(w) => forward(x, w, sizes, residual, options),
-            Self::F16(w) => forward(x, w, sizes, residual, options),
+            Self::F32(w) => AnyMatrix::F32(Matrix::new(w, m, k)),
+            Self::Bf16(w) => AnyMatrix::Bf16(Matrix::new(w, m, k)),
+            Self::F16(w) => AnyMatrix::F16(Matrix::new(w, m, k)),
+        }
+    }
+
+    /// `x · wᵀ` for `x` `(n, k)`, plus `residual` if given.
+    ///
+    /// Up to [`FEW_ROWS`] rows are not rounded, whatever the precision.
+    pub fn forward(self, x: &[f32], sizes: [usize; 3], residual: Option<&[f32]>, options: GemmOptions) -> Vec<f32> {
+        let [n, k, m] = sizes;
+        if n <= FEW_ROWS && n * k * m > 0 {
+            let mut y = few_rows(x, &[self.matrix(m, k)]).pop().unwrap_or_default();
+            y.iter_mut().zip(residual.unwrap_or_default()).for_each(|(y, residual)| *y += residual);
+            return y;
+        }
+        match self {
+            Self::F32(w) => matmul_residual(residual, Matrix::new(x, n, k), Matrix::new(w, m, k).t(), options),
+            Self::Bf16(w) => matmul_residual(residual, Matrix::new(x, n, k), Matrix::new(w, m, k).t(), options),
+            Self::F16(w) => matmul_residual(residual, Matrix::new(x, n, k), Matrix::new(w, m, k).t(), options),
         }
     }
 
@@ -130,22 +148,6 @@ impl WeightSlice<'_> {
 /// Elements of the residual that one task copies.
 const COPY_CHUNK: usize = 1 << 16;
 
-fn forward<W: Element>(
-    x: &[f32],
-    w: &[W],
-    [n, k, m]: [usize; 3],
-    residual: Option<&[f32]>,
-    options: GemmOptions,
-) -> Vec<f32> {
-    let (x_rows, wt) = (Matrix::new(x, n, k), Matrix::new(w, m, k).t());
-    if n <= FEW_ROWS && n * k * m > 0 {
-        let mut y = matmul_few_rows(x, w, k);
-        y.iter_mut().zip(residual.unwrap_or_default()).for_each(|(y, residual)| *y += residual);
-        return y;
-    }
-    matmul_residual(residual, x_rows, wt, options)
-}
-
 /// `residual + a · b`, or `a · b`.
 fn matmul_residual<A: Element, B: Element>(
     residual: Option<&[f32]>,
@@ -159,7 +161,8 @@ fn matmul_residual<A: Element, B: Element>(
     y
 }
 
-fn weight_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<WeightSlice<'a>> {
+/// The elements of a weight in CPU memory. Errors: another dtype than f32 or bf16, or strides.
+pub(crate) fn weight_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<WeightSlice<'a>> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(data), Some((start, end))) => Ok(WeightSlice::F32(&data[start..end])),
         (CpuStorage::BF16(data), Some((start, end))) => Ok(WeightSlice::Bf16(&data[start..end])),

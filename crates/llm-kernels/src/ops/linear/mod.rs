@@ -9,7 +9,7 @@ mod reference;
 use candle_core::{DType, Result, Tensor, bail};
 
 use cpu::Linear;
-pub(crate) use cpu::WeightSlice;
+pub(crate) use cpu::{WeightSlice, weight_slice};
 use reference::reference;
 
 use crate::Precision;
@@ -26,6 +26,8 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
 
 /// [`linear`] with its factors rounded to `precision`, forward and backward (mixed precision). Sums, `x`, `w`, the
 /// result and the gradients are f32, so that a weight in training keeps small updates.
+///
+/// The forward of up to 64 rows rounds nothing, and the result of a row does not depend on the other rows.
 ///
 /// In f64, and on other devices than the CPU, nothing is rounded.
 pub fn linear_with_precision(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {

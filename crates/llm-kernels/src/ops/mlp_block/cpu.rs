@@ -11,13 +11,13 @@ use half::bf16;
 
 use super::MlpBlock;
 use crate::cpu::cpu_slice;
-use crate::cpu::gemm::{FEW_ROWS, GemmElement, Matrix, Precision, matmul_epilogue};
+use crate::cpu::gemm::{GemmElement, Matrix, Precision, matmul_epilogue};
 use crate::cpu::node::{self, FusedOp, ParamGradients};
 use crate::cpu::rows::zeros;
 use crate::cpu::simd::f32_epsilon;
 use crate::cpu::uninit::rounded;
 use crate::ops::activation::{Activation, gated_backward, gated_forward};
-use crate::ops::fused_projection::{FusedProjection, LowRank, precision_of, with_weights};
+use crate::ops::fused_projection::{FusedProjection, LowRank, MIN_ROWS, precision_of, with_weights};
 use crate::ops::rms_norm::{rms_norm_backward, rms_norm_rows};
 
 /// The parts of a block that can be one operation. With a norm, the residual is `x`; without, there is no residual.
@@ -46,7 +46,7 @@ impl Inputs {
     fn new(x: &Tensor, block: &MlpBlock, norm: Option<(&Tensor, f64)>) -> Option<Self> {
         let gate = block.gate.as_ref()?;
         let rows = x.elem_count().checked_div(*x.dims().last()?)?;
-        if rows <= FEW_ROWS || !crate::is_fused(x) {
+        if rows < MIN_ROWS || !crate::is_fused(x) {
             return None;
         }
         let norm = match norm {

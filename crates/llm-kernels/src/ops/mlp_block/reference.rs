@@ -1,10 +1,11 @@
 //! The MLP block as single operations, for all weights, dtypes and devices.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::MlpBlock;
 use crate::ops::activation::{activate, gated_activation};
 use crate::ops::norm::apply_norm;
+use crate::ops::projection::Projection;
 
 /// [`super::mlp_block`] of `x` after the first norm.
 pub fn mlp_block(x: &Tensor, block: &MlpBlock) -> Result<Tensor> {
@@ -26,7 +27,9 @@ fn inner(x: &Tensor, block: &MlpBlock) -> Result<Tensor> {
     let Some(gate) = &block.gate else {
         return activate(&block.up.forward(x)?, block.activation);
     };
-    let rows = x.elem_count() / x.dim(D::Minus1)?.max(1);
-    let (gate, up) = crate::join(rows, || gate.forward(x), || block.up.forward(x));
-    gated_activation(&gate?, &up?, block.activation)
+    let [gate, up] = match Projection::forward_joint([gate, &block.up], x)? {
+        Some(both) => both,
+        None => [gate.forward(x)?, block.up.forward(x)?],
+    };
+    gated_activation(&gate, &up, block.activation)
 }

@@ -5,6 +5,8 @@ use pulp::Simd;
 
 use super::softmax::online_softmax_update;
 use crate::cpu::gemm::Matrix;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::simd::lane_sums;
 use crate::ops::attention::AttentionParams;
 
 /// Keys per task.
@@ -124,35 +126,12 @@ impl pulp::NullaryFnOnce for ScoresAvx512<'_> {
                     let (sum, rest) = dot(simd, q, key(first + i));
                     (lanes[i], rests[i]) = (pulp::cast(sum), rest);
                 }
-                let sums = simd.add_f32s(lane_sums(simd, &lanes), pulp::cast(rests));
+                let sums = simd.add_f32s(pulp::cast(lane_sums(simd, &pulp::cast(lanes))), pulp::cast(rests));
                 let sums: [f32; 16] = pulp::cast(simd.mul_f32s(sums, simd.splat_f32s(scale)));
                 out[first..first + count].copy_from_slice(&sums[..count]);
             }
         }
     }
-}
-
-/// The horizontal sums of 16 vectors: adds neighbours within 128-bit lanes, then the 128-bit lanes.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn lane_sums(simd: pulp::x86::V4, vectors: &[pulp::f32x16; 16]) -> pulp::f32x16 {
-    use std::arch::x86_64::{__m512, __m512d};
-    let avx = simd.avx512f;
-    let mut twos: [__m512; 8] = [pulp::cast(vectors[0]); 8];
-    for i in 0..8 {
-        let (a, b) = (pulp::cast(vectors[2 * i]), pulp::cast(vectors[2 * i + 1]));
-        twos[i] = avx._mm512_add_ps(avx._mm512_unpacklo_ps(a, b), avx._mm512_unpackhi_ps(a, b));
-    }
-    let mut fours: [__m512; 4] = [twos[0]; 4];
-    for i in 0..4 {
-        let (a, b): (__m512d, __m512d) = (pulp::cast(twos[2 * i]), pulp::cast(twos[2 * i + 1]));
-        let (low, high) = (avx._mm512_unpacklo_pd(a, b), avx._mm512_unpackhi_pd(a, b));
-        fours[i] = avx._mm512_add_ps(pulp::cast(low), pulp::cast(high));
-    }
-    let add_lanes = |a: __m512, b: __m512| {
-        avx._mm512_add_ps(avx._mm512_shuffle_f32x4::<0x88>(a, b), avx._mm512_shuffle_f32x4::<0xdd>(a, b))
-    };
-    pulp::cast(add_lanes(add_lanes(fours[0], fours[1]), add_lanes(fours[2], fours[3])))
 }
 
 /// `factor · Σ_j weights[j] · v[j]` over the rows of `v` `(n, d)`, for each row of `weights` `(heads, n)`: `out`
