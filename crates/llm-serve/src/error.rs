@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use llm_engine::{Error, SubmitError};
 use serde_json::json;
 
 /// An error that is sent to the client: `{"error": {"message", "type", "param", "code"}}`, always with all four keys.
@@ -46,6 +47,19 @@ impl ApiError {
         Self::invalid(param, message).with_code("context_length_exceeded")
     }
 
+    /// An error of the engine or the tokenizer; `param` is the key of the request that is wrong, if the caller can fix it.
+    pub(crate) fn of(error: impl Into<Error>, param: &str) -> Self {
+        let error = error.into();
+        match &error {
+            Error::ShutDown => Self::shutting_down(),
+            Error::PromptTooLong { tokens, context_length } => Self::too_long(param, *tokens, *context_length),
+            Error::InvalidOption { name, .. } => Self::invalid(*name, error.to_string()),
+            Error::InvalidRequest { field, .. } => Self::invalid(*field, error.to_string()),
+            _ if error.is_callers_fault() => Self::invalid(param, error.to_string()),
+            _ => Self::internal(error),
+        }
+    }
+
     /// Too many requests wait.
     pub(crate) fn busy(retry_after: std::time::Duration) -> Self {
         let seconds = (retry_after.as_secs_f64().ceil() as u64).max(1);
@@ -81,6 +95,16 @@ impl ApiError {
     /// The error object.
     pub(crate) fn body(&self) -> serde_json::Value {
         json!({"error": {"message": self.message, "type": self.kind(), "param": self.param, "code": self.code}})
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Invalid(error) => Self::of(error, ""),
+            SubmitError::Busy { retry_after } => Self::busy(retry_after),
+            SubmitError::ShuttingDown => Self::shutting_down(),
+        }
     }
 }
 

@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_body_that_is_no_json_is_an_error() {
-        let deep = format!(r#"{{"x": {}1{}}}"#, "[".repeat(10_000), "]".repeat(10_000));
+        let deep = format!(r#"{{"prompt": {}1{}}}"#, "[".repeat(10_000), "]".repeat(10_000));
         let bad = [
             "",
             "nope",
