@@ -4,15 +4,15 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Installs a handler for Ctrl-C and SIGTERM: the first signal sets the returned flag, the second ends the program at once with
-/// exit code 130.
-pub fn stop_on_interrupt() -> &'static AtomicBool {
-    let handler = || {
+/// Installs a handler for Ctrl-C and SIGTERM: the first signal sets the returned flag and prints what the program does until it
+/// ends, such as `writing a checkpoint`; the second ends it at once with exit code 130.
+pub fn stop_on_interrupt(until_end: &'static str) -> &'static AtomicBool {
+    let handler = move || {
         if STOP.swap(true, SeqCst) {
             std::process::exit(130);
         }
         crate::logging::BARS.suspend(|| {
-            eprintln!("stopping after this step and writing a checkpoint; press Ctrl-C again to stop at once");
+            eprintln!("{until_end}; press Ctrl-C again to stop at once");
         });
     };
     if let Err(error) = ctrlc::set_handler(handler) {

@@ -9,6 +9,7 @@ use crate::attention::AttentionArgs;
 use crate::convert::ConvertArgs;
 use crate::dtype::Dtype;
 use crate::merge::MergeArgs;
+use crate::serve::ServeArgs;
 
 /// Generate text with a language model.
 #[derive(Debug, Parser)]
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Chat with a model in the terminal
     Chat(ChatArgs),
+    /// Serve a model to programs and browsers: the OpenAI API and a chat page
+    Serve(ServeArgs),
     /// Convert a model to GGUF (llama.cpp) or safetensors (transformers)
     Convert(ConvertArgs),
     /// Merge a LoRA adapter into its base model

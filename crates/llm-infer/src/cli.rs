@@ -16,6 +16,7 @@ use crate::convert::convert;
 use crate::failure::{input, refuse_existing};
 use crate::merge::merge;
 use crate::prompt::read_prompt;
+use crate::serve::serve;
 use crate::text_model::stream_reply;
 
 /// What the program prints if no command is given.
@@ -24,6 +25,7 @@ llm-infer generates text with a language model: a Hugging Face folder or a .gguf
 
 Start here:
   llm-infer chat --model runs/lifecycle/aligned
+  llm-infer serve --model runs/lifecycle/aligned
   llm-infer generate --model model.gguf \"Write a sentence about the sea.\"
   llm-infer convert --model runs/lifecycle/aligned --to gguf --out aligned.gguf
 
@@ -40,6 +42,7 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
     let result = llm_kernels::with_threads(threads, || match command {
         Command::Generate(args) => generate(&args),
         Command::Chat(args) => chat(&args),
+        Command::Serve(args) => serve(&args),
         Command::Logits(args) => write_logits(&args),
         Command::Attention(args) => attention(&args),
         Command::Merge(args) => merge(&args),

@@ -11,6 +11,7 @@ impl Command {
         match self {
             Self::Generate(args) => args.generation.resolve_names(),
             Self::Chat(args) => args.generation.resolve_names(),
+            Self::Serve(args) => args.hub.resolve(&mut args.model, Wanted::Model),
             Self::Convert(args) => args.hub.resolve(&mut args.model, Wanted::Model),
             Self::Merge(args) => {
                 args.hub.resolve(&mut args.model, Wanted::Model)?;

@@ -22,4 +22,5 @@ mod hub;
 mod merge;
 mod options;
 mod prompt;
+mod serve;
 mod text_model;

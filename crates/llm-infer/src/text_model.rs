@@ -14,7 +14,7 @@ use crate::failure::input;
 impl GenerationArgs {
     /// Opens the model with its adapter and tokenizer.
     pub(crate) fn load(&self) -> Result<TextModel, Failure> {
-        let template = self.template_options()?;
+        let template = template_options(self.template_kwargs.as_deref(), self.date.as_deref())?;
         let (start, device) = (Instant::now(), self.device.open()?);
         let adapter_tokenizer = self.adapter.as_ref().filter(|dir| dir.join("tokenizer.json").exists());
         let opened = match adapter_tokenizer {
@@ -33,18 +33,18 @@ impl GenerationArgs {
         Ok(text_model)
     }
 
-    fn template_options(&self) -> Result<TemplateOptions, Failure> {
-        let variables = self.template_kwargs.as_deref().map_or(Ok(serde_json::Map::new()), serde_json::from_str);
-        let variables = variables.map_err(|e| {
-            Failure::input(format!("--template-kwargs: not a JSON object ({e}); write {{\"enable_thinking\": false}}"))
-        })?;
-        Ok(TemplateOptions { variables, date: self.date.clone(), ..TemplateOptions::default() })
-    }
-
     /// The message of `--system`, if it is given.
     pub(crate) fn system_message(&self) -> Vec<ChatMessage> {
         self.system.iter().map(|text| ChatMessage::new("system", text)).collect()
     }
+}
+
+/// The settings of the chat template of `--template-kwargs` and `--date`.
+pub(crate) fn template_options(variables: Option<&str>, date: Option<&str>) -> Result<TemplateOptions, Failure> {
+    let variables = variables.map_or(Ok(serde_json::Map::new()), serde_json::from_str).map_err(|e| {
+        Failure::input(format!("--template-kwargs: not a JSON object ({e}); write {{\"enable_thinking\": false}}"))
+    })?;
+    Ok(TemplateOptions { variables, date: date.map(str::to_owned), ..TemplateOptions::default() })
 }
 
 /// Streams the reply to standard output and logs the throughput.

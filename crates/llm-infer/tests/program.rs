@@ -47,7 +47,7 @@ fn save_model(dir: &Path) {
 #[test]
 fn without_a_command_the_program_says_where_to_start() {
     let text = printed(&[], "");
-    assert_eq!(text.lines().filter(|line| line.starts_with("  llm-infer ")).count(), 3, "{text}");
+    assert_eq!(text.lines().filter(|line| line.starts_with("  llm-infer ")).count(), 4, "{text}");
 }
 
 /// A model with a chat template and this context length.

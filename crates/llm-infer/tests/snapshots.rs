@@ -56,7 +56,7 @@ fn errors() {
         &["generate", "--model", "nowhere", "Hello."],
         &["generate", "--model", "HuggingFaceTB/SmolLM2-135M", "Hello."],
         &["generate", "--model", "model", "--temprature", "0", "Hello."],
-        &["serve", "--model", "model"],
+        &["server", "--model", "model"],
         &["merge", "--model", "model"],
         &["generate", "--model", "model", "--raw", &long],
         &["generate", "--model", "model", ""],

@@ -5,6 +5,17 @@ use axum::response::{IntoResponse, Response};
 use llm_engine::{Error, SubmitError};
 use serde_json::json;
 
+/// The key of a request for a setting of the engine.
+fn key(setting: &'static str) -> &'static str {
+    match setting {
+        "banned_ids" => "banned_token_ids",
+        "allowed_ids" => "allowed_token_ids",
+        "stop_ids" => "stop_token_ids",
+        "choices" => "n",
+        name => name,
+    }
+}
+
 /// An error that is sent to the client: `{"error": {"message", "type", "param", "code"}}`, always with all four keys.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ApiError {
@@ -53,8 +64,12 @@ impl ApiError {
         match &error {
             Error::ShutDown => Self::shutting_down(),
             Error::PromptTooLong { tokens, context_length } => Self::too_long(param, *tokens, *context_length),
-            Error::InvalidOption { name, .. } => Self::invalid(*name, error.to_string()),
-            Error::InvalidRequest { field, .. } => Self::invalid(*field, error.to_string()),
+            Error::InvalidOption { name, .. }
+            | Error::TokenOutsideVocabulary { name, .. }
+            | Error::EmptyText { name }
+            | Error::InvalidRequest { field: name, .. } => Self::invalid(key(name), error.to_string()),
+            Error::NoTokenAllowed => Self::invalid("allowed_token_ids", error.to_string()),
+            Error::SamplerTwice { .. } => Self::invalid("samplers", error.to_string()),
             _ if error.is_callers_fault() => Self::invalid(param, error.to_string()),
             _ => Self::internal(error),
         }

@@ -81,7 +81,7 @@ pub(crate) fn accept(app: &App, body: &[u8]) -> Result<(Accepted, ChatForm)> {
         key: request.user,
         cache_salt: request.cache_salt,
     };
-    let seed = settings.sampling.seed;
+    let seed = settings.sampling.seed.unwrap_or_default();
     let generation = app.submit(settings.request(app, ids, max_tokens))?;
     let form = ChatForm {
         choices,

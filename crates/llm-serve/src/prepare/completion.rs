@@ -84,7 +84,7 @@ pub(crate) fn accept(app: &App, body: &[u8]) -> Result<(Accepted, CompletionForm
         logprobs,
         echo: echo.then_some(prompts),
     };
-    Ok((Accepted { model, generations, seed: settings.sampling.seed }, form))
+    Ok((Accepted { model, generations, seed: settings.sampling.seed.unwrap_or_default() }, form))
 }
 
 /// The token ids of a prompt; ids are taken as they are.

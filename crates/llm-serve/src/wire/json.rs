@@ -12,9 +12,9 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
     let parsed = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
         let param = if path == "." { String::new() } else { path };
-        match error.inner().is_data() && !param.is_empty() {
-            true => ApiError::invalid(param.clone(), format!("\"{param}\": {}", error.inner())),
-            false => ApiError::invalid("", format!("the body is not valid: {}; send a JSON object", error.inner())),
+        match param.is_empty() {
+            true => ApiError::invalid("", format!("the body is not valid: {}; send a JSON object", error.inner())),
+            false => ApiError::invalid(param.clone(), format!("\"{param}\": {}", error.inner())),
         }
     })?;
     reader.end().map_err(|error| ApiError::invalid("", format!("the body is not one JSON object: {error}")))?;

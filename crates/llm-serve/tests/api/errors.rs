@@ -39,14 +39,22 @@ fn wrong_values_name_their_key() {
         ("tool_choice", json!("sometimes")),
         ("response_format", json!({"type": "xml"})),
         ("truncate_prompt_tokens", json!(0)),
-        ("stop_ids", json!(null)),
+        ("min_p", json!(2)),
+        ("presence_penalty", json!(3)),
+        ("logit_bias", json!({"300": 1})),
+        ("logit_bias", json!({"7": 101})),
+        ("logit_bias", json!({"x": 1})),
+        ("samplers", json!(["top_k", "top_k"])),
+        ("samplers", json!("best")),
+        ("allowed_token_ids", json!([])),
+        ("banned_token_ids", json!([300])),
+        ("stop_token_ids", json!([300])),
+        ("dry_breakers", json!([""])),
+        ("logprobs_mode", json!("none")),
     ] {
         let mut request = base.clone();
         let name = key.split(['[', '.']).next().unwrap();
         request[name] = value.clone();
-        if key == "stop_ids" {
-            request["stop_token_ids"] = json!([300]);
-        }
         let (status, error) = test.refused("/v1/chat/completions", &request.to_string());
         let param = error["param"].as_str().unwrap_or_default();
         assert!(status == 400 && param.starts_with(key), "{key} {value}: {status} {error}");

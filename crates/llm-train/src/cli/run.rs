@@ -154,7 +154,7 @@ struct Stages<'a> {
 impl Stages<'_> {
     /// Options of a run. From here on Ctrl-C saves a checkpoint and stops the run.
     fn options(&mut self, resume: bool) -> RunOptions<'_> {
-        self.stop = llm_cli::stop_on_interrupt();
+        self.stop = llm_cli::stop_on_interrupt("stopping after this step and writing a checkpoint");
         RunOptions { resume, device: self.device.clone(), observer: self.observer, stop: self.stop }
     }
 
