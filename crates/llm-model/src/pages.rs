@@ -1,6 +1,8 @@
 //! Keys and values in pages that sequences share (`PagedAttention`, Kwon et al. 2023, arXiv 2309.06180).
 
 use candle_core::{DType, Device, Tensor};
+use half::bf16;
+use half::vec::HalfBitsVecExt;
 use llm_kernels::Sequences;
 
 use crate::{Batch, Error, KvCache, ModelConfig, Result};
@@ -24,6 +26,17 @@ impl KvDtype {
     }
 }
 
+/// Zeros that take no memory until they are written, as the system gives out zeroed memory; candle writes those of bf16.
+fn zeros(shape: (usize, usize, usize, usize), dtype: KvDtype, device: &Device) -> Result<Tensor> {
+    match dtype {
+        KvDtype::F32 => Ok(Tensor::zeros(shape, DType::F32, device)?),
+        KvDtype::Bf16 => {
+            let (a, b, c, d) = shape;
+            Ok(Tensor::from_vec(vec![0u16; a * b * c * d].reinterpret_into::<bf16>(), shape, device)?)
+        }
+    }
+}
+
 /// The keys and values of all layers in pages of [`Self::PAGE`] tokens, for many sequences.
 ///
 /// The pool does not know which page belongs to which sequence: [`PagedRows`] says it for each batch. A page can be in the
@@ -42,7 +55,7 @@ impl KvPool {
     /// A pool of `pages` pages, on the device of the model ([`crate::Model::device`]).
     pub fn new(config: &ModelConfig, pages: usize, dtype: KvDtype, device: &Device) -> Result<Self> {
         let shape = (pages, config.num_key_value_heads, Self::PAGE, config.head_dim);
-        let zeros = || Tensor::zeros(shape, dtype.dtype(), device);
+        let zeros = || zeros(shape, dtype, device);
         let layers = (0..config.num_hidden_layers).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<_>>()?;
         Ok(Self { layers, pages })
     }

@@ -9,8 +9,9 @@ use crate::scheduler::Budget;
 /// Options of [`crate::Engine::start`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// Bytes for the keys and values of all requests together; none: a quarter of the free memory, at most what
-    /// [`Self::max_running`] answers of the context length need. Default none.
+    /// Bytes for the keys and values of all requests together, which take memory when they are first used; none: what four answers of
+    /// the context length need, at least 1 GiB and at most a quarter of the free memory. More than [`Self::max_running`] answers can
+    /// need is not used. Default none.
     pub kv_memory: Option<u64>,
     /// The dtype of keys and values. Default bf16.
     pub kv_dtype: KvDtype,
@@ -55,7 +56,7 @@ impl Default for EngineOptions {
     }
 }
 
-/// Memory for keys and values where the free memory is not known: 1 GiB.
+/// The least memory for keys and values by default: 1 GiB.
 const KV_MEMORY: u64 = 1 << 30;
 
 impl EngineOptions {
@@ -72,7 +73,10 @@ impl EngineOptions {
         let fit = |bytes: u64| usize::try_from(bytes / page).unwrap_or(usize::MAX);
         match self.kv_memory {
             Some(bytes) => fit(bytes),
-            None => fit(free_memory().map_or(KV_MEMORY, |free| free / 4)),
+            None => {
+                let wanted = KV_MEMORY.max(4 * context as u64 * page);
+                fit(free_memory().map_or(wanted, |free| wanted.min(free / 4)))
+            }
         }
         .min(context.saturating_mul(self.max_running))
     }
