@@ -158,7 +158,7 @@ impl TextModel {
     pub fn complete(&self, prompt: &[u32], options: &TextOptions, mut on_text: impl FnMut(&str)) -> Result<Completion> {
         let (max_new_tokens, stop_ids) = (options.max_new_tokens, Some(self.stop_ids()));
         let generation = GenerateOptions { max_new_tokens, stop_ids, sampling: options.sampling.clone() };
-        let mut decoder = self.tokenizer.stream();
+        let mut decoder = self.tokenizer.stream_after(prompt)?;
         let (mut stops, mut failure) = (StopStrings::new(&options.stop), None);
         let replies = generate(&self.model, &[prompt.to_vec()], &generation, |_, id| match decoder.push(id) {
             Ok(piece) => {

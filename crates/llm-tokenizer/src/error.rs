@@ -117,16 +117,6 @@ pub enum Error {
         cause: tokenizers::Error,
     },
 
-    /// A later id changed text that the stream had already returned.
-    #[error(
-        "streaming: id {id} changes text that was already returned; the decoder of this tokenizer does not support \
-         streaming; collect the ids and call `decode`"
-    )]
-    Stream {
-        /// The id.
-        id: u32,
-    },
-
     /// The tokenizer has no chat template.
     #[error(
         "the tokenizer has no chat template; use the folder of a chat model, add \"chat_template\" to its \
@@ -209,7 +199,6 @@ impl Error {
             | Self::Parse { .. }
             | Self::ConfigKey { .. }
             | Self::Gguf { .. }
-            | Self::Stream { .. }
             | Self::NoChatTemplate
             | Self::RoleTokens { .. }
             | Self::Template { .. }

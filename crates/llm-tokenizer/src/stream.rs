@@ -1,15 +1,32 @@
 //! Streaming decode: an id may end in the middle of a character, so text is buffered until the character is complete.
 
-use crate::{Error, Result, Tokenizer};
+use crate::{Result, Tokenizer};
 
 impl Tokenizer {
     /// Starts a streaming decoder.
     pub fn stream(&self) -> StreamDecoder<'_> {
         StreamDecoder { tokenizer: self, ids: Vec::new(), context: 0, returned: String::new() }
     }
+
+    /// Starts a streaming decoder for text that continues `prompt`: a blank at its start stays, which a decoder of `SentencePiece` removes
+    /// from the start of a text. After a special token a new text begins.
+    pub fn stream_after(&self, prompt: &[u32]) -> Result<StreamDecoder<'_>> {
+        let is_text = |id: &&u32| !self.is_special(**id) && self.token(**id).is_some();
+        let tail = prompt.iter().rev().take(CONTEXT).take_while(is_text).count();
+        let ids = prompt[prompt.len() - tail..].to_vec();
+        let returned = self.decode(&ids)?;
+        if returned.ends_with(char::REPLACEMENT_CHARACTER) {
+            return Ok(self.stream()); // an incomplete character
+        }
+        Ok(StreamDecoder { tokenizer: self, context: ids.len(), ids, returned })
+    }
 }
 
-/// Decodes ids one at a time. The concatenated results are equal to [`Tokenizer::decode`] of all ids.
+/// The tokens of a prompt that the text after it can depend on.
+const CONTEXT: usize = 6;
+
+/// Decodes ids one at a time. The concatenated results are equal to [`Tokenizer::decode`] of all ids, if that of more ids only appends
+/// text. Text that was returned is not changed by a decoder that does.
 pub struct StreamDecoder<'a> {
     tokenizer: &'a Tokenizer,
     /// The ids of the text that was returned last, needed because some decoders treat the first id differently (they remove a
@@ -40,7 +57,7 @@ impl StreamDecoder<'_> {
         if text.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(None);
         }
-        let new = text.strip_prefix(&self.returned).ok_or(Error::Stream { id })?;
+        let new = after_common(&text, &self.returned);
         if new.is_empty() {
             return Ok(None);
         }
@@ -54,10 +71,15 @@ impl StreamDecoder<'_> {
     /// Ends the stream and returns the buffered text, with U+FFFD for incomplete characters.
     pub fn finish(self) -> Result<Option<String>> {
         let text = self.tokenizer.decode(&self.ids)?;
-        let last = self.ids.last().copied().unwrap_or_default();
-        let rest = text.strip_prefix(&self.returned).ok_or(Error::Stream { id: last })?;
+        let rest = after_common(&text, &self.returned);
         Ok((!rest.is_empty()).then(|| rest.to_owned()))
     }
+}
+
+/// What follows the beginning of `text` that it has in common with `before`.
+fn after_common<'a>(text: &'a str, before: &str) -> &'a str {
+    let common: usize = text.chars().zip(before.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum();
+    &text[common..]
 }
 
 /// Whether a token is one byte, written `<0xE2>` (byte fallback). Such bytes are decoded together, up to the next other token.
@@ -155,6 +177,36 @@ mod tests {
         let expected = [Some("a"), None, None, Some("👩"), Some("b")];
         assert_eq!(texts.iter().map(Option::as_deref).collect::<Vec<_>>(), expected);
         assert_eq!(stream.finish().unwrap(), None);
+    }
+
+    #[test]
+    fn text_that_continues_a_prompt_keeps_its_first_blank() {
+        let tokenizer = sentencepiece();
+        let first = |prompt: &[u32]| tokenizer.stream_after(prompt).unwrap().push(3).unwrap();
+        assert_eq!(first(&[3, 2]).as_deref(), Some(" a"), "within a text");
+        assert_eq!(first(&[0, 3]).as_deref(), Some(" a"));
+        assert_eq!(first(&[3, 0]).as_deref(), Some("a"), "after a special token");
+        assert_eq!(first(&[]).as_deref(), Some("a"));
+        // The first byte of é: the text is that of the new ids.
+        assert_eq!(first(&[2, 8]).as_deref(), Some("a"));
+        let trained = trained();
+        let ids = trained.encode("the 🐈 sat on 日本").unwrap();
+        for split in 0..ids.len() {
+            let mut stream = trained.stream_after(&ids[..split]).unwrap();
+            let mut text = trained.decode(&ids[..split]).unwrap();
+            let texts = ids[split..].iter().filter_map(|id| stream.push(*id).unwrap()).collect::<Vec<_>>();
+            if !text.ends_with(char::REPLACEMENT_CHARACTER) {
+                text.extend(texts);
+                assert_eq!(text, "the 🐈 sat on 日本", "split at {split}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_decoder_that_changes_earlier_text_does_not_end_the_stream() {
+        assert_eq!(after_common("say, é", "say ,"), ", é");
+        assert_eq!(after_common("ab", "ab"), "");
+        assert_eq!(after_common("é", "è"), "é");
     }
 
     #[test]

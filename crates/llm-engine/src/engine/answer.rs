@@ -39,9 +39,10 @@ impl Piece {
 }
 
 impl<'t> Answer<'t> {
-    pub fn new(tokenizer: &'t Tokenizer, stops: &[String], min_tokens: usize) -> Self {
+    /// For the text after `prompt`.
+    pub fn new(tokenizer: &'t Tokenizer, prompt: &[u32], stops: &[String], min_tokens: usize) -> Self {
         Self {
-            decoder: Some(tokenizer.stream()),
+            decoder: Some(tokenizer.stream_after(prompt).unwrap_or_else(|_| tokenizer.stream())),
             stops: StopStrings::new(stops),
             pending: Vec::new(),
             returned: 0,

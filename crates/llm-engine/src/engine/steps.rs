@@ -136,7 +136,7 @@ impl<'a> Worker<'a> {
             .with_end_ids(&generate.stop_ids)
             .with_token_texts(&self.shared.token_texts)
             .with_prompt(&request.prompt);
-        let answer = Answer::new(&model.tokenizer, &request.stop, request.sampling.min_tokens);
+        let answer = Answer::new(&model.tokenizer, &request.prompt, &request.stop, request.sampling.min_tokens);
         Running { sequence: Some(sequence), answer, sampler: Some(sampler), last_token: None, drafted: 0 }
     }
 
