@@ -1,10 +1,9 @@
 //! What is wrong with a request is said with a status and an error object, and never a failure of the server.
 
-use llm_engine::EngineOptions;
 use llm_model::Head;
 use serde_json::{Value, json};
 
-use crate::{Test, chat, complete};
+use crate::{Test, chat, complete, engine_options};
 
 #[test]
 fn wrong_values_name_their_key() {
@@ -151,7 +150,7 @@ fn a_prompt_that_is_too_long_is_refused_with_both_numbers() {
 #[test]
 fn keys_are_needed_where_they_are_set() {
     let keys = |options: &mut llm_serve::ServeOptions| options.api_keys = vec!["secret".to_owned(), "other".to_owned()];
-    let test = Test::with(Head::LanguageModel, None, EngineOptions::default(), keys);
+    let test = Test::with(Head::LanguageModel, None, engine_options(), keys);
     let status = |header: Option<&str>| {
         let mut request = test.agent.get(test.url("/v1/models"));
         if let Some(header) = header {

@@ -9,10 +9,10 @@ use llm_model::Head;
 use llm_serve::ServeOptions;
 use serde_json::json;
 
-use crate::{Test, chat, complete};
+use crate::{Test, chat, complete, engine_options};
 
 fn limited(change: impl FnOnce(&mut ServeOptions)) -> Test {
-    Test::with(Head::LanguageModel, None, EngineOptions::default(), change)
+    Test::with(Head::LanguageModel, None, engine_options(), change)
 }
 
 /// Sends raw bytes and reads all that comes back.
@@ -62,7 +62,7 @@ fn slow_headers_and_bodies_end_in_time() {
 
 #[test]
 fn a_full_queue_refuses_at_once_with_the_time_to_wait() {
-    let engine = EngineOptions { max_queue: 1, ..EngineOptions::default() };
+    let engine = EngineOptions { max_queue: 1, ..engine_options() };
     let test = Test::with(Head::LanguageModel, None, engine, |_| ());
     let long = complete("the cat", json!({"n": 128, "max_tokens": 500})).to_string();
     std::thread::scope(|scope| {
@@ -106,7 +106,7 @@ fn a_request_whose_client_is_gone_ends() {
 #[test]
 fn a_client_that_does_not_read_is_disconnected() {
     let quick = Duration::from_millis(300);
-    let engine = EngineOptions { stall_timeout: quick, ..EngineOptions::default() };
+    let engine = EngineOptions { stall_timeout: quick, ..engine_options() };
     let test = Test::with(Head::LanguageModel, None, engine, |options| options.stall_timeout = quick);
     // Enough to fill the buffers of the system, which may be some megabytes.
     let body = complete("the cat", json!({"n": 128, "max_tokens": 500, "stream": true, "logprobs": 20})).to_string();
@@ -123,11 +123,11 @@ fn shutdown_ends_what_runs_and_refuses_what_comes() {
     let mut test = Test::new();
     let address = test.address.clone();
     let server = test.server.take().unwrap();
-    let body = chat("the cat", json!({"max_tokens": 60, "ignore_eos": true}));
+    let body = chat("the cat", json!({"max_tokens": 480, "ignore_eos": true}));
     let whole = test.post("/v1/chat/completions", &body)["choices"].clone();
     std::thread::scope(|scope| {
         let running = scope.spawn(|| test.post("/v1/chat/completions", &body)["choices"].clone());
-        std::thread::sleep(Duration::from_millis(5));
+        wait_for(&test, "llm_requests_running 1.0");
         server.shutdown(Duration::from_secs(20));
         assert_eq!(running.join().unwrap(), whole, "a request that runs is answered");
     });

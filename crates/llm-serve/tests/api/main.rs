@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
+mod browser;
 mod chat;
 mod clients;
 mod completions;
 mod errors;
 mod limits;
+mod load;
+mod page;
 mod schema;
 mod texts;
 mod vectors;
@@ -43,6 +46,11 @@ fn config() -> ModelConfig {
     }
 }
 
+/// Options with which equal requests have equal answers, whatever else runs.
+fn engine_options() -> EngineOptions {
+    EngineOptions { deterministic: true, max_running: 128, ..EngineOptions::default() }
+}
+
 /// Writes a model with this template, or the default one.
 fn save(dir: &Path, head: Head, template: Option<&str>) {
     let texts = ["the cat sat on the mat", "the dog sat on the log, the bird sang"];
@@ -68,11 +76,11 @@ struct Test {
 
 impl Test {
     fn new() -> Self {
-        Self::with(Head::LanguageModel, None, EngineOptions::default(), |_| ())
+        Self::with(Head::LanguageModel, None, engine_options(), |_| ())
     }
 
     fn with_tools() -> Self {
-        Self::with(Head::LanguageModel, Some(TEMPLATE), EngineOptions::default(), |_| ())
+        Self::with(Head::LanguageModel, Some(TEMPLATE), engine_options(), |_| ())
     }
 
     fn with(head: Head, template: Option<&str>, engine: EngineOptions, change: impl FnOnce(&mut ServeOptions)) -> Self {

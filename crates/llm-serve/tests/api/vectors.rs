@@ -2,11 +2,10 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use llm_engine::EngineOptions;
 use llm_model::{Batch, Head, Model};
 use serde_json::{Value, json};
 
-use crate::Test;
+use crate::{Test, engine_options};
 
 fn numbers(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
@@ -71,7 +70,7 @@ fn documents_are_ordered_by_their_embeddings() {
 
 #[test]
 fn a_reward_model_scores_texts_and_conversations() {
-    let test = Test::with(Head::Sequence, None, EngineOptions::default(), |_| ());
+    let test = Test::with(Head::Sequence, None, engine_options(), |_| ());
     let conversation = json!([{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]);
     let by_messages = test.post("/v1/score", &json!({"messages": [conversation, conversation]}));
     let tokens =

@@ -1,0 +1,155 @@
+//! Drives a headless Chromium with the DevTools protocol over a pipe.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+pub struct Browser {
+    child: Child,
+    input: File,
+    output: BufReader<File>,
+    id: u64,
+    session: Option<String>,
+    pub dir: tempfile::TempDir,
+}
+
+impl Browser {
+    /// None: there is no Chromium.
+    pub fn start() -> Option<Self> {
+        let program = std::env::var_os("CHROMIUM").unwrap_or_else(|| OsString::from("chromium"));
+        if Command::new(&program).arg("--version").output().is_err() {
+            eprintln!("skipped: there is no program chromium; the variable CHROMIUM can name it");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let pipes = [dir.path().join("in"), dir.path().join("out")];
+        assert!(Command::new("mkfifo").args(&pipes).status().unwrap().success());
+        // DevTools reads from descriptor 3 and writes to descriptor 4.
+        let script = r#"exec "$0" --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \
+            --disable-component-update --disable-sync --user-data-dir="$1" --remote-debugging-pipe 3<"$2" 4>"$3""#;
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(&program).arg(dir.path().join("profile")).args(&pipes);
+        let child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let input = File::options().write(true).open(&pipes[0]).unwrap();
+        let output = BufReader::new(File::open(&pipes[1]).unwrap());
+        let mut browser = Self { child, input, output, id: 0, session: None, dir };
+        let target = browser.call("Target.createTarget", json!({"url": "about:blank"}))["targetId"].clone();
+        let session = browser.call("Target.attachToTarget", json!({"targetId": target, "flatten": true}));
+        browser.session = Some(session["sessionId"].as_str().unwrap().to_owned());
+        browser.call("Page.enable", json!({}));
+        Some(browser)
+    }
+
+    /// The result of a command.
+    pub fn call(&mut self, method: &str, params: Value) -> Value {
+        self.id += 1;
+        let mut message = json!({"id": self.id, "method": method, "params": params});
+        if let Some(session) = &self.session {
+            message["sessionId"] = session.as_str().into();
+        }
+        self.input.write_all(format!("{message}\0").as_bytes()).unwrap();
+        loop {
+            let mut bytes = Vec::new();
+            self.output.read_until(0, &mut bytes).unwrap();
+            assert_eq!(bytes.pop(), Some(0), "the browser has ended");
+            let answer: Value = serde_json::from_slice(&bytes).unwrap();
+            if answer["id"] == self.id {
+                assert!(answer["error"].is_null(), "{method}: {}", answer["error"]);
+                return answer["result"].clone();
+            }
+        }
+    }
+
+    /// The value of an expression in the page; a promise is awaited.
+    pub fn value(&mut self, expression: &str) -> Value {
+        let result = self
+            .call("Runtime.evaluate", json!({"expression": expression, "returnByValue": true, "awaitPromise": true}));
+        assert!(result["exceptionDetails"].is_null(), "{expression}: {result}");
+        result["result"]["value"].clone()
+    }
+
+    /// Waits until an expression is true.
+    pub fn wait(&mut self, expression: &str) {
+        let start = Instant::now();
+        while self.value(expression) != true {
+            let page = "document.body.innerText.slice(0, 2000)";
+            assert!(start.elapsed() < Duration::from_secs(30), "{expression}; the page: {}", self.value(page));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Opens a page in a window of this size.
+    pub fn open(&mut self, url: &str, (width, height): (u32, u32), phone: bool) {
+        let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone});
+        self.call("Emulation.setDeviceMetricsOverride", metrics);
+        self.call("Emulation.setTouchEmulationEnabled", json!({"enabled": phone}));
+        let record = "window.violations = []; addEventListener('securitypolicyviolation', e => violations.push(e.violatedDirective));";
+        self.call("Page.addScriptToEvaluateOnNewDocument", json!({"source": record}));
+        let downloads = json!({"behavior": "allow", "downloadPath": self.dir.path()});
+        self.call("Page.setDownloadBehavior", downloads);
+        self.call("Page.navigate", json!({"url": url}));
+    }
+
+    /// Presses a key, with Ctrl if `control`.
+    pub fn press(&mut self, key: &str, control: bool) {
+        let (code, text) = match key {
+            "Enter" => (13, "\r"),
+            "Tab" => (9, ""),
+            "Escape" => (27, ""),
+            "ArrowRight" => (39, ""),
+            "ArrowLeft" => (37, ""),
+            "a" => (65, ""),
+            " " => (32, " "),
+            _ => panic!("{key}"),
+        };
+        let modifiers = if control { 2 } else { 0 };
+        let mut event =
+            json!({"type": "keyDown", "key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers});
+        if !text.is_empty() && !control {
+            event["text"] = text.into();
+        }
+        if control && key == "a" {
+            event["commands"] = json!(["selectAll"]);
+        }
+        self.call("Input.dispatchKeyEvent", event.clone());
+        event["type"] = "keyUp".into();
+        self.call("Input.dispatchKeyEvent", event);
+    }
+
+    /// Types a text.
+    pub fn insert(&mut self, text: &str) {
+        self.call("Input.insertText", json!({"text": text}));
+    }
+
+    /// Presses Tab until the element with the focus fulfils a condition on `e`.
+    pub fn tab_to(&mut self, condition: &str) {
+        for _ in 0..80 {
+            if self.value(&format!("(e => {condition})(document.activeElement)")) == true {
+                return;
+            }
+            self.press("Tab", false);
+        }
+        panic!("no element with {condition} is reached by Tab");
+    }
+
+    /// Writes a picture into the folder that `LLM_SERVE_SCREENSHOTS` names.
+    pub fn screenshot(&mut self, name: &str) {
+        let Some(dir) = std::env::var_os("LLM_SERVE_SCREENSHOTS") else { return };
+        let picture = self.call("Page.captureScreenshot", json!({}));
+        let bytes = STANDARD.decode(picture["data"].as_str().unwrap()).unwrap();
+        std::fs::write(std::path::Path::new(&dir).join(format!("{name}.png")), bytes).unwrap();
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
