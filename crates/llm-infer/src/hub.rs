@@ -11,7 +11,10 @@ impl Command {
         match self {
             Self::Generate(args) => args.generation.resolve_names(),
             Self::Chat(args) => args.generation.resolve_names(),
-            Self::Serve(args) => args.hub.resolve(&mut args.model, Wanted::Model),
+            Self::Serve(args) => {
+                args.hub.resolve(&mut args.model, Wanted::Model)?;
+                args.draft.as_mut().map_or(Ok(()), |draft| args.hub.resolve(draft, Wanted::Model))
+            }
             Self::Convert(args) => args.hub.resolve(&mut args.model, Wanted::Model),
             Self::Merge(args) => {
                 args.hub.resolve(&mut args.model, Wanted::Model)?;

@@ -47,6 +47,18 @@ pub(crate) struct ServeArgs {
     /// Number of requests that may wait, at least 1; more are refused with status 429
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..))]
     max_queue: u64,
+    /// Memory for the keys and values of all requests, in MiB, at least 1 [default: a quarter of the free memory, if it is useful]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..1 << 30))]
+    kv_memory: Option<u64>,
+    /// The answer to a request does not depend on what else runs: keys and values in f32, prompts in equal pieces
+    #[arg(long)]
+    deterministic: bool,
+    /// A smaller model with the same tokenizer that drafts tokens (speculative decoding): a folder, a .gguf file or org/name on the hub
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) draft: Option<PathBuf>,
+    /// Draft the tokens that followed the last ones earlier in the text
+    #[arg(long, conflicts_with = "draft")]
+    prompt_lookup: bool,
     /// Maximum size of a request in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 8 << 20)]
     max_body: usize,
@@ -78,8 +90,18 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     }
     let model = args.load()?;
     let (context, chats) = (model.model.config().max_position_embeddings, model.tokenizer.has_chat_template());
-    let engine_options = EngineOptions { max_queue: args.max_queue as usize, ..EngineOptions::default() };
-    let engine = Engine::start(model, engine_options).map_err(input)?;
+    let engine_options = EngineOptions {
+        max_queue: args.max_queue as usize,
+        kv_memory: args.kv_memory.map(|mib| mib << 20),
+        deterministic: args.deterministic,
+        prompt_lookup: args.prompt_lookup,
+        ..EngineOptions::default()
+    };
+    let engine = match &args.draft {
+        Some(path) => Engine::start_with_draft(model, TextModel::open(path).map_err(input)?, engine_options),
+        None => Engine::start(model, engine_options),
+    };
+    let engine = engine.map_err(input)?;
     let address = SocketAddr::new(args.host, args.port);
     let server = Server::start(engine, address, options).map_err(|error| Failure::input(error.to_string()))?;
     let stop = llm_cli::stop_on_interrupt("waiting for the running requests");

@@ -66,7 +66,9 @@ fn a_full_queue_refuses_at_once_with_the_time_to_wait() {
     let test = Test::with(Head::LanguageModel, None, engine, |_| ());
     let long = complete("the cat", json!({"n": 128, "max_tokens": 500})).to_string();
     std::thread::scope(|scope| {
-        let first: Vec<_> = (0..3).map(|_| scope.spawn(|| abandoned(&test, &long))).collect();
+        scope.spawn(|| abandoned(&test, &long));
+        wait_for(&test, "llm_requests_running 128.0");
+        scope.spawn(|| abandoned(&test, &long));
         wait_for(&test, "llm_requests_waiting 1.0");
         let start = Instant::now();
         let (status, headers, text) = test.send("/v1/completions", &long);
@@ -74,7 +76,6 @@ fn a_full_queue_refuses_at_once_with_the_time_to_wait() {
         assert_eq!(status, 429, "{text}");
         assert!(headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
         assert!(text.contains("\"code\":\"rate_limit_exceeded\"") && took < Duration::from_secs(2), "{text} {took:?}");
-        drop(first);
     });
 }
 
