@@ -16,7 +16,7 @@ use crate::wire::chat::{
     ToolCallDelta,
 };
 use crate::wire::logprobs::{ChatLogprobs, ChatToken};
-use crate::wire::usage::Usage;
+use crate::wire::usage::{StreamUsage, Usage};
 
 /// Turns the events of a chat request into chunks.
 pub(crate) struct ChatAnswer {
@@ -102,7 +102,7 @@ impl ChatAnswer {
     pub(crate) fn close(&self) -> Option<ChatChunk> {
         let mut last = self.chunk(0, Delta::default(), Vec::new(), None);
         last.choices.clear();
-        last.usage = Some(Some(self.usage.clone()));
+        last.usage = Some(StreamUsage::Used(self.usage.clone()));
         last.seed = Some(self.seed);
         self.form.include_usage.then_some(last)
     }
@@ -132,7 +132,7 @@ impl ChatAnswer {
             model: self.model.clone(),
             system_fingerprint: self.app.fingerprint.clone(),
             choices: vec![ChunkChoice { index, delta, logprobs, finish_reason }],
-            usage: self.form.include_usage.then_some(None),
+            usage: self.form.include_usage.then_some(StreamUsage::Later),
             seed: None,
         }
     }

@@ -12,7 +12,7 @@ use crate::prepare::Accepted;
 use crate::prepare::completion::CompletionForm;
 use crate::wire::completion::{CompletionChoice, CompletionResponse};
 use crate::wire::logprobs::CompletionLogprobs;
-use crate::wire::usage::Usage;
+use crate::wire::usage::{StreamUsage, Usage};
 
 /// Turns the events of a completion request into parts of the response.
 pub(crate) struct CompletionAnswer {
@@ -81,7 +81,7 @@ impl CompletionAnswer {
     pub(crate) fn close(&self) -> Option<CompletionResponse> {
         let mut last = self.part(0, String::new(), None, None);
         last.choices.clear();
-        last.usage = Some(Some(self.usage.clone()));
+        last.usage = Some(StreamUsage::Used(self.usage.clone()));
         last.seed = Some(self.seed);
         self.form.include_usage.then_some(last)
     }
@@ -117,7 +117,7 @@ impl CompletionAnswer {
             model: self.model.clone(),
             system_fingerprint: self.app.fingerprint.clone(),
             choices: vec![CompletionChoice { index, text, logprobs, finish_reason }],
-            usage: self.form.include_usage.then_some(None),
+            usage: self.form.include_usage.then_some(StreamUsage::Later),
             seed: None,
         }
     }
@@ -160,7 +160,7 @@ impl CompletionAnswer {
             model: self.model,
             system_fingerprint: self.app.fingerprint.clone(),
             choices,
-            usage: Some(Some(self.usage)),
+            usage: Some(StreamUsage::Used(self.usage)),
             seed: Some(self.seed),
         }
     }

@@ -110,29 +110,27 @@ impl Splitter {
                 }
                 known
             }
-            State::Reasoning => match self.take_until(END_THINK) {
-                (text, found) => {
-                    pieces.extend((!text.is_empty()).then_some(Piece::Reasoning(text)));
-                    if found {
-                        self.state = State::AfterTag;
-                    }
-                    found
+            State::Reasoning => {
+                let (text, found) = self.take_until(END_THINK);
+                pieces.extend((!text.is_empty()).then_some(Piece::Reasoning(text)));
+                if found {
+                    self.state = State::AfterTag;
                 }
-            },
+                found
+            }
             State::Content if self.form.callable.is_empty() || !self.form.tags => {
                 let text = std::mem::take(&mut self.held);
                 pieces.extend((!text.is_empty()).then_some(Piece::Content(text)));
                 false
             }
-            State::Content => match self.take_until(CALL) {
-                (text, found) => {
-                    pieces.extend((!text.is_empty()).then_some(Piece::Content(text)));
-                    if found {
-                        self.state = State::Call(CallReader::new(&self.form.callable));
-                    }
-                    found
+            State::Content => {
+                let (text, found) = self.take_until(CALL);
+                pieces.extend((!text.is_empty()).then_some(Piece::Content(text)));
+                if found {
+                    self.state = State::Call(CallReader::new(&self.form.callable));
                 }
-            },
+                found
+            }
             State::Call(_) => self.call(pieces),
         }
     }

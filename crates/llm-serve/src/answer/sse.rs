@@ -138,9 +138,8 @@ impl Stream for Events {
 pub(crate) async fn stream(app: Arc<App>, mut answer: Answer, mut running: Running) -> Result<Response> {
     let mut ready: VecDeque<String> = answer.open()?.into();
     let interval = app.options.keep_alive;
-    match tokio::time::timeout(interval, running.next()).await {
-        Ok(Some((prompt, event))) => ready.extend(answer.push(prompt, event)?),
-        Ok(None) | Err(_) => (),
+    if let Ok(Some((prompt, event))) = tokio::time::timeout(interval, running.next()).await {
+        ready.extend(answer.push(prompt, event)?);
     }
     let comment = Box::pin(tokio::time::sleep(interval));
     let events = Events { app, answer, running, ready, ended: false, comment, interval };

@@ -14,6 +14,7 @@ use crate::wire::sampling::SamplingFields;
 
 /// What the answer to a chat request looks like.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a key of the request")]
 pub(crate) struct ChatForm {
     pub(crate) choices: usize,
     pub(crate) stream: bool,

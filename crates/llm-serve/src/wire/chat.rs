@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::json::OneOrMany;
 use super::logprobs::ChatLogprobs;
 use super::output::{ResponseFormat, StructuredOutputs};
-use super::usage::Usage;
+use super::usage::{StreamUsage, Usage};
 
 /// A request for the next message of a conversation. The keys of sampling are those of `Sampling`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -204,7 +204,8 @@ pub(crate) struct ChatChunk {
     pub(crate) choices: Vec<ChunkChoice>,
     /// Null but in the last chunk; only with `include_usage`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) usage: Option<Option<Usage>>,
+    #[schema(value_type = Option<Usage>)]
+    pub(crate) usage: Option<StreamUsage>,
     /// In the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) seed: Option<u64>,

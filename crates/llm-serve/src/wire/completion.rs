@@ -7,7 +7,7 @@ use super::chat::StreamOptions;
 use super::json::{OneOrMany, Texts};
 use super::logprobs::CompletionLogprobs;
 use super::output::{ResponseFormat, StructuredOutputs};
-use super::usage::Usage;
+use super::usage::StreamUsage;
 
 /// A request to continue texts. The keys of sampling are those of `Sampling`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -63,7 +63,8 @@ pub(crate) struct CompletionResponse {
     pub(crate) choices: Vec<CompletionChoice>,
     /// Of a stream null but in the last chunk, and only with `include_usage`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) usage: Option<Option<Usage>>,
+    #[schema(value_type = Option<super::usage::Usage>)]
+    pub(crate) usage: Option<StreamUsage>,
     /// The seed that was used: the same request with it gives the same answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) seed: Option<u64>,

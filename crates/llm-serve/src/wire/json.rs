@@ -47,7 +47,7 @@ pub(crate) enum Texts {
     /// One text.
     Text(String),
     /// Several texts.
-    Texts(Vec<String>),
+    Several(Vec<String>),
     /// The token ids of one text.
     Ids(Vec<u32>),
     /// The token ids of several texts.
@@ -66,7 +66,7 @@ impl Texts {
     pub(crate) fn entries(self, param: &str) -> Result<Vec<TextOrIds>> {
         let entries: Vec<TextOrIds> = match self {
             Self::Text(text) => vec![TextOrIds::Text(text)],
-            Self::Texts(texts) => texts.into_iter().map(TextOrIds::Text).collect(),
+            Self::Several(texts) => texts.into_iter().map(TextOrIds::Text).collect(),
             Self::Ids(ids) => vec![TextOrIds::Ids(ids)],
             Self::IdLists(lists) => lists.into_iter().map(TextOrIds::Ids).collect(),
         };

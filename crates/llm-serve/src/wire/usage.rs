@@ -31,6 +31,16 @@ pub(crate) struct CompletionDetails {
     pub(crate) reasoning_tokens: usize,
 }
 
+/// `usage` of a stream.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum StreamUsage {
+    /// Null, before the last chunk.
+    Later,
+    /// The tokens.
+    Used(Usage),
+}
+
 impl Usage {
     /// Adds what one prompt used.
     pub(crate) fn add(&mut self, used: &Used) {

@@ -1,4 +1,4 @@
-//! Drives a headless Chromium with the DevTools protocol over a pipe.
+//! Drives a headless Chromium with the `DevTools` protocol over a pipe.
 
 use std::ffi::OsString;
 use std::fs::File;

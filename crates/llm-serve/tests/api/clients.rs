@@ -101,12 +101,17 @@ fn lm_evaluation_harness_has_our_scores() {
     let lines: Vec<String> =
         cases.iter().map(|(context, end)| json!({"text": context, "end": end}).to_string()).collect();
     let Some(found) = python("lm_eval_client.py", "lm_eval", &test, &lines.join("\n")) else { return };
-    let model = Model::load(test._dir.path()).unwrap();
+    let model = Model::load(test.dir.path()).unwrap();
     for ((context, end), found) in cases.iter().zip(found.as_array().unwrap()) {
         let ids = |text: &str| -> Vec<u32> { read(test.post("/tokenize", &json!({"prompt": text}))["tokens"].clone()) };
         let (whole, before) = (ids(&format!("{context}{end}")), ids(context).len());
-        let logits =
-            model.forward(&Batch::new(&[whole.clone()]).unwrap()).unwrap().get(0).unwrap().to_vec2::<f32>().unwrap();
+        let logits = model
+            .forward(&Batch::new(std::slice::from_ref(&whole)).unwrap())
+            .unwrap()
+            .get(0)
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap();
         let (mut expected, mut greedy) = (0., true);
         for at in before..whole.len() {
             let row: Vec<f64> = logits[at - 1].iter().map(|x| f64::from(*x)).collect();

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{Test, complete};
 
-fn list<'a>(value: &'a Value) -> &'a Vec<Value> {
+fn list(value: &Value) -> &Vec<Value> {
     value.as_array().unwrap()
 }
 

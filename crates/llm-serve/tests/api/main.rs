@@ -71,7 +71,7 @@ struct Test {
     server: Option<Server>,
     address: String,
     agent: ureq::Agent,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Test {
@@ -92,8 +92,8 @@ impl Test {
         let server = Server::start(engine, "127.0.0.1:0".parse().unwrap(), options).unwrap();
         let address = server.address().to_string();
         let client =
-            ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(60)));
-        Self { server: Some(server), address, agent: client.build().into(), _dir: dir }
+            ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_mins(1)));
+        Self { server: Some(server), address, agent: client.build().into(), dir }
     }
 
     fn url(&self, path: &str) -> String {

@@ -94,9 +94,8 @@ fn drive(size: (u32, u32), phone: bool, name: &str) {
     browser.tab_to("e.id === 'input'");
     browser.value("window.fetched = fetch; fetch = (...a) => fetched(...a).then(r => { document.getElementById('stop').click(); return r; }); 1");
     browser.insert("the log");
-    match phone {
-        true => browser.tab_to("e.id === 'send'"),
-        false => (),
+    if phone {
+        browser.tab_to("e.id === 'send'");
     }
     browser.press("Enter", false);
     browser.wait("document.getElementById('status').textContent === 'Stopped.' && !running");

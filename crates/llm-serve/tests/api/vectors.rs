@@ -18,8 +18,8 @@ fn embeddings_are_the_normalised_hidden_states_of_the_last_token() {
     let vector = numbers(&answer["data"][1]["embedding"]);
     let tokens = test.post("/tokenize", &json!({"prompt": "a dog"}))["tokens"].clone();
     let ids: Vec<u32> = serde_json::from_value(tokens.clone()).unwrap();
-    let model = Model::load(test._dir.path()).unwrap();
-    let hidden = model.hidden(&Batch::new(&[ids.clone()]).unwrap(), None).unwrap().get(0).unwrap();
+    let model = Model::load(test.dir.path()).unwrap();
+    let hidden = model.hidden(&Batch::new(std::slice::from_ref(&ids)).unwrap(), None).unwrap().get(0).unwrap();
     let last = hidden.get(ids.len() - 1).unwrap().to_vec1::<f32>().unwrap();
     let length = last.iter().map(|x| x * x).sum::<f32>().sqrt();
     assert!(vector.iter().zip(&last).all(|(a, b)| (a - b / length).abs() < 1e-5));
@@ -78,7 +78,7 @@ fn a_reward_model_scores_texts_and_conversations() {
     let by_ids = test.post("/v1/score", &json!({"input": tokens}));
     assert_eq!(by_messages["data"][1]["score"], by_ids["data"][0]["score"]);
     let ids: Vec<u32> = serde_json::from_value(tokens).unwrap();
-    let model = Model::load(test._dir.path()).unwrap();
+    let model = Model::load(test.dir.path()).unwrap();
     let score = model.forward(&Batch::new(&[ids]).unwrap()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert!((f64::from(score[score.len() - 1]) - by_ids["data"][0]["score"].as_f64().unwrap()).abs() < 1e-4);
     let ranked = test.post("/v1/rerank", &json!({"query": "the cat", "documents": ["sat", "log"]}));
