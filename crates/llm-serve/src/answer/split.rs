@@ -52,6 +52,8 @@ enum State {
     AfterTag,
     Content,
     Call(CallReader),
+    /// A list of calls, read at its end.
+    Calls,
 }
 
 impl Splitter {
@@ -89,6 +91,7 @@ impl Splitter {
         match std::mem::replace(&mut self.state, State::Content) {
             State::Reasoning => pieces.extend((!held.is_empty()).then_some(Piece::Reasoning(held))),
             State::Call(reader) => self.end_call(reader, &held, &mut pieces),
+            State::Calls => self.end_calls(held, &mut pieces),
             State::Start | State::AfterTag | State::Content => {
                 pieces.extend((!held.is_empty()).then_some(Piece::Content(held)));
             }
@@ -132,6 +135,7 @@ impl Splitter {
                 found
             }
             State::Call(_) => self.call(pieces),
+            State::Calls => false,
         }
     }
 
@@ -154,6 +158,8 @@ impl Splitter {
             self.state = State::Call(CallReader::new(&self.form.callable));
         } else if !self.form.callable.is_empty() && !self.form.tags && text.starts_with('{') {
             self.state = State::Call(CallReader::new(&self.form.callable));
+        } else if !self.form.callable.is_empty() && !self.form.tags && text.starts_with('[') {
+            self.state = State::Calls;
         } else {
             self.state = State::Content;
         }
@@ -194,6 +200,26 @@ impl Splitter {
         self.calls += usize::from(
             is_call || matches!(pieces.last(), Some(Piece::CallArguments(index, _)) if *index == self.calls),
         );
+    }
+
+    /// Reads a list of calls; a text that is none is content.
+    fn end_calls(&mut self, text: String, pieces: &mut Vec<Piece>) {
+        let list = serde_json::from_str::<Vec<serde_json::Value>>(text.trim()).unwrap_or_default();
+        let read = |call: &serde_json::Value| {
+            let mut reader = CallReader::new(&self.form.callable);
+            let mut parts = reader.push(&call.to_string());
+            parts.extend(reader.finish().ok()?);
+            Some(parts)
+        };
+        match list.iter().map(read).collect::<Option<Vec<_>>>().filter(|calls| !calls.is_empty()) {
+            None => pieces.push(Piece::Content(text)),
+            Some(calls) => {
+                for parts in calls {
+                    self.add_call(parts, pieces);
+                    self.calls += 1;
+                }
+            }
+        }
     }
 
     fn add_call(&mut self, parts: Vec<CallPart>, pieces: &mut Vec<Piece>) {
@@ -296,5 +322,8 @@ mod tests {
         check(&calls, " {\"name\": \"f\", \"parameters\": {\"a\": 1}}\n", "", "", &[("f", "{\"a\": 1}")]);
         check(&calls, "{\"name\": \"z\", \"parameters\": {}}", "", "{\"name\": \"z\", \"parameters\": {}}", &[]);
         check(&calls, "a {\"name\": \"f\"}", "", "a {\"name\": \"f\"}", &[]);
+        let list = "[{\"name\": \"f\", \"arguments\": {\"a\": [1]}}, {\"name\": \"f\"}]";
+        check(&calls, list, "", "", &[("f", "{\"a\":[1]}"), ("f", "{}")]);
+        check(&calls, "[1, 2]", "", "[1, 2]", &[]);
     }
 }

@@ -89,10 +89,12 @@ fn relocate(value: &mut Value, place: &str) {
 
 /// The grammar of an answer that is calls only.
 fn grammar(tools: &[Tool], parallel: bool, tags: bool) -> Constraint {
-    let schema = call_schema(tools);
+    let mut schema = call_schema(tools);
     if !tags {
         return Constraint::JsonSchema(schema);
     }
+    // The form in which templates write the calls of earlier messages.
+    schema["x-guidance"] = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
     let more = if parallel { "(\"\\n\" call)*" } else { "" };
     Constraint::Grammar(format!(
         "start: call {more}\ncall: \"<tool_call>\\n\" json \"\\n</tool_call>\"\njson: %json {schema}\n"

@@ -62,7 +62,7 @@ async fn async_openai_reads_all_answers() {
 }
 
 /// Runs a script of `tests/python` with the base address and an argument. None: there is no Python with its packages.
-fn python(script: &str, package: &str, test: &Test, argument: &str) -> Option<Value> {
+pub fn python(script: &str, package: &str, test: &Test, argument: &str) -> Option<Value> {
     let Some(python) = std::env::var_os("LLM_SERVE_PYTHON") else {
         eprintln!("skipped: set LLM_SERVE_PYTHON to a Python with the package {package}");
         return None;
