@@ -33,9 +33,20 @@ impl Failure {
         Self { message: message.into(), code: INTERRUPTED }
     }
 
+    /// Whether the user's input cannot be used: exit code 2.
+    pub fn is_input(&self) -> bool {
+        self.code == 2
+    }
+
     /// The reader of standard output closed the pipe: no message, exit code 0.
     pub(crate) fn broken_pipe() -> Self {
         Self { message: String::new(), code: 0 }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&one_line(&self.message))
     }
 }
 

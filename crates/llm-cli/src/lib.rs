@@ -33,7 +33,7 @@ pub use arguments::parse_arguments;
 pub use device::DeviceOption;
 pub use failure::{Failure, run};
 pub use hub::{HubOption, TransferProgress};
-pub use interrupt::stop_on_interrupt;
+pub use interrupt::{on_interrupt, stop_on_interrupt};
 pub use logging::{init_logging, print, print_status};
 pub use manual::ShellCommand;
 pub use progress::Progress;

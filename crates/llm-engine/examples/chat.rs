@@ -26,12 +26,12 @@ fn answer(model: &TextModel, question: &str) -> Result<(), Box<dyn Error>> {
     let options = TextOptions { max_new_tokens: 60, sampling, ..TextOptions::default() };
     let reply = model.complete(&prompt, &options, |piece| {
         print!("{piece}");
-        std::io::stdout().flush().ok();
+        std::io::stdout().flush().is_ok()
     })?;
     println!("\n[{} prompt tokens, {} new tokens]", prompt.len(), reply.tokens);
 
     let too_long = vec![1; model.model.config().max_position_embeddings];
-    if let Err(error) = model.complete(&too_long, &options, |_| ()) {
+    if let Err(error) = model.complete(&too_long, &options, |_| true) {
         println!("{} error: {error}", if error.is_callers_fault() { "request" } else { "internal" });
     }
     Ok(())

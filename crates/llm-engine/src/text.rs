@@ -105,7 +105,7 @@ impl TextModel {
     /// The reply to one user message, with [`Self::default_options`].
     pub fn chat(&self, message: &str) -> Result<String> {
         let prompt = self.chat_ids(&[ChatMessage::new("user", message)])?;
-        Ok(self.complete(&prompt, &self.default_options(), |_| ())?.text)
+        Ok(self.complete(&prompt, &self.default_options(), |_| true)?.text)
     }
 
     /// The sampling defaults of the model's files ([`Model::generation`]); those of [`TextOptions`] for what they do not name.
@@ -154,16 +154,22 @@ impl TextModel {
         ids
     }
 
-    /// Continues `prompt`. `on_text` gets each piece of text as soon as it cannot be part of a stop string.
-    pub fn complete(&self, prompt: &[u32], options: &TextOptions, mut on_text: impl FnMut(&str)) -> Result<Completion> {
+    /// Continues `prompt`. `on_text` gets each piece of text as soon as it cannot be part of a stop string; the piece is empty while
+    /// tokens form no whole character. It returns `false` to end the text.
+    pub fn complete(
+        &self,
+        prompt: &[u32],
+        options: &TextOptions,
+        mut on_text: impl FnMut(&str) -> bool,
+    ) -> Result<Completion> {
         let (max_new_tokens, stop_ids) = (options.max_new_tokens, Some(self.stop_ids()));
         let generation = GenerateOptions { max_new_tokens, stop_ids, sampling: options.sampling.clone() };
         let mut decoder = self.tokenizer.stream_after(prompt)?;
         let (mut stops, mut failure) = (StopStrings::new(&options.stop), None);
         let replies = generate(&self.model, &[prompt.to_vec()], &generation, |_, id| match decoder.push(id) {
             Ok(piece) => {
-                on_text(stops.push(&piece.unwrap_or_default()));
-                !stops.found
+                let goes_on = on_text(stops.push(&piece.unwrap_or_default()));
+                goes_on && !stops.found
             }
             Err(error) => {
                 failure = Some(error);

@@ -6,9 +6,11 @@ use clap::{Args, Parser, Subcommand};
 use llm_cli::{DeviceOption, GLOBAL_HEADING, HubOption, ShellCommand, Verbosity};
 
 use crate::attention::AttentionArgs;
+use crate::chat::ChatArgs;
 use crate::convert::ConvertArgs;
 use crate::dtype::Dtype;
 use crate::merge::MergeArgs;
+use crate::sampling_args::SamplingArgs;
 use crate::serve::ServeArgs;
 
 /// Generate text with a language model.
@@ -75,26 +77,8 @@ pub(crate) struct GenerationArgs {
     /// Date that a chat template writes as today [default: today]
     #[arg(long, value_name = "YYYY-MM-DD")]
     pub(crate) date: Option<String>,
-    /// Sampling temperature, 0 or more; 0: greedy decoding; higher values give more random text [default: that of the model's
-    /// generation_config.json or GGUF metadata, else 0.7]
-    #[arg(long)]
-    pub(crate) temperature: Option<f64>,
-    /// Sample from the k most likely tokens only; 0: all tokens [default: that of the model, else 0]
-    #[arg(long)]
-    pub(crate) top_k: Option<usize>,
-    /// Sample from the smallest set of tokens with at least this total probability, in (0, 1]; 1: all tokens [default: that of the
-    /// model, else 1]
-    #[arg(long)]
-    pub(crate) top_p: Option<f64>,
-    /// Random seed; the same seed gives the same text
-    #[arg(long, default_value_t = 42)]
-    pub(crate) seed: u64,
-    /// Stop string: generation ends before it (repeatable) [default: those of the model]
-    #[arg(long)]
-    pub(crate) stop: Vec<String>,
-    /// Maximum number of tokens to generate [default: that of the model, else 256]
-    #[arg(long)]
-    pub(crate) max_new_tokens: Option<usize>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) device: DeviceOption,
     #[command(flatten)]
@@ -119,14 +103,6 @@ pub(crate) struct GenerateArgs {
     /// Continue the prompt as plain text, without the chat template
     #[arg(long)]
     pub(crate) raw: bool,
-    #[command(flatten)]
-    pub(crate) generation: GenerationArgs,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  llm-infer chat --model runs/lifecycle/aligned --system \"You are a pirate.\"\n\n\
-    In the chat: /help lists the commands, /clear starts a new conversation, /exit ends the chat")]
-pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
 }

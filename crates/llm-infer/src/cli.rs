@@ -53,11 +53,14 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
     result.map_err(|e| Failure::input(format!("--threads: {e}")))?
 }
 
+/// The seed of `generate`, unless another one is given.
+const SEED: u64 = 42;
+
 fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     args.generation.check()?;
     let text = read_prompt(args)?;
     let text_model = args.generation.load()?;
-    let options = args.generation.options(&text_model);
+    let options = args.generation.settings(&text_model)?.with_default_seed(SEED).logged_options(&text_model)?;
     let prompt = if args.raw || !text_model.tokenizer.has_chat_template() {
         if args.generation.system.is_some() {
             let reason = if args.raw { "with --raw" } else { "because the model has no chat template" };
@@ -69,7 +72,7 @@ fn generate(args: &GenerateArgs) -> Result<(), Failure> {
         messages.push(ChatMessage::new("user", &text));
         text_model.chat_ids(&messages).map_err(input)?
     };
-    stream_reply(&text_model, &prompt, &options)?;
+    stream_reply(&text_model, &prompt, &options, || true)?;
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use llm_tokenizer::{ChatMessage, TemplateOptions};
 use crate::adapter::with_adapter;
 use crate::args::GenerationArgs;
 use crate::failure::input;
+use crate::settings::Settings;
 
 impl GenerationArgs {
     /// Opens the model with its adapter and tokenizer.
@@ -33,6 +34,16 @@ impl GenerationArgs {
         Ok(text_model)
     }
 
+    /// Checks the sampling options before a model is loaded.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        Settings::of_flags(&self.sampling).map(drop)
+    }
+
+    /// The settings for a model.
+    pub(crate) fn settings(&self, model: &TextModel) -> Result<Settings, Failure> {
+        Settings::of_model(model, &self.model)?.with_flags(&self.sampling)
+    }
+
     /// The message of `--system`, if it is given.
     pub(crate) fn system_message(&self) -> Vec<ChatMessage> {
         self.system.iter().map(|text| ChatMessage::new("system", text)).collect()
@@ -47,14 +58,20 @@ pub(crate) fn template_options(variables: Option<&str>, date: Option<&str>) -> R
     Ok(TemplateOptions { variables, date: date.map(str::to_owned), ..TemplateOptions::default() })
 }
 
-/// Streams the reply to standard output and logs the throughput.
-pub(crate) fn stream_reply(text_model: &TextModel, prompt: &[u32], options: &TextOptions) -> Result<String, Failure> {
+/// Streams the reply to standard output while `goes_on`, and logs the throughput.
+pub(crate) fn stream_reply(
+    text_model: &TextModel,
+    prompt: &[u32],
+    options: &TextOptions,
+    goes_on: impl Fn() -> bool,
+) -> Result<String, Failure> {
     let start = Instant::now();
     let mut written = Ok(());
     let completion = text_model.complete(prompt, options, |piece| {
         if written.is_ok() && !piece.is_empty() {
             written = llm_cli::print(piece);
         }
+        written.is_ok() && goes_on()
     });
     let completion = completion.map_err(input)?;
     written?;

@@ -82,6 +82,47 @@ fn a_chat_has_commands_which_the_model_does_not_get() {
 }
 
 #[test]
+fn the_commands_of_a_chat_change_save_and_load_the_conversation() {
+    let dir = tempfile::tempdir().unwrap();
+    save_chat_model(&dir.path().join("model"), 256);
+    let talk = dir.path().join("talk.jsonl");
+    let (model, talk) = (dir.path().join("model"), talk.to_str().unwrap());
+    let options = ["chat", "-m", model.to_str().unwrap(), "--temperature", "0", "--max-new-tokens", "8"];
+    let first = printed(&options, "the cat\n");
+    let second = printed(&options, "the cat\nthe mat\n");
+    let after = |commands: &str| printed(&[&options[..], &["--quiet"]].concat(), commands);
+    assert_eq!(after("the cat\n/undo\nthe cat\n"), first.repeat(2));
+    assert_eq!(after("the cat\n/retry\n"), first.repeat(2), "greedy answers are equal");
+    assert_eq!(after("the cat\nthe mat\n/undo\nthe mat\n"), format!("{second}{}", &second[first.len()..]));
+    assert_eq!(after(&format!("the cat\n/save {talk}\n/clear\n/load {talk}\nthe mat\n")), second);
+    assert_eq!(after("/system\n/system Be brief.\n/system\n"), "There is no system message.\nBe brief.\n");
+    assert_ne!(after("/system Be brief.\nthe cat\n"), format!("{first}"));
+    assert_eq!(after("/temperature\n/temperature 0.5\n/temperature\n"), "0\n0.5\n");
+    for (commands, expected) in [
+        ("/undo\n", "there is no question yet"),
+        (&format!("/save {talk}\n"), "talk.jsonl: already exists; choose another name"),
+        ("/load nothing.jsonl\n", "nothing.jsonl: "),
+    ] {
+        let (code, error) = failed(&options, commands);
+        assert!(code == 2 && error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn answers_of_a_chat_differ_unless_a_seed_is_given() {
+    let dir = tempfile::tempdir().unwrap();
+    save_chat_model(dir.path(), 256);
+    let run = |options: &[&str]| {
+        let fixed = ["chat", "-m", dir.path().to_str().unwrap(), "--temperature", "2", "--max-new-tokens", "20"];
+        let output = llm_infer(&[&fixed[..], options].concat(), "the cat\n/retry\n");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_ne!(run(&[]), run(&[]));
+    let seeded = run(&["--seed", "7"]);
+    assert_eq!(run(&["--seed", "7"]), seeded);
+}
+
+#[test]
 fn a_chat_goes_on_when_the_context_is_full() {
     let dir = tempfile::tempdir().unwrap();
     save_chat_model(dir.path(), 64);

@@ -52,7 +52,7 @@ fn train(steps: u64) -> Result<(), Box<dyn Error>> {
     // The run is a Hugging Face folder, with metrics.jsonl beside the model.
     let model = TextModel::load(&run)?;
     let options = TextOptions { max_new_tokens: 20, ..TextOptions::default() };
-    println!("{:?}", model.complete(&model.document_ids("The cat")?, &options, |_| ())?.text);
+    println!("{:?}", model.complete(&model.document_ids("The cat")?, &options, |_| true)?.text);
     Ok(())
 }
 

@@ -211,6 +211,6 @@ fn an_adapter_trains_the_embeddings_of_new_chat_tokens() {
         sampling: Sampling { temperature: 0., ..Sampling::default() },
         ..TextOptions::default()
     };
-    let reply = text_model.complete(&ids, &options, |_| ()).unwrap();
+    let reply = text_model.complete(&ids, &options, |_| true).unwrap();
     assert!(reply.text == " green" && reply.tokens < 20, "{reply:?}");
 }
