@@ -71,9 +71,9 @@ impl Reader {
                     Err(e) => Err(failed(&e)),
                 }
             }
-            Self::Editor(editor, terminal) => {
+            Self::Editor(editor, _) => {
                 let signal = editor.read_line(&Arrow).map_err(|e| failed(&e))?;
-                terminal.hold_again();
+                Terminal::hold_again();
                 Ok(match signal {
                     Signal::Success(text) => {
                         if let Err(error) = editor.sync_history() {

@@ -21,6 +21,7 @@ use crate::args::GenerationArgs;
 use crate::text_model::stream_reply;
 
 #[derive(Debug, Args)]
+#[allow(clippy::doc_markdown, reason = "help texts have no backticks")]
 #[command(after_help = "Examples:\n  llm-infer chat --model runs/lifecycle/aligned --system \"You are a pirate.\"\n  \
     printf 'Hello.\\n/save talk.jsonl\\n' | llm-infer chat --model runs/lifecycle/aligned\n\n\
     In the chat: /help lists the commands, /clear starts a new conversation, Ctrl-C stops an answer, /bye ends the chat")]

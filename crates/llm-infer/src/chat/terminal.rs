@@ -33,12 +33,12 @@ impl Terminal {
                 *saved = Some(before);
             }
         }
-        write(PASTE_ON);
+        Self::hold_again();
         Self
     }
 
     /// Turns bracketed paste on again, which the editor turns off after each line.
-    pub(super) fn hold_again(&self) {
+    pub(super) fn hold_again() {
         write(PASTE_ON);
     }
 }
