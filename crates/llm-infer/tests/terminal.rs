@@ -16,7 +16,7 @@ use llm_model::{Head, Model, ModelConfig};
 use llm_tokenizer::{ChatMessage, TrainConfig, train_bpe};
 
 /// How long the program may take to show something. Other tests run at the same time.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// An empty prompt as the editor shows it; an answer with random bytes does not contain it.
 const PROMPT: &str = "> \x1b7\x1b8";
