@@ -112,7 +112,7 @@ fn the_text_is_that_of_complete() {
     let (engine, model) = (engine(), text_model(Head::LanguageModel));
     let options = TextOptions { max_new_tokens: 40, stop: vec!["t".to_owned()], sampling: greedy() };
     for prompt in [[7u32, 8], [100, 101], [250, 3]] {
-        let expected = model.complete(&prompt, &options, |_| ()).unwrap();
+        let expected = model.complete(&prompt, &options, |_| true).unwrap();
         let asked = Request { sampling: greedy(), stop: options.stop.clone(), ..Request::new(prompt.to_vec(), 40) };
         let answers = ask(&engine, asked);
         assert_eq!((&answers.choices[0].text, answers.choices[0].end.unwrap().1), (&expected.text, expected.tokens));
