@@ -6,7 +6,7 @@ const element = (tag, properties = {}, ...children) => {
   return made;
 };
 const state = {
-  layer: D.start.layer, head: D.start.head, kind: 'weights', log: false, skip: D.skip_first, tokens: false,
+  layer: D.start.layer, head: D.start.head, kind: 'weights', log: D.keep > 0, skip: D.skip_first, tokens: false,
   word: D.start.from, target: D.start.to, cell: null, random: false, sort: 0,
 };
 
@@ -54,6 +54,8 @@ function drawWords() {
     button.title = `${NAMES[index]}: ${numberOf(row[index], state)}`;
     tint(button, shade(row[index], max, state.log), pair);
   });
+  const box = $('words'), at = box.children[state.word].offsetTop - box.offsetTop;
+  if (at < box.scrollTop || at > box.scrollTop + box.clientHeight - 40) box.scrollTop = at - box.clientHeight / 2;
   document.querySelectorAll('.chosen').forEach(place => { place.textContent = NAMES[state.word]; });
   const order = row.map((value, index) => [value, index]).filter(([value]) => value > 0).sort((a, b) => b[0] - a[0]);
   $('ranking').replaceChildren(...order.slice(0, 8).map(([value, index]) =>
@@ -128,19 +130,23 @@ function drawMap() {
   const style = getComputedStyle(document.body), longest = labelled
     ? Math.max(...Array.from({ length: n }, (_, i) => [...nameOf(i, state.tokens)].length)) : 0;
   const margin = labelled ? Math.min(110, 8 + 7 * longest) : 0;
-  const size = labelled ? Math.max(15, Math.min(44, Math.floor((width - margin) / n))) : Math.max(1, Math.floor(width / n)) || 1;
-  const side = labelled ? margin + size * n : Math.max(size * n, Math.min(n, 1024));
-  const cell = (side - margin) / n;
+  // A map with more cells than pixels shows the largest weight of the cells in each pixel.
+  const size = Math.max(15, Math.min(44, Math.floor((width - margin) / n)));
+  const side = labelled ? margin + size * n : Math.max(200, width);
+  const cell = (side - margin) / n, dots = labelled ? n : Math.min(n, Math.round(side * ratio));
   geometry = { margin, cell, n };
   canvas.style.width = canvas.style.height = `${side}px`;
   canvas.width = canvas.height = Math.round(side * ratio);
   const context = canvas.getContext('2d'), pair = colours();
   context.scale(ratio, ratio);
-  const image = new ImageData(n, n), pixels = new Uint32Array(image.data.buffer), table = palette(pair);
-  for (let row = 0; row < n; row++) {
-    for (let i = row * n; i <= row * n + row; i++) pixels[i] = table[Math.round(255 * shade(values[i], max, state.log))];
+  const image = new ImageData(dots, dots), pixels = new Uint32Array(image.data.buffer), table = palette(pair);
+  const parts = dots === n ? values : pooled(values, n, dots);
+  for (let row = 0; row < dots; row++) {
+    for (let i = row * dots; i <= row * dots + row; i++) {
+      pixels[i] = table[Math.round(255 * shade(parts[i], max, state.log))];
+    }
   }
-  const small = new OffscreenCanvas(n, n);
+  const small = new OffscreenCanvas(dots, dots);
   small.getContext('2d').putImageData(image, 0, 0);
   context.imageSmoothingEnabled = false;
   context.drawImage(small, margin, margin, n * cell, n * cell);
@@ -166,6 +172,19 @@ function drawMap() {
     context.strokeRect(margin + state.cell[1] * cell, margin + state.cell[0] * cell, Math.max(3, cell), Math.max(3, cell));
   }
   $('map-name').textContent = headName();
+}
+
+/** The largest of the n by n values in each of p by p parts. */
+function pooled(values, n, p) {
+  const parts = new Float32Array(p * p);
+  for (let row = 0; row < n; row++) {
+    const start = Math.floor(row * p / n) * p;
+    for (let column = 0; column <= row; column++) {
+      const value = values[row * n + column], at = start + Math.floor(column * p / n);
+      if (value > parts[at]) parts[at] = value;
+    }
+  }
+  return parts;
 }
 
 function readCell(row, column) {
