@@ -25,6 +25,8 @@ pub enum Bench {
     Infer(Options),
     /// Time concurrent requests to our server and to llama.cpp's, with the same model file and prompts
     Serve(crate::serve::ServeOptions),
+    /// Time our encoder and trainer of tokenizers and those of the crate tokenizers, in one process
+    Tokenizers(crate::tokenizers::TokenizerOptions),
     /// Time fine-tuning steps of a model on conversations, all weights and LoRA, and compare the losses with TRL's on equal batches
     Finetune(FinetuneOptions),
 }
@@ -98,13 +100,16 @@ fn baselines_of(dtype: WeightDtype) -> &'static [&'static str] {
 pub fn run(bench: &Bench) -> Result<(), String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     match bench {
-        // The kernels run in this process, so it must be a release build.
         Bench::Kernels { threads } if cfg!(debug_assertions) => {
-            build(&root, "xtask")?;
-            let arguments = ["bench", "kernels", "--threads", &threads.to_string()];
-            let status = Command::new(root.join("target/release/xtask")).args(arguments).status();
-            if status.is_ok_and(|status| status.success()) { Ok(()) } else { Err("the kernels failed".to_owned()) }
+            run_release(&root, &words(&["bench", "kernels", "--threads", &threads.to_string()]))
         }
+        Bench::Tokenizers(options) if options.rounds == 0 => {
+            Err("--rounds is 0; each program must run at least once".to_owned())
+        }
+        Bench::Tokenizers(options) if cfg!(debug_assertions) => {
+            run_release(&root, &crate::tokenizers::arguments(options))
+        }
+        Bench::Tokenizers(options) => crate::tokenizers::run(options),
         Bench::Kernels { threads } => crate::kernels::run(*threads),
         Bench::Train(options) | Bench::Infer(options) | Bench::Finetune(FinetuneOptions { programs: options, .. })
             if options.rounds == 0 =>
@@ -116,6 +121,13 @@ pub fn run(bench: &Bench) -> Result<(), String> {
         Bench::Serve(options) => crate::serve::bench(options, &root),
         Bench::Finetune(options) => finetune(options, &root),
     }
+}
+
+/// Runs a benchmark of this process again in a release build.
+fn run_release(root: &Path, arguments: &[String]) -> Result<(), String> {
+    build(root, "xtask")?;
+    let status = Command::new(root.join("target/release/xtask")).args(arguments).status();
+    if status.is_ok_and(|status| status.success()) { Ok(()) } else { Err("the benchmark failed".to_owned()) }
 }
 
 fn words(words: &[&str]) -> Vec<String> {

@@ -11,6 +11,7 @@ mod data;
 mod dependent;
 mod kernels;
 mod serve;
+mod tokenizers;
 
 use std::process::{Command, ExitCode};
 

@@ -22,6 +22,10 @@ impl Command {
                 args.common.hub.resolve(&mut args.inputs.model, Model)?;
                 given(args.common.hub, &mut args.inputs.adapter, Adapter)
             }
+            Self::Tokenizer(command) => {
+                let (hub, paths) = command.tokenizers();
+                paths.iter_mut().try_for_each(|path| hub.resolve(path, Tokenizer))
+            }
             Self::Preview(args) => args.hub.resolve(&mut args.model, Tokenizer),
             Self::Reward(args) => {
                 args.common.hub.resolve(&mut args.inputs.model, Model)?;
@@ -55,7 +59,6 @@ impl Command {
             Self::Lifecycle(_)
             | Self::CompareMethods(_)
             | Self::Clean(_)
-            | Self::Tokenizer(_)
             | Self::ExportShards(_)
             | Self::Recipe(_)
             | Self::Bench(_) => Ok(()),

@@ -1,18 +1,39 @@
 //! The commands `tokenizer`.
 
+mod inspect;
+mod report;
+
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
+use llm_cli::HubOption;
 use llm_tokenizer::{Kind, Split, Ties, TrainSettings};
 
 use crate::Error;
 use crate::recipes::train_tokenizer;
+use inspect::Inspect;
+use report::Report;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Tokenizer {
     /// Train a tokenizer on text: BPE, unigram, WordPiece, words or characters
     Train(Train),
+    /// Show how a text is cut into tokens
+    Inspect(Inspect),
+    /// Compare what tokenizers make of a text
+    Report(Report),
+}
+
+impl Tokenizer {
+    /// The tokenizers that are read, which may be names on the hub.
+    pub(super) fn tokenizers(&mut self) -> (HubOption, &mut [PathBuf]) {
+        match self {
+            Self::Train(_) => (HubOption::default(), &mut []),
+            Self::Inspect(args) => (args.hub, &mut args.tokenizer),
+            Self::Report(args) => (args.hub, &mut args.tokenizer),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -52,7 +73,14 @@ fn one_of<T: Copy + Send + Sync + 'static>(all: &'static [(&'static str, T)]) ->
 
 /// Runs a command; returns the text to print.
 pub(super) fn run(command: Tokenizer) -> Result<String, Error> {
-    let Tokenizer::Train(args) = command;
+    match command {
+        Tokenizer::Train(args) => train(args),
+        Tokenizer::Inspect(args) => inspect::inspect(&args),
+        Tokenizer::Report(args) => report::report(&args),
+    }
+}
+
+fn train(args: Train) -> Result<String, Error> {
     let settings = TrainSettings {
         kind: args.kind,
         split: args.split,
@@ -64,4 +92,19 @@ pub(super) fn run(command: Tokenizer) -> Result<String, Error> {
     train_tokenizer(settings, &args.input, &args.out, false)?;
     let out = args.out.display();
     Ok(format!("{out}: done. Next: llm-train prepare --tokenizer {out} --train TEXT --out SHARDS\n"))
+}
+
+/// A tokenizer with its name: the folder, or the name on the hub.
+struct LoadedTokenizer {
+    name: String,
+    tokenizer: llm_tokenizer::Tokenizer,
+}
+
+/// Loads the tokenizers of folders.
+fn load(paths: &[PathBuf]) -> Result<Vec<LoadedTokenizer>, Error> {
+    let load = |path: &PathBuf| {
+        let name = llm_files::hub_name(path).unwrap_or_else(|| path.display().to_string());
+        Ok(LoadedTokenizer { name, tokenizer: llm_tokenizer::Tokenizer::load(path)? })
+    };
+    paths.iter().map(load).collect()
 }

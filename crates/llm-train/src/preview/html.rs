@@ -92,7 +92,7 @@ fn spans(pieces: &[Piece]) -> String {
     pieces.iter().map(span).collect()
 }
 
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

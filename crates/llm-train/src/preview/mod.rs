@@ -3,6 +3,8 @@
 mod html;
 mod text;
 
+pub(crate) use html::escaped;
+
 use std::path::{Path, PathBuf};
 
 use llm_data::{TrainingRow, Warnings, read_training_rows};
