@@ -220,22 +220,26 @@ impl<'a> Worker<'a> {
             return Ok(false);
         }
         self.current = std::mem::take(&mut step.rows);
-        let hidden = match step.decodes {
-            true => llm_kernels::spin_workers(|| {
-                self.draft()?;
-                self.forward()
-            })?,
-            false => self.forward()?,
-        }; // (n, hidden)
+        let prompt_tokens = match step.decodes {
+            true => llm_kernels::spin_workers(|| self.compute())?,
+            false => self.compute()?,
+        };
+        self.speed.observe(prompt_tokens, step.decodes, start.elapsed());
+        self.current.clear();
+        Ok(true)
+    }
+
+    /// Computes the rows of the step and gives the tokens to the answers; the number of prompt tokens.
+    fn compute(&mut self) -> Result<usize> {
+        self.draft()?;
+        let hidden = self.forward()?; // (n, hidden)
         self.follow()?;
         let is_prompt = |row: &&Row| row.count > 1 && !self.drafts.contains_key(&row.id);
         let prompt_tokens = self.current.iter().filter(is_prompt).map(|row| row.count).sum();
         let (ends, drafted) = self.take_hidden(&hidden)?;
         self.sample(&hidden, &ends)?;
         self.check_drafts(&hidden, &drafted)?;
-        self.speed.observe(prompt_tokens, step.decodes, start.elapsed());
-        self.current.clear();
-        Ok(true)
+        Ok(prompt_tokens)
     }
 
     /// Counts the requests that leave the queue.
