@@ -55,6 +55,12 @@ pub enum Error {
         /// The option.
         name: &'static str,
     },
+    /// A constraint is not supported, too large, or cannot be met.
+    #[error("constraint: {problem}")]
+    Constraint {
+        /// What is wrong.
+        problem: String,
+    },
     /// Bans and allowed ids leave no token to sample.
     #[error("no token can be sampled: allowed_ids without banned_ids must have at least one token")]
     NoTokenAllowed,
@@ -183,6 +189,7 @@ impl Error {
             | Self::SamplerTwice { .. }
             | Self::EmptyText { .. }
             | Self::NoTokenAllowed
+            | Self::Constraint { .. }
             | Self::EmptyPrompt
             | Self::PromptTooLong { .. }
             | Self::BenchTooLong { .. }

@@ -39,6 +39,7 @@
 
 pub mod attention;
 mod bench;
+mod constraint;
 mod engine;
 mod error;
 mod generate;
@@ -49,6 +50,7 @@ mod scheduler;
 mod text;
 
 pub use bench::{InferenceCost, anonymous_memory, bench, peak_memory};
+pub use constraint::{CompiledConstraint, ConstraintCompiler, ConstraintLimits};
 pub use engine::{Engine, EngineOptions, EngineStats, Generation, Histogram, ModelInfo, Pending, Pooling, SubmitError};
 pub use error::Error;
 pub use generate::{GenerateOptions, generate, generate_from};

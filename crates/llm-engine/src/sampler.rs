@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use crate::constraint::{CompiledConstraint, ConstraintState};
 use crate::request::{Token, TokenLogprobs};
 use crate::sampling::SamplerName;
 use crate::{Error, Result, Sampling};
@@ -33,6 +34,7 @@ pub struct Sampler {
     token_texts: Option<Arc<[Vec<u8>]>>,
     /// The limit of mirostat in bits after each token, and before the first.
     surprise: Vec<f64>,
+    constraint: Option<ConstraintState>,
 }
 
 thread_local! {
@@ -55,6 +57,7 @@ impl Sampler {
             history: History::is_needed(&sampling).then(|| History::new(&sampling)),
             token_texts: None,
             surprise: vec![2. * sampling.mirostat_tau],
+            constraint: None,
             sampling: Arc::new(sampling),
         }
     }
@@ -84,6 +87,23 @@ impl Sampler {
         self
     }
 
+    /// Sets what the text must match. The end tokens must be those of the [`crate::ConstraintCompiler`].
+    #[must_use]
+    pub fn with_constraint(mut self, constraint: &CompiledConstraint) -> Self {
+        self.constraint = Some(constraint.start());
+        self
+    }
+
+    /// Whether a constraint allows nothing but an end token: the answer is complete without it.
+    pub fn is_complete(&self) -> bool {
+        self.constraint.as_ref().is_some_and(ConstraintState::is_complete)
+    }
+
+    /// Computes what the constraint allows for the next token, which [`Self::next`] does otherwise: while the model runs.
+    pub fn prepare(&mut self) -> Result<()> {
+        self.constraint.as_mut().map_or(Ok(()), |constraint| constraint.mask().map(|_| ()))
+    }
+
     /// The seed, with which a request gives the same answers again.
     pub fn seed(&self) -> u64 {
         self.sampling.seed.unwrap_or_default()
@@ -94,6 +114,7 @@ impl Sampler {
     /// `logprobs`: report the log-probability of the token and those of this many most likely tokens. NaN or infinite logits are an error.
     pub fn next(&mut self, logits: &mut [f32], position: usize, logprobs: Option<usize>) -> Result<Token> {
         let raw = logprobs.filter(|_| !self.sampling.processed_logprobs);
+        self.prepare()?;
         let (id, logprobs, surprise) = SCRATCH.with_borrow_mut(|(scratch, copy)| {
             copy.clear();
             if raw.is_some() {
@@ -121,7 +142,8 @@ impl Sampler {
 
     /// The distribution at `position` that [`Self::next`] samples from: (id, probability) in ascending order of ids, without tokens that
     /// cannot be sampled. The state does not change.
-    pub fn distribution(&self, logits: &mut [f32], position: usize) -> Result<Vec<(u32, f32)>> {
+    pub fn distribution(&mut self, logits: &mut [f32], position: usize) -> Result<Vec<(u32, f32)>> {
+        self.prepare()?;
         SCRATCH.with_borrow_mut(|(scratch, _)| {
             let mut candidates = self.candidates(logits, position, scratch)?;
             if self.sampling.is_greedy() {
@@ -143,6 +165,9 @@ impl Sampler {
     pub fn rollback(&mut self, tokens: usize) {
         if let Some(history) = &mut self.history {
             history.rollback(tokens);
+        }
+        if let Some(constraint) = &mut self.constraint {
+            constraint.rollback(tokens);
         }
         self.surprise.truncate(self.surprise.len().saturating_sub(tokens).max(1));
     }
@@ -166,6 +191,9 @@ impl Sampler {
         let breakers = breakers(&self.sampling, self.token_texts.as_deref());
         if let Some(history) = &mut self.history {
             history.push(id, breakers);
+        }
+        if let Some(constraint) = &mut self.constraint {
+            constraint.push(id);
         }
         if self.sampling.mirostat_tau > 0. {
             let limit = self.surprise.last().copied().unwrap_or_default();
@@ -212,7 +240,14 @@ impl Sampler {
                 *logit += bias;
             }
         }
-        let held_back = if position < sampling.min_tokens { &self.end_ids[..] } else { &[] };
+        let mut held_back = if position < sampling.min_tokens { &self.end_ids[..] } else { &[] };
+        if let Some(bits) = self.constraint.as_ref().and_then(ConstraintState::known_mask) {
+            candidates.keep_bits(bits);
+            // A text that is complete ends.
+            if (0..candidates.len()).all(|index| self.end_ids.contains(&candidates.id(index))) {
+                held_back = &[];
+            }
+        }
         for &id in sampling.banned_ids.iter().chain(held_back) {
             if let Some(logit) = candidates.get_mut(id) {
                 *logit = f32::NEG_INFINITY;

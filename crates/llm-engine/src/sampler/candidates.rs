@@ -102,6 +102,25 @@ impl<'a> Candidates<'a> {
         self.logits = &mut logits[..kept];
     }
 
+    /// Keeps the tokens whose bit is set; the bit of id i is `bits[i / 32] >> (i % 32)`. All tokens are candidates before.
+    pub fn keep_bits(&mut self, bits: &[u32]) {
+        self.ids.clear();
+        for (word, &set) in bits.iter().enumerate() {
+            let mut set = set;
+            while set != 0 {
+                self.ids.push(32 * word as u32 + set.trailing_zeros());
+                set &= set - 1;
+            }
+        }
+        self.ids.retain(|id| (*id as usize) < self.logits.len());
+        for (to, &from) in self.ids.iter().enumerate() {
+            self.logits[to] = self.logits[from as usize]; // to <= from
+        }
+        self.all = false;
+        let logits = std::mem::take(&mut self.logits);
+        self.logits = &mut logits[..self.ids.len()];
+    }
+
     /// Leaves out the tokens with logit -inf.
     pub fn drop_masked(&mut self) {
         if self.logits.contains(&f32::NEG_INFINITY) {

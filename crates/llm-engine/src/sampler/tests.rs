@@ -20,7 +20,7 @@ fn frequencies(sampling: Sampling) -> [f64; 4] {
 
 /// The ids of the distribution, and their probabilities.
 fn distribution(sampling: Sampling, logits: &[f32]) -> (Vec<u32>, Vec<f32>) {
-    let sampler = Sampler::new(&seeded(sampling), logits.len(), 0);
+    let mut sampler = Sampler::new(&seeded(sampling), logits.len(), 0);
     sampler.distribution(&mut logits.to_vec(), 0).unwrap().into_iter().unzip()
 }
 
