@@ -161,6 +161,7 @@ impl ConstraintState {
 fn problem(cause: impl fmt::Display) -> Error {
     let text = cause.to_string();
     let text = text.replace("Unimplemented keys:", "keywords that are not supported:");
+    let text = text.replace("NoExtensionBias", "no text matches, or the vocabulary cannot spell it");
     let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown");
     Error::Constraint { problem: line.trim().to_owned() }
 }

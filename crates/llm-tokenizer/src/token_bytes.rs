@@ -12,12 +12,16 @@ impl Tokenizer {
     /// Of a vocabulary that keeps every byte (byte-level BPE, `SentencePiece` with byte tokens) the sum over the tokens of a text is its
     /// length, but for a blank that the tokenizer puts in front of the text. `WordPiece` drops blanks: they belong to no token.
     pub fn token_bytes(&self) -> Vec<u32> {
+        let decoder = serde_json::to_value(self.inner.get_decoder()).unwrap_or_default();
+        let added = self.inner.get_added_tokens_decoder();
+        let has_blank = |id: u32| has_type(&decoder, "WordPiece") && !added.contains_key(&id);
+        let blank = |text: &[u8], id: u32| usize::from(text.first() == Some(&b' ') && has_blank(id));
         let texts = self.token_texts().into_iter().zip(0..);
-        texts.map(|(text, id)| if self.is_special(id) { 0 } else { text.len() as u32 }).collect()
+        texts.map(|(text, id)| if self.is_special(id) { 0 } else { (text.len() - blank(&text, id)) as u32 }).collect()
     }
 
     /// The bytes of the text of each id, by id; special tokens as they are spelled, nothing for ids without a token. A token of
-    /// `SentencePiece` that begins a word begins with a blank.
+    /// `SentencePiece` or `WordPiece` that begins a word begins with a blank.
     pub fn token_texts(&self) -> Vec<Vec<u8>> {
         let decoder = serde_json::to_value(self.inner.get_decoder()).unwrap_or_default();
         let added = self.inner.get_added_tokens_decoder();
@@ -57,7 +61,10 @@ impl Spelling {
         {
             return vec![byte];
         }
-        let token = if self.word_piece { token.strip_prefix("##").unwrap_or(token) } else { token };
+        if self.word_piece {
+            let begin = || [b" ", token.as_bytes()].concat();
+            return token.strip_prefix("##").map_or_else(begin, |rest| rest.as_bytes().to_vec());
+        }
         // SentencePiece writes a blank as U+2581.
         token.chars().flat_map(|c| if c == '\u{2581}' { vec![b' '] } else { utf8(c) }).collect()
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,9 @@ use super::stats::EngineStats;
 use super::thread::{self, Command};
 use super::validate;
 use super::work::Job;
-use crate::{Error, Event, Request, Result, TextModel};
+use crate::{
+    CompiledConstraint, Constraint, ConstraintCompiler, ConstraintLimits, Error, Event, Request, Result, TextModel,
+};
 
 /// A handle of a running engine. Clones are handles of the same engine, from any thread. The engine ends when its last handle
 /// and the last request are gone, or by [`Self::shutdown`].
@@ -44,9 +46,25 @@ pub(super) struct Shared {
     pub stop_ids: Vec<u32>,
     /// The text of each token.
     pub token_texts: Arc<[Vec<u8>]>,
+    /// Made at the first request with a constraint.
+    pub constraints: OnceLock<Result<ConstraintCompiler, String>>,
     /// Tokens of prompt and answer at most: what the model and the KV cache have room for.
     pub context_length: usize,
     pub state: Mutex<State>,
+}
+
+impl Shared {
+    /// Compiles a constraint for the vocabulary of the model.
+    fn compile(&self, constraint: &Constraint) -> Result<CompiledConstraint> {
+        let compiler = self.constraints.get_or_init(|| {
+            let vocab = self.model.model.config().vocab_size;
+            let limits = ConstraintLimits::default();
+            ConstraintCompiler::new(&self.model.tokenizer, vocab, &self.stop_ids, limits)
+                .map_err(|error| error.to_string())
+        });
+        let compiler = compiler.as_ref().map_err(|problem| Error::Constraint { problem: problem.clone() })?;
+        compiler.compile(constraint)
+    }
 }
 
 /// The part of [`Shared`] that changes.
@@ -178,7 +196,9 @@ impl Engine {
         }
         let (stop_ids, context_length) = (model.stop_ids(), config.max_position_embeddings.min(tokens));
         let (token_texts, state) = (model.tokenizer.token_texts().into(), Mutex::default());
-        let shared = Arc::new(Shared { model, draft, options, stop_ids, token_texts, context_length, state });
+        let constraints = OnceLock::new();
+        let shared = Shared { model, draft, options, stop_ids, token_texts, constraints, context_length, state };
+        let shared = Arc::new(shared);
         let (commands, receiver) = std::sync::mpsc::channel();
         let thread = thread::start(Arc::clone(&shared), receiver)?;
         let handle = Handle { commands, thread: Mutex::new(Some(thread)), next_id: AtomicU64::new(0) };
@@ -186,9 +206,10 @@ impl Engine {
     }
 
     /// Submits a request. Everything that is wrong with it is found here: a request that is accepted fails only if the model
-    /// or the machine does.
+    /// or the machine does. A constraint that is new to the engine takes milliseconds to seconds to compile.
     pub fn submit(&self, mut request: Request) -> Result<Generation, SubmitError> {
         validate::request(&request, &self.shared)?;
+        let constraint = request.constraint.as_ref().map(|constraint| self.shared.compile(constraint)).transpose()?;
         request.sampling = request.sampling.seeded();
         let id = self.handle.next_id.fetch_add(1, Ordering::Relaxed);
         // The events of a step: the prompt, the tokens and the end of each answer, the last event.
@@ -196,7 +217,7 @@ impl Engine {
         // Room for those of some steps, so that a reader that is late does not stop the others.
         let (events, receiver) = mpsc::channel(step_events + 32 + 8 * request.choices);
         let tokens = request.prompt.len();
-        let job = Job { request, events, step_events };
+        let job = Job { request, constraint, events, step_events };
         self.send(tokens, Command::Generate(Box::new(job)))?;
         Ok(Generation { id, events: receiver })
     }

@@ -136,6 +136,10 @@ impl<'a> Worker<'a> {
             .with_end_ids(&generate.stop_ids)
             .with_token_texts(&self.shared.token_texts)
             .with_prompt(&request.prompt);
+        let sampler = match &generate.job.constraint {
+            Some(constraint) => sampler.with_constraint(constraint),
+            None => sampler,
+        };
         let answer = Answer::new(&model.tokenizer, &request.prompt, &request.stop, request.sampling.min_tokens);
         Running { sequence: Some(sequence), answer, sampler: Some(sampler), last_token: None, drafted: 0 }
     }

@@ -36,9 +36,6 @@ pub(super) fn request(request: &Request, shared: &Shared) -> Result<()> {
             return Err(invalid(field, format!("is {count}; it must be at most {MAX_LOGPROBS}")));
         }
     }
-    if request.constraint.is_some() {
-        return Err(invalid("constraint", "is not supported by this engine; remove it".to_owned()));
-    }
     if let Some(name) = &request.adapter {
         return Err(invalid("adapter", format!("is \"{name}\"; the engine has no adapters")));
     }

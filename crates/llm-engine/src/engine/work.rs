@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::answer::{Answer, Piece};
 use super::handle::Pooling;
-use crate::{Error, Event, FinishReason, Request, Result, Sampler, Token, TokenLogprobs, Usage};
+use crate::{CompiledConstraint, Error, Event, FinishReason, Request, Result, Sampler, Token, TokenLogprobs, Usage};
 
 /// Rows of logits that are computed at a time for the log-probabilities of a prompt.
 const LOGIT_ROWS: usize = 128;
@@ -18,6 +18,7 @@ const LOGIT_ROWS: usize = 128;
 pub(super) struct Job {
     /// With a seed.
     pub request: Request,
+    pub constraint: Option<CompiledConstraint>,
     pub events: mpsc::Sender<Event>,
     /// The number of events that a step can have at most.
     pub step_events: usize,
