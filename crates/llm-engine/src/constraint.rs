@@ -162,6 +162,10 @@ fn problem(cause: impl fmt::Display) -> Error {
     let text = cause.to_string();
     let text = text.replace("Unimplemented keys:", "keywords that are not supported:");
     let text = text.replace("NoExtensionBias", "no text matches, or the vocabulary cannot spell it");
+    if text.contains("oneOf constraints are not supported") {
+        let problem = "\"oneOf\" with parts that can overlap is not supported; use \"anyOf\"".to_owned();
+        return Error::Constraint { problem };
+    }
     let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown");
     Error::Constraint { problem: line.trim().to_owned() }
 }

@@ -107,6 +107,7 @@ fn json_schema(schema: &Value) -> Result<TopLevelGrammar> {
         return Err(problem("keywords that are not supported: [\"x-guidance\"]"));
     }
     refuse_ambiguous(&schema)?;
+    bound_formats(&mut schema);
     let options =
         JsonCompileOptions { whitespace_pattern: Some(WHITE_SPACE.to_owned()), ..JsonCompileOptions::default() };
     options.apply_to(&mut schema);
@@ -120,6 +121,28 @@ fn refuse_ambiguous(schema: &Value) -> Result<()> {
         return Err(problem("\"$ref\" together with \"$id\" of a part is not supported; use \"#/$defs/NAME\" only"));
     }
     Ok(())
+}
+
+/// Adds the maximum lengths of formats (RFC 5321, 4.5.3.1: 64 bytes before the `@`; RFC 1035, 2.3.4: 253 of a host name), which the
+/// expressions of the compiler do not have.
+fn bound_formats(schema: &mut Value) {
+    match schema {
+        Value::Array(items) => items.iter_mut().for_each(bound_formats),
+        Value::Object(fields) => {
+            let longest = match fields.get("format").and_then(Value::as_str) {
+                Some("email") => Some(64),
+                Some("hostname") => Some(253),
+                _ => None,
+            };
+            let known = fields.get("maxLength").and_then(Value::as_u64).unwrap_or(u64::MAX);
+            if let Some(longest) = longest {
+                fields.insert("maxLength".to_owned(), known.min(longest).into());
+            }
+            let is_data = |key: &str| matches!(key, "const" | "enum" | "default" | "examples");
+            fields.iter_mut().filter(|(key, _)| !is_data(key)).for_each(|(_, field)| bound_formats(field));
+        }
+        _ => {}
+    }
 }
 
 /// Whether an object of the value has this key; `root`: the outermost object counts.

@@ -53,6 +53,7 @@ fn what_is_not_supported_is_refused_by_name() {
         let error = schema(json!({keyword: value}));
         assert!(error.contains(&format!("\"{keyword}\"")) && !error.contains('\n'), "{error}");
     }
+    assert!(schema(json!({"oneOf": [{"minLength": 2}, {"maxLength": 4}]})).contains("\"anyOf\""));
     assert!(schema(json!(5)).contains("object"));
     assert!(schema(json!({"type": "string", "minLength": 3, "maxLength": 2})).contains("constraint: "));
     assert!(schema(json!({"$ref": "https://example.org/schema"})).contains("$ref"));
@@ -85,8 +86,8 @@ fn depth_and_size_are_bounded() {
     assert!(refusal(&engine, Constraint::JsonSchema(large)).contains("bytes"));
     assert!(refusal(&engine, Constraint::Choice(vec!["a".repeat(300_000)])).contains("bytes"));
     // Long chains of rules recurse in the compiler.
-    let chain: String = (0..5_000).map(|i| format!("a{i}: a{}\n", i + 1)).collect();
-    let chain = format!("start: a0\n{chain}a5000: \"x\"");
+    let chain: String = (0..1_000).map(|i| format!("a{i}: a{}\n", i + 1)).collect();
+    let chain = format!("start: a0\n{chain}a1000: \"x\"");
     let text = match crate::submit(&engine, Constraint::Grammar(chain), 0, 20) {
         Ok(generation) => crate::receive(generation).0,
         Err(_) => "x".to_owned(),
