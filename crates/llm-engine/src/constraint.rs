@@ -22,8 +22,14 @@ pub use grammar::ConstraintLimits;
 pub struct ConstraintCompiler {
     factory: ParserFactory,
     limits: ConstraintLimits,
-    /// The number of uses so far, and compiled constraints by content with the number of their last use.
-    cache: Mutex<(u64, HashMap<[u8; 32], (u64, CompiledConstraint)>)>,
+    cache: Mutex<Cache>,
+}
+
+/// Compiled constraints by content, with the number of their last use.
+#[derive(Default)]
+struct Cache {
+    uses: u64,
+    compiled: HashMap<[u8; 32], (u64, CompiledConstraint)>,
 }
 
 /// A constraint that is ready to be used by any number of answers. Cheap to clone.
@@ -62,7 +68,7 @@ impl ConstraintCompiler {
         texts.resize(vocab_size, Vec::new());
         let trie = TokTrie::from(&TokRxInfo::new(vocab_size as u32, first_end), &texts).with_eos_tokens(end_ids);
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-        let mut factory = ParserFactory::new_simple(&environment).map_err(|error| problem(error))?;
+        let mut factory = ParserFactory::new_simple(&environment).map_err(problem)?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
         Ok(Self { factory, limits, cache: Mutex::default() })
@@ -74,21 +80,21 @@ impl ConstraintCompiler {
         let key = *blake3::hash(format!("{constraint:?}").as_bytes()).as_bytes();
         {
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-            cache.0 += 1;
-            let now = cache.0;
-            if let Some((used, compiled)) = cache.1.get_mut(&key) {
+            cache.uses += 1;
+            let now = cache.uses;
+            if let Some((used, compiled)) = cache.compiled.get_mut(&key) {
                 *used = now;
                 return Ok(compiled.clone());
             }
         }
         let compiled = self.compile_new(grammar::of(constraint)?)?;
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = cache.0;
-        if cache.1.len() >= self.limits.cached {
-            let oldest = cache.1.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| *key);
-            oldest.and_then(|key| cache.1.remove(&key));
+        let now = cache.uses;
+        if cache.compiled.len() >= self.limits.cached {
+            let oldest = cache.compiled.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| *key);
+            oldest.and_then(|key| cache.compiled.remove(&key));
         }
-        cache.1.insert(key, (now, compiled.clone()));
+        cache.compiled.insert(key, (now, compiled.clone()));
         Ok(compiled)
     }
 
@@ -126,7 +132,7 @@ impl ConstraintState {
     pub fn mask(&mut self) -> Result<&[u32]> {
         let mask = match self.mask.take() {
             Some(mask) => mask,
-            None => self.matcher.compute_mask_or_eos().map_err(|error| problem(error))?,
+            None => self.matcher.compute_mask_or_eos().map_err(problem)?,
         };
         Ok(self.mask.insert(mask).as_slice())
     }
