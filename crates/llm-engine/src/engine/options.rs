@@ -32,7 +32,7 @@ pub struct EngineOptions {
     /// answer. Default false.
     pub deterministic: bool,
     /// Speculative decoding: how many tokens are drafted at a time, by the draft model ([`crate::Engine::start_with_draft`]) or by
-    /// [`Self::prompt_lookup`]; 0: none. Default 4.
+    /// [`Self::prompt_lookup`]; 0: none. Default 3.
     pub draft_tokens: usize,
     /// Without a draft model, draft the tokens that followed the last ones earlier in the text. Default false.
     pub prompt_lookup: bool,
@@ -50,7 +50,7 @@ impl Default for EngineOptions {
             stall_timeout: Duration::from_secs(30),
             prefix_cache: true,
             deterministic: false,
-            draft_tokens: 4,
+            draft_tokens: 3,
             prompt_lookup: false,
         }
     }

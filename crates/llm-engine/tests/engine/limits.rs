@@ -85,3 +85,17 @@ fn requests_that_are_left_at_the_deadline_of_a_shutdown_fail() {
         assert!(matches!(last, Some(Event::Failed(Error::ShutDown) | Event::Text { .. }) | None), "{last:?}");
     }
 }
+
+#[test]
+fn damaged_weights_fail_the_request_and_not_the_engine() {
+    let mut model = text_model(Head::LanguageModel);
+    let config = llm_model::ModelConfig { initializer_range: 3e38, ..crate::config() }; // infinite weights
+    model.model = llm_model::Model::init(config, Head::LanguageModel, 7).unwrap().frozen().unwrap();
+    let engine = Engine::start(model, EngineOptions::default()).unwrap();
+    for failed in 1..=3 {
+        let mut generation = engine.submit(request(&[1, 2, 3], 5)).unwrap();
+        let last = std::iter::from_fn(|| generation.blocking_next()).last();
+        assert!(matches!(last, Some(Event::Failed(Error::LogitsNotFinite))), "{last:?}");
+        assert_eq!((engine.stats().failed, engine.stats().pages_used), (failed, 0));
+    }
+}
