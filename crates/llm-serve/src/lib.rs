@@ -18,6 +18,8 @@
 //! - `answer`: the events of the engine become a response or a stream. Dropping it cancels the request.
 //!
 //! Texts of requests and answers are never logged.
+//!
+//! `examples/server.rs` is an example to copy.
 
 mod answer;
 mod app;

@@ -12,6 +12,7 @@ mod load;
 mod page;
 mod schema;
 mod texts;
+mod tools;
 mod vectors;
 
 use std::path::Path;
@@ -55,7 +56,9 @@ fn engine_options() -> EngineOptions {
 fn save(dir: &Path, head: Head, template: Option<&str>) {
     let texts = ["the cat sat on the mat", "the dog sat on the log, the bird sang"];
     let tokenizer = train_bpe(&TrainConfig { vocab_size: 290, min_frequency: 2 }, texts.iter()).unwrap();
-    Model::init(config(), head, 7).unwrap().save(dir).unwrap();
+    // Descriptions of tools are long.
+    let max_position_embeddings = if template.is_some() { 1024 } else { 512 };
+    Model::init(ModelConfig { max_position_embeddings, ..config() }, head, 7).unwrap().save(dir).unwrap();
     tokenizer.with_default_chat_template().unwrap().save(dir).unwrap();
     if let Some(template) = template {
         let path = dir.join("tokenizer_config.json");

@@ -43,7 +43,7 @@ fn all_answers_are_valid() {
     let models: Value = serde_json::from_str(&test.get("/v1/models").1).unwrap();
     check("ListModelsResponse", &models);
     check("Model", &serde_json::from_str(&test.get("/v1/models/tiny").1).unwrap());
-    assert_eq!((&models["data"][0]["id"], &models["data"][0]["max_model_len"]), (&json!("tiny"), &json!(512)));
+    assert_eq!((&models["data"][0]["id"], &models["data"][0]["max_model_len"]), (&json!("tiny"), &json!(1024)));
 }
 
 /// The schema has no parts of a stream: their `finish_reason` is null.
