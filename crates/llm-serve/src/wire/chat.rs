@@ -97,10 +97,12 @@ pub(crate) struct Function {
 }
 
 impl Function {
-    /// The JSON schema of the arguments; any object if there is none.
+    /// The JSON schema of the arguments; no arguments if there is none.
     pub(crate) fn parameters(&self) -> Value {
         let given = self.others.get("parameters").filter(|schema| !schema.is_null());
-        given.cloned().unwrap_or_else(|| serde_json::json!({"type": "object"}))
+        given
+            .cloned()
+            .unwrap_or_else(|| serde_json::json!({"type": "object", "properties": {}, "additionalProperties": false}))
     }
 }
 
