@@ -9,7 +9,9 @@ use crate::attention::AttentionArgs;
 use crate::chat::ChatArgs;
 use crate::convert::ConvertArgs;
 use crate::dtype::Dtype;
+use crate::generate::GenerateArgs;
 use crate::merge::MergeArgs;
+use crate::prompt::PromptArgs;
 use crate::sampling_args::SamplingArgs;
 use crate::serve::ServeArgs;
 
@@ -68,9 +70,6 @@ pub(crate) struct GenerationArgs {
     /// Weight dtype in memory
     #[arg(long, value_parser = Dtype::parser(), default_value = "mapped")]
     pub(crate) dtype: Dtype,
-    /// System message of the conversation
-    #[arg(long)]
-    pub(crate) system: Option<String>,
     /// Variables of the chat template as a JSON object, such as '{"enable_thinking": false}'
     #[arg(long, value_name = "JSON")]
     pub(crate) template_kwargs: Option<String>,
@@ -78,33 +77,13 @@ pub(crate) struct GenerationArgs {
     #[arg(long, value_name = "YYYY-MM-DD")]
     pub(crate) date: Option<String>,
     #[command(flatten)]
+    pub(crate) prompt: PromptArgs,
+    #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) device: DeviceOption,
     #[command(flatten)]
     pub(crate) hub: HubOption,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  llm-infer generate -m runs/lifecycle/aligned \"What is 3 plus 4?\" --temperature 0\n  \
-    llm-infer generate -m model.gguf -f question.txt\n  echo \"Hello.\" | llm-infer generate -m model.gguf"
-)]
-pub(crate) struct GenerateArgs {
-    /// Prompt, formatted with the chat template if the model has one; `-` or no prompt at all: read standard input
-    #[arg(value_name = "PROMPT", conflicts_with_all = ["prompt", "file"])]
-    pub(crate) positional: Option<String>,
-    /// The same as PROMPT
-    #[arg(short, long, conflicts_with = "file")]
-    pub(crate) prompt: Option<String>,
-    /// Read the prompt from a file; `-`: standard input
-    #[arg(short, long)]
-    pub(crate) file: Option<PathBuf>,
-    /// Continue the prompt as plain text, without the chat template
-    #[arg(long)]
-    pub(crate) raw: bool,
-    #[command(flatten)]
-    pub(crate) generation: GenerationArgs,
 }
 
 #[derive(Debug, Args)]

@@ -5,19 +5,17 @@ use std::collections::BTreeMap;
 use llm_cli::Failure;
 use llm_engine::{Error, bench};
 use llm_model::{Batch, Model, write_safetensors};
-use llm_tokenizer::ChatMessage;
 
 use crate::adapter::with_adapter;
 pub use crate::args::Arguments;
-use crate::args::{BenchArgs, Command, GenerateArgs, LogitsArgs};
+use crate::args::{BenchArgs, Command, LogitsArgs};
 use crate::attention::attention;
 use crate::chat::chat;
 use crate::convert::convert;
 use crate::failure::{input, refuse_existing};
+use crate::generate::generate;
 use crate::merge::merge;
-use crate::prompt::read_prompt;
 use crate::serve::serve;
-use crate::text_model::stream_reply;
 
 /// What the program prints if no command is given.
 const START: &str = "\
@@ -51,29 +49,6 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
         Command::Shell(command) => command.run::<Arguments>(),
     });
     result.map_err(|e| Failure::input(format!("--threads: {e}")))?
-}
-
-/// The seed of `generate`, unless another one is given.
-const SEED: u64 = 42;
-
-fn generate(args: &GenerateArgs) -> Result<(), Failure> {
-    args.generation.check()?;
-    let text = read_prompt(args)?;
-    let text_model = args.generation.load()?;
-    let options = args.generation.settings(&text_model)?.with_default_seed(SEED).logged_options(&text_model)?;
-    let prompt = if args.raw || !text_model.tokenizer.has_chat_template() {
-        if args.generation.system.is_some() {
-            let reason = if args.raw { "with --raw" } else { "because the model has no chat template" };
-            return Err(Failure::input(format!("--system cannot be used {reason}; put the text into the prompt")));
-        }
-        text_model.text_ids(&text).map_err(input)?
-    } else {
-        let mut messages = args.generation.system_message();
-        messages.push(ChatMessage::new("user", &text));
-        text_model.chat_ids(&messages).map_err(input)?
-    };
-    stream_reply(&text_model, &prompt, &options, || true)?;
-    Ok(())
 }
 
 fn write_logits(args: &LogitsArgs) -> Result<(), Failure> {

@@ -5,11 +5,12 @@ use std::time::Instant;
 use llm_cli::Failure;
 use llm_engine::{Error, TextModel, TextOptions, anonymous_memory};
 use llm_model::Model;
-use llm_tokenizer::{ChatMessage, TemplateOptions};
+use llm_tokenizer::TemplateOptions;
 
 use crate::adapter::with_adapter;
 use crate::args::GenerationArgs;
 use crate::failure::input;
+use crate::prompt::Plan;
 use crate::settings::Settings;
 
 impl GenerationArgs {
@@ -39,14 +40,16 @@ impl GenerationArgs {
         Settings::of_flags(&self.sampling).map(drop)
     }
 
-    /// The settings for a model.
-    pub(crate) fn settings(&self, model: &TextModel) -> Result<Settings, Failure> {
-        Settings::of_model(model, &self.model)?.with_flags(&self.sampling)
-    }
-
-    /// The message of `--system`, if it is given.
-    pub(crate) fn system_message(&self) -> Vec<ChatMessage> {
-        self.system.iter().map(|text| ChatMessage::new("system", text)).collect()
+    /// The settings for a model and a kind of prompt; `raw`: the prompt is a text to continue.
+    pub(crate) fn settings(&self, model: &TextModel, plan: &Plan, raw: bool) -> Result<Settings, Failure> {
+        let mut settings = Settings::of_model(model, &self.model)?;
+        if let Some(stop) = plan.stop(raw) {
+            settings = settings.with(&[("stop".to_owned(), vec![stop].into())].into_iter().collect(), "examples")?;
+        }
+        if let Some((sampling, file)) = plan.sampling() {
+            settings = settings.with(sampling, file)?;
+        }
+        settings.with_flags(&self.sampling)
     }
 }
 

@@ -26,6 +26,12 @@ impl Tokenizer {
         self.chat.is_some()
     }
 
+    /// Whether the chat template knows reasoning: it has `<think>` tags or the variable `enable_thinking`.
+    pub fn has_reasoning(&self) -> bool {
+        let sources = self.chat.iter().flat_map(ChatTemplate::sources);
+        sources.into_iter().any(|(_, source)| source.contains("<think>") || source.contains("enable_thinking"))
+    }
+
     /// Replaces the chat template by the default one of this crate, `<|role|>content<|end|>` per message, and sets `eos_token` to
     /// `<|end|>`. An error if the vocabulary has no role tokens.
     pub fn with_default_chat_template(mut self) -> Result<Self> {

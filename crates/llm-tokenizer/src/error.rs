@@ -141,6 +141,13 @@ pub enum Error {
         cause: String,
     },
 
+    /// A text with variables is invalid, or a variable is missing.
+    #[error("template: {cause}")]
+    TextTemplate {
+        /// The error of the parser or of the template.
+        cause: String,
+    },
+
     /// A setting of the chat template is wrong.
     #[error("chat template: {message}")]
     TemplateOption {
@@ -202,6 +209,7 @@ impl Error {
             | Self::NoChatTemplate
             | Self::RoleTokens { .. }
             | Self::Template { .. }
+            | Self::TextTemplate { .. }
             | Self::TemplateOption { .. }
             | Self::NothingToContinue { .. }
             | Self::NoEndOfTurn

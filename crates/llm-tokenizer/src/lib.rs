@@ -56,6 +56,7 @@ mod sentencepiece;
 mod special_tokens;
 mod split;
 mod stream;
+mod text_template;
 mod token_bytes;
 mod tokenizer;
 mod train;
@@ -68,6 +69,7 @@ pub use message::{Chat, ChatMessage, Conversation};
 pub use report::TextReport;
 pub use special_tokens::ChatFormat;
 pub use stream::StreamDecoder;
+pub use text_template::TextTemplate;
 pub use tokenizer::Tokenizer;
 pub use train::{
     Estimate, Kind, LongestPiece, MIN_VOCAB_SIZE, Split, Ties, TrainConfig, TrainReport, TrainSettings, Trainer,

@@ -7,6 +7,7 @@ use llm_engine::TextModel;
 use llm_tokenizer::{ChatMessage, Conversation};
 
 use crate::failure::{input, io_failure};
+use crate::prompt::Plan;
 
 /// A conversation. Messages before the first question (system message, shots) always stay in the context.
 #[derive(Debug, Clone)]
@@ -98,13 +99,13 @@ impl History {
 
     /// The token ids of the conversation. If they leave no room for an answer, the oldest questions with their answers are left
     /// out; the last question always stays.
-    pub(super) fn fit(&mut self, model: &TextModel, max_new_tokens: usize) -> Result<Fitted, Failure> {
+    pub(super) fn fit(&mut self, model: &TextModel, plan: &Plan, max_new_tokens: usize) -> Result<Fitted, Failure> {
         let context_length = model.model.config().max_position_embeddings;
         let room = max_new_tokens.min(context_length / 4).max(1);
         let before = self.dropped;
         loop {
             let messages = [&self.fixed, &self.turns[self.dropped..]].concat();
-            let ids = model.chat_ids(&messages).map_err(input)?;
+            let ids = model.chat_ids(&plan.conversation(messages)).map_err(input)?;
             let next = (self.dropped + 1..self.turns.len()).find(|&i| self.turns[i].role() == "user");
             match next {
                 Some(next) if ids.len() + room > context_length => self.dropped = next,

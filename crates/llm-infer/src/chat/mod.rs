@@ -18,6 +18,8 @@ use self::editor::{Entered, Reader};
 use self::history::History;
 use self::interrupt::Answering;
 use crate::args::GenerationArgs;
+use crate::failure::input;
+use crate::prompt::{Plan, Think, without_reasoning};
 use crate::text_model::stream_reply;
 
 #[derive(Debug, Args)]
@@ -36,10 +38,16 @@ pub(crate) struct ChatArgs {
 /// Runs the command.
 pub(crate) fn chat(args: &ChatArgs) -> Result<(), Failure> {
     args.generation.check()?;
+    let plan = args.generation.prompt.plan()?;
+    if !plan.needs_input() {
+        return Err(Failure::input(
+            "the prompt file has no {{ input }}, so the messages of a chat have no place; add it",
+        ));
+    }
     let file = if args.no_history { None } else { editor::history_file() };
     let mut reader = Reader::open(file.as_deref());
     let model = args.generation.load()?;
-    let mut options = args.generation.settings(&model)?.logged_options(&model)?;
+    let mut options = args.generation.settings(&model, &plan, false)?.logged_options(&model)?;
     options.sampling = options.sampling.seeded();
     if !model.tokenizer.has_chat_template() {
         let dir = args.generation.model.display();
@@ -47,8 +55,8 @@ pub(crate) fn chat(args: &ChatArgs) -> Result<(), Failure> {
         return Err(Failure::input(message));
     }
     let terminal = reader.is_terminal();
-    let history = History::new(args.generation.system_message());
-    let mut session = Session { model, history, options, answers: 0, terminal };
+    let history = History::new(plan.fixed());
+    let mut session = Session { model, plan, history, options, answers: 0, terminal };
     if terminal {
         interrupt::install();
         llm_cli::print("Type a message and press Enter. /help lists the commands, /bye or Ctrl-D ends the chat.\n")?;
@@ -70,7 +78,9 @@ pub(crate) fn chat(args: &ChatArgs) -> Result<(), Failure> {
             Line::Wrong(message) => tracing::warn!("{message}"),
             Line::Command(Command::Exit) => return Ok(()),
             Line::Command(command) => interrupted = session.tolerate(|session| session.run(command))?,
-            Line::Message(text) => interrupted = session.tolerate(|session| session.ask(ChatMessage::user(text)))?,
+            Line::Message(text) => {
+                interrupted = session.tolerate(|session| session.ask(session.plan.message(text, &session.model)?))?;
+            }
         }
     }
 }
@@ -78,6 +88,7 @@ pub(crate) fn chat(args: &ChatArgs) -> Result<(), Failure> {
 /// The state of a chat.
 struct Session {
     model: TextModel,
+    plan: Plan,
     history: History,
     options: TextOptions,
     /// The number of answers so far: each has random numbers of its own.
@@ -157,7 +168,7 @@ impl Session {
         options.sampling.seed = options.sampling.seed.map(|seed| seed.wrapping_add(self.answers));
         self.answers += 1;
         let answering = Answering::begin();
-        let answer = stream_reply(&self.model, &ids, &options, || !Answering::is_stopped());
+        let answer = self.answer(&ids, &options);
         drop(answering);
         let stopped = Answering::is_stopped();
         match answer {
@@ -173,9 +184,20 @@ impl Session {
         Ok(stopped)
     }
 
+    /// Shows the answer to a prompt. Returns its text.
+    fn answer(&self, ids: &[u32], options: &TextOptions) -> Result<String, Failure> {
+        if self.plan.think() != Some(Think::Hidden) {
+            return stream_reply(&self.model, ids, options, || !Answering::is_stopped());
+        }
+        let text = self.model.complete(ids, options, |_| !Answering::is_stopped()).map_err(input)?.text;
+        let shown = self.plan.answer.find(&text).unwrap_or_else(|| without_reasoning(&text).to_owned());
+        llm_cli::print(&format!("{shown}\n"))?;
+        Ok(text)
+    }
+
     /// The token ids of the conversation. Says so if the oldest messages had to be left out.
     fn prompt(&mut self) -> Result<Vec<u32>, Failure> {
-        let fitted = self.history.fit(&self.model, self.options.max_new_tokens)?;
+        let fitted = self.history.fit(&self.model, &self.plan, self.options.max_new_tokens)?;
         let (tokens, context_length) = (fitted.ids.len(), self.model.model.config().max_position_embeddings);
         if tokens >= context_length {
             return Err(Failure::input(format!(

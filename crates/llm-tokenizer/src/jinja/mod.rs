@@ -11,6 +11,7 @@
 //! - `lexer.rs`, `parser.rs`, `arguments.rs`, `statements.rs`: source to syntax tree (`ast.rs`)
 //! - `text.rs`, `value/`: texts, values and variables; `operators.rs`, `python.rs`, `json.rs`: what Python does with them
 //! - `interpreter.rs`: the state of a rendering; `eval.rs`, `exec.rs`: expressions and statements
+//! - `names.rs`: the variables that a template needs
 //! - `filters.rs`, `lists.rs`, `checks.rs`, `methods.rs`, `functions.rs`: filters, tests, methods and functions by name
 
 mod arguments;
@@ -25,6 +26,7 @@ mod json;
 mod lexer;
 mod lists;
 mod methods;
+mod names;
 mod operators;
 mod parser;
 mod python;

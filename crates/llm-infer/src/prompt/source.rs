@@ -5,8 +5,8 @@ use std::path::Path;
 
 use llm_cli::Failure;
 
-use crate::args::GenerateArgs;
 use crate::failure::io_failure;
+use crate::generate::GenerateArgs;
 
 /// The prompt: an argument, a file, or standard input. One line break at the end of a file or of standard input is removed.
 pub(crate) fn read_prompt(args: &GenerateArgs) -> Result<String, Failure> {
