@@ -99,6 +99,9 @@ fn numbers(name: &str, tokenizer: &Tokenizer, report: &TextReport, changed: Opti
     }))
 }
 
+/// What a line of the table shows of a tokenizer.
+type Cell = Box<dyn Fn(&Value) -> String>;
+
 /// A line for each number, a column for each tokenizer.
 fn table(columns: &[Value]) -> String {
     let count = |key: &'static str| {
@@ -111,7 +114,6 @@ fn table(columns: &[Value]) -> String {
             tokens.map(|token| shortened(&token["token"].to_string())).collect::<Vec<_>>().join("\n")
         }
     };
-    type Cell<'a> = Box<dyn Fn(&Value) -> String + 'a>;
     let lines: Vec<(&str, Cell)> = vec![
         ("vocabulary", Box::new(count("vocab_size"))),
         ("documents", Box::new(count("documents"))),
