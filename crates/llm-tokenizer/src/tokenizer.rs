@@ -134,10 +134,9 @@ impl Tokenizer {
         let added = self.inner.get_added_vocabulary();
         let pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
         let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
-        splits
-            .into_iter()
-            .filter_map(|(_, (start, end), tokens)| Some((tokens.as_ref()?.first()?.id, start..end)))
-            .collect()
+        let added =
+            splits.into_iter().map(|(_, (start, end), tokens)| Some((tokens.as_ref()?.first()?.id, start..end)));
+        added.flatten().collect()
     }
 
     /// Whether an id is a control token of chats: a special token, or an added token that is written like one (`<|name|>`) or that
