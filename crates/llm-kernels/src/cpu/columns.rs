@@ -47,12 +47,12 @@ pub fn par_columns(
     matrices
 }
 
-/// One task per thread, because the workers spin during decoding ([`crate::spin_workers`]); more if a task would read so much
-/// that a thread which is interrupted delays the others.
+/// The number of tasks: one per thread, because the workers spin during decoding ([`crate::spin_workers`]); several per thread
+/// if they would read so much that a thread which is interrupted delays the others.
 fn tasks(bytes: usize) -> usize {
-    const LARGE: usize = 1 << 20;
+    const LARGE: usize = 1 << 21;
     let threads = rayon::current_num_threads();
-    (bytes / LARGE).clamp(threads, 8 * threads)
+    threads * (bytes / LARGE / threads).clamp(1, 8)
 }
 
 #[cfg(test)]

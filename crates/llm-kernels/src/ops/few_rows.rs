@@ -1,17 +1,63 @@
 //! Matmuls of a few rows, as in decoding, with one or several weights in one parallel loop.
+//!
+//! With weights in blocks, activations are quantised to 8 bits in groups of 32 and multiplied as integers. Without AVX-512 and
+//! VNNI, weights in formats that are only read are dequantised instead.
 
+use crate::BlockFormat;
 use crate::cpu::columns::par_columns;
 use crate::cpu::gemm::AnyMatrix;
+use crate::quant::{DotInput, QuantizedWeight, dots};
 
 pub(crate) use crate::cpu::gemm::FEW_ROWS;
 
+/// A weight `(m, k)`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum FewRowsWeight<'a> {
+    Dense(AnyMatrix<'a>),
+    Blocks(&'a QuantizedWeight),
+}
+
+impl FewRowsWeight<'_> {
+    /// `(m, k)`.
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Dense(w) => (w.rows(), w.cols()),
+            Self::Blocks(w) => w.shape(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(w) => w.bytes(),
+            Self::Blocks(w) => w.blocks().len(),
+        }
+    }
+}
+
 /// `x · wᵀ` for `x` `(n, k)`, at least one row of at least one number, and each weight `w` `(m, k)`: `(n, m)`. The result of a
 /// row is the same for any number of rows, weights and threads.
-pub(crate) fn few_rows(x: &[f32], weights: &[AnyMatrix]) -> Vec<Vec<f32>> {
-    let k = weights.first().map_or(1, AnyMatrix::cols).max(1);
-    let widths: Vec<usize> = weights.iter().map(AnyMatrix::rows).collect();
-    let bytes = weights.iter().map(AnyMatrix::bytes).sum();
-    par_columns(x.len() / k, &widths, bytes, |weight, rows, out| weights[weight].times_few_rows(rows, x, out))
+pub(crate) fn few_rows(x: &[f32], weights: &[FewRowsWeight]) -> Vec<Vec<f32>> {
+    let (widths, k): (Vec<usize>, Vec<usize>) = weights.iter().map(FewRowsWeight::shape).unzip();
+    let k = k.first().copied().unwrap_or(1).max(1);
+    let mut inputs: Vec<(BlockFormat, DotInput<'_>)> = Vec::new();
+    for weight in weights {
+        if let FewRowsWeight::Blocks(w) = weight
+            && inputs.iter().all(|(format, _)| *format != w.format())
+        {
+            inputs.push((w.format(), DotInput::new(x, k, w.format())));
+        }
+    }
+    let bytes = weights.iter().map(FewRowsWeight::bytes).sum();
+    par_columns(x.len() / k, &widths, bytes, |weight, rows, out| match weights[weight] {
+        FewRowsWeight::Dense(w) => w.times_few_rows(rows, x, out),
+        FewRowsWeight::Blocks(w) => {
+            let row_bytes = w.row_bytes();
+            let blocks = &w.blocks()[rows.start * row_bytes..rows.end * row_bytes];
+            for (_, input) in inputs.iter().filter(|(format, _)| *format == w.format()) {
+                dots(w.format(), blocks, row_bytes, input, out);
+            }
+        }
+    })
 }
 
 #[cfg(test)]
@@ -22,7 +68,7 @@ mod tests {
 
     use super::*;
     use crate::testing::random;
-    use crate::{MappedWeight, Precision, linear_mapped, linear_residual, linear_with_precision};
+    use crate::{MappedWeight, Precision, linear_mapped, linear_quantized, linear_residual, linear_with_precision};
 
     fn bits(x: &Tensor) -> Vec<u32> {
         x.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
@@ -61,6 +107,27 @@ mod tests {
             }
         }
         assert_eq!(bits(&alone[0][2]), bits(&alone[0][4]));
+        Ok(())
+    }
+
+    #[test]
+    fn the_bits_of_a_row_with_blocks_depend_on_neither_rows_nor_threads() -> Result<()> {
+        if crate::skip_on_reference_path("its sums depend on the number of rows") {
+            return Ok(());
+        }
+        let k = 256;
+        let x = random(&[FEW_ROWS, k], 1, 1.)?;
+        for format in BlockFormat::ALL {
+            let w = crate::testing::quantized(100, k, 2, 1., format)?;
+            let run = |first: usize, n: usize| linear_quantized(&x.narrow(0, first, n)?, &w);
+            let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let alone = (0..FEW_ROWS).map(|row| pool(1).install(|| run(row, 1))).collect::<Result<Vec<_>>>()?;
+            let alone: Vec<u32> = alone.iter().flat_map(bits).collect();
+            for (threads, n) in [(1, 64), (2, 2), (2, 7), (3, 33), (4, 64)] {
+                let together = bits(&pool(threads).install(|| run(0, n))?);
+                assert_eq!(together, alone[..n * 100], "{format:?}, {n} rows, {threads} threads");
+            }
+        }
         Ok(())
     }
 }

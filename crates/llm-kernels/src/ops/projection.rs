@@ -3,12 +3,11 @@
 use candle_core::{D, Device, Result, Storage, Tensor};
 
 use super::dropout::{Dropout, dropout};
-use super::few_rows::{FEW_ROWS, few_rows};
+use super::few_rows::{FEW_ROWS, FewRowsWeight, few_rows};
 use super::linear::{linear_reshaped, linear_residual, linear_with_precision, weight_slice};
 use super::linear_mapped::{MappedWeight, linear_mapped};
 use super::linear_quantized::linear_quantized;
 use crate::cpu::contiguous;
-use crate::cpu::gemm::AnyMatrix;
 use crate::{Precision, QuantizedWeight};
 
 /// The weight `(out, in)` of a projection.
@@ -169,14 +168,15 @@ fn joint_products(all: &[&Projection], x: &Tensor) -> Result<Option<Vec<Tensor>>
         ProjectionWeight::Mapped(_) | ProjectionWeight::Quantized(_) => None,
     });
     let storages: Vec<_> = storages.collect();
-    let mut weights: Vec<AnyMatrix> = Vec::with_capacity(all.len());
+    let mut weights: Vec<FewRowsWeight> = Vec::with_capacity(all.len());
     for (projection, storage) in all.iter().zip(&storages) {
         let (m, width) = projection.shape()?;
         let weight = match (projection.weight, storage.as_ref().map(|(storage, layout)| (&**storage, layout))) {
-            (ProjectionWeight::Mapped(w), _) => w.matrix()?,
+            (ProjectionWeight::Mapped(w), _) => FewRowsWeight::Dense(w.matrix()?),
+            (ProjectionWeight::Quantized(w), _) => FewRowsWeight::Blocks(w),
             (ProjectionWeight::Dense(w, _), Some((Storage::Cpu(storage), layout))) if !w.track_op() => {
                 match weight_slice(storage, layout) {
-                    Ok(slice) => slice.matrix(m, width),
+                    Ok(slice) => FewRowsWeight::Dense(slice.matrix(m, width)),
                     Err(_) => return Ok(None),
                 }
             }
@@ -190,10 +190,10 @@ fn joint_products(all: &[&Projection], x: &Tensor) -> Result<Option<Vec<Tensor>>
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else { return Ok(None) };
-    let tensor = |(y, weight): (Vec<f32>, &AnyMatrix)| {
+    let tensor = |(y, weight): (Vec<f32>, &FewRowsWeight)| {
         let mut shape = x.dims().to_vec();
         if let Some(last) = shape.last_mut() {
-            *last = weight.rows();
+            *last = weight.shape().0;
         }
         Tensor::from_vec(y, shape, &Device::Cpu)
     };
@@ -267,10 +267,12 @@ mod tests {
         };
         let first = Projection { lora: vec![lora], ..Projection::dense(&w, Precision::Bf16) };
         let second = Projection { bias: Some(&bias), ..Projection::dense(&narrow, Precision::F32) };
+        let quantized = QuantizedWeight::quantize(&w, BlockFormat::Q8_0)?;
+        let third = Projection { weight: ProjectionWeight::Quantized(&quantized), bias: None, lora: Vec::new() };
         for n in [1, 5, 64] {
             let x = random(&[1, n, 32], n as u64, 1.)?;
-            let joint = Projection::forward_joint([&first, &second], &x)?.unwrap();
-            for (joint, projection) in joint.iter().zip([&first, &second]) {
+            let joint = Projection::forward_joint([&first, &second, &third], &x)?.unwrap();
+            for (joint, projection) in joint.iter().zip([&first, &second, &third]) {
                 let alone = projection.forward(&x)?;
                 assert_eq!(joint.dims(), alone.dims());
                 assert_eq!(joint.flatten_all()?.to_vec1::<f32>()?, alone.flatten_all()?.to_vec1::<f32>()?);

@@ -11,6 +11,7 @@ pub(crate) struct QuantizedActivations {
 }
 
 impl QuantizedActivations {
+    /// Quantises one row.
     pub fn quantize(x: &[f32]) -> Self {
         let blocks = x.len() / 32;
         let mut all = Self { integers: vec![[0; 32]; blocks], scales: vec![0.; blocks], sums: vec![0.; blocks] };

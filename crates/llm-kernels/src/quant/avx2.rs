@@ -7,6 +7,7 @@ use pulp::x86::V3;
 use crate::cpu::simd::sum_lanes;
 
 /// A sum of eight lanes and a scalar.
+#[derive(Clone, Copy)]
 pub struct Accumulator {
     pub simd: V3,
     pub lanes: __m256,

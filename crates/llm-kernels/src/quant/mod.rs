@@ -1,7 +1,7 @@
 //! Frozen weights in ggml's block formats.
 //!
 //! A block has 32 or 256 weights as small integers with scales, in the layout of GGUF files. Weights are quantised to Q8_0, Q4_0,
-//! Q4_K and Q6_K; the other formats are read as they are, with portable code only.
+//! Q4_K and Q6_K; the other formats are read as they are.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -28,6 +28,29 @@ pub(crate) use dots::{DotInput, dots};
 pub use llm_files::BlockFormat;
 pub use weight::QuantizedWeight;
 
+/// The formats with code for every instruction set. The others have code for AVX-512 with VNNI; without it, weights in them are
+/// dequantised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(non_camel_case_types, reason = "ggml's names")]
+pub(crate) enum IntegerFormat {
+    Q8_0,
+    Q4_0,
+    Q4_K,
+    Q6_K,
+}
+
+impl IntegerFormat {
+    fn of(format: BlockFormat) -> Option<Self> {
+        match format {
+            BlockFormat::Q8_0 => Some(Self::Q8_0),
+            BlockFormat::Q4_0 => Some(Self::Q4_0),
+            BlockFormat::Q4_K => Some(Self::Q4_K),
+            BlockFormat::Q6_K => Some(Self::Q6_K),
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::quantized::QTensor;
@@ -35,7 +58,7 @@ mod tests {
 
     use super::activations::QuantizedActivations;
     use super::bits::f16_to_f32;
-    use super::dots::portable_dots;
+    use super::dots::PortableDots;
     use super::*;
     use crate::testing::random;
 
@@ -102,28 +125,81 @@ mod tests {
             let values = flat(&random(&[cols], 3, 5.).unwrap());
             let x = QuantizedActivations::quantize(&values);
             let (mut chosen, mut portable) = (vec![0f32; rows], vec![0f32; rows]);
-            dots(format, w.blocks(), w.row_bytes(), &DotInput::new(&values, format), &mut chosen);
+            let (blocks, row_bytes, wide) = (w.blocks(), w.row_bytes(), flat(&w.dequantize().unwrap()));
+            dots(format, blocks, row_bytes, &DotInput::new(&values, cols, format), &mut [&mut chosen]);
+            // The sums in f64 of the dequantised weight with the activations, and of the sizes of the products.
+            let exact = |row: &[f32], x: &dyn Fn(usize) -> f64| {
+                let products = row.iter().enumerate().map(|(i, &w)| f64::from(w) * x(i));
+                products.fold((0., 0.), |(sum, sizes), x| (sum + x, sizes + x.abs()))
+            };
+            let dequantized = |i: usize| f64::from(x.scales[i / 32]) * f64::from(x.integers[i / 32][i % 32]);
+            let Some(format) = IntegerFormat::of(format) else {
+                let floats = matches!(DotInput::new(&values, cols, format), DotInput::Floats(_));
+                for (row, ours) in wide.chunks(cols).zip(&chosen) {
+                    let plain = |i: usize| f64::from(values[i]);
+                    let (exact, sizes) = exact(row, if floats { &plain } else { &dequantized });
+                    assert!((exact - f64::from(*ours)).abs() < 1e-6 * sizes, "{format:?}: {ours}, not {exact}");
+                }
+                continue;
+            };
             let mut avx2 = chosen.clone();
             #[cfg(target_arch = "x86_64")]
-            if let (Some(simd), Some(format)) = (pulp::x86::V3::try_new(), super::vnni::X86Format::of(format)) {
-                let (blocks, row_bytes) = (w.blocks(), w.row_bytes());
-                simd.vectorize(super::dots::QuantizedDots { simd, format, blocks, row_bytes, x: &x, y: &mut avx2 });
+            if let Some(simd) = pulp::x86::V3::try_new() {
+                let (x, out) = (std::slice::from_ref(&x), &mut [&mut avx2[..]]);
+                simd.vectorize(super::dots::Avx2Dots { simd, format, blocks, row_bytes, x, out });
             }
-            portable_dots(format, w.blocks(), w.row_bytes(), &x, &mut portable);
+            let (parts, out) = (std::slice::from_ref(&x), &mut [&mut portable[..]]);
+            crate::cpu::unit::arch().dispatch(PortableDots { format, blocks, row_bytes, x: parts, out });
             let scale = portable.iter().fold(0f32, |a, b| a.max(b.abs()));
             assert!(scale > 0.1, "{format:?}: {portable:?}");
             for (a, b) in chosen.iter().chain(&avx2).zip(portable.iter().chain(&portable)) {
                 assert!((a - b).abs() < 1e-5 * scale, "{format:?}: {a} and {b}");
             }
-            // The product of the dequantised weight with the dequantised activations, in f64.
-            let wide = flat(&w.dequantize().unwrap());
             for (row, ours) in wide.chunks(cols).zip(&portable) {
-                let products = row.iter().enumerate().map(|(i, &w)| {
-                    let (block, l) = (i / 32, i % 32);
-                    f64::from(w) * f64::from(x.scales[block]) * f64::from(x.integers[block][l])
-                });
-                let exact = products.sum::<f64>();
+                let exact = exact(row, &dequantized).0;
                 assert!((exact - f64::from(*ours)).abs() < 1e-5 * f64::from(scale), "{format:?}: {ours}, not {exact}");
+            }
+        }
+    }
+
+    /// Rows of activations that are multiplied together have the bits of each row alone, with every implementation.
+    #[test]
+    fn the_bits_of_a_row_do_not_depend_on_the_other_rows() {
+        for format in BlockFormat::ALL {
+            let (rows, cols) = (37, if format.elements() == 32 { 288 } else { 512 });
+            let w = random_blocks(rows, cols, format);
+            let (blocks, row_bytes) = (w.blocks(), w.row_bytes());
+            let values = flat(&random(&[65 * cols], 3, 5.).unwrap());
+            let together = |n: usize, first: usize| {
+                let mut values_of = vec![0f32; n * rows];
+                let mut out: Vec<&mut [f32]> = values_of.chunks_mut(rows).collect();
+                let x = DotInput::new(&values[first * cols..(first + n) * cols], cols, format);
+                dots(format, blocks, row_bytes, &x, &mut out);
+                values_of
+            };
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let alone: Vec<f32> = (0..65).flat_map(|row| together(1, row)).collect();
+            for n in 1..=65 {
+                assert_eq!(bits(&together(n, 0)), bits(&alone[..n * rows]), "{format:?}, {n} rows");
+            }
+            // The implementations that this machine does not choose.
+            let Some(format) = IntegerFormat::of(format) else { continue };
+            let x: Vec<QuantizedActivations> =
+                values.chunks(cols).take(4).map(QuantizedActivations::quantize).collect();
+            let run = |x: &[QuantizedActivations], avx2: bool| {
+                let mut values_of = vec![0f32; x.len() * rows];
+                let mut out: Vec<&mut [f32]> = values_of.chunks_mut(rows).collect();
+                #[cfg(target_arch = "x86_64")]
+                if let (Some(simd), true) = (pulp::x86::V3::try_new(), avx2) {
+                    simd.vectorize(super::dots::Avx2Dots { simd, format, blocks, row_bytes, x, out: &mut out });
+                    return values_of;
+                }
+                pulp::Arch::Scalar.dispatch(PortableDots { format, blocks, row_bytes, x, out: &mut out });
+                values_of
+            };
+            for (n, avx2) in [(2, false), (4, false), (2, true), (4, true)] {
+                let alone: Vec<f32> = x[..n].iter().flat_map(|x| run(std::slice::from_ref(x), avx2)).collect();
+                assert_eq!(bits(&run(&x[..n], avx2)), bits(&alone), "{format:?}, {n} rows, AVX2: {avx2}");
             }
         }
     }

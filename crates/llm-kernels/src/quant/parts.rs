@@ -1,8 +1,5 @@
 //! What the formats that are only read share: a block is a list of [`Part`]s of 32 weights.
 
-use super::activations::QuantizedActivations;
-use super::bits::integer_dot;
-
 /// 32 weights: `scale · integer - minimum`, with a scale and a minimum for each half.
 pub struct Part {
     pub integers: [i8; 32],
@@ -12,6 +9,9 @@ pub struct Part {
 
 /// A format with blocks of `N` bytes.
 pub trait Parts<const N: usize> {
+    /// False if all minima are 0.
+    const HAS_MINIMA: bool;
+
     /// Part `j` of a block.
     fn part(block: &[u8; N], j: usize) -> Part;
 }
@@ -31,24 +31,41 @@ pub fn dequantize<F: Parts<N>, const N: usize, const COUNT: usize>(row: &[u8], o
     }
 }
 
-/// The dot product of a row of blocks with `COUNT` parts with the activations.
-#[inline(always)]
-pub fn dot<F: Parts<N>, const N: usize, const COUNT: usize>(row: &[u8], x: &QuantizedActivations) -> f32 {
-    let mut sum = 0.;
-    for (i, block) in row.as_chunks::<N>().0.iter().enumerate() {
-        for j in 0..COUNT {
-            let (part, at) = (F::part(block, j), COUNT * i + j);
-            let (ours, theirs) = (part.integers.as_chunks::<16>().0, x.integers[at].as_chunks::<16>().0);
-            let (mut products, mut sums) = ([0f32; 2], [0f32; 2]);
-            for half in 0..2 {
-                products[half] = integer_dot(&ours[half], &theirs[half]) as f32;
-                sums[half] = integer_dot(&[1; 16], &theirs[half]) as f32;
+#[cfg(target_arch = "x86_64")]
+pub mod x86 {
+    use std::arch::x86_64::{__m512, _mm512_set1_epi8, _mm512_setzero_ps, _mm512_xor_si512};
+
+    use bytemuck::cast;
+
+    use super::{Part, Parts};
+    use crate::quant::vnni::{VnniActivations, add, subtract_minima};
+
+    /// The dot products of a row of blocks with `COUNT` parts with some rows of activations, each as 16 sums, with VNNI: two
+    /// parts at a time.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+    pub fn row_vnni<F: Parts<N>, const N: usize, const COUNT: usize, const R: usize>(
+        row: &[u8],
+        x: [&VnniActivations; R],
+    ) -> [__m512; R] {
+        let (blocks, mut sums) = (row.as_chunks::<N>().0, [_mm512_setzero_ps(); R]);
+        let parts = blocks.len() * COUNT;
+        for i in 0..parts.div_ceil(2) {
+            let first = F::part(&blocks[2 * i / COUNT], 2 * i % COUNT);
+            let second = match blocks.get((2 * i + 1) / COUNT) {
+                Some(block) => F::part(block, (2 * i + 1) % COUNT),
+                None => Part { integers: [0; 32], scales: [0.; 2], minima: [0.; 2] },
+            };
+            let four = |[a, b]: [f32; 2], [c, d]: [f32; 2]| cast::<_, __m512>([[a; 4], [b; 4], [c; 4], [d; 4]]);
+            // Plus 128, as unsigned bytes.
+            let weights = _mm512_xor_si512(cast([first.integers, second.integers]), _mm512_set1_epi8(-128));
+            add(&mut sums, weights, four(first.scales, second.scales), x, i);
+            if F::HAS_MINIMA {
+                subtract_minima(&mut sums, four(first.minima, second.minima), x, i);
             }
-            let [low, high] = [0, 1].map(|half| part.scales[half] * products[half] - part.minima[half] * sums[half]);
-            sum += x.scales[at] * (low + high);
         }
+        sums
     }
-    sum
 }
 
 /// The low nibbles of 16 bytes, then the high nibbles.

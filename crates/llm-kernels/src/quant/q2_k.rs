@@ -8,6 +8,8 @@ use super::parts::{Part, Parts};
 pub struct Q2K;
 
 impl Parts<84> for Q2K {
+    const HAS_MINIMA: bool = true;
+
     #[inline(always)]
     fn part(block: &[u8; 84], j: usize) -> Part {
         let q = &block[16 + 32 * (j / 4)..][..32];

@@ -8,6 +8,8 @@ use super::parts::{Part, Parts};
 pub struct Q3K;
 
 impl Parts<110> for Q3K {
+    const HAS_MINIMA: bool = false;
+
     #[inline(always)]
     fn part(block: &[u8; 110], j: usize) -> Part {
         let (high, low) = (&block[..32], &block[32 + 32 * (j / 4)..][..32]);

@@ -7,6 +7,8 @@ use super::parts::{Part, Parts, nibbles};
 pub struct Q4_1;
 
 impl Parts<20> for Q4_1 {
+    const HAS_MINIMA: bool = true;
+
     #[inline(always)]
     fn part(block: &[u8; 20], _: usize) -> Part {
         // The minimum is added.

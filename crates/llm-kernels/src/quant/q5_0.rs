@@ -8,6 +8,8 @@ use super::parts::{Part, Parts, nibbles, with_fifth_bit};
 pub struct Q5_0;
 
 impl Parts<22> for Q5_0 {
+    const HAS_MINIMA: bool = false;
+
     #[inline(always)]
     fn part(block: &[u8; 22], _: usize) -> Part {
         let integers = with_fifth_bit(nibbles(&read_bytes(block, 6)), read_bytes(block, 2));

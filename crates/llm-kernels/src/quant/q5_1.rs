@@ -7,6 +7,8 @@ use super::parts::{Part, Parts, nibbles, with_fifth_bit};
 pub struct Q5_1;
 
 impl Parts<24> for Q5_1 {
+    const HAS_MINIMA: bool = true;
+
     #[inline(always)]
     fn part(block: &[u8; 24], _: usize) -> Part {
         let integers = with_fifth_bit(nibbles(&read_bytes(block, 8)), read_bytes(block, 4));

@@ -9,6 +9,8 @@ use super::q4_k::scale_and_min;
 pub struct Q5K;
 
 impl Parts<176> for Q5K {
+    const HAS_MINIMA: bool = true;
+
     #[inline(always)]
     fn part(block: &[u8; 176], j: usize) -> Part {
         let (scale, min) = scale_and_min(&block[4..16], j);

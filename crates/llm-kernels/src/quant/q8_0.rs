@@ -14,14 +14,17 @@ pub fn dequantize(row: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The dot product of a block with the activations.
+/// Adds the dot products of a block with some rows of activations.
 #[inline(always)]
-pub fn dot(block: &[u8; 34], x: &QuantizedActivations, i: usize) -> f32 {
+pub fn dot<const R: usize>(sums: &mut [f32; R], block: &[u8; 34], x: [&QuantizedActivations; R], i: usize) {
     let mut w = [0i8; 32];
     for j in 0..32 {
         w[j] = block[2 + j] as i8;
     }
-    f16_to_f32(block, 0) * x.scales[i] * integer_dot(&w, &x.integers[i]) as f32
+    let d = f16_to_f32(block, 0);
+    for r in 0..R {
+        sums[r] += d * x[r].scales[i] * integer_dot(&w, &x[r].integers[i]) as f32;
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -38,29 +41,36 @@ pub mod x86 {
     use crate::quant::bits::{f16_to_f32, read_bytes};
     use crate::quant::vnni::{VnniActivations, add, block_scales};
 
-    /// [`dot`](super::dot), added to `sum`.
+    /// [`dot`](super::dot).
     #[inline(always)]
-    pub fn dot_avx2(sum: &mut Accumulator, block: &[u8; 34], x: &QuantizedActivations, i: usize) {
-        let avx2 = sum.simd.avx2;
-        let (w, integers): (__m256i, __m256i) = (pulp::cast(read_bytes::<32>(block, 2)), pulp::cast(x.integers[i]));
-        // |w| · (x with the sign of w): the first operand of the instruction is unsigned.
-        let product = sum.unsigned_dot(avx2._mm256_sign_epi8(w, w), avx2._mm256_sign_epi8(integers, w));
-        sum.add(f16_to_f32(block, 0) * x.scales[i], product);
+    pub fn dot_avx2<const R: usize>(
+        sums: &mut [Accumulator; R],
+        block: &[u8; 34],
+        x: [&QuantizedActivations; R],
+        i: usize,
+    ) {
+        let (avx2, w): (_, __m256i) = (sums[0].simd.avx2, pulp::cast(read_bytes::<32>(block, 2)));
+        let (magnitude, d) = (avx2._mm256_sign_epi8(w, w), f16_to_f32(block, 0));
+        for r in 0..R {
+            // |w| · (x with the sign of w): the first operand of the instruction is unsigned.
+            let product = sums[r].unsigned_dot(magnitude, avx2._mm256_sign_epi8(pulp::cast(x[r].integers[i]), w));
+            sums[r].add(d * x[r].scales[i], product);
+        }
     }
 
-    /// The dot product of a row, as 16 sums, with VNNI: two blocks at a time.
+    /// The dot products of a row with some rows of activations, each as 16 sums, with VNNI: two blocks at a time.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-    pub fn row_vnni(row: &[u8], x: &VnniActivations) -> __m512 {
+    pub fn row_vnni<const R: usize>(row: &[u8], x: [&VnniActivations; R]) -> [__m512; R] {
         let (pairs, odd) = row.as_chunks::<34>().0.as_chunks::<2>();
-        let mut sum = _mm512_setzero_ps();
-        for ([first, second], x) in pairs.iter().zip(&x.parts) {
-            sum = add(sum, weights(first, second), block_scales(first, second), x);
+        let mut sums = [_mm512_setzero_ps(); R];
+        for (i, [first, second]) in pairs.iter().enumerate() {
+            add(&mut sums, weights(first, second), block_scales(first, second), x, i);
         }
-        for (block, x) in odd.iter().zip(&x.parts[pairs.len()..]) {
-            sum = add(sum, weights(block, &[0; 34]), block_scales(block, &[0; 34]), x);
+        for block in odd {
+            add(&mut sums, weights(block, &[0; 34]), block_scales(block, &[0; 34]), x, pairs.len());
         }
-        sum
+        sums
     }
 
     /// The weights of two blocks, plus 128.

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::cpu::gemm::{AnyMatrix, Element, GemmOptions, Matrix, Precision, matmul, matmul_into};
 use crate::cpu::{contiguous, cpu_slice};
-use crate::ops::few_rows::{FEW_ROWS, few_rows};
+use crate::ops::few_rows::{FEW_ROWS, FewRowsWeight, few_rows};
 
 /// The fused linear layer, also with a residual.
 pub(super) struct Linear {
@@ -124,7 +124,7 @@ impl<'a> WeightSlice<'a> {
     pub fn forward(self, x: &[f32], sizes: [usize; 3], residual: Option<&[f32]>, options: GemmOptions) -> Vec<f32> {
         let [n, k, m] = sizes;
         if n <= FEW_ROWS && n * k * m > 0 {
-            let mut y = few_rows(x, &[self.matrix(m, k)]).pop().unwrap_or_default();
+            let mut y = few_rows(x, &[FewRowsWeight::Dense(self.matrix(m, k))]).pop().unwrap_or_default();
             y.iter_mut().zip(residual.unwrap_or_default()).for_each(|(y, residual)| *y += residual);
             return y;
         }
