@@ -125,7 +125,7 @@ impl Sampler {
             let id = candidates.id(index);
             let surprise = sum.map_or(0., |sum| (sum / f64::from(candidates.weights()[index])).log2());
             let logprobs = match (raw, logprobs) {
-                (Some(top), _) => Some(TokenLogprobs::of(copy, id, top)?),
+                (Some(top), _) => Some(logprobs::of_row(copy, id as usize, top, scratch)),
                 (None, Some(top)) => {
                     let logit = candidates.logits()[index];
                     let scale = logprobs::Scale::of(&mut candidates);

@@ -151,7 +151,8 @@ impl<'a> Candidates<'a> {
 
     /// Keeps the shortest prefix in the order of (key, id) whose total is enough.
     ///
-    /// Bisection of the key brackets the end of the prefix, so that only the few candidates in the bracket are sorted.
+    /// Limits at growing distances from the first key, then bisection among the candidates between the last two, bracket the end of the
+    /// prefix, so that only a few candidates are sorted: linear time.
     fn keep_first(
         &mut self,
         total: impl Fn(f32, &[f32], &[f32]) -> f64,
@@ -160,37 +161,47 @@ impl<'a> Candidates<'a> {
     ) {
         const FEW: usize = 32;
         let Some((low, high)) = logit_range(self.keys) else { return };
-        // The prefix ends at a key in (below, above]. The first key is in it, in any case.
-        let (mut below, mut above) = (f32::NEG_INFINITY, high);
-        let mut total_below = 0.;
         if !is_enough(total(high, self.keys, self.weights)) {
             return;
         }
-        let mut middle = low;
-        loop {
-            let sum = total(middle, self.keys, self.weights);
+        // The prefix ends at a key in (below, above]. The first key is in it, in any case.
+        let (mut below, mut above, mut total_below) = (f32::NEG_INFINITY, high, 0.);
+        let limits = (0..).map(|power| low + f32::powi(2., power)).take_while(|limit| *limit < high);
+        for limit in limits {
+            let sum = total(limit, self.keys, self.weights);
             if is_enough(sum) {
-                above = middle;
-            } else {
-                (below, total_below) = (middle, sum);
-            }
-            middle = below + (above - below) / 2.;
-            let is_split = middle > below && middle < above;
-            if !is_split || count_up_to(self.keys, above) - count_up_to(self.keys, below) <= FEW {
+                above = limit;
                 break;
             }
+            (below, total_below) = (limit, sum);
         }
-        let bracket = self.keys.iter().enumerate().filter(|(_, key)| **key > below && **key <= above);
-        let mut bracket: Vec<(f32, usize)> = bracket.map(|(index, key)| (*key, index)).collect();
-        bracket.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let weight = |index: usize| self.weights.get(index).map_or(1., |&w| weight(w));
+        let keys = self.keys.iter().enumerate().filter(|(_, key)| **key > below && **key <= above);
+        let mut bracket: Vec<(f32, f64, usize)> = keys.map(|(index, &key)| (key, weight(index), index)).collect();
+        while bracket.len() > FEW {
+            let start = below.max(low);
+            let middle = start + (above - start) / 2.;
+            if middle >= above || middle <= below {
+                break; // equal keys
+            }
+            let sum: f64 = bracket.iter().map(|(key, weight, _)| if *key <= middle { *weight } else { 0. }).sum();
+            if is_enough(total_below + sum) {
+                above = middle;
+                bracket.retain(|(key, _, _)| *key <= middle);
+            } else {
+                (below, total_below) = (middle, total_below + sum);
+                bracket.retain(|(key, _, _)| *key > middle);
+            }
+        }
+        bracket.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.2.cmp(&b.2)));
         let mut sum = total_below;
-        let end = bracket.iter().position(|&(_, index)| {
-            sum += self.weights.get(index).map_or(1., |&w| weight(w));
+        let end = bracket.iter().position(|(_, weight, _)| {
+            sum += weight;
             is_enough(sum)
         });
-        let (last_key, last_index) = bracket[end.unwrap_or(bracket.len() - 1)];
+        let Some(&(last_key, _, last)) = end.map_or(bracket.last(), |end| bracket.get(end)) else { return };
         let keys = std::mem::take(self.keys);
-        self.retain(|index, _, _| keys[index] < last_key || keys[index] == last_key && index <= last_index);
+        self.retain(|index, _, _| keys[index] < last_key || keys[index] == last_key && index <= last);
         *self.keys = keys;
     }
 

@@ -10,17 +10,22 @@ impl TokenLogprobs {
     /// Those of token `id` and of the `top` most likely tokens by one row of logits `(vocab,)`: `log_softmax`. Of equal tokens the lower id is
     /// first. The value of a token is the same number wherever it is.
     pub fn of(logits: &[f32], id: u32, top: usize) -> Result<Self> {
-        let Some(&logit) = logits.get(id as usize) else {
+        if id as usize >= logits.len() {
             return Err(Error::TokenOutsideVocabulary { name: "token", id, vocab_size: logits.len() });
-        };
+        }
         if !logit_range(logits).is_some_and(|(_, high)| high.is_finite()) {
             return Err(Error::LogitsNotFinite);
         }
-        let (mut logits, mut scratch) = (logits.to_vec(), Scratch::default());
-        let mut candidates = Candidates::new(&mut logits, &mut scratch);
-        let scale = Scale::of(&mut candidates);
-        Ok(Self { logprob: scale.logprob(logit), top: most_likely(&mut candidates, scale, top) })
+        Ok(of_row(&mut logits.to_vec(), id as usize, top, &mut Scratch::default()))
     }
+}
+
+/// [`TokenLogprobs::of`] for a checked row, which is overwritten, and an id in it.
+pub fn of_row(logits: &mut [f32], id: usize, top: usize, scratch: &mut Scratch) -> TokenLogprobs {
+    let logit = logits[id];
+    let mut candidates = Candidates::new(logits, scratch);
+    let scale = Scale::of(&mut candidates);
+    TokenLogprobs { logprob: scale.logprob(logit), top: most_likely(&mut candidates, scale, top) }
 }
 
 /// What a log-probability needs besides the logit.

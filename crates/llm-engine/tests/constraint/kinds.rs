@@ -212,3 +212,49 @@ fn wordpiece_puts_blanks_between_words() {
     let text = text_of(&tokenizer, &Constraint::Choice(choice.clone()));
     assert!(choice.contains(&format!(" {text}")), "{text:?}");
 }
+
+/// Time of a token with and without a constraint. With the tokenizer of a real model:
+/// `LLM_TEST_TOKENIZER=DIR cargo test --release -p llm-engine --test constraint speed -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn speed_of_masks() {
+    let tokenizer = tokenizer();
+    let (end, vocab) = (tokenizer.eos_id().or(tokenizer.document_end_id()).unwrap(), tokenizer.vocab_size());
+    let start = std::time::Instant::now();
+    let compiler = ConstraintCompiler::new(&tokenizer, vocab, &[end], ConstraintLimits::default()).unwrap();
+    println!("vocabulary of {vocab} tokens: {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+    let person = json!({"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"},
+        "tags": {"type": "array", "items": {"enum": ["red", "green", "blue"]}}}, "required": ["name", "age", "tags"]});
+    let settings = Sampling { seed: Some(1), temperature: 0.7, ..Sampling::default() };
+    for (name, constraint) in
+        [("free", None), ("any object", Some(json!({"type": "object"}))), ("schema", Some(person))]
+    {
+        let compiled = constraint.map(|schema| {
+            let start = std::time::Instant::now();
+            let compiled = compiler.compile(&Constraint::JsonSchema(schema)).unwrap();
+            println!("{name}: compiled in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+            compiled
+        });
+        let (mut tokens, mut times) = (0, Vec::new());
+        for choice in 0..20 {
+            let mut sampler = Sampler::new(&settings, vocab, choice).with_end_ids(&[end]);
+            if let Some(compiled) = &compiled {
+                sampler = sampler.with_constraint(compiled);
+            }
+            for at in 0..60 {
+                let mut logits: Vec<f32> =
+                    (0..vocab).map(|id| ((id * 7919 + at * 104_729) % 1000) as f32 / 100.).collect();
+                let start = std::time::Instant::now();
+                let id = sampler.next(&mut logits, at, None).unwrap().id;
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+                tokens += 1;
+                if id == end {
+                    break;
+                }
+            }
+        }
+        times.sort_by(f64::total_cmp);
+        let mean = times.iter().sum::<f64>() / f64::from(tokens);
+        println!("{name}: {mean:.3} ms a token, median {:.3}, of {tokens}", times[times.len() / 2]);
+    }
+}

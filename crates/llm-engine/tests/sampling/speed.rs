@@ -51,6 +51,6 @@ fn sixteen_rows_of_a_large_vocabulary() {
             })
             .collect();
         times.sort_by(f64::total_cmp);
-        println!("{name}: {:.2} ms for {ROWS} rows of {VOCAB} (median of 30)", times[15]);
+        println!("{name}: {:.2} ms for {ROWS} rows of {VOCAB}, best {:.2} (median of 30)", times[15], times[0]);
     }
 }
