@@ -37,7 +37,9 @@ pub use cpu::threads::{default_threads, spin_workers, with_threads};
 pub use cpu::unit::skip_on_reference_path;
 pub use ops::activation::{Activation, activate, gated_activation};
 pub use ops::adamw::{AdamWStep, adamw_step, sum_of_squares};
-pub use ops::attention::{AttentionMask, AttentionParams, Sequences, attention, attention_weights};
+pub use ops::attention::{
+    AttentionMask, AttentionParams, KvPages, PagedKv, Sequences, attention, attention_weights, paged_attention,
+};
 pub use ops::attention_block::{AttentionBlock, AttentionHeads, HeadHook, QkNorm, attention_block};
 pub use ops::cross_entropy::{IGNORE_INDEX, cross_entropy};
 pub use ops::distillation::{DistillationLoss, HeadInputs, linear_distillation};

@@ -1,15 +1,16 @@
 //! The KV cache.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Device;
 use llm_kernels::Sequences;
 
-use crate::{Error, ModelConfig, Result};
+use crate::{Error, KvDtype, KvPool, ModelConfig, PagedRows, Result};
 
-/// Keys and values of every layer, each `(b, g, capacity, d)`: contiguous per head and filled from the front. Each row has
-/// its own number of tokens.
+/// Keys and values of every layer, in f32, for rows of a bounded length: a pool with pages for each row. Each row has its own
+/// number of tokens.
 #[derive(Debug)]
 pub struct KvCache {
-    layers: Vec<(Tensor, Tensor)>,
+    pool: KvPool,
+    tables: Vec<Vec<u32>>,
     capacity: usize,
     lens: Vec<usize>,
 }
@@ -17,15 +18,10 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache for `rows` rows of at most `capacity` tokens, on the device of the model ([`crate::Model::device`]).
     pub fn new(config: &ModelConfig, rows: usize, capacity: usize, device: &Device) -> Result<Self> {
-        let shape = (rows, config.num_key_value_heads, capacity, config.head_dim);
-        let zeros = || Tensor::zeros(shape, DType::F32, device);
-        let layers = (0..config.num_hidden_layers).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<_>>()?;
-        Ok(Self { layers, capacity, lens: vec![0; rows] })
-    }
-
-    /// A cache with these keys and values and numbers of tokens.
-    pub(crate) fn from_layers(layers: Vec<(Tensor, Tensor)>, capacity: usize, lens: Vec<usize>) -> Self {
-        Self { layers, capacity, lens }
+        let pages = capacity.div_ceil(KvPool::PAGE);
+        let pool = KvPool::new(config, rows * pages, KvDtype::F32, device)?;
+        let tables = (0..rows).map(|row| (row * pages..(row + 1) * pages).map(|page| page as u32).collect());
+        Ok(Self { pool, tables: tables.collect(), capacity, lens: vec![0; rows] })
     }
 
     /// Number of cached tokens of each row.
@@ -35,8 +31,7 @@ impl KvCache {
 
     /// Allocated bytes.
     pub fn bytes(&self) -> usize {
-        let of = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
-        self.layers.iter().map(|(keys, values)| of(keys) + of(values)).sum()
+        self.pool.bytes()
     }
 
     /// The sequences of a batch that appends `row_lens[row]` tokens to each row. An error if they do not fit.
@@ -53,10 +48,9 @@ impl KvCache {
         Ok(Sequences::new(lens()))
     }
 
-    /// The keys and values of one layer.
-    pub(crate) fn layer(&self, layer: usize) -> (&Tensor, &Tensor) {
-        let (keys, values) = &self.layers[layer];
-        (keys, values)
+    /// The rows with their pages.
+    pub(crate) fn rows(&self) -> PagedRows<'_> {
+        PagedRows { pool: &self.pool, tables: &self.tables, past: &self.lens }
     }
 
     /// Adds the tokens of a batch to the lengths, after every layer has appended them.

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 pub use activations::{TrainingMemory, TrainingShape};
 
-use crate::{Head, ModelConfig, Role, TensorSpec, WeightDtype};
+use crate::{Head, KvDtype, KvPool, ModelConfig, Role, TensorSpec, WeightDtype};
 
 /// Bytes of the weights with matrices in `dtype`; norms, biases and routers are always f32.
 pub fn weight_bytes(config: &ModelConfig, head: Head, dtype: WeightDtype) -> u64 {
@@ -30,12 +30,13 @@ pub fn weight_bytes(config: &ModelConfig, head: Head, dtype: WeightDtype) -> u64
     config.tensor_specs(head).iter().map(bytes).sum()
 }
 
-/// Bytes of a [`crate::KvCache`] for `rows` rows of `context` tokens: `2 · layers · rows · context · g · d` f32 values.
+/// Bytes of a [`KvCache`](crate::KvCache) for `rows` rows of `context` tokens: `2 · layers · rows · context · g · d` f32 values, with
+/// `context` in whole pages of [`KvPool::PAGE`] tokens.
 ///
 /// Sliding-window layers cache the whole context too.
 pub fn kv_cache_bytes(config: &ModelConfig, rows: u64, context: u64) -> u64 {
-    let width = (config.num_key_value_heads * config.head_dim) as u64;
-    2 * config.num_hidden_layers as u64 * rows * context * width * 4
+    let page = KvPool::page_bytes(config, KvDtype::F32) as u64;
+    rows * context.div_ceil(KvPool::PAGE as u64) * page
 }
 
 /// Bytes of the state of an optimizer in f32 that trains the matrices of the blocks with Muon, which has one number per weight, and the

@@ -9,14 +9,14 @@ mod mlp;
 
 use candle_core::{Device, Tensor};
 use candle_nn::Module;
-use llm_kernels::RecomputedGradients;
+use llm_kernels::{RecomputedGradients, Sequences};
 
 use crate::embedding::Embedding;
 use crate::inspect::Inspection;
 use crate::lora::{EMBEDDING, TokenRows};
 use crate::norm::Norm;
 use crate::rotary::RotaryEmbedding;
-use crate::{Batch, Error, KvCache, ModelConfig, Params, Result};
+use crate::{Batch, Error, ModelConfig, PagedRows, Params, Result};
 use block::Block;
 use context::{ForwardContext, TokenContext, dropout_of};
 pub(crate) use mlp::Mlp;
@@ -64,22 +64,23 @@ impl Decoder {
         })
     }
 
-    /// Runs the decoder on a batch. With a cache, the batch continues the cached tokens. An inspection reads and changes the
-    /// heads of each block.
+    /// Runs the decoder on a batch. With a cache, the batch continues the cached tokens: its rows with their pages, and the
+    /// sequences that they are with the batch. An inspection reads and changes the heads of each block.
     pub fn forward(
         &self,
         batch: &Batch,
-        mut cache: Option<&mut KvCache>,
+        cache: Option<(PagedRows, Sequences)>,
         inspection: Option<Inspection>,
     ) -> Result<DecoderOutput> {
-        let tokens = TokenContext::new(batch, cache.as_deref(), &self.rotary, self.sliding_window)?;
-        let sequences = tokens.sequences().cloned();
+        let (cache, sequences) = cache.unzip();
+        let is_cached = cache.is_some();
+        let tokens = TokenContext::new(batch, sequences, &self.rotary, self.sliding_window)?;
         let mut x = self.embed(batch)?; // (b, t, hidden)
         let shape = x.shape().clone();
-        if sequences.is_some() {
+        if is_cached {
             x = x.reshape((1, (), shape.dims()[2]))?; // (1, n, hidden)
         }
-        let mut context = ForwardContext { tokens, cache: cache.as_deref(), inspection };
+        let mut context = ForwardContext { tokens, cache, inspection };
         let mut router_logits = Vec::new();
         for (index, layer) in self.layers.iter().enumerate() {
             let _span = tracing::trace_span!("layer", index).entered();
@@ -90,11 +91,8 @@ impl Decoder {
             };
             router_logits.extend(logits);
         }
-        if let (Some(cache), Some(sequences)) = (&mut cache, &sequences) {
-            cache.advance(sequences);
-        }
         let hidden = self.norm.forward(&x)?;
-        let hidden = if sequences.is_some() { hidden.reshape(shape)? } else { hidden };
+        let hidden = if is_cached { hidden.reshape(shape)? } else { hidden };
         Ok(DecoderOutput { hidden, router_logits })
     }
 

@@ -9,8 +9,8 @@ use candle_core::{DType, Device, Tensor, TensorId};
 use candle_nn::Module;
 use llm_files::WeightDtype;
 use llm_kernels::{
-    CrossEntropyLoss, DistillationLoss, HeadInputs, IGNORE_INDEX, Precision, RecomputedGradients, cross_entropy,
-    cross_entropy_z, kl_divergence, linear_cross_entropy_z, linear_distillation,
+    CrossEntropyLoss, DistillationLoss, HeadInputs, IGNORE_INDEX, Precision, RecomputedGradients, Sequences,
+    cross_entropy, cross_entropy_z, kl_divergence, linear_cross_entropy_z, linear_distillation,
 };
 use serde_json::{Map, Value};
 
@@ -230,18 +230,23 @@ impl Model {
     /// of the batch continue its rows.
     pub fn hidden(&self, batch: &Batch, cache: Option<&mut KvCache>) -> Result<Tensor> {
         self.check_ids(batch)?;
-        Ok(self.decoder.forward(batch, cache, None)?.hidden)
+        let Some(cache) = cache else { return Ok(self.decoder.forward(batch, None, None)?.hidden) };
+        let sequences = cache.sequences(&batch.lens()?)?;
+        let hidden = self.hidden_of(batch, cache.rows(), sequences.clone())?;
+        cache.advance(&sequences);
+        Ok(hidden)
     }
 
     /// The hidden states after the final norm, `(1, n, hidden)`, of a ragged batch whose rows continue paged rows. The keys and
     /// values of the batch are appended to the pages. An error if rows, pages and batch do not match.
     pub fn hidden_paged(&self, batch: &Batch, rows: &PagedRows) -> Result<Tensor> {
         self.check_ids(batch)?;
-        let sequences = rows.sequences(batch)?;
-        let mut cache = rows.gather(&sequences)?;
-        let hidden = self.decoder.forward(batch, Some(&mut cache), None)?.hidden;
-        rows.scatter(&cache, &sequences)?;
-        Ok(hidden)
+        self.hidden_of(batch, *rows, rows.sequences(batch)?)
+    }
+
+    fn hidden_of(&self, batch: &Batch, rows: PagedRows, sequences: Sequences) -> Result<Tensor> {
+        rows.pool.check(&self.config)?;
+        Ok(self.decoder.forward(batch, Some((rows, sequences)), None)?.hidden)
     }
 
     /// The hidden states `(b, t, hidden)`, and the router losses of a model with experts: add [`Routing::loss`] to the

@@ -1,11 +1,9 @@
 //! Keys and values in pages that sequences share (`PagedAttention`, Kwon et al. 2023, arXiv 2309.06180).
 
-use candle_core::{DType, Device, Tensor};
-use half::bf16;
-use half::vec::HalfBitsVecExt;
-use llm_kernels::Sequences;
+use candle_core::{DType, Device};
+use llm_kernels::{KvPages, PagedKv, Sequences};
 
-use crate::{Batch, Error, KvCache, ModelConfig, Result};
+use crate::{Batch, Error, ModelConfig, Result};
 
 /// The dtype of cached keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,17 +24,6 @@ impl KvDtype {
     }
 }
 
-/// Zeros that take no memory until they are written, as the system gives out zeroed memory; candle writes those of bf16.
-fn zeros(shape: (usize, usize, usize, usize), dtype: KvDtype, device: &Device) -> Result<Tensor> {
-    match dtype {
-        KvDtype::F32 => Ok(Tensor::zeros(shape, DType::F32, device)?),
-        KvDtype::Bf16 => {
-            let (a, b, c, d) = shape;
-            Ok(Tensor::from_vec(vec![0u16; a * b * c * d].reinterpret_into::<bf16>(), shape, device)?)
-        }
-    }
-}
-
 /// The keys and values of all layers in pages of [`Self::PAGE`] tokens, for many sequences.
 ///
 /// The pool does not know which page belongs to which sequence: [`PagedRows`] says it for each batch. A page can be in the
@@ -44,26 +31,35 @@ fn zeros(shape: (usize, usize, usize, usize), dtype: KvDtype, device: &Device) -
 /// result.
 #[derive(Debug)]
 pub struct KvPool {
-    layers: Vec<(Tensor, Tensor)>, // keys and values (pages, g, PAGE, d)
+    layers: Vec<KvPages>,
     pages: usize,
+    /// Key/value heads and head size.
+    heads: (usize, usize),
+    dtype: KvDtype,
 }
 
 impl KvPool {
     /// Tokens of a page.
-    pub const PAGE: usize = 64;
+    pub const PAGE: usize = KvPages::PAGE;
 
-    /// A pool of `pages` pages, on the device of the model ([`crate::Model::device`]).
+    /// A pool of `pages` pages, on the device of the model ([`crate::Model::device`]). On the CPU a page takes memory when it
+    /// is first used, as the system gives out zeroed memory.
     pub fn new(config: &ModelConfig, pages: usize, dtype: KvDtype, device: &Device) -> Result<Self> {
-        let shape = (pages, config.num_key_value_heads, Self::PAGE, config.head_dim);
-        let zeros = || zeros(shape, dtype, device);
-        let layers = (0..config.num_hidden_layers).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<_>>()?;
-        Ok(Self { layers, pages })
+        let heads = (config.num_key_value_heads, config.head_dim);
+        let layer = |_| KvPages::new(pages, heads.0, heads.1, dtype.dtype(), device);
+        let layers = (0..config.num_hidden_layers).map(layer).collect::<candle_core::Result<_>>()?;
+        Ok(Self { layers, pages, heads, dtype })
     }
 
     /// Bytes of one page with the keys and values of all layers.
     pub fn page_bytes(config: &ModelConfig, dtype: KvDtype) -> usize {
-        let numbers = config.num_hidden_layers * config.num_key_value_heads * Self::PAGE * config.head_dim;
-        2 * numbers * dtype.dtype().size_in_bytes()
+        config.num_hidden_layers * KvPages::page_bytes(config.num_key_value_heads, config.head_dim, dtype.dtype())
+    }
+
+    /// Bytes of all pages.
+    pub fn bytes(&self) -> usize {
+        let (heads, head_dim) = self.heads;
+        self.layers.len() * self.pages * KvPages::page_bytes(heads, head_dim, self.dtype.dtype())
     }
 
     /// The number of pages.
@@ -77,10 +73,20 @@ impl KvPool {
         if let Some(page) = [from, to].into_iter().find(|&page| page as usize >= self.pages) {
             return Err(Error::Input(format!("page {page} is outside the pool of {} pages", self.pages)));
         }
-        for slab in self.layers.iter().flat_map(|(keys, values)| [keys, values]) {
-            slab.slice_set(&slab.narrow(0, from as usize, 1)?.copy()?, 0, to as usize)?;
+        self.layers.iter().try_for_each(|layer| Ok(layer.copy_page(from as usize, to as usize)?))
+    }
+
+    /// An error if the pool is for a model of another shape.
+    pub(crate) fn check(&self, config: &ModelConfig) -> Result<()> {
+        let ours = (self.layers.len(), self.heads.0, self.heads.1);
+        let needed = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim);
+        if ours == needed {
+            return Ok(());
         }
-        Ok(())
+        let ((l, g, d), (layers, heads, size)) = (ours, needed);
+        Err(Error::Input(format!(
+            "the KV pool has {l} layers of {g} heads of {d}; the model has {layers} of {heads} of {size}"
+        )))
     }
 }
 
@@ -95,7 +101,7 @@ pub struct PagedRows<'a> {
     pub past: &'a [usize],
 }
 
-impl PagedRows<'_> {
+impl<'a> PagedRows<'a> {
     /// The sequences of a ragged batch that continues these rows. An error if rows, pages and batch do not match.
     pub(crate) fn sequences(&self, batch: &Batch) -> Result<Sequences> {
         let wrong = |message: String| Err(Error::Input(message));
@@ -132,43 +138,8 @@ impl PagedRows<'_> {
         }
     }
 
-    /// The keys and values of earlier tokens as a cache with room for those of the batch.
-    pub(crate) fn gather(&self, sequences: &Sequences) -> Result<KvCache> {
-        let capacity = sequences.max_keys().next_multiple_of(KvPool::PAGE);
-        let contiguous = |slab: &Tensor| -> Result<Tensor> {
-            let (_, g, _, d) = slab.dims4()?;
-            let cache = Tensor::zeros((self.past.len(), g, capacity, d), DType::F32, slab.device())?;
-            for (row, (table, &past)) in
-                self.tables.iter().zip(self.past).enumerate().filter(|(_, (_, past))| **past > 0)
-            {
-                let table = &table[..past.div_ceil(KvPool::PAGE)];
-                let pages = slab.index_select(&Tensor::from_slice(table, table.len(), slab.device())?, 0)?;
-                let pages = pages.transpose(0, 1)?.contiguous()?.reshape((1, g, (), d))?.narrow(2, 0, past)?;
-                cache.narrow(0, row, 1)?.slice_set(&pages.to_dtype(DType::F32)?.contiguous()?, 2, 0)?;
-            }
-            Ok(cache)
-        };
-        let layers = self.pool.layers.iter().map(|(keys, values)| Ok((contiguous(keys)?, contiguous(values)?)));
-        Ok(KvCache::from_layers(layers.collect::<Result<_>>()?, capacity, self.past.to_vec()))
-    }
-
-    /// Copies the keys and values of the tokens of the batch from a cache to the pages.
-    pub(crate) fn scatter(&self, cache: &KvCache, sequences: &Sequences) -> Result<()> {
-        for (layer, (keys, values)) in self.pool.layers.iter().enumerate() {
-            let (new_keys, new_values) = cache.layer(layer);
-            for (slab, new) in [(keys, new_keys), (values, new_values)] {
-                for (row, table) in self.tables.iter().enumerate() {
-                    let (mut at, end) = (sequences.past(row), sequences.keys(row));
-                    while at < end {
-                        let (page, slot) = (table[at / KvPool::PAGE], at % KvPool::PAGE);
-                        let n = (KvPool::PAGE - slot).min(end - at);
-                        let tokens = new.narrow(0, row, 1)?.narrow(2, at, n)?.to_dtype(slab.dtype())?.contiguous()?;
-                        slab.narrow(0, page as usize, 1)?.slice_set(&tokens, 2, slot)?;
-                        at += n;
-                    }
-                }
-            }
-        }
-        Ok(())
+    /// The keys and values of one layer.
+    pub(crate) fn layer(&self, layer: usize) -> PagedKv<'a> {
+        PagedKv { pages: &self.pool.layers[layer], tables: self.tables }
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod columns;
 pub(crate) mod gemm;
 pub(crate) mod node;
+pub(crate) mod prefetch;
 pub(crate) mod rounding;
 pub(crate) mod rows;
 pub(crate) mod simd;

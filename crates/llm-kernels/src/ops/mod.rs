@@ -11,7 +11,6 @@ pub(crate) mod few_rows;
 pub(crate) mod fused_projection;
 pub(crate) mod head;
 pub(crate) mod kl_divergence;
-pub(crate) mod kv_append;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod linear_mapped;

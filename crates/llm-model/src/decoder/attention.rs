@@ -8,7 +8,7 @@ use crate::config::QkNorm;
 use crate::linear::Linear;
 use crate::norm::Norm;
 use crate::weight_path::WeightPath;
-use crate::{KvCache, ModelConfig, Result};
+use crate::{ModelConfig, PagedRows, Result};
 
 /// Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762) with grouped key/value heads (Ainslie et al. 2023, arXiv
 /// 2305.13245), with its norms.
@@ -74,7 +74,7 @@ impl Attention {
         Ok(llm_kernels::attention_block(x, &block, Some(&mut hook))?)
     }
 
-    fn block<'a>(&'a self, tokens: &'a TokenContext, cache: Option<&'a KvCache>) -> Result<AttentionBlock<'a>> {
+    fn block<'a>(&'a self, tokens: &'a TokenContext, cache: Option<PagedRows<'a>>) -> Result<AttentionBlock<'a>> {
         let qk_norm = |(kind, q, k): &(QkNorm, Norm, Norm)| -> Result<llm_kernels::QkNorm> {
             Ok(match kind {
                 QkNorm::Head => llm_kernels::QkNorm::Head(q.kernel()?, k.kernel()?),
@@ -94,7 +94,7 @@ impl Attention {
             rotary: tokens.rotary(self.rope),
             params: self.params,
             mask: tokens.mask(self.sliding),
-            cache: cache.map(|cache| cache.layer(self.layer)),
+            cache: cache.map(|rows| rows.layer(self.layer)),
         })
     }
 

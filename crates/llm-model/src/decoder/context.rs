@@ -6,7 +6,7 @@ use llm_kernels::{AttentionMask, Dropout, RotaryTable, Sequences};
 use crate::inspect::Inspection;
 use crate::params::hash;
 use crate::rotary::{RotaryEmbedding, RotaryTables};
-use crate::{Batch, KvCache, Result};
+use crate::{Batch, PagedRows, Result};
 
 /// The rotary embedding of a block.
 #[derive(Debug, Clone, Copy)]
@@ -23,8 +23,8 @@ pub(super) enum RopeKind {
 /// computes all rows of a batch in one matmul. An adapter of each row needs layers with several adapters.
 pub(super) struct ForwardContext<'a, 'i> {
     pub tokens: TokenContext,
-    /// The keys and values of earlier tokens, to which each block appends those of the batch.
-    pub cache: Option<&'a KvCache>,
+    /// The pages of earlier tokens, to which each block appends the keys and values of the batch.
+    pub cache: Option<PagedRows<'a>>,
     /// Reads and changes the heads of each block.
     pub inspection: Option<Inspection<'i>>,
 }
@@ -49,15 +49,14 @@ pub(super) struct TokenContext {
 }
 
 impl TokenContext {
-    /// The context of a batch, whose rows continue those of a cache.
+    /// The context of a batch. With a cache, `sequences` are the rows with their earlier tokens.
     pub fn new(
         batch: &Batch,
-        cache: Option<&KvCache>,
+        sequences: Option<Sequences>,
         rotary: &RotaryEmbedding,
         sliding_window: Option<usize>,
     ) -> Result<Self> {
         let lens = batch.lens()?;
-        let sequences = cache.map(|cache| cache.sequences(&lens)).transpose()?;
         let mut mask = AttentionMask { sequences, ..batch.mask.clone() };
         // The number of keys before the first token of each row.
         let past: Vec<usize> = match (&mask.sequences, &batch.row_lens) {
@@ -99,11 +98,6 @@ impl TokenContext {
             None => Ok(y),
             Some(dropout) => Ok(llm_kernels::residual_dropout(residual, &y, dropout_of(dropout, place, layer))?),
         }
-    }
-
-    /// The sequences of a batch with a KV cache.
-    pub fn sequences(&self) -> Option<&Sequences> {
-        self.mask.sequences.as_ref()
     }
 }
 

@@ -6,6 +6,7 @@
 //! ragged batch each sequence has its own numbers of queries and keys ([`Sequences`]).
 
 mod cpu;
+mod paged;
 mod reference;
 mod sequences;
 
@@ -15,6 +16,7 @@ use candle_core::{Result, Tensor, bail};
 
 pub use cpu::saved_bytes;
 pub(crate) use cpu::{FlashAttention, GroupWriters, Heads};
+pub use paged::{KvPages, PagedKv, paged_attention};
 pub use reference::attention_weights;
 pub use sequences::Sequences;
 
@@ -56,6 +58,15 @@ impl AttentionMask {
     /// The index among all queries of the first query of sequence `b`.
     fn first_query(&self, b: usize, t: usize) -> usize {
         self.sequences.as_ref().map_or(b * t, |sequences| sequences.queries(b).start)
+    }
+
+    /// The mask of sequence `b` of a ragged batch alone.
+    fn alone(&self, b: usize, sequences: &Sequences) -> Self {
+        Self {
+            window_starts: self.window_starts.as_ref().map(|starts| starts[sequences.queries(b)].into()),
+            masked_keys: self.masked_keys.as_ref().map(|masked| [masked[b]].into()),
+            sequences: None,
+        }
     }
 
     /// True if key `j` is masked for all queries of sequence `b`.

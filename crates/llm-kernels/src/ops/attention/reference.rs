@@ -48,14 +48,9 @@ fn ragged(
     for b in 0..sequences.len() {
         let (queries, keys) = (sequences.queries(b), sequences.keys(b));
         if !queries.is_empty() {
-            let alone = AttentionMask {
-                window_starts: mask.window_starts.as_ref().map(|starts| starts[queries.clone()].into()),
-                masked_keys: mask.masked_keys.as_ref().map(|masked| [masked[b]].into()),
-                sequences: None,
-            };
             let q = q.narrow(1, queries.start, queries.len())?;
             let [k, v] = [k, v].map(|x| x.narrow(0, b, 1)?.narrow(1, 0, keys));
-            outputs.push(attention(&q, &k?, &v?, params, &alone)?);
+            outputs.push(attention(&q, &k?, &v?, params, &mask.alone(b, sequences))?);
         }
     }
     if outputs.is_empty() { q.zeros_like() } else { Tensor::cat(&outputs, 1) }

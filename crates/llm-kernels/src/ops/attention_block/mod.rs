@@ -10,7 +10,7 @@ use candle_core::{Result, Tensor};
 
 pub use cpu::saved_bytes;
 
-use super::attention::{AttentionMask, AttentionParams};
+use super::attention::{AttentionMask, AttentionParams, PagedKv};
 use super::norm::Norm;
 use super::projection::Projection;
 use super::rotary::RotaryTable;
@@ -49,9 +49,9 @@ pub struct AttentionBlock<'a> {
     pub params: AttentionParams,
     /// The attention mask.
     pub mask: &'a AttentionMask,
-    /// Keys and values of earlier tokens, each `(b, g, capacity, d)`: those of `x` are appended to them. The mask then has
-    /// the sequences, and `x` is `(1, n, hidden)`.
-    pub cache: Option<(&'a Tensor, &'a Tensor)>,
+    /// The pages with the keys and values of earlier tokens, to which those of `x` are appended. The mask then has the
+    /// sequences.
+    pub cache: Option<PagedKv<'a>>,
 }
 
 impl<'a> AttentionBlock<'a> {

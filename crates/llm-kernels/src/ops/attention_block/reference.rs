@@ -1,10 +1,9 @@
 //! The attention block as single operations, for all weights, dtypes and devices.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use super::{AttentionBlock, AttentionHeads, HeadHook, QkNorm};
-use crate::ops::attention::attention;
-use crate::ops::kv_append::kv_append;
+use crate::ops::attention::{attention, paged_attention};
 use crate::ops::norm::apply_norm;
 use crate::ops::projection::Projection;
 use crate::ops::rotary::rope;
@@ -13,20 +12,20 @@ use crate::ops::rotary::rope;
 pub fn attention_block(x: &Tensor, block: &AttentionBlock, hook: Option<&mut HeadHook>) -> Result<Tensor> {
     let AttentionBlock { params, mask, .. } = *block;
     let (q, k, v) = queries_keys_values(&apply_norm(block.norm.as_ref(), x)?, block)?;
-    let (k, v) = match (block.cache, &mask.sequences) {
-        (Some((keys, values)), Some(sequences)) => {
-            kv_append(keys, &k, sequences)?;
-            kv_append(values, &v, sequences)?;
-            let cached = |all: &Tensor| all.narrow(2, 0, sequences.max_keys())?.transpose(1, 2);
-            (cached(keys)?, cached(values)?) // (b, s, g, d)
+    let y = match (block.cache, &mask.sequences, hook) {
+        (Some(cache), Some(sequences), None) => {
+            cache.pages.append(cache.tables, [&k, &v], sequences)?;
+            paged_attention(&q, cache, params, mask)?
         }
-        _ => (k, v),
-    };
-    let y = attention(&q, &k, &v, params, mask)?; // (b, t, h, d)
-    let y = match hook {
-        Some(hook) => hook(&AttentionHeads { q: &q, k: &k, v: &v, y: &y, params, mask })?,
-        None => y,
-    };
+        (Some(_), ..) => bail!("attention_block: a cache needs the sequences of the batch, and its heads are not read"),
+        (None, _, hook) => {
+            let y = attention(&q, &k, &v, params, mask)?;
+            match hook {
+                Some(hook) => hook(&AttentionHeads { q: &q, k: &k, v: &v, y: &y, params, mask })?,
+                None => y,
+            }
+        }
+    }; // (b, t, h, d)
     match &block.output_norm {
         Some(norm) => x + norm.forward(&block.o.forward(&y.flatten_from(2)?)?)?,
         None => block.o.forward_residual(&y, x),

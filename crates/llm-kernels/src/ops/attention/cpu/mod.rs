@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 pub(crate) use call::FlashAttention;
 pub(crate) use heads::{GroupWriters, Heads};
+pub(super) use softmax::online_softmax_update;
 
 use super::Dims;
 use crate::cpu::uninit::write_heads;

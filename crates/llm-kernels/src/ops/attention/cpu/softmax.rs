@@ -8,7 +8,7 @@ use crate::cpu::simd::{exp, max, sum2, tanh};
 /// the factor that rescales the previous sums.
 #[pulp::with_simd(online_softmax_update = crate::cpu::unit::arch())]
 #[inline(always)]
-pub(super) fn online_softmax_update_simd<'a, S: pulp::Simd>(
+pub(in crate::ops::attention) fn online_softmax_update_simd<'a, S: pulp::Simd>(
     _simd: S,
     row: &'a mut [f32],
     columns: Range<usize>,
