@@ -9,6 +9,7 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
 
+use super::few_rows::FEW_ROWS;
 use super::linear_mapped::MappedWeight;
 use super::projection::{LoraWeights, Projection, ProjectionWeight};
 use crate::QuantizedWeight;
@@ -17,8 +18,8 @@ use crate::cpu::gemm::{AnyMatrix, Element, GemmElement, GemmOptions, Matrix, Pre
 use crate::cpu::node::ParamGradients;
 use crate::cpu::rows::{rows_per_task, zeros};
 
-/// The smallest number of rows for which a fused block is faster than its single operations.
-pub(crate) const MIN_ROWS: usize = 5;
+/// The smallest number of rows of a fused block: with fewer rows, a model in training has the bits of a frozen one.
+pub(crate) const MIN_ROWS: usize = FEW_ROWS + 1;
 
 /// A projection inside a fused block.
 pub(crate) struct FusedProjection {

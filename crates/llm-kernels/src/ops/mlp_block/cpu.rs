@@ -207,7 +207,9 @@ mod tests {
 
     #[test]
     fn the_fused_block_equals_the_f64_reference() -> Result<()> {
-        for (shape, inner) in [(vec![1, 7], 5), (vec![33, 20], 40), (vec![2, 9, 12], 17), (vec![0, 4], 3)] {
+        for (shape, inner) in
+            [(vec![1, 7], 5), (vec![33, 20], 40), (vec![81, 20], 40), (vec![2, 45, 12], 17), (vec![0, 4], 3)]
+        {
             let hidden = *shape.last().unwrap();
             let (x, norm) = (random(&shape, 1, 1.)?, random(&[hidden], 2, 1.)?);
             let [gate, up] = [3, 4].map(|seed| random(&[inner, hidden], seed, 1.));
@@ -230,7 +232,7 @@ mod tests {
 
     #[test]
     fn biases_and_adapters_equal_the_f64_reference() -> Result<()> {
-        let (tokens, hidden, inner, r) = (33, 20, 37, 4);
+        let (tokens, hidden, inner, r) = (81, 20, 37, 4);
         let mut inputs = vec![random(&[tokens, hidden], 1, 1.)?, random(&[hidden], 2, 1.)?];
         for (i, (out, input)) in [(inner, hidden), (inner, hidden), (hidden, inner)].into_iter().enumerate() {
             let shapes = [vec![out, input], vec![out], vec![r, input], vec![out, r]];
@@ -262,7 +264,7 @@ mod tests {
 
     #[test]
     fn frozen_inputs_get_no_gradient() -> Result<()> {
-        let (x, w, down) = (random(&[6, 4], 1, 1.)?, random(&[3, 4], 2, 1.)?, random(&[4, 3], 3, 1.)?);
+        let (x, w, down) = (random(&[66, 4], 1, 1.)?, random(&[3, 4], 2, 1.)?, random(&[4, 3], 3, 1.)?);
         let vars = [&x, &w, &down].map(Var::from_tensor);
         let [x_var, w_var, down_var] = vars;
         let (x_var, w_var, down_var) = (x_var?, w_var?, down_var?);
