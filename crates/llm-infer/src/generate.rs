@@ -6,6 +6,7 @@ use llm_engine::{Engine, EngineOptions, Event, Request, SubmitError, TextModel, 
 use std::path::PathBuf;
 
 use crate::args::GenerationArgs;
+use crate::batch::batch;
 use crate::failure::input;
 use crate::prompt::source::read_prompt;
 use crate::prompt::{Plan, Prompt, Think, without_reasoning};
@@ -14,7 +15,7 @@ use crate::text_model::stream_reply;
 use crate::vote::count;
 
 /// The seed, unless another one is given.
-const SEED: u64 = 42;
+pub(crate) const SEED: u64 = 42;
 
 #[derive(Debug, Args)]
 #[command(
@@ -23,6 +24,7 @@ const SEED: u64 = 42;
     llm-infer generate -m model.gguf --shots shots.jsonl --num-shots 4 \"A new input\" --dry-run\n  \
     llm-infer generate -m model.gguf --think --samples 10 --vote \"What is 17 times 3?\"\n  \
     llm-infer generate -m model.gguf --prompt-file summary.toml --var words=20 -f article.txt\n  \
+    llm-infer generate -m model.gguf --batch prompts.jsonl --out answers.jsonl\n  \
     echo \"Hello.\" | llm-infer generate -m model.gguf"
 )]
 pub(crate) struct GenerateArgs {
@@ -37,7 +39,7 @@ pub(crate) struct GenerateArgs {
     pub(crate) file: Option<PathBuf>,
     /// Continue the prompt as plain text, without the chat template
     #[arg(long)]
-    raw: bool,
+    pub(crate) raw: bool,
     /// Print what the model sees, its token ids, and the settings with their sources; generate nothing
     #[arg(long)]
     dry_run: bool,
@@ -47,6 +49,17 @@ pub(crate) struct GenerateArgs {
     /// Self-consistency: print the most frequent answer of the samples and its share
     #[arg(long)]
     vote: bool,
+    /// Answer each line of a JSONL file: an object with "prompt" or "messages", and if wanted "id", "sampling", "meta"
+    #[arg(long, value_name = "IN.jsonl", requires = "out",
+        conflicts_with_all = ["positional", "prompt", "file", "dry_run", "samples", "vote"])]
+    batch: Option<PathBuf>,
+    /// Output of --batch: one JSON object a line in the order of the input; must not exist. A run that was killed goes on with what
+    /// is missing
+    #[arg(long, value_name = "OUT.jsonl", requires = "batch")]
+    out: Option<PathBuf>,
+    /// With --batch: a broken line ends the run before it starts; by default its answer is an error
+    #[arg(long, requires = "batch")]
+    pub(crate) strict: bool,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
 }
@@ -57,6 +70,9 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let plan = args.generation.prompt.plan()?;
     if args.vote && args.samples < 2 {
         return Err(Failure::input("--vote needs several answers; add --samples 10"));
+    }
+    if let (Some(from), Some(out)) = (&args.batch, &args.out) {
+        return batch(args, &plan, from, out);
     }
     let text = if plan.needs_input() {
         read_prompt(args)?

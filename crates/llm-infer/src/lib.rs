@@ -13,6 +13,7 @@
 mod adapter;
 mod args;
 mod attention;
+mod batch;
 mod chat;
 pub mod cli;
 mod convert;

@@ -149,3 +149,45 @@ fn several_answers_are_printed_or_counted() {
     assert_eq!(code, 0, "{error}");
     assert_eq!(vote, format!("{}\n5 of 5 answers (100 %)\n", greedy.trim()));
 }
+
+#[test]
+fn a_batch_answers_each_line_and_goes_on_after_it_was_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    save_model(&dir.path().join("model"), true);
+    let mut rows: Vec<String> = (0..40).map(|i| format!("{{\"id\": \"q{i}\", \"prompt\": \"the cat\"}}")).collect();
+    rows[1] = r#"{"messages": [{"role": "user", "content": "the cat"}], "sampling": {"temperature": 0}, "meta": 7}"#
+        .to_owned();
+    rows[2] = r#"{"prompt": "sat", "id"#.to_owned();
+    std::fs::write(dir.path().join("in.jsonl"), rows.join("\n")).unwrap();
+    let run = |out: &str, more: &[&str]| generate(dir.path(), &[&["--batch", "in.jsonl", "--out", out], more].concat());
+    let (code, _, error) = run("a.jsonl", &[]);
+    assert!(code == 0 && error.contains("in.jsonl line 3: "), "{error}");
+    let whole = std::fs::read_to_string(dir.path().join("a.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.len() == 40 && lines[2]["error"].is_string() && lines[1]["meta"] == 7 && lines[1]["id"] == 2);
+    assert_eq!(generate(dir.path(), &["the cat", "--temperature", "0"]).1.trim_end_matches('\n'), lines[1]["text"]);
+    assert_eq!((&lines[5]["id"], lines[5]["text"] == lines[6]["text"]), (&"q5".into(), false), "each line is random");
+    let (code, _, error) = run("a.jsonl", &[]);
+    assert!(code == 2 && error.contains("a.jsonl: already exists"), "{error}");
+    let (code, _, error) = run("b.jsonl", &["--strict"]);
+    assert!(code == 2 && error.contains("in.jsonl line 3: ") && !dir.path().join("b.jsonl.part").exists(), "{error}");
+    // Killed as soon as some lines are there.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llm-infer"));
+    command.args(["generate", "-m", "model", "--max-new-tokens", "6", "--batch", "in.jsonl", "--out", "c.jsonl"]);
+    let mut child = command.current_dir(dir.path()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let part = dir.path().join("c.jsonl.part");
+    while std::fs::read(&part).map_or(0, |bytes| bytes.len()) < 200 && child.try_wait().unwrap().is_none() {}
+    child.kill().unwrap();
+    child.wait().unwrap();
+    if part.exists() {
+        // As if the machine had stopped within a line.
+        let mut bytes = std::fs::read(&part).unwrap();
+        bytes.extend(b"{\"id\": \"q");
+        std::fs::write(&part, bytes).unwrap();
+        let (code, _, error) = run("c.jsonl", &["--top-k", "3"]);
+        assert!(code == 2 && error.contains("c.jsonl.part: belongs to other options"), "{error}");
+        assert_eq!(run("c.jsonl", &[]).0, 0);
+    }
+    assert_eq!(std::fs::read_to_string(dir.path().join("c.jsonl")).unwrap(), whole);
+    assert!(!part.exists() && !dir.path().join("c.jsonl.state").exists());
+}
