@@ -1,5 +1,6 @@
 //! The handle of the engine: requests in, events out.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -40,6 +41,8 @@ struct Handle {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub model: TextModel,
+    /// The model with each of its adapters that is not active. Frozen weights are shared.
+    pub adapted: BTreeMap<String, Model>,
     /// Drafts tokens.
     pub draft: Option<Model>,
     pub options: EngineOptions,
@@ -162,8 +165,20 @@ pub struct ModelInfo {
     pub generates: bool,
     /// Whether it has a score head.
     pub scores: bool,
-    /// The names of its adapters.
+    /// The names of the adapters that a request can choose: those that are loaded and not active.
     pub adapters: Vec<String>,
+}
+
+/// A copy of the model for each of its adapters that is not active. The copies share the frozen weights.
+fn adapted(model: &Model) -> Result<BTreeMap<String, Model>> {
+    let inactive = model.adapters().filter(|name| !model.active_adapters().iter().any(|active| active == name));
+    inactive
+        .map(|name| {
+            let mut copy = model.clone();
+            copy.use_adapter(Some(name))?;
+            Ok((name.to_owned(), copy))
+        })
+        .collect()
 }
 
 impl Engine {
@@ -196,8 +211,10 @@ impl Engine {
         }
         let (stop_ids, context_length) = (model.stop_ids(), config.max_position_embeddings.min(tokens));
         let (token_texts, state) = (model.tokenizer.token_texts().into(), Mutex::default());
+        let adapted = adapted(&model.model)?;
         let constraints = OnceLock::new();
-        let shared = Shared { model, draft, options, stop_ids, token_texts, constraints, context_length, state };
+        let shared =
+            Shared { model, adapted, draft, options, stop_ids, token_texts, constraints, context_length, state };
         let shared = Arc::new(shared);
         let (commands, receiver) = std::sync::mpsc::channel();
         let thread = thread::start(Arc::clone(&shared), receiver)?;
@@ -282,7 +299,7 @@ impl Engine {
             hidden_size: config.hidden_size,
             generates: model.head() == Head::LanguageModel,
             scores: model.head() != Head::LanguageModel,
-            adapters: model.adapters().map(str::to_owned).collect(),
+            adapters: self.shared.adapted.keys().cloned().collect(),
         }
     }
 

@@ -52,8 +52,9 @@ pub(super) struct Worker<'a> {
     next_id: u64,
     epoch: Instant,
     speed: Speed,
-    /// The rows of the step that is computed.
+    /// The rows of the forward pass that is computed, and the adapter of their requests.
     current: Vec<Row>,
+    adapter: Option<String>,
     /// The drafts of the step by sequence; they are the last tokens of its row.
     drafts: HashMap<u64, Draft>,
     /// When the last request ended.
@@ -72,6 +73,7 @@ impl<'a> Worker<'a> {
             epoch: now,
             speed: Speed::new(),
             current: Vec::new(),
+            adapter: None,
             drafts: HashMap::new(),
             last_end: now,
         }
@@ -98,7 +100,10 @@ impl<'a> Worker<'a> {
             since: submitted.saturating_duration_since(self.epoch),
             cost: (request.prompt.len() + request.choices * max_tokens) as u64,
         };
-        let root = PageKey::root("", request.cache_salt.as_deref().unwrap_or_default());
+        let root = PageKey::root(
+            request.adapter.as_deref().unwrap_or_default(),
+            request.cache_salt.as_deref().unwrap_or_default(),
+        );
         // The cache has no logits.
         let reads_cache = self.shared.options.prefix_cache && request.prompt_logprobs.is_none();
         let ids = request.prompt.clone();
@@ -233,8 +238,37 @@ impl<'a> Worker<'a> {
         Ok(true)
     }
 
-    /// Computes the rows of the step and gives the tokens to the answers; the number of prompt tokens.
+    /// Computes the rows of the step, those of each adapter together; the number of prompt tokens.
     fn compute(&mut self) -> Result<usize> {
+        let mut groups: BTreeMap<Option<String>, Vec<Row>> = BTreeMap::new();
+        for row in std::mem::take(&mut self.current) {
+            groups.entry(self.adapter_of(row.id)).or_default().push(row);
+        }
+        let mut prompt_tokens = 0;
+        for (adapter, rows) in groups {
+            (self.adapter, self.current) = (adapter, rows);
+            prompt_tokens += self.compute_rows()?;
+        }
+        Ok(prompt_tokens)
+    }
+
+    /// The adapter of the request of a sequence.
+    fn adapter_of(&self, sequence: u64) -> Option<String> {
+        let (work, _) = self.owners.get(&sequence)?;
+        match &self.works.get(work)?.task {
+            Task::Generate(generate) => generate.job.request.adapter.clone(),
+            Task::Embed { .. } | Task::Score { .. } => None,
+        }
+    }
+
+    /// The model with the adapter of the current rows.
+    fn model(&self) -> &'a Model {
+        let adapted = self.adapter.as_ref().and_then(|name| self.shared.adapted.get(name));
+        adapted.unwrap_or(&self.shared.model.model)
+    }
+
+    /// Computes the current rows and gives the tokens to the answers; the number of prompt tokens.
+    fn compute_rows(&mut self) -> Result<usize> {
         self.draft()?;
         let hidden = self.forward()?; // (n, hidden)
         self.follow()?;
@@ -282,11 +316,12 @@ impl<'a> Worker<'a> {
         let past: Vec<usize> = rows.iter().map(|row| row.from).collect();
         let tables: Vec<Vec<u32>> = rows.iter().map(|row| scheduler.table(row.id).to_vec()).collect();
         let paged = PagedRows { pool, tables: &tables, past: &past };
-        Ok(self.shared.model.model.hidden_paged(&Batch::ragged(&ids, &past)?, &paged)?.squeeze(0)?)
+        Ok(self.model().hidden_paged(&Batch::ragged(&ids, &past)?, &paged)?.squeeze(0)?)
     }
 
     /// Gives the hidden states `(n, hidden)` to the requests.
     fn take_hidden(&mut self, hidden: &Tensor) -> Result<Ends> {
+        let model = self.model();
         let (mut first, mut ends, mut drafted) = (0, Vec::new(), Vec::new());
         for row in self.current.clone() {
             let at = first;
@@ -300,7 +335,7 @@ impl<'a> Worker<'a> {
             let Some(work) = self.works.get_mut(&id) else { continue };
             let ids = self.state.scheduler.ids(row.id);
             let is_last = row.from + row.count == ids.len();
-            match work.take_hidden(&self.shared.model.model, ids, row.from, &hidden.narrow(0, at, row.count)?) {
+            match work.take_hidden(model, ids, row.from, &hidden.narrow(0, at, row.count)?) {
                 Err(error) => self.fail(id, error),
                 Ok(true) => self.remove(id),
                 Ok(false) if is_last => ends.push((row.id, first as u32 - 1)),

@@ -36,8 +36,10 @@ pub(super) fn request(request: &Request, shared: &Shared) -> Result<()> {
             return Err(invalid(field, format!("is {count}; it must be at most {MAX_LOGPROBS}")));
         }
     }
-    if let Some(name) = &request.adapter {
-        return Err(invalid("adapter", format!("is \"{name}\"; the engine has no adapters")));
+    if let Some(name) = request.adapter.as_ref().filter(|name| !shared.adapted.contains_key(*name)) {
+        let known: Vec<&str> = shared.adapted.keys().map(String::as_str).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        return Err(invalid("adapter", format!("is \"{name}\"; the adapters of the engine: {known}")));
     }
     Ok(())
 }

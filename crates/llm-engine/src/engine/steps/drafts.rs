@@ -190,7 +190,7 @@ impl Worker<'_> {
         if all.is_empty() {
             return Ok(());
         }
-        let model = &self.shared.model.model;
+        let model = self.model();
         let vocab = model.config().vocab_size;
         let states = hidden.index_select(&Tensor::from_slice(&wanted, wanted.len(), hidden.device())?, 0)?;
         let mut logits = model.output(&states)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;

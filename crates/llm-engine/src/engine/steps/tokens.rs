@@ -33,7 +33,7 @@ impl<'a> Worker<'a> {
         if draws.is_empty() {
             return Ok(());
         }
-        let model = &self.shared.model.model;
+        let model = self.model();
         let mut distinct = rows.clone();
         distinct.dedup();
         let last = hidden.index_select(&Tensor::from_slice(&distinct, distinct.len(), hidden.device())?, 0)?;
