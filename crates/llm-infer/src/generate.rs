@@ -1,13 +1,16 @@
 //! The command `generate`: one prompt, one or several answers.
 
+mod batch;
+
+use std::path::PathBuf;
+
 use clap::Args;
 use llm_cli::Failure;
 use llm_engine::{Engine, EngineOptions, Event, Request, SubmitError, TextModel, TextOptions};
-use std::path::PathBuf;
 
-use crate::args::GenerationArgs;
-use crate::batch::batch;
+use self::batch::batch;
 use crate::failure::input;
+use crate::generation_args::GenerationArgs;
 use crate::prompt::source::read_prompt;
 use crate::prompt::{Plan, Prompt, Think, without_reasoning};
 use crate::settings::{Settings, ends};
@@ -75,7 +78,7 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
         return batch(args, &plan, from, out);
     }
     let text = if plan.needs_input() {
-        read_prompt(args)?
+        read_prompt(args.positional.as_deref().or(args.prompt.as_deref()), args.file.as_deref())?
     } else if args.positional.is_some() || args.prompt.is_some() || args.file.is_some() {
         return Err(Failure::input("the prompt file has no {{ input }}, so a prompt has no place; remove one of them"));
     } else {

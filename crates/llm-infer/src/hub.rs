@@ -3,7 +3,8 @@
 use llm_cli::Failure;
 use llm_hub::Wanted;
 
-use crate::args::{Command, GenerationArgs};
+use crate::args::Command;
+use crate::generation_args::GenerationArgs;
 
 impl Command {
     /// Replaces names on the hub by folders in its cache.

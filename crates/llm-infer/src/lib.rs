@@ -13,13 +13,13 @@
 mod adapter;
 mod args;
 mod attention;
-mod batch;
 mod chat;
 pub mod cli;
 mod convert;
 mod dtype;
 mod failure;
 mod generate;
+mod generation_args;
 mod hub;
 mod merge;
 mod prompt;

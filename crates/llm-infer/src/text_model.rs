@@ -8,8 +8,8 @@ use llm_model::Model;
 use llm_tokenizer::TemplateOptions;
 
 use crate::adapter::with_adapter;
-use crate::args::GenerationArgs;
 use crate::failure::input;
+use crate::generation_args::GenerationArgs;
 use crate::prompt::Plan;
 use crate::settings::Settings;
 

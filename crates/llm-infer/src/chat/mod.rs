@@ -17,8 +17,8 @@ use self::command::{COMMANDS, Command, KEYS, Line};
 use self::editor::{Entered, Reader};
 use self::history::History;
 use self::interrupt::Answering;
-use crate::args::GenerationArgs;
 use crate::failure::input;
+use crate::generation_args::GenerationArgs;
 use crate::prompt::{Plan, Think, without_reasoning};
 use crate::text_model::stream_reply;
 

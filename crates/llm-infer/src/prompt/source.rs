@@ -6,12 +6,10 @@ use std::path::Path;
 use llm_cli::Failure;
 
 use crate::failure::io_failure;
-use crate::generate::GenerateArgs;
 
 /// The prompt: an argument, a file, or standard input. One line break at the end of a file or of standard input is removed.
-pub(crate) fn read_prompt(args: &GenerateArgs) -> Result<String, Failure> {
-    let argument = args.positional.as_deref().or(args.prompt.as_deref());
-    let text = match (argument, &args.file) {
+pub(crate) fn read_prompt(argument: Option<&str>, file: Option<&Path>) -> Result<String, Failure> {
+    let text = match (argument, file) {
         (Some("-"), _) => standard_input()?,
         (Some(text), _) => text.to_owned(),
         (None, Some(path)) if path == Path::new("-") => standard_input()?,

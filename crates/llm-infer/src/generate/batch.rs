@@ -11,8 +11,8 @@ use llm_tokenizer::ChatMessage;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::{GenerateArgs, SEED, refused};
 use crate::failure::{input, io_failure, refuse_existing};
-use crate::generate::{GenerateArgs, SEED, refused};
 use crate::prompt::Plan;
 
 /// Requests that the engine has at the same time.
