@@ -139,6 +139,8 @@ pub fn reply_kls(
 
 #[cfg(test)]
 mod tests {
+    use llm_engine::Sampling;
+
     use super::*;
     use crate::testing::{bigram_model, tokenizer};
 
@@ -147,7 +149,8 @@ mod tests {
     fn equal_prompts_get_different_replies_in_every_batch() {
         let tokenizer = tokenizer("the cat sat on the mat.");
         let model = TextModel { model: bigram_model(&tokenizer, |_, _| 0.), tokenizer };
-        let options = GenerateOptions { max_new_tokens: 6, stop_ids: Some(Vec::new()), ..GenerateOptions::default() };
+        let sampling = Sampling { seed: Some(42), ..Sampling::default() };
+        let options = GenerateOptions { max_new_tokens: 6, stop_ids: Some(Vec::new()), sampling };
         let prompts = vec![vec![7, 8]; 8];
         let batched = generate_replies(&model, &prompts, &options, 2).unwrap();
         assert_eq!(batched, generate_replies(&model, &prompts, &options, 8).unwrap());

@@ -83,6 +83,20 @@ impl Screen {
         }
     }
 
+    /// Waits until an answer runs: much is shown after what was waited for before.
+    fn wait_for_answer(&mut self) {
+        let start = Instant::now();
+        loop {
+            let shown = self.shown.lock().unwrap().len();
+            if shown > self.read + 2000 {
+                self.read = shown;
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "{shown} bytes are shown");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Waits until the program has ended. Returns its status and all that was shown.
     fn end(mut self) -> (ExitStatus, String) {
         let start = Instant::now();
@@ -153,7 +167,7 @@ fn a_paste_is_one_message_and_ctrl_c_stops_the_answer_and_not_the_chat() {
     screen.wait("sat");
     screen.press("\r");
     // The model answers on and on. What is pasted meanwhile waits.
-    std::thread::sleep(Duration::from_millis(500));
+    screen.wait_for_answer();
     screen.press("\x03");
     screen.wait(PROMPT);
     screen.press(&format!("/save {}\r", saved.display()));
@@ -162,7 +176,7 @@ fn a_paste_is_one_message_and_ctrl_c_stops_the_answer_and_not_the_chat() {
     screen.press("/clear\r");
     screen.wait(PROMPT);
     screen.press("the mat\r");
-    std::thread::sleep(Duration::from_millis(500));
+    screen.wait_for_answer();
     screen.press("\x1b[200~rm -rf one\rrm -rf two\r\x1b[201~");
     screen.press("\x03");
     screen.wait(PROMPT);

@@ -4,12 +4,14 @@ mod admission;
 mod answer;
 mod handle;
 mod options;
+mod shared;
 mod stats;
 mod steps;
 mod thread;
 mod validate;
 mod work;
 
-pub use handle::{Engine, Generation, ModelInfo, Pending, Pooling, SubmitError};
+pub use handle::{Engine, Generation, ModelInfo, Pending, SubmitError};
 pub use options::EngineOptions;
+pub use shared::Pooling;
 pub use stats::{EngineStats, Histogram};

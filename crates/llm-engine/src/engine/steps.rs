@@ -12,8 +12,8 @@ use llm_model::{Batch, KvPool, Model, PagedRows};
 use drafts::Draft;
 
 use super::answer::Answer;
-use super::handle::Shared;
 use super::options::Speed;
+use super::shared::Shared;
 use super::work::{Generate, Job, Running, Task, Work};
 use crate::scheduler::{PageKey, Row, Scheduler, Step, Waiting};
 use crate::{Error, Result, Sampler};

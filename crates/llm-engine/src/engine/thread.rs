@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::handle::{Pooling, Shared};
+use super::shared::{Pooling, Shared};
 use super::steps::Worker;
 use super::work::{Job, Task, Work};
 use crate::{Error, Result};

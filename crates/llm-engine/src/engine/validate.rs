@@ -2,7 +2,7 @@
 
 use llm_model::Head;
 
-use super::handle::Shared;
+use super::shared::Shared;
 use crate::{Error, Request, Result};
 
 /// The maximum number of answers to one request.

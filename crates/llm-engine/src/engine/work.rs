@@ -7,7 +7,7 @@ use llm_model::Model;
 use tokio::sync::{mpsc, oneshot};
 
 use super::answer::{Answer, Piece};
-use super::handle::Pooling;
+use super::shared::Pooling;
 use crate::{CompiledConstraint, Error, Event, FinishReason, Request, Result, Sampler, Token, TokenLogprobs, Usage};
 
 /// Rows of logits that are computed at a time for the log-probabilities of a prompt.

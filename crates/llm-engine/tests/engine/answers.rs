@@ -2,12 +2,10 @@
 
 use candle_core::{D, DType};
 use candle_nn::ops::log_softmax;
-use llm_engine::{
-    Engine, EngineOptions, FinishReason, GenerateOptions, Pooling, Request, Sampling, TextOptions, generate,
-};
+use llm_engine::{Engine, FinishReason, GenerateOptions, Pooling, Request, Sampling, TextOptions, generate};
 use llm_model::{Batch, Head};
 
-use crate::{ask, engine, greedy, request, text_model};
+use crate::{ask, engine, exact, greedy, request, text_model};
 
 #[test]
 fn a_greedy_answer_is_that_of_generate() {
@@ -144,7 +142,7 @@ fn a_score_is_that_of_the_last_token_and_scaled() {
     for (key, value) in [("reward_mean", 0.5), ("reward_std", 0.25)] {
         model.model.extra.insert(key.to_owned(), value.into());
     }
-    let engine = Engine::start(model, EngineOptions::default()).unwrap();
+    let engine = Engine::start(model, exact()).unwrap();
     let score = engine.score(ids).unwrap().blocking_get().unwrap();
     assert!((score - (raw - 0.5) / 0.25).abs() < 1e-3, "{score}");
 }
