@@ -1,9 +1,7 @@
 //! Batches of tokenized splits: in random order for training, in order for evaluation.
 
-use std::ops::Range;
-
 use crate::mixture::Mixture;
-use crate::token_rows::{Packing, TokenRows};
+use crate::token_rows::{Packing, TokenBatch, TokenRows};
 use crate::{Error, Result, TokenDataset};
 
 /// Batches of rows of consecutive tokens, in random order, from one or several datasets.
@@ -16,20 +14,6 @@ pub struct Batches<'a> {
     sources: Vec<TokenRows<'a>>,
     mixture: Mixture,
     batch_size: usize,
-}
-
-/// The tokens of a batch.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TokenBatch {
-    /// `(batch_size, seq_len)` token ids in row-major order.
-    pub inputs: Vec<u32>,
-    /// The token after each input, `(batch_size, seq_len)`.
-    pub targets: Vec<u32>,
-    /// The lengths of the parts of `inputs` that belong to one document each, in order. A separator begins a part: it is the first
-    /// token that the following document sees, and the last target of the document before.
-    pub parts: Vec<usize>,
-    /// The places of `inputs` without a token of the text: their targets do not count. Each is a part of its own.
-    pub padding: Vec<Range<usize>>,
 }
 
 impl<'a> Batches<'a> {

@@ -53,7 +53,7 @@ mod token_rows;
 mod value;
 mod warnings;
 
-pub use batches::{Batches, TokenBatch, eval_windows};
+pub use batches::{Batches, eval_windows};
 pub use contamination::Contamination;
 pub use conversation::{TrainingRow, TrainingRows, prompt_key, read_prompts, read_training_rows};
 pub use documents::{Document, DocumentOptions, Markup, Problem, ReadReport, document_files, for_each_document};
@@ -69,7 +69,7 @@ pub use shards::{
     for_each_token_document, is_token_file, prepare,
 };
 pub use split::{Duplicates, ItemKeys, Keyed, SplitKey, split_by_prompt};
-pub use token_rows::Packing;
+pub use token_rows::{Packing, TokenBatch};
 pub use warnings::{Broken, Warnings};
 
 /// The result of every fallible function of this crate.

@@ -1,12 +1,27 @@
 //! The rows of one dataset in random order: cut from the stream of tokens, or packed from whole documents.
 
+use std::ops::Range;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::batches::TokenBatch;
 use crate::{TokenDataset, best_fit_decreasing};
+
+/// The tokens of a batch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenBatch {
+    /// `(batch_size, seq_len)` token ids in row-major order.
+    pub inputs: Vec<u32>,
+    /// The token after each input, `(batch_size, seq_len)`.
+    pub targets: Vec<u32>,
+    /// The lengths of the parts of `inputs` that belong to one document each, in order. A separator begins a part: it is the first
+    /// token that the following document sees, and the last target of the document before.
+    pub parts: Vec<usize>,
+    /// The places of `inputs` without a token of the text: their targets do not count. Each is a part of its own.
+    pub padding: Vec<Range<usize>>,
+}
 
 /// How documents become rows of equal length.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
