@@ -3,6 +3,8 @@
 //! Each program is a command that prints one JSON object with the metrics of its run. Every round runs all programs
 //! once, so that a change of the clock speed during the benchmark affects all of them.
 
+mod serve;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -24,7 +26,7 @@ pub enum Bench {
     /// Time prefill of 512 tokens and decoding, for a model of the shape of SmolLM2-135M with random weights
     Infer(Options),
     /// Time concurrent requests to our server and to llama.cpp's, with the same model file and prompts
-    Serve(crate::serve::ServeOptions),
+    Serve(serve::ServeOptions),
     /// Time our encoder and trainer of tokenizers and those of the crate tokenizers, in one process
     Tokenizers(crate::tokenizers::TokenizerOptions),
     /// Time fine-tuning steps of a model on conversations, all weights and LoRA, and compare the losses with TRL's on equal batches
@@ -118,7 +120,7 @@ pub fn run(bench: &Bench) -> Result<(), String> {
         }
         Bench::Train(options) => train(options, &root),
         Bench::Infer(options) => infer(options, &root),
-        Bench::Serve(options) => crate::serve::bench(options, &root),
+        Bench::Serve(options) => serve::bench(options, &root),
         Bench::Finetune(options) => finetune(options, &root),
     }
 }
@@ -178,7 +180,7 @@ fn infer(options: &Options, root: &Path) -> Result<(), String> {
         match &options.baselines {
             // All programs read the same file, as a user's do.
             Some(python) => {
-                make_baseline_file(python, &script, &config, &folder, dtype)?;
+                make_baseline_file(python, (&script, &config), &folder, dtype)?;
                 ours.extend(words(&["--model", &folder.join(format!("model-{name}.gguf")).display().to_string()]));
             }
             None => ours.extend(words(&["--config", &config, "--dtype", name])),
@@ -204,8 +206,7 @@ fn infer(options: &Options, root: &Path) -> Result<(), String> {
 /// Makes the model of the inference benchmark, with random weights, and its GGUF file of this dtype, unless they exist.
 fn make_baseline_file(
     python: &Path,
-    script: &str,
-    config: &str,
+    (script, config): (&str, &str),
     folder: &Path,
     dtype: WeightDtype,
 ) -> Result<(), String> {
@@ -284,7 +285,7 @@ fn loss_difference(ours: &Map<String, Value>, other: &Map<String, Value>) -> Res
     ))
 }
 
-pub fn build(root: &Path, package: &str) -> Result<(), String> {
+fn build(root: &Path, package: &str) -> Result<(), String> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let arguments = ["build", "--release", "--quiet", "--package", package];
     match Command::new(cargo).args(arguments).current_dir(root).status() {
@@ -319,7 +320,7 @@ fn names(programs: &[Program]) -> Vec<&str> {
 
 /// A Markdown table with the median of each metric and the ratio of the first program's median to it. `metrics` are (column title,
 /// key of the JSON object, factor).
-pub fn table(names: &[&str], results: &[Vec<Map<String, Value>>], metrics: &[(&str, &str, f64)]) -> String {
+fn table(names: &[&str], results: &[Vec<Map<String, Value>>], metrics: &[(&str, &str, f64)]) -> String {
     let median = |runs: &[Map<String, Value>], key: &str| -> Option<f64> {
         let mut values: Vec<f64> = runs.iter().filter_map(|run| run.get(key)?.as_f64()).collect();
         values.sort_by(f64::total_cmp);

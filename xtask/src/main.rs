@@ -10,7 +10,6 @@ mod cuda;
 mod data;
 mod dependent;
 mod kernels;
-mod serve;
 mod tokenizers;
 
 use std::process::{Command, ExitCode};

@@ -98,7 +98,7 @@ pub fn bench(options: &ServeOptions, root: &Path) -> Result<(), String> {
     if [options.requests, options.concurrency, options.rounds, options.prompt_tokens, options.new_tokens].contains(&0) {
         return Err("a number is 0; all must be at least 1".to_owned());
     }
-    crate::bench::build(root, "llm-infer")?;
+    super::build(root, "llm-infer")?;
     let (model, threads) = (options.model.display().to_string(), options.threads.to_string());
     let ours = ["serve", "--model", &model, "--threads", &threads].map(str::to_owned).to_vec();
     // Room for prompt and answer in each of the slots, which divide the context.
@@ -132,7 +132,7 @@ pub fn bench(options: &ServeOptions, root: &Path) -> Result<(), String> {
         ("between tokens, p99, ms", "between_p99", 1e3),
         ("peak memory, MB", "peak_memory", 1e-6),
     ];
-    println!("{}", crate::bench::table(&names, &results, &metrics));
+    println!("{}", super::table(&names, &results, &metrics));
     Ok(())
 }
 
