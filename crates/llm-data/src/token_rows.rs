@@ -243,7 +243,7 @@ mod tests {
     use crate::shards::tests::dataset;
 
     fn documents(count: usize) -> Vec<String> {
-        (0..count).map(|i| (0..i * 7 % 23 + 1).map(|word| format!("{} ", i * 100 + word)).collect()).collect()
+        (0..count).map(|i| (0..=i * 7 % 23).map(|word| format!("{} ", i * 100 + word)).collect()).collect()
     }
 
     /// The documents with their separators as the parts of packed rows have them: separator, text, separator.

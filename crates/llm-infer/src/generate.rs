@@ -30,6 +30,7 @@ pub(crate) const SEED: u64 = 42;
     llm-infer generate -m model.gguf --batch prompts.jsonl --out answers.jsonl\n  \
     echo \"Hello.\" | llm-infer generate -m model.gguf"
 )]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct GenerateArgs {
     /// Prompt, formatted with the chat template if the model has one; `-` or no prompt at all: read standard input
     #[arg(value_name = "PROMPT", conflicts_with_all = ["prompt", "file"])]

@@ -211,7 +211,7 @@ impl Part {
         // A line that was not written to its end is written again.
         let complete = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
         file.set_len(complete as u64).map_err(failed)?;
-        let done = bytes[..complete].iter().filter(|byte| **byte == b'\n').count();
+        let done = bytes[..complete].split(|byte| *byte == b'\n').count() - 1;
         Ok((Self { file, state: state_path, path }, done))
     }
 
