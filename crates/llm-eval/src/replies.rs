@@ -20,8 +20,8 @@ pub struct GeneratedReply {
     pub ended: bool,
 }
 
-/// Generates one reply to each prompt, in batches of `batch_size`. Each prompt has its own random stream, so the batch size does
-/// not change the replies.
+/// Generates one reply to each prompt, in batches of `batch_size`. Each prompt has its own random stream: with a seed, the
+/// batch size does not change the replies.
 pub fn generate_replies(
     model: &TextModel,
     prompts: &[Vec<u32>],

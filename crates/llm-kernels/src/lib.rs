@@ -32,7 +32,7 @@ mod quant;
 #[cfg(test)]
 mod testing;
 
-pub use cpu::gemm::{Precision, matmul_flops, peak_flops};
+pub use cpu::gemm::{FEW_ROWS, Precision, matmul_flops, peak_flops};
 pub use cpu::threads::{default_threads, spin_workers, with_threads};
 pub use cpu::unit::skip_on_reference_path;
 pub use ops::activation::{Activation, activate, gated_activation};

@@ -128,7 +128,7 @@ impl Tokenizer {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// The id of the token that stands for unknown words, characters or bytes.
+    /// The id of the token for unknown words, characters or bytes.
     pub fn unknown_id(&self) -> Option<u32> {
         let model = serde_json::to_value(self.inner.get_model()).unwrap_or_default();
         match (model["unk_token"].as_str(), model["unk_id"].as_u64()) {

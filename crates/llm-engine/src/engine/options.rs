@@ -122,7 +122,7 @@ impl Speed {
     /// The prompt tokens of the next step.
     pub fn budget(&self, options: &EngineOptions) -> Budget {
         if options.deterministic {
-            return Budget { beside_decode: KvPool::PAGE, alone: ALONE, whole_pages: true };
+            return Budget { beside_decode: KvPool::PAGE, alone: KvPool::PAGE, whole_pages: true };
         }
         let max = options.max_step.as_secs_f64();
         let time = (max - self.decode).max(max / 4.);

@@ -244,10 +244,21 @@ impl<'a> Worker<'a> {
         for row in std::mem::take(&mut self.current) {
             groups.entry(self.adapter_of(row.id)).or_default().push(row);
         }
+        // Matmuls of so few rows have the same bits for any number of them; drafted tokens come on top.
+        let most = match self.shared.options.deterministic {
+            true => llm_kernels::FEW_ROWS - drafts::MAX_CHECKED,
+            false => usize::MAX,
+        };
         let mut prompt_tokens = 0;
-        for (adapter, rows) in groups {
-            (self.adapter, self.current) = (adapter, rows);
-            prompt_tokens += self.compute_rows()?;
+        for (adapter, mut rows) in groups {
+            self.adapter = adapter;
+            while !rows.is_empty() {
+                let later = rows.split_off(fitting(&rows, most));
+                self.current = std::mem::replace(&mut rows, later);
+                // Those of a request that failed in an earlier pass of this step are gone.
+                self.current.retain(|row| self.owners.contains_key(&row.id));
+                prompt_tokens += self.compute_rows()?;
+            }
         }
         Ok(prompt_tokens)
     }
@@ -269,6 +280,9 @@ impl<'a> Worker<'a> {
 
     /// Computes the current rows and gives the tokens to the answers; the number of prompt tokens.
     fn compute_rows(&mut self) -> Result<usize> {
+        if self.current.is_empty() {
+            return Ok(0);
+        }
         self.draft()?;
         let hidden = self.forward()?; // (n, hidden)
         self.follow()?;
@@ -344,6 +358,16 @@ impl<'a> Worker<'a> {
         }
         Ok((ends, drafted))
     }
+}
+
+/// The number of rows from the first on, at least one, that have at most `most` tokens together.
+fn fitting(rows: &[Row], most: usize) -> usize {
+    let mut tokens = 0;
+    let fits = rows.iter().take_while(|row| {
+        tokens += row.count;
+        tokens <= most
+    });
+    fits.count().max(1)
 }
 
 /// The sequences of a request that have not ended.

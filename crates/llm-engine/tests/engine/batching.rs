@@ -54,6 +54,20 @@ fn assert_same(answers: &[Answers], expected: &[Answers], what: &str) {
     }
 }
 
+/// The log-probabilities of an answer that is generated beside the prompts of others have the bits that they have alone.
+#[test]
+fn a_deterministic_engine_gives_the_same_bits_beside_long_prompts() {
+    let options = EngineOptions { deterministic: true, prefix_cache: false, ..EngineOptions::default() };
+    let first = || Request { sampling: greedy(), logprobs: Some(3), ..request(&[5, 6, 7], 120) };
+    let alone = ask(&start(options.clone()), first());
+    let engine = start(options);
+    let generation = engine.submit(first()).unwrap();
+    let long = |seed: u32| (0..400).map(|i| (i * 37 + seed) % 290).collect::<Vec<u32>>();
+    let others: Vec<_> = (0..9).map(|seed| engine.submit(request(&long(seed), 30)).unwrap()).collect();
+    assert_eq!(collect(generation, 1).choices, alone.choices);
+    others.into_iter().for_each(|other| drop(collect(other, 1)));
+}
+
 #[test]
 fn an_answer_does_not_depend_on_the_others_on_the_cache_or_on_interruptions() {
     let expected = alone();

@@ -11,7 +11,7 @@ use crate::scheduler::Row;
 use crate::{Result, Sampler, Token, TokenLogprobs};
 
 /// At most this many tokens are checked in a step; with more answers at a time drafts do not pay.
-const MAX_CHECKED: usize = 16;
+pub(super) const MAX_CHECKED: usize = 16;
 /// Look-up: the last tokens, this many at most and at least, must occur earlier in the text.
 const LOOKUP: std::ops::RangeInclusive<usize> = 2..=4;
 

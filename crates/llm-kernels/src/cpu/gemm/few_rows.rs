@@ -13,7 +13,8 @@ pub use vectors::Vectors;
 #[cfg(target_arch = "x86_64")]
 use vectors::{Avx2, Avx512};
 
-/// The largest number of rows for which this matmul is used. It is then faster than the general one.
+/// The largest number of rows for which the matmul of few rows is used, in which the result of a row has the same bits for any number of
+/// rows. It is then faster than the general one.
 pub const FEW_ROWS: usize = 64;
 
 /// Rows of the weight per tile.
