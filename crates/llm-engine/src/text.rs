@@ -188,7 +188,7 @@ impl TextModel {
         Ok(Completion { text: stops.text, tokens: replies.first().map_or(0, Vec::len) })
     }
 
-    /// Replies to many prompts, without stop strings. The `batch_size` does not change the replies; `on_done` gets the
+    /// Replies to many prompts, without stop strings. With a seed, the `batch_size` does not change the replies; `on_done` gets the
     /// number of finished replies after each batch.
     pub fn complete_all(
         &self,
