@@ -1,4 +1,6 @@
-//! Human preferences: a simulated annotator, and the agreement between annotators.
+//! Human preferences: a database of judgements, a simulated annotator, and the agreement between annotators.
+//!
+//! [`store::Store`] is a database of prompts with answers, of annotators and of their judgements.
 //!
 //! An [`Annotator`] ranks answers of known utility, with noise (Bradley and Terry 1952; Plackett 1975 for more than two
 //! answers) and biases for length and position. [`Annotator::noise_ceiling`] is the highest accuracy that any predictor of such an
@@ -25,10 +27,11 @@
 mod agreement;
 mod annotator;
 mod error;
+pub mod store;
 
 pub use agreement::agreement;
 pub use annotator::{Annotator, preference_probability};
 pub use error::Error;
 
 /// The result of every fallible function of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
