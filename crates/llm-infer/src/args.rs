@@ -12,6 +12,7 @@ use crate::dtype::Dtype;
 use crate::generate::GenerateArgs;
 use crate::merge::MergeArgs;
 use crate::serve::ServeArgs;
+use crate::temperature::TemperatureArgs;
 
 /// Generate text with a language model.
 #[derive(Debug, Parser)]
@@ -48,6 +49,8 @@ pub(crate) enum Command {
     Logits(LogitsArgs),
     /// Show what a word looks at: attention by layer and head
     Attention(AttentionArgs),
+    /// Compare the answers to a prompt at several temperatures
+    Temperature(TemperatureArgs),
     /// Measure prefill and decode throughput; prints a JSON object
     Bench(BenchArgs),
     #[command(flatten)]

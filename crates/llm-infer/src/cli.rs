@@ -16,6 +16,7 @@ use crate::failure::{input, refuse_existing};
 use crate::generate::generate;
 use crate::merge::merge;
 use crate::serve::serve;
+use crate::temperature::temperature;
 
 /// What the program prints if no command is given.
 const START: &str = "\
@@ -43,6 +44,7 @@ pub fn execute(arguments: Arguments) -> Result<(), Failure> {
         Command::Serve(args) => serve(&args),
         Command::Logits(args) => write_logits(&args),
         Command::Attention(args) => attention(&args),
+        Command::Temperature(args) => temperature(&args),
         Command::Merge(args) => merge(&args),
         Command::Bench(args) => run_bench(&args),
         Command::Convert(args) => convert(&args),

@@ -12,6 +12,7 @@ impl Command {
         match self {
             Self::Generate(args) => args.generation.resolve_names(),
             Self::Chat(args) => args.generation.resolve_names(),
+            Self::Temperature(args) => args.generation.resolve_names(),
             Self::Serve(args) => {
                 args.hub.resolve(&mut args.model, Wanted::Model)?;
                 args.draft.as_mut().map_or(Ok(()), |draft| args.hub.resolve(draft, Wanted::Model))

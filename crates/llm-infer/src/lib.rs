@@ -26,5 +26,6 @@ mod prompt;
 mod sampling_args;
 mod serve;
 mod settings;
+mod temperature;
 mod text_model;
 mod vote;

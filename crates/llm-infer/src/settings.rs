@@ -96,6 +96,11 @@ impl Settings {
         self
     }
 
+    /// Whether a flag sets this.
+    pub(crate) fn is_flag(&self, key: &str) -> bool {
+        self.sources.get(key).is_some_and(|source| source == FLAG)
+    }
+
     /// The options for the engine.
     pub(crate) fn options(&self) -> Result<TextOptions, Failure> {
         let wrong = |key: &str, expected: &str| {

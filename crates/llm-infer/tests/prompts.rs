@@ -29,8 +29,13 @@ fn save_model(dir: &Path, chat: bool) -> Tokenizer {
 
 /// `generate` in a folder with the model `model`: exit code, standard output, standard error.
 fn generate(dir: &Path, arguments: &[&str]) -> (i32, String, String) {
+    run("generate", dir, arguments)
+}
+
+fn run(command: &str, dir: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let name = command;
     let mut command = Command::new(env!("CARGO_BIN_EXE_llm-infer"));
-    command.args(["generate", "-m", "model", "--max-new-tokens", "6"]).args(arguments).current_dir(dir);
+    command.args([name, "-m", "model", "--max-new-tokens", "6"]).args(arguments).current_dir(dir);
     let output = command.env_remove("RUST_LOG").stdin(std::process::Stdio::null()).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
@@ -190,4 +195,59 @@ fn a_batch_answers_each_line_and_goes_on_after_it_was_killed() {
     }
     assert_eq!(std::fs::read_to_string(dir.path().join("c.jsonl")).unwrap(), whole);
     assert!(!part.exists() && !dir.path().join("c.jsonl.state").exists());
+}
+
+#[test]
+fn answers_at_several_temperatures_are_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    save_model(&dir.path().join("model"), true);
+    let compare = |arguments: &[&str]| run("temperature", dir.path(), arguments);
+    let greedy = generate(dir.path(), &["the <b>cat", "--temperature", "0"]).1.trim().to_owned();
+    let (code, out, error) = compare(&["the <b>cat", "--right", &greedy, "--out", "all.json", "--samples", "6"]);
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains(&format!("[temperature 0]\n{greedy}\n")) && out.contains("[temperature 1.5]\n"), "{out}");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.path().join("all.json")).unwrap()).unwrap();
+    let levels = json["levels"].as_array().unwrap();
+    assert_eq!(levels.len(), 6);
+    let number = |level: usize, key: &str| levels[level][key].as_f64().unwrap();
+    assert!(levels.iter().all(|level| level["answers"][0].as_array().unwrap().len() == 6));
+    assert_eq!(
+        (number(0, "entropy"), levels[0]["right"][0].as_f64()),
+        (0., Some(1.)),
+        "0 is always the most likely token"
+    );
+    // Hotter: more random.
+    assert!((1..6).all(|level| number(level, "entropy") > number(level - 1, "entropy")), "{out}");
+    assert!(number(5, "distinct_2") > number(0, "distinct_2"), "{out}");
+    let (code, again, error) = compare(&["the <b>cat", "--right", &greedy, "--out", "page.html", "--samples", "6"]);
+    assert!(
+        code == 0 && again.replace("page.html", "all.json") == out,
+        "the same seed gives the same answers: {error}"
+    );
+    let page = std::fs::read_to_string(dir.path().join("page.html")).unwrap();
+    assert!(
+        page.contains("<h2>the &lt;b&gt;cat</h2>")
+            && page.contains("data:image/svg+xml;base64,")
+            && !page.contains("<b>")
+    );
+    for place in ["STYLE", "TABLE", "PLOT", "QUESTIONS"] {
+        assert!(!page.contains(place), "{place}");
+    }
+
+    std::fs::write(dir.path().join("two.jsonl"), "{\"prompt\": \"a\", \"answer\": \"b\"}\n{\"prompt\": \"c\"}\n")
+        .unwrap();
+    let (code, _, error) = compare(&["--questions", "two.jsonl", "--temperatures", "0,1", "--out", "plot.svg"]);
+    assert!(code == 0 && std::fs::read_to_string(dir.path().join("plot.svg")).unwrap().starts_with("<svg"), "{error}");
+    std::fs::write(dir.path().join("broken.jsonl"), "{\"prompt\": \"a\"}\n{\"question\": \"c\"}\n").unwrap();
+    for (arguments, expected) in [
+        (["--questions", "broken.jsonl"], "broken.jsonl:2: missing field `prompt`"),
+        (["--temperatures", "0,-1"], "-1 is not a temperature; it must be 0 or more"),
+        (["--temperature", "0.5"], "give the list with --temperatures"),
+        (["--out", "page.html"], "page.html: already exists"),
+        (["--out", "page.pdf"], "must end in .html, .svg or .json"),
+    ] {
+        let prompt: &[&str] = if arguments[0] == "--questions" { &[] } else { &["the cat"] };
+        let (code, _, error) = compare(&[prompt, &arguments].concat());
+        assert!(code == 2 && error.contains(expected), "{arguments:?}: {error}");
+    }
 }
