@@ -151,8 +151,8 @@ impl<'a> Candidates<'a> {
 
     /// Keeps the shortest prefix in the order of (key, id) whose total is enough.
     ///
-    /// Limits at growing distances from the first key, then bisection among the candidates between the last two, bracket the end of the
-    /// prefix, so that only a few candidates are sorted: linear time.
+    /// Limits at growing distances from the first key, then bisection between the last two, bracket the end of the prefix: first with
+    /// loops over all keys, which are fast, then among the candidates of the bracket, so that only a few are sorted: linear time.
     fn keep_first(
         &mut self,
         total: impl Fn(f32, &[f32], &[f32]) -> f64,
@@ -160,6 +160,7 @@ impl<'a> Candidates<'a> {
         is_enough: impl Fn(f64) -> bool,
     ) {
         const FEW: usize = 32;
+        const ROUNDS: usize = 8;
         let Some((low, high)) = logit_range(self.keys) else { return };
         if !is_enough(total(high, self.keys, self.weights)) {
             return;
@@ -175,15 +176,24 @@ impl<'a> Candidates<'a> {
             }
             (below, total_below) = (limit, sum);
         }
+        let half = |below: f32, above: f32| {
+            let start = below.max(low);
+            Some(start + (above - start) / 2.).filter(|middle| *middle > below && *middle < above) // none: equal keys
+        };
+        for _ in 0..ROUNDS {
+            let Some(middle) = half(below, above) else { break };
+            let sum = total(middle, self.keys, self.weights);
+            if is_enough(sum) {
+                above = middle;
+            } else {
+                (below, total_below) = (middle, sum);
+            }
+        }
         let weight = |index: usize| self.weights.get(index).map_or(1., |&w| weight(w));
         let keys = self.keys.iter().enumerate().filter(|(_, key)| **key > below && **key <= above);
         let mut bracket: Vec<(f32, f64, usize)> = keys.map(|(index, &key)| (key, weight(index), index)).collect();
         while bracket.len() > FEW {
-            let start = below.max(low);
-            let middle = start + (above - start) / 2.;
-            if middle >= above || middle <= below {
-                break; // equal keys
-            }
+            let Some(middle) = half(below, above) else { break };
             let sum: f64 = bracket.iter().map(|(key, weight, _)| if *key <= middle { *weight } else { 0. }).sum();
             if is_enough(total_below + sum) {
                 above = middle;
