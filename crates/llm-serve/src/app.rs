@@ -4,6 +4,7 @@ use llm_engine::{Engine, Generation, ModelInfo, Pooling, Request};
 use tokio::sync::watch;
 
 use crate::error::{ApiError, Result};
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::options::ServeOptions;
 use crate::vocabulary::Vocabulary;
@@ -60,6 +61,11 @@ impl App {
             options,
             engine,
         }
+    }
+
+    /// The limits of connections and bodies.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits::from(&self.options)
     }
 
     /// The model of this name; without a name the base model.

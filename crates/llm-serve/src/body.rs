@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use tokio::sync::Semaphore;
 
 use crate::error::{ApiError, Result};
-use crate::options::ServeOptions;
+use crate::limits::Limits;
 
 /// Bodies up to this size may be read by all connections at a time.
 const SMALL: usize = 64 << 10;
@@ -17,13 +17,13 @@ const LARGE_AT_ONCE: usize = 8;
 static LARGE: Semaphore = Semaphore::const_new(LARGE_AT_ONCE);
 
 /// The bytes of a body. 413 if it is too large, before any of it is read if its length is known; 408 if it takes too long.
-pub(crate) async fn read(headers: &HeaderMap, body: Body, options: &ServeOptions) -> Result<Vec<u8>> {
+pub(crate) async fn read(headers: &HeaderMap, body: Body, limits: Limits) -> Result<Vec<u8>> {
     let too_large = || {
-        let message = format!("the body is larger than {} bytes; send less", options.max_body);
+        let message = format!("the body is larger than {} bytes; send less", limits.max_body);
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
     };
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > options.max_body as u64) {
+    if length.is_some_and(|length| length > limits.max_body as u64) {
         return Err(too_large());
     }
     let reading = async {
@@ -32,7 +32,7 @@ pub(crate) async fn read(headers: &HeaderMap, body: Body, options: &ServeOptions
         while let Some(frame) = std::future::poll_fn(|context| body.as_mut().poll_frame(context)).await {
             let frame = frame.map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "the body ended too early"))?;
             let Ok(data) = frame.into_data() else { continue };
-            if bytes.len() + data.len() > options.max_body {
+            if bytes.len() + data.len() > limits.max_body {
                 return Err(too_large());
             }
             if bytes.len() + data.len() > SMALL && permit.is_none() {
@@ -43,9 +43,9 @@ pub(crate) async fn read(headers: &HeaderMap, body: Body, options: &ServeOptions
         Ok(bytes)
     };
     let late = |_| {
-        let seconds = options.body_timeout.as_secs_f64();
+        let seconds = limits.body_timeout.as_secs_f64();
         let message = format!("the body took longer than {seconds} s; send it faster");
         ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
     };
-    tokio::time::timeout(options.body_timeout, reading).await.map_err(late)?
+    tokio::time::timeout(limits.body_timeout, reading).await.map_err(late)?
 }

@@ -33,12 +33,14 @@ pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
     response
 }
 
-fn check(app: &App, uri: &Uri, headers: &HeaderMap) -> Result<()> {
+/// Checks the name of the host and the page that asks. `hosts` are accepted besides loopback names while the server listens for this
+/// machine only (`loopback`).
+pub(crate) fn check_host(loopback: bool, hosts: &[String], uri: &Uri, headers: &HeaderMap) -> Result<()> {
     let host = headers.get(header::HOST).map(|value| value.to_str().unwrap_or_default());
     let host = host.or_else(|| uri.authority().map(Authority::as_str));
-    if app.loopback
+    if loopback
         && let Some(host) = host
-        && !is_local(host_name(host), &app.options.hosts)
+        && !is_local(host_name(host), hosts)
     {
         let message = format!(
             "the host {host:?} is not accepted, because the server listens for this machine only; add it with --allow-host"
@@ -53,14 +55,21 @@ fn check(app: &App, uri: &Uri, headers: &HeaderMap) -> Result<()> {
             return Err(ApiError::new(StatusCode::FORBIDDEN, message));
         }
     }
+    Ok(())
+}
+
+/// The key in `Authorization: Bearer KEY`.
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+}
+
+fn check(app: &App, uri: &Uri, headers: &HeaderMap) -> Result<()> {
+    check_host(app.loopback, &app.options.hosts, uri, headers)?;
     if app.options.api_keys.is_empty() || OPEN.contains(&uri.path()) {
         return Ok(());
     }
-    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| {
-        let (scheme, key) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
-    });
-    let Some(given) = given else {
+    let Some(given) = bearer(headers) else {
         let error =
             ApiError::new(StatusCode::UNAUTHORIZED, "the API key is missing; send \"Authorization: Bearer KEY\"");
         return Err(error.with_code("invalid_api_key"));

@@ -24,7 +24,7 @@ use crate::wire::completion::{CompletionRequest, CompletionResponse};
     (status = 200, description = "The answer", content((ChatResponse = "application/json"), (ChatChunk = "text/event-stream"))),
 ))]
 pub(super) async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response> {
-    let body = read(&headers, body, &app.options).await?;
+    let body = read(&headers, body, app.limits()).await?;
     let (accepted, form, app) = {
         let shared = Arc::clone(&app);
         app.work
@@ -50,7 +50,7 @@ pub(super) async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: 
     (status = 200, description = "The answers", content((CompletionResponse = "application/json"), (CompletionResponse = "text/event-stream"))),
 ))]
 pub(super) async fn completions(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response> {
-    let body = read(&headers, body, &app.options).await?;
+    let body = read(&headers, body, app.limits()).await?;
     let shared = Arc::clone(&app);
     let (accepted, form) = app.work.run(move || prepare::completion::accept(&shared, &body)).await?;
     let streamed = form.stream;

@@ -29,7 +29,7 @@ const MAX_TEXTS: usize = 2048;
 #[utoipa::path(post, path = "/v1/embeddings", request_body = EmbeddingRequest,
     responses((status = 200, description = "The embeddings", body = EmbeddingResponse)))]
 pub(super) async fn embeddings(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response> {
-    let body = read(&headers, body, &app.options).await?;
+    let body = read(&headers, body, app.limits()).await?;
     let shared = Arc::clone(&app);
     let (request, model, texts) = app
         .work
@@ -62,7 +62,7 @@ pub(super) async fn embeddings(State(app): State<Arc<App>>, headers: HeaderMap, 
 #[utoipa::path(post, path = "/v1/score", request_body = ScoreRequest,
     responses((status = 200, description = "The scores", body = ScoreResponse)))]
 pub(super) async fn score(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response> {
-    let body = read(&headers, body, &app.options).await?;
+    let body = read(&headers, body, app.limits()).await?;
     let shared = Arc::clone(&app);
     let (model, texts) = app
         .work
@@ -95,7 +95,7 @@ pub(super) async fn score(State(app): State<Arc<App>>, headers: HeaderMap, body:
 #[utoipa::path(post, path = "/v1/rerank", request_body = RerankRequest,
     responses((status = 200, description = "The documents, the best first", body = RerankResponse)))]
 pub(super) async fn rerank(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response> {
-    let body = read(&headers, body, &app.options).await?;
+    let body = read(&headers, body, app.limits()).await?;
     let shared = Arc::clone(&app);
     let (request, model, query, documents) = app
         .work

@@ -19,7 +19,7 @@ use crate::wire::text::{DetokenizeRequest, DetokenizeResponse, TemplateResponse,
 #[utoipa::path(post, path = "/tokenize", request_body = TokenizeRequest,
     responses((status = 200, description = "Token ids", body = TokenizeResponse)))]
 pub(super) async fn tokenize(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response> {
-    let body = read(&headers, body, &app.options).await?;
+    let body = read(&headers, body, app.limits()).await?;
     let shared = Arc::clone(&app);
     json(&app.work.run(move || tokens(&shared, parse(&body)?)).await?)
 }
@@ -58,7 +58,7 @@ fn template(app: &App, request: TokenizeRequest) -> Result<(Vec<u32>, String)> {
 #[utoipa::path(post, path = "/detokenize", request_body = DetokenizeRequest,
     responses((status = 200, description = "The text", body = DetokenizeResponse)))]
 pub(super) async fn detokenize(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response> {
-    let body = read(&headers, body, &app.options).await?;
+    let body = read(&headers, body, app.limits()).await?;
     let shared = Arc::clone(&app);
     let text = app.work.run(move || {
         let request: DetokenizeRequest = parse(&body)?;
@@ -91,7 +91,7 @@ pub(super) async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Respon
 #[utoipa::path(post, path = "/apply-template", request_body = TokenizeRequest,
     responses((status = 200, description = "The text and its token ids", body = TemplateResponse)))]
 pub(super) async fn apply_template(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response> {
-    let body = read(&headers, body, &app.options).await?;
+    let body = read(&headers, body, app.limits()).await?;
     let shared = Arc::clone(&app);
     let (tokens, prompt) = app.work.run(move || template(&shared, parse(&body)?)).await?;
     json(&TemplateResponse { count: tokens.len(), prompt, tokens })

@@ -6,8 +6,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 pub struct Browser {
@@ -98,19 +96,25 @@ impl Browser {
 
     /// Presses a key, with Ctrl if `control`.
     pub fn press(&mut self, key: &str, control: bool) {
-        let (code, text) = match key {
-            "Enter" => (13, "\r"),
-            "Tab" => (9, ""),
-            "Escape" => (27, ""),
-            "ArrowRight" => (39, ""),
-            "ArrowLeft" => (37, ""),
-            "a" => (65, ""),
-            " " => (32, " "),
+        let first = key.chars().next().unwrap();
+        let (code, number, text) = match key {
+            "Enter" => ("Enter".to_owned(), 13, "\r"),
+            "Tab" => ("Tab".to_owned(), 9, ""),
+            "Escape" => ("Escape".to_owned(), 27, ""),
+            "Backspace" => ("Backspace".to_owned(), 8, ""),
+            "ArrowRight" => ("ArrowRight".to_owned(), 39, ""),
+            "ArrowLeft" => ("ArrowLeft".to_owned(), 37, ""),
+            " " => ("Space".to_owned(), 32, " "),
+            "=" => ("Equal".to_owned(), 187, "="),
+            "?" => ("Slash".to_owned(), 191, "?"),
+            _ if first.is_ascii_digit() => (format!("Digit{first}"), u32::from(first), key),
+            _ if key.len() == 1 => {
+                (format!("Key{}", first.to_ascii_uppercase()), u32::from(first.to_ascii_uppercase()), key)
+            }
             _ => panic!("{key}"),
         };
         let modifiers = if control { 2 } else { 0 };
-        let mut event =
-            json!({"type": "keyDown", "key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers});
+        let mut event = json!({"type": "keyDown", "key": key, "code": code, "windowsVirtualKeyCode": number, "modifiers": modifiers});
         if !text.is_empty() && !control {
             event["text"] = text.into();
         }
@@ -120,6 +124,61 @@ impl Browser {
         self.call("Input.dispatchKeyEvent", event.clone());
         event["type"] = "keyUp".into();
         self.call("Input.dispatchKeyEvent", event);
+    }
+
+    /// The middle of an element.
+    pub fn middle(&mut self, selector: &str) -> (f64, f64) {
+        let script = format!(
+            "(() => {{ const e = document.querySelector({selector:?}); e.scrollIntoView({{ block: 'nearest' }}); \
+             const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"
+        );
+        let place = self.value(&script);
+        (place[0].as_f64().unwrap(), place[1].as_f64().unwrap())
+    }
+
+    fn mouse(&mut self, kind: &str, (x, y): (f64, f64)) {
+        let buttons = u8::from(kind != "mouseReleased");
+        let event = json!({"type": kind, "x": x, "y": y, "button": "left", "buttons": buttons, "clickCount": 1});
+        self.call("Input.dispatchMouseEvent", event);
+    }
+
+    /// Clicks an element.
+    pub fn click(&mut self, selector: &str) {
+        let place = self.middle(selector);
+        self.mouse("mousePressed", place);
+        self.mouse("mouseReleased", place);
+    }
+
+    /// Drags the middle of one element to that of another, which may appear when the drag begins.
+    pub fn drag(&mut self, from: &str, to: &str) {
+        let start = self.middle(from);
+        self.mouse("mousePressed", start);
+        self.mouse("mouseMoved", (start.0 + 10., start.1 - 10.));
+        let end = self.middle(to);
+        self.mouse("mouseMoved", end);
+        self.mouse("mouseReleased", end);
+    }
+
+    fn touch(&mut self, kind: &str, places: &[(f64, f64)]) {
+        let points: Vec<Value> = places.iter().map(|(x, y)| json!({"x": x, "y": y})).collect();
+        self.call("Input.dispatchTouchEvent", json!({"type": kind, "touchPoints": points}));
+    }
+
+    /// [`Self::drag`] with a finger.
+    pub fn drag_by_touch(&mut self, from: &str, to: &str) {
+        let start = self.middle(from);
+        self.touch("touchStart", &[start]);
+        self.touch("touchMove", &[(start.0 + 10., start.1 - 10.)]);
+        let end = self.middle(to);
+        self.touch("touchMove", &[end]);
+        self.touch("touchEnd", &[]);
+    }
+
+    /// Touches an element.
+    pub fn tap(&mut self, selector: &str) {
+        let place = self.middle(selector);
+        self.touch("touchStart", &[place]);
+        self.touch("touchEnd", &[]);
     }
 
     /// Types a text.
@@ -136,14 +195,6 @@ impl Browser {
             self.press("Tab", false);
         }
         panic!("no element with {condition} is reached by Tab");
-    }
-
-    /// Writes a picture into the folder that `LLM_SERVE_SCREENSHOTS` names.
-    pub fn screenshot(&mut self, name: &str) {
-        let Some(dir) = std::env::var_os("LLM_SERVE_SCREENSHOTS") else { return };
-        let picture = self.call("Page.captureScreenshot", json!({}));
-        let bytes = STANDARD.decode(picture["data"].as_str().unwrap()).unwrap();
-        std::fs::write(std::path::Path::new(&dir).join(format!("{name}.png")), bytes).unwrap();
     }
 }
 

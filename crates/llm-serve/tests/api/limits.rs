@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use llm_engine::EngineOptions;
@@ -65,27 +67,32 @@ fn a_full_queue_refuses_at_once_with_the_time_to_wait() {
     let engine = EngineOptions { max_queue: 1, ..engine_options() };
     let test = Test::with(Head::LanguageModel, None, engine, |_| ());
     let long = complete("the cat", json!({"n": 128, "max_tokens": 500})).to_string();
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| abandoned(&test, &long));
+        scope.spawn(|| abandoned(&test, &long, &done));
         wait_for(&test, "llm_requests_running 128.0");
-        scope.spawn(|| abandoned(&test, &long));
+        scope.spawn(|| abandoned(&test, &long, &done));
         wait_for(&test, "llm_requests_waiting 1.0");
         let start = Instant::now();
         let (status, headers, text) = test.send("/v1/completions", &long);
         let took = start.elapsed();
+        done.store(true, SeqCst);
         assert_eq!(status, 429, "{text}");
         assert!(headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
         assert!(text.contains("\"code\":\"rate_limit_exceeded\"") && took < Duration::from_secs(2), "{text} {took:?}");
     });
 }
 
-/// Sends a request, and goes away after a moment.
-fn abandoned(test: &Test, body: &str) {
+/// Sends a request, and goes away when the test has seen what it wanted.
+fn abandoned(test: &Test, body: &str, done: &AtomicBool) {
     let mut stream = TcpStream::connect(&test.address).unwrap();
     let head =
         format!("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     stream.write_all(head.as_bytes()).unwrap();
-    std::thread::sleep(Duration::from_secs(1));
+    let start = Instant::now();
+    while !done.load(SeqCst) && start.elapsed() < Duration::from_secs(30) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]

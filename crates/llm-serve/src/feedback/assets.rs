@@ -1,0 +1,58 @@
+//! The files of the pages, which are part of the program, and their policy: a page loads only from its own server.
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; \
+                      form-action 'none'; frame-ancestors 'none'";
+
+/// A file of a page.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asset {
+    kind: &'static str,
+    text: &'static str,
+}
+
+/// Types of files.
+const HTML: &str = "text/html; charset=utf-8";
+const STYLE: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
+pub(super) const RANK_PAGE: Asset = Asset { kind: HTML, text: include_str!("../../assets/feedback/index.html") };
+
+/// The files that the pages load, with their paths.
+pub(super) const PARTS: [(&str, Asset); 4] = [
+    ("/feedback.css", Asset { kind: STYLE, text: include_str!("../../assets/feedback/feedback.css") }),
+    ("/common.js", Asset { kind: SCRIPT, text: include_str!("../../assets/feedback/common.js") }),
+    ("/drag.js", Asset { kind: SCRIPT, text: include_str!("../../assets/feedback/drag.js") }),
+    ("/rank.js", Asset { kind: SCRIPT, text: include_str!("../../assets/feedback/rank.js") }),
+];
+
+impl IntoResponse for Asset {
+    fn into_response(self) -> Response {
+        let headers = [
+            (header::CONTENT_TYPE, self.kind),
+            (header::CONTENT_SECURITY_POLICY, POLICY),
+            (header::CACHE_CONTROL, "no-store"),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (header::REFERRER_POLICY, "no-referrer"),
+        ];
+        (headers, self.text).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pages_are_small_and_name_no_other_server() {
+        let all: Vec<Asset> = PARTS.iter().map(|(_, asset)| *asset).chain([RANK_PAGE]).collect();
+        let bytes: usize = all.iter().map(|asset| asset.text.len()).sum();
+        assert!(bytes <= 60 << 10, "{bytes} bytes");
+        for asset in all {
+            assert!(!asset.text.contains("://"), "{}", asset.text.split("://").next().unwrap_or_default());
+            assert!(!asset.text.contains("innerHTML") && !asset.text.contains(" style="), "{}", asset.text);
+        }
+    }
+}
