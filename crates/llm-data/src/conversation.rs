@@ -135,8 +135,9 @@ pub(crate) fn nothing_in(path: &Path, message: &str, warnings: &Warnings) -> Err
 }
 
 /// Reads prompts from a file or folder as in [`read_training_rows`]: `{"prompt": text or messages}`, or any other form of a
-/// conversation, whose last assistant message is removed. A prompt without a user message is a broken row.
-pub fn read_prompts(path: impl AsRef<Path>, options: &ReadOptions) -> Result<(Vec<Conversation>, Warnings)> {
+/// conversation, whose last assistant message is removed. A prompt without a user message is a broken row. With each prompt comes its
+/// row, with renamed columns: it may contain the right answer.
+pub fn read_prompts(path: impl AsRef<Path>, options: &ReadOptions) -> Result<(Vec<(Conversation, Value)>, Warnings)> {
     let path = path.as_ref();
     let (mut prompts, mut warnings) = (Vec::new(), Warnings::default());
     for_each_row(path, options, &mut warnings, &mut |value, warnings| {
@@ -153,7 +154,7 @@ pub fn read_prompts(path: impl AsRef<Path>, options: &ReadOptions) -> Result<(Ve
         if !prompt.messages.iter().any(|m| m.role() == "user") {
             return Err("no user message".to_owned().into());
         }
-        prompts.push(prompt);
+        prompts.push((prompt, value.clone()));
         Ok(())
     })?;
     if prompts.is_empty() {
@@ -161,7 +162,7 @@ pub fn read_prompts(path: impl AsRef<Path>, options: &ReadOptions) -> Result<(Ve
     }
     // Columns such as the expected answer belong to other stages.
     warnings.ignored_keys.clear();
-    warnings.duplicates = Duplicates::within(prompts.iter().map(|prompt| prompt_key(&prompt.messages).into()));
+    warnings.duplicates = Duplicates::within(prompts.iter().map(|(prompt, _)| prompt_key(&prompt.messages).into()));
     Ok((prompts, warnings))
 }
 

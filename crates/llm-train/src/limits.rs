@@ -11,6 +11,7 @@ use crate::recipes::{
     CompareMethodsRecipe, DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe,
     ScalingRecipe,
 };
+use crate::rewards::RewardTable;
 use crate::rl::MissingEos;
 use crate::run::Best;
 use crate::{Error, Recipe, Result, recipe};
@@ -191,6 +192,7 @@ impl Recipe for PpoRecipe {
         if !self.data.weights.is_empty() {
             return Err(Error::BadRequest(format!("{table}data.weights does not apply to prompts; leave it empty")));
         }
+        check_rewards(&self.rewards, table)?;
         Keys { table }
             .whole("seed", self.seed, SEED)?
             .whole("updates", self.updates, COUNT)?
@@ -346,6 +348,12 @@ fn check_model(config: &ModelConfig, table: &str) -> Result<()> {
     }
     config.clone().validated(table)?;
     Ok(())
+}
+
+/// Checks the tables `[[rewards]]`.
+pub(crate) fn check_rewards(rewards: &[RewardTable], table: &str) -> Result<()> {
+    let at = |(number, reward): (usize, &RewardTable)| reward.check(&format!("{table}rewards[{number}]."));
+    rewards.iter().enumerate().try_for_each(at)
 }
 
 /// Checks the table `lora` of the table `table`, and that the optimizer can train an adapter.

@@ -166,7 +166,7 @@ fn a_chain_of_adapters_over_one_base() {
     };
     let inputs = PpoInputs {
         model: world.path("base"),
-        reward: world.path("reward"),
+        reward: vec![world.path("reward")],
         data: world.path("prompts.jsonl"),
         adapter: Some(world.path("sft")),
     };
@@ -244,7 +244,7 @@ fn ppo_refuses_dropout() {
     let lora = Some(LoraConfig { lora_dropout: 0.1, ..lora(2, &["q_proj"]) });
     let inputs = PpoInputs {
         model: world.path("base"),
-        reward: world.path("none"),
+        reward: vec![world.path("none")],
         data: world.path("prompts.jsonl"),
         adapter: None,
     };

@@ -9,7 +9,8 @@ use candle_core::Tensor;
 use llm_model::{Head, Model, ModelConfig, Params};
 use llm_train::Result;
 use llm_train::optim::OptimizerConfig;
-use llm_train::recipes::{PpoRecipe, PpoTrainer, Score, SpecialIds};
+use llm_train::recipes::{PpoRecipe, PpoTrainer, SpecialIds};
+use llm_train::rewards::{Prompt, Reward};
 use llm_train::rl::MissingEos;
 use llm_train::rollout::{reply_logprobs, reply_values};
 
@@ -47,7 +48,7 @@ fn recipe(learning_rate: f64, kl_coef: f64) -> PpoRecipe {
 }
 
 /// Trains on the same queries in each update; returns the metrics of each update.
-fn train(trainer: &mut PpoTrainer, queries: &[Vec<u32>]) -> Vec<Metrics> {
+fn train(trainer: &mut PpoTrainer, queries: &[Prompt]) -> Vec<Metrics> {
     let recipe = trainer.recipe;
     let update = |update| {
         let rollouts = trainer.roll_out(queries, recipe.seed * 10_000 + update).unwrap();
@@ -77,8 +78,8 @@ fn l1_ppo_finds_the_optimum_of_the_regularised_bandit() {
             let recipe =
                 PpoRecipe { seed, updates: 60, max_new_tokens: 1, micro_batch_size: 256, ..recipe(5e-3, beta) };
             let critic = model(8, 16, 0.1, Head::Token, seed);
-            let mut trainer = PpoTrainer::new(&reference, critic, &score, IDS, &recipe).unwrap();
-            train(&mut trainer, &vec![vec![2]; 256]);
+            let mut trainer = PpoTrainer::new(&reference, critic, Reward::of_rows(score), IDS, &recipe).unwrap();
+            train(&mut trainer, &vec![vec![2].into(); 256]);
             let logprob = reply_logprobs(&trainer.policy.model, &[(&[2], &[3])], 1., PAD).unwrap();
             let found = f64::from(logprob.to_vec1::<f32>().unwrap()[0]).exp();
             assert!((found - optimum).abs() < 0.03, "beta {beta}, seed {seed}: {found} is not {optimum}");
@@ -152,8 +153,8 @@ fn l2_ppo_finds_the_best_distribution_over_short_texts() {
             ..recipe(2e-3, beta)
         };
         let critic = model(4, 32, 0.3, Head::Token, seed);
-        let mut trainer = PpoTrainer::new(&reference, critic, &hashed_scores, IDS, &recipe).unwrap();
-        train(&mut trainer, &vec![query.clone(); 256]);
+        let mut trainer = PpoTrainer::new(&reference, critic, Reward::of_rows(hashed_scores), IDS, &recipe).unwrap();
+        train(&mut trainer, &vec![query.clone().into(); 256]);
         let after = probabilities(&trainer.policy.model, &query, &replies);
         let (found, optimum) = (objective(&after), objective(&best));
         assert!(distance(&after) < 0.05, "seed {seed}: TV {}", distance(&after));
@@ -167,12 +168,12 @@ fn fives(rows: &[Vec<u32>]) -> Vec<f64> {
 }
 
 /// Trains with this score: the mean count of token 5 before and after, and the metrics.
-fn train_on(kl_coef: f64, score: Score) -> (f64, f64, Vec<Metrics>) {
+fn train_on(kl_coef: f64, reward: Reward) -> (f64, f64, Vec<Metrics>) {
     let recipe =
         PpoRecipe { updates: 40, num_ppo_epochs: 2, max_new_tokens: 6, micro_batch_size: 128, ..recipe(1e-2, kl_coef) };
     let start = model(12, 16, 0.3, Head::LanguageModel, 1);
-    let mut trainer = PpoTrainer::new(&start, model(12, 16, 0.3, Head::Token, 2), score, IDS, &recipe).unwrap();
-    let queries: Vec<Vec<u32>> = (0..96).map(|i| vec![2 + i % 3, 7 + i % 5]).collect();
+    let mut trainer = PpoTrainer::new(&start, model(12, 16, 0.3, Head::Token, 2), reward, IDS, &recipe).unwrap();
+    let queries: Vec<Prompt> = (0..96).map(|i| vec![2 + i % 3, 7 + i % 5].into()).collect();
     let count = |trainer: &PpoTrainer| {
         let rows: Vec<Vec<u32>> = trainer.roll_out(&queries, 99).unwrap().into_iter().map(|r| r.response).collect();
         fives(&rows).iter().sum::<f64>() / rows.len() as f64
@@ -184,7 +185,7 @@ fn train_on(kl_coef: f64, score: Score) -> (f64, f64, Vec<Metrics>) {
 
 #[test]
 fn l3_ppo_follows_the_score_and_ignores_noise() {
-    let (before, after, metrics) = train_on(0.02, &|rows| Ok(fives(rows)));
+    let (before, after, metrics) = train_on(0.02, Reward::of_rows(|rows| Ok(fives(rows))));
     let (first, last) = (&metrics[0], &metrics[metrics.len() - 1]);
     println!("score: {before} to {after}; KL {} to {}", metric(first, "objective/kl"), metric(last, "objective/kl"));
     assert!(after - before > 0.5 * (6. - before), "half of the possible gain: {before} to {after}");
@@ -197,17 +198,18 @@ fn l3_ppo_follows_the_score_and_ignores_noise() {
         calls.set(calls.get() + 1);
         Ok((0..rows.len() as u32).map(|i| hashed(&[calls.get(), i])).collect())
     };
-    let (_, unmoved, _) = train_on(0.02, &noise);
+    let (_, unmoved, _) = train_on(0.02, Reward::of_rows(noise));
     assert!((unmoved - before).abs() < 0.2 * (after - before), "noise: {before} to {unmoved}");
 
-    let (_, fallen, _) = train_on(0.02, &|rows| Ok(fives(rows).into_iter().map(|x| -x).collect()));
+    let (_, fallen, _) = train_on(0.02, Reward::of_rows(|rows| Ok(fives(rows).into_iter().map(|x| -x).collect())));
     assert!(fallen < 0.5 * before, "the opposite: {before} to {fallen}");
 }
 
 #[test]
 fn l3_a_higher_kl_coefficient_gives_a_smaller_kl() {
     let last = |(_, _, metrics): (f64, f64, Vec<Metrics>)| metrics.last().unwrap().clone();
-    let kl = [0.02, 0.3, 3.].map(|kl_coef| metric(&last(train_on(kl_coef, &|rows| Ok(fives(rows)))), "objective/kl"));
+    let kl = [0.02, 0.3, 3.]
+        .map(|kl_coef| metric(&last(train_on(kl_coef, Reward::of_rows(|rows| Ok(fives(rows))))), "objective/kl"));
     assert!(kl[0] > 1.5 * kl[1] && kl[1] > 1.5 * kl[2], "{kl:?}");
 }
 
@@ -224,8 +226,8 @@ fn the_entropy_bonus_alone_makes_the_policy_uniform() {
         critic.params().vars()["score.weight"]
             .set(&Tensor::zeros((1, 16), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap())
             .unwrap();
-        let mut trainer = PpoTrainer::new(&start, critic, &nothing, IDS, &recipe).unwrap();
-        let metrics = train(&mut trainer, &vec![vec![2]; 64]);
+        let mut trainer = PpoTrainer::new(&start, critic, Reward::of_rows(nothing), IDS, &recipe).unwrap();
+        let metrics = train(&mut trainer, &vec![vec![2].into(); 64]);
         [metric(&metrics[0], "policy/entropy_avg"), metric(&metrics[29], "policy/entropy_avg")]
     };
     let ([before, still], [_, even]) = (entropy(0.), entropy(0.1));
@@ -234,14 +236,10 @@ fn the_entropy_bonus_alone_makes_the_policy_uniform() {
 }
 
 /// Trains the critic with a fixed policy; returns the trainer and the explained variance.
-fn learn_values<'a>(
-    recipe: &'a PpoRecipe,
-    score: llm_train::recipes::Score<'a>,
-    queries: &[Vec<u32>],
-) -> (PpoTrainer<'a>, f64) {
+fn learn_values<'a>(recipe: &'a PpoRecipe, reward: Reward<'a>, queries: &[Prompt]) -> (PpoTrainer<'a>, f64) {
     let policy = model(4, 32, 0.3, Head::LanguageModel, 1);
     let mut trainer =
-        PpoTrainer::new(&policy, model(4, 32, 0.3, Head::Token, recipe.seed), score, IDS, recipe).unwrap();
+        PpoTrainer::new(&policy, model(4, 32, 0.3, Head::Token, recipe.seed), reward, IDS, recipe).unwrap();
     let metrics = train(&mut trainer, queries);
     (trainer, metric(metrics.last().unwrap(), "val/explained_var"))
 }
@@ -264,11 +262,11 @@ fn critic_recipe(seed: u64, learning_rate: f64) -> PpoRecipe {
 /// L4: the critic explains a reward that depends on the prompt only.
 #[test]
 fn l4_a_critic_explains_a_reward_of_the_prompt() {
-    let queries: Vec<Vec<u32>> = (0..128).map(|i| vec![2 + i % 2, i / 2 % 2, 2]).collect();
+    let queries: Vec<Prompt> = (0..128).map(|i| vec![2 + i % 2, i / 2 % 2, 2].into()).collect();
     let score = |rows: &[Vec<u32>]| Ok(rows.iter().map(|row| 2. * hashed(&row[..3])).collect());
     for seed in 1..=3 {
         let recipe = critic_recipe(seed, 5e-3);
-        let (_, explained) = learn_values(&recipe, &score, &queries);
+        let (_, explained) = learn_values(&recipe, Reward::of_rows(score), &queries);
         assert!(explained > 0.9, "seed {seed}: {explained}");
     }
 }
@@ -279,7 +277,7 @@ fn l4_values_are_the_expected_returns() {
     let (query, replies) = (vec![2u32, 3], all_replies(4, 2));
     for seed in 1..=3 {
         let recipe = critic_recipe(seed, 3e-3);
-        let (trainer, _) = learn_values(&recipe, &hashed_scores, &vec![query.clone(); 256]);
+        let (trainer, _) = learn_values(&recipe, Reward::of_rows(hashed_scores), &vec![query.clone().into(); 256]);
         let probability = probabilities(&trainer.policy.model, &query, &replies);
         let mut worst = (0f64, 0.);
         for beginning in all_replies(4, 1).into_iter().filter(|b| !b.contains(&EOS)).chain([vec![]]) {

@@ -61,7 +61,9 @@ fn a_prompt_is_a_conversation_without_its_last_answer() {
         r#"{"question": "q", "answer": "a"}"#,
     ] {
         std::fs::write(&path, line).unwrap();
-        assert_eq!(read_prompts(&path, &strict()).unwrap().0, [vec![ChatMessage::user("q")].into()], "{line}");
+        let prompts = read_prompts(&path, &strict()).unwrap().0;
+        let row = serde_json::from_str(line).unwrap();
+        assert_eq!(prompts, [(vec![ChatMessage::user("q")].into(), row)], "{line}");
     }
     std::fs::write(&path, r#"{"prompt": []}"#).unwrap();
     assert!(read_prompts(&path, &strict()).unwrap_err().to_string().contains("no user message"));

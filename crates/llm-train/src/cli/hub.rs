@@ -33,7 +33,7 @@ impl Command {
             }
             Self::Ppo(args) => {
                 args.common.hub.resolve(&mut args.inputs.model, Model)?;
-                args.common.hub.resolve(&mut args.inputs.reward, Model)?;
+                args.inputs.reward.iter_mut().try_for_each(|path| args.common.hub.resolve(path, Model))?;
                 given(args.common.hub, &mut args.inputs.adapter, Adapter)
             }
             Self::Distill(args) => {

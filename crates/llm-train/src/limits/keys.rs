@@ -8,15 +8,15 @@ use llm_tokenizer::TrainConfig;
 use crate::{Error, Result};
 
 /// Counts: rows, steps, tokens.
-pub(super) const COUNT: RangeInclusive<u64> = 1..=1_000_000_000;
+pub(crate) const COUNT: RangeInclusive<u64> = 1..=1_000_000_000;
 /// Counts where 0 means none, never or all.
-pub(super) const COUNT_OR_NONE: RangeInclusive<u64> = 0..=1_000_000_000;
+pub(crate) const COUNT_OR_NONE: RangeInclusive<u64> = 0..=1_000_000_000;
 /// Seeds: non-negative TOML integers.
-pub(super) const SEED: RangeInclusive<u64> = 0..=i64::MAX as u64;
+pub(crate) const SEED: RangeInclusive<u64> = 0..=i64::MAX as u64;
 
 /// The allowed range of a real number. Infinities and NaN are never allowed.
 #[derive(Clone, Copy)]
-pub(super) enum Real {
+pub(crate) enum Real {
     Any,
     Positive,
     NotNegative,
@@ -54,16 +54,16 @@ impl Display for Real {
 }
 
 /// Checks the keys of one table of a recipe. `table` is empty or ends with a dot.
-pub(super) struct Keys<'a> {
-    pub(super) table: &'a str,
+pub(crate) struct Keys<'a> {
+    pub(crate) table: &'a str,
 }
 
 impl Keys<'_> {
-    pub(super) fn wrong(&self, key: &str, value: impl Display, allowed: impl Display) -> Error {
+    pub(crate) fn wrong(&self, key: &str, value: impl Display, allowed: impl Display) -> Error {
         Error::BadRequest(format!("{}{key} is {value}; it must be {allowed}", self.table))
     }
 
-    pub(super) fn whole(&self, key: &str, value: impl TryInto<u64>, range: RangeInclusive<u64>) -> Result<&Self> {
+    pub(crate) fn whole(&self, key: &str, value: impl TryInto<u64>, range: RangeInclusive<u64>) -> Result<&Self> {
         let value = value.try_into().unwrap_or(u64::MAX);
         if range.contains(&value) {
             return Ok(self);
@@ -72,14 +72,14 @@ impl Keys<'_> {
     }
 
     /// `max_tokens`: 0, or at least `max_length`.
-    pub(super) fn tokens(&self, max_tokens: usize, max_length: usize) -> Result<&Self> {
+    pub(crate) fn tokens(&self, max_tokens: usize, max_length: usize) -> Result<&Self> {
         if max_tokens == 0 || max_tokens >= max_length {
             return self.whole("max_tokens", max_tokens, COUNT_OR_NONE);
         }
         Err(self.wrong("max_tokens", max_tokens, format_args!("0, or at least max_length, {max_length}")))
     }
 
-    pub(super) fn real(&self, key: &str, value: f64, range: Real) -> Result<&Self> {
+    pub(crate) fn real(&self, key: &str, value: f64, range: Real) -> Result<&Self> {
         if range.allows(value) { Ok(self) } else { Err(self.wrong(key, value, range)) }
     }
 }

@@ -1,25 +1,24 @@
 //! The reward model: one score per conversation, trained on ranked answers (Bradley and Terry 1952; Stiennon et al. 2020, arXiv
 //! 2009.01325; K-way loss of Ouyang et al. 2022, arXiv 2203.02155).
 
-mod model;
-
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use llm_data::{Ranking, ReadOptions, read_rankings};
-use llm_model::{Batch, Head, LoraConfig, Model, Routing};
-use llm_tokenizer::{ChatFormat, ChatMessage, Tokenizer};
+use llm_model::{Head, LoraConfig, Model};
+use llm_tokenizer::{ChatFormat, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-pub use self::model::{RewardModel, RewardScale};
 use super::{chat_format, load_model, load_tokenizer};
 use crate::adapters::{Adapters, dropout_seed, tokenizer_folder};
 use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::check_compatible;
 use crate::data::{DataOptions, one_or_several};
-use crate::examples::{gather_rows, rows_to_batch, take_evenly};
+use crate::examples::take_evenly;
 use crate::optim::OptimizerConfig;
+use crate::rewards::RewardScale;
+use crate::rewards::model::{SCALE, conversation_ids, score_rows, scores_and_routing};
 use crate::routing::RouterMetrics;
 use crate::run::{Evaluation, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Start, write_json};
 use crate::splits::{Encoded, Source, train_and_validation};
@@ -85,9 +84,6 @@ pub struct RewardInputs {
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 4))]
     pub adapter: Option<PathBuf>,
 }
-
-/// The file with the score scale of a reward model that is an adapter.
-const SCALE: &str = "reward_scale.json";
 
 /// A ranking in token ids: one row per answer, index pairs (better, worse), and their margin.
 #[derive(Clone)]
@@ -208,26 +204,6 @@ fn score_metrics(scores: &Tensor, pairs: &[Vec<(usize, usize)>]) -> Result<[(&'s
     ])
 }
 
-/// The scores `(rows,)`, read at the last token of each row, and the routing of a model with experts. The batch is right-padded with
-/// `pad`, or ragged without it; `dropout` is the seed of the dropout of a trained adapter.
-fn scores_and_routing(
-    model: &Model,
-    rows: &[Vec<u32>],
-    pad: Option<u32>,
-    dropout: Option<u64>,
-) -> Result<(Tensor, Option<Routing>)> {
-    let (batch, starts) = rows_to_batch(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>(), pad)?;
-    let last = starts.into_iter().zip(rows).map(|(start, row)| (start + row.len() - 1) as u32).collect();
-    let batch = Batch { dropout, ..batch };
-    let (hidden, routing) = model.hidden_and_routing(&batch)?; // (rows, width, hidden) or (1, n, hidden)
-    Ok((model.output(&gather_rows(&hidden, last)?)?.squeeze(1)?, routing))
-}
-
-/// The scores `(rows,)`, read at the last token of each row.
-fn score_rows(model: &Model, rows: &[Vec<u32>], pad: u32) -> Result<Tensor> {
-    Ok(scores_and_routing(model, rows, Some(pad), None)?.0)
-}
-
 /// The pairs of each prompt, as indices into the concatenated scores of all prompts.
 fn offset_pairs(prompts: &[&EncodedRanking]) -> Vec<Vec<(usize, usize)>> {
     let mut offset = 0;
@@ -285,11 +261,4 @@ fn rankings(
             false => Encoded::TooLong,
         })
     })
-}
-
-/// A conversation up to the end token of its last turn, where the score is read. PPO scores the same rows.
-fn conversation_ids(tokenizer: &Tokenizer, prompt: &[ChatMessage], answer: &str) -> Result<Vec<u32>> {
-    let mut messages = prompt.to_vec();
-    messages.push(ChatMessage::new("assistant", answer));
-    Ok(tokenizer.encode_answered(&messages)?)
 }

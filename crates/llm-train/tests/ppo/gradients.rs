@@ -7,6 +7,7 @@ use llm_kernels::token_logprobs_and_entropies;
 use llm_model::{Batch, Head};
 use llm_train::optim::{Learner, OptimizerConfig, Schedule};
 use llm_train::recipes::{PpoRecipe, PpoTrainer, RunningMeans, SpecialIds, Targets};
+use llm_train::rewards::Reward;
 use llm_train::rollout::Rollout;
 
 use super::{EOS, PAD, bytes, fives, metric, model, queries, recipe, trainer, with_experts};
@@ -96,12 +97,13 @@ fn initial_gradients_equal_the_policy_gradient() {
 fn metrics_after_a_change_of_the_models_equal_their_definitions() {
     let value_optimizer = OptimizerConfig { learning_rate: 7e-3, ..recipe().value_optimizer };
     let first = PpoRecipe { micro_batch_size: 3, cliprange: 0.1, cliprange_value: 0.45, value_optimizer, ..recipe() };
+    let steered;
     let mut trainer =
         PpoTrainer { reference: model(Head::LanguageModel, 9).frozen().unwrap(), kl_coef: 0.2, ..trainer(&first) };
     let rollouts = moved(&trainer);
     let kl = rollouts.iter().map(Rollout::kl).sum::<f64>() / 10.;
     assert!(kl > 0.1, "{kl}");
-    let steered = PpoRecipe { kl_target_per_sequence: Some(kl / 1.1), kl_horizon: 100., ..first.clone() };
+    steered = PpoRecipe { kl_target_per_sequence: Some(kl / 1.1), kl_horizon: 100., ..first.clone() };
     trainer.recipe = &steered;
     let targets = trainer.targets(&rollouts);
     let found = trainer.learn(&rollouts, 4).unwrap();
@@ -171,8 +173,14 @@ fn metrics_after_a_change_of_the_models_equal_their_definitions() {
 fn mini_batch_gradients_and_metrics_are_means_over_its_tokens() {
     let recipe = PpoRecipe { micro_batch_size: 3, cliprange: 0.1, ..recipe() };
     let fresh = || {
-        PpoTrainer::new(&with_experts(1.), model(Head::Token, 2), &fives, SpecialIds { pad: PAD, eos: EOS }, &recipe)
-            .unwrap()
+        PpoTrainer::new(
+            &with_experts(1.),
+            model(Head::Token, 2),
+            Reward::of_rows(fives),
+            SpecialIds { pad: PAD, eos: EOS },
+            &recipe,
+        )
+        .unwrap()
     };
     let rollouts = moved(&fresh());
     let targets = fresh().targets(&rollouts);

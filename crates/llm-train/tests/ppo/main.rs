@@ -18,6 +18,7 @@ use llm_model::{ExpertsConfig, Head, Model, ModelConfig, ModelType, Params};
 use llm_tokenizer::Tokenizer;
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{PpoRecipe, PpoTrainer, SpecialIds};
+use llm_train::rewards::{Prompt, Reward};
 use serde_json::json;
 
 const PAD: u32 = 0;
@@ -61,12 +62,13 @@ fn recipe() -> PpoRecipe {
 }
 
 /// Ten queries of 1 to 4 tokens.
-fn queries() -> Vec<Vec<u32>> {
-    (0..10).map(|i| (0..=i % 4).map(|t| 2 + (3 * i + 5 * t) % 22).collect()).collect()
+fn queries() -> Vec<Prompt> {
+    let query = |i: u32| (0..=i % 4).map(|t| 2 + (3 * i + 5 * t) % 22).collect::<Vec<u32>>();
+    (0..10).map(|i| query(i).into()).collect()
 }
 
 /// The queries, repeated.
-fn many(times: usize) -> Vec<Vec<u32>> {
+fn many(times: usize) -> Vec<Prompt> {
     vec![queries(); times].concat()
 }
 
@@ -78,7 +80,7 @@ fn fives(rows: &[Vec<u32>]) -> llm_train::Result<Vec<f64>> {
 
 fn trainer(recipe: &PpoRecipe) -> PpoTrainer<'_> {
     let ids = SpecialIds { pad: PAD, eos: EOS };
-    PpoTrainer::new(&model(Head::LanguageModel, 1), model(Head::Token, 2), &fives, ids, recipe).unwrap()
+    PpoTrainer::new(&model(Head::LanguageModel, 1), model(Head::Token, 2), Reward::of_rows(fives), ids, recipe).unwrap()
 }
 
 fn metric(metrics: &[(&str, f64)], name: &str) -> f64 {

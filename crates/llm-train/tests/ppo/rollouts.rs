@@ -8,6 +8,7 @@ use llm_kernels::Precision;
 use llm_model::{Head, Model};
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{PpoRecipe, PpoTrainer, SpecialIds};
+use llm_train::rewards::Reward;
 use llm_train::rl::MissingEos;
 use llm_train::rollout::{Rollout, reply_logprobs, reply_logprobs_and_entropies, reply_values};
 
@@ -19,6 +20,7 @@ fn m1_without_an_update_the_ratio_is_one() {
     // Sampled in batches of 4 with a KV cache; trained in micro-batches of 3 with other padding, for three epochs.
     let sampling = PpoRecipe { micro_batch_size: 4, ..recipe() };
     let training = PpoRecipe { micro_batch_size: 3, num_ppo_epochs: 3, optimizer: still, ..recipe() };
+    let warmer = PpoRecipe { temperature: 1., ..training.clone() };
     let mut trainer = trainer(&sampling);
     let rollouts = trainer.roll_out(&queries(), 7).unwrap();
     trainer.recipe = &training;
@@ -29,7 +31,6 @@ fn m1_without_an_update_the_ratio_is_one() {
     assert!(metric(&metrics, "loss/policy_avg").abs() < 1e-6);
 
     // Negative control: another temperature in training than in sampling.
-    let warmer = PpoRecipe { temperature: 1., ..training.clone() };
     trainer.recipe = &warmer;
     assert!(metric(&trainer.learn(&rollouts, 0).unwrap(), "policy/approxkl_avg") > 1e-4);
 }
@@ -189,8 +190,8 @@ fn the_micro_batch_size_does_not_change_the_replies() {
     };
     let draw = |micro_batch_size| {
         let recipe = PpoRecipe { micro_batch_size, ..recipe() };
-        let trainer = PpoTrainer { score: &score, ..trainer(&recipe) };
-        let rollouts = trainer.roll_out(&vec![vec![4, 5]; 10], 7).unwrap();
+        let trainer = PpoTrainer { reward: Reward::of_rows(&score), ..trainer(&recipe) };
+        let rollouts = trainer.roll_out(&vec![vec![4, 5].into(); 10], 7).unwrap();
         rollouts.into_iter().map(|r| r.response).collect::<Vec<_>>()
     };
     let few = draw(3);
@@ -216,9 +217,9 @@ fn replies_are_sampled_at_the_recipe_temperature() {
 #[test]
 fn a_wrong_number_of_scores_is_an_error() {
     let recipe = recipe();
-    let score = |rows: &[Vec<u32>]| fives(&rows[1..]);
-    let message = PpoTrainer { score: &score, ..trainer(&recipe) }.roll_out(&queries(), 1).unwrap_err().to_string();
-    assert!(message.contains("9 scores for 10 replies"), "{message}");
+    let reward = Reward::of_rows(|rows| fives(&rows[1..]));
+    let message = PpoTrainer { reward, ..trainer(&recipe) }.roll_out(&queries(), 1).unwrap_err().to_string();
+    assert!(message.contains("the reward \"closure\": 9 scores for 10 replies"), "{message}");
 }
 
 /// With a vocabulary of a million tokens a chunk of logits has 16 rows: two replies of ten tokens make two chunks.

@@ -60,7 +60,7 @@ fn m8_a_run_is_reproducible_and_resumable() {
         value_optimizer: OptimizerConfig { learning_rate: 3e-3, weight_decay: 0.1, beta2: 0.9, ..recipe().optimizer },
         ..recipe()
     };
-    let inputs = PpoInputs { adapter: None, model: model.clone(), reward: reward.clone(), data: data.clone() };
+    let inputs = PpoInputs { adapter: None, model: model.clone(), reward: vec![reward.clone()], data: data.clone() };
     let path = |name: &str| dir.path().join(name);
     quietly(|options| ppo(&recipe, &inputs, &path("one"), options)).unwrap();
     quietly(|options| ppo(&recipe, &inputs, &path("two"), options)).unwrap();
@@ -98,7 +98,7 @@ fn run(dir: &Path, name: &str, recipe: &PpoRecipe, prompts: &[&str]) -> llm_trai
     let (model, reward, data, out) =
         (dir.join("model"), dir.join("reward"), dir.join(format!("{name}.jsonl")), dir.join(name));
     write_prompts(&data, prompts);
-    let inputs = PpoInputs { adapter: None, model: model.clone(), reward: reward.clone(), data: data.clone() };
+    let inputs = PpoInputs { adapter: None, model: model.clone(), reward: vec![reward.clone()], data: data.clone() };
     quietly(|options| ppo(recipe, &inputs, &out, options))?;
     Ok(out)
 }

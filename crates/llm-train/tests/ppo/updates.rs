@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use llm_model::{Head, Model, Params};
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{PpoRecipe, PpoTrainer, RewardModel, RunningMeans, SpecialIds};
+use llm_train::rewards::Reward;
 use llm_train::rl::MissingEos;
 use llm_train::rollout::{Rollout, reply_logprobs_and_entropies, reply_values};
 
@@ -84,10 +85,10 @@ fn the_critic_predicts_a_constant_reward_from_the_first_update() {
     constant.save(&folder).unwrap();
     let reward_model = RewardModel::load(&folder).unwrap();
     let recipe = PpoRecipe { missing_eos: MissingEos::None, ..recipe() };
-    let score = |rows: &[Vec<u32>]| reward_model.scores(rows);
+    let reward = || Reward::of_rows(|rows| reward_model.scores(rows));
     let policy = Model::init(constant.config().clone(), Head::LanguageModel, 1).unwrap();
     let ids = SpecialIds { pad: PAD, eos: EOS };
-    let mut trainer = PpoTrainer::new(&policy, reward_model.critic().unwrap(), &score, ids, &recipe).unwrap();
+    let mut trainer = PpoTrainer::new(&policy, reward_model.critic().unwrap(), reward(), ids, &recipe).unwrap();
     let rollouts = trainer.roll_out(&queries(), 7).unwrap();
     assert!(rollouts[0].score.abs() > 0.3, "{}", rollouts[0].score);
     let metrics = trainer.learn(&rollouts, 0).unwrap();
@@ -95,7 +96,7 @@ fn the_critic_predicts_a_constant_reward_from_the_first_update() {
     assert!(metric(&metrics, "val/explained_var") >= 0.);
 
     let raw = constant.with_head(Head::Token, 0).unwrap();
-    let mut trainer = PpoTrainer::new(&policy, raw, &score, ids, &recipe).unwrap();
+    let mut trainer = PpoTrainer::new(&policy, raw, reward(), ids, &recipe).unwrap();
     let rollouts = trainer.roll_out(&queries(), 7).unwrap();
     assert!(metric(&trainer.learn(&rollouts, 0).unwrap(), "loss/value_avg") > 0.01);
 }
@@ -186,7 +187,8 @@ fn a_policy_with_experts_trains_with_router_losses() {
     let norm = |coefficient: f64| {
         let ids = SpecialIds { pad: PAD, eos: EOS };
         let mut trainer =
-            PpoTrainer::new(&with_experts(coefficient), model(Head::Token, 2), &fives, ids, &recipe).unwrap();
+            PpoTrainer::new(&with_experts(coefficient), model(Head::Token, 2), Reward::of_rows(fives), ids, &recipe)
+                .unwrap();
         let rollouts = trainer.roll_out(&queries(), 3).unwrap();
         let (targets, mut means) = (trainer.targets(&rollouts), RunningMeans::default());
         let all: Vec<usize> = (0..rollouts.len()).collect();

@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod scores;
+mod sources;
 
 use std::path::Path;
 

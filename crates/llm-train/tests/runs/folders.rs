@@ -156,7 +156,7 @@ fn ppo_names_the_learning_rate_of_the_model_that_diverged() {
             let out = dir.path().join("run");
             let error = ppo(
                 &recipe,
-                &PpoInputs { adapter: None, model: model.clone(), reward: reward.clone(), data: data.clone() },
+                &PpoInputs { adapter: None, model: model.clone(), reward: vec![reward.clone()], data: data.clone() },
                 &out,
                 quiet(),
             )

@@ -87,7 +87,7 @@ pub fn ppo(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) ->
     let inputs = PpoInputs {
         adapter: None,
         model: fixture.path("model"),
-        reward: fixture.path("reward-model"),
+        reward: vec![fixture.path("reward-model")],
         data: knobs.data(fixture, "prompts.jsonl"),
     };
     recipes::ppo(&recipe, &inputs, out, options)

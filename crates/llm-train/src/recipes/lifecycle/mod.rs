@@ -239,7 +239,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     }
     if !is_intact(&aligned)? {
         let inputs =
-            PpoInputs { adapter: None, model: instruct, reward: reward_model, data: data.join("prompts.jsonl") };
+            PpoInputs { adapter: None, model: instruct, reward: vec![reward_model], data: data.join("prompts.jsonl") };
         ppo(&recipe.ppo, &inputs, &aligned, RunOptions::of_stage(&aligned, &device, observer, stop))?;
     }
     if !is_intact(&student)? {

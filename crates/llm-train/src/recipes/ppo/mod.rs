@@ -16,16 +16,17 @@ use llm_model::{Head, LoraConfig, Model};
 use llm_tokenizer::{ChatFormat, Tokenizer};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 pub use self::metrics::RunningMeans;
 use self::prompts::Prompts;
-pub use self::trainer::{PpoTrainer, Score, SpecialIds, Targets};
-use super::{RewardModel, RewardScale, chat_format, load_model, load_tokenizer};
+pub use self::trainer::{PpoTrainer, SpecialIds, Targets};
+use super::{chat_format, load_model, load_tokenizer};
 use crate::adapters::{Adapters, tokenizer_folder};
 use crate::compat::{TokenSource, check_compatible};
-use crate::data::DataOptions;
+use crate::data::{DataOptions, one_or_several};
 use crate::optim::OptimizerConfig;
+use crate::rewards::{Reward, RewardModel, RewardScale, RewardTable};
 use crate::rl::MissingEos;
 use crate::rollout::Rollout;
 use crate::run::{Outcome, Plan, RunOptions, RunSetup, Start, rng};
@@ -75,6 +76,8 @@ pub struct PpoRecipe {
     pub save_every: u64,
     /// How the data files are read.
     pub data: DataOptions,
+    /// The sources of the reward; empty: the reward models of `--reward`.
+    pub rewards: Vec<RewardTable>,
     /// The policy's optimizer.
     pub optimizer: OptimizerConfig,
     /// The critic's optimizer.
@@ -98,9 +101,10 @@ pub struct PpoInputs {
     /// Folder of the fine-tuned model: the initial policy, and the reference; on the command line also org/name of the Hugging Face hub.
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
     pub model: PathBuf,
-    /// Folder of the reward model.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
-    pub reward: PathBuf,
+    /// Folders of reward models; the recipe's tables `[[rewards]]` say how they are used [default: the mean of their scores].
+    #[cfg_attr(feature = "cli", arg(long, num_args = 1.., value_name = "DIR"))]
+    #[serde(deserialize_with = "one_or_several", default)]
+    pub reward: Vec<PathBuf>,
     /// Prompts in JSONL.
     #[cfg_attr(feature = "cli", arg(long, value_name = "FILE"))]
     pub data: PathBuf,
@@ -120,32 +124,37 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: impl AsRef<Path>, option
     let folder = tokenizer_folder(&inputs.model, inputs.adapter.as_ref());
     let tokenizer = load_tokenizer(folder)?.with_end_of_turn_as_eos();
     let mut base = load_model(&inputs.model, Head::LanguageModel)?;
-    let mut reward_model = RewardModel::load(&inputs.reward)?;
-    reward_model.model = reward_model.model.to_device(setup.device())?;
     let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, folder)?;
     base.set_end_of_turn(end_of_turn);
     let adapters = Adapters::new(&inputs.model, recipe.lora.as_ref(), inputs.adapter.as_ref(), recipe.seed);
     // The policy at the start of the run: a new adapter changes nothing yet.
     let reference =
         if adapters.is_empty() { base } else { adapters.start(&base)?.frozen()? }.to_device(setup.device())?;
-    let other = TokenSource::Model {
-        config: reward_model.model.config(),
-        tokenizer: &reward_model.tokenizer,
-        dir: &inputs.reward,
-    };
-    check_compatible(reference.config(), (&tokenizer, folder), &[other])?;
+    let mut reward = Reward::open(&recipe.rewards, &inputs.reward, &tokenizer)?;
+    for model in reward.models_mut() {
+        model.model = model.model.to_device(setup.device())?;
+    }
+    let others: Vec<TokenSource> = reward.models().map(RewardModel::token_source).collect();
+    check_compatible(reference.config(), (&tokenizer, folder), &others)?;
     let prompts = Prompts::read(recipe, inputs, &tokenizer, reference.config().max_position_embeddings)?;
-    reward_model.scale = match setup.checkpoint() {
+    match setup.checkpoint() {
         Some(checkpoint) => {
-            let scale = checkpoint.state.get(SCALE).cloned().unwrap_or_default();
-            let broken = |e| Error::BadFile(format!("{}: \"{SCALE}\": {e}", checkpoint.dir.display()));
-            serde_json::from_value(scale).map_err(broken)?
+            let scales = checkpoint.state.get(SCALES).cloned().unwrap_or_default();
+            let broken = |e| Error::BadFile(format!("{}: \"{SCALES}\": {e}", checkpoint.dir.display()));
+            let scales: Vec<RewardScale> = serde_json::from_value(scales).map_err(broken)?;
+            reward.models_mut().zip(scales).for_each(|(model, scale)| model.scale = scale);
         }
-        None => scale_on_reference(recipe, &reward_model, &reference, &prompts, end_of_turn)?,
+        None => {
+            for model in reward.models_mut() {
+                model.scale = scale_on_reference(recipe, model, &reference, &prompts, end_of_turn)?;
+            }
+        }
+    }
+    let critic = match reward.models().next() {
+        Some(model) => model.critic()?,
+        None => critic_of(&reference)?,
     };
-    let score = |rollouts: &[Vec<u32>]| reward_model.scores(rollouts);
-    let mut trainer =
-        PpoTrainer::new(&reference, reward_model.critic()?, &score, SpecialIds { pad, eos: end_of_turn }, recipe)?;
+    let mut trainer = PpoTrainer::new(&reference, critic, reward, SpecialIds { pad, eos: end_of_turn }, recipe)?;
     if let Some(checkpoint) = setup.checkpoint() {
         trainer.restore(&checkpoint.dir, &checkpoint.state)?;
     }
@@ -164,12 +173,14 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: impl AsRef<Path>, option
         let (done, learners) = (step.done(), trainer.learners());
         // First, because weights of one model that are not finite make all metrics not finite.
         run.check_learners(done, &learners)?;
-        step.log(&metrics, Map::new())?;
+        let of_sources = trainer.reward.take_metrics().into_iter().map(|(name, value)| (name, json!(value)));
+        step.log(&metrics, of_sources.collect())?;
         if recipe.save_every > 0 && done.is_multiple_of(recipe.save_every) || done == recipe.updates {
             run.sample(done, &samples(&tokenizer, &rollouts)?)?;
         }
         let mut state = trainer.state();
-        state.insert(SCALE.to_owned(), json!(reward_model.scale));
+        let scales: Vec<RewardScale> = trainer.reward.models().map(|model| model.scale).collect();
+        state.insert(SCALES.to_owned(), json!(scales));
         step.save(&learners, state, |dir| {
             tokenizer.save(dir)?;
             trainer.save(dir, &inputs.model.display().to_string())
@@ -194,14 +205,24 @@ fn scale_on_reference(
     };
     let options =
         GenerateOptions { max_new_tokens: recipe.max_new_tokens, stop_ids: Some(vec![end_of_turn]), sampling };
-    reward_model.scale_on(reference, &prompts.first(SCALE_REPLIES.min(total)), &options, recipe.micro_batch_size)
+    let first = prompts.first(SCALE_REPLIES.min(total)).into_iter().map(|prompt| prompt.query);
+    reward_model.scale_on(reference, &first.collect::<Vec<_>>(), &options, recipe.micro_batch_size)
+}
+
+/// Without a reward model: the reference with a value head that predicts 0.
+fn critic_of(reference: &Model) -> Result<Model> {
+    let merged = if reference.active_adapters().is_empty() { None } else { Some(reference.merged()?) };
+    let critic = merged.as_ref().unwrap_or(reference).with_head(Head::Token, 0)?;
+    let weight = &critic.params().vars()["score.weight"];
+    weight.set(&weight.zeros_like()?)?;
+    Ok(critic)
 }
 
 /// Maximum number of reference replies for the score scale; never more than PPO samples in total.
 const SCALE_REPLIES: usize = 256;
 
-/// The key of the score scale in the state of a checkpoint.
-const SCALE: &str = "reward_scale";
+/// The key of the score scales of the reward models in the state of a checkpoint.
+const SCALES: &str = "reward_scales";
 
 /// Some replies as text with their scores, as JSON lines.
 fn samples(tokenizer: &Tokenizer, rollouts: &[Rollout]) -> Result<String> {

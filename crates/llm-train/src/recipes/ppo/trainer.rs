@@ -12,14 +12,12 @@ use super::PpoRecipe;
 use super::metrics::{RunningMeans, objective};
 use crate::loss::{policy_loss, value_loss};
 use crate::optim::Learner;
+use crate::rewards::{Prompt, Reward};
 use crate::rl::{adapted_kl_coef, explained_variance, gae, token_rewards, whiten};
 use crate::rollout::{Reply, Rollout, logprobs_entropies_and_routing, per_reply, reply_logprobs, reply_values};
 use crate::routing::RouterMetrics;
 use crate::run::{OPTIMIZER, restored, rng};
 use crate::{Error, Result, adapters, loss};
-
-/// Scores conversations in token ids: a reward model, or any other function.
-pub type Score<'a> = &'a dyn Fn(&[Vec<u32>]) -> Result<Vec<f64>>;
 
 /// The special token ids of PPO.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +36,8 @@ pub struct PpoTrainer<'a> {
     pub critic: Learner,
     /// The frozen reference of the KL penalty, in the policy's precision, so that the initial KL is exactly 0.
     pub reference: Model,
-    /// The score to maximise.
-    pub score: Score<'a>,
+    /// The reward to maximise.
+    pub reward: Reward<'a>,
     /// Special token ids.
     pub ids: SpecialIds,
     /// The current KL coefficient.
@@ -65,7 +63,7 @@ impl<'a> PpoTrainer<'a> {
     pub fn new(
         reference: &Model,
         critic: Model,
-        score: Score<'a>,
+        reward: Reward<'a>,
         ids: SpecialIds,
         recipe: &'a PpoRecipe,
     ) -> Result<Self> {
@@ -73,7 +71,7 @@ impl<'a> PpoTrainer<'a> {
             policy: Learner::new(reference.trainable()?, &recipe.optimizer)?,
             critic: Learner::new(critic, &recipe.value_optimizer)?,
             reference: reference.frozen()?.in_precision(recipe.optimizer.precision)?,
-            score,
+            reward,
             ids,
             kl_coef: recipe.kl_coef,
             episodes: 0,
@@ -116,14 +114,15 @@ impl<'a> PpoTrainer<'a> {
         Ok(())
     }
 
-    /// Samples a reply to each query and computes log-probabilities, values and scores, `micro_batch_size` replies at a time.
-    pub fn roll_out(&self, queries: &[Vec<u32>], seed: u64) -> Result<Vec<Rollout>> {
+    /// Samples a reply to each prompt and computes log-probabilities, values and scores, `micro_batch_size` replies at a time.
+    pub fn roll_out(&self, prompts: &[Prompt], seed: u64) -> Result<Vec<Rollout>> {
         let (policy, critic) = (self.policy.model.detached()?, self.critic.model.detached()?);
         let size = self.recipe.micro_batch_size.max(1);
-        let mut rollouts = Vec::with_capacity(queries.len());
-        for (i, queries) in queries.chunks(size).enumerate() {
-            let responses = generate_from(&policy, queries, i * size, &self.generate_options(seed), |_, _| true)?;
-            rollouts.extend(self.evaluate([&policy, &critic], queries, &responses)?);
+        let mut rollouts = Vec::with_capacity(prompts.len());
+        for (i, prompts) in prompts.chunks(size).enumerate() {
+            let queries: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.query.clone()).collect();
+            let responses = generate_from(&policy, &queries, i * size, &self.generate_options(seed), |_, _| true)?;
+            rollouts.extend(self.evaluate([&policy, &critic], prompts, &responses)?);
         }
         Ok(rollouts)
     }
@@ -137,24 +136,18 @@ impl<'a> PpoTrainer<'a> {
     fn evaluate(
         &self,
         [policy, critic]: [&Model; 2],
-        queries: &[Vec<u32>],
+        prompts: &[Prompt],
         responses: &[Vec<u32>],
     ) -> Result<Vec<Rollout>> {
         let (temperature, pad) = (self.recipe.temperature, self.ids.pad);
-        let replies: Vec<Reply> = queries.iter().zip(responses).map(|(q, r)| (q.as_slice(), r.as_slice())).collect();
+        let scored = prompts.iter().zip(responses.iter().map(Vec::as_slice));
+        let replies: Vec<Reply> =
+            scored.clone().map(|(prompt, response)| (prompt.query.as_slice(), response)).collect();
         let logprobs_of = |model| per_reply(&reply_logprobs(model, &replies, temperature, pad)?, &replies);
         let mut logprobs = logprobs_of(policy)?.into_iter();
         let mut ref_logprobs = logprobs_of(&self.reference)?.into_iter();
         let mut values = per_reply(&reply_values(critic, &replies, pad)?, &replies)?.into_iter();
-        let rows: Vec<Vec<u32>> = replies.iter().map(|(query, response)| [*query, *response].concat()).collect();
-        let scores = (self.score)(&rows)?;
-        if scores.len() != rows.len() {
-            return Err(Error::BadRequest(format!(
-                "{} scores for {} replies; the score function must return one per reply",
-                scores.len(),
-                rows.len()
-            )));
-        }
+        let scores = self.reward.score_replies(scored, self.ids.eos)?;
         let rollout = |((query, response), score): (&Reply, f64)| Rollout {
             query: query.to_vec(),
             response: response.to_vec(),

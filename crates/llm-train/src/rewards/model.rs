@@ -2,18 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Tensor;
 use llm_data::Ranking;
 use llm_engine::{GenerateOptions, generate_from};
-use llm_model::{Head, Model};
-use llm_tokenizer::Tokenizer;
+use llm_model::{Batch, Head, Model, Routing};
+use llm_tokenizer::{ChatMessage, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{SCALE, conversation_ids, score_rows};
-use crate::compat::check_compatible;
-use crate::recipes::{chat_format, load_model};
+use crate::compat::{TokenSource, check_compatible};
+use crate::examples::{gather_rows, rows_to_batch};
+use crate::load::{chat_format, load_model};
 use crate::run::Record;
 use crate::{Error, Result};
+
+/// The file with the score scale of a reward model that is an adapter.
+pub(crate) const SCALE: &str = "reward_scale.json";
 
 /// The normalisation of raw scores: `(score - mean) / std`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -41,13 +45,15 @@ pub struct RewardModel {
     pub model: Model,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// Its folder, for messages.
+    pub dir: PathBuf,
     /// The score scale: initially that of the folder (mean 0 and deviation 1 over training answers).
     pub scale: RewardScale,
     pad: u32,
 }
 
 impl RewardModel {
-    /// Loads a folder written by [`super::reward`], a model or an adapter, or any sequence classifier with one label (unscaled). The
+    /// Loads a folder written by [`reward`](crate::recipes::reward), a model or an adapter, or any sequence classifier with one label (unscaled). The
     /// model of an adapter is the folder that its `adapter_config.json` names.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
@@ -58,7 +64,12 @@ impl RewardModel {
         let number = |key: &str| model.extra.get(key).and_then(Value::as_f64).filter(|x| x.is_finite());
         let (mean, std) = (number("reward_mean").unwrap_or(0.), number("reward_std").filter(|&s| s > 0.).unwrap_or(1.));
         let pad = chat_format(&tokenizer, dir)?.pad;
-        Ok(Self { pad, model, tokenizer, scale: RewardScale { mean, std } })
+        Ok(Self { pad, model, tokenizer, dir: dir.to_owned(), scale: RewardScale { mean, std } })
+    }
+
+    /// The model as a reader of the token ids of a stage.
+    pub(crate) fn token_source(&self) -> TokenSource<'_> {
+        TokenSource::Model { config: self.model.config(), tokenizer: &self.tokenizer, dir: &self.dir }
     }
 
     /// The scaled scores of conversations in token ids, read at the last token of each.
@@ -123,6 +134,33 @@ impl RewardModel {
         }
         Ok(correct / f64::max(all, 1.))
     }
+}
+
+/// The scores `(rows,)`, read at the last token of each row, and the routing of a model with experts. The batch is right-padded with
+/// `pad`, or ragged without it; `dropout` is the seed of the dropout of a trained adapter.
+pub(crate) fn scores_and_routing(
+    model: &Model,
+    rows: &[Vec<u32>],
+    pad: Option<u32>,
+    dropout: Option<u64>,
+) -> Result<(Tensor, Option<Routing>)> {
+    let (batch, starts) = rows_to_batch(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>(), pad)?;
+    let last = starts.into_iter().zip(rows).map(|(start, row)| (start + row.len() - 1) as u32).collect();
+    let batch = Batch { dropout, ..batch };
+    let (hidden, routing) = model.hidden_and_routing(&batch)?; // (rows, width, hidden) or (1, n, hidden)
+    Ok((model.output(&gather_rows(&hidden, last)?)?.squeeze(1)?, routing))
+}
+
+/// The scores `(rows,)`, read at the last token of each row.
+pub(crate) fn score_rows(model: &Model, rows: &[Vec<u32>], pad: u32) -> Result<Tensor> {
+    Ok(scores_and_routing(model, rows, Some(pad), None)?.0)
+}
+
+/// A conversation up to the end token of its last turn, where the score is read. PPO scores the same rows.
+pub(crate) fn conversation_ids(tokenizer: &Tokenizer, prompt: &[ChatMessage], answer: &str) -> Result<Vec<u32>> {
+    let mut messages = prompt.to_vec();
+    messages.push(ChatMessage::new("assistant", answer));
+    Ok(tokenizer.encode_answered(&messages)?)
 }
 
 /// A reward model that is an adapter: its base model with the adapter, which must have the score head.
