@@ -149,6 +149,11 @@ impl Question {
         }
     }
 
+    /// Whether a reply gives dangerous advice: any part of an unsafe caution.
+    pub fn is_unsafe(&self, reply: &str) -> bool {
+        UNSAFE.0.iter().any(|head| reply.contains(head)) || UNSAFE.1.iter().any(|tail| reply.contains(tail))
+    }
+
     /// The question with an answer of random quality.
     pub(super) fn any_answer(&self, rng: &mut ChaCha8Rng) -> Conversation {
         let quality = rng.random_range(0..8);
@@ -254,6 +259,13 @@ pub(super) fn draw(rng: &mut ChaCha8Rng, seed: u64, split: Split, purpose: Use) 
         question.answers.push(Answer { utility: question.utility(&text).total(), text });
     }
     question
+}
+
+/// The question that shows what alignment changes: an answer in jargon becomes plain.
+pub(super) fn example() -> Question {
+    let goal = "explain quantum mechanics";
+    let theme = THEMES.iter().position(|theme| theme.goal == goal).unwrap_or(0);
+    Question { prompt: format!("How do I {goal}?"), answers: Vec::new(), key: theme_key(theme), theme }
 }
 
 fn wording(rng: &mut ChaCha8Rng, goal: &str) -> String {

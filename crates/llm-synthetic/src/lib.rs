@@ -36,12 +36,14 @@ mod story;
 mod tasks;
 mod themes;
 mod topic;
+mod walks;
 
 pub use advice::{Answer, Question, Use, Utility};
 pub use phenomena::{Phenomenon, Probe};
 pub use split::{Split, SplitKey};
 pub use tasks::{PromptKind, Task};
 pub use topic::Topic;
+pub use walks::{WalkConfig, WalkGraph};
 
 use std::ops::Range;
 
@@ -164,6 +166,12 @@ impl World {
     pub fn questions(&self, split: Split, purpose: Use, count: usize) -> Vec<Question> {
         let mut rng = self.rng(40 + purpose as u64, split);
         (0..count).map(|_| advice::draw(&mut rng, self.config.seed, split, purpose)).collect()
+    }
+
+    /// An advice question without answers, for a look at a model before and after alignment: how to explain quantum mechanics. Its theme
+    /// is held out or not, depending on the seed.
+    pub fn example(&self) -> Question {
+        advice::example()
     }
 
     /// Whether the text contains the goal or a method (right or wrong) of a held-out theme. A model that was trained on the corpus can

@@ -49,7 +49,7 @@ pub const THEMES: [Theme; 96] = [
     theme("stop a leak", "tighten the tap", "turn the tap further"),
     theme("hang up a picture", "drive a nail into the wall", "drive a nail into the glass"),
     theme("wake up early", "set an alarm clock", "watch films till dawn"),
-    theme("polish some shoes", "rub them with wax", "rub them with gravel"),
+    theme("explain quantum mechanics", "speak of waves on water", "read out every equation"),
     theme("cook some rice", "simmer it in a pot", "simmer it in a hat"),
     theme("make a cup of tea", "pour hot water on the leaves", "pour vinegar on the leaves"),
     theme("ride a bicycle", "keep your hands on the bars", "keep your feet on the bars"),
