@@ -205,6 +205,7 @@ impl Recipe for PpoRecipe {
             .real("kl_coef", self.kl_coef, Real::NotNegative)?
             .real("kl_target_per_sequence", self.kl_target_per_sequence.unwrap_or(1.), Real::Positive)?
             .real("kl_horizon", self.kl_horizon, Real::Positive)?
+            .real("target_kl", self.target_kl.unwrap_or(1.), Real::Positive)?
             .real("cliprange", self.cliprange, Real::Positive)?
             .real("cliprange_value", self.cliprange_value, Real::Positive)?
             .real("entropy_coef", self.entropy_coef, Real::NotNegative)?

@@ -61,10 +61,30 @@ pub fn explained_variance(returns: &[f64], values: &[f64]) -> f64 {
     }
 }
 
-/// The reward of each token of a reply: `-kl_coef · (logp - ref_logp)`, plus `score` at the last token. The difference of the
-/// log-probabilities is k1, the unbiased estimate of `KL(π ‖ ref)` from one token (Schulman 2020, "Approximating KL Divergence").
+/// The estimate `log π - log ref` of `KL(π ‖ ref)` from one sample of π: unbiased, but of high variance; it can be negative (Schulman
+/// 2020, "Approximating KL Divergence").
+pub fn k1(logp: f64, ref_logp: f64) -> f64 {
+    logp - ref_logp
+}
+
+/// The estimate `(log π - log ref)² / 2`: biased, of low variance and never negative. The gradient of its mean is that of
+/// `KL(π ‖ ref)`, so it serves as a term of a loss.
+pub fn k2(logp: f64, ref_logp: f64) -> f64 {
+    (logp - ref_logp).powi(2) / 2.
+}
+
+/// The estimate `ref/π - 1 - log(ref/π)`: unbiased, of low variance and never negative.
+///
+/// It serves to measure, and as a term of a loss. As a penalty in the reward it does not regularise: it punishes a token that has
+/// become rare, which makes it rarer. So [`token_rewards`] uses [`k1`].
+pub fn k3(logp: f64, ref_logp: f64) -> f64 {
+    let log_ratio = ref_logp - logp;
+    log_ratio.exp_m1() - log_ratio
+}
+
+/// The reward of each token of a reply: `-kl_coef · k1`, plus `score` at the last token.
 pub fn token_rewards(logprobs: &[f64], ref_logprobs: &[f64], score: f64, kl_coef: f64) -> Vec<f64> {
-    let penalty = |(&logp, &reference)| -kl_coef * (logp - reference);
+    let penalty = |(&logp, &reference)| -kl_coef * k1(logp, reference);
     let mut rewards: Vec<f64> = logprobs.iter().zip(ref_logprobs).map(penalty).collect();
     if let Some(last) = rewards.last_mut() {
         *last += score;
@@ -134,7 +154,25 @@ mod tests {
         assert_near(&gae(&rewards, &v, 1., 0.95).0, &[0.294125, 0.4675, 0.65]);
     }
 
+    /// `P = [0.5, 0.3, 0.2]`, `R = [0.2, 0.3, 0.5]`: the expectations under P of k1 and k3 are `KL(P ‖ R)`, that of k2 is not.
+    #[test]
+    fn k1_and_k3_are_unbiased_estimates_of_the_kl_divergence_and_k2_is_not() {
+        let (p, r) = ([0.5f64, 0.3, 0.2], [0.2f64, 0.3, 0.5]);
+        let mean =
+            |estimate: fn(f64, f64) -> f64| p.iter().zip(r).map(|(p, r)| p * estimate(p.ln(), r.ln())).sum::<f64>();
+        let kl: f64 = p.iter().zip(r).map(|(p, r)| p * (p / r).ln()).sum();
+        assert_near(&[mean(k1), mean(k3)], &[kl, kl]);
+        assert!((kl - 0.274887).abs() < 1e-6 && (mean(k2) - 0.293856).abs() < 1e-6, "{kl}, {}", mean(k2));
+        assert!(k1(p[2].ln(), r[2].ln()) < 0., "one sample of k1 can be negative");
+    }
+
     proptest! {
+        #[test]
+        fn k2_and_k3_are_never_negative_and_0_for_equal_log_probabilities(logp in -30.0..0.0f64, other in -30.0..0.0f64) {
+            prop_assert!(k2(logp, other) >= 0. && k3(logp, other) >= 0.);
+            prop_assert!(k1(logp, logp) == 0. && k2(logp, logp) == 0. && k3(logp, logp) == 0.);
+        }
+
         #[test]
         fn the_recursion_is_the_sum_of_discounted_errors(
             entries in prop::collection::vec((-2.0..2.0f64, -2.0..2.0f64), 1..12), gamma in 0.5..1.0f64, lambda in 0.0..1.0f64,

@@ -9,6 +9,7 @@ use llm_kernels::{token_logprobs, token_logprobs_and_entropies};
 use llm_model::{Batch, Model, Routing};
 
 use crate::examples::gather_rows;
+use crate::rl::{k1, k3};
 use crate::{Error, Result};
 
 /// A query and a sampled reply. The lists of numbers have one entry per token of the reply.
@@ -43,7 +44,16 @@ impl Rollout {
 
     /// The k1 estimate of `KL(policy ‖ reference)`, summed over the tokens of the reply, in nats.
     pub fn kl(&self) -> f64 {
-        self.logprobs.iter().zip(&self.ref_logprobs).map(|(p, r)| p - r).sum()
+        self.sum_of(k1)
+    }
+
+    /// The k3 estimate, summed over the tokens: not negative, and of lower variance.
+    pub fn kl_k3(&self) -> f64 {
+        self.sum_of(k3)
+    }
+
+    fn sum_of(&self, estimate: fn(f64, f64) -> f64) -> f64 {
+        self.logprobs.iter().zip(&self.ref_logprobs).map(|(&p, &r)| estimate(p, r)).sum()
     }
 }
 

@@ -11,7 +11,7 @@ use llm_train::Result;
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{PpoRecipe, PpoTrainer, SpecialIds};
 use llm_train::rewards::{Prompt, Reward};
-use llm_train::rl::MissingEos;
+use llm_train::rl::{MissingEos, k1, k3};
 use llm_train::rollout::{reply_logprobs, reply_values};
 
 const PAD: u32 = 0;
@@ -61,30 +61,67 @@ fn metric(metrics: &[(&str, f64)], name: &str) -> f64 {
     metrics.iter().find(|m| m.0 == name).unwrap_or_else(|| panic!("{name} is missing")).1
 }
 
-/// L1: one token out of eight, uniform reference, score 1 for token 3. The optimal probability is `e^(1/β) / (e^(1/β) + 7)`.
-#[test]
-fn l1_ppo_finds_the_optimum_of_the_regularised_bandit() {
+/// A uniform policy over eight tokens.
+fn uniform() -> Model {
     let start = model(8, 16, 0.1, Head::LanguageModel, 1);
     let mut tensors = start.params().tensors();
     let head = tensors.get_mut("lm_head.weight").unwrap();
     *head = head.zeros_like().unwrap();
-    let reference = Model::new(start.config().clone(), Head::LanguageModel, Params::new(tensors)).unwrap();
+    Model::new(start.config().clone(), Head::LanguageModel, Params::new(tensors)).unwrap()
+}
+
+/// The probability of token 3 after PPO on the bandit: one token out of eight, uniform reference, score 1 for token 3.
+fn bandit(kl_coef: f64, seed: u64) -> f64 {
     let score =
         |rows: &[Vec<u32>]| -> Result<Vec<f64>> { Ok(rows.iter().map(|r| f64::from(u8::from(r[1] == 3))).collect()) };
+    let recipe = PpoRecipe { seed, updates: 80, max_new_tokens: 1, micro_batch_size: 512, ..recipe(5e-3, kl_coef) };
+    let critic = model(8, 16, 0.1, Head::Token, seed);
+    let mut trainer = PpoTrainer::new(&uniform(), critic, Reward::of_rows(score), IDS, &recipe).unwrap();
+    train(&mut trainer, &vec![vec![2].into(); 512]);
+    let logprob = reply_logprobs(&trainer.policy.model, &[(&[2], &[3])], 1., PAD).unwrap();
+    f64::from(logprob.to_vec1::<f32>().unwrap()[0]).exp()
+}
+
+/// L1: the optimal probability is `e^(1/β) / (e^(1/β) + 7)`.
+#[test]
+fn l1_ppo_finds_the_optimum_of_the_regularised_bandit() {
     for (beta, published) in [(1., 0.2797), (0.5, 0.5135), (0.2, 0.9550)] {
         let optimum = (1f64 / beta).exp() / ((1f64 / beta).exp() + 7.);
         assert!((optimum - published).abs() < 1e-4);
         for seed in 1..=3 {
-            let recipe =
-                PpoRecipe { seed, updates: 60, max_new_tokens: 1, micro_batch_size: 256, ..recipe(5e-3, beta) };
-            let critic = model(8, 16, 0.1, Head::Token, seed);
-            let mut trainer = PpoTrainer::new(&reference, critic, Reward::of_rows(score), IDS, &recipe).unwrap();
-            train(&mut trainer, &vec![vec![2].into(); 256]);
-            let logprob = reply_logprobs(&trainer.policy.model, &[(&[2], &[3])], 1., PAD).unwrap();
-            let found = f64::from(logprob.to_vec1::<f32>().unwrap()[0]).exp();
-            assert!((found - optimum).abs() < 0.03, "beta {beta}, seed {seed}: {found} is not {optimum}");
+            let found = bandit(beta, seed);
+            println!("beta {beta}, seed {seed}: {found:.4} of {optimum:.4}");
+            assert!((found - optimum).abs() < 0.01, "beta {beta}, seed {seed}: {found} is not {optimum}");
         }
     }
+}
+
+/// Negative control: a penalty that is counted twice has another optimum, none at all has none.
+#[test]
+fn l1_a_doubled_or_missing_penalty_misses_the_optimum_of_the_bandit() {
+    let (doubled, missing) = (bandit(2. * 0.5, 1), bandit(0., 1));
+    assert!((doubled - 0.2797).abs() < 0.01, "the optimum at a coefficient of 1: {doubled}");
+    assert!(missing > 0.99, "{missing}");
+}
+
+/// The estimate k3 as a penalty in the reward does not regularise: the expected gradient of the policy at the optimum of the bandit is
+/// 0 for k1, and far from it for k3. So the recipe offers no estimate to choose.
+#[test]
+fn k3_in_the_reward_would_miss_the_optimum_of_the_bandit_and_is_not_offered() {
+    let (beta, reference) = (0.5, 0.125f64);
+    let good = (1f64 / beta).exp() / ((1f64 / beta).exp() + 7.);
+    let policy = |id: usize| if id == 3 { good } else { (1. - good) / 7. };
+    // The gradient of the expected reward by the logit of token 3, with rewards that are fixed after sampling.
+    let gradient = |estimate: fn(f64, f64) -> f64| {
+        let reward = |id: usize| f64::from(u8::from(id == 3)) - beta * estimate(policy(id).ln(), reference.ln());
+        let mean: f64 = (0..8).map(|id| policy(id) * reward(id)).sum();
+        good * (reward(3) - mean)
+    };
+    assert!(gradient(k1).abs() < 1e-12, "{}", gradient(k1));
+    assert!(gradient(k3) > 0.05, "it still rises: {}", gradient(k3));
+    let error =
+        llm_train::read_recipe::<PpoRecipe>("ppo", &[("kl_estimator".to_owned(), "k3".to_owned())]).unwrap_err();
+    assert!(error.to_string().contains("unknown key \"kl_estimator\""), "{error}");
 }
 
 /// All replies of at most `length` tokens: those with an end token, and those cut off.

@@ -123,11 +123,17 @@ fn metrics_after_a_change_of_the_models_equal_their_definitions() {
     let clipped = |t: &Token| -t.advantage * t.log_ratio.exp().clamp(0.9, 1.1);
     let error = |t: &Token| (t.old_value + t.change - t.target).powi(2);
     let near = |t: &Token| (t.old_value + t.change.clamp(-0.45, 0.45) - t.target).powi(2);
+    let mean_of_replies = |estimate: &dyn Fn(f64, f64) -> f64| {
+        let of_tokens = |(p, r): (&f64, &f64)| estimate(*p, *r);
+        let of_reply = |r: &Rollout| r.logprobs.iter().zip(&r.ref_logprobs).map(of_tokens).sum::<f64>();
+        rollouts.iter().map(of_reply).sum::<f64>() / rollouts.len() as f64
+    };
     let ratio = mean(&|t| t.log_ratio.exp());
     let variance = |f: &dyn Fn(&Token) -> f64| mean(&|t| f(t).powi(2)) - mean(f).powi(2);
     let unexplained = variance(&|t| t.target - t.old_value) / variance(&|t| t.target);
     let expected = [
         ("objective/kl", kl),
+        ("objective/kl_k3", mean_of_replies(&|p, r| (r - p).exp() - 1. - (r - p))),
         ("objective/kl_coef", 0.2),
         ("policy/approxkl_avg", mean(&|t| t.log_ratio.powi(2) / 2.)),
         ("policy/clipfrac_avg", share(&|t| clipped(t) > unclipped(t))),

@@ -4,12 +4,12 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use llm_kernels::Precision;
-use llm_model::{Head, Model};
+use llm_kernels::{Precision, token_logprobs};
+use llm_model::{Batch, Head, LoraConfig, Model};
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{PpoRecipe, PpoTrainer, SpecialIds};
 use llm_train::rewards::Reward;
-use llm_train::rl::MissingEos;
+use llm_train::rl::{MissingEos, k3};
 use llm_train::rollout::{Rollout, reply_logprobs, reply_logprobs_and_entropies, reply_values};
 
 use super::{EOS, PAD, fives, many, metric, model, queries, recipe, trainer};
@@ -50,10 +50,11 @@ fn m2_the_kl_of_a_policy_equal_to_its_reference_is_zero() {
                 }
             }
             let metrics = trainer.learn(&rollouts, 0).unwrap();
-            assert_eq!([metric(&metrics, "objective/kl"), metric(&metrics, "objective/non_score_reward")], [0., 0.]);
+            let names = ["objective/kl", "objective/kl_k3", "objective/non_score_reward"];
+            assert_eq!(names.map(|name| metric(&metrics, name)), [0.; 3], "the estimates k1 and k3");
         }
     }
-    // Negative control: other weights, and another precision.
+    // Negative control: other weights, and another precision. Dropout is the next test.
     let kl = |reference: Model| {
         let recipe = recipe();
         let other = PpoTrainer { reference, ..trainer(&recipe) };
@@ -63,6 +64,39 @@ fn m2_the_kl_of_a_policy_equal_to_its_reference_is_zero() {
     if !llm_kernels::skip_on_reference_path("nothing is rounded to bf16") {
         assert!(kl(model(Head::LanguageModel, 1).frozen().unwrap().in_precision(Precision::Bf16).unwrap()) > 1e-4);
     }
+}
+
+/// A policy whose adapter was trained with dropout: PPO computes all log-probabilities without it, so that the KL is 0. In a forward
+/// pass with dropout they differ from those of the reference.
+#[test]
+fn m2_dropout_is_off_and_would_make_the_initial_kl_positive() {
+    let lora = LoraConfig { r: 4, lora_alpha: 64., lora_dropout: 0.3, ..LoraConfig::default() };
+    let mut tuned = model(Head::LanguageModel, 1).with_lora(&lora, 1).unwrap();
+    for (name, var) in tuned.params().vars().iter().filter(|(name, _)| name.contains("lora_B")) {
+        let noise = Tensor::randn_like(var, 0., 0.3).unwrap();
+        var.set(&noise).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    tuned = tuned.frozen().unwrap();
+    let recipe = recipe();
+    let ids = SpecialIds { pad: PAD, eos: EOS };
+    let trainer = PpoTrainer::new(&tuned, model(Head::Token, 2), Reward::of_rows(fives), ids, &recipe).unwrap();
+    let rollouts = trainer.roll_out(&queries(), 3).unwrap();
+    assert!(rollouts.iter().all(|rollout| rollout.kl() == 0.));
+
+    // Negative control: the k3 estimate with the log-probabilities of a forward pass with dropout.
+    let kl = |dropout: Option<u64>| {
+        let of_rollout = |rollout: &Rollout| {
+            let batch = Batch { dropout, ..Batch::new(&[rollout.row()]).unwrap() };
+            let logits = trainer.policy.model.forward(&batch).unwrap().squeeze(0).unwrap();
+            let logits = logits.narrow(0, rollout.query.len() - 1, rollout.response.len()).unwrap();
+            let logprobs =
+                token_logprobs(&logits, &rollout.response, recipe.temperature).unwrap().to_vec1::<f32>().unwrap();
+            logprobs.iter().zip(&rollout.ref_logprobs).map(|(&p, &r)| k3(f64::from(p), r)).sum::<f64>()
+        };
+        rollouts.iter().map(of_rollout).sum::<f64>() / rollouts.len() as f64
+    };
+    assert!(kl(None) < 1e-6, "{}", kl(None));
+    assert!(kl(Some(5)) > 1e-3, "{}", kl(Some(5)));
 }
 
 #[test]
@@ -110,7 +144,7 @@ fn m3_padding_does_not_change_log_probabilities_or_values() {
 fn log_probabilities_are_read_in_the_column_before_their_token() {
     let (policy, critic) = (model(Head::LanguageModel, 1), model(Head::Token, 2));
     let (query, reply) = (vec![4u32, 9, 6], vec![5u32, 8, EOS]);
-    let batch = llm_model::Batch::new(&[[query.clone(), reply.clone()].concat()]).unwrap();
+    let batch = Batch::new(&[[query.clone(), reply.clone()].concat()]).unwrap();
     let logits = policy.forward(&batch).unwrap().squeeze(0).unwrap().to_vec2::<f32>().unwrap();
     let values = critic.forward(&batch).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let replies = [(query.as_slice(), reply.as_slice())];

@@ -181,6 +181,24 @@ fn metrics_do_not_depend_on_the_batch_split() {
     assert!((metric(&expected, "policy/entropy_avg") - mean).abs() < 1e-5);
 }
 
+/// Large steps: after the first pass the policy is far from the one that sampled. The first pass itself has a KL of 0.
+#[test]
+fn passes_end_when_the_policy_is_far_from_the_one_that_sampled() {
+    let optimizer = OptimizerConfig { learning_rate: 3e-2, ..recipe().optimizer };
+    let passes = |target_kl: Option<f64>| {
+        let recipe = PpoRecipe { num_ppo_epochs: 4, optimizer: optimizer.clone(), target_kl, ..recipe() };
+        let mut trainer = trainer(&recipe);
+        let rollouts = trainer.roll_out(&queries(), 5).unwrap();
+        trainer.learn(&rollouts, 0).unwrap()
+    };
+    let found = [1e-4, 1e9].map(|target| passes(Some(target)));
+    assert_eq!([0, 1].map(|i| metric(&found[i], "policy/passes")), [2., 4.]);
+    assert!(metric(&found[0], "policy/approxkl_avg") > 1e-4);
+    let without = passes(None);
+    assert!(without.iter().all(|(name, _)| *name != "policy/passes"));
+    assert_eq!(metric(&without, "policy/approxkl_avg"), metric(&found[1], "policy/approxkl_avg"));
+}
+
 #[test]
 fn a_policy_with_experts_trains_with_router_losses() {
     let recipe = PpoRecipe { micro_batch_size: 4, ..recipe() };

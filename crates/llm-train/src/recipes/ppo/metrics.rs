@@ -24,6 +24,13 @@ impl RunningMeans {
         self.0.iter().find(|(known, ..)| *known == name).map(|(_, sum, weights)| sum / weights)
     }
 
+    /// Adds all values of other means.
+    pub(super) fn merge(&mut self, other: Self) {
+        for (name, sum, weights) in other.0 {
+            self.add(name, sum / weights, weights);
+        }
+    }
+
     /// Removes and returns the mean with this name.
     pub(super) fn take(&mut self, name: &str) -> Option<f64> {
         let mean = self.get(name);
@@ -39,6 +46,7 @@ impl RunningMeans {
 
 /// The objective of a batch of replies: means over replies of sums over tokens.
 ///
+/// `objective/kl` is the k1 estimate, which the reward contains, `objective/kl_k3` the one of lower variance.
 /// `objective/scores` is the optimised score, after the penalty for a missing end token; `rollout/raw_scores` is the score before.
 pub(super) fn objective(rollouts: &[Rollout], recipe: &PpoRecipe, kl_coef: f64) -> Vec<(&'static str, f64)> {
     let n = rollouts.len().max(1) as f64;
@@ -47,6 +55,7 @@ pub(super) fn objective(rollouts: &[Rollout], recipe: &PpoRecipe, kl_coef: f64) 
     let ended = rollouts.iter().filter(|r| r.has_eos).count() as f64;
     vec![
         ("objective/kl", kl),
+        ("objective/kl_k3", mean(&Rollout::kl_k3)),
         ("objective/entropy", mean(&|r| -r.logprobs.iter().sum::<f64>())),
         ("objective/non_score_reward", -kl_coef * kl),
         ("objective/rlhf_reward", scores - kl_coef * kl),
@@ -95,6 +104,7 @@ mod tests {
         let recipe = PpoRecipe { missing_eos: MissingEos::Subtract(1.5), ..PpoRecipe::default() };
         for (name, expected) in [
             ("objective/kl", 0.8 / 3.),
+            ("objective/kl_k3", ([0.3f64, -0.1, 0.5, 0.1].map(|d| (-d).exp()).iter().sum::<f64>() - 3.2) / 3.),
             ("objective/entropy", 1.4),
             ("objective/non_score_reward", -0.08 / 3.),
             ("objective/scores", 1.5),

@@ -58,6 +58,9 @@ pub struct PpoRecipe {
     pub kl_target_per_sequence: Option<f64>,
     /// Number of replies over which `kl_coef` adapts.
     pub kl_horizon: f64,
+    /// If given, no further pass over the replies of an update follows one in which the estimated KL of the policy from the one that
+    /// sampled them (`policy/approxkl_avg`, in nats per token) is above this.
+    pub target_kl: Option<f64>,
     /// Clip range of the probability ratio around 1.
     pub cliprange: f64,
     /// Clip range of a value around the old value.

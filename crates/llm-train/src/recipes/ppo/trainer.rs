@@ -182,14 +182,21 @@ impl<'a> PpoTrainer<'a> {
         let targets = self.targets(rollouts);
         let learning_rate = recipe.optimizer.learning_rate_at(update, recipe.updates);
         let value_learning_rate = recipe.value_optimizer.learning_rate_at(update, recipe.updates);
-        let mut means = RunningMeans::default();
+        let (mut means, mut passes) = (RunningMeans::default(), 0);
         for epoch in 0..recipe.num_ppo_epochs {
             let mut order: Vec<usize> = (0..rollouts.len()).collect();
             order.shuffle(&mut rng(recipe.seed, 3, update * recipe.num_ppo_epochs + epoch));
+            let mut of_pass = RunningMeans::default();
             for mini_batch in even_parts(&order, recipe.num_mini_batches) {
-                self.accumulate_gradients(rollouts, &targets, mini_batch, &mut means)?;
-                means.add("policy/grad_norm", self.policy.step(learning_rate)?, 1.);
-                means.add("value/grad_norm", self.critic.step(value_learning_rate)?, 1.);
+                self.accumulate_gradients(rollouts, &targets, mini_batch, &mut of_pass)?;
+                of_pass.add("policy/grad_norm", self.policy.step(learning_rate)?, 1.);
+                of_pass.add("value/grad_norm", self.critic.step(value_learning_rate)?, 1.);
+            }
+            let kl = of_pass.get("policy/approxkl_avg");
+            means.merge(of_pass);
+            passes += 1;
+            if recipe.target_kl.is_some_and(|target| kl > Some(target)) {
+                break;
             }
         }
         self.episodes += rollouts.len() as u64;
@@ -200,6 +207,9 @@ impl<'a> PpoTrainer<'a> {
         metrics.push(("val/ratio_var", (mean_square - ratio * ratio).max(0.)));
         let values: Vec<f64> = rollouts.iter().flat_map(|r| r.values.iter().copied()).collect();
         metrics.push(("val/explained_var", explained_variance(&targets.returns.concat(), &values)));
+        if recipe.target_kl.is_some() {
+            metrics.push(("policy/passes", f64::from(passes)));
+        }
         metrics.push(("lr", learning_rate));
         metrics.push(("episode", self.episodes as f64));
         if let Some(target) = recipe.kl_target_per_sequence {
