@@ -201,8 +201,8 @@ mod tests {
             assert!((graph.optimality(walk) - expected).abs() < 1e-12, "{walk:?}: {}", graph.optimality(walk));
         }
         assert!((graph.optimum() - 1.).abs() < 1e-12);
-        // From 1 and 2 there is one walk; from 3 one of two.
-        assert!((graph.random() - (1. + 1. + (1. + 1. / 3.) / 2.) / 3.).abs() < 1e-12, "{}", graph.random());
+        // From 1 and 2 there is one walk; from 3 there are two: (1 + 1 + (1 + 1/3) / 2) / 3.
+        assert!((graph.random() - 8. / 9.).abs() < 1e-12, "{}", graph.random());
         assert_eq!(shortest_walks(&[vec![], vec![]], 5), None);
         assert_eq!(shortest_walks(&graph.next, 3), None, "from 2 it takes 3 nodes, which is not shorter than 3");
     }
