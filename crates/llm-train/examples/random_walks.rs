@@ -19,21 +19,21 @@ use llm_train::rl::MissingEos;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// The size of the experiment.
-pub struct Size {
+struct Size {
     /// Graphs, each with its own models.
-    pub seeds: u64,
+    seeds: u64,
     /// Random walks to imitate, and passes over them.
-    pub walks: usize,
-    pub epochs: usize,
+    walks: usize,
+    epochs: usize,
     /// Updates of reinforcement learning, and replies in each.
-    pub updates: u64,
-    pub episodes: usize,
+    updates: u64,
+    episodes: usize,
     /// Walks from each start in an evaluation.
-    pub samples: usize,
+    samples: usize,
 }
 
 /// The rows of the table: name, and mean reward for each seed.
-pub type Rows = Vec<(String, Vec<f64>)>;
+type Rows = Vec<(String, Vec<f64>)>;
 
 /// The token of a node is its number, so the token of the goal ends a reply.
 const IDS: SpecialIds = SpecialIds { pad: NODES as u32, eos: WalkGraph::GOAL as u32 };
@@ -47,7 +47,7 @@ fn main() -> Result<()> {
 }
 
 /// Runs all methods for all seeds.
-pub fn compare(size: &Size) -> Result<Rows> {
+fn compare(size: &Size) -> Result<Rows> {
     let mut rows = Rows::new();
     for seed in 1..=size.seeds {
         let task = Task::new(seed)?;
@@ -68,7 +68,7 @@ pub fn compare(size: &Size) -> Result<Rows> {
 }
 
 /// The table as Markdown: the mean over the seeds, and each seed.
-pub fn table(rows: &Rows) -> String {
+fn table(rows: &Rows) -> String {
     let mut text = "| policy | mean reward | each seed |\n|---|---|---|\n".to_owned();
     for (name, rewards) in rows {
         let each: Vec<String> = rewards.iter().map(|reward| format!("{reward:.3}")).collect();
