@@ -1,6 +1,7 @@
 //! Text generation with a checkpoint, for one prompt or for a batch.
 //!
-//! [`generate`] generates token ids for a batch of prompts: one KV cache, one random stream per row.
+//! [`generate`] generates token ids for a batch of prompts: one KV cache, one random stream per row. [`generate_batch`] samples several
+//! replies to each prompt in the batched steps of the engine, with log-probabilities.
 //! [`TextModel`] adds text: the tokenizer, the chat template, streaming and stop strings. The program `llm-infer` is
 //! the command line for them. [`Engine`] answers the requests of many callers on a thread of its own, for servers.
 //!
@@ -33,7 +34,7 @@
 //! A debug build of a program that uses this crate needs `[profile.dev.package."*"]` with `opt-level = 3` in its `Cargo.toml`:
 //! Cargo ignores the profiles of a dependency, and tensor code without optimisation is too slow to run models.
 //!
-//! This crate does not know about training. See also: `llm-train` generates its rollouts with [`generate`].
+//! This crate does not know about training. See also: `llm-train` samples its rollouts with [`generate_batch`].
 //!
 //! `examples/chat.rs` is an example to copy: a streamed reply and the kinds of errors.
 
@@ -43,6 +44,7 @@ mod constraint;
 mod engine;
 mod error;
 mod generate;
+mod generate_batch;
 mod request;
 mod sampler;
 mod sampling;
@@ -54,6 +56,7 @@ pub use constraint::{CompiledConstraint, ConstraintCompiler, ConstraintLimits};
 pub use engine::{Engine, EngineOptions, EngineStats, Generation, Histogram, ModelInfo, Pending, Pooling, SubmitError};
 pub use error::Error;
 pub use generate::{GenerateOptions, generate, generate_from};
+pub use generate_batch::{SampledReply, generate_batch};
 pub use request::{Constraint, Event, FinishReason, Request, Token, TokenLogprobs, Usage};
 pub use sampler::Sampler;
 pub use sampling::{SamplerName, SamplerOrder, SamplerPreset, Sampling};

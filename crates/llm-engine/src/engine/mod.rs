@@ -13,5 +13,6 @@ mod work;
 
 pub use handle::{Engine, Generation, ModelInfo, Pending, SubmitError};
 pub use options::EngineOptions;
+pub(crate) use options::free_memory;
 pub use shared::Pooling;
 pub use stats::{EngineStats, Histogram};

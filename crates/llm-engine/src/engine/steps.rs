@@ -15,7 +15,7 @@ use super::answer::Answer;
 use super::options::Speed;
 use super::shared::Shared;
 use super::work::{Generate, Job, Running, Task, Work};
-use crate::scheduler::{PageKey, Row, Scheduler, Step, Waiting};
+use crate::scheduler::{PageKey, Row, Scheduler, Step, Waiting, fitting};
 use crate::{Error, Result, Sampler};
 
 /// The scheduler and the memory of keys and values.
@@ -358,16 +358,6 @@ impl<'a> Worker<'a> {
         }
         Ok((ends, drafted))
     }
-}
-
-/// The number of rows from the first on, at least one, that have at most `most` tokens together.
-fn fitting(rows: &[Row], most: usize) -> usize {
-    let mut tokens = 0;
-    let fits = rows.iter().take_while(|row| {
-        tokens += row.count;
-        tokens <= most
-    });
-    fits.count().max(1)
 }
 
 /// The sequences of a request that have not ended.

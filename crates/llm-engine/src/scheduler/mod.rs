@@ -314,3 +314,13 @@ impl Scheduler {
         Some(cached)
     }
 }
+
+/// The number of rows from the first on, at least one, that have at most `most` tokens together.
+pub(crate) fn fitting(rows: &[Row], most: usize) -> usize {
+    let mut tokens = 0;
+    let fits = rows.iter().take_while(|row| {
+        tokens += row.count;
+        tokens <= most
+    });
+    fits.count().max(1)
+}
