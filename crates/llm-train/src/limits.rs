@@ -13,6 +13,7 @@ use crate::recipes::{
 };
 use crate::rewards::RewardTable;
 use crate::rl::MissingEos;
+use crate::rollout::why_refused;
 use crate::run::Best;
 use crate::{Error, Recipe, Result, recipe};
 
@@ -186,6 +187,10 @@ impl Recipe for RewardRecipe {
 
 impl Recipe for PpoRecipe {
     const STAGE: &'static str = "ppo";
+
+    fn why_not(key: &str) -> Option<String> {
+        why_refused(key)
+    }
 
     fn check(&self, table: &str) -> Result<()> {
         self.data.check(table, false)?;

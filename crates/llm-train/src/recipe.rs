@@ -35,6 +35,11 @@ pub trait Recipe: Default + Serialize + DeserializeOwned {
     fn may_change(key: &str, _run: &Path) -> bool {
         CHANGEABLE.contains(&key)
     }
+
+    /// Why the stage has no key of this name, if there is more to say than that.
+    fn why_not(_key: &str) -> Option<String> {
+        None
+    }
 }
 
 /// The keys that may change when a run is resumed.
@@ -194,6 +199,9 @@ fn describe<R: Recipe>(error: &serde_path_to_error::Error<toml::de::Error>) -> S
         return format!("\"{path}\": {}", message.split_whitespace().collect::<Vec<_>>().join(" "));
     }
     let (table, name) = path.rsplit_once('.').unwrap_or(("", &path));
+    if let Some(why) = R::why_not(name) {
+        return why;
+    }
     let hint = similar_key::<R>(table, name).map_or(String::new(), |key| format!("; did you mean \"{key}\"?"));
     format!("unknown key \"{path}\"{hint} (keys: {})", quoted[1..].join(", "))
 }

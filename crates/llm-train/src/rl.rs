@@ -1,10 +1,14 @@
-//! The formulas of PPO for language models: rewards with KL penalty, advantages, whitening (Schulman et al. 2017, arXiv 1707.06347;
+//! The formulas of reinforcement learning for language models. PPO: rewards with KL penalty, advantages, whitening (Schulman et al. 2017, arXiv 1707.06347;
 //! Ziegler et al. 2019, arXiv 1909.08593). The losses are in [`crate::loss`].
 //!
 //! Symbols: r reward, V value, A advantage, γ discount, λ parameter of the generalised advantage estimate. All lists have one
 //! entry per token of a reply.
 
+mod groups;
+
 use serde::{Deserialize, Serialize};
+
+pub use groups::{ScaleRewards, are_equal, group_advantages, leave_one_out_advantages, sample_std};
 
 /// The generalised advantage estimates `A` of one reply and its returns `A + V` (Schulman et al. 2016, arXiv 1506.02438).
 ///
@@ -90,6 +94,11 @@ pub fn token_rewards(logprobs: &[f64], ref_logprobs: &[f64], score: f64, kl_coef
         *last += score;
     }
     rewards
+}
+
+/// The reward of a whole reply: `score - kl_coef · Σ (logp - ref_logp)`, the sum of [`token_rewards`].
+pub fn sequence_reward(logprobs: &[f64], ref_logprobs: &[f64], score: f64, kl_coef: f64) -> f64 {
+    score - kl_coef * logprobs.iter().zip(ref_logprobs).map(|(logp, reference)| logp - reference).sum::<f64>()
 }
 
 /// How the score of a reply without an end token changes.

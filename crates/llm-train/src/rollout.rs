@@ -4,6 +4,8 @@
 //! of token t of a reply, and the value of the state before it, are read in the column before t. The last token of a reply is
 //! therefore never an input.
 
+mod sampling;
+
 use candle_core::Tensor;
 use llm_kernels::{token_logprobs, token_logprobs_and_entropies};
 use llm_model::{Batch, Model, Routing};
@@ -11,6 +13,9 @@ use llm_model::{Batch, Model, Routing};
 use crate::examples::gather_rows;
 use crate::rl::{k1, k3};
 use crate::{Error, Result};
+
+pub use sampling::{HEALTHY_DIFFERENCE, LogprobDifference, RolloutOptions, sample_replies};
+pub(crate) use sampling::{has_eos, why_refused};
 
 /// A query and a sampled reply. The lists of numbers have one entry per token of the reply.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +30,8 @@ pub struct Rollout {
     pub score: f64,
     /// Log-probabilities under the policy that sampled the reply, at the sampling temperature.
     pub logprobs: Vec<f64>,
+    /// The same as the engine computed them while it sampled.
+    pub engine_logprobs: Vec<f32>,
     /// Log-probabilities under the reference model, at the same temperature.
     pub ref_logprobs: Vec<f64>,
     /// The critic's values.
@@ -57,14 +64,19 @@ impl Rollout {
     }
 }
 
+/// The difference of the log-probabilities of engine and trainer over all tokens.
+pub fn engine_difference(rollouts: &[Rollout]) -> LogprobDifference {
+    let mut difference = LogprobDifference::default();
+    rollouts.iter().for_each(|rollout| difference.add(&rollout.engine_logprobs, &rollout.logprobs));
+    difference
+}
+
 /// (query, reply) in token ids.
 pub type Reply<'a> = (&'a [u32], &'a [u32]);
 
 /// The log-probabilities of the tokens of all replies, concatenated: `(n,)`. Logits are divided by `temperature`.
 pub fn reply_logprobs(model: &Model, replies: &[Reply], temperature: f64, pad: u32) -> Result<Tensor> {
-    let (batch, positions, ids) = pack_replies(replies, pad)?;
-    let hidden = gather_rows(&model.hidden(&batch, None)?, positions)?; // (n, hidden)
-    map_logits_in_chunks(model, &hidden, &ids, |logits, ids| Ok(token_logprobs(logits, ids, temperature)?))
+    Ok(logprobs_and_routing(model, replies, temperature, pad)?.0)
 }
 
 /// [`reply_logprobs`] and the entropies of the next-token distributions in nats, both `(n,)`.
@@ -93,6 +105,21 @@ pub(crate) fn logprobs_entropies_and_routing(
         Ok(Tensor::stack(&[logprobs, entropies], 1)?) // (chunk, 2)
     })?;
     Ok((both.narrow(1, 0, 1)?.squeeze(1)?, both.narrow(1, 1, 1)?.squeeze(1)?, routing))
+}
+
+/// [`reply_logprobs`] and the routing of a model with experts.
+pub(crate) fn logprobs_and_routing(
+    model: &Model,
+    replies: &[Reply],
+    temperature: f64,
+    pad: u32,
+) -> Result<(Tensor, Option<Routing>)> {
+    let (batch, positions, ids) = pack_replies(replies, pad)?;
+    let (hidden, routing) = model.hidden_and_routing(&batch)?; // (b, t, hidden)
+    let hidden = gather_rows(&hidden, positions)?; // (n, hidden)
+    let logprobs =
+        map_logits_in_chunks(model, &hidden, &ids, |logits, ids| Ok(token_logprobs(logits, ids, temperature)?))?;
+    Ok((logprobs, routing))
 }
 
 /// The values that the critic (a model with [`llm_model::Head::Token`]) predicts before each token of the replies: `(n,)`.

@@ -4,11 +4,13 @@
 //!   that the logits of all tokens are never in memory at once.
 //! - Reward models: [`k_way`], the mean of [`bradley_terry`] over all pairs of a ranking; [`plackett_luce`] and [`best_of_n`] are
 //!   other losses of a ranking.
-//! - PPO: [`policy_loss`] and [`value_loss`].
+//! - PPO: [`policy_loss`] and [`value_loss`]; GRPO, Dr. GRPO and DAPO: [`grpo_loss`]; RLOO: [`rloo_loss`].
 //! - Any model: [`cross_entropy`], [`kl_divergence`] and [`mse`], on tensors.
 
+mod grpo;
 mod ppo;
 mod ranking;
+mod rloo;
 
 use candle_core::{DType, Device, Tensor};
 use llm_kernels::IGNORE_INDEX;
@@ -16,9 +18,11 @@ use llm_model::Model;
 
 use crate::Result;
 
+pub use grpo::{ClipRange, GrpoLoss, LossType, grpo_loss, token_weights};
 pub use llm_kernels::{CrossEntropyLoss, DistillationLoss};
 pub use ppo::{ClippedLoss, policy_loss, value_loss};
 pub use ranking::{best_of_n, bradley_terry, k_way, neg_log_sigmoid, plackett_luce};
+pub use rloo::rloo_loss;
 
 /// The mean cross-entropy of next-token prediction in nats, a scalar: [`cross_entropy`] of the logits that `model` computes from
 /// `hidden` `(n, hidden)`, its hidden states, and the next tokens `labels` `(n,)`. Labels of -100 are ignored.

@@ -19,6 +19,16 @@ fn every_built_in_recipe_is_valid() {
     read::<LifecycleRecipe>("lifecycle", &[]).unwrap();
 }
 
+#[test]
+fn a_filter_of_sampling_is_refused_with_the_reason() {
+    for key in ["top_p", "top_k", "min_p", "repetition_penalty"] {
+        let error = parse::<PpoRecipe>("mine.toml", &format!("{key} = 1"), &[]).unwrap_err().to_string();
+        assert!(error.contains(key) && error.contains("probability ratio"), "{error}");
+    }
+    let error = parse::<PpoRecipe>("mine.toml", "temprature = 1", &[]).unwrap_err().to_string();
+    assert!(error.contains("did you mean \"temperature\""), "{error}");
+}
+
 /// Each recipe has every key, so that the printed recipe can be copied and changed, and its defaults are written once.
 #[test]
 fn a_built_in_recipe_has_every_key_of_its_stage() {

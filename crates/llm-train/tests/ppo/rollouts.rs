@@ -35,6 +35,21 @@ fn m1_without_an_update_the_ratio_is_one() {
     assert!(metric(&trainer.learn(&rollouts, 0).unwrap(), "policy/approxkl_avg") > 1e-4);
 }
 
+/// The engine reads keys and values from pages and computes at most 64 rows at a time, the trainer whole padded batches.
+#[test]
+fn the_engine_computes_the_log_probabilities_of_the_trainer() {
+    let recipe = recipe();
+    let mut trainer = trainer(&recipe);
+    let mut rollouts = trainer.roll_out(&many(10), 7).unwrap();
+    let metrics = trainer.learn(&rollouts, 0).unwrap();
+    let [mean, max, exp] =
+        ["mean", "max", "exp"].map(|name| metric(&metrics, &format!("sampling/logprob_diff_{name}")));
+    assert!(mean > 0. && mean < max && max < 1e-4 && exp < 1. + 1e-4, "{mean} {max} {exp}");
+    // Negative control: log-probabilities at another temperature.
+    rollouts[0].engine_logprobs.iter_mut().for_each(|x| *x *= 1.4);
+    assert!(metric(&trainer.learn(&rollouts, 0).unwrap(), "sampling/logprob_diff_max") > 1e-2);
+}
+
 #[test]
 fn m2_the_kl_of_a_policy_equal_to_its_reference_is_zero() {
     for precision in [Precision::F32, Precision::Bf16] {

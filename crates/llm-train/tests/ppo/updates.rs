@@ -22,6 +22,7 @@ fn targets_match_hand_computed_values() {
         has_eos,
         score,
         logprobs: logprobs.to_vec(),
+        engine_logprobs: Vec::new(),
         ref_logprobs: ref_logprobs.to_vec(),
         values: values.to_vec(),
     };

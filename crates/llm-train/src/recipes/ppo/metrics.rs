@@ -9,7 +9,7 @@ pub struct RunningMeans(Vec<(&'static str, f64, f64)>); // name, weighted sum, s
 
 impl RunningMeans {
     /// Adds a value with a weight.
-    pub(super) fn add(&mut self, name: &'static str, value: f64, weight: f64) {
+    pub(crate) fn add(&mut self, name: &'static str, value: f64, weight: f64) {
         match self.0.iter_mut().find(|(known, ..)| *known == name) {
             Some((_, sum, weights)) => {
                 *sum += weight * value;
@@ -39,7 +39,7 @@ impl RunningMeans {
     }
 
     /// All means, in the order of their first value.
-    pub(super) fn all(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
         self.0.iter().map(|(name, sum, weights)| (*name, sum / weights))
     }
 }
@@ -93,6 +93,7 @@ mod tests {
             has_eos,
             score,
             logprobs: logprobs.to_vec(),
+            engine_logprobs: logprobs.iter().map(|&x| x as f32).collect(),
             ref_logprobs: ref_logprobs.to_vec(),
             values: vec![0.; logprobs.len()],
         };

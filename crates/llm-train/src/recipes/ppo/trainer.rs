@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use llm_engine::{GenerateOptions, Sampling, generate_from};
+use llm_engine::SampledReply;
 use llm_model::Model;
 use rand::seq::SliceRandom;
 use serde_json::{Map, Value, json};
@@ -14,7 +14,10 @@ use crate::loss::{policy_loss, value_loss};
 use crate::optim::Learner;
 use crate::rewards::{Prompt, Reward};
 use crate::rl::{adapted_kl_coef, explained_variance, gae, token_rewards, whiten};
-use crate::rollout::{Reply, Rollout, logprobs_entropies_and_routing, per_reply, reply_logprobs, reply_values};
+use crate::rollout::{
+    Reply, Rollout, RolloutOptions, engine_difference, has_eos, logprobs_entropies_and_routing, per_reply,
+    reply_logprobs, reply_values, sample_replies,
+};
 use crate::routing::RouterMetrics;
 use crate::run::{OPTIMIZER, restored, rng};
 use crate::{Error, Result, adapters, loss};
@@ -116,20 +119,17 @@ impl<'a> PpoTrainer<'a> {
 
     /// Samples a reply to each prompt and computes log-probabilities, values and scores, `micro_batch_size` replies at a time.
     pub fn roll_out(&self, prompts: &[Prompt], seed: u64) -> Result<Vec<Rollout>> {
+        let recipe = self.recipe;
+        let options = RolloutOptions::new(recipe.max_new_tokens, self.ids.eos, recipe.temperature, seed);
+        let queries: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.query.clone()).collect();
+        let replies = sample_replies(&self.policy.model, &queries, &options)?.concat();
         let (policy, critic) = (self.policy.model.detached()?, self.critic.model.detached()?);
-        let size = self.recipe.micro_batch_size.max(1);
+        let size = recipe.micro_batch_size.max(1);
         let mut rollouts = Vec::with_capacity(prompts.len());
-        for (i, prompts) in prompts.chunks(size).enumerate() {
-            let queries: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.query.clone()).collect();
-            let responses = generate_from(&policy, &queries, i * size, &self.generate_options(seed), |_, _| true)?;
-            rollouts.extend(self.evaluate([&policy, &critic], prompts, &responses)?);
+        for (prompts, replies) in prompts.chunks(size).zip(replies.chunks(size)) {
+            rollouts.extend(self.evaluate([&policy, &critic], prompts, replies)?);
         }
         Ok(rollouts)
-    }
-
-    fn generate_options(&self, seed: u64) -> GenerateOptions {
-        let sampling = Sampling { temperature: self.recipe.temperature, seed: Some(seed), ..Sampling::default() };
-        GenerateOptions { max_new_tokens: self.recipe.max_new_tokens, stop_ids: Some(vec![self.ids.eos]), sampling }
     }
 
     /// Log-probabilities, values and scores of these replies.
@@ -137,10 +137,10 @@ impl<'a> PpoTrainer<'a> {
         &self,
         [policy, critic]: [&Model; 2],
         prompts: &[Prompt],
-        responses: &[Vec<u32>],
+        sampled: &[SampledReply],
     ) -> Result<Vec<Rollout>> {
         let (temperature, pad) = (self.recipe.temperature, self.ids.pad);
-        let scored = prompts.iter().zip(responses.iter().map(Vec::as_slice));
+        let scored = prompts.iter().zip(sampled.iter().map(|reply| reply.ids.as_slice()));
         let replies: Vec<Reply> =
             scored.clone().map(|(prompt, response)| (prompt.query.as_slice(), response)).collect();
         let logprobs_of = |model| per_reply(&reply_logprobs(model, &replies, temperature, pad)?, &replies);
@@ -148,16 +148,17 @@ impl<'a> PpoTrainer<'a> {
         let mut ref_logprobs = logprobs_of(&self.reference)?.into_iter();
         let mut values = per_reply(&reply_values(critic, &replies, pad)?, &replies)?.into_iter();
         let scores = self.reward.score_replies(scored, self.ids.eos)?;
-        let rollout = |((query, response), score): (&Reply, f64)| Rollout {
-            query: query.to_vec(),
-            response: response.to_vec(),
-            has_eos: response.last() == Some(&self.ids.eos),
+        let rollout = |((prompt, reply), score): ((&Prompt, &SampledReply), f64)| Rollout {
+            query: prompt.query.clone(),
+            response: reply.ids.clone(),
+            has_eos: has_eos(reply),
             score,
+            engine_logprobs: reply.logprobs.clone(),
             logprobs: logprobs.next().unwrap_or_default(),
             ref_logprobs: ref_logprobs.next().unwrap_or_default(),
             values: values.next().unwrap_or_default(),
         };
-        Ok(replies.iter().zip(scores).map(rollout).collect())
+        Ok(prompts.iter().zip(sampled).zip(scores).map(rollout).collect())
     }
 
     /// Advantages and returns under the current KL coefficient, per reply; advantages are whitened over all tokens of the batch.
@@ -201,6 +202,11 @@ impl<'a> PpoTrainer<'a> {
         }
         self.episodes += rollouts.len() as u64;
         let mut metrics = objective(rollouts, recipe, self.kl_coef);
+        let difference = engine_difference(rollouts);
+        metrics.extend(difference.metrics());
+        if update == 0 {
+            difference.warn();
+        }
         let mean_square = means.take(MEAN_SQUARE_RATIO).unwrap_or(1.);
         let ratio = means.get("val/ratio").unwrap_or(1.);
         metrics.extend(means.all());
