@@ -59,6 +59,7 @@ impl Command {
             Self::Lifecycle(_)
             | Self::CompareMethods(_)
             | Self::Clean(_)
+            | Self::Feedback(_)
             | Self::ExportShards(_)
             | Self::Recipe(_)
             | Self::Bench(_) => Ok(()),

@@ -2,6 +2,7 @@
 
 mod clean;
 mod export;
+mod feedback;
 mod hub;
 mod measure;
 mod preview;
@@ -19,6 +20,7 @@ use crate::run::{Event, recorded_recipe};
 use crate::{Error, Recipe, read_recipe};
 use clean::Clean;
 use export::ExportShards;
+use feedback::Feedback;
 use measure::{Bench, BenchFinetune, CompareMethods, Params, Scaling};
 use preview::{Preview, Rows};
 use run::run;
@@ -73,6 +75,9 @@ enum Command {
     Finetune(Finetune),
     /// Show data as the model will see it: the trained tokens, ids, lengths and what is left out; trains nothing
     Preview(Preview),
+    /// Let people rank answers of models: the database, its judgements and their quality
+    #[command(subcommand)]
+    Feedback(Feedback),
     /// Train a reward model on ranked answers
     Reward(Reward),
     /// Align a model with a reward model by PPO
@@ -308,10 +313,13 @@ fn run_with_progress(mut command: Command) -> Result<(), Failure> {
         }
     };
     let device = command.device()?;
-    let prints_result = matches!(
-        command,
-        Command::Clean(_) | Command::Recipe(_) | Command::Bench(_) | Command::BenchFinetune(_) | Command::Params(_)
-    );
+    let prints_result = match &command {
+        Command::Feedback(command) => command.prints_result(),
+        Command::Clean(_) | Command::Recipe(_) | Command::Bench(_) | Command::BenchFinetune(_) | Command::Params(_) => {
+            true
+        }
+        _ => false,
+    };
     let result = run(command, device, &mut observer);
     if let Some(progress) = progress {
         progress.finish();

@@ -14,7 +14,7 @@ use super::clean;
 use super::export::export_shards;
 use super::measure::Params;
 use super::preview::preview;
-use super::{Command, Pretrain, Resume, tokenizer};
+use super::{Command, Pretrain, Resume, feedback, tokenizer};
 use crate::bench::{bench, bench_finetune};
 use crate::depth::DepthSettings;
 use crate::params::{Report, Usage};
@@ -66,6 +66,7 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
             args.common.resume,
         ),
         Command::Preview(args) => preview(&args),
+        Command::Feedback(command) => feedback::run(command, stages.observer),
         Command::Reward(args) => {
             stages.reward(&args.common.recipe_with(&args.rows, &args.out)?, &args.inputs, &args.out, args.common.resume)
         }

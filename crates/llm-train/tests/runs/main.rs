@@ -16,6 +16,7 @@ mod packing;
 mod prepare;
 mod pretraining;
 mod program;
+mod ranking_page;
 mod resume;
 mod selection;
 mod stages;
