@@ -62,7 +62,7 @@ pub use files::{read_documents, read_jsonl, write_jsonl};
 pub use llm_tokenizer::{ChatMessage, Conversation};
 pub use overlap::NGrams;
 pub use packing::best_fit_decreasing;
-pub use ranking::{Ranking, Rankings, read_rankings};
+pub use ranking::{LabelledAnswer, LabelledAnswers, Ranking, Rankings, read_labelled_answers, read_rankings};
 pub use rows::ReadOptions;
 pub use shards::{
     ExportFormat, FileInfo, Manifest, ShardWriter, SplitInfo, TokenDataset, TokenDtype, export_shards,

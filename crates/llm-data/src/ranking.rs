@@ -1,6 +1,7 @@
 //! Rankings: answers to a prompt in the order of preference of a person or a simulated annotator.
 
 mod forms;
+mod labelled;
 
 use std::path::Path;
 
@@ -9,9 +10,11 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::conversation::{nothing_in, prompt_key, spoken};
-use crate::rows::{ReadOptions, for_each_row};
+use crate::rows::{ReadOptions, RowError, for_each_row};
 use crate::split::{Duplicates, ItemKeys, Keyed, SplitKey};
 use crate::{Result, Warnings};
+
+pub use labelled::{LabelledAnswer, LabelledAnswers, read_labelled_answers};
 
 /// Answers to one prompt, ranked by preference (`{"id", "prompt", "answers", "order"}` in JSONL).
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -115,20 +118,7 @@ pub fn read_rankings(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Ra
     let path = path.as_ref();
     let (mut rankings, mut warnings) = (Vec::new(), Warnings::default());
     for_each_row(path, options, &mut warnings, &mut |value, warnings| {
-        let Some(mut ranking) = forms::parse(value, &mut warnings.ignored_keys)? else {
-            warnings.different_prompts += 1;
-            return Ok(());
-        };
-        let all = ranking.answers.len();
-        ranking.retain_answers(|answer| !answer.trim().is_empty());
-        warnings.empty_ranked += usize::from(ranking.answers.len() < all);
-        let equal = ranking.answers.iter().all(|answer| Some(answer) == ranking.answers.first());
-        match (ranking.answers.len(), equal) {
-            (0 | 1, _) => {} // counted with the empty answers
-            (_, true) => warnings.equal_answers += 1,
-            _ if ranking.pairs().is_empty() => warnings.ties += 1,
-            _ => rankings.push(ranking),
-        }
+        rankings.extend(usable(value, warnings)?);
         Ok(())
     })?;
     if rankings.is_empty() {
@@ -136,6 +126,25 @@ pub fn read_rankings(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Ra
     }
     warnings.duplicates = Duplicates::within(rankings.iter().map(Keyed::keys));
     Ok(Rankings { rankings, warnings })
+}
+
+/// The ranking of a row without its empty answers, if it has a pair; otherwise the reason is counted.
+fn usable(value: &Value, warnings: &mut Warnings) -> Result<Option<Ranking>, RowError> {
+    let Some(mut ranking) = forms::parse(value, &mut warnings.ignored_keys)? else {
+        warnings.different_prompts += 1;
+        return Ok(None);
+    };
+    let all = ranking.answers.len();
+    ranking.retain_answers(|answer| !answer.trim().is_empty());
+    warnings.empty_ranked += usize::from(ranking.answers.len() < all);
+    let equal = ranking.answers.iter().all(|answer| Some(answer) == ranking.answers.first());
+    match (ranking.answers.len(), equal) {
+        (0 | 1, _) => {} // counted with the empty answers
+        (_, true) => warnings.equal_answers += 1,
+        _ if ranking.pairs().is_empty() => warnings.ties += 1,
+        _ => return Ok(Some(ranking)),
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub struct ReadOptions {
 }
 
 /// The names that [`ReadOptions::columns`] may give to columns.
-const NAMES: [&str; 25] = [
+const NAMES: [&str; 26] = [
     "answer",
     "answers",
     "chat_template_kwargs",
@@ -35,6 +35,7 @@ const NAMES: [&str; 25] = [
     "id",
     "input",
     "instruction",
+    "label",
     "margin",
     "messages",
     "order",

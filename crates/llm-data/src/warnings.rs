@@ -41,6 +41,8 @@ pub struct Warnings {
     pub without_question: usize,
     /// Rankings without their empty answers, or left out if fewer than two answers remain.
     pub empty_ranked: usize,
+    /// Labelled answers left out because they are empty.
+    pub empty_labelled: usize,
     /// Rankings left out because all answers are equal.
     pub equal_answers: usize,
     /// Rankings left out because the conversations differ before the last message.
@@ -61,6 +63,7 @@ impl Warnings {
             (self.empty_answers, "have an empty answer: the model learns to end its turn immediately"),
             (self.without_question, "have no user message before the first answer"),
             (self.empty_ranked, "have an empty answer, which is left out; a ranking needs two answers that are not"),
+            (self.empty_labelled, "are left out: their answer is empty"),
             (self.equal_answers, "are left out: their answers are equal"),
             (self.different_prompts, "are left out: their answers belong to different prompts"),
             (self.ties, "are left out: all of their answers are tied"),

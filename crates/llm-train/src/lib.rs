@@ -57,6 +57,7 @@ pub mod best_of;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod compat;
+mod completions;
 pub mod data;
 pub mod depth;
 mod error;

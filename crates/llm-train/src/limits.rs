@@ -18,6 +18,7 @@ use crate::run::Best;
 use crate::{Error, Recipe, Result, recipe};
 
 pub(crate) mod keys;
+mod preferences;
 
 impl OptimizerConfig {
     /// Checks every number. Errors put `table` (empty, or ending with a dot) before the key.
@@ -223,11 +224,7 @@ impl Recipe for PpoRecipe {
             MissingEos::Replace(x) => drop(Keys { table }.real("missing_eos.replace", x, Real::Any)?),
         }
         self.optimizer.check(&format!("{table}optimizer."))?;
-        check_lora(self.lora.as_ref(), self.optimizer.kind, table)?;
-        if let Some(dropout) = self.lora.as_ref().map(|lora| lora.lora_dropout).filter(|dropout| *dropout > 0.) {
-            let allowed = "0: the probability ratio compares the policy with itself";
-            return Err(Keys { table: &format!("{table}lora.") }.wrong("lora_dropout", dropout, allowed));
-        }
+        check_policy_lora(self.lora.as_ref(), self.optimizer.kind, table)?;
         self.value_optimizer.check(&format!("{table}value_optimizer."))
     }
 }
@@ -378,6 +375,18 @@ fn check_lora(lora: Option<&LoraConfig>, optimizer: OptimizerKind, table: &str) 
         .real("lora_alpha", lora.lora_alpha, Real::Positive)?
         .real("lora_dropout", lora.lora_dropout, Real::Below(1.))?;
     Ok(())
+}
+
+/// [`check_lora`] of a policy whose log-probabilities are compared with those of other passes.
+fn check_policy_lora(lora: Option<&LoraConfig>, optimizer: OptimizerKind, table: &str) -> Result<()> {
+    check_lora(lora, optimizer, table)?;
+    match lora.map(|lora| lora.lora_dropout).filter(|dropout| *dropout > 0.) {
+        None => Ok(()),
+        Some(dropout) => {
+            let allowed = "0: the probability ratio compares the policy with itself";
+            Err(Keys { table: &format!("{table}lora.") }.wrong("lora_dropout", dropout, allowed))
+        }
+    }
 }
 
 #[cfg(test)]

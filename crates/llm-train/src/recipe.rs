@@ -56,12 +56,14 @@ pub(crate) const CHANGEABLE: [&str; 9] = [
 ];
 
 /// The built-in recipes, by name.
-const BUILT_IN: [(&str, &str); 9] = [
+const BUILT_IN: [(&str, &str); 11] = [
     ("pretrain", include_str!("../recipes/pretrain.toml")),
     ("experts", include_str!("../recipes/experts.toml")),
     ("finetune", include_str!("../recipes/finetune.toml")),
     ("reward", include_str!("../recipes/reward.toml")),
     ("ppo", include_str!("../recipes/ppo.toml")),
+    ("dpo", include_str!("../recipes/dpo.toml")),
+    ("kto", include_str!("../recipes/kto.toml")),
     ("distill", include_str!("../recipes/distill.toml")),
     ("compare-methods", include_str!("../recipes/compare-methods.toml")),
     ("scaling", include_str!("../recipes/scaling.toml")),

@@ -132,7 +132,7 @@ pub fn reply_values(critic: &Model, replies: &[Reply], pad: u32) -> Result<Tenso
 const LOGITS: usize = 1 << 24;
 
 /// Applies `of_chunk` to the logits of `hidden` `(n, hidden)`, a few rows at a time, and concatenates the results.
-fn map_logits_in_chunks(
+pub(crate) fn map_logits_in_chunks(
     model: &Model,
     hidden: &Tensor,
     ids: &[u32],

@@ -36,6 +36,14 @@ impl Command {
                 args.inputs.reward.iter_mut().try_for_each(|path| args.common.hub.resolve(path, Model))?;
                 given(args.common.hub, &mut args.inputs.adapter, Adapter)
             }
+            Self::Dpo(args) => {
+                args.common.hub.resolve(&mut args.inputs.model, Model)?;
+                given(args.common.hub, &mut args.inputs.adapter, Adapter)
+            }
+            Self::Kto(args) => {
+                args.common.hub.resolve(&mut args.inputs.model, Model)?;
+                given(args.common.hub, &mut args.inputs.adapter, Adapter)
+            }
             Self::Distill(args) => {
                 args.common.hub.resolve(&mut args.inputs.teacher, Model)?;
                 given(args.common.hub, &mut args.inputs.student, Model)?;

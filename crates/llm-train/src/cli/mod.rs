@@ -15,7 +15,9 @@ use clap::{Args, Parser, Subcommand};
 use llm_cli::{DeviceOption, Failure, GLOBAL_HEADING, HubOption, Progress, ShellCommand, Verbosity, key_value};
 
 use crate::depth::TOKENS_PER_PARAMETER;
-use crate::recipes::{DistillInputs, FinetuneInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs};
+use crate::recipes::{
+    DistillInputs, DpoInputs, FinetuneInputs, KtoInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs,
+};
 use crate::run::{Event, recorded_recipe};
 use crate::{Error, Recipe, read_recipe};
 use clean::Clean;
@@ -82,6 +84,10 @@ enum Command {
     Reward(Reward),
     /// Align a model with a reward model by PPO
     Ppo(Ppo),
+    /// Align a model with pairs of answers, by DPO, IPO, ORPO, `SimPO` and others
+    Dpo(Dpo),
+    /// Align a model with good and bad answers by KTO
+    Kto(Kto),
     /// Distil a model into a smaller one
     Distill(Distill),
     /// Compare pre-training, prompting, domain and instruction fine-tuning, with and without mixing, on the built-in dataset
@@ -199,6 +205,37 @@ struct Ppo {
     inputs: PpoInputs,
     /// Folder to write; must not exist
     #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    rows: Rows,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  llm-train dpo --model runs/chat --data rankings.jsonl --out runs/aligned\n  llm-train dpo --model \
+                  runs/chat --data rankings.jsonl --out runs/simpo --set loss=simpo --set beta=2"
+)]
+struct Dpo {
+    #[command(flatten)]
+    inputs: DpoInputs,
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR", display_order = 2)]
+    out: PathBuf,
+    #[command(flatten)]
+    rows: Rows,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llm-train kto --model runs/chat --data labelled.jsonl --out runs/aligned")]
+struct Kto {
+    #[command(flatten)]
+    inputs: KtoInputs,
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR", display_order = 2)]
     out: PathBuf,
     #[command(flatten)]
     rows: Rows,

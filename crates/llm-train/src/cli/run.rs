@@ -20,9 +20,10 @@ use crate::depth::DepthSettings;
 use crate::params::{Report, Usage};
 use crate::recipe::built_in_recipe;
 use crate::recipes::{
-    CompareMethodsRecipe, DistillInputs, DistillRecipe, FinetuneInputs, FinetuneRecipe, LifecycleRecipe, PpoInputs,
-    PpoRecipe, PretrainInputs, PretrainRecipe, RewardInputs, RewardRecipe, ScalingRecipe, compare_methods, distill,
-    finetune, lifecycle, lifecycle_seeds, ppo, prepare, pretrain, reward, scaling,
+    CompareMethodsRecipe, DistillInputs, DistillRecipe, DpoInputs, DpoRecipe, FinetuneInputs, FinetuneRecipe,
+    KtoInputs, KtoRecipe, LifecycleRecipe, PpoInputs, PpoRecipe, PretrainInputs, PretrainRecipe, RewardInputs,
+    RewardRecipe, ScalingRecipe, compare_methods, distill, dpo, finetune, kto, lifecycle, lifecycle_seeds, ppo,
+    prepare, pretrain, reward, scaling,
 };
 use crate::run::{Event, NEVER, Outcome, Record, RunOptions};
 use crate::{Error, Recipe, read_recipe};
@@ -72,6 +73,12 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
         }
         Command::Ppo(args) => {
             stages.ppo(&args.common.recipe_with(&args.rows, &args.out)?, &args.inputs, &args.out, args.common.resume)
+        }
+        Command::Dpo(args) => {
+            stages.dpo(&args.common.recipe_with(&args.rows, &args.out)?, &args.inputs, &args.out, args.common.resume)
+        }
+        Command::Kto(args) => {
+            stages.kto(&args.common.recipe_with(&args.rows, &args.out)?, &args.inputs, &args.out, args.common.resume)
         }
         Command::Distill(args) => stages.distill(
             &args.common.recipe_with(&args.rows, &args.out)?,
@@ -123,6 +130,8 @@ impl Command {
             Self::Finetune(args) => args.common.device,
             Self::Reward(args) => args.common.device,
             Self::Ppo(args) => args.common.device,
+            Self::Dpo(args) => args.common.device,
+            Self::Kto(args) => args.common.device,
             Self::Distill(args) => args.common.device,
             Self::Resume(args) => args.device,
             Self::Bench(args) => args.device,
@@ -203,12 +212,7 @@ impl Stages<'_> {
         resume: bool,
     ) -> Result<String, Error> {
         let outcome = finetune(recipe, inputs, out, self.options(resume))?;
-        let (model, out) = (inputs.model.display(), out.display());
-        let next = match recipe.lora {
-            Some(_) => format!("llm-infer chat --model {model} --adapter {out}"),
-            None => format!("llm-infer chat --model {out}"),
-        };
-        Ok(summary(&outcome, "steps", &next))
+        Ok(summary(&outcome, "steps", &chat(&inputs.model, out, recipe.lora.is_some())))
     }
 
     fn reward(
@@ -230,6 +234,16 @@ impl Stages<'_> {
     fn ppo(&mut self, recipe: &PpoRecipe, inputs: &PpoInputs, out: &Path, resume: bool) -> Result<String, Error> {
         let outcome = ppo(recipe, inputs, out, self.options(resume))?;
         Ok(summary(&outcome, "updates", &format!("llm-infer chat --model {}", out.display())))
+    }
+
+    fn dpo(&mut self, recipe: &DpoRecipe, inputs: &DpoInputs, out: &Path, resume: bool) -> Result<String, Error> {
+        let outcome = dpo(recipe, inputs, out, self.options(resume))?;
+        Ok(summary(&outcome, "steps", &chat(&inputs.model, out, recipe.lora.is_some() || inputs.adapter.is_some())))
+    }
+
+    fn kto(&mut self, recipe: &KtoRecipe, inputs: &KtoInputs, out: &Path, resume: bool) -> Result<String, Error> {
+        let outcome = kto(recipe, inputs, out, self.options(resume))?;
+        Ok(summary(&outcome, "steps", &chat(&inputs.model, out, recipe.lora.is_some() || inputs.adapter.is_some())))
     }
 
     fn distill(
@@ -255,6 +269,8 @@ impl Stages<'_> {
             FinetuneRecipe::STAGE => self.finetune(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             RewardRecipe::STAGE => self.reward(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             PpoRecipe::STAGE => self.ppo(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
+            DpoRecipe::STAGE => self.dpo(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
+            KtoRecipe::STAGE => self.kto(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             DistillRecipe::STAGE => self.distill(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             other => Err(Error::Unsupported(format!("{}: a run of `{other}` cannot be resumed", dir.display()))),
         }
@@ -313,6 +329,15 @@ impl<'a> InputPaths<'a> {
             grouped.into_iter().map(|(field, paths)| (field.to_owned(), value(paths))).collect();
         let inputs = serde_json::from_value(object.into());
         inputs.map_err(|e| Error::BadFile(format!("{}/recipe.toml: [inputs]: {e}", self.run.display())))
+    }
+}
+
+/// The command that chats with the model of a run, or with its adapter.
+fn chat(model: &Path, out: &Path, is_adapter: bool) -> String {
+    let (model, out) = (model.display(), out.display());
+    match is_adapter {
+        true => format!("llm-infer chat --model {model} --adapter {out}"),
+        false => format!("llm-infer chat --model {out}"),
     }
 }
 

@@ -5,10 +5,12 @@
 //! - Reward models: [`k_way`], the mean of [`bradley_terry`] over all pairs of a ranking; [`plackett_luce`] and [`best_of_n`] are
 //!   other losses of a ranking.
 //! - PPO: [`policy_loss`] and [`value_loss`]; GRPO, Dr. GRPO and DAPO: [`grpo_loss`]; RLOO: [`rloo_loss`].
+//! - Preferences between answers: [`dpo()`], [`robust_dpo`], [`hinge`], [`ipo`], [`odds_ratio`] (ORPO), [`simpo`], [`kto()`].
 //! - Any model: [`cross_entropy`], [`kl_divergence`] and [`mse`], on tensors.
 
 mod grpo;
 mod ppo;
+mod preference;
 mod ranking;
 mod rloo;
 
@@ -21,6 +23,7 @@ use crate::Result;
 pub use grpo::{ClipRange, GrpoLoss, LossType, grpo_loss, token_weights};
 pub use llm_kernels::{CrossEntropyLoss, DistillationLoss};
 pub use ppo::{ClippedLoss, policy_loss, value_loss};
+pub use preference::{dpo, hinge, ipo, kto, odds_ratio, robust_dpo, simpo};
 pub use ranking::{best_of_n, bradley_terry, k_way, neg_log_sigmoid, plackett_luce};
 pub use rloo::rloo_loss;
 

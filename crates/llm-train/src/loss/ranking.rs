@@ -4,10 +4,13 @@ use candle_core::{Device, Tensor};
 
 use crate::{Error, Result};
 
-/// `-log σ(x)` of each element, computed without overflow.
+/// `-log σ(x)` of each element, computed without overflow. Its gradient is exact everywhere, also at 0.
 pub fn neg_log_sigmoid(x: &Tensor) -> Result<Tensor> {
-    // max(-x, 0) + log(1 + exp(-|x|))
-    Ok((x.neg()?.relu()? + (x.abs()?.neg()?.exp()? + 1.)?.log()?)?)
+    // m + log(exp(-m) + exp(-x - m)) with m = max(-x, 0). The gradient does not depend on m, so none flows through it: `relu` and `abs`
+    // have no gradient at 0.
+    let m = x.detach().neg()?.relu()?;
+    let sum = (m.neg()?.exp()? + (x.neg()? - &m)?.exp()?)?;
+    Ok((m + sum.log()?)?)
 }
 
 /// The Bradley-Terry loss of each pair: `-log σ(chosen - rejected - margin)`. All tensors are `(n,)` (Bradley and Terry 1952).

@@ -3,7 +3,9 @@
 mod answers;
 mod compare_methods;
 mod distill;
+mod dpo;
 mod finetune;
+mod kto;
 mod lifecycle;
 mod ppo;
 mod prepare;
@@ -14,8 +16,10 @@ mod tokenizer;
 
 pub use compare_methods::{CompareMethodsRecipe, compare_methods};
 pub use distill::{DistillInputs, DistillRecipe, distill};
+pub use dpo::{DpoInputs, DpoRecipe, PairLoss, dpo};
 pub use finetune::{FinetuneInputs, FinetuneRecipe, finetune};
 pub(crate) use finetune::{load as load_finetune, train_on_answers};
+pub use kto::{KtoInputs, KtoRecipe, kto};
 pub use lifecycle::{LifecycleRecipe, PipelineOutcome, lifecycle, lifecycle_seeds};
 pub use ppo::{PpoInputs, PpoRecipe, PpoTrainer, RunningMeans, SpecialIds, Targets, ppo};
 pub use prepare::{PrepareInputs, prepare};

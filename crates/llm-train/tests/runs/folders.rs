@@ -19,7 +19,7 @@ fn a_finished_run_is_not_changed() {
         // Changed data does not matter: a finished run does not read it.
         let source = if stage == Stage::Pretrain { None } else { Some(dir.path().join("data.jsonl")) };
         let name = match stage {
-            Stage::Reward => "pairs.jsonl",
+            Stage::Reward | Stage::Dpo | Stage::Kto => "pairs.jsonl",
             Stage::Ppo => "prompts.jsonl",
             _ => "chats.jsonl",
         };
@@ -78,7 +78,7 @@ fn a_model_with_weights_that_are_not_finite_is_refused() {
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&file, bytes).unwrap();
-    for stage in [Stage::Finetune, Stage::Reward, Stage::Ppo, Stage::Distill] {
+    for stage in [Stage::Finetune, Stage::Reward, Stage::Ppo, Stage::Dpo, Stage::Kto, Stage::Distill] {
         let error = stage.run(&fixture, &Knobs::default(), &dir.path().join("run"), quiet()).unwrap_err();
         assert!(error.is_callers_fault() && error.to_string().contains("not finite"), "{stage:?}: {error}");
         assert!(!dir.path().join("run").exists());
@@ -104,7 +104,7 @@ fn a_failed_start_leaves_no_folder() {
         ];
         bad.retain(|(what, _)| match *what {
             "hidden_size" => matches!(stage, Stage::Pretrain | Stage::Distill),
-            "\"r\"" | "nonsense" => stage == Stage::Finetune,
+            "\"r\"" | "nonsense" => matches!(stage, Stage::Finetune | Stage::Dpo | Stage::Kto),
             "batches" => stage == Stage::Pretrain,
             _ => true,
         });
@@ -122,9 +122,13 @@ fn a_failed_start_leaves_no_folder() {
 #[test]
 fn validation_data_equal_to_the_training_data_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    for (stage, same) in
-        [(Stage::Finetune, "other.jsonl"), (Stage::Distill, "other.jsonl"), (Stage::Reward, "other-pairs.jsonl")]
-    {
+    for (stage, same) in [
+        (Stage::Finetune, "other.jsonl"),
+        (Stage::Distill, "other.jsonl"),
+        (Stage::Reward, "other-pairs.jsonl"),
+        (Stage::Dpo, "other-pairs.jsonl"),
+        (Stage::Kto, "other-pairs.jsonl"),
+    ] {
         let data = dir.path().join("copy.jsonl");
         fs::copy(FIXTURE.path(same), &data).unwrap();
         let knobs = Knobs { data: Some(data), ..Knobs::default() };

@@ -37,12 +37,12 @@ fn an_interrupted_run_writes_a_checkpoint_and_ends_in_the_same_bytes() {
 
 #[test]
 fn inputs_are_identified_by_content() {
-    for stage in [Stage::Pretrain, Stage::Finetune, Stage::Reward, Stage::Ppo, Stage::Distill] {
+    for stage in STAGES {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("run");
         let name = match stage {
             Stage::Pretrain => "shards",
-            Stage::Reward => "pairs.jsonl",
+            Stage::Reward | Stage::Dpo | Stage::Kto => "pairs.jsonl",
             Stage::Ppo => "prompts.jsonl",
             _ => "chats.jsonl",
         };

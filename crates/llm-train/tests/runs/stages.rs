@@ -93,6 +93,48 @@ pub fn ppo(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) ->
     recipes::ppo(&recipe, &inputs, out, options)
 }
 
+pub fn dpo(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let recipe = DpoRecipe {
+        seed: knobs.seed,
+        epochs: knobs.length,
+        batch_size: knobs.batch_size,
+        max_length: 40,
+        eval_every: 2,
+        save_every: knobs.save_every,
+        optimizer: knobs.optimizer(),
+        lora: knobs.lora.clone(),
+        ..DpoRecipe::default()
+    };
+    let inputs = DpoInputs {
+        adapter: None,
+        model: fixture.path("model"),
+        data: vec![knobs.data(fixture, "pairs.jsonl")],
+        validation: Some(fixture.path("other-pairs.jsonl")),
+    };
+    recipes::dpo(&recipe, &inputs, out, options)
+}
+
+pub fn kto(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let recipe = KtoRecipe {
+        seed: knobs.seed,
+        epochs: knobs.length,
+        batch_size: knobs.batch_size,
+        max_length: 40,
+        eval_every: 2,
+        save_every: knobs.save_every,
+        optimizer: knobs.optimizer(),
+        lora: knobs.lora.clone(),
+        ..KtoRecipe::default()
+    };
+    let inputs = KtoInputs {
+        adapter: None,
+        model: fixture.path("model"),
+        data: vec![knobs.data(fixture, "pairs.jsonl")],
+        validation: Some(fixture.path("other-pairs.jsonl")),
+    };
+    recipes::kto(&recipe, &inputs, out, options)
+}
+
 pub fn distill(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
     let recipe = DistillRecipe {
         seed: knobs.seed,
