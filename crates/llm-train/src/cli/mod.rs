@@ -84,7 +84,7 @@ enum Command {
     Reward(Reward),
     /// Align a model with a reward model by PPO
     Ppo(Ppo),
-    /// Align a model with pairs of answers, by DPO, IPO, ORPO, `SimPO` and others
+    /// Align a model with pairs of answers, by DPO, IPO, ORPO and other losses
     Dpo(Dpo),
     /// Align a model with good and bad answers by KTO
     Kto(Kto),
