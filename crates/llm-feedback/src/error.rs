@@ -96,6 +96,19 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// A file of data cannot be read or written.
+    #[error(transparent)]
+    Data(#[from] llm_data::Error),
+    /// A record of a file is not in its format.
+    #[error("{} line {line}: {problem}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong.
+        problem: String,
+    },
     /// A value of the policy is out of range.
     #[error("policy: {0}")]
     Policy(String),
@@ -106,6 +119,7 @@ impl Error {
     pub fn is_callers_fault(&self) -> bool {
         match self {
             Self::Sqlite { .. } | Self::Damaged(_) => false,
+            Self::Data(error) => error.is_callers_fault(),
             Self::Setting { .. }
             | Self::Utilities { .. }
             | Self::Rankings { .. }
@@ -115,6 +129,7 @@ impl Error {
             | Self::Item { .. }
             | Self::Judgement { .. }
             | Self::Annotator { .. }
+            | Self::Record { .. }
             | Self::Policy(_) => true,
         }
     }

@@ -1,6 +1,48 @@
-//! Human preferences: a database of judgements, a simulated annotator, and the agreement between annotators.
+//! Human preferences: a database of judgements, their quality and formats, and a simulated annotator.
 //!
-//! [`store::Store`] is a database of prompts with answers, of annotators and of their judgements.
+//! - [`store::Store`]: a database of prompts with answers, of annotators and of their judgements;
+//! - [`report`]: agreement, biases, and the strengths of checkpoints;
+//! - [`exchange`]: files of judgements for training and for other programs;
+//! - [`Annotator`]: a simulated annotator.
+//!
+//! ```
+//! use llm_data::ChatMessage;
+//! use llm_feedback::exchange::{Format, export};
+//! use llm_feedback::report::{ReportOptions, report};
+//! use llm_feedback::store::{Grades, Judgement, Kind, NewAnswer, NewItem, Policy, Store, now};
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("votes.sqlite");
+//! let store = Store::open(&path)?;
+//! store.add_items(&[NewItem {
+//!     id: "1".to_owned(),
+//!     prompt: vec![ChatMessage::user("How do I sleep well?")],
+//!     source: "example".to_owned(),
+//!     gold_order: None,
+//!     answers: vec![NewAnswer::text("a", "Keep regular hours."), NewAnswer::text("b", "Drink coffee.")],
+//! }])?;
+//! let (ann, policy) = (store.annotator("ann")?, Policy::default());
+//! while let Some(task) = store.next(ann, &policy, now())? {
+//!     let judgement = Judgement {
+//!         id: format!("ann-{}", task.item), // a UUID made by the client
+//!         item: task.item,
+//!         annotator: ann,
+//!         kind: Kind::Rank { ranks: [("a".to_owned(), 1), ("b".to_owned(), 2)].into() },
+//!         shown: task.answers.iter().map(|answer| answer.id.clone()).collect(),
+//!         grades: Grades::new(),
+//!         reason: None,
+//!         started: now(),
+//!         ms_visible: 4000,
+//!         repeat_of: None,
+//!         guideline_version: None,
+//!     };
+//!     store.judge(&judgement, now())?; // on the disk
+//! }
+//! println!("{}", report(&store, &ReportOptions::default())?);
+//! let (pairs, _) = export(&store, Format::Trl)?;
+//! assert!(pairs.contains(r#""chosen":[{"role":"assistant","content":"Keep regular hours."}]"#));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 //!
 //! An [`Annotator`] ranks answers of known utility, with noise (Bradley and Terry 1952; Plackett 1975 for more than two
 //! answers) and biases for length and position. [`Annotator::noise_ceiling`] is the highest accuracy that any predictor of such an
@@ -27,6 +69,8 @@
 mod agreement;
 mod annotator;
 mod error;
+pub mod exchange;
+pub mod report;
 pub mod store;
 
 pub use agreement::agreement;

@@ -12,25 +12,8 @@ impl Store {
     /// Adds items, all or none. An item that is there already with the same content is not added again; one with other content is an
     /// error.
     pub fn add_items(&self, items: &[NewItem]) -> Result<Added> {
-        items.iter().try_for_each(validate)?;
         let created = now();
-        self.write(|transaction| {
-            let mut done = Added::default();
-            for item in items {
-                match find(transaction, &item.id)? {
-                    None => {
-                        insert(transaction, item, created)?;
-                        done.added += 1;
-                    }
-                    Some(present) if present.item == *item => done.present += 1,
-                    Some(_) => {
-                        let problem = "is in the database with other content; use another id".to_owned();
-                        return Err(Error::Item { id: item.id.clone(), problem });
-                    }
-                }
-            }
-            Ok(done)
-        })
+        self.write(|transaction| add(transaction, items, created))
     }
 
     /// The item with this id.
@@ -57,6 +40,26 @@ impl Store {
             Ok(usize::try_from(count).unwrap_or(0))
         })
     }
+}
+
+/// Adds the items that are new.
+pub(super) fn add(transaction: &Transaction, items: &[NewItem], created: i64) -> Result<Added> {
+    items.iter().try_for_each(validate)?;
+    let mut done = Added::default();
+    for item in items {
+        match find(transaction, &item.id)? {
+            None => {
+                insert(transaction, item, created)?;
+                done.added += 1;
+            }
+            Some(present) if present.item == *item => done.present += 1,
+            Some(_) => {
+                let problem = "is in the database with other content; use another id".to_owned();
+                return Err(Error::Item { id: item.id.clone(), problem });
+            }
+        }
+    }
+    Ok(done)
 }
 
 fn validate(item: &NewItem) -> Result<()> {

@@ -17,21 +17,7 @@ impl Store {
     /// The same judgement again, with the same id, changes nothing. A second judgement of an annotator on an item replaces the first
     /// one. A judgement whose lease is over is stored too: no work is lost.
     pub fn judge(&self, judgement: &Judgement, now: i64) -> Result<Judged> {
-        check_id(judgement)?;
-        self.write(|transaction| {
-            if let Some(stored) = by_id(transaction, &judgement.id)? {
-                return match stored.judgement {
-                    Some(stored) if same(&stored, judgement) => Ok(Judged::Repeated),
-                    _ => Err(problem(judgement, "the id was used for another judgement; use a new one")),
-                };
-            }
-            validate(transaction, judgement)?;
-            let leased = assign::repeat_of_lease(transaction, &judgement.item, judgement.annotator)?;
-            let repeat_of = judgement.repeat_of.clone().or(leased);
-            insert(transaction, judgement, repeat_of.as_deref(), now)?;
-            assign::release(transaction, &judgement.item, judgement.annotator)?;
-            Ok(Judged::Accepted)
-        })
+        self.write(|transaction| store(transaction, judgement, now, true))
     }
 
     /// Undoes the last judgement of an annotator that is not undone, and reserves its item for the annotator again, unless others have
@@ -88,6 +74,23 @@ impl Store {
     }
 }
 
+/// Stores a judgement. `order_known`: what was ranked must have been shown.
+pub(super) fn store(transaction: &Transaction, judgement: &Judgement, now: i64, order_known: bool) -> Result<Judged> {
+    check_id(judgement)?;
+    if let Some(stored) = by_id(transaction, &judgement.id)? {
+        return match stored.judgement {
+            Some(stored) if same(&stored, judgement) => Ok(Judged::Repeated),
+            _ => Err(problem(judgement, "the id was used for another judgement; use a new one")),
+        };
+    }
+    validate(transaction, judgement, order_known)?;
+    let leased = assign::repeat_of_lease(transaction, &judgement.item, judgement.annotator)?;
+    let repeat_of = judgement.repeat_of.clone().or(leased);
+    insert(transaction, judgement, repeat_of.as_deref(), now)?;
+    assign::release(transaction, &judgement.item, judgement.annotator)?;
+    Ok(Judged::Accepted)
+}
+
 fn by_id(transaction: &Transaction, id: &str) -> Result<Option<StoredJudgement>> {
     Ok(transaction.query_row(&format!("{ROWS} WHERE j.id = ?1"), [id], rows::judgement).optional()?)
 }
@@ -116,7 +119,7 @@ fn check_id(judgement: &Judgement) -> Result<()> {
     }
 }
 
-fn validate(transaction: &Transaction, judgement: &Judgement) -> Result<()> {
+fn validate(transaction: &Transaction, judgement: &Judgement, order_known: bool) -> Result<()> {
     let unknown = |what, id: &str| Error::Unknown { what, id: id.to_owned() };
     let item = items::find(transaction, &judgement.item)?.ok_or_else(|| unknown("item", &judgement.item))?.item;
     let annotator: i64 =
@@ -135,7 +138,9 @@ fn validate(transaction: &Transaction, judgement: &Judgement) -> Result<()> {
         return Err(problem(judgement, format!("the item has no answer \"{other}\"")));
     }
     if let Kind::Rank { ranks } = &judgement.kind {
-        if let Some(other) = ranks.keys().find(|id| !shown.contains(id.as_str())) {
+        let order_known = order_known || !shown.is_empty();
+        let may_rank = if order_known { &shown } else { &ids };
+        if let Some(other) = ranks.keys().find(|id| !may_rank.contains(id.as_str())) {
             return Err(problem(judgement, format!("\"{other}\" has a rank but was not shown")));
         }
         if ranks.values().any(|&rank| rank == 0) {

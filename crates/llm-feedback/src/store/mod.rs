@@ -5,6 +5,7 @@
 
 mod annotators;
 mod assign;
+mod import;
 mod items;
 mod judgements;
 mod rows;
@@ -22,8 +23,8 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use crate::Result;
 
 pub use types::{
-    Added, AnnotatorId, AnnotatorInfo, Grade, Grades, Item, Judged, Judgement, Kind, MAX_ANSWERS, NewAnswer, NewItem,
-    Policy, Progress, Ranks, Role, StoredJudgement, Task,
+    Added, AnnotatorId, AnnotatorInfo, Grade, Grades, Imported, Item, Judged, Judgement, Kind, MAX_ANSWERS, NewAnswer,
+    NewItem, Policy, Progress, Ranks, Role, StoredJudgement, Task, digest,
 };
 
 /// A handle of a database. Clones use the same connection, one at a time; other handles and processes have their own.

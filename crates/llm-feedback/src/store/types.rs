@@ -98,6 +98,17 @@ pub struct Added {
     pub present: usize,
 }
 
+/// What [`super::Store::import`] did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// The items.
+    pub items: Added,
+    /// New judgements.
+    pub judgements: usize,
+    /// Judgements that were there already.
+    pub present: usize,
+}
+
 /// An item of the database.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
@@ -294,6 +305,11 @@ pub(super) fn hash(parts: &[&str]) -> [u8; 32] {
         hash.update(part);
     }
     hash.finalize().into()
+}
+
+/// The first 16 hexadecimal digits of a SHA-256 of parts: a name that depends on the parts only.
+pub fn digest(parts: &[&str]) -> String {
+    hex(&hash(parts)[..8])
 }
 
 /// A number from 0 to `below - 1` that depends on the parts only; 0, if `below` is 0.
