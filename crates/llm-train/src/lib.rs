@@ -63,6 +63,7 @@ pub mod depth;
 mod error;
 pub mod eval;
 pub mod examples;
+pub mod feedback;
 mod limits;
 mod load;
 pub mod loss;

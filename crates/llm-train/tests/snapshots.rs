@@ -95,3 +95,46 @@ fn errors() {
     }
     check("errors", &all);
 }
+
+/// Runs the program with lines on its standard input.
+fn run_with_input(dir: &Path, arguments: &[&str], input: &str) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llm-train"));
+    command.args(arguments).current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.env_remove("RUST_LOG").spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    format!("exit code {}\n{}{}", output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn answers_are_judged_by_lines_reported_and_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    let items =
+        "{\"prompt\": \"q\", \"answers\": [\"one\", \"two\"]}\n{\"prompt\": \"r\", \"answers\": [\"one\", \"two\"]}\n";
+    std::fs::write(dir.path().join("items.jsonl"), items).unwrap();
+    let feedback = |arguments: &[&str]| run(dir.path(), &[&["feedback"][..], arguments].concat());
+    let imported = feedback(&["import", "--db", "v.sqlite", "items.jsonl"]);
+    assert!(imported.contains("2 new items, 0 new judgements"), "{imported}");
+    let rank = ["feedback", "rank", "--db", "v.sqlite", "--annotator", "ann"];
+    let ranked = run_with_input(dir.path(), &rank, "12\nZ\n21\nT\n");
+    assert!(ranked.contains("undone") && ranked.contains("2 judgements. Next: "), "{ranked}");
+    let report = feedback(&["report", "--db", "v.sqlite"]);
+    assert!(report.starts_with("exit code 0\n2 items, 2 of them ranked, 2 judgements\n"), "{report}");
+    assert!(feedback(&["report", "--db", "v.sqlite", "--json"]).contains("\"judged_items\": 2"));
+    let exported = feedback(&["export", "--db", "v.sqlite", "--to", "trl", "--out", "pairs.jsonl"]);
+    assert!(exported.contains("pairs.jsonl: 1 records; left out: 1 tied pairs"), "{exported}");
+    let pairs = std::fs::read_to_string(dir.path().join("pairs.jsonl")).unwrap();
+    assert!(pairs.starts_with("{\"prompt\":[{\"role\":\"user\",\"content\":\"q\"}],\"chosen\":"), "{pairs}");
+    for (arguments, part) in [
+        (&["export", "--db", "v.sqlite", "--to", "trl", "--out", "pairs.jsonl"][..], "the file exists"),
+        (&["export", "--db", "v.sqlite", "--to", "kto", "--out", "kto.jsonl"], "there is nothing to export"),
+        (&["report", "--db", "missing.sqlite"], "missing.sqlite: there is no such file"),
+        (&["report", "--db", "items.jsonl"], "items.jsonl: is not a database of this program"),
+        (&["rank", "--db", "v.sqlite", "--annotator", "ann", "--overlap", "0"], "overlap is 0"),
+        (&["simulate", "--db", "v.sqlite"], "\"q\" is no question of the built-in world"),
+    ] {
+        let failed = feedback(arguments);
+        assert!(failed.starts_with("exit code 2\n") && failed.contains(part), "{failed}");
+    }
+}

@@ -26,6 +26,7 @@ impl Command {
                 let (hub, paths) = command.tokenizers();
                 paths.iter_mut().try_for_each(|path| hub.resolve(path, Tokenizer))
             }
+            Self::Feedback(command) => command.resolve_names(),
             Self::Preview(args) => args.hub.resolve(&mut args.model, Tokenizer),
             Self::Reward(args) => {
                 args.common.hub.resolve(&mut args.inputs.model, Model)?;
@@ -67,7 +68,6 @@ impl Command {
             Self::Lifecycle(_)
             | Self::CompareMethods(_)
             | Self::Clean(_)
-            | Self::Feedback(_)
             | Self::ExportShards(_)
             | Self::Recipe(_)
             | Self::Bench(_) => Ok(()),
@@ -76,7 +76,7 @@ impl Command {
 }
 
 /// Resolves an option that may be left out.
-fn given(hub: HubOption, path: &mut Option<PathBuf>, wanted: Wanted) -> Result<(), Failure> {
+pub(super) fn given(hub: HubOption, path: &mut Option<PathBuf>, wanted: Wanted) -> Result<(), Failure> {
     path.as_mut().map_or(Ok(()), |path| hub.resolve(path, wanted))
 }
 
