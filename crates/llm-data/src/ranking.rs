@@ -3,6 +3,7 @@
 mod forms;
 mod labelled;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use llm_tokenizer::ChatMessage;
@@ -29,6 +30,9 @@ pub struct Ranking {
     /// its index.
     #[serde(serialize_with = "indices_or_groups")]
     pub order: Vec<Vec<usize>>,
+    /// Orders by one quality each, such as accuracy or safety, in the form of `order`, by the name of the quality.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", serialize_with = "orders_by_head")]
+    pub heads: BTreeMap<String, Vec<Vec<usize>>>,
     /// The margin of the Bradley-Terry loss: the desired difference between the scores of a better and a worse answer (TRL's
     /// `margin`).
     #[serde(skip_serializing_if = "is_zero")]
@@ -38,36 +42,64 @@ pub struct Ranking {
 impl Ranking {
     /// A ranking without ties: `order` contains the indices of `answers`, best first.
     pub fn strict(id: String, prompt: Vec<ChatMessage>, answers: Vec<String>, order: &[usize]) -> Self {
-        Self { id, prompt, answers, order: order.iter().map(|&index| vec![index]).collect(), margin: 0. }
+        let order = order.iter().map(|&index| vec![index]).collect();
+        Self { id, prompt, answers, order, heads: BTreeMap::new(), margin: 0. }
     }
 
     /// Leaves out the other answers and renumbers the order.
     fn retain_answers(&mut self, keep: impl Fn(&str) -> bool) {
         let kept: Vec<usize> = (0..self.answers.len()).filter(|&index| keep(&self.answers[index])).collect();
         let renumbered = |index: &usize| kept.binary_search(index).ok();
-        self.order = self.order.iter().map(|group| group.iter().filter_map(renumbered).collect()).collect();
-        self.order.retain(|group: &Vec<usize>| !group.is_empty());
+        for order in std::iter::once(&mut self.order).chain(self.heads.values_mut()) {
+            *order = order.iter().map(|group| group.iter().filter_map(renumbered).collect()).collect();
+            order.retain(|group| !group.is_empty());
+        }
         self.answers = kept.iter().map(|&index| std::mem::take(&mut self.answers[index])).collect();
     }
 
     /// All pairs (better, worse) of indices of `answers`: `k · (k - 1) / 2`, without pairs that are tied or have equal texts.
     pub fn pairs(&self) -> Vec<(usize, usize)> {
+        self.pairs_of(&self.order)
+    }
+
+    /// [`Self::pairs`] of another order, such as that of a head.
+    pub fn pairs_of(&self, order: &[Vec<usize>]) -> Vec<(usize, usize)> {
         let mut pairs = Vec::new();
-        for (at, group) in self.order.iter().enumerate() {
+        for (at, group) in order.iter().enumerate() {
             for &better in group {
-                let worse = self.order[at + 1..].iter().flatten().copied();
+                let worse = order[at + 1..].iter().flatten().copied();
                 let different = worse.filter(|&worse| self.answers[worse] != self.answers[better]);
                 pairs.extend(different.map(|worse| (better, worse)));
             }
         }
         pairs
     }
+
+    /// All pairs of indices of `answers` that are tied in this order, without pairs of equal texts.
+    pub fn ties_of(&self, order: &[Vec<usize>]) -> Vec<(usize, usize)> {
+        let mut ties = Vec::new();
+        for group in order {
+            for (at, &first) in group.iter().enumerate() {
+                let others = group[at + 1..].iter().copied();
+                let different = others.filter(|&other| self.answers[other] != self.answers[first]);
+                ties.extend(different.map(|other| (first, other)));
+            }
+        }
+        ties
+    }
+
+    /// Whether a pair is ranked, or compared in a way that the options keep.
+    fn compares(&self, options: &ReadOptions) -> bool {
+        let of = |order| !self.pairs_of(order).is_empty() || options.keep_ties && !self.ties_of(order).is_empty();
+        of(&self.order) || options.keep_heads && self.heads.values().any(|order| of(order))
+    }
 }
 
 impl Keyed for Ranking {
     /// The prompt key hashes the messages before the answers.
     fn keys(&self) -> ItemKeys {
-        let ranked = self.order.iter().flatten().map(|&index| self.answers[index].as_str());
+        let orders = std::iter::once(&self.order).chain(self.heads.values());
+        let ranked = orders.flatten().flatten().map(|&index| self.answers[index].as_str());
         let prompt: Vec<_> = self.prompt.iter().map(ChatMessage::text).collect();
         let words = prompt.iter().map(AsRef::as_ref);
         ItemKeys { prompt: prompt_key(&self.prompt), whole: SplitKey::of(words.chain(ranked)) }
@@ -80,11 +112,22 @@ impl Keyed for Ranking {
 }
 
 fn indices_or_groups<S: Serializer>(order: &[Vec<usize>], serializer: S) -> Result<S::Ok, S::Error> {
-    let entry = |group: &Vec<usize>| match group[..] {
+    serializer.collect_seq(order.iter().map(index_or_group))
+}
+
+fn index_or_group(group: &Vec<usize>) -> Value {
+    match group[..] {
         [index] => Value::from(index),
         _ => Value::from(group.clone()),
-    };
-    serializer.collect_seq(order.iter().map(entry))
+    }
+}
+
+fn orders_by_head<S: Serializer>(
+    heads: &BTreeMap<String, Vec<Vec<usize>>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let order = |order: &Vec<Vec<usize>>| order.iter().map(index_or_group).collect::<Vec<_>>();
+    serializer.collect_map(heads.iter().map(|(name, groups)| (name, order(groups))))
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -111,14 +154,16 @@ pub struct Rankings {
 /// - `{"chosen", "rejected"}` as dialogues `"\n\nHuman: … \n\nAssistant: …"` (Anthropic's HH), or as lists of messages
 ///   that differ in their last message.
 ///
-/// Each record may have a `margin` (TRL).
+/// Each record may have a `margin` (TRL), and rankings by several qualities: `heads`, an object with an `order` for each, or `grades`,
+/// an object with the grade of each answer (higher is better, null: none; of `chosen`, then `rejected`) for each. With them `order` and
+/// `ranks` may be missing.
 ///
 /// An empty answer is left out: only its end token would be scored.
 pub fn read_rankings(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Rankings> {
     let path = path.as_ref();
     let (mut rankings, mut warnings) = (Vec::new(), Warnings::default());
     for_each_row(path, options, &mut warnings, &mut |value, warnings| {
-        rankings.extend(usable(value, warnings)?);
+        rankings.extend(usable(value, options, warnings)?);
         Ok(())
     })?;
     if rankings.is_empty() {
@@ -128,8 +173,8 @@ pub fn read_rankings(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Ra
     Ok(Rankings { rankings, warnings })
 }
 
-/// The ranking of a row without its empty answers, if it has a pair; otherwise the reason is counted.
-fn usable(value: &Value, warnings: &mut Warnings) -> Result<Option<Ranking>, RowError> {
+/// The ranking of a row without its empty answers, if it has a pair, or what the options keep; otherwise the reason is counted.
+fn usable(value: &Value, options: &ReadOptions, warnings: &mut Warnings) -> Result<Option<Ranking>, RowError> {
     let Some(mut ranking) = forms::parse(value, &mut warnings.ignored_keys)? else {
         warnings.different_prompts += 1;
         return Ok(None);
@@ -141,7 +186,7 @@ fn usable(value: &Value, warnings: &mut Warnings) -> Result<Option<Ranking>, Row
     match (ranking.answers.len(), equal) {
         (0 | 1, _) => {} // counted with the empty answers
         (_, true) => warnings.equal_answers += 1,
-        _ if ranking.pairs().is_empty() => warnings.ties += 1,
+        _ if !ranking.compares(options) => warnings.ties += 1,
         _ => return Ok(Some(ranking)),
     }
     Ok(None)
@@ -155,7 +200,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data.jsonl");
         std::fs::write(&path, content).unwrap();
-        read_rankings(&path, &ReadOptions { strict: true, ..ReadOptions::default() })
+        read_rankings(&path, &ReadOptions { strict: true, keep_heads: true, ..ReadOptions::default() })
     }
 
     #[test]

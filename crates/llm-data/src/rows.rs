@@ -19,6 +19,10 @@ pub struct ReadOptions {
     pub ignored_columns: Vec<String>,
     /// Whether a broken row is an error. Otherwise it is left out and counted.
     pub strict: bool,
+    /// Whether rankings in which all answers are tied are kept.
+    pub keep_ties: bool,
+    /// Whether rankings are kept that compare answers by a quality only (`heads`, `grades`).
+    pub keep_heads: bool,
 }
 
 /// The names that [`ReadOptions::columns`] may give to columns.
@@ -31,6 +35,7 @@ const NAMES: [&str; 26] = [
     "content",
     "conversations",
     "documents",
+    "grades",
     "history",
     "id",
     "input",

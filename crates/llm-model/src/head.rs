@@ -7,6 +7,9 @@ pub enum Head {
     LanguageModel,
     /// One score per sequence, read at its last token (`…ForSequenceClassification` with one label): a reward model.
     Sequence,
+    /// This many scores per sequence, at least two (`…ForSequenceClassification` with several labels): a reward model with several
+    /// heads.
+    Scores(usize),
     /// One value per token (`…ForTokenClassification` with one label): the value model (critic) of PPO.
     Token,
 }

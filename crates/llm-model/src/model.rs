@@ -68,12 +68,12 @@ impl Model {
         let output = match head {
             Head::LanguageModel if config.tie_word_embeddings => Linear::tied(&params.root().pp(OUTPUT))?,
             Head::LanguageModel => Linear::new(&params.root().pp(OUTPUT))?,
-            Head::Sequence | Head::Token => Linear::new(&params.root().pp("score"))?,
+            Head::Sequence | Head::Scores(_) | Head::Token => Linear::new(&params.root().pp("score"))?,
         };
         let output_rows = match head {
             Head::LanguageModel if config.tie_word_embeddings => decoder.embed_rows.clone(),
             Head::LanguageModel => TokenRows::new(&params, OUTPUT)?,
-            Head::Sequence | Head::Token => None,
+            Head::Sequence | Head::Scores(_) | Head::Token => None,
         };
         let (adapters, raw_config, extra) = (Adapters::default(), Map::new(), Map::new());
         let generation = GenerationConfig::default();
@@ -173,6 +173,18 @@ impl Model {
     /// id. The result of `backward` does not contain them.
     pub fn take_recomputed_gradients(&self) -> HashMap<TensorId, Tensor> {
         self.decoder.recomputed.as_ref().map(RecomputedGradients::take).unwrap_or_default()
+    }
+
+    /// The weights of the scores of a sequence in its reward, in the order of the labels: the numbers of `reward_heads` in
+    /// `config.json`, which has them by name in this order, else 1 for each.
+    pub fn score_weights(&self) -> Vec<f64> {
+        let count = match self.head {
+            Head::Scores(count) => count,
+            _ => 1,
+        };
+        let named = self.extra.get("reward_heads").and_then(Value::as_object).filter(|heads| heads.len() == count);
+        let weights = named.map(|heads| heads.values().filter_map(Value::as_f64).collect::<Vec<_>>());
+        weights.filter(|weights| weights.len() == count).unwrap_or_else(|| vec![1.; count])
     }
 
     /// The configuration.

@@ -159,7 +159,8 @@ impl Params {
     pub fn for_head(&self, config: &ModelConfig, head: Head, seed: u64) -> Result<Self> {
         let mut weights = BTreeMap::new();
         for spec in config.tensor_specs(head) {
-            let weight = match self.weights.get(&spec.name) {
+            let of_another_head = |weight: &&Weight| spec.role != Role::Score || weight.dims() == spec.shape;
+            let weight = match self.weights.get(&spec.name).filter(of_another_head) {
                 Some(weight) => weight.detached(),
                 None if spec.role == Role::Score => init_tensor(&spec, seed)?.to_device(&self.device())?.into(),
                 None => {

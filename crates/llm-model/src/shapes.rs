@@ -183,6 +183,7 @@ impl ModelConfig {
             Head::LanguageModel if self.tie_word_embeddings => {}
             Head::LanguageModel => specs.linear("lm_head", Role::Output, (self.vocab_size, width), false),
             Head::Sequence => specs.linear("score", Role::Score, (1, width), false),
+            Head::Scores(count) => specs.linear("score", Role::Score, (count, width), false),
             Head::Token => specs.linear("score", Role::Score, (1, width), true),
         }
         specs.all

@@ -58,6 +58,7 @@ impl DataOptions {
             columns: self.columns.clone(),
             ignored_columns: self.ignored_columns.clone(),
             strict: self.strict,
+            ..ReadOptions::default()
         }
     }
 

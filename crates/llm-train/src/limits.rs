@@ -176,11 +176,15 @@ impl Recipe for RewardRecipe {
             .whole("batch_size", self.batch_size, COUNT)?
             .tokens(self.max_tokens, self.max_length)?
             .whole("max_length", self.max_length, 2..=*COUNT.end())?
+            .whole("normalize_samples", self.normalize_samples, COUNT_OR_NONE)?
+            .whole("normalize_max_new_tokens", self.normalize_max_new_tokens, COUNT)?
             .real("center_rewards_coefficient", self.center_rewards_coefficient, Real::NotNegative)?
             .real("validation_share", self.validation_share, Real::Within(1.))?
             .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
             .whole("save_every", self.save_every, COUNT_OR_NONE)?;
+        let heads = Keys { table: &format!("{table}heads.") };
+        self.heads.iter().try_for_each(|(name, weight)| heads.real(name, *weight, Real::Any).map(|_| ()))?;
         check_lora(self.lora.as_ref(), self.optimizer.kind, table)?;
         self.optimizer.check(&format!("{table}optimizer."))
     }

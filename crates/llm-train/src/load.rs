@@ -27,7 +27,7 @@ pub(crate) fn load_model(dir: &Path, head: llm_model::Head) -> Result<Model> {
 pub(crate) fn kind(head: llm_model::Head) -> &'static str {
     match head {
         llm_model::Head::LanguageModel => "a language model",
-        llm_model::Head::Sequence => "a reward model (sequence classification)",
+        llm_model::Head::Sequence | llm_model::Head::Scores(_) => "a reward model (sequence classification)",
         llm_model::Head::Token => "a critic (token classification)",
     }
 }

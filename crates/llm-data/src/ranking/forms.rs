@@ -1,5 +1,7 @@
 //! The record formats of rankings.
 
+use std::collections::BTreeMap;
+
 use llm_tokenizer::ChatMessage;
 use serde_json::{Map, Value};
 
@@ -9,7 +11,8 @@ use crate::rows::{IgnoredKeys, RowError, is_set, refuse_columns};
 use crate::value::{described, kind, text_of};
 
 /// The keys of a ranking that this crate reads.
-const KNOWN_KEYS: [&str; 8] = ["id", "prompt", "answers", "order", "ranks", "chosen", "rejected", "margin"];
+const KNOWN_KEYS: [&str; 10] =
+    ["id", "prompt", "answers", "order", "ranks", "chosen", "rejected", "margin", "heads", "grades"];
 
 /// Parses a ranking. Returns `None` if `chosen` and `rejected` differ before their last message, because they then are not
 /// answers to the same prompt.
@@ -74,31 +77,74 @@ fn ranked(object: &Map<String, Value>, ignored_keys: &mut IgnoredKeys) -> Result
         None => Err(format!("answer {at} is {}; it must be a string", kind(answer))),
     };
     let answers = list.iter().enumerate().map(text).collect::<Result<Vec<String>, _>>()?;
+    let heads = heads(object, answers.len())?;
     let groups = match (object.get("order"), object.get("ranks")) {
-        (Some(order), None | Some(Value::Null)) => groups_of_order(order, answers.len())?,
-        (None | Some(Value::Null), Some(ranks)) => groups_of_ranks(ranks, answers.len())?,
-        (None, None) => return Err("\"order\" or \"ranks\" is missing; use one of them".to_owned().into()),
+        (Some(order), None | Some(Value::Null)) if !order.is_null() => groups_of_order(order, "order", answers.len())?,
+        (None | Some(Value::Null), Some(ranks)) if !ranks.is_null() => groups_of_ranks(ranks, answers.len())?,
+        (None | Some(Value::Null), None | Some(Value::Null)) if !heads.is_empty() => Vec::new(),
+        (None | Some(Value::Null), None | Some(Value::Null)) => {
+            return Err("\"order\" or \"ranks\" is missing; use one of them".to_owned().into());
+        }
         (Some(_), Some(_)) => {
             return Err("\"order\" and \"ranks\" are both present; use one of them".to_owned().into());
         }
     };
-    if groups.iter().flatten().count() < 2 {
+    // Leave out answers without a rank and renumber the others.
+    let mut kept: Vec<usize> = std::iter::once(&groups).chain(heads.values()).flatten().flatten().copied().collect();
+    kept.sort_unstable();
+    kept.dedup();
+    if kept.len() < 2 {
         return Err("fewer than two answers are ranked".to_owned().into());
     }
-    // Leave out answers without a rank and renumber the others.
-    let mut kept: Vec<usize> = groups.iter().flatten().copied().collect();
-    kept.sort_unstable();
-    let renumbered = |index: usize| kept.binary_search(&index).unwrap_or_default();
-    let order = groups.iter().map(|group| group.iter().map(|&index| renumbered(index)).collect()).collect();
+    let index = |index: &usize| kept.binary_search(index).unwrap_or_default();
+    let renumbered = |groups: &Vec<Vec<usize>>| groups.iter().map(|group| group.iter().map(index).collect()).collect();
+    let order = renumbered(&groups);
+    let heads = heads.iter().map(|(name, groups)| (name.clone(), renumbered(groups))).collect();
     let answers = kept.iter().map(|&index| answers[index].clone()).collect();
-    Ok(Ranking { id: String::new(), prompt, answers, order, margin: 0. })
+    Ok(Ranking { id: String::new(), prompt, answers, order, heads, margin: 0. })
+}
+
+/// The orders of `heads` and `grades` by the name of a quality.
+fn heads(object: &Map<String, Value>, answers: usize) -> Result<BTreeMap<String, Vec<Vec<usize>>>, String> {
+    let mut orders = BTreeMap::new();
+    for key in ["heads", "grades"] {
+        let named = match object.get(key) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Object(named)) => named,
+            Some(other) => return Err(format!("\"{key}\" is {}; it must be an object by quality", kind(other))),
+        };
+        for (name, value) in named {
+            let order = match key {
+                "heads" => groups_of_order(value, &format!("heads.{name}"), answers)?,
+                _ => groups_of_grades(value, name, answers)?,
+            };
+            if orders.insert(name.clone(), order).is_some() {
+                return Err(format!("\"{name}\" is in \"heads\" and in \"grades\"; use one of them"));
+            }
+        }
+    }
+    Ok(orders)
+}
+
+/// The groups of the grade of each answer, the highest first.
+fn groups_of_grades(grades: &Value, name: &str, answers: usize) -> Result<Vec<Vec<usize>>, String> {
+    let wrong = || {
+        format!("\"grades.{name}\" is {grades}; it must contain a number, higher for better, or null for each of the {answers} answers")
+    };
+    let list = grades.as_array().filter(|list| list.len() == answers).ok_or_else(wrong)?;
+    let lower_is_better = |grade: &Value| match grade {
+        Value::Null => Ok(Value::Null),
+        grade => grade.as_f64().map(|grade| Value::from(-grade)).ok_or_else(wrong),
+    };
+    let ranks = list.iter().map(lower_is_better).collect::<Result<Vec<_>, _>>()?;
+    groups_of_ranks(&ranks.into(), answers)
 }
 
 /// The groups of an `order` such as `[2, [0, 1]]`.
-fn groups_of_order(order: &Value, answers: usize) -> Result<Vec<Vec<usize>>, String> {
+fn groups_of_order(order: &Value, key: &str, answers: usize) -> Result<Vec<Vec<usize>>, String> {
     let wrong = || {
         format!(
-            "\"order\" is {order}; it must contain indices of the {answers} answers, best first, each at most once, with a \
+            "\"{key}\" is {order}; it must contain indices of the {answers} answers, best first, each at most once, with a \
              list of indices for tied answers"
         )
     };
@@ -167,7 +213,8 @@ fn chosen_and_rejected(
         }
     }
     let answers = vec![best.text().into_owned(), worst.text().into_owned()];
-    Ok(Some(Ranking::strict(String::new(), prompt, answers, &[0, 1])))
+    let heads = heads(object, 2)?;
+    Ok(Some(Ranking { heads, ..Ranking::strict(String::new(), prompt, answers, &[0, 1]) }))
 }
 
 /// The messages of a key: a list of messages, a dialogue in Anthropic's HH format, or a string, which becomes one message of

@@ -63,7 +63,7 @@ pub fn read_labelled_answers(path: impl AsRef<Path>, options: &ReadOptions) -> R
                 warnings.empty_labelled += usize::from(empty);
                 answers.extend((!empty).then_some(answer));
             }
-            None => answers.extend(usable(value, warnings)?.into_iter().flat_map(unpaired)),
+            None => answers.extend(usable(value, options, warnings)?.into_iter().flat_map(unpaired)),
         }
         Ok(())
     })?;

@@ -214,10 +214,10 @@ impl Generate<'_> {
     }
 }
 
-/// The score of a text with the last hidden state `(hidden,)`.
+/// The score of a text with the last hidden state `(hidden,)`; of a model with several heads their weighted sum.
 fn score(model: &Model, last: &Tensor) -> Result<f32> {
     let score = model.output(&last.unsqueeze(0)?)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    let score = score.first().copied().map_or(f64::NAN, f64::from);
+    let score: f64 = score.iter().zip(model.score_weights()).map(|(&score, weight)| weight * f64::from(score)).sum();
     let number = |key: &str| model.extra.get(key).and_then(serde_json::Value::as_f64);
     let (mean, std) = (number("reward_mean").unwrap_or(0.), number("reward_std").filter(|&std| std > 0.).unwrap_or(1.));
     Ok(((score - mean) / std) as f32)

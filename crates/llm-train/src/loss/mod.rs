@@ -24,7 +24,10 @@ pub use grpo::{ClipRange, GrpoLoss, LossType, grpo_loss, token_weights};
 pub use llm_kernels::{CrossEntropyLoss, DistillationLoss};
 pub use ppo::{ClippedLoss, policy_loss, value_loss};
 pub use preference::{dpo, hinge, ipo, kto, odds_ratio, robust_dpo, simpo};
-pub use ranking::{best_of_n, bradley_terry, k_way, neg_log_sigmoid, plackett_luce};
+pub use ranking::{
+    Comparisons, best_of_n, bradley_terry, k_way, k_way_with_ties, list_wise, neg_log_sigmoid, plackett_luce,
+    plackett_luce_with_ties, tie,
+};
 pub use rloo::rloo_loss;
 
 /// The mean cross-entropy of next-token prediction in nats, a scalar: [`cross_entropy`] of the logits that `model` computes from

@@ -24,7 +24,7 @@ pub use lifecycle::{LifecycleRecipe, PipelineOutcome, lifecycle, lifecycle_seeds
 pub use ppo::{PpoInputs, PpoRecipe, PpoTrainer, RunningMeans, SpecialIds, Targets, ppo};
 pub use prepare::{PrepareInputs, prepare};
 pub use pretrain::{PretrainInputs, PretrainRecipe, pretrain};
-pub use reward::{RewardInputs, RewardRecipe, reward};
+pub use reward::{RankingLoss, RewardInputs, RewardRecipe, reward};
 pub use scaling::{ScalingRecipe, scaling};
 pub use tokenizer::train_tokenizer;
 

@@ -1,27 +1,34 @@
 //! The reward model: one score per conversation, trained on ranked answers (Bradley and Terry 1952; Stiennon et al. 2020, arXiv
 //! 2009.01325; K-way loss of Ouyang et al. 2022, arXiv 2203.02155).
 
+mod data;
+mod quality;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
-use llm_data::{Ranking, ReadOptions, read_rankings};
+use llm_engine::{GenerateOptions, Sampling};
 use llm_model::{Head, LoraConfig, Model};
-use llm_tokenizer::{ChatFormat, Tokenizer};
+use llm_tokenizer::ChatFormat;
+use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use self::data::{EncodedRanking, offset_orders, rankings};
+use self::quality::Quality;
 use super::{chat_format, load_model, load_tokenizer};
 use crate::adapters::{Adapters, dropout_seed, tokenizer_folder};
 use crate::batches::{BatchSize, LengthBatches};
 use crate::compat::check_compatible;
 use crate::data::{DataOptions, one_or_several};
 use crate::examples::take_evenly;
+use crate::loss::Comparisons;
 use crate::optim::OptimizerConfig;
 use crate::rewards::RewardScale;
-use crate::rewards::model::{SCALE, conversation_ids, score_rows, scores_and_routing};
+use crate::rewards::model::{SCALE, sampled_rows, score_rows, scores_and_routing, total};
 use crate::routing::RouterMetrics;
-use crate::run::{Evaluation, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Start, write_json};
-use crate::splits::{Encoded, Source, train_and_validation};
+use crate::run::{Evaluation, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Start, rng, write_json};
 use crate::{Result, loss};
 
 /// The recipe of a reward model.
@@ -39,8 +46,20 @@ pub struct RewardRecipe {
     pub max_tokens: usize,
     /// Rankings with a longer conversation are left out, in tokens.
     pub max_length: usize,
+    /// The loss of a ranking.
+    pub loss: RankingLoss,
+    /// Whether tied answers are trained to have equal scores. Otherwise ties are left out.
+    pub ties: bool,
+    /// The names and weights of several scores of an answer, such as accuracy and safety; the reward is their weighted sum. Rankings by
+    /// one of these qualities train its score, other rankings train the reward. Empty: one score, the reward.
+    pub heads: BTreeMap<String, f64>,
     /// Weight of the penalty `(better + worse)²`, which keeps scores near 0.
     pub center_rewards_coefficient: f64,
+    /// Replies of the model to prompts of the data, over which the scores have mean 0 and deviation 1 at the end; 0: over answers of
+    /// the data. PPO measures its own scale.
+    pub normalize_samples: usize,
+    /// Token limit of these replies.
+    pub normalize_max_new_tokens: usize,
     /// Without a validation file: the share of the prompts of the data to use for validation, above 0 and below 1.
     pub validation_share: f64,
     /// Steps between evaluations on the validation split; 0: only at the end.
@@ -56,6 +75,16 @@ pub struct RewardRecipe {
     pub optimizer: OptimizerConfig,
     /// A LoRA adapter to train instead of the model's weights. The run writes the adapter in the PEFT format, with the score head, and no model.
     pub lora: Option<LoraConfig>,
+}
+
+/// The loss of a ranking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RankingLoss {
+    /// The mean over pairs ([`loss::k_way_with_ties`]).
+    KWay,
+    /// The probability of the whole order ([`loss::list_wise`]).
+    PlackettLuce,
 }
 
 impl Default for RewardRecipe {
@@ -85,15 +114,7 @@ pub struct RewardInputs {
     pub adapter: Option<PathBuf>,
 }
 
-/// A ranking in token ids: one row per answer, index pairs (better, worse), and their margin.
-#[derive(Clone)]
-struct EncodedRanking {
-    rows: Vec<Vec<u32>>,
-    pairs: Vec<(usize, usize)>,
-    margin: f64,
-}
-
-/// Trains a reward model. The run folder `out` becomes its Hugging Face folder (a sequence classifier with one label).
+/// Trains a reward model. The run folder `out` becomes its Hugging Face folder: a sequence classifier with a label for each head.
 #[tracing::instrument(level = "debug", skip_all, fields(run = %out.as_ref().display()))]
 pub fn reward(
     recipe: &RewardRecipe,
@@ -117,7 +138,7 @@ pub fn reward(
     let max_length = recipe.max_length.min(policy.config().max_position_embeddings);
     let (train, validation) = rankings(recipe, inputs, &tokenizer, max_length)?;
     let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
-    let mut base = policy.frozen_with_head(Head::Sequence, recipe.seed)?;
+    let mut base = with_heads(&policy, recipe)?;
     base.set_end_of_turn(end_of_turn);
     let adapters = Adapters::new(&inputs.model, recipe.lora.as_ref(), inputs.adapter.as_ref(), recipe.seed);
     let mut learner = adapters.learner(&base, &setup, &recipe.optimizer)?;
@@ -138,9 +159,15 @@ pub fn reward(
             selection: None,
             size: format!("{} rankings", validation.len()),
             run: Box::new(|model, evaluating| {
-                let (accuracy, margin, ..) = evaluate(&model, &validation, recipe.batch_size, pad)?;
-                let summary = format!("{:.1} % of the validation pairs ranked correctly", 100. * accuracy);
-                evaluating.log(&[("eval_accuracy", accuracy), ("eval_margin", margin)], &summary)
+                let quality = Quality::measure(&model, &validation, recipe.batch_size, pad)?;
+                let heads: Vec<&str> = recipe.heads.keys().map(String::as_str).collect();
+                let metrics = quality.metrics(&heads, recipe.seed);
+                let metrics: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+                let summary = format!("{:.1} % of the validation pairs ranked correctly", 100. * quality.accuracy());
+                if evaluating.is_last() {
+                    evaluating.sample(&quality.table())?;
+                }
+                evaluating.log(&metrics, &summary)
             }),
         }),
         write: adapters.writer(&tokenizer),
@@ -148,117 +175,116 @@ pub fn reward(
 
     for step in run.steps() {
         let prompts: Vec<&EncodedRanking> = batches.batch(step.index).into_iter().map(|i| &train[i]).collect();
-        // All answers of all prompts in one forward pass: scores (rows,).
+        // All answers of all prompts in one forward pass: scores (rows, heads).
         let rows: Vec<Vec<u32>> = prompts.iter().flat_map(|p| p.rows.iter().cloned()).collect();
         let (scores, routing) =
             scores_and_routing(&learner.model, &rows, size.padding(pad), Some(dropout_seed(recipe.seed, step.index)))?;
-        let pairs = offset_pairs(&prompts);
-        let margins: Vec<f64> = prompts.iter().map(|p| p.margin).collect();
-        let loss = loss::k_way(&scores, &pairs, &margins, recipe.center_rewards_coefficient)?;
+        let rewards = total(&learner.model, &scores)?; // (rows,)
+        // The rewards, then the scores of each head: (rows · (1 + heads),).
+        let columns = match recipe.heads.is_empty() {
+            true => rewards.clone(),
+            false => Tensor::cat(&[rewards.clone(), scores.t()?.flatten_all()?], 0)?,
+        };
+        let orders = offset_orders(&prompts);
+        let loss = match recipe.loss {
+            RankingLoss::KWay => loss::k_way_with_ties(&columns, &orders, recipe.center_rewards_coefficient)?,
+            RankingLoss::PlackettLuce => loss::list_wise(&columns, &orders, recipe.center_rewards_coefficient)?,
+        };
         let mut routers = RouterMetrics::default();
         learner.backward(&routers.add(&loss, routing.as_ref(), 1.)?)?;
         let learning_rate = recipe.optimizer.learning_rate_at(step.index, steps);
         let grad_norm = learner.step(learning_rate)?;
         let mut metrics = vec![("loss", loss::scalar(&loss)?)];
-        metrics.extend(score_metrics(&scores, &pairs)?);
+        metrics.extend(score_metrics(&rewards, &columns, &orders)?);
         metrics.extend([("grad_norm", grad_norm), ("learning_rate", learning_rate)]);
         metrics.extend(step.throughput(rows.iter().map(Vec::len).sum()));
         step.finish(&learner, &metrics, routers.metrics())?;
     }
-    let answers = take_evenly(train, recipe.eval_batches * recipe.batch_size);
-    let (_, _, mean, std) = evaluate(&learner.model.frozen()?, &answers, recipe.batch_size, pad)?;
-    run.check_finite(steps, &[("reward_mean", mean), ("reward_std", std)])?;
+    let model = learner.model.frozen()?;
+    let scores = if recipe.normalize_samples == 0 {
+        let answers = take_evenly(train, recipe.eval_batches * recipe.batch_size);
+        Quality::measure(&model, &answers, recipe.batch_size, pad)?.scores
+    } else {
+        let queries = take_evenly(train, recipe.normalize_samples).into_iter().map(|ranking| ranking.query);
+        let reference = adapters.below(&policy)?.to_device(&model.device())?;
+        let rows = sampled_rows(&reference, &queries.collect::<Vec<_>>(), &samples(recipe, end_of_turn), recipe.batch_size)?;
+        let mut scores = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(recipe.batch_size) {
+            scores.extend(total(&model, &score_rows(&model, rows, pad)?)?.to_vec1::<f32>()?.into_iter().map(f64::from));
+        }
+        scores
+    };
+    let scale = RewardScale::of(&scores);
+    run.check_finite(steps, &[("reward_mean", scale.mean), ("reward_std", scale.std)])?;
     run.finish_with(&[(OPTIMIZER, &learner)], |dir| {
-        save_with_scale(&learner.model, mean, std, dir, |model| adapters.save(model, &tokenizer, dir))
+        save_with_scale(&model, recipe, scale, dir, |model| adapters.save(model, &tokenizer, dir))
     })
 }
 
-/// Saves a reward model with mean and deviation of its scores over a sample of answers, as the scale of a reward is arbitrary. PPO
-/// measures its own scale, over replies of the reference model.
+/// The frozen model with a score head, or several.
+fn with_heads(policy: &Model, recipe: &RewardRecipe) -> Result<Model> {
+    let head = match recipe.heads.len() {
+        0 | 1 => Head::Sequence,
+        count => Head::Scores(count),
+    };
+    let mut base = policy.frozen_with_head(head, recipe.seed)?;
+    base.extra.extend(label_keys(&recipe.heads));
+    Ok(base)
+}
+
+/// The keys of `config.json` for heads with these names and weights.
+fn label_keys(heads: &BTreeMap<String, f64>) -> Vec<(String, Value)> {
+    if heads.is_empty() {
+        return Vec::new();
+    }
+    let names: Map<String, Value> = heads.keys().enumerate().map(|(id, name)| (id.to_string(), json!(name))).collect();
+    let ids: Map<String, Value> = heads.keys().enumerate().map(|(id, name)| (name.clone(), json!(id))).collect();
+    let keys = [("reward_heads", json!(heads)), ("id2label", names.into()), ("label2id", ids.into())];
+    keys.map(|(key, value)| (key.to_owned(), value)).to_vec()
+}
+
+/// How replies are sampled to measure the scale of the scores.
+fn samples(recipe: &RewardRecipe, end_of_turn: u32) -> GenerateOptions {
+    let sampling = Sampling { temperature: 1., seed: Some(rng(recipe.seed, 9, 0).random()), ..Sampling::default() };
+    GenerateOptions { max_new_tokens: recipe.normalize_max_new_tokens, stop_ids: Some(vec![end_of_turn]), sampling }
+}
+
+/// Saves a reward model with mean and deviation of its scores, as the scale of a reward is arbitrary. PPO measures its own scale, over
+/// replies of the reference model.
 fn save_with_scale(
     model: &Model,
-    mean: f64,
-    std: f64,
+    recipe: &RewardRecipe,
+    scale: RewardScale,
     dir: &Path,
     save: impl FnOnce(&Model) -> Result<()>,
 ) -> Result<()> {
-    let mut model = model.frozen()?;
-    let scale = [("reward_mean", json!(mean)), ("reward_std", json!(std))];
-    model.extra.extend(scale.clone().map(|(key, value)| (key.to_owned(), value)));
+    let mut model = model.clone();
+    let numbers = [("reward_mean".to_owned(), json!(scale.mean)), ("reward_std".to_owned(), json!(scale.std))];
+    model.extra.extend(numbers.clone());
     if !model.active_adapters().is_empty() {
-        write_json(&dir.join(SCALE), &Value::from_iter(scale))?; // an adapter has no config.json
+        let mut keys = Map::from_iter(numbers); // an adapter has no config.json
+        if !recipe.heads.is_empty() {
+            keys.insert("reward_heads".to_owned(), json!(recipe.heads));
+        }
+        write_json(&dir.join(SCALE), &keys.into())?;
     }
     save(&model)
 }
 
-/// The metrics of the scores `(rows,)` of a batch.
-fn score_metrics(scores: &Tensor, pairs: &[Vec<(usize, usize)>]) -> Result<[(&'static str, f64); 5]> {
-    let scores: Vec<f64> = scores.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
-    let (accuracy, margin) = accuracy_and_margin(&scores, pairs);
-    Ok([
-        ("accuracy", accuracy),
-        ("margin", margin),
-        ("min_reward", scores.iter().copied().fold(f64::INFINITY, f64::min)),
-        ("mean_reward", scores.iter().sum::<f64>() / scores.len() as f64),
-        ("max_reward", scores.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
-    ])
-}
-
-/// The pairs of each prompt, as indices into the concatenated scores of all prompts.
-fn offset_pairs(prompts: &[&EncodedRanking]) -> Vec<Vec<(usize, usize)>> {
-    let mut offset = 0;
-    let mut all = Vec::with_capacity(prompts.len());
-    for prompt in prompts {
-        all.push(prompt.pairs.iter().map(|(b, w)| (b + offset, w + offset)).collect());
-        offset += prompt.rows.len();
-    }
-    all
-}
-
-fn accuracy_and_margin(scores: &[f64], pairs: &[Vec<(usize, usize)>]) -> (f64, f64) {
-    let margins: Vec<f64> = pairs.iter().flatten().map(|&(b, w)| scores[b] - scores[w]).collect();
+/// The metrics of a batch: accuracy and margin of all pairs among `columns`, and the range of the rewards `(rows,)`.
+fn score_metrics(rewards: &Tensor, columns: &Tensor, orders: &[Comparisons]) -> Result<[(&'static str, f64); 5]> {
+    let numbers = |tensor: &Tensor| -> Result<Vec<f64>> {
+        Ok(tensor.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
+    };
+    let (rewards, columns) = (numbers(rewards)?, numbers(columns)?);
+    let pairs = orders.iter().flat_map(|order| &order.pairs);
+    let margins: Vec<f64> = pairs.map(|&(better, worse)| columns[better] - columns[worse]).collect();
     let n = margins.len().max(1) as f64;
-    (margins.iter().filter(|m| **m > 0.).count() as f64 / n, margins.iter().sum::<f64>() / n)
-}
-
-/// (accuracy, mean margin) over all pairs, (mean, standard deviation) over all scores.
-fn evaluate(model: &Model, rankings: &[EncodedRanking], batch_size: usize, pad: u32) -> Result<(f64, f64, f64, f64)> {
-    let mut scores = Vec::new();
-    for chunk in rankings.chunks(batch_size) {
-        let rows: Vec<Vec<u32>> = chunk.iter().flat_map(|p| p.rows.iter().cloned()).collect();
-        scores.extend(score_rows(model, &rows, pad)?.to_vec1::<f32>()?.into_iter().map(f64::from));
-    }
-    let (accuracy, margin) = accuracy_and_margin(&scores, &offset_pairs(&rankings.iter().collect::<Vec<_>>()));
-    let RewardScale { mean, std } = RewardScale::of(&scores);
-    Ok((accuracy, margin, mean, std))
-}
-
-/// Training and validation rankings in token ids.
-fn rankings(
-    recipe: &RewardRecipe,
-    inputs: &RewardInputs,
-    tokenizer: &Tokenizer,
-    max_length: usize,
-) -> Result<(Vec<EncodedRanking>, Vec<EncodedRanking>)> {
-    let source = Source {
-        data: &inputs.data,
-        validation: inputs.validation.as_deref(),
-        validation_share: recipe.validation_share,
-        seed: recipe.seed,
-        max_length,
-        options: &recipe.data,
-    };
-    let read = |path: &Path, options: &ReadOptions| {
-        let read = read_rankings(path, options)?;
-        Ok((read.rankings, read.warnings))
-    };
-    train_and_validation(&source, read, |ranking: &Ranking| {
-        let rows = ranking.answers.iter().map(|answer| conversation_ids(tokenizer, &ranking.prompt, answer));
-        let rows = rows.collect::<Result<Vec<_>>>()?;
-        let fits = rows.iter().all(|row| row.len() <= max_length);
-        Ok(match fits {
-            true => Encoded::Fits(EncodedRanking { rows, pairs: ranking.pairs(), margin: ranking.margin }),
-            false => Encoded::TooLong,
-        })
-    })
+    Ok([
+        ("accuracy", margins.iter().filter(|margin| **margin > 0.).count() as f64 / n),
+        ("margin", margins.iter().sum::<f64>() / n),
+        ("min_reward", rewards.iter().copied().fold(f64::INFINITY, f64::min)),
+        ("mean_reward", rewards.iter().sum::<f64>() / rewards.len() as f64),
+        ("max_reward", rewards.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
+    ])
 }

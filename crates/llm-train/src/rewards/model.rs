@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use llm_data::Ranking;
 use llm_engine::{GenerateOptions, generate_from};
 use llm_model::{Batch, Head, Model, Routing};
@@ -53,12 +53,12 @@ pub struct RewardModel {
 }
 
 impl RewardModel {
-    /// Loads a folder written by [`reward`](crate::recipes::reward), a model or an adapter, or any sequence classifier with one label (unscaled). The
+    /// Loads a folder written by [`reward`](crate::recipes::reward), a model or an adapter, or any sequence classifier (unscaled). The
     /// model of an adapter is the folder that its `adapter_config.json` names.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let is_adapter = dir.join("adapter_config.json").is_file() && !dir.join("config.json").is_file();
-        let model = if is_adapter { load_adapter(dir)? } else { load_model(dir, Head::Sequence)? };
+        let model = if is_adapter { load_adapter(dir)? } else { load_classifier(dir)? };
         let tokenizer = Tokenizer::load(dir)?;
         check_compatible(model.config(), (&tokenizer, dir), &[])?;
         let number = |key: &str| model.extra.get(key).and_then(Value::as_f64).filter(|x| x.is_finite());
@@ -79,7 +79,14 @@ impl RewardModel {
     }
 
     fn raw_scores(&self, rows: &[Vec<u32>]) -> Result<Vec<f64>> {
-        Ok(score_rows(&self.model, rows, self.pad)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
+        let scores = total(&self.model, &score_rows(&self.model, rows, self.pad)?)?;
+        Ok(scores.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
+    }
+
+    /// The raw scores of each head, in the order of the labels, for each conversation in token ids.
+    pub fn head_scores(&self, rows: &[Vec<u32>]) -> Result<Vec<Vec<f64>>> {
+        let scores = score_rows(&self.model, rows, self.pad)?.to_vec2::<f32>()?;
+        Ok(scores.into_iter().map(|heads| heads.into_iter().map(f64::from).collect()).collect())
     }
 
     /// The scale that gives replies of `policy` to `prompts` (token ids up to the assistant's turn) mean 0 and deviation 1, so that a
@@ -94,24 +101,23 @@ impl RewardModel {
         batch_size: usize,
     ) -> Result<RewardScale> {
         let mut scores = Vec::with_capacity(prompts.len());
-        let size = batch_size.max(1);
-        for (i, prompts) in prompts.chunks(size).enumerate() {
-            let replies = generate_from(policy, prompts, i * size, options, |_, _| true)?;
-            let rows: Vec<Vec<u32>> = prompts.iter().zip(replies).map(|(p, r)| [p.as_slice(), &r].concat()).collect();
-            scores.extend(self.raw_scores(&rows)?);
+        for rows in sampled_rows(policy, prompts, options, batch_size)?.chunks(batch_size.max(1)) {
+            scores.extend(self.raw_scores(rows)?);
         }
         Ok(RewardScale::of(&scores))
     }
 
-    /// A trainable critic that initially predicts [`Self::scores`] at every token: the score head with mean and deviation folded into
-    /// its weight and bias.
+    /// A trainable critic that initially predicts [`Self::scores`] at every token: the weighted sum of the heads, with mean and deviation
+    /// folded into its weight and bias.
     pub fn critic(&self) -> Result<Model> {
         let merged = if self.model.active_adapters().is_empty() { None } else { Some(self.model.merged()?) };
-        let critic = merged.as_ref().unwrap_or(&self.model).with_head(Head::Token, 0)?; // the head has this model's weight and a bias of 0
+        let model = merged.as_ref().unwrap_or(&self.model);
+        let heads = model.params().get("score.weight")?.to_dense()?; // (heads, hidden)
+        let critic = model.with_head(Head::Token, 0)?; // its bias is 0
         let head = critic.params().vars();
         let (weight, bias) = (&head["score.weight"], &head["score.bias"]);
         let RewardScale { mean, std } = self.scale;
-        weight.set(&(weight.as_tensor() / std)?)?;
+        weight.set(&(total(model, &heads.t()?)?.unsqueeze(0)? / std)?)?;
         bias.set(&((bias.as_tensor() - mean)? / std)?)?;
         Ok(critic)
     }
@@ -136,7 +142,7 @@ impl RewardModel {
     }
 }
 
-/// The scores `(rows,)`, read at the last token of each row, and the routing of a model with experts. The batch is right-padded with
+/// The scores `(rows, heads)`, read at the last token of each row, and the routing of a model with experts. The batch is right-padded with
 /// `pad`, or ragged without it; `dropout` is the seed of the dropout of a trained adapter.
 pub(crate) fn scores_and_routing(
     model: &Model,
@@ -148,10 +154,36 @@ pub(crate) fn scores_and_routing(
     let last = starts.into_iter().zip(rows).map(|(start, row)| (start + row.len() - 1) as u32).collect();
     let batch = Batch { dropout, ..batch };
     let (hidden, routing) = model.hidden_and_routing(&batch)?; // (rows, width, hidden) or (1, n, hidden)
-    Ok((model.output(&gather_rows(&hidden, last)?)?.squeeze(1)?, routing))
+    Ok((model.output(&gather_rows(&hidden, last)?)?, routing))
 }
 
-/// The scores `(rows,)`, read at the last token of each row.
+/// The reward `(rows,)` of scores `(rows, heads)`: their weighted sum.
+pub(crate) fn total(model: &Model, scores: &Tensor) -> Result<Tensor> {
+    let weights = model.score_weights();
+    if weights == [1.] {
+        return Ok(scores.squeeze(1)?);
+    }
+    let (count, device) = (weights.len(), scores.device());
+    let weights = Tensor::from_vec(weights, (count, 1), &Device::Cpu)?.to_dtype(scores.dtype())?.to_device(device)?;
+    Ok(scores.broadcast_mul(&weights.t()?)?.sum(1)?)
+}
+
+/// Replies of `policy` to `prompts`, `batch_size` at a time, each with its prompt.
+pub(crate) fn sampled_rows(
+    policy: &Model,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    batch_size: usize,
+) -> Result<Vec<Vec<u32>>> {
+    let (size, mut rows) = (batch_size.max(1), Vec::with_capacity(prompts.len()));
+    for (i, prompts) in prompts.chunks(size).enumerate() {
+        let replies = generate_from(policy, prompts, i * size, options, |_, _| true)?;
+        rows.extend(prompts.iter().zip(replies).map(|(prompt, reply)| [prompt.as_slice(), &reply].concat()));
+    }
+    Ok(rows)
+}
+
+/// The scores `(rows, heads)`, read at the last token of each row.
 pub(crate) fn score_rows(model: &Model, rows: &[Vec<u32>], pad: u32) -> Result<Tensor> {
     Ok(scores_and_routing(model, rows, Some(pad), None)?.0)
 }
@@ -161,6 +193,15 @@ pub(crate) fn conversation_ids(tokenizer: &Tokenizer, prompt: &[ChatMessage], an
     let mut messages = prompt.to_vec();
     messages.push(ChatMessage::new("assistant", answer));
     Ok(tokenizer.encode_answered(&messages)?)
+}
+
+/// The model of a folder, which must have scores.
+fn load_classifier(dir: &Path) -> Result<Model> {
+    let model = Model::load(dir)?;
+    match model.head() {
+        Head::Sequence | Head::Scores(_) => load_model(dir, model.head()),
+        _ => load_model(dir, Head::Sequence), // the error
+    }
 }
 
 /// A reward model that is an adapter: its base model with the adapter, which must have the score head.
@@ -190,13 +231,18 @@ fn load_adapter(dir: &Path) -> Result<Model> {
             "\"base_model_name_or_path\" is \"{base}\": no such folder; write the folder of the model there"
         ));
     };
+    let keys = match dir.join(SCALE).is_file() {
+        true => read(SCALE)?.as_object().cloned().unwrap_or_default(),
+        false => serde_json::Map::new(),
+    };
+    let head = match keys.get("reward_heads").and_then(Value::as_object).map_or(1, serde_json::Map::len) {
+        0 | 1 => Head::Sequence,
+        count => Head::Scores(count),
+    };
     let model = Model::load(&base)?;
-    let mut model = if model.head() == Head::Sequence { model } else { model.frozen_with_head(Head::Sequence, 0)? };
+    let mut model = if model.head() == head { model } else { model.frozen_with_head(head, 0)? };
     model.load_adapter("reward", dir)?;
     model.use_adapter(Some("reward"))?;
-    let path = dir.join(SCALE);
-    if path.is_file() {
-        model.extra.extend(read(SCALE)?.as_object().cloned().unwrap_or_default());
-    }
+    model.extra.extend(keys);
     Ok(model)
 }

@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod heads;
 mod scores;
 mod sources;
 

@@ -44,7 +44,7 @@ fn uneven_rankings(first: usize) -> Vec<Ranking> {
 }
 
 /// The lines of a run's metrics.
-fn metrics(run: &Path) -> Vec<serde_json::Value> {
+pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

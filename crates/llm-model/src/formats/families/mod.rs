@@ -83,7 +83,7 @@ impl Family {
     fn class(&self, head: Head) -> Option<&'static str> {
         self.classes[match head {
             Head::LanguageModel => 0,
-            Head::Sequence => 1,
+            Head::Sequence | Head::Scores(_) => 1,
             Head::Token => 2,
         }]
     }
@@ -162,9 +162,19 @@ pub fn from_json(json: &Value, origin: &str) -> Result<ParsedConfig> {
     let mut config = ModelConfig { model_type, ..(family.read)(&keys)? };
     config.drop_unknown_tokens().into_iter().for_each(|warning| keys.warn(warning));
     let config = config.validated(origin)?;
+    let head = match (head, labels(map)) {
+        (Head::Sequence, Some(count @ 2..)) => Head::Scores(count),
+        (head, _) => head,
+    };
     let recognised = |key: &str| keys.knows(key) || FILE_KEYS.contains(&key);
     let (raw_config, extra) = map.clone().into_iter().partition(|(key, _)| recognised(key));
     Ok(ParsedConfig { config, head, raw_config, extra, warnings: keys.into_warnings() })
+}
+
+/// The number of labels of a classifier: that of `id2label`, else `num_labels`.
+fn labels(map: &Map<String, Value>) -> Option<usize> {
+    let named = map.get("id2label").and_then(Value::as_object).map(Map::len);
+    named.or_else(|| map.get("num_labels")?.as_u64().map(|count| count as usize))
 }
 
 /// The `config.json` of a decoder with `head`, in the format of its family.
@@ -186,8 +196,14 @@ pub fn to_json(config: &ModelConfig, head: Head) -> Result<Value> {
         "pad_token_id": config.pad_token_id,
         "torch_dtype": "float32",
     });
-    let labels = json!({"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}});
-    let labels = if head == Head::LanguageModel { Value::Null } else { labels };
+    let count = match head {
+        Head::LanguageModel => 0,
+        Head::Sequence | Head::Token => 1,
+        Head::Scores(count) => count,
+    };
+    let names: Map<String, Value> = (0..count).map(|id| (id.to_string(), json!(format!("LABEL_{id}")))).collect();
+    let ids: Map<String, Value> = (0..count).map(|id| (format!("LABEL_{id}"), json!(id))).collect();
+    let labels = if count == 0 { Value::Null } else { json!({"id2label": names, "label2id": ids}) };
     if let Value::Object(map) = &mut json {
         for part in [(family.write)(config), shared, labels] {
             map.extend(part.as_object().cloned().unwrap_or_default());
@@ -222,7 +238,7 @@ mod tests {
     fn a_written_config_is_read_back_equal() {
         let config = ModelConfig { eos_token_id: Some(5), pad_token_id: Some(1), ..ModelConfig::default() };
         let config = config.validated("test").unwrap();
-        for head in [Head::LanguageModel, Head::Sequence, Head::Token] {
+        for head in [Head::LanguageModel, Head::Sequence, Head::Scores(3), Head::Token] {
             let read = from_json(&to_json(&config, head).unwrap(), "config.json").unwrap();
             assert_eq!((&read.config, read.head), (&config, head));
             assert!(read.extra.is_empty(), "{:?}", read.extra);

@@ -38,7 +38,7 @@ const OUR_KEYS: [(&str, &str); 12] = [
 fn task_of(head: Head) -> &'static str {
     match head {
         Head::LanguageModel => "CAUSAL_LM",
-        Head::Sequence => "SEQ_CLS",
+        Head::Sequence | Head::Scores(_) => "SEQ_CLS",
         Head::Token => "TOKEN_CLS",
     }
 }

@@ -104,7 +104,8 @@ pub struct PpoInputs {
     /// Folder of the fine-tuned model: the initial policy, and the reference; on the command line also org/name of the Hugging Face hub.
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
     pub model: PathBuf,
-    /// Folders of reward models; the recipe's tables `[[rewards]]` say how they are used [default: the mean of their scores].
+    /// Folders of reward models; may be repeated. Their mean score is the reward, or a part of it with tables `[[rewards]]` in the recipe
+    /// [default: none].
     #[cfg_attr(feature = "cli", arg(long, num_args = 1.., value_name = "DIR"))]
     #[serde(deserialize_with = "one_or_several", default)]
     pub reward: Vec<PathBuf>,
