@@ -122,10 +122,7 @@ fn index_or_group(group: &Vec<usize>) -> Value {
     }
 }
 
-fn orders_by_head<S: Serializer>(
-    heads: &BTreeMap<String, Vec<Vec<usize>>>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
+fn orders_by_head<S: Serializer>(heads: &BTreeMap<String, Vec<Vec<usize>>>, serializer: S) -> Result<S::Ok, S::Error> {
     let order = |order: &Vec<Vec<usize>>| order.iter().map(index_or_group).collect::<Vec<_>>();
     serializer.collect_map(heads.iter().map(|(name, groups)| (name, order(groups))))
 }

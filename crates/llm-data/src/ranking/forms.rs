@@ -78,13 +78,12 @@ fn ranked(object: &Map<String, Value>, ignored_keys: &mut IgnoredKeys) -> Result
     };
     let answers = list.iter().enumerate().map(text).collect::<Result<Vec<String>, _>>()?;
     let heads = heads(object, answers.len())?;
-    let groups = match (object.get("order"), object.get("ranks")) {
-        (Some(order), None | Some(Value::Null)) if !order.is_null() => groups_of_order(order, "order", answers.len())?,
-        (None | Some(Value::Null), Some(ranks)) if !ranks.is_null() => groups_of_ranks(ranks, answers.len())?,
-        (None | Some(Value::Null), None | Some(Value::Null)) if !heads.is_empty() => Vec::new(),
-        (None | Some(Value::Null), None | Some(Value::Null)) => {
-            return Err("\"order\" or \"ranks\" is missing; use one of them".to_owned().into());
-        }
+    let given = |key: &str| object.get(key).filter(|value| !value.is_null());
+    let groups = match (given("order"), given("ranks")) {
+        (Some(order), None) => groups_of_order(order, "order", answers.len())?,
+        (None, Some(ranks)) => groups_of_ranks(ranks, answers.len())?,
+        (None, None) if !heads.is_empty() => Vec::new(),
+        (None, None) => return Err("\"order\" or \"ranks\" is missing; use one of them".to_owned().into()),
         (Some(_), Some(_)) => {
             return Err("\"order\" and \"ranks\" are both present; use one of them".to_owned().into());
         }
@@ -129,7 +128,9 @@ fn heads(object: &Map<String, Value>, answers: usize) -> Result<BTreeMap<String,
 /// The groups of the grade of each answer, the highest first.
 fn groups_of_grades(grades: &Value, name: &str, answers: usize) -> Result<Vec<Vec<usize>>, String> {
     let wrong = || {
-        format!("\"grades.{name}\" is {grades}; it must contain a number, higher for better, or null for each of the {answers} answers")
+        format!(
+            "\"grades.{name}\" is {grades}; it must contain a number, higher for better, or null for each of the {answers} answers"
+        )
     };
     let list = grades.as_array().filter(|list| list.len() == answers).ok_or_else(wrong)?;
     let lower_is_better = |grade: &Value| match grade {

@@ -62,12 +62,14 @@ pub fn k_way_with_ties(scores: &Tensor, prompts: &[Comparisons], centering: f64)
     let mut loss = Tensor::zeros((), scores.dtype(), scores.device())?;
     if !strict.is_empty() {
         let margins: Vec<f64> = strict.iter().map(|pair| pair.margin).collect();
-        let (better, worse) = (pick(scores, strict.iter().map(|p| p.first))?, pick(scores, strict.iter().map(|p| p.second))?);
+        let (better, worse) =
+            (pick(scores, strict.iter().map(|p| p.first))?, pick(scores, strict.iter().map(|p| p.second))?);
         let losses = bradley_terry(&better, &worse, &like(scores, margins)?)?;
         loss = (loss + sum(&losses, &better, &worse, &strict, centering)?)?;
     }
     if !tied.is_empty() {
-        let (first, second) = (pick(scores, tied.iter().map(|p| p.first))?, pick(scores, tied.iter().map(|p| p.second))?);
+        let (first, second) =
+            (pick(scores, tied.iter().map(|p| p.first))?, pick(scores, tied.iter().map(|p| p.second))?);
         loss = (loss + sum(&tie(&first, &second)?, &first, &second, &tied, centering)?)?;
     }
     Ok(loss)

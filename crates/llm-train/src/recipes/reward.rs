@@ -207,7 +207,8 @@ pub fn reward(
     } else {
         let queries = take_evenly(train, recipe.normalize_samples).into_iter().map(|ranking| ranking.query);
         let reference = adapters.below(&policy)?.to_device(&model.device())?;
-        let rows = sampled_rows(&reference, &queries.collect::<Vec<_>>(), &samples(recipe, end_of_turn), recipe.batch_size)?;
+        let rows =
+            sampled_rows(&reference, &queries.collect::<Vec<_>>(), &samples(recipe, end_of_turn), recipe.batch_size)?;
         let mut scores = Vec::with_capacity(rows.len());
         for rows in rows.chunks(recipe.batch_size) {
             scores.extend(total(&model, &score_rows(&model, rows, pad)?)?.to_vec1::<f32>()?.into_iter().map(f64::from));
@@ -273,9 +274,8 @@ fn save_with_scale(
 
 /// The metrics of a batch: accuracy and margin of all pairs among `columns`, and the range of the rewards `(rows,)`.
 fn score_metrics(rewards: &Tensor, columns: &Tensor, orders: &[Comparisons]) -> Result<[(&'static str, f64); 5]> {
-    let numbers = |tensor: &Tensor| -> Result<Vec<f64>> {
-        Ok(tensor.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
-    };
+    let numbers =
+        |tensor: &Tensor| -> Result<Vec<f64>> { Ok(tensor.to_vec1::<f32>()?.into_iter().map(f64::from).collect()) };
     let (rewards, columns) = (numbers(rewards)?, numbers(columns)?);
     let pairs = orders.iter().flat_map(|order| &order.pairs);
     let margins: Vec<f64> = pairs.map(|&(better, worse)| columns[better] - columns[worse]).collect();

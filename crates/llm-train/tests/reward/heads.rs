@@ -30,7 +30,13 @@ fn inputs(dir: &Path, validation: Option<&str>) -> RewardInputs {
 /// A recipe whose learning rate is too small to change a weight, so that the saved model gives the scores of the logged step.
 fn still() -> RewardRecipe {
     let optimizer = OptimizerConfig { learning_rate: 1e-30, ..RewardRecipe::default().optimizer };
-    RewardRecipe { batch_size: 8, eval_batches: 0, center_rewards_coefficient: 0.2, optimizer, ..RewardRecipe::default() }
+    RewardRecipe {
+        batch_size: 8,
+        eval_batches: 0,
+        center_rewards_coefficient: 0.2,
+        optimizer,
+        ..RewardRecipe::default()
+    }
 }
 
 fn learning(epochs: u64) -> RewardRecipe {
@@ -91,7 +97,11 @@ fn g8_losses_with_ties_orders_and_heads_equal_those_computed_from_the_scores() {
             assert!(reward.iter().zip(&scaled).all(near), "{reward:?} and {scaled:?}");
             [reward, scores.iter().map(|h| h[0]).collect(), scores.iter().map(|h| h[1]).collect()]
         };
-        let (a, b, c) = (columns(1, &["sun", "rain tree", "stone"]), columns(2, &["sun tree", "rain", "moon"]), columns(3, &["bird", "bird rain"]));
+        let (a, b, c) = (
+            columns(1, &["sun", "rain tree", "stone"]),
+            columns(2, &["sun tree", "rain", "moon"]),
+            columns(3, &["bird", "bird rain"]),
+        );
         let (d, e) = (columns(4, &["moon", "sun stone"]), columns(5, &["tree", "tree rain", "sun", "moon"]));
         // (scores, groups), without those that compare nothing.
         let orders: Vec<(&[f64], Vec<Vec<usize>>)> = vec![
@@ -111,7 +121,9 @@ fn g8_losses_with_ties_orders_and_heads_equal_those_computed_from_the_scores() {
                 for (i, &first) in group.iter().enumerate() {
                     for &worse in groups[at + 1..].iter().flatten() {
                         pairs.push((scores[first] + scores[worse]).powi(2));
-                        all.push(softplus(scores[worse] - scores[first]) + 0.2 * (scores[first] + scores[worse]).powi(2));
+                        all.push(
+                            softplus(scores[worse] - scores[first]) + 0.2 * (scores[first] + scores[worse]).powi(2),
+                        );
                     }
                     for &other in group[i + 1..].iter().filter(|_| ties) {
                         let d = scores[first] - scores[other];
@@ -193,7 +205,8 @@ fn scores_of_transformers(folder: &Path, rows: &[Vec<u32>]) -> Option<Vec<Vec<f6
         model = Auto.from_pretrained(folder, dtype=torch.float32).eval()\n\
         print(json.dumps([model(torch.tensor([row])).logits[0].tolist() for row in rows]))\n\
         print(json.dumps(model.config.id2label))";
-    let output = Command::new(python).args(["-c", script]).arg(folder).arg(serde_json::to_string(rows).unwrap()).output();
+    let output =
+        Command::new(python).args(["-c", script]).arg(folder).arg(serde_json::to_string(rows).unwrap()).output();
     let output = output.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
@@ -304,14 +317,15 @@ fn l6_a_split_by_pair_leaks_and_is_refused() {
     let pairs = |prompts: std::ops::Range<usize>, near: bool| {
         let all = [(0, 1), (1, 2), (2, 3), (0, 2), (1, 3), (0, 3)];
         let kept = move |(a, b): &(usize, usize)| (b - a == 1) == near;
-        let of = |number: usize| {
-            let pair = move |(better, worse): (usize, usize), order: &[usize]| {
-                let answers = vec![words[order[better]].clone(), words[order[worse]].clone()];
-                Ranking::strict(String::new(), vec![ChatMessage::user(format!("Say {number}."))], answers, &[0, 1])
-            };
-            all.into_iter().filter(kept).map(|at| pair(at, &orders[number])).collect::<Vec<_>>()
-        };
-        prompts.flat_map(of).collect::<Vec<_>>()
+        let mut rankings = Vec::new();
+        for number in prompts {
+            for (better, worse) in all.into_iter().filter(kept) {
+                let answers = [better, worse].map(|at| words[orders[number][at]].clone()).to_vec();
+                let prompt = vec![ChatMessage::user(format!("Say {number}."))];
+                rankings.push(Ranking::strict(String::new(), prompt, answers, &[0, 1]));
+            }
+        }
+        rankings
     };
     let (seen, other) = (0..40, 40..60);
     write_jsonl(&path("train.jsonl"), &pairs(seen.clone(), true)).unwrap();
@@ -319,7 +333,8 @@ fn l6_a_split_by_pair_leaks_and_is_refused() {
     write_jsonl(&path("prompts.jsonl"), &pairs(other.clone(), false)).unwrap();
     let recipe = RewardRecipe { eval_every: 0, center_rewards_coefficient: 0., ..learning(60) };
     let model = train(&recipe, &inputs(dir.path(), Some("prompts.jsonl")), &path("out"));
-    let (leaked, honest) = (model.accuracy(&pairs(seen, false)).unwrap(), model.accuracy(&pairs(other, false)).unwrap());
+    let (leaked, honest) =
+        (model.accuracy(&pairs(seen, false)).unwrap(), model.accuracy(&pairs(other, false)).unwrap());
     assert!(leaked > 0.8 && (honest - 0.5).abs() < 0.2, "by pair {leaked}, by prompt {honest}");
 
     let refused = quietly(|options| reward(&recipe, &inputs(dir.path(), Some("pairs.jsonl")), &path("no"), options));
@@ -353,7 +368,8 @@ fn scores_can_be_normalised_over_replies_of_the_model() {
     let other = model.scale_on(&policy, &queries, &options, 16).unwrap();
     let off = (other.mean - model.scale.mean) / model.scale.std;
     assert!(off.abs() < 0.5 && (0.6..1.6).contains(&(other.std / model.scale.std)), "{other:?}, {:?}", model.scale);
-    let over_answers = train(&RewardRecipe { normalize_samples: 0, ..recipe }, &inputs(dir.path(), None), &path("answers"));
+    let over_answers =
+        train(&RewardRecipe { normalize_samples: 0, ..recipe }, &inputs(dir.path(), None), &path("answers"));
     assert!((over_answers.scale.mean - model.scale.mean).abs() > 0.5 * model.scale.std, "another scale");
 }
 

@@ -134,9 +134,10 @@ impl Quality {
 
     /// The calibration as a table, for the samples of the run.
     pub fn table(&self) -> String {
-        let mut text = "Calibration: probability of the answer with the higher score, and how often it was ranked higher\n\
+        let mut text =
+            "Calibration: probability of the answer with the higher score, and how often it was ranked higher\n\
                         probability   pairs   mean probability   observed\n"
-            .to_owned();
+                .to_owned();
         for Bin { low, high, pairs, predicted, observed } in self.calibration() {
             text.push_str(&format!("{low:.1} to {high:.1}   {pairs:>7}   {predicted:>16.3}   {observed:>8.3}\n"));
         }
@@ -183,13 +184,8 @@ mod tests {
     /// σ(±0.2) = 0.549834 (two pairs, one right), σ(2) = 0.880797 (right), σ(3) = 0.952574 (right), σ(0) = 0.5 (wrong).
     #[test]
     fn metrics_match_hand_computed_values() {
-        let pairs = vec![
-            pair(0, 0, 0.2, 3),
-            pair(0, 1, -0.2, 2),
-            pair(1, 0, 2., -1),
-            pair(2, 0, 3., 0),
-            pair(3, 2, 0., 5),
-        ];
+        let pairs =
+            vec![pair(0, 0, 0.2, 3), pair(0, 1, -0.2, 2), pair(1, 0, 2., -1), pair(2, 0, 3., 0), pair(3, 2, 0., 5)];
         let quality = Quality { scores: vec![], pairs };
         let metrics = quality.metrics(&["accuracy", "safety"], 1);
         let metric = |name: &str| metrics.iter().find(|(known, _)| known == name).unwrap_or_else(|| panic!("{name}")).1;
@@ -201,10 +197,7 @@ mod tests {
             ("eval_longer_labelled", 0.75),
             ("eval_accuracy/accuracy", 0.),
             ("eval_accuracy/safety", 0.),
-            (
-                "eval_calibration_error",
-                (3. * (low_bin - 1. / 3.) + (1. - 0.880797) + (1. - 0.952574)) / 5.,
-            ),
+            ("eval_calibration_error", (3. * (low_bin - 1. / 3.) + (1. - 0.880797) + (1. - 0.952574)) / 5.),
         ] {
             assert!((metric(name) - expected).abs() < 1e-5, "{name}: {} is not {expected}", metric(name));
         }
