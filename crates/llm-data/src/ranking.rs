@@ -261,6 +261,53 @@ mod tests {
     }
 
     #[test]
+    fn orders_by_quality_are_read_renumbered_and_written() {
+        let one = |rest: &str| read(&format!(r#"{{"prompt": "q", {rest}}}"#)).unwrap().rankings[0].clone();
+        let heads = |ranking: &Ranking| ranking.heads.clone().into_iter().collect::<Vec<_>>();
+        let graded = one(r#""answers": ["a", "b", "c"], "grades": {"safe": [2, 5, 2], "true": [null, 1, 0.5]}"#);
+        let expected = [("safe".to_owned(), vec![vec![1], vec![0, 2]]), ("true".to_owned(), vec![vec![1], vec![2]])];
+        assert_eq!((graded.order.len(), heads(&graded)), (0, expected.to_vec()));
+        assert_eq!((graded.pairs(), graded.ties_of(&expected[0].1)), (vec![], vec![(0, 2)]));
+        assert_eq!(graded.pairs_of(&expected[0].1), [(1, 0), (1, 2)]);
+        // The second answer is not ranked at all, the third is empty.
+        let some = one(r#""answers": ["a", "b", " ", "c"], "order": [[0, 2]], "heads": {"safe": [3, 0, 2]}"#);
+        assert_eq!(some.answers, ["a", "c"]);
+        assert_eq!((&some.order, heads(&some)), (&vec![vec![0]], vec![("safe".to_owned(), vec![vec![1], vec![0]])]));
+        let pair = one(r#""chosen": "a", "rejected": "b", "grades": {"safe": [1, 3]}"#);
+        assert_eq!((pair.pairs(), heads(&pair)), (vec![(0, 1)], vec![("safe".to_owned(), vec![vec![1], vec![0]])]));
+        for ranking in [graded, some, pair] {
+            let written = serde_json::to_string(&ranking).unwrap();
+            assert_eq!(read(&written).unwrap().rankings, [ranking], "{written}");
+        }
+        for (rest, part) in [
+            (
+                r#""grades": {"safe": [1]}"#,
+                "\"grades.safe\" is [1]; it must contain a number, higher for better, or null",
+            ),
+            (r#""grades": [1, 2]"#, "\"grades\" is a list; it must be an object by quality"),
+            (r#""heads": {"safe": [0, 0]}"#, "\"heads.safe\" is [0,0]; it must contain indices of the 2 answers"),
+            (r#""heads": {"safe": [0, 1]}, "grades": {"safe": [1, 2]}"#, "\"safe\" is in \"heads\" and in \"grades\""),
+            (r#""heads": {}"#, "\"order\" or \"ranks\" is missing"),
+        ] {
+            let message =
+                read(&format!(r#"{{"prompt": "q", "answers": ["a", "b"], {rest}}}"#)).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn rankings_of_ties_only_are_kept_on_request() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data.jsonl");
+        let tied = r#"{"prompt": "q", "answers": ["a", "b"], "ranks": [1, 1]}"#;
+        let same = r#"{"prompt": "q", "answers": ["a", "a"], "ranks": [1, 1]}"#;
+        std::fs::write(&path, format!("{tied}\n{same}\n")).unwrap();
+        let kept = read_rankings(&path, &ReadOptions { keep_ties: true, ..ReadOptions::default() }).unwrap();
+        assert_eq!((kept.rankings.len(), kept.warnings.equal_answers, kept.warnings.ties), (1, 1, 0));
+        assert!(read_rankings(&path, &ReadOptions::default()).is_err());
+    }
+
+    #[test]
     fn rankings_without_a_pair_are_counted_and_left_out() {
         let all = [
             r#"{"prompt": "q", "chosen": "a", "rejected": "a"}"#,

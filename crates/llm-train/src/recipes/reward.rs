@@ -162,8 +162,8 @@ pub fn reward(
                 let quality = Quality::measure(&model, &validation, recipe.batch_size, pad)?;
                 let heads: Vec<&str> = recipe.heads.keys().map(String::as_str).collect();
                 let metrics = quality.metrics(&heads, recipe.seed);
+                let summary = quality.summary(&metrics);
                 let metrics: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-                let summary = format!("{:.1} % of the validation pairs ranked correctly", 100. * quality.accuracy());
                 if evaluating.is_last() {
                     evaluating.sample(&quality.table())?;
                 }

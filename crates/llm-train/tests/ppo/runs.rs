@@ -79,7 +79,10 @@ fn m8_a_run_is_reproducible_and_resumable() {
     }
     let state = std::fs::read_to_string(path("one").join("checkpoints/step-5/trainer/state.json")).unwrap();
     let state: Value = serde_json::from_str(&state).unwrap();
-    assert_ne!(state["reward_scale"]["std"], json!(1.), "the scale is measured on several different replies");
+    assert!(
+        state["reward_scales"][0]["std"].as_f64().is_some_and(|std| std != 1.),
+        "the scale is measured on several different replies"
+    );
     assert!(lines[0]["objective/kl_coef"] != lines[4]["objective/kl_coef"], "the KL coefficient must change");
 
     // Make the second run look as if it was killed after its fourth update.
@@ -91,6 +94,59 @@ fn m8_a_run_is_reproducible_and_resumable() {
     assert_eq!(lines, metrics(&path("two")));
     let model = |run: &str| std::fs::read(path(run).join("model.safetensors")).unwrap();
     assert_eq!(model("one"), model("two"));
+}
+
+/// Rules and a program instead of a reward model: the critic starts at 0, and the resumed run gives the same bytes.
+#[test]
+fn m6_m8_a_run_without_a_reward_model_is_reproducible_and_resumable() {
+    let dir = tempfile::tempdir().unwrap();
+    reward_folder(dir.path(), 0., 1.);
+    let data = dir.path().join("p.jsonl");
+    let rows =
+        ["Say it.", "Say it again.", "The sun?"].map(|prompt| json!({"prompt": prompt, "answer": "7"}).to_string());
+    std::fs::write(&data, rows.join("\n")).unwrap();
+    let kinds = r#"
+        [[rewards]]
+        kind = "exact_answer"
+        [[rewards]]
+        kind = "length"
+        weight = 0.25
+        [[rewards]]
+        kind = "command"
+        name = "letters"
+        command = ["sh", "-c", "while read -r line; do echo $((${#line} % 7)); done"]
+    "#;
+    std::fs::write(dir.path().join("recipe.toml"), kinds).unwrap();
+    let read = llm_train::read_recipe::<PpoRecipe>(&dir.path().join("recipe.toml").display().to_string(), &[]).unwrap();
+    let recipe =
+        PpoRecipe { updates: 4, episodes: 8, max_new_tokens: 6, save_every: 2, rewards: read.rewards, ..recipe() };
+    let inputs = PpoInputs { adapter: None, model: dir.path().join("model"), reward: vec![], data };
+    let path = |name: &str| dir.path().join(name);
+    quietly(|options| ppo(&recipe, &inputs, &path("one"), options)).unwrap();
+    quietly(|options| ppo(&recipe, &inputs, &path("two"), options)).unwrap();
+    let lines = metrics(&path("one"));
+    assert_eq!(lines, metrics(&path("two")));
+    let number = |name: &str| lines[0][name].as_f64().unwrap_or_else(|| panic!("{name} in {}", lines[0]));
+    let sum =
+        number("rewards/exact_answer/mean") + 0.25 * number("rewards/length/mean") + number("rewards/letters/mean");
+    assert!((number("rollout/raw_scores") - sum).abs() < 1e-9 && number("rewards/letters/std") > 0.1);
+    assert!((number("rewards/length/mean") - number("rollout/length")).abs() < 1e-9);
+    assert!(number("val/explained_var").abs() < 1e-6, "all values are 0 at first");
+    for file in ["trainer_state.json", "model.safetensors", "config.json"] {
+        std::fs::remove_file(path("two").join(file)).unwrap();
+    }
+    std::fs::remove_dir_all(path("two").join("checkpoints/step-4")).unwrap();
+    ppo(&recipe, &inputs, &path("two"), RunOptions { resume: true, ..RunOptions::default() }).unwrap();
+    assert_eq!(lines, metrics(&path("two")));
+    let model = |run: &str| std::fs::read(path(run).join("model.safetensors")).unwrap();
+    assert_eq!(model("one"), model("two"));
+
+    // Without any source there is nothing to learn.
+    let nothing = PpoRecipe { rewards: vec![], ..recipe };
+    let message = quietly(|options| ppo(&nothing, &inputs, &path("none"), options)).unwrap_err().to_string();
+    assert!(
+        message.starts_with("no reward: give the folder of a reward model with --reward") && !path("none").exists()
+    );
 }
 
 /// Runs PPO on these prompts with the models that [`reward_folder`] wrote to `dir`; returns the run folder.

@@ -7,8 +7,10 @@ use std::process::Command;
 use llm_data::{ChatMessage, Ranking, write_jsonl};
 use llm_engine::{GenerateOptions, Sampling};
 use llm_model::{Head, LoraConfig, Model};
+use llm_tokenizer::Tokenizer;
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{RankingLoss, RewardInputs, RewardModel, RewardRecipe, reward};
+use llm_train::rewards::{Prompt, Reward};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
@@ -380,7 +382,7 @@ fn m3_scores_do_not_depend_on_padding() {
     let path = |name: &str| dir.path().join(name);
     fresh_model(&path("model"), &TEXT.repeat(20), 16, 0.3);
     let scorer = Model::load(path("model")).unwrap().with_head(Head::Sequence, 3).unwrap();
-    let tokenizer = llm_tokenizer::Tokenizer::load(path("model")).unwrap();
+    let tokenizer = Tokenizer::load(path("model")).unwrap();
     let end = tokenizer.chat_format().unwrap().end_of_turn;
     let folder = |name: &str, pad: &str| {
         let folder = path(name);
@@ -409,4 +411,44 @@ fn m3_scores_do_not_depend_on_padding() {
     // The position of the end token counts.
     let moved = [vec![end], rows[2].clone()].concat();
     assert!((usual.scores(&[moved]).unwrap()[0] - alone[2]).abs() > 1e-3);
+}
+
+#[test]
+fn an_ensemble_scores_by_the_mean_or_the_lowest() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fresh_model(&path("model"), &TEXT.repeat(20), 16, 0.3);
+    let (policy, tokenizer) = (Model::load(path("model")).unwrap(), Tokenizer::load(path("model")).unwrap());
+    let folders = [3, 4].map(|seed| {
+        let folder = path(&seed.to_string());
+        let mut scorer = policy.with_head(Head::Sequence, seed).unwrap().frozen().unwrap();
+        scorer.extra.insert("reward_mean".to_owned(), serde_json::json!(0.25));
+        scorer.save(&folder).unwrap();
+        tokenizer.save(&folder).unwrap();
+        folder
+    });
+    let rows: Vec<Vec<u32>> = (0..12).map(|i| vec![3, 6 + i, 9, 5]).collect();
+    let alone = folders.clone().map(|folder| RewardModel::load(folder).unwrap().scores(&rows).unwrap());
+    let scores = |tables: &str| {
+        std::fs::write(path("recipe.toml"), tables).unwrap();
+        let recipe: llm_train::recipes::PpoRecipe =
+            llm_train::read_recipe(&path("recipe.toml").display().to_string(), &[]).unwrap();
+        let reward = Reward::open(&recipe.rewards, &folders, &tokenizer).unwrap();
+        let prompts: Vec<Prompt> = rows.iter().map(|row| row[..2].to_vec().into()).collect();
+        reward.score_replies(prompts.iter().zip(rows.iter().map(|row| &row[2..])), 5).unwrap()
+    };
+    let table = |keys: &str| format!("[[rewards]]\nkind = \"model\"\n{keys}\n");
+    let pairs = || alone[0].iter().zip(&alone[1]);
+    assert!(pairs().any(|(a, b)| a < b) && pairs().any(|(a, b)| a > b), "{alone:?}");
+    let mean: Vec<f64> = pairs().map(|(a, b)| f64::midpoint(*a, *b)).collect();
+    let sum: Vec<f64> = pairs().map(|(a, b)| 2. * a - 0.5 * b).collect();
+    for (tables, expected) in [
+        (String::new(), mean.clone()),
+        (table("combine = \"mean\""), mean),
+        (table("combine = \"min\""), pairs().map(|(a, b)| a.min(*b)).collect()),
+        (table("folders = [1]\nweight = 2") + &table("folders = [2]\nweight = -0.5"), sum),
+    ] {
+        let found = scores(&tables);
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6), "{tables}: {found:?}, {expected:?}");
+    }
 }

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use llm_tokenizer::{ChatMessage, Tokenizer};
 use llm_train::recipes::PpoRecipe;
-use llm_train::rewards::{Answer, Program, Prompt, Reward, Server, Source};
+use llm_train::rewards::{
+    Answer, Program, Prompt, Reward, Server, Source, has_think_format, repetition, soft_overlong,
+};
 use serde_json::{Value, json};
 
 use super::common::fresh_model;
@@ -357,4 +359,47 @@ fn errors_of_a_server_name_it_and_the_fix() {
     let message =
         with_answers(&["a"], |answers| Reward::of(Source::Http(server)).score(answers).unwrap_err()).to_string();
     assert!(message.contains("is the server running?"), "{message}");
+}
+
+/// The same numbers as TRL. Set `LLM_TRAIN_PYTHON` to a Python that has it.
+#[test]
+fn rewards_of_the_form_equal_those_of_trl() {
+    let Some(python) = std::env::var_os("LLM_TRAIN_PYTHON") else {
+        eprintln!("skipped: set LLM_TRAIN_PYTHON to a Python with the package trl");
+        return;
+    };
+    let script = "import json, sys\n\
+        from trl.rewards import think_format_reward as think, get_soft_overlong_punishment as overlong\n\
+        from trl.rewards import get_repetition_penalty_reward as repetition\n\
+        ids, texts = json.load(sys.stdin)\n\
+        print(json.dumps([think([[{'content': t}] for t in texts]), overlong(12, 5)(completion_ids=ids),\n\
+            repetition(2, -1.0)(completion_ids=ids), repetition(3, -1.0)(completion_ids=ids)]))";
+    let mut random = 7u32;
+    let mut next = |below: u32| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 16) % below
+    };
+    let ids: Vec<Vec<u32>> = (0..60).map(|_| (0..3 + next(14)).map(|_| next(4)).collect()).collect();
+    let parts = ["<think>", "</think>", "a", "\n", " ", "<think>", "</think>"];
+    let texts: Vec<String> = (0..400).map(|_| (0..1 + next(6)).map(|_| parts[next(7) as usize]).collect()).collect();
+    let mut child = std::process::Command::new(python)
+        .args(["-c", script])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(json!([ids, texts]).to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let theirs: [Vec<f64>; 4] = serde_json::from_slice(&output.stdout).unwrap();
+    let ours = [
+        texts.iter().map(|text| f64::from(u8::from(has_think_format(text)))).collect::<Vec<_>>(),
+        ids.iter().map(|ids| soft_overlong(ids.len(), 12, 5)).collect(),
+        ids.iter().map(|ids| repetition(ids, 2)).collect(),
+        ids.iter().map(|ids| repetition(ids, 3)).collect(),
+    ];
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert_eq!(ours.len(), theirs.len());
+        assert!(ours.iter().zip(theirs).all(|(a, b)| (a - b).abs() < 1e-9), "{ours:?} is not {theirs:?}");
+        assert!(ours.iter().any(|x| *x != ours[0]), "a test of equal numbers shows nothing");
+    }
 }

@@ -143,7 +143,9 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: impl AsRef<Path>, option
     let prompts = Prompts::read(recipe, inputs, &tokenizer, reference.config().max_position_embeddings)?;
     match setup.checkpoint() {
         Some(checkpoint) => {
-            let scales = checkpoint.state.get(SCALES).cloned().unwrap_or_default();
+            // Earlier versions have one reward model and its scale.
+            let one = || checkpoint.state.get("reward_scale").map(|scale| json!([scale]));
+            let scales = checkpoint.state.get(SCALES).cloned().or_else(one).unwrap_or_default();
             let broken = |e| Error::BadFile(format!("{}: \"{SCALES}\": {e}", checkpoint.dir.display()));
             let scales: Vec<RewardScale> = serde_json::from_value(scales).map_err(broken)?;
             reward.models_mut().zip(scales).for_each(|(model, scale)| model.scale = scale);

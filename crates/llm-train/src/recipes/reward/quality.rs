@@ -132,6 +132,16 @@ impl Quality {
         metrics
     }
 
+    /// The accuracy with its interval in words, from [`Self::metrics`].
+    pub fn summary(&self, metrics: &[(String, f64)]) -> String {
+        let percent = |wanted: &str| metrics.iter().find(|(name, _)| name == wanted).map(|(_, value)| 100. * value);
+        let interval = match (percent("eval_accuracy_low"), percent("eval_accuracy_high")) {
+            (Some(low), Some(high)) => format!(" ({low:.1} to {high:.1} %)"),
+            _ => String::new(),
+        };
+        format!("{:.1} %{interval} of the validation pairs ranked correctly", 100. * self.accuracy())
+    }
+
     /// The calibration as a table, for the samples of the run.
     pub fn table(&self) -> String {
         let mut text =
