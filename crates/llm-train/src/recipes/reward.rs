@@ -26,9 +26,9 @@ use crate::examples::take_evenly;
 use crate::loss::Comparisons;
 use crate::optim::OptimizerConfig;
 use crate::rewards::RewardScale;
-use crate::rewards::model::{SCALE, sampled_rows, score_rows, scores_and_routing, total};
+use crate::rewards::model::{SCALE, rewards_of, sampled_rows, scores_and_routing, total};
 use crate::routing::RouterMetrics;
-use crate::run::{Evaluation, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Start, rng, write_json};
+use crate::run::{Evaluating, Evaluation, OPTIMIZER, Outcome, Plan, RunOptions, RunSetup, Start, rng, write_json};
 use crate::{Result, loss};
 
 /// The recipe of a reward model.
@@ -160,14 +160,7 @@ pub fn reward(
             size: format!("{} rankings", validation.len()),
             run: Box::new(|model, evaluating| {
                 let quality = Quality::measure(&model, &validation, recipe.batch_size, pad)?;
-                let heads: Vec<&str> = recipe.heads.keys().map(String::as_str).collect();
-                let metrics = quality.metrics(&heads, recipe.seed);
-                let summary = quality.summary(&metrics);
-                let metrics: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-                if evaluating.is_last() {
-                    evaluating.sample(&quality.table())?;
-                }
-                evaluating.log(&metrics, &summary)
+                log_quality(&quality, recipe, evaluating)
             }),
         }),
         write: adapters.writer(&tokenizer),
@@ -179,17 +172,9 @@ pub fn reward(
         let rows: Vec<Vec<u32>> = prompts.iter().flat_map(|p| p.rows.iter().cloned()).collect();
         let (scores, routing) =
             scores_and_routing(&learner.model, &rows, size.padding(pad), Some(dropout_seed(recipe.seed, step.index)))?;
-        let rewards = total(&learner.model, &scores)?; // (rows,)
-        // The rewards, then the scores of each head: (rows · (1 + heads),).
-        let columns = match recipe.heads.is_empty() {
-            true => rewards.clone(),
-            false => Tensor::cat(&[rewards.clone(), scores.t()?.flatten_all()?], 0)?,
-        };
+        let (rewards, columns) = columns(recipe, &learner.model, &scores)?;
         let orders = offset_orders(&prompts);
-        let loss = match recipe.loss {
-            RankingLoss::KWay => loss::k_way_with_ties(&columns, &orders, recipe.center_rewards_coefficient)?,
-            RankingLoss::PlackettLuce => loss::list_wise(&columns, &orders, recipe.center_rewards_coefficient)?,
-        };
+        let loss = ranking_loss(recipe, &columns, &orders)?;
         let mut routers = RouterMetrics::default();
         learner.backward(&routers.add(&loss, routing.as_ref(), 1.)?)?;
         let learning_rate = recipe.optimizer.learning_rate_at(step.index, steps);
@@ -201,25 +186,62 @@ pub fn reward(
         step.finish(&learner, &metrics, routers.metrics())?;
     }
     let model = learner.model.frozen()?;
-    let scores = if recipe.normalize_samples == 0 {
-        let answers = take_evenly(train, recipe.eval_batches * recipe.batch_size);
-        Quality::measure(&model, &answers, recipe.batch_size, pad)?.scores
-    } else {
-        let queries = take_evenly(train, recipe.normalize_samples).into_iter().map(|ranking| ranking.query);
-        let reference = adapters.below(&policy)?.to_device(&model.device())?;
-        let rows =
-            sampled_rows(&reference, &queries.collect::<Vec<_>>(), &samples(recipe, end_of_turn), recipe.batch_size)?;
-        let mut scores = Vec::with_capacity(rows.len());
-        for rows in rows.chunks(recipe.batch_size) {
-            scores.extend(total(&model, &score_rows(&model, rows, pad)?)?.to_vec1::<f32>()?.into_iter().map(f64::from));
-        }
-        scores
-    };
-    let scale = RewardScale::of(&scores);
+    let scale = scale_of(recipe, &model, train, || adapters.below(&policy), [end_of_turn, pad])?;
     run.check_finite(steps, &[("reward_mean", scale.mean), ("reward_std", scale.std)])?;
     run.finish_with(&[(OPTIMIZER, &learner)], |dir| {
         save_with_scale(&model, recipe, scale, dir, |model| adapters.save(model, &tokenizer, dir))
     })
+}
+
+/// The reward of each answer `(rows,)`, and the rewards followed by the scores of each head `(rows · (1 + heads),)`.
+fn columns(recipe: &RewardRecipe, model: &Model, scores: &Tensor) -> Result<(Tensor, Tensor)> {
+    let rewards = total(model, scores)?;
+    let columns = match recipe.heads.is_empty() {
+        true => rewards.clone(),
+        false => Tensor::cat(&[rewards.clone(), scores.t()?.flatten_all()?], 0)?,
+    };
+    Ok((rewards, columns))
+}
+
+fn ranking_loss(recipe: &RewardRecipe, columns: &Tensor, orders: &[Comparisons]) -> Result<Tensor> {
+    match recipe.loss {
+        RankingLoss::KWay => loss::k_way_with_ties(columns, orders, recipe.center_rewards_coefficient),
+        RankingLoss::PlackettLuce => loss::list_wise(columns, orders, recipe.center_rewards_coefficient),
+    }
+}
+
+/// The scale of the scores over answers of the data, or over replies that `reference` samples.
+fn scale_of(
+    recipe: &RewardRecipe,
+    model: &Model,
+    train: Vec<EncodedRanking>,
+    reference: impl FnOnce() -> Result<Model>,
+    [end_of_turn, pad]: [u32; 2],
+) -> Result<RewardScale> {
+    let scores = match recipe.normalize_samples {
+        0 => {
+            let answers = take_evenly(train, recipe.eval_batches * recipe.batch_size);
+            Quality::measure(model, &answers, recipe.batch_size, pad)?.scores
+        }
+        count => {
+            let prompts: Vec<_> = take_evenly(train, count).into_iter().map(|ranking| ranking.query).collect();
+            let reference = reference()?.to_device(&model.device())?;
+            let rows = sampled_rows(&reference, &prompts, &samples(recipe, end_of_turn), recipe.batch_size)?;
+            rewards_of(model, &rows, recipe.batch_size, pad)?
+        }
+    };
+    Ok(RewardScale::of(&scores))
+}
+
+/// Logs how well the scores agree with the validation rankings; the last time also as a table.
+fn log_quality(quality: &Quality, recipe: &RewardRecipe, evaluating: &Evaluating) -> Result<()> {
+    let heads: Vec<&str> = recipe.heads.keys().map(String::as_str).collect();
+    let metrics = quality.metrics(&heads, recipe.seed);
+    let named: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    if evaluating.is_last() {
+        evaluating.sample(&quality.table())?;
+    }
+    evaluating.log(&named, &quality.summary(&metrics))
 }
 
 /// The frozen model with a score head, or several.

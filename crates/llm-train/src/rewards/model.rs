@@ -79,8 +79,7 @@ impl RewardModel {
     }
 
     fn raw_scores(&self, rows: &[Vec<u32>]) -> Result<Vec<f64>> {
-        let scores = total(&self.model, &score_rows(&self.model, rows, self.pad)?)?;
-        Ok(scores.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
+        rewards_of(&self.model, rows, rows.len(), self.pad)
     }
 
     /// The raw scores of each head, in the order of the labels, for each conversation in token ids.
@@ -100,11 +99,8 @@ impl RewardModel {
         options: &GenerateOptions,
         batch_size: usize,
     ) -> Result<RewardScale> {
-        let mut scores = Vec::with_capacity(prompts.len());
-        for rows in sampled_rows(policy, prompts, options, batch_size)?.chunks(batch_size.max(1)) {
-            scores.extend(self.raw_scores(rows)?);
-        }
-        Ok(RewardScale::of(&scores))
+        let rows = sampled_rows(policy, prompts, options, batch_size)?;
+        Ok(RewardScale::of(&rewards_of(&self.model, &rows, batch_size, self.pad)?))
     }
 
     /// A trainable critic that initially predicts [`Self::scores`] at every token: the weighted sum of the heads, with mean and deviation
@@ -166,6 +162,16 @@ pub(crate) fn total(model: &Model, scores: &Tensor) -> Result<Tensor> {
     let (count, device) = (weights.len(), scores.device());
     let weights = Tensor::from_vec(weights, (count, 1), &Device::Cpu)?.to_dtype(scores.dtype())?.to_device(device)?;
     Ok(scores.broadcast_mul(&weights.t()?)?.sum(1)?)
+}
+
+/// The rewards of conversations in token ids, `batch_size` at a time.
+pub(crate) fn rewards_of(model: &Model, rows: &[Vec<u32>], batch_size: usize, pad: u32) -> Result<Vec<f64>> {
+    let mut rewards = Vec::with_capacity(rows.len());
+    for rows in rows.chunks(batch_size.max(1)) {
+        let of_batch = total(model, &score_rows(model, rows, pad)?)?.to_vec1::<f32>()?;
+        rewards.extend(of_batch.into_iter().map(f64::from));
+    }
+    Ok(rewards)
 }
 
 /// Replies of `policy` to `prompts`, `batch_size` at a time, each with its prompt.

@@ -238,7 +238,7 @@ fn heads_learn_their_own_quality_and_transformers_gives_the_same_scores() {
     }
     let [low, high] = ["eval_accuracy_low", "eval_accuracy_high"].map(|name| last[name].as_f64().unwrap());
     let accuracy = last["eval_accuracy"].as_f64().unwrap();
-    assert!(low < accuracy && accuracy < high && high - low < 0.1, "{low}, {accuracy}, {high}");
+    assert!(low < 1. && low <= accuracy && accuracy <= high && high - low < 0.1, "{low}, {accuracy}, {high}");
     // The heads differ: suns matter to one of them only, rain to the other.
     let rows = ["sun sun tree", "tree stone tree", "rain rain tree"].map(|answer| row(&model, 1, answer));
     let scores = model.head_scores(&rows).unwrap();
@@ -305,10 +305,10 @@ fn an_adapter_gives_the_same_scores_in_a_new_process() {
 fn l6_a_split_by_pair_leaks_and_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    fresh_model(&path("model"), &TEXT.repeat(20), 32, 0.05);
+    fresh_model(&path("model"), &TEXT.repeat(20), 32, 0.3);
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let words = ["sun", "rain", "tree", "stone"].map(str::to_owned).to_vec();
-    let orders: Vec<Vec<usize>> = (0..60)
+    let orders: Vec<Vec<usize>> = (0..44)
         .map(|_| {
             let mut order = vec![0, 1, 2, 3];
             rand::seq::SliceRandom::shuffle(&mut order[..], &mut rng);
@@ -329,22 +329,25 @@ fn l6_a_split_by_pair_leaks_and_is_refused() {
         }
         rankings
     };
-    let (seen, other) = (0..40, 40..60);
+    let (seen, other) = (0..24, 24..44);
     write_jsonl(&path("train.jsonl"), &pairs(seen.clone(), true)).unwrap();
     write_jsonl(&path("pairs.jsonl"), &pairs(seen.clone(), false)).unwrap();
     write_jsonl(&path("prompts.jsonl"), &pairs(other.clone(), false)).unwrap();
-    let recipe = RewardRecipe { eval_every: 0, center_rewards_coefficient: 0., ..learning(60) };
+    let recipe = RewardRecipe { eval_every: 0, center_rewards_coefficient: 0., batch_size: 8, ..learning(100) };
     let model = train(&recipe, &inputs(dir.path(), Some("prompts.jsonl")), &path("out"));
     let (leaked, honest) =
         (model.accuracy(&pairs(seen, false)).unwrap(), model.accuracy(&pairs(other, false)).unwrap());
-    assert!(leaked > 0.8 && (honest - 0.5).abs() < 0.2, "by pair {leaked}, by prompt {honest}");
+    assert!(
+        leaked > 0.75 && leaked > honest + 0.15 && (honest - 0.5).abs() < 0.2,
+        "by pair {leaked}, by prompt {honest}"
+    );
 
     let refused = quietly(|options| reward(&recipe, &inputs(dir.path(), Some("pairs.jsonl")), &path("no"), options));
     let message = refused.unwrap_err().to_string();
-    assert!(message.contains("pairs.jsonl: the prompts of 120 of 120 rankings are also in --data"), "{message}");
+    assert!(message.contains("pairs.jsonl: the prompts of 72 of 72 rankings are also in --data"), "{message}");
     assert!(message.contains("split by prompt and not by pair") && !path("no").exists(), "{message}");
     // A few of them are left out.
-    let few = [pairs(40..60, false), pairs(0..1, false)].concat();
+    let few = [pairs(24..44, false), pairs(0..1, false)].concat();
     write_jsonl(&path("few.jsonl"), &few).unwrap();
     let still = RewardRecipe { epochs: 1, ..recipe };
     let model = train(&still, &inputs(dir.path(), Some("few.jsonl")), &path("few"));
@@ -419,10 +422,10 @@ fn an_ensemble_scores_by_the_mean_or_the_lowest() {
     let path = |name: &str| dir.path().join(name);
     fresh_model(&path("model"), &TEXT.repeat(20), 16, 0.3);
     let (policy, tokenizer) = (Model::load(path("model")).unwrap(), Tokenizer::load(path("model")).unwrap());
-    let folders = [3, 4].map(|seed| {
+    let folders = [(3, -1.1), (4, -0.4)].map(|(seed, mean)| {
         let folder = path(&seed.to_string());
         let mut scorer = policy.with_head(Head::Sequence, seed).unwrap().frozen().unwrap();
-        scorer.extra.insert("reward_mean".to_owned(), serde_json::json!(0.25));
+        scorer.extra.insert("reward_mean".to_owned(), serde_json::json!(mean));
         scorer.save(&folder).unwrap();
         tokenizer.save(&folder).unwrap();
         folder

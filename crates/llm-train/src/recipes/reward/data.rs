@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
-use llm_data::{Keyed, Ranking, ReadOptions, SplitKey, read_rankings};
+use llm_data::{ItemKeys, Keyed, Ranking, ReadOptions, SplitKey, read_rankings};
 use llm_tokenizer::Tokenizer;
 
 use super::{RankingLoss, RewardInputs, RewardRecipe};
@@ -42,14 +42,14 @@ pub(super) fn rankings(
         max_length,
         options: &recipe.data,
     };
-    let (prompts, unknown) = (RefCell::new(HashSet::new()), RefCell::new(BTreeSet::new()));
+    let (train, unknown) = (RefCell::new(Vec::new()), RefCell::new(BTreeSet::new()));
     let read = |path: &Path, options: &ReadOptions| {
         let read = read_rankings(path, &ReadOptions { keep_ties: recipe.ties, ..options.clone() })?;
         let mut rankings = read.rankings;
         if inputs.validation.as_deref() == Some(path) {
-            without_prompts(&mut rankings, &prompts.borrow(), path)?;
+            without_prompts(&mut rankings, &train.borrow(), path)?;
         } else {
-            prompts.borrow_mut().extend(rankings.iter().map(|ranking| ranking.keys().prompt));
+            train.borrow_mut().extend(rankings.iter().map(Keyed::keys));
         }
         let heads = rankings.iter().flat_map(|ranking| ranking.heads.keys());
         unknown.borrow_mut().extend(heads.filter(|head| !recipe.heads.contains_key(*head)).cloned());
@@ -65,10 +65,16 @@ pub(super) fn rankings(
 }
 
 /// Leaves out the validation rankings whose prompt is in the training data. Many of them are an error: a split by pair measures
-/// how well the model remembers the other pairs of a prompt.
-fn without_prompts(rankings: &mut Vec<Ranking>, train: &HashSet<SplitKey>, path: &Path) -> Result<()> {
+/// how well the model remembers the other pairs of a prompt. Data with a single prompt cannot be split by prompt.
+fn without_prompts(rankings: &mut Vec<Ranking>, train: &[ItemKeys], path: &Path) -> Result<()> {
+    let prompts: HashSet<SplitKey> = train.iter().map(|keys| keys.prompt).collect();
+    let whole: HashSet<SplitKey> = train.iter().map(|keys| keys.whole).collect();
     let all = rankings.len();
-    let is_shared = |ranking: &Ranking| train.contains(&ranking.keys().prompt);
+    // Data that is given twice has an error of its own.
+    if prompts.len() < 2 || rankings.iter().all(|ranking| whole.contains(&ranking.keys().whole)) {
+        return Ok(());
+    }
+    let is_shared = |ranking: &Ranking| prompts.contains(&ranking.keys().prompt);
     let shared = rankings.iter().filter(|ranking| is_shared(ranking)).count();
     let path = path.display();
     if shared as f64 > MOST_SHARED * all as f64 {

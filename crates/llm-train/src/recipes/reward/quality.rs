@@ -1,7 +1,9 @@
 //! How well the scores of a reward model agree with rankings that it was not trained on: accuracy, calibration, and the bias towards
 //! longer answers, with intervals over prompts.
 
-use llm_eval::stats::{Interval, cluster_bootstrap};
+use std::collections::BTreeSet;
+
+use llm_eval::stats::{Interval, cluster_bootstrap, wilson_of};
 use llm_model::Model;
 
 use super::data::EncodedRanking;
@@ -98,14 +100,23 @@ impl Quality {
         EDGES.windows(2).map(|edges| within(edges[0], edges[1])).collect()
     }
 
-    /// The metrics of an evaluation. `heads` are the names of the heads.
+    /// The metrics of an evaluation, none if no pair is ranked. `heads` are the names of the heads.
     pub fn metrics(&self, heads: &[&str], seed: u64) -> Vec<(String, f64)> {
+        if self.pairs.is_empty() {
+            return Vec::new();
+        }
         let named = |name: &str, value: f64| (name.to_owned(), value);
         let mut metrics = vec![named("eval_accuracy", self.accuracy()), named("eval_margin", self.margin())];
         let of = |pairs: &[&Judged], value: fn(&Judged) -> f64| {
             let values: Vec<f64> = pairs.iter().map(|pair| value(pair)).collect();
             let prompts: Vec<usize> = pairs.iter().map(|pair| pair.prompt).collect();
-            (mean(values.iter().copied()), cluster_bootstrap(&values, &prompts, seed).ok()) // not with one prompt
+            // Without any difference a bootstrap has no width.
+            let all_equal = values.iter().all(|value| *value == values[0]);
+            let interval = match all_equal {
+                true => Some(wilson_of(&vec![values[0]; prompts.iter().collect::<BTreeSet<_>>().len()])),
+                false => cluster_bootstrap(&values, &prompts, seed).ok(), // none with one prompt
+            };
+            (mean(values.iter().copied()), interval)
         };
         let mut ends = |name: &str, interval: Option<Interval>| {
             if let Some(Interval { low, high }) = interval {
@@ -214,6 +225,10 @@ mod tests {
         assert!(metric("eval_accuracy_low") < 0.6 && metric("eval_accuracy_high") > 0.6);
         assert!(quality.table().contains("0.5 to 0.6         3              0.533      0.333"), "{}", quality.table());
         let one = Quality { scores: vec![], pairs: vec![pair(0, 0, 1., 0)] };
-        assert!(one.metrics(&[], 1).iter().all(|(name, value)| value.is_finite() && !name.ends_with("low")));
+        let metrics = one.metrics(&[], 1);
+        assert!(metrics.iter().all(|(_, value)| value.is_finite()));
+        let low = metrics.iter().find(|(name, _)| name == "eval_accuracy_low").unwrap().1;
+        assert!((0.1..0.5).contains(&low), "one pair says little: {low}");
+        assert!(Quality { scores: vec![1.], pairs: vec![] }.metrics(&[], 1).is_empty());
     }
 }
