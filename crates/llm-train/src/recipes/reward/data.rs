@@ -44,7 +44,10 @@ pub(super) fn rankings(
     };
     let (train, unknown) = (RefCell::new(Vec::new()), RefCell::new(BTreeSet::new()));
     let read = |path: &Path, options: &ReadOptions| {
-        let read = read_rankings(path, &ReadOptions { keep_ties: recipe.ties, ..options.clone() })?;
+        let read = read_rankings(
+            path,
+            &ReadOptions { keep_ties: recipe.ties, keep_heads: !recipe.heads.is_empty(), ..options.clone() },
+        )?;
         let mut rankings = read.rankings;
         if inputs.validation.as_deref() == Some(path) {
             without_prompts(&mut rankings, &train.borrow(), path)?;
