@@ -26,7 +26,7 @@ pub struct ReadOptions {
 }
 
 /// The names that [`ReadOptions::columns`] may give to columns.
-const NAMES: [&str; 26] = [
+const NAMES: [&str; 27] = [
     "answer",
     "answers",
     "chat_template_kwargs",

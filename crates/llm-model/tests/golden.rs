@@ -59,7 +59,7 @@ fn check(name: &str, head: Head) {
     let model = model.trainable().unwrap();
     let logits = transformers_output(&model, &batch);
     let loss = match head {
-        Head::Sequence => logits.mean_all().unwrap(),
+        Head::Sequence | Head::Scores(_) => logits.mean_all().unwrap(),
         Head::Token => logits.sqr().unwrap().mean_all().unwrap(),
         Head::LanguageModel => {
             let t = ids[0].len();

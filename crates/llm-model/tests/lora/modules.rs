@@ -44,14 +44,16 @@ fn outputs(model: &Model, ids: &[Vec<u32>]) -> Tensor {
     let all = model.forward(&Batch::new(ids).unwrap()).unwrap();
     match model.head() {
         Head::LanguageModel => all,
-        Head::Sequence | Head::Token => all.narrow(1, ids[0].len() - 1, 1).unwrap().squeeze(1).unwrap(),
+        Head::Sequence | Head::Scores(_) | Head::Token => {
+            all.narrow(1, ids[0].len() - 1, 1).unwrap().squeeze(1).unwrap()
+        }
     }
 }
 
 fn loss_of(model: &Model, ids: &[Vec<u32>]) -> Tensor {
     match model.head() {
         Head::LanguageModel => loss(model, ids),
-        Head::Sequence | Head::Token => outputs(model, ids).sqr().unwrap().mean_all().unwrap(),
+        Head::Sequence | Head::Scores(_) | Head::Token => outputs(model, ids).sqr().unwrap().mean_all().unwrap(),
     }
 }
 
