@@ -6,6 +6,7 @@
 //! - [`rewards`]: what replies are worth: reward models, functions, programs, servers and rules, as a weighted sum;
 //! - [`best_of`]: best-of-n sampling, the baseline of PPO;
 //! - [`recipes`]: pre-training, fine-tuning, reward model, PPO, distillation, and the pipeline of all of them;
+//! - [`compare`]: the win rate of two models, by a reward or by people;
 //! - [`compat`]: checks that model, tokenizer and data match;
 //! - [`run`]: the folder of a run, checkpoints and resuming;
 //! - [`depth`]: the settings of pre-training from one number; [`recipes::scaling()`]: a series of models and its scaling law;
@@ -56,6 +57,7 @@ pub mod bench;
 pub mod best_of;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod compare;
 pub mod compat;
 mod completions;
 pub mod data;

@@ -56,7 +56,7 @@ pub(crate) const CHANGEABLE: [&str; 9] = [
 ];
 
 /// The built-in recipes, by name.
-const BUILT_IN: [(&str, &str); 11] = [
+const BUILT_IN: [(&str, &str); 12] = [
     ("pretrain", include_str!("../recipes/pretrain.toml")),
     ("experts", include_str!("../recipes/experts.toml")),
     ("finetune", include_str!("../recipes/finetune.toml")),
@@ -65,6 +65,7 @@ const BUILT_IN: [(&str, &str); 11] = [
     ("dpo", include_str!("../recipes/dpo.toml")),
     ("kto", include_str!("../recipes/kto.toml")),
     ("distill", include_str!("../recipes/distill.toml")),
+    ("compare", include_str!("../recipes/compare.toml")),
     ("compare-methods", include_str!("../recipes/compare-methods.toml")),
     ("scaling", include_str!("../recipes/scaling.toml")),
     ("lifecycle", include_str!("../recipes/lifecycle.toml")),

@@ -63,6 +63,10 @@ impl Command {
                 }
                 Ok(())
             }
+            Self::Compare(args) => {
+                let (hub, inputs) = (args.hub, &mut args.inputs);
+                inputs.model.iter_mut().chain(&mut inputs.reward).try_for_each(|path| hub.resolve(path, Model))
+            }
             Self::BenchFinetune(args) => args.hub.resolve(&mut args.model, Model),
             Self::Params(args) => resolve_text(args.hub, &mut args.model, Config),
             Self::Lifecycle(_)

@@ -1,6 +1,7 @@
 //! The commands of the program `llm-train`.
 
 mod clean;
+mod compare;
 mod export;
 mod feedback;
 mod hub;
@@ -21,6 +22,7 @@ use crate::recipes::{
 use crate::run::{Event, recorded_recipe};
 use crate::{Error, Recipe, read_recipe};
 use clean::Clean;
+use compare::Compare;
 use export::ExportShards;
 use feedback::Feedback;
 use measure::{Bench, BenchFinetune, CompareMethods, Params, Scaling};
@@ -90,6 +92,8 @@ enum Command {
     Kto(Kto),
     /// Distil a model into a smaller one
     Distill(Distill),
+    /// Measure the win rate of one model against another, by a reward or by the votes of people
+    Compare(Compare),
     /// Compare pre-training, prompting, domain and instruction fine-tuning, with and without mixing, on the built-in dataset
     CompareMethods(CompareMethods),
     /// Continue an interrupted run, or extend a finished one
@@ -352,9 +356,12 @@ fn run_with_progress(mut command: Command) -> Result<(), Failure> {
     let device = command.device()?;
     let prints_result = match &command {
         Command::Feedback(command) => command.prints_result(),
-        Command::Clean(_) | Command::Recipe(_) | Command::Bench(_) | Command::BenchFinetune(_) | Command::Params(_) => {
-            true
-        }
+        Command::Clean(_)
+        | Command::Compare(_)
+        | Command::Recipe(_)
+        | Command::Bench(_)
+        | Command::BenchFinetune(_)
+        | Command::Params(_) => true,
         _ => false,
     };
     let result = run(command, device, &mut observer);

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::clean;
+use super::compare;
 use super::export::export_shards;
 use super::measure::Params;
 use super::preview::preview;
@@ -87,6 +88,7 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
             args.common.resume,
         ),
         Command::Resume(args) => stages.resume(&args),
+        Command::Compare(args) => compare::run(&args, &stages.device),
         Command::Bench(args) => json(&bench(&read_recipe(&args.recipe, &args.set)?, args.steps, &stages.device)?),
         Command::BenchFinetune(args) => {
             let recipe = read_recipe(&args.recipe, &args.set)?;
@@ -134,6 +136,7 @@ impl Command {
             Self::Kto(args) => args.common.device,
             Self::Distill(args) => args.common.device,
             Self::Resume(args) => args.device,
+            Self::Compare(args) => args.device,
             Self::Bench(args) => args.device,
             Self::BenchFinetune(args) => args.device,
             _ => return Ok(Device::Cpu),

@@ -5,6 +5,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod compare;
 mod learning;
 mod oracle;
 mod references;
