@@ -2,10 +2,10 @@
 //!
 //! - [`loss`]: all losses: cross-entropy, KL divergence, mean squared error, rankings, PPO;
 //! - [`optim`]: AdamW, learning rate schedules, [`optim::Learner`];
-//! - [`rl`]: the formulas of PPO; [`rollout`]: sampled replies with their log-probabilities and values;
+//! - [`rl`]: the formulas of PPO, GRPO and RLOO; [`rollout`]: sampled replies with their log-probabilities and values;
 //! - [`rewards`]: what replies are worth: reward models, functions, programs, servers and rules, as a weighted sum;
 //! - [`best_of`]: best-of-n sampling, the baseline of PPO;
-//! - [`recipes`]: pre-training, fine-tuning, reward model, PPO, distillation, and the pipeline of all of them;
+//! - [`recipes`]: pre-training, fine-tuning, reward model, PPO, GRPO, distillation, and the pipeline of all of them;
 //! - [`compare`]: the win rate of two models, by a reward or by people;
 //! - [`compat`]: checks that model, tokenizer and data match;
 //! - [`run`]: the folder of a run, checkpoints and resuming;
@@ -73,6 +73,7 @@ pub mod optim;
 pub mod params;
 pub mod plot;
 pub mod preview;
+mod prompts;
 mod recipe;
 pub mod recipes;
 pub mod rewards;

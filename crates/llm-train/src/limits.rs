@@ -17,6 +17,7 @@ use crate::rollout::why_refused;
 use crate::run::Best;
 use crate::{Error, Recipe, Result, recipe};
 
+mod grpo;
 pub(crate) mod keys;
 mod preferences;
 

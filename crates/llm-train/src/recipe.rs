@@ -56,7 +56,7 @@ pub(crate) const CHANGEABLE: [&str; 9] = [
 ];
 
 /// The built-in recipes, by name.
-const BUILT_IN: [(&str, &str); 12] = [
+const BUILT_IN: [(&str, &str); 15] = [
     ("pretrain", include_str!("../recipes/pretrain.toml")),
     ("experts", include_str!("../recipes/experts.toml")),
     ("finetune", include_str!("../recipes/finetune.toml")),
@@ -64,6 +64,9 @@ const BUILT_IN: [(&str, &str); 12] = [
     ("ppo", include_str!("../recipes/ppo.toml")),
     ("dpo", include_str!("../recipes/dpo.toml")),
     ("kto", include_str!("../recipes/kto.toml")),
+    ("grpo", include_str!("../recipes/grpo.toml")),
+    ("rloo", include_str!("../recipes/rloo.toml")),
+    ("gsm8k", include_str!("../recipes/gsm8k.toml")),
     ("distill", include_str!("../recipes/distill.toml")),
     ("compare", include_str!("../recipes/compare.toml")),
     ("compare-methods", include_str!("../recipes/compare-methods.toml")),

@@ -45,6 +45,11 @@ impl Command {
                 args.common.hub.resolve(&mut args.inputs.model, Model)?;
                 given(args.common.hub, &mut args.inputs.adapter, Adapter)
             }
+            Self::Grpo(args) => {
+                args.common.hub.resolve(&mut args.inputs.model, Model)?;
+                args.inputs.reward.iter_mut().try_for_each(|path| args.common.hub.resolve(path, Model))?;
+                given(args.common.hub, &mut args.inputs.adapter, Adapter)
+            }
             Self::Distill(args) => {
                 args.common.hub.resolve(&mut args.inputs.teacher, Model)?;
                 given(args.common.hub, &mut args.inputs.student, Model)?;

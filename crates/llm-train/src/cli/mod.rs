@@ -17,7 +17,8 @@ use llm_cli::{DeviceOption, Failure, GLOBAL_HEADING, HubOption, Progress, ShellC
 
 use crate::depth::TOKENS_PER_PARAMETER;
 use crate::recipes::{
-    DistillInputs, DpoInputs, FinetuneInputs, KtoInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs,
+    DistillInputs, DpoInputs, FinetuneInputs, GrpoInputs, KtoInputs, PpoInputs, PrepareInputs, PretrainInputs,
+    RewardInputs,
 };
 use crate::run::{Event, recorded_recipe};
 use crate::{Error, Recipe, read_recipe};
@@ -86,6 +87,8 @@ enum Command {
     Reward(Reward),
     /// Align a model with a reward model by PPO
     Ppo(Ppo),
+    /// Train a model on rewards of its own replies by GRPO, Dr. GRPO, DAPO or RLOO
+    Grpo(Grpo),
     /// Align a model with pairs of answers, by DPO, IPO, ORPO and other losses
     Dpo(Dpo),
     /// Align a model with good and bad answers by KTO
@@ -240,6 +243,24 @@ struct Kto {
     inputs: KtoInputs,
     /// Folder to write; must not exist
     #[arg(long, value_name = "DIR", display_order = 2)]
+    out: PathBuf,
+    #[command(flatten)]
+    rows: Rows,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  llm-train grpo --model runs/chat --reward runs/reward --data prompts.jsonl --out runs/aligned\n  \
+                  llm-train grpo --recipe rloo --model runs/chat --reward runs/reward --data prompts.jsonl --out runs/aligned\n  \
+                  llm-train grpo --model MODEL --data gsm8k.jsonl --out RUN --set 'rewards=[{kind=\"exact_answer\"}]'"
+)]
+struct Grpo {
+    #[command(flatten)]
+    inputs: GrpoInputs,
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
     rows: Rows,

@@ -22,9 +22,9 @@ use crate::params::{Report, Usage};
 use crate::recipe::built_in_recipe;
 use crate::recipes::{
     CompareMethodsRecipe, DistillInputs, DistillRecipe, DpoInputs, DpoRecipe, FinetuneInputs, FinetuneRecipe,
-    KtoInputs, KtoRecipe, LifecycleRecipe, PpoInputs, PpoRecipe, PretrainInputs, PretrainRecipe, RewardInputs,
-    RewardRecipe, ScalingRecipe, compare_methods, distill, dpo, finetune, kto, lifecycle, lifecycle_seeds, ppo,
-    prepare, pretrain, reward, scaling,
+    GrpoInputs, GrpoRecipe, KtoInputs, KtoRecipe, LifecycleRecipe, PpoInputs, PpoRecipe, PretrainInputs,
+    PretrainRecipe, RewardInputs, RewardRecipe, ScalingRecipe, compare_methods, distill, dpo, finetune, grpo, kto,
+    lifecycle, lifecycle_seeds, ppo, prepare, pretrain, reward, scaling,
 };
 use crate::run::{Event, NEVER, Outcome, Record, RunOptions};
 use crate::{Error, Recipe, read_recipe};
@@ -81,6 +81,9 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
         Command::Kto(args) => {
             stages.kto(&args.common.recipe_with(&args.rows, &args.out)?, &args.inputs, &args.out, args.common.resume)
         }
+        Command::Grpo(args) => {
+            stages.grpo(&args.common.recipe_with(&args.rows, &args.out)?, &args.inputs, &args.out, args.common.resume)
+        }
         Command::Distill(args) => stages.distill(
             &args.common.recipe_with(&args.rows, &args.out)?,
             &args.inputs,
@@ -132,6 +135,7 @@ impl Command {
             Self::Finetune(args) => args.common.device,
             Self::Reward(args) => args.common.device,
             Self::Ppo(args) => args.common.device,
+            Self::Grpo(args) => args.common.device,
             Self::Dpo(args) => args.common.device,
             Self::Kto(args) => args.common.device,
             Self::Distill(args) => args.common.device,
@@ -249,6 +253,11 @@ impl Stages<'_> {
         Ok(summary(&outcome, "steps", &chat(&inputs.model, out, recipe.lora.is_some() || inputs.adapter.is_some())))
     }
 
+    fn grpo(&mut self, recipe: &GrpoRecipe, inputs: &GrpoInputs, out: &Path, resume: bool) -> Result<String, Error> {
+        let outcome = grpo(recipe, inputs, out, self.options(resume))?;
+        Ok(summary(&outcome, "updates", &chat(&inputs.model, out, recipe.lora.is_some() || inputs.adapter.is_some())))
+    }
+
     fn distill(
         &mut self,
         recipe: &DistillRecipe,
@@ -272,6 +281,7 @@ impl Stages<'_> {
             FinetuneRecipe::STAGE => self.finetune(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             RewardRecipe::STAGE => self.reward(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             PpoRecipe::STAGE => self.ppo(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
+            GrpoRecipe::STAGE => self.grpo(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             DpoRecipe::STAGE => self.dpo(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             KtoRecipe::STAGE => self.kto(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             DistillRecipe::STAGE => self.distill(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),

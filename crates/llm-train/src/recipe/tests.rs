@@ -1,7 +1,9 @@
 //! Tests of recipes as files and tables.
 
 use super::*;
-use crate::recipes::{DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe};
+use crate::recipes::{
+    DistillRecipe, FinetuneRecipe, GrpoRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe,
+};
 
 fn overrides(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
@@ -15,6 +17,9 @@ fn every_built_in_recipe_is_valid() {
     read::<FinetuneRecipe>("finetune", &[]).unwrap();
     read::<RewardRecipe>("reward", &[]).unwrap();
     read::<PpoRecipe>("ppo", &[]).unwrap();
+    for name in ["grpo", "rloo", "gsm8k"] {
+        read::<GrpoRecipe>(name, &[]).unwrap();
+    }
     read::<DistillRecipe>("distill", &[]).unwrap();
     read::<LifecycleRecipe>("lifecycle", &[]).unwrap();
 }
@@ -52,6 +57,7 @@ fn a_built_in_recipe_has_every_key_of_its_stage() {
     check::<FinetuneRecipe>();
     check::<RewardRecipe>();
     check::<PpoRecipe>();
+    check::<GrpoRecipe>();
     check::<DistillRecipe>();
     check::<LifecycleRecipe>();
 }

@@ -268,7 +268,12 @@ impl<'a> Run<'a> {
 
     /// Writes `samples/step-N.txt`.
     pub fn sample(&self, step: u64, text: &str) -> Result<()> {
-        Ok(write_atomic(&self.dir.join(format!("samples/step-{step}.txt")), text.as_bytes())?)
+        self.sample_as(&format!("step-{step}"), text)
+    }
+
+    /// Writes `samples/NAME.txt`.
+    fn sample_as(&self, name: &str, text: &str) -> Result<()> {
+        Ok(write_atomic(&self.dir.join(format!("samples/{name}.txt")), text.as_bytes())?)
     }
 
     /// Whether the evaluations say that the run ends before its last step.

@@ -70,6 +70,11 @@ impl Evaluating<'_, '_> {
     pub fn sample(&self, text: &str) -> Result<()> {
         self.run.sample(self.step, text)
     }
+
+    /// Writes `samples/NAME-step-N.txt`, for a stage that also writes samples of its training.
+    pub fn sample_as(&self, name: &str, text: &str) -> Result<()> {
+        self.run.sample_as(&format!("{name}-step-{}", self.step), text)
+    }
 }
 
 /// The speed of a run, as the end of a line of the log.

@@ -20,7 +20,7 @@ fn a_finished_run_is_not_changed() {
         let source = if stage == Stage::Pretrain { None } else { Some(dir.path().join("data.jsonl")) };
         let name = match stage {
             Stage::Reward | Stage::Dpo | Stage::Kto => "pairs.jsonl",
-            Stage::Ppo => "prompts.jsonl",
+            Stage::Ppo | Stage::Grpo => "prompts.jsonl",
             _ => "chats.jsonl",
         };
         if let Some(source) = &source {
@@ -78,7 +78,7 @@ fn a_model_with_weights_that_are_not_finite_is_refused() {
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&file, bytes).unwrap();
-    for stage in [Stage::Finetune, Stage::Reward, Stage::Ppo, Stage::Dpo, Stage::Kto, Stage::Distill] {
+    for stage in [Stage::Finetune, Stage::Reward, Stage::Ppo, Stage::Grpo, Stage::Dpo, Stage::Kto, Stage::Distill] {
         let error = stage.run(&fixture, &Knobs::default(), &dir.path().join("run"), quiet()).unwrap_err();
         assert!(error.is_callers_fault() && error.to_string().contains("not finite"), "{stage:?}: {error}");
         assert!(!dir.path().join("run").exists());

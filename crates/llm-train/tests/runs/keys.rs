@@ -87,7 +87,7 @@ fn a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused() {
     let rows = tokenizer.vocab_size() - 1;
     let smaller = ModelConfig { vocab_size: rows, pad_token_id: None, eos_token_id: None, ..config };
     Model::init(smaller, Head::LanguageModel, 1).unwrap().save(fixture.path("model")).unwrap();
-    for stage in [Stage::Finetune, Stage::Reward, Stage::Ppo, Stage::Distill] {
+    for stage in [Stage::Finetune, Stage::Reward, Stage::Ppo, Stage::Grpo, Stage::Distill] {
         let out = fixture.path("run");
         let error = stage.run(&fixture, &Knobs::default(), &out, quiet()).unwrap_err();
         let expected = format!("the tokenizer has {} tokens, the model's \"vocab_size\" is {rows}", rows + 1);

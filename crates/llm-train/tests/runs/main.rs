@@ -31,8 +31,9 @@ use llm_data::{ChatMessage, Conversation, write_jsonl};
 use llm_model::{LoraConfig, ModelConfig};
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{
-    DistillInputs, DistillRecipe, DpoInputs, DpoRecipe, FinetuneInputs, FinetuneRecipe, KtoInputs, KtoRecipe,
-    PpoInputs, PpoRecipe, PrepareInputs, PretrainInputs, PretrainRecipe, RewardInputs, RewardRecipe, prepare,
+    DistillInputs, DistillRecipe, DpoInputs, DpoRecipe, FinetuneInputs, FinetuneRecipe, GrpoInputs, GrpoRecipe,
+    KtoInputs, KtoRecipe, PpoInputs, PpoRecipe, PrepareInputs, PretrainInputs, PretrainRecipe, RewardInputs,
+    RewardRecipe, prepare,
 };
 use llm_train::run::{Event, Outcome, RunOptions};
 use llm_train::{Error, Result};
@@ -164,13 +165,14 @@ enum Stage {
     Finetune,
     Reward,
     Ppo,
+    Grpo,
     Dpo,
     Kto,
     Distill,
 }
 
-const STAGES: [Stage; 7] =
-    [Stage::Pretrain, Stage::Finetune, Stage::Reward, Stage::Ppo, Stage::Dpo, Stage::Kto, Stage::Distill];
+const STAGES: [Stage; 8] =
+    [Stage::Pretrain, Stage::Finetune, Stage::Reward, Stage::Ppo, Stage::Grpo, Stage::Dpo, Stage::Kto, Stage::Distill];
 
 impl Stage {
     fn run(self, fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
@@ -179,6 +181,7 @@ impl Stage {
             Self::Finetune => stages::finetune(fixture, knobs, out, options),
             Self::Reward => stages::reward(fixture, knobs, out, options),
             Self::Ppo => stages::ppo(fixture, knobs, out, options),
+            Self::Grpo => stages::grpo(fixture, knobs, out, options),
             Self::Dpo => stages::dpo(fixture, knobs, out, options),
             Self::Kto => stages::kto(fixture, knobs, out, options),
             Self::Distill => stages::distill(fixture, knobs, out, options),

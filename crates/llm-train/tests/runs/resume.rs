@@ -43,7 +43,7 @@ fn inputs_are_identified_by_content() {
         let name = match stage {
             Stage::Pretrain => "shards",
             Stage::Reward | Stage::Dpo | Stage::Kto => "pairs.jsonl",
-            Stage::Ppo => "prompts.jsonl",
+            Stage::Ppo | Stage::Grpo => "prompts.jsonl",
             _ => "chats.jsonl",
         };
         let knobs = |data: PathBuf| Knobs { data: Some(data), ..Knobs::default() };

@@ -135,6 +135,28 @@ pub fn kto(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) ->
     recipes::kto(&recipe, &inputs, out, options)
 }
 
+pub fn grpo(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let recipe = GrpoRecipe {
+        seed: knobs.seed,
+        updates: knobs.length,
+        prompts_per_update: knobs.batch_size,
+        num_generations: 2,
+        max_new_tokens: 4,
+        eval_every: 2,
+        save_every: knobs.save_every,
+        optimizer: knobs.optimizer(),
+        ..GrpoRecipe::default()
+    };
+    let inputs = GrpoInputs {
+        adapter: None,
+        model: fixture.path("model"),
+        reward: vec![fixture.path("reward-model")],
+        data: knobs.data(fixture, "prompts.jsonl"),
+        validation: Some(fixture.path("prompts.jsonl")),
+    };
+    recipes::grpo(&recipe, &inputs, out, options)
+}
+
 pub fn distill(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions) -> Result<Outcome> {
     let recipe = DistillRecipe {
         seed: knobs.seed,

@@ -6,7 +6,6 @@
 //! over all tokens of a batch (population variance plus 1e-8); gradients clipped by norm.
 
 mod metrics;
-mod prompts;
 mod trainer;
 
 use std::path::{Path, PathBuf};
@@ -19,13 +18,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 pub use self::metrics::RunningMeans;
-use self::prompts::Prompts;
+pub(super) use self::trainer::even_parts;
 pub use self::trainer::{PpoTrainer, SpecialIds, Targets};
 use super::{chat_format, load_model, load_tokenizer};
 use crate::adapters::{Adapters, tokenizer_folder};
 use crate::compat::{TokenSource, check_compatible};
 use crate::data::{DataOptions, one_or_several};
 use crate::optim::OptimizerConfig;
+use crate::prompts::{Prompts, read_prompts};
 use crate::rewards::{Reward, RewardModel, RewardScale, RewardTable};
 use crate::rl::MissingEos;
 use crate::rollout::Rollout;
@@ -140,7 +140,9 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: impl AsRef<Path>, option
     }
     let others: Vec<TokenSource> = reward.models().map(RewardModel::token_source).collect();
     check_compatible(reference.config(), (&tokenizer, folder), &others)?;
-    let prompts = Prompts::read(recipe, inputs, &tokenizer, reference.config().max_position_embeddings)?;
+    let room = (reference.config().max_position_embeddings, recipe.max_new_tokens);
+    let prompts = read_prompts(&inputs.data, &recipe.data, &tokenizer, room)?;
+    let prompts = Prompts::new(prompts, recipe.episodes, recipe.seed)?;
     match setup.checkpoint() {
         Some(checkpoint) => {
             // Earlier versions have one reward model and its scale.

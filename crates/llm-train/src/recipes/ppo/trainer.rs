@@ -309,7 +309,7 @@ impl<'a> PpoTrainer<'a> {
 const MEAN_SQUARE_RATIO: &str = "mean square of the ratio";
 
 /// Splits into `parts` parts whose sizes differ by at most one; fewer parts if there are fewer items.
-fn even_parts<T>(items: &[T], parts: usize) -> impl Iterator<Item = &[T]> {
+pub(in crate::recipes) fn even_parts<T>(items: &[T], parts: usize) -> impl Iterator<Item = &[T]> {
     let parts = parts.clamp(1, items.len().max(1));
     (0..parts).map(move |i| &items[i * items.len() / parts..(i + 1) * items.len() / parts])
 }
