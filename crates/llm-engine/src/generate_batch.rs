@@ -1,7 +1,7 @@
 //! Many replies at once: the batched steps of the engine as a plain function, for a caller whose model changes between calls.
 //!
-//! A reply is a function of the model, its prompt, the sampling and its number: prompts are computed in pieces of at most a page, keys and
-//! values are f32, and a pass has at most [`FEW_ROWS`] tokens, whose matmuls have the same bits for any number of them. So a reply depends
+//! A reply is a function of the model, its prompt, the sampling and its number: keys and values are f32, attention has the same bits wherever
+//! a prompt is cut, and a pass has at most [`FEW_ROWS`] tokens, whose matmuls have the same bits for any number of them. So a reply depends
 //! neither on the other prompts nor on the memory for keys and values.
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use llm_model::{Batch, Head, KvDtype, KvPool, Model, PagedRows};
 use rayon::prelude::*;
 
 use crate::engine::free_memory;
-use crate::scheduler::{Budget, PageKey, Row, Scheduler, Waiting, fitting};
+use crate::scheduler::{Budget, PageKey, Row, Scheduler, Waiting};
 use crate::{Error, FinishReason, GenerateOptions, Result, Sampler, Sampling, Token};
 
 /// A reply of [`generate_batch`].
@@ -115,19 +115,20 @@ struct Open {
     sampler: Sampler,
 }
 
-/// A token that is to be sampled: the sequence, the row of its logits, and its reply.
+/// A token that is to be sampled.
 struct Draw {
+    /// The sequence of its reply, or of the prompt if the reply has none yet.
     sequence: u64,
+    is_first: bool,
+    /// The row of its logits.
     row: usize,
     open: Open,
-    position: usize,
 }
 
 impl Replies<'_> {
     fn run(&mut self) -> Result<()> {
         let mut waiting = 0..self.prompts.len();
-        // A piece of a prompt is at most a page, so that it does not depend on what else is computed.
-        let budget = Budget { beside_decode: usize::MAX, alone: usize::MAX, whole_pages: true };
+        let budget = Budget { beside_decode: usize::MAX, alone: usize::MAX, whole_pages: false };
         loop {
             // A prompt starts when all its replies can run.
             while waiting.start < waiting.end && (self.open.is_empty() || self.running() + self.choices <= MOST_RUNNING)
@@ -138,14 +139,11 @@ impl Replies<'_> {
             if self.open.is_empty() {
                 return Ok(());
             }
-            let mut rows = self.scheduler.plan(Duration::ZERO, budget).rows;
+            let rows = self.scheduler.plan(Duration::ZERO, budget).rows;
             if rows.is_empty() {
                 return Err(Error::Engine("no sequence fits the pages of the KV cache".to_owned()));
             }
-            while !rows.is_empty() {
-                let later = rows.split_off(fitting(&rows, FEW_ROWS));
-                self.compute(&std::mem::replace(&mut rows, later))?;
-            }
+            passes(rows).iter().try_for_each(|rows| self.compute(rows))?;
         }
     }
 
@@ -188,16 +186,14 @@ impl Replies<'_> {
             let Some(open) = self.open.remove(&sequence) else { continue };
             let first = open.number;
             let others = if self.is_new(&open) { first + 1..first + self.choices } else { 0..0 };
-            draws.push(Draw { sequence, row, position: self.replies[first].ids.len(), open });
-            for number in others {
-                let sequence = self.fork(sequence)?;
-                draws.push(Draw { sequence, row, position: 0, open: self.open(number) });
-            }
+            draws.extend(others.map(|number| Draw { sequence, is_first: false, row, open: self.open(number) }));
+            // Last, so that the others can begin from its sequence.
+            draws.push(Draw { sequence, is_first: true, row, open });
         }
         let vocab = self.model.config().vocab_size;
         let sample = |draw: &mut Draw| {
             let mut logits = logits[draw.row * vocab..(draw.row + 1) * vocab].to_vec();
-            draw.open.sampler.next(&mut logits, draw.position, Some(0))
+            draw.open.sampler.next(&mut logits, self.replies[draw.open.number].ids.len(), Some(0))
         };
         let tokens: Vec<Result<Token>> = draws.par_iter_mut().map(sample).collect();
         draws.into_iter().zip(tokens).try_for_each(|(draw, token)| self.take(draw, token?))
@@ -245,13 +241,35 @@ impl Replies<'_> {
         let stops = self.stop_ids.contains(&token.id);
         if stops || reply.ids.len() >= self.max_new_tokens.min(room) {
             reply.reason = if stops { FinishReason::Stop } else { FinishReason::Length };
-            self.scheduler.remove(draw.sequence);
-        } else {
-            self.scheduler.push(draw.sequence, token.id);
-            self.open.insert(draw.sequence, draw.open);
+            if draw.is_first {
+                self.scheduler.remove(draw.sequence);
+            }
+            return Ok(());
         }
+        let sequence = if draw.is_first { draw.sequence } else { self.fork(draw.sequence)? };
+        self.scheduler.push(sequence, token.id);
+        self.open.insert(sequence, draw.open);
         Ok(())
     }
+}
+
+/// The rows in passes of [`FEW_ROWS`] tokens; a prompt can be cut anywhere.
+fn passes(rows: Vec<Row>) -> Vec<Vec<Row>> {
+    let (mut passes, mut room) = (Vec::<Vec<Row>>::new(), 0);
+    for Row { id, mut from, mut count } in rows {
+        while count > 0 {
+            if room == 0 {
+                passes.push(Vec::new());
+                room = FEW_ROWS;
+            }
+            let tokens = count.min(room);
+            if let Some(pass) = passes.last_mut() {
+                pass.push(Row { id, from, count: tokens });
+            }
+            (from, count, room) = (from + tokens, count - tokens, room - tokens);
+        }
+    }
+    passes
 }
 
 #[cfg(test)]
@@ -325,8 +343,13 @@ mod tests {
         let options = GenerateOptions { stop_ids: Some(Vec::new()), ..options(0.7) };
         let reply = generate_batch(&model, std::slice::from_ref(&prompt), 1, &options).unwrap()[0][0].clone();
         let row = [prompt.as_slice(), &reply.ids].concat();
-        let logits =
-            model.forward(&Batch::new(&[row.clone()]).unwrap()).unwrap().get(0).unwrap().to_vec2::<f32>().unwrap();
+        let logits = model
+            .forward(&Batch::new(std::slice::from_ref(&row)).unwrap())
+            .unwrap()
+            .get(0)
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap();
         for (t, (&id, &logprob)) in reply.ids.iter().zip(&reply.logprobs).enumerate() {
             let scaled: Vec<f64> = logits[prompt.len() - 1 + t].iter().map(|&x| f64::from(x) / 0.7).collect();
             let expected = scaled[id as usize] - scaled.iter().map(|x| x.exp()).sum::<f64>().ln();
