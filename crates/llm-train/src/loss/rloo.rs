@@ -74,7 +74,7 @@ mod tests {
             CLIP,
         )
         .unwrap();
-        assert!((scalar(&found.loss).unwrap() + (1.2 + 1.15) / 2.).abs() < 1e-12);
+        assert!((scalar(&found.loss).unwrap() + 2.35 / 2.).abs() < 1e-12);
         assert_eq!((found.low_clipped, found.high_clipped), (0., 1.));
     }
 

@@ -132,7 +132,7 @@ fn m2_dropout_makes_the_kl_differ_from_zero() {
     let (query, reply) = (vec![4u32, 9, 6], vec![5u32, 8, 12, EOS]);
     let row = [query.as_slice(), &reply].concat();
     let logprobs = |residual_dropout: Option<Dropout>| {
-        let batch = Batch { residual_dropout, ..Batch::new(&[row.clone()]).unwrap() };
+        let batch = Batch { residual_dropout, ..Batch::new(std::slice::from_ref(&row)).unwrap() };
         let logits = policy.forward(&batch).unwrap().squeeze(0).unwrap().narrow(0, 2, 4).unwrap();
         token_logprobs(&logits, &reply, 1.).unwrap().to_vec1::<f32>().unwrap()
     };

@@ -15,7 +15,7 @@ use llm_model::{Head, LoraConfig, Model};
 use llm_tokenizer::{ChatFormat, Tokenizer};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use self::evaluation::Validation;
 pub use self::trainer::{Episode, GrpoTrainer};
@@ -179,7 +179,7 @@ pub fn grpo(recipe: &GrpoRecipe, inputs: &GrpoInputs, out: impl AsRef<Path>, opt
             run.sample(done, &samples(&tokenizer, &episodes)?)?;
         }
         let of_sources = reward.take_metrics().into_iter().map(|(name, value)| (name, json!(value)));
-        step.finish(&trainer.policy, &metrics, Map::from_iter(of_sources))?;
+        step.finish(&trainer.policy, &metrics, of_sources.collect())?;
     }
     run.finish(&trainer.policy)
 }
