@@ -1,4 +1,5 @@
 mod assignment;
+mod killed;
 mod model;
 mod race;
 
