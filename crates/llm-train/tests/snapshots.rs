@@ -132,7 +132,7 @@ fn answers_are_judged_by_lines_reported_and_exported() {
         (&["report", "--db", "missing.sqlite"], "missing.sqlite: there is no such file"),
         (&["report", "--db", "items.jsonl"], "items.jsonl: is not a database of this program"),
         (&["rank", "--db", "v.sqlite", "--annotator", "ann", "--overlap", "0"], "overlap is 0"),
-        (&["simulate", "--db", "v.sqlite"], "\"q\" is no question of the built-in world"),
+        (&["simulate", "--db", "v.sqlite", "--overlap", "2"], "\"q\" is no question of the built-in world"),
     ] {
         let failed = feedback(arguments);
         assert!(failed.starts_with("exit code 2\n") && failed.contains(part), "{failed}");
