@@ -42,7 +42,10 @@ pub use ops::attention::{
 };
 pub use ops::attention_block::{AttentionBlock, AttentionHeads, HeadHook, QkNorm, attention_block};
 pub use ops::cross_entropy::{IGNORE_INDEX, cross_entropy};
-pub use ops::distillation::{DistillationLoss, HeadInputs, linear_distillation};
+pub use ops::distillation::{
+    DistillationLoss, DistillationOptions, Divergence, HeadInputs, TeacherLogits, TopKLogprobs, distillation_of_logits,
+    linear_distillation,
+};
 pub use ops::dropout::{Dropout, dropout, residual_dropout};
 pub use ops::head::{CrossEntropyLoss, cross_entropy_z, linear_cross_entropy, linear_cross_entropy_z};
 pub use ops::kl_divergence::kl_divergence;

@@ -7,6 +7,8 @@ mod block;
 mod context;
 mod mlp;
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Tensor};
 use candle_nn::Module;
 use llm_kernels::{RecomputedGradients, Sequences};
@@ -42,6 +44,8 @@ pub(crate) struct DecoderOutput {
     pub hidden: Tensor,
     /// Router logits `(b·t, e)` of each layer with experts.
     pub router_logits: Vec<Tensor>,
+    /// The residual stream `(b, t, hidden)` after each layer that is kept, by layer.
+    pub kept: BTreeMap<usize, Tensor>,
 }
 
 impl Decoder {
@@ -72,6 +76,17 @@ impl Decoder {
         cache: Option<(PagedRows, Sequences)>,
         inspection: Option<Inspection>,
     ) -> Result<DecoderOutput> {
+        self.forward_keeping(batch, cache, inspection, &[])
+    }
+
+    /// [`Self::forward`] that also returns the residual stream after these layers, counted from 0.
+    pub fn forward_keeping(
+        &self,
+        batch: &Batch,
+        cache: Option<(PagedRows, Sequences)>,
+        inspection: Option<Inspection>,
+        keep: &[usize],
+    ) -> Result<DecoderOutput> {
         let (cache, sequences) = cache.unzip();
         let is_cached = cache.is_some();
         let tokens = TokenContext::new(batch, sequences, &self.rotary, self.sliding_window)?;
@@ -81,7 +96,7 @@ impl Decoder {
             x = x.reshape((1, (), shape.dims()[2]))?; // (1, n, hidden)
         }
         let mut context = ForwardContext { tokens, cache, inspection };
-        let mut router_logits = Vec::new();
+        let (mut router_logits, mut kept) = (Vec::new(), BTreeMap::new());
         for (index, layer) in self.layers.iter().enumerate() {
             let _span = tracing::trace_span!("layer", index).entered();
             let logits;
@@ -90,10 +105,13 @@ impl Decoder {
                 _ => layer.forward(&x, &mut context)?,
             };
             router_logits.extend(logits);
+            if keep.contains(&index) {
+                kept.insert(index, x.clone());
+            }
         }
         let hidden = self.norm.forward(&x)?;
         let hidden = if is_cached { hidden.reshape(shape)? } else { hidden };
-        Ok(DecoderOutput { hidden, router_logits })
+        Ok(DecoderOutput { hidden, router_logits, kept })
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor> {

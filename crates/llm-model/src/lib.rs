@@ -74,7 +74,7 @@ pub use head::Head;
 pub use inspect::{Ablation, AblationKind, HeadAttention};
 pub use llm_files::{BlockFormat, WeightDtype};
 pub use lora::{LoraConfig, TokenIndices};
-pub use model::Model;
+pub use model::{HiddenLayers, Model, Teacher};
 pub use pages::{KvDtype, KvPool, PagedRows};
 pub use params::Params;
 pub use shapes::{Projection, Role, TensorSpec};

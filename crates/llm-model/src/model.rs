@@ -1,16 +1,17 @@
 //! Models: a decoder with a head and its parameters.
 
 mod attention;
+mod layers;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor, TensorId};
+use candle_core::{Tensor, TensorId};
 use candle_nn::Module;
 use llm_files::WeightDtype;
 use llm_kernels::{
-    CrossEntropyLoss, DistillationLoss, HeadInputs, IGNORE_INDEX, Precision, RecomputedGradients, Sequences,
-    cross_entropy, cross_entropy_z, kl_divergence, linear_cross_entropy_z, linear_distillation,
+    CrossEntropyLoss, DistillationLoss, DistillationOptions, HeadInputs, Precision, RecomputedGradients, Sequences,
+    TeacherLogits, TopKLogprobs, cross_entropy_z, distillation_of_logits, linear_cross_entropy_z, linear_distillation,
 };
 use serde_json::{Map, Value};
 
@@ -38,6 +39,26 @@ pub struct Model {
     pub(crate) raw_config: Map<String, Value>,
     /// Other keys of `config.json`, which are saved unchanged (for example reward statistics).
     pub extra: Map<String, Value>,
+}
+
+/// The result of [`Model::hidden_layers`].
+#[derive(Debug)]
+pub struct HiddenLayers {
+    /// The hidden states after the final norm, `(b, t, hidden)`.
+    pub hidden: Tensor,
+    /// The router losses of a model with experts.
+    pub routing: Option<Routing>,
+    /// The residual stream after each layer that was asked for, `(b, t, hidden)`, in that order.
+    pub layers: Vec<Tensor>,
+}
+
+/// The teacher of [`Model::distillation`].
+#[derive(Debug, Clone, Copy)]
+pub enum Teacher<'a> {
+    /// A model with its hidden states `(n, hidden)` for the same tokens.
+    Model(&'a Model, &'a Tensor),
+    /// Stored log-probabilities of its most likely tokens.
+    TopK(&'a TopKLogprobs),
 }
 
 /// The adapters of a model, by name.
@@ -264,15 +285,28 @@ impl Model {
     /// The hidden states `(b, t, hidden)`, and the router losses of a model with experts: add [`Routing::loss`] to the
     /// training loss.
     pub fn hidden_and_routing(&self, batch: &Batch) -> Result<(Tensor, Option<Routing>)> {
+        let HiddenLayers { hidden, routing, .. } = self.hidden_layers(batch, &[])?;
+        Ok((hidden, routing))
+    }
+
+    /// [`Self::hidden_and_routing`], and the residual stream after each of these layers, counted from 0. An error if a layer is not in
+    /// the model.
+    pub fn hidden_layers(&self, batch: &Batch, layers: &[usize]) -> Result<HiddenLayers> {
         self.check_ids(batch)?;
-        let output = self.decoder.forward(batch, None, None)?;
+        let output = self.decoder.forward_keeping(batch, None, None, layers)?;
         let routing = match &self.config.experts {
             Some(experts) if !output.router_logits.is_empty() => {
                 Some(Routing::of(experts, &output.router_logits, batch.padding.as_deref())?)
             }
             _ => None,
         };
-        Ok((output.hidden, routing))
+        let kept = layers.iter().map(|layer| {
+            let all = self.config.num_hidden_layers;
+            let missing = || Error::Input(format!("layer {layer} is not in the model; it has {all}, counted from 0"));
+            output.kept.get(layer).cloned().ok_or_else(missing)
+        });
+        let layers = kept.collect::<Result<_>>()?;
+        Ok(HiddenLayers { hidden: output.hidden, routing, layers })
     }
 
     /// The output of the head for hidden states `(…, hidden)`: `(…, vocab)` or `(…, 1)`.
@@ -319,27 +353,34 @@ impl Model {
         self.output_rows.as_ref().map_or(Ok(weight.clone()), |rows| rows.insert_into(&weight))
     }
 
-    /// Distillation loss `alpha · T² · KL(teacher/T ‖ student/T) + (1 - alpha) · cross-entropy` (Hinton et al. 2015, arXiv
-    /// 1503.02531) for hidden states `(n, hidden)` and next tokens `labels` `(n,)`; this model is the student.
-    ///
-    /// `teacher` is a model with the same vocabulary and its hidden states for the same tokens.
+    /// The distillation loss ([`llm_kernels::linear_distillation`]) for hidden states `(n, hidden)` and next tokens `labels` `(n,)`; this
+    /// model is the student. The full logits are not materialised, except with a soft cap.
     pub fn distillation(
         &self,
         hidden: &Tensor,
-        teacher: (&Self, &Tensor),
+        teacher: Teacher,
         labels: &[i64],
-        alpha: f64,
-        temperature: f64,
+        options: &DistillationOptions,
     ) -> Result<DistillationLoss> {
-        if [self, teacher.0].iter().any(|model| model.config.final_logit_softcapping.is_some()) {
-            let teacher_logits = teacher.0.output(teacher.1)?.detach();
-            return distillation_of_logits(&self.output(hidden)?, &teacher_logits, labels, alpha, temperature);
+        let is_capped = |model: &Self| model.config.final_logit_softcapping.is_some();
+        let of = |teacher: TeacherLogits| -> Result<DistillationLoss> {
+            if is_capped(self) {
+                return Ok(distillation_of_logits(&self.output(hidden)?, teacher, labels, options)?);
+            }
+            let weight = self.output_weight()?;
+            let student = HeadInputs { hidden_states: hidden, weight: &weight, precision: self.output.precision() };
+            Ok(linear_distillation(student, teacher, labels, options)?)
+        };
+        match teacher {
+            Teacher::TopK(top) => of(TeacherLogits::TopK(top)),
+            Teacher::Model(model, hidden) if is_capped(model) => {
+                of(TeacherLogits::Logits(&model.output(hidden)?.detach()))
+            }
+            Teacher::Model(model, hidden_states) => {
+                let (weight, precision) = (model.output_weight()?, model.output.precision());
+                of(TeacherLogits::Head(HeadInputs { hidden_states, weight: &weight, precision }))
+            }
         }
-        let (student_weight, teacher_weight) = (self.output_weight()?, teacher.0.output_weight()?);
-        let student = HeadInputs { hidden_states: hidden, weight: &student_weight, precision: self.output.precision() };
-        let precision = teacher.0.output.precision();
-        let teacher = HeadInputs { hidden_states: teacher.1, weight: &teacher_weight, precision };
-        Ok(linear_distillation(student, teacher, labels, alpha, temperature)?)
     }
 
     fn check_ids(&self, batch: &Batch) -> Result<()> {
@@ -352,27 +393,4 @@ impl Model {
         }
         Ok(())
     }
-}
-
-/// The number of labels that are not ignored, at least 1.
-fn label_count(labels: &[i64]) -> f64 {
-    labels.iter().filter(|&&label| label != IGNORE_INDEX).count().max(1) as f64
-}
-
-/// [`llm_kernels::linear_distillation`] on full logits `(n, vocab)`, for models with a soft cap.
-fn distillation_of_logits(
-    student: &Tensor,
-    teacher: &Tensor,
-    labels: &[i64],
-    alpha: f64,
-    temperature: f64,
-) -> Result<DistillationLoss> {
-    let keep: Vec<f32> = labels.iter().map(|&label| f32::from(label != IGNORE_INDEX)).collect();
-    let keep = Tensor::from_vec(keep, labels.len(), student.device())?.to_dtype(student.dtype())?;
-    let kl = ((kl_divergence(student, teacher, temperature)? * keep)?.sum_all()? / label_count(labels))?;
-    let cross_entropy = (cross_entropy(student, labels)?.sum_all()? / label_count(labels))?;
-    let number = |x: &Tensor| x.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar::<f64>();
-    let (kl_number, cross_entropy_number) = (number(&kl)?, number(&cross_entropy)?);
-    let loss = ((kl * (alpha * temperature * temperature))? + (cross_entropy * (1. - alpha))?)?;
-    Ok(DistillationLoss { loss, kl: kl_number, cross_entropy: cross_entropy_number })
 }

@@ -72,6 +72,35 @@ pub fn check_compatible(model: &ModelConfig, tokenizer: (&Tokenizer, &Path), sou
     Ok(())
 }
 
+/// Checks that the model in `dir` can be compared token by token with one that has `tokenizer`, which comes with its folder: each id that
+/// both tokenizers have is the same token, and the model has a row for each token. The sizes of the models' vocabularies may differ: they
+/// are often padded. `seq_len` is the length of sequences of plain text, 0 without. The error names the first token that differs.
+pub(crate) fn check_same_tokens(
+    (tokenizer, origin): (&Tokenizer, &Path),
+    (config, dir): (&ModelConfig, &Path),
+    seq_len: usize,
+) -> Result<()> {
+    let other = Tokenizer::load(dir)?;
+    check_sizes(config, tokenizer, seq_len, dir)?;
+    let shared = tokenizer.vocab_size().min(other.vocab_size()) as u32;
+    let show = |token: Option<String>| token.map_or("missing".to_owned(), |token| format!("{token:?}"));
+    if let Some(id) = (0..shared).find(|&id| tokenizer.token(id) != other.token(id)) {
+        let (ours, theirs, origin) = (show(tokenizer.token(id)), show(other.token(id)), origin.display());
+        let message = format!(
+            "has another tokenizer than {origin}: token {id} is {theirs}, not {ours}; both models need the same one"
+        );
+        return wrong(dir, message);
+    }
+    if tokenizer.fingerprint() != other.fingerprint() {
+        tracing::warn!(
+            "{}: has the tokens of {}, but another tokenizer.json; texts are encoded by that of the latter",
+            dir.display(),
+            origin.display()
+        );
+    }
+    Ok(())
+}
+
 /// Returns an error for a key of the recipe's model table that the tokenizer or the teacher sets: `given` is the recipe's model, `used` the
 /// model of the stage. The error names the key (in `table`), its value and what sets it (`by`). A key with the default value
 /// or with the right value is accepted.

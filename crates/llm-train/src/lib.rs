@@ -83,6 +83,7 @@ mod routing;
 pub mod rows;
 pub mod run;
 mod splits;
+mod teacher_logits;
 
 pub use error::Error;
 pub use recipe::{Recipe, read as read_recipe};

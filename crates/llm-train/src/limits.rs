@@ -8,8 +8,7 @@ use crate::compat::{refuse_overwritten, without_token_ids};
 use crate::data::{DataOptions, TooLong};
 use crate::optim::{OptimizerConfig, OptimizerKind};
 use crate::recipes::{
-    CompareMethodsRecipe, DistillRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe,
-    ScalingRecipe,
+    CompareMethodsRecipe, FinetuneRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe, ScalingRecipe,
 };
 use crate::rewards::RewardTable;
 use crate::rl::MissingEos;
@@ -17,6 +16,7 @@ use crate::rollout::why_refused;
 use crate::run::Best;
 use crate::{Error, Recipe, Result, recipe};
 
+mod distill;
 mod grpo;
 pub(crate) mod keys;
 mod preferences;
@@ -231,32 +231,6 @@ impl Recipe for PpoRecipe {
         self.optimizer.check(&format!("{table}optimizer."))?;
         check_policy_lora(self.lora.as_ref(), self.optimizer.kind, table)?;
         self.value_optimizer.check(&format!("{table}value_optimizer."))
-    }
-}
-
-impl Recipe for DistillRecipe {
-    const STAGE: &'static str = "distill";
-
-    fn check(&self, table: &str) -> Result<()> {
-        check_model(&self.student, &format!("{table}student"))?;
-        self.data.check(table, true)?;
-        Keys { table }
-            .whole("seed", self.seed, SEED)?
-            .real("alpha", self.alpha, Real::AtMost(1.))?
-            .real("temperature", self.temperature, Real::Positive)?
-            .whole("text_steps", self.text_steps, COUNT_OR_NONE)?
-            .real("text_weight", self.text_weight, Real::NotNegative)?
-            .whole("text_batch_size", self.text_batch_size, COUNT)?
-            .whole("seq_len", self.seq_len, COUNT)?
-            .whole("epochs", self.epochs, COUNT)?
-            .whole("batch_size", self.batch_size, COUNT)?
-            .tokens(self.max_tokens, self.max_length)?
-            .whole("max_length", self.max_length, 2..=*COUNT.end())?
-            .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
-            .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
-            .whole("save_every", self.save_every, COUNT_OR_NONE)?;
-        check_lora(self.lora.as_ref(), self.optimizer.kind, table)?;
-        self.optimizer.check(&format!("{table}optimizer."))
     }
 }
 

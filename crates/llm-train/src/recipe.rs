@@ -56,7 +56,7 @@ pub(crate) const CHANGEABLE: [&str; 9] = [
 ];
 
 /// The built-in recipes, by name.
-const BUILT_IN: [(&str, &str); 15] = [
+const BUILT_IN: [(&str, &str); 16] = [
     ("pretrain", include_str!("../recipes/pretrain.toml")),
     ("experts", include_str!("../recipes/experts.toml")),
     ("finetune", include_str!("../recipes/finetune.toml")),
@@ -69,6 +69,7 @@ const BUILT_IN: [(&str, &str); 15] = [
     ("gsm8k", include_str!("../recipes/gsm8k.toml")),
     ("distill", include_str!("../recipes/distill.toml")),
     ("compare", include_str!("../recipes/compare.toml")),
+    ("teacher-logits", include_str!("../recipes/teacher-logits.toml")),
     ("compare-methods", include_str!("../recipes/compare-methods.toml")),
     ("scaling", include_str!("../recipes/scaling.toml")),
     ("lifecycle", include_str!("../recipes/lifecycle.toml")),

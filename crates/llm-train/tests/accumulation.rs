@@ -12,7 +12,8 @@ use std::path::Path;
 use candle_core::{D, DType, Tensor};
 use common::{fresh_model, quietly};
 use llm_data::{ChatMessage, Conversation, write_jsonl};
-use llm_model::{Batch, Head, Model};
+use llm_kernels::{DistillationOptions, Divergence};
+use llm_model::{Batch, Head, Model, Teacher};
 use llm_train::examples::{Example, answer_states};
 use llm_train::loss;
 use llm_train::optim::{Learner, OptimizerConfig};
@@ -137,7 +138,10 @@ fn distillation_gradients_add_up_over_tokens() {
         let examples: Vec<&Example> = examples.iter().collect();
         let (student_states, labels) = answer_states(student, &examples, 0).unwrap();
         let (teacher_states, _) = answer_states(&teacher, &examples, 0).unwrap();
-        let losses = student.distillation(&student_states, (&teacher, &teacher_states), &labels, 0.7, 2.).unwrap();
+        let vocab = student.config().vocab_size;
+        let options = DistillationOptions { alpha: 0.7, temperature: 2., divergence: Divergence::Jsd(0.3), vocab };
+        let teacher = Teacher::Model(&teacher, &teacher_states);
+        let losses = student.distillation(&student_states, teacher, &labels, &options).unwrap();
         (losses.loss, labels.len() as f64)
     };
     let whole = gradients(&student, |student| vec![loss(student, &examples).0]);

@@ -225,9 +225,7 @@ fn a_student_can_be_an_adapter() {
         data: vec![world.path("chat.jsonl")],
         student: Some(world.path("base")),
         validation: Some(world.path("chat-validation.jsonl")),
-        text: None,
-        text_teacher: None,
-        adapter: None,
+        ..DistillInputs::default()
     };
     world.twice("student", |out, options| distill(&recipe, &inputs, out, options));
     let kl = world.metrics("student", "kl_loss");

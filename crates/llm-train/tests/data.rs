@@ -55,15 +55,7 @@ impl Fixture {
         let recipe = DistillRecipe { epochs: 1, batch_size: 4, student, ..DistillRecipe::default() };
         let teacher = self.path("model");
         let (data, validation) = (data.to_owned(), validation.map(Path::to_owned));
-        let inputs = DistillInputs {
-            adapter: None,
-            teacher,
-            text_teacher: None,
-            student: None,
-            data: vec![data],
-            validation,
-            text: None,
-        };
+        let inputs = DistillInputs { teacher, data: vec![data], validation, ..DistillInputs::default() };
         self.run(|out| quietly(|options| distill(&recipe, &inputs, out, options)).map(drop))
     }
 

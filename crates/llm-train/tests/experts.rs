@@ -125,15 +125,8 @@ fn router_losses_balance_the_experts_in_every_stage() {
         let mut student = recipe_of_student();
         student.experts.as_mut().unwrap().router_aux_loss_coef = coefficient;
         let recipe = DistillRecipe { epochs: 1, batch_size: 8, student, ..DistillRecipe::default() };
-        let inputs = DistillInputs {
-            adapter: None,
-            teacher: path("tuned"),
-            text_teacher: None,
-            student: None,
-            data: vec![path("chat.jsonl")],
-            validation: None,
-            text: None,
-        };
+        let inputs =
+            DistillInputs { teacher: path("tuned"), data: vec![path("chat.jsonl")], ..DistillInputs::default() };
         quietly(|options| distill(&recipe, &inputs, &path(out), options)).unwrap();
         (numbers(&path(out), "load_balancing_loss"), numbers(&path(out), "grad_norm"))
     };

@@ -33,6 +33,20 @@ pub fn exp(x: f32) -> f32 {
     e * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()))
 }
 
+/// `ln(1 + x)` for x from 0 to 1 with a relative error under 3e-7; vectorises. It is the series of `2 artanh(x / (2 + x))`.
+#[inline(always)]
+pub fn ln_1p(x: f32) -> f32 {
+    let z = x / (2. + x); // at most 1/3
+    let y = z * z;
+    let p = 1f32 / 13.;
+    let p = p.mul_add(y, 1. / 11.);
+    let p = p.mul_add(y, 1. / 9.);
+    let p = p.mul_add(y, 1. / 7.);
+    let p = p.mul_add(y, 1. / 5.);
+    let p = p.mul_add(y, 1. / 3.);
+    2. * z.mul_add(y * p, z)
+}
+
 /// The largest value of a row, `-inf` if it is empty. Sixteen lanes avoid a serial dependency.
 #[inline(always)]
 pub fn max(row: &[f32]) -> f32 {
@@ -165,6 +179,16 @@ mod tests {
         assert!(exp(f32::NEG_INFINITY) < 2e-38);
         assert!(exp(1e30).is_finite());
         assert_eq!(exp(0.), 1.);
+    }
+
+    #[test]
+    fn ln_1p_agrees_with_the_standard_library() {
+        for i in 0..=10_000 {
+            for x in [i as f32 / 10_000., (-i as f32 / 120.).exp()] {
+                let (ours, theirs) = (f64::from(ln_1p(x)), f64::from(x).ln_1p());
+                assert!((ours - theirs).abs() <= 3e-7 * theirs, "ln_1p({x}) = {ours}, not {theirs}");
+            }
+        }
     }
 
     #[test]

@@ -38,6 +38,13 @@ impl LogSoftmax {
         f64::from(self.log_sum) + f64::from(self.row_max)
     }
 
+    /// The log-probability of a set of tokens, from the log-softmax of their logits alone, at the same temperature; -inf if all of these
+    /// logits are.
+    #[inline(always)]
+    pub fn at_logsumexp(self, part: Self) -> f32 {
+        if part.row_max == f32::NEG_INFINITY { f32::NEG_INFINITY } else { self.at(part.row_max) + part.log_sum }
+    }
+
     /// True if the logits are not a distribution: one of them is NaN or +inf, or all are -inf.
     pub fn is_nan(self) -> bool {
         self.log_sum.is_nan()

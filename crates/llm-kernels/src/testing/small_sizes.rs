@@ -8,12 +8,12 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::testing::random;
 use crate::{
-    Activation, AdamWStep, AttentionBlock, AttentionMask, AttentionParams, BlockFormat, HeadInputs, IGNORE_INDEX,
-    MappedWeight, MlpBlock, Norm, Precision, Projection, QuantizedWeight, RecomputedGradients, RotaryFrequencies,
-    activate, adamw_step, attention, attention_block, attention_weights, cross_entropy, gated_activation,
-    kl_divergence, layer_norm, linear, linear_cross_entropy, linear_distillation, linear_mapped, linear_quantized,
-    linear_reshaped, linear_residual, linear_with_precision, mlp_block, recompute, replace_rows, rms_norm, rope,
-    sum_of_squares, token_logprobs, token_logprobs_and_entropies,
+    Activation, AdamWStep, AttentionBlock, AttentionMask, AttentionParams, BlockFormat, DistillationOptions,
+    Divergence, HeadInputs, IGNORE_INDEX, MappedWeight, MlpBlock, Norm, Precision, Projection, QuantizedWeight,
+    RecomputedGradients, RotaryFrequencies, TeacherLogits, activate, adamw_step, attention, attention_block,
+    attention_weights, cross_entropy, gated_activation, kl_divergence, layer_norm, linear, linear_cross_entropy,
+    linear_distillation, linear_mapped, linear_quantized, linear_reshaped, linear_residual, linear_with_precision,
+    mlp_block, recompute, replace_rows, rms_norm, rope, sum_of_squares, token_logprobs, token_logprobs_and_entropies,
 };
 use llm_files::Bytes;
 
@@ -111,7 +111,10 @@ fn losses() {
                 let shapes: [&[usize]; 4] = [&[n, k], &[vocab, k], &[n, other], &[vocab, other]];
                 check("linear_distillation", &shapes, &[], |t| {
                     let output = |hidden_states, weight| HeadInputs { hidden_states, weight, precision };
-                    Ok(linear_distillation(output(&t[0], &t[1]), output(&t[2], &t[3]), &labels, 0.5, 2.)?.loss)
+                    let divergence = Divergence::Jsd(0.3);
+                    let options = DistillationOptions { alpha: 0.5, temperature: 2., divergence, vocab };
+                    let teacher = TeacherLogits::Head(output(&t[2], &t[3]));
+                    Ok(linear_distillation(output(&t[0], &t[1]), teacher, &labels, &options)?.loss)
                 });
             }
         }

@@ -6,6 +6,7 @@ use llm_cli::{Failure, HubOption};
 use llm_hub::Wanted;
 
 use super::Command;
+use super::distill::TeacherLogits;
 
 impl Command {
     /// Replaces names on the hub by folders in its cache.
@@ -56,6 +57,7 @@ impl Command {
                 given(args.common.hub, &mut args.inputs.text_teacher, Model)?;
                 given(args.common.hub, &mut args.inputs.adapter, Adapter)
             }
+            Self::TeacherLogits(TeacherLogits::Write(args)) => args.common.hub.resolve(&mut args.inputs.teacher, Model),
             Self::Resume(args) => {
                 for (name, path) in &mut args.input {
                     let wanted = match name.as_str() {
@@ -79,6 +81,8 @@ impl Command {
             | Self::Clean(_)
             | Self::ExportShards(_)
             | Self::Recipe(_)
+            | Self::DistillReport(_)
+            | Self::BenchDecode(_)
             | Self::Bench(_) => Ok(()),
         }
     }

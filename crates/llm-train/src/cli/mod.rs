@@ -2,9 +2,11 @@
 
 mod clean;
 mod compare;
+mod distill;
 mod export;
 mod feedback;
 mod hub;
+mod inputs;
 mod measure;
 mod preview;
 mod run;
@@ -17,13 +19,13 @@ use llm_cli::{DeviceOption, Failure, GLOBAL_HEADING, HubOption, Progress, ShellC
 
 use crate::depth::TOKENS_PER_PARAMETER;
 use crate::recipes::{
-    DistillInputs, DpoInputs, FinetuneInputs, GrpoInputs, KtoInputs, PpoInputs, PrepareInputs, PretrainInputs,
-    RewardInputs,
+    DpoInputs, FinetuneInputs, GrpoInputs, KtoInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs,
 };
 use crate::run::{Event, recorded_recipe};
 use crate::{Error, Recipe, read_recipe};
 use clean::Clean;
 use compare::Compare;
+use distill::{BenchDecode, Distill, ReportDistill, TeacherLogits};
 use export::ExportShards;
 use feedback::Feedback;
 use measure::{Bench, BenchFinetune, CompareMethods, Params, Scaling};
@@ -97,6 +99,11 @@ enum Command {
     Distill(Distill),
     /// Measure the win rate of one model against another, by a reward or by the votes of people
     Compare(Compare),
+    /// Measure the models of a finished distillation again and print its table
+    DistillReport(ReportDistill),
+    /// Store the most likely tokens of a teacher, so that it runs once for many students
+    #[command(subcommand)]
+    TeacherLogits(TeacherLogits),
     /// Compare pre-training, prompting, domain and instruction fine-tuning, with and without mixing, on the built-in dataset
     CompareMethods(CompareMethods),
     /// Continue an interrupted run, or extend a finished one
@@ -107,6 +114,8 @@ enum Command {
     Bench(Bench),
     /// Measure the speed of fine-tuning a model on conversations in their order; prints JSON
     BenchFinetune(BenchFinetune),
+    /// Measure the decoding of a model and its memory; prints JSON
+    BenchDecode(BenchDecode),
     /// Count parameters, memory and floating-point operations of a model
     Params(Params),
 }
@@ -269,22 +278,6 @@ struct Grpo {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  llm-train distill --teacher runs/aligned --data chats.jsonl --out runs/student --set temperature=2"
-)]
-struct Distill {
-    #[command(flatten)]
-    inputs: DistillInputs,
-    /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR", display_order = 2)]
-    out: PathBuf,
-    #[command(flatten)]
-    rows: Rows,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  llm-train resume runs/base\n  llm-train resume runs/base --set steps=6000")]
 struct Resume {
     /// Folder of the run
@@ -382,6 +375,8 @@ fn run_with_progress(mut command: Command) -> Result<(), Failure> {
         | Command::Recipe(_)
         | Command::Bench(_)
         | Command::BenchFinetune(_)
+        | Command::BenchDecode(_)
+        | Command::DistillReport(_)
         | Command::Params(_) => true,
         _ => false,
     };

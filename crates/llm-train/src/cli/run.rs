@@ -1,18 +1,18 @@
 //! Implementation of each command of `llm-train`, and the message it prints at the end.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use candle_core::Device;
 use llm_cli::Failure;
 use llm_model::ModelConfig;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::clean;
 use super::compare;
+use super::distill::{BenchDecode, ReportDistill, TeacherLogits};
 use super::export::export_shards;
+use super::inputs::InputPaths;
 use super::measure::Params;
 use super::preview::preview;
 use super::{Command, Pretrain, Resume, feedback, tokenizer};
@@ -23,8 +23,9 @@ use crate::recipe::built_in_recipe;
 use crate::recipes::{
     CompareMethodsRecipe, DistillInputs, DistillRecipe, DpoInputs, DpoRecipe, FinetuneInputs, FinetuneRecipe,
     GrpoInputs, GrpoRecipe, KtoInputs, KtoRecipe, LifecycleRecipe, PpoInputs, PpoRecipe, PretrainInputs,
-    PretrainRecipe, RewardInputs, RewardRecipe, ScalingRecipe, compare_methods, distill, dpo, finetune, grpo, kto,
-    lifecycle, lifecycle_seeds, ppo, prepare, pretrain, reward, scaling,
+    PretrainRecipe, RewardInputs, RewardRecipe, ScalingRecipe, TeacherLogitsInputs, TeacherLogitsRecipe,
+    compare_methods, distill, distill_report, dpo, finetune, grpo, kto, lifecycle, lifecycle_seeds, measure_decode,
+    ppo, prepare, pretrain, reward, scaling, teacher_logits,
 };
 use crate::run::{Event, NEVER, Outcome, Record, RunOptions};
 use crate::{Error, Recipe, read_recipe};
@@ -84,12 +85,15 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
         Command::Grpo(args) => {
             stages.grpo(&args.common.recipe_with(&args.rows, &args.out)?, &args.inputs, &args.out, args.common.resume)
         }
-        Command::Distill(args) => stages.distill(
-            &args.common.recipe_with(&args.rows, &args.out)?,
-            &args.inputs,
-            &args.out,
-            args.common.resume,
-        ),
+        Command::Distill(args) => {
+            let mut recipe: DistillRecipe = args.common.recipe_with(&args.rows, &args.out)?;
+            recipe.sequence_level |= args.sequence_level;
+            stages.distill(&recipe, &args.inputs, &args.out, args.common.resume)
+        }
+        Command::TeacherLogits(TeacherLogits::Write(args)) => {
+            let recipe = args.common.recipe_with(&args.rows, &args.out)?;
+            stages.teacher_logits(&recipe, &args.inputs, &args.out, args.common.resume)
+        }
         Command::Resume(args) => stages.resume(&args),
         Command::Compare(args) => compare::run(&args, &stages.device),
         Command::Bench(args) => json(&bench(&read_recipe(&args.recipe, &args.set)?, args.steps, &stages.device)?),
@@ -97,6 +101,8 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
             let recipe = read_recipe(&args.recipe, &args.set)?;
             json(&bench_finetune(&recipe, (&args.model, &args.data), args.steps, &stages.device)?)
         }
+        Command::BenchDecode(args) => json(&measure_decode(&args.model)?),
+        Command::DistillReport(args) => Stages::distill_report(&args),
         Command::Recipe(args) => built_in_recipe(args.name.as_deref()),
         Command::Params(args) => params(args),
     }
@@ -139,6 +145,7 @@ impl Command {
             Self::Dpo(args) => args.common.device,
             Self::Kto(args) => args.common.device,
             Self::Distill(args) => args.common.device,
+            Self::TeacherLogits(TeacherLogits::Write(args)) => args.common.device,
             Self::Resume(args) => args.device,
             Self::Compare(args) => args.device,
             Self::Bench(args) => args.device,
@@ -266,13 +273,47 @@ impl Stages<'_> {
         resume: bool,
     ) -> Result<String, Error> {
         let outcome = distill(recipe, inputs, out, self.options(resume))?;
-        Ok(summary(&outcome, "steps", &format!("llm-infer chat --model {}", out.display())))
+        let next = match (&inputs.student, out.join("adapter_config.json").is_file()) {
+            (Some(student), true) => {
+                format!("llm-infer chat --model {} --adapter {}", student.display(), out.display())
+            }
+            _ => format!("llm-infer chat --model {}", out.display()),
+        };
+        let summary = summary(&outcome, "steps", &next);
+        if outcome.was_finished && out.join("distillation.md").exists() {
+            return Ok(summary);
+        }
+        let report = distill_report(recipe, inputs, out, &BenchDecode::in_new_process)?;
+        Ok(format!("{}\n{summary}", report.table()))
+    }
+
+    /// Writes the table of a finished distillation anew.
+    fn distill_report(args: &ReportDistill) -> Result<String, Error> {
+        let (dir, record) = (args.run.as_path(), Record::read(&args.run)?);
+        if record.run.stage != DistillRecipe::STAGE || !crate::run::is_finished(dir) {
+            return Err(Error::BadRequest(format!("{}: is no finished run of distill", dir.display())));
+        }
+        let inputs = InputPaths::of(dir, &args.input, true, &record)?.inputs()?;
+        Ok(distill_report(&record.recipe(&[])?, &inputs, dir, &BenchDecode::in_new_process)?.table())
+    }
+
+    fn teacher_logits(
+        &mut self,
+        recipe: &TeacherLogitsRecipe,
+        inputs: &TeacherLogitsInputs,
+        out: &Path,
+        resume: bool,
+    ) -> Result<String, Error> {
+        let outcome = teacher_logits(recipe, inputs, out, self.options(resume))?;
+        let (teacher, logits) = (inputs.teacher.display(), out.display());
+        let next = format!("llm-train distill --teacher {teacher} --teacher-logits {logits} --data DATA --out RUN");
+        Ok(summary(&outcome, "shards", &next))
     }
 
     /// Resumes the run in a folder from its `recipe.toml`.
     fn resume(&mut self, args: &Resume) -> Result<String, Error> {
         let (dir, record) = (args.run.as_path(), Record::read(&args.run)?);
-        let paths = InputPaths::of(args, &record)?;
+        let paths = InputPaths::of(&args.run, &args.input, !args.set.is_empty(), &record)?;
         match record.run.stage.as_str() {
             LifecycleRecipe::STAGE => self.lifecycle(&record.recipe(&args.set)?, dir, true),
             CompareMethodsRecipe::STAGE => self.compare_methods(&record.recipe(&args.set)?, dir, true),
@@ -285,63 +326,9 @@ impl Stages<'_> {
             DpoRecipe::STAGE => self.dpo(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             KtoRecipe::STAGE => self.kto(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             DistillRecipe::STAGE => self.distill(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
+            TeacherLogitsRecipe::STAGE => self.teacher_logits(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             other => Err(Error::Unsupported(format!("{}: a run of `{other}` cannot be resumed", dir.display()))),
         }
-    }
-}
-
-/// The current paths of a run's inputs.
-struct InputPaths<'a> {
-    run: &'a Path,
-    all: BTreeMap<String, PathBuf>,
-}
-
-impl<'a> InputPaths<'a> {
-    fn of(args: &'a Resume, record: &Record) -> Result<Self, Error> {
-        if let Some((name, _)) = args.input.iter().find(|(name, _)| !record.inputs.contains_key(name)) {
-            let known: Vec<&str> = record.inputs.keys().map(String::as_str).collect();
-            return Err(Error::BadRequest(format!(
-                "--input {name}: the run has no such input; its inputs are {}",
-                known.join(", ")
-            )));
-        }
-        let mut all = BTreeMap::new();
-        for (name, recorded) in &record.inputs {
-            let given = args.input.iter().rev().find(|(given, _)| given == name).map(|(_, path)| PathBuf::from(path));
-            // A finished run that is not extended does not need its inputs.
-            let path = given.map_or_else(|| recorded.find(name, &args.run), Ok);
-            all.insert(
-                name.clone(),
-                path.or_else(|e| {
-                    if args.set.is_empty() && crate::run::is_finished(&args.run) {
-                        Ok(recorded.path.clone())
-                    } else {
-                        Err(e)
-                    }
-                })?,
-            );
-        }
-        Ok(Self { run: &args.run, all })
-    }
-
-    /// The inputs of the run's stage.
-    fn inputs<I: DeserializeOwned>(&self) -> Result<I, Error> {
-        // `data_2` is the second path of `data`.
-        let mut grouped: BTreeMap<&str, Vec<&Path>> = BTreeMap::new();
-        let number = |name: &str| name.rsplit_once('_').and_then(|(_, number)| number.parse().ok()).unwrap_or(1);
-        let mut all: Vec<(&String, &PathBuf)> = self.all.iter().collect();
-        all.sort_by_key(|(name, _)| number(name));
-        for (name, path) in all {
-            let field =
-                if number(name) > 1 { name.rsplit_once('_').map_or(name.as_str(), |(field, _)| field) } else { name };
-            grouped.entry(field).or_default().push(path);
-        }
-        let value =
-            |paths: Vec<&Path>| if paths.len() == 1 { serde_json::json!(paths[0]) } else { serde_json::json!(paths) };
-        let object: serde_json::Map<_, _> =
-            grouped.into_iter().map(|(field, paths)| (field.to_owned(), value(paths))).collect();
-        let inputs = serde_json::from_value(object.into());
-        inputs.map_err(|e| Error::BadFile(format!("{}/recipe.toml: [inputs]: {e}", self.run.display())))
     }
 }
 

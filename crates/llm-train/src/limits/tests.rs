@@ -2,6 +2,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::*;
+use crate::recipes::{DistillRecipe, TeacherLogitsRecipe};
 
 /// All numbers of a recipe by dotted key.
 fn numbers(table: &Table, prefix: &str, all: &mut Vec<(String, Value)>) {
@@ -53,6 +54,7 @@ fn every_number_of_every_recipe_is_checked() {
     every_number_is_checked(&RewardRecipe::default());
     every_number_is_checked(&PpoRecipe { kl_target_per_sequence: Some(3.), ..PpoRecipe::default() });
     every_number_is_checked(&DistillRecipe::default());
+    every_number_is_checked(&TeacherLogitsRecipe::default());
     every_number_is_checked(&LifecycleRecipe::default());
 }
 

@@ -6,8 +6,9 @@
 //!   other losses of a ranking.
 //! - PPO: [`policy_loss`] and [`value_loss`]; GRPO, Dr. GRPO and DAPO: [`grpo_loss`]; RLOO: [`rloo_loss`].
 //! - Preferences between answers: [`dpo()`], [`robust_dpo`], [`hinge`], [`ipo`], [`odds_ratio`] (ORPO), [`simpo`], [`kto()`].
-//! - Any model: [`cross_entropy`], [`kl_divergence`] and [`mse`], on tensors.
+//! - Any model: [`cross_entropy`], [`divergence()`], [`kl_divergence`] and [`mse`], on tensors.
 
+mod distillation;
 mod grpo;
 mod ppo;
 mod preference;
@@ -20,8 +21,10 @@ use llm_model::Model;
 
 use crate::Result;
 
+pub use distillation::{distillation, divergence, kl_divergence};
 pub use grpo::{ClipRange, GrpoLoss, LossType, grpo_loss, token_weights};
-pub use llm_kernels::{CrossEntropyLoss, DistillationLoss};
+pub use llm_kernels::{CrossEntropyLoss, DistillationLoss, DistillationOptions, Divergence, TopKLogprobs};
+pub use llm_model::Teacher;
 pub use ppo::{ClippedLoss, policy_loss, value_loss};
 pub use preference::{dpo, hinge, ipo, kto, odds_ratio, robust_dpo, simpo};
 pub use ranking::{
@@ -42,22 +45,6 @@ pub fn next_token_z(model: &Model, hidden: &Tensor, labels: &[i64], z_loss_coef:
     Ok(model.cross_entropy_z(hidden, labels, z_loss_coef)?)
 }
 
-/// `alpha · T² · KL(teacher/T ‖ student/T) + (1 - alpha) · cross-entropy` of next-token prediction, a mean over tokens (Hinton et
-/// al. 2015, arXiv 1503.02531).
-///
-/// `student` and `teacher` are models with the same vocabulary and their hidden states `(n, hidden)` for the same tokens, whose next
-/// tokens are `labels` `(n,)`. Labels of -100 are ignored. Gradients flow to the student only.
-pub fn distillation(
-    student: (&Model, &Tensor),
-    teacher: (&Model, &Tensor),
-    labels: &[i64],
-    alpha: f64,
-    temperature: f64,
-) -> Result<DistillationLoss> {
-    let (model, hidden) = student;
-    Ok(model.distillation(hidden, teacher, labels, alpha, temperature)?)
-}
-
 /// The mean cross-entropy of `logits` `(n, vocab)` and `labels` in nats, a scalar. Labels of -100 are ignored.
 ///
 /// ```
@@ -73,13 +60,6 @@ pub fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
     Ok((llm_kernels::cross_entropy(logits, labels)?.sum_all()? / counted as f64)?)
 }
 
-/// The mean over rows of `T² · KL(softmax(teacher / T) ‖ softmax(student / T))` in nats, a scalar (Hinton et al. 2015,
-/// arXiv 1503.02531). `student` and `teacher` are logits `(n, vocab)`. The factor `T²` keeps the scale of the gradient.
-pub fn kl_divergence(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
-    let kl = llm_kernels::kl_divergence(student, teacher, temperature)?;
-    Ok((kl.mean_all()? * (temperature * temperature))?)
-}
-
 /// The mean squared error, a scalar.
 pub fn mse(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
     Ok((prediction - target)?.sqr()?.mean_all()?)
@@ -93,6 +73,7 @@ pub(crate) fn scalar(x: &Tensor) -> Result<f64> {
 #[cfg(test)]
 pub(crate) mod tests {
     use candle_core::Var;
+    use llm_kernels::{TeacherLogits, distillation_of_logits};
     use llm_model::{Batch, Head, ModelConfig};
 
     use super::*;
@@ -226,8 +207,9 @@ pub(crate) mod tests {
         assert_near(&next_token(&student, &student_states, &labels).unwrap(), expected);
         let (alpha, temperature) = (0.3, 2.);
         let kl = scalar(&kl_divergence(&logits, &teacher_logits, temperature).unwrap()).unwrap();
-        let found = distillation((&student, &student_states), (&teacher, &teacher_states), &labels, alpha, temperature)
-            .unwrap();
+        let options = DistillationOptions { alpha, temperature, divergence: Divergence::Forward, vocab: 11 };
+        let teacher = Teacher::Model(&teacher, &teacher_states);
+        let found = distillation((&student, &student_states), teacher, &labels, &options).unwrap();
         assert_near(&found.loss, alpha * kl + (1. - alpha) * expected);
     }
 
@@ -238,6 +220,13 @@ pub(crate) mod tests {
     fn gradients_match_finite_differences() {
         let target = tensor(&[0.2, -0.4, 0.1, 0.9]);
         let (teacher, margins) = (target.reshape((2, 2)).unwrap(), tensor(&[0.3, 0.3]));
+        let row = target.reshape((1, 4)).unwrap();
+        let top = TopKLogprobs::of_logits(&row.narrow(1, 0, 3).unwrap(), 1, 2.).unwrap();
+        // The divergence of the first three tokens, and the cross-entropy of four.
+        let mixed = |x: &Tensor, teacher: TeacherLogits, divergence| -> Result<Tensor> {
+            let options = DistillationOptions { alpha: 0.6, temperature: 2., divergence, vocab: 3 };
+            Ok(distillation_of_logits(&x.reshape((1, 4))?, teacher, &[1], &options)?.loss)
+        };
         let losses: Vec<(&str, Loss)> = vec![
             ("mse", Box::new(|x| mse(x, &target))),
             ("neg_log_sigmoid", Box::new(|x| Ok((neg_log_sigmoid(x)? * &target)?.sum_all()?))),
@@ -250,6 +239,12 @@ pub(crate) mod tests {
             ),
             ("cross_entropy", Box::new(|x| cross_entropy(&x.reshape((2, 2))?, &[1, 0]))),
             ("kl_divergence", Box::new(|x| kl_divergence(&x.reshape((2, 2))?, &teacher, 2.))),
+            ("forward", Box::new(|x| divergence(&x.reshape((2, 2))?, &teacher, Divergence::Forward, 2.))),
+            ("reverse", Box::new(|x| divergence(&x.reshape((2, 2))?, &teacher, Divergence::Reverse, 2.))),
+            ("jsd", Box::new(|x| divergence(&x.reshape((1, 4))?, &row, Divergence::Jsd(0.3), 0.7))),
+            ("top-k", Box::new(|x| mixed(x, TeacherLogits::TopK(&top), Divergence::Forward))),
+            ("top-k, reverse", Box::new(|x| mixed(x, TeacherLogits::TopK(&top), Divergence::Reverse))),
+            ("cut vocabulary", Box::new(|x| mixed(x, TeacherLogits::Logits(&row), Divergence::Jsd(0.8)))),
         ];
         for (name, loss) in losses {
             for seed in 0..10 {

@@ -1,8 +1,9 @@
 //! Gradient accumulation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, TensorId, Var};
 use llm_kernels::sum_of_squares;
 use llm_model::Model;
 
@@ -15,9 +16,17 @@ pub struct Gradients(pub(super) BTreeMap<String, Tensor>);
 impl Gradients {
     /// Adds the gradients of `loss` (a scalar) with respect to the variables of `model`.
     pub fn add(&mut self, model: &Model, loss: &Tensor) -> Result<()> {
-        let mut grads = loss.backward()?;
-        let mut recomputed = model.take_recomputed_gradients();
-        for (name, var) in &model.params().vars() {
+        self.add_from(&model.params().vars(), &mut loss.backward()?, &mut model.take_recomputed_gradients())
+    }
+
+    /// Adds the gradients of these variables from the result of a backward, and from those of recomputed blocks.
+    pub(super) fn add_from(
+        &mut self,
+        variables: &BTreeMap<String, Var>,
+        grads: &mut GradStore,
+        recomputed: &mut HashMap<TensorId, Tensor>,
+    ) -> Result<()> {
+        for (name, var) in variables {
             let Some(grad) = grads.remove(var).or_else(|| recomputed.remove(&var.id())) else { continue };
             let sum = match self.0.remove(name) {
                 Some(before) => (before + grad)?,

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 use llm_model::{Model, TensorSpec, read_safetensors, write_safetensors};
 use rayon::prelude::*;
 
+use super::auxiliary::{Auxiliary, AuxiliaryState, save as save_auxiliary};
 use super::average::WeightAverage;
 use super::{Gradients, Optimizer, OptimizerConfig, OptimizerKind, squares_are_finite};
 use crate::{Error, Result};
@@ -22,6 +23,8 @@ pub struct Learner {
     max_grad_norm: f64,
     /// The average of the weights, if it is the result.
     average: Option<WeightAverage>,
+    /// Variables that are trained with the model and are not part of it.
+    auxiliary: Option<Auxiliary>,
 }
 
 /// The state of a learner after a step, which later steps do not change.
@@ -32,6 +35,7 @@ pub(crate) struct Snapshot {
     optimizer: BTreeMap<String, Tensor>,
     /// The state of the average and the weights that are trained.
     average: Option<BTreeMap<String, Tensor>>,
+    auxiliary: Option<AuxiliaryState>,
 }
 
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -42,6 +46,7 @@ impl Snapshot {
     /// Writes what a checkpoint has besides its model to the folder `trainer`.
     pub fn save(&self, trainer: &Path) -> Result<()> {
         write_safetensors(trainer.join(OPTIMIZER_FILE), &self.optimizer)?;
+        self.auxiliary.as_ref().map_or(Ok(()), |state| save_auxiliary(state, trainer))?;
         self.average.as_ref().map_or(Ok(()), |weights| Ok(write_safetensors(trainer.join(WEIGHTS_FILE), weights)?))
     }
 }
@@ -67,7 +72,19 @@ impl Learner {
         let optimizer = Optimizer::new(&variables, &hidden, config)?;
         let model = model.in_precision(config.precision)?;
         let (gradients, max_grad_norm) = (Gradients::default(), config.max_grad_norm);
-        Ok(Self { model, optimizer, gradients, max_grad_norm, average: None })
+        Ok(Self { model, optimizer, gradients, max_grad_norm, average: None, auxiliary: None })
+    }
+
+    /// From now on also trains these variables, which are not part of the model; `trainer` is the folder of the checkpoint that the
+    /// learner was made of, if it was.
+    pub(crate) fn train_also(
+        &mut self,
+        variables: &BTreeMap<String, Var>,
+        config: &OptimizerConfig,
+        trainer: Option<&Path>,
+    ) -> Result<()> {
+        self.auxiliary = Some(Auxiliary::new(variables, config, trainer)?);
+        Ok(())
     }
 
     /// From now on averages the weights over the steps, with this decay; `trainer` is the folder of the checkpoint that the learner
@@ -88,12 +105,22 @@ impl Learner {
     /// A copy of the state.
     pub(crate) fn snapshot(&self) -> Result<Snapshot> {
         let average = self.average.as_ref().map(|average| copies(average.state(&self.model)?)).transpose()?;
-        Ok(Snapshot { model: self.averaged().trainable()?, optimizer: copies(self.optimizer.state()?)?, average })
+        let auxiliary = self.auxiliary.as_ref().map(|auxiliary| {
+            let [values, optimizer] = auxiliary.state()?;
+            Ok::<_, Error>([copies(values)?, copies(optimizer)?])
+        });
+        let (model, optimizer) = (self.averaged().trainable()?, copies(self.optimizer.state()?)?);
+        Ok(Snapshot { model, optimizer, average, auxiliary: auxiliary.transpose()? })
     }
 
     /// Adds the gradients of `loss` (a scalar) to the accumulated gradients.
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
-        self.gradients.add(&self.model, loss)
+        let mut grads = loss.backward()?;
+        if let Some(auxiliary) = &mut self.auxiliary {
+            auxiliary.add(&mut grads)?;
+        }
+        let mut recomputed = self.model.take_recomputed_gradients();
+        self.gradients.add_from(&self.model.params().vars(), &mut grads, &mut recomputed)
     }
 
     /// The gradients accumulated since the last step, by parameter name.
@@ -109,6 +136,9 @@ impl Learner {
         if let Some(average) = self.average.as_mut().filter(|_| norm.is_finite()) {
             average.update(&self.model)?;
         }
+        if let Some(auxiliary) = self.auxiliary.as_mut().filter(|_| norm.is_finite()) {
+            auxiliary.step(learning_rate, self.max_grad_norm)?;
+        }
         Ok(norm)
     }
 
@@ -118,6 +148,9 @@ impl Learner {
             if !squares_are_finite(var)? {
                 return Ok(Some(format!("the weight {name} is not finite, or too large")));
             }
+        }
+        if let Some(name) = self.auxiliary.as_ref().map(Auxiliary::not_finite).transpose()?.flatten() {
+            return Ok(Some(format!("{name} is not finite, or too large")));
         }
         let name = self.optimizer.not_finite()?;
         Ok(name.map(|name| format!("the moments of {name} are not finite, or too large")))

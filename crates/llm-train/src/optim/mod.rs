@@ -1,6 +1,7 @@
 //! Optimizers, learning rate schedules, gradient accumulation, and [`Learner`]: a model with its optimizer.
 
 mod adamw;
+mod auxiliary;
 mod average;
 mod gradients;
 mod learner;

@@ -1,27 +1,36 @@
 //! Knowledge distillation: a student is trained on the next-token distribution of its teacher (Hinton et al. 2015, arXiv
 //! 1503.02531).
 //!
-//! The loss per token is `α · T² · KL(teacher/T ‖ student/T) + (1 - α) · cross-entropy`. The student is trained on plain text first,
+//! The loss per token is `α · T² · divergence(teacher/T, student/T) + (1 - α) · cross-entropy`. The student is trained on plain text first,
 //! then on conversations, where the loss counts the answers only. Plain text has a separate teacher, such as the pre-trained model;
 //! without one plain text is trained with labels only (α = 0).
 
 mod batch;
+mod hidden;
+mod replies;
+mod report;
+mod student;
+mod teachers;
+mod trainer;
 
 use std::path::{Path, PathBuf};
 
-use batch::DistillBatch;
-use candle_core::Device;
-use llm_data::{Batches, TokenDataset};
-use llm_model::{Head, LoraConfig, Model, ModelConfig, ParamCount, read_config};
+use hidden::HiddenStates;
+use llm_data::Batches;
+use llm_model::{Head, LoraConfig, ModelConfig, ParamCount};
 use llm_tokenizer::{ChatFormat, Tokenizer, TrainOn};
+use replies::Replies;
+pub use report::{DistillReport, DistillRow, MeasureDecode, distill_report, measure_decode};
 use serde::{Deserialize, Serialize};
+use teachers::Teachers;
+use trainer::{Trainer, evaluate};
 
-use super::{chat_format, kind, load_model, load_tokenizer};
-use crate::adapters::{Adapters, dropout_seed};
+use super::{chat_format, load_tokenizer};
+use crate::adapters::Adapters;
 use crate::batches::{BatchSize, LengthBatches};
-use crate::compat::{TokenSource, check_compatible, refuse_overwritten};
 use crate::data::{DataOptions, one_or_several};
 use crate::examples::{Example, take_evenly};
+use crate::loss::{DistillationOptions, Divergence};
 use crate::optim::OptimizerConfig;
 use crate::routing::RouterMetrics;
 use crate::rows::train_and_validation;
@@ -39,6 +48,10 @@ pub struct DistillRecipe {
     pub alpha: f64,
     /// T: the logits of teacher and student are divided by it.
     pub temperature: f64,
+    /// How the student is compared with the teacher.
+    pub divergence: DivergenceKind,
+    /// β of [`DivergenceKind::Jsd`]: the weight of the teacher in the mixture, from 0 (the forward KL) to 1 (the reverse KL).
+    pub beta: f64,
     /// Steps on plain text before the conversations, if there is plain text.
     pub text_steps: u64,
     /// Sequences of plain text per step.
@@ -69,8 +82,53 @@ pub struct DistillRecipe {
     /// A LoRA adapter of a student with a folder, to train instead of its weights. The run writes the adapter in the PEFT format, and no
     /// model.
     pub lora: Option<LoraConfig>,
+    /// λ, from 0 to 1: the probability that a batch of conversations has replies of the student instead of the answers of the data
+    /// (generalised knowledge distillation, Agarwal et al. 2024, arXiv 2306.13649). Its loss is the divergence alone, times α.
+    pub on_policy: f64,
+    /// Whether the answers of the data are replaced by the teacher's most likely ones at the start (sequence-level distillation, Kim and Rush
+    /// 2016, arXiv 1606.07947).
+    pub sequence_level: bool,
+    /// Longest generated reply, in tokens.
+    pub max_new_tokens: usize,
+    /// The temperature of the student's replies.
+    pub sampling_temperature: f64,
+    /// Weight of the mean squared error of hidden states after a learned projection, besides the loss above; 0: none.
+    pub hidden_weight: f64,
+    /// Pairs of layers of student and teacher, counted from 0, whose outputs are compared; empty: each layer of the student with one of the
+    /// teacher, evenly spaced, the last with the last.
+    pub hidden_layers: Vec<[usize; 2]>,
+    /// Whether to train the same student also without the teacher, on the same tokens in as many steps (α = 0), in the folder `control` of the
+    /// run.
+    pub control: bool,
+    /// Number of layers that a new student takes from the teacher with their weights, evenly spaced, the first and the last among them;
+    /// 0: a student of the table `student`, with random weights.
+    pub student_layers: usize,
     /// The configuration of a new student. Vocabulary, special ids and context length come from the teacher.
     pub student: ModelConfig,
+}
+
+/// The divergence of a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DivergenceKind {
+    /// [`Divergence::Forward`].
+    Forward,
+    /// [`Divergence::Reverse`].
+    Reverse,
+    /// [`Divergence::Jsd`] with the recipe's `beta`.
+    Jsd,
+}
+
+impl DistillRecipe {
+    /// The loss, for vocabularies that share this number of tokens.
+    fn loss(&self, vocab: usize) -> DistillationOptions {
+        let divergence = match self.divergence {
+            DivergenceKind::Forward => Divergence::Forward,
+            DivergenceKind::Reverse => Divergence::Reverse,
+            DivergenceKind::Jsd => Divergence::Jsd(self.beta),
+        };
+        DistillationOptions { alpha: self.alpha, temperature: self.temperature, divergence, vocab }
+    }
 }
 
 impl Default for DistillRecipe {
@@ -81,7 +139,7 @@ impl Default for DistillRecipe {
 }
 
 /// The inputs of [`distill`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct DistillInputs {
     /// Folder of the teacher; on the command line also org/name of the Hugging Face hub.
@@ -103,13 +161,25 @@ pub struct DistillInputs {
     /// Folder of the teacher of plain text, such as the pre-trained model [default: train text on its labels only].
     #[cfg_attr(feature = "cli", arg(long, requires = "text", value_name = "DIR", display_order = 6))]
     pub text_teacher: Option<PathBuf>,
+    /// Tasks of the built-in world for the table at the end, such as `data/tasks-held_out.jsonl` of a lifecycle run.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "FILE", display_order = 9))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<PathBuf>,
+    /// Folder of `teacher-logits write`: the teacher's stored log-probabilities of these conversations, so that it does not run.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 8))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_logits: Option<PathBuf>,
     /// Folder of an adapter of the student, of an earlier stage, in the format of PEFT. Without a table `lora` its training goes on; with one it is frozen,
     /// and a new adapter is trained on top of it [default: none].
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 7))]
     pub adapter: Option<PathBuf>,
 }
 
-/// Distils a teacher into a student. The run folder `out` becomes the student's Hugging Face folder.
+/// The folder of the student without a teacher, in that of the run.
+const CONTROL: &str = "control";
+
+/// Distils a teacher into a student, and with `control` trains the student without the teacher too. The run folder `out` becomes the student's
+/// Hugging Face folder.
 #[tracing::instrument(level = "debug", skip_all, fields(run = %out.as_ref().display()))]
 pub fn distill(
     recipe: &DistillRecipe,
@@ -117,30 +187,69 @@ pub fn distill(
     out: impl AsRef<Path>,
     options: RunOptions,
 ) -> Result<Outcome> {
-    let setup = match RunSetup::check(recipe, inputs, out.as_ref(), options)? {
+    let (out, RunOptions { resume, device, observer, stop }) = (out.as_ref(), options);
+    let outcome =
+        train(recipe, inputs, out, RunOptions { resume, device: device.clone(), observer: &mut *observer, stop })?;
+    if recipe.control {
+        let alone = DistillRecipe { alpha: 0., on_policy: 0., hidden_weight: 0., control: false, ..recipe.clone() };
+        let inputs = DistillInputs { text_teacher: None, teacher_logits: None, ..inputs.clone() };
+        let dir = out.join(CONTROL);
+        train(&alone, &inputs, &dir, RunOptions::of_stage(&dir, &device, observer, stop)).map_err(
+            |error| match error {
+                Error::Interrupted { done, .. } => {
+                    Error::Interrupted { run: out.to_owned(), done: format!("{done} ({CONTROL})") }
+                }
+                error => error,
+            },
+        )?;
+    }
+    Ok(outcome)
+}
+
+/// Trains a student in the folder `out`.
+fn train(recipe: &DistillRecipe, inputs: &DistillInputs, out: &Path, options: RunOptions) -> Result<Outcome> {
+    let setup = match RunSetup::check(recipe, inputs, out, options)? {
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
     let tokenizer = load_tokenizer(&inputs.teacher)?.with_end_of_turn_as_eos();
     let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, &inputs.teacher)?;
-    let Teachers { teacher_config, teacher, text_teacher, text } =
-        Teachers::load(recipe, inputs, &tokenizer, setup.device())?;
-    let mut first_student = student(recipe, inputs, &teacher_config, &tokenizer, text.as_ref())?;
+    let mut teachers = Teachers::load(recipe, inputs, &tokenizer, setup.device())?;
+    let mut first_student = student::first(recipe, inputs, (&teachers.teacher_config, &tokenizer))?;
     first_student.set_end_of_turn(end_of_turn);
-    let positions = teacher_config.max_position_embeddings.min(first_student.config().max_position_embeddings);
-    let max_length = recipe.max_length.min(positions);
+    let positions = teachers.teacher_config.max_position_embeddings;
+    let max_length = recipe.max_length.min(positions).min(first_student.config().max_position_embeddings);
     let (train, validation) = examples(recipe, inputs, &tokenizer, max_length)?;
+    teachers.read_stored(recipe, inputs, &tokenizer, (&train, &validation))?;
+    let replies = Replies { recipe, max_length };
+    let train = teachers.answers(replies, train, end_of_turn)?;
+    let validation = validation_of(recipe, &validation, pad);
+    if let Some(tasks) = &inputs.tasks {
+        report::read_tasks(tasks)?;
+    }
     let size = BatchSize::of_recipe(recipe.batch_size, recipe.max_tokens);
-    let mut conversations = LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), size, recipe.seed)?;
+    let conversations = LengthBatches::new(train.iter().map(|e| e.ids.len()).collect(), size, recipe.seed)?;
+    let Teachers { teacher_config, teacher, text_teacher, text } = &teachers;
     let batches_of = |text| Batches::new(text, recipe.text_batch_size, recipe.seq_len, recipe.seed);
-    let mut text = text.as_ref().map(batches_of).transpose()?;
-    let validation = take_evenly(validation, recipe.eval_batches * recipe.batch_size);
+    let text = text.as_ref().map(batches_of).transpose()?;
     let model = inputs.student.as_deref().unwrap_or(&inputs.teacher);
     let adapters = Adapters::new(model, recipe.lora.as_ref(), inputs.adapter.as_ref(), recipe.seed);
     let mut learner = adapters.learner(&first_student, &setup, &recipe.optimizer)?;
-    log_share(learner.model.config(), &teacher_config);
+    let hidden = HiddenStates::of(recipe, first_student.config(), teacher_config, setup.device())?;
+    if let Some(hidden) = &hidden {
+        let trainer = setup.checkpoint().map(|checkpoint| checkpoint.dir.join("trainer"));
+        learner.train_also(hidden.projections(), &recipe.optimizer, trainer.as_deref())?;
+    }
+    log_share(learner.model.config(), teacher_config);
+    let loss = recipe.loss(tokenizer.vocab_size());
     let text_steps = if text.is_some() { recipe.text_steps } else { 0 };
-    let steps = text_steps + conversations.count(recipe.epochs);
+    let (hidden, text_teacher) = (hidden.as_ref(), text_teacher.as_ref());
+    let train = train.as_slice();
+    #[rustfmt::skip]
+    let mut trainer = Trainer {
+        recipe, loss, teacher, text_teacher, hidden, train, conversations, text, text_steps, size, pad, replies,
+    };
+    let steps = text_steps + trainer.conversations.count(recipe.epochs);
     let run = setup.open(Plan {
         steps,
         save_every: recipe.save_every,
@@ -149,39 +258,18 @@ pub fn distill(
         evaluation: Some(Evaluation {
             every: recipe.eval_every,
             selection: None,
-            size: format!("{} conversations", validation.len()),
+            size: format!("{} conversations", validation.examples.len()),
             run: Box::new(|model, evaluating| {
-                let metrics = evaluate(&model, teacher.as_ref(), &validation, recipe.batch_size, pad)?;
+                let metrics = evaluate((&model, teacher), &validation, &loss)?;
                 let shown: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
                 evaluating.log(&metrics, &shown.join(", "))
             }),
         }),
         write: adapters.writer(&tokenizer),
     })?;
-
     for step in run.steps() {
-        // Plain text first, then conversations, with plain text as rehearsal.
         let mut routers = RouterMetrics::default();
-        let (mut metrics, mut tokens) = (Vec::new(), 0);
-        let dropout = dropout_seed(recipe.seed, step.index);
-        let on_answers = step.index.checked_sub(text_steps);
-        if let Some(n) = on_answers {
-            let chosen: Vec<&Example> = conversations.batch(n).iter().map(|&i| &train[i]).collect();
-            tokens += chosen.iter().map(|example| example.ids.len()).sum::<usize>();
-            let batch = DistillBatch::of_answers(&chosen, size.padding(pad), Some(dropout))?;
-            metrics.extend(batch.accumulate_gradients(&mut learner, teacher.as_ref(), recipe, 1., &mut routers)?);
-        }
-        if let Some(text) = text.as_mut().filter(|_| on_answers.is_none() || recipe.text_weight > 0.) {
-            tokens += recipe.text_batch_size * recipe.seq_len;
-            let batch = DistillBatch::of_text(text.batch(step.index)?, recipe.seq_len, !dropout)?;
-            let weight = if on_answers.is_none() { 1. } else { recipe.text_weight };
-            let losses =
-                batch.accumulate_gradients(&mut learner, text_teacher.as_ref(), recipe, weight, &mut routers)?;
-            match on_answers {
-                None => metrics.extend(losses),
-                Some(_) => metrics.push(("text_loss", losses[0].1)),
-            }
-        }
+        let (mut metrics, tokens) = trainer.accumulate(&mut learner, step.index, &mut routers)?;
         let learning_rate = recipe.optimizer.learning_rate_at(step.index, steps);
         metrics.extend([("grad_norm", learner.step(learning_rate)?), ("learning_rate", learning_rate)]);
         metrics.extend(step.throughput(tokens));
@@ -190,101 +278,19 @@ pub fn distill(
     run.finish(&learner)
 }
 
-/// The teachers and the plain text.
-struct Teachers {
-    /// The configuration of the teacher.
-    teacher_config: ModelConfig,
-    /// The teacher of conversations; `None` if α is 0.
-    teacher: Option<Model>,
-    /// The teacher of plain text; `None` if not given, or if α is 0.
-    text_teacher: Option<Model>,
-    text: Option<TokenDataset>,
-}
-
-impl Teachers {
-    /// Loads the teachers and checks that all have the same tokenizer.
-    fn load(recipe: &DistillRecipe, inputs: &DistillInputs, tokenizer: &Tokenizer, device: &Device) -> Result<Self> {
-        let described = read_config(&inputs.teacher)?;
-        if described.head != Head::LanguageModel {
-            let (teacher, found) = (inputs.teacher.display(), kind(described.head));
-            return Err(Error::Unsupported(format!(
-                "{teacher}: the model is {found}; a teacher must be a language model"
-            )));
-        }
-        let teacher_config = described.config;
-        let teacher_tokenizer = (tokenizer, inputs.teacher.as_path());
-        let text = inputs.text.as_ref().map(|dir| TokenDataset::open(dir, "train")).transpose()?;
-        check_compatible(&teacher_config, teacher_tokenizer, text_source(recipe, inputs, text.as_ref()).as_slice())?;
-        if let Some(dir) = &inputs.text_teacher {
-            if text.is_none() {
-                let dir = dir.display();
-                return Err(Error::BadRequest(format!(
-                    "{dir}: a teacher of plain text needs plain text; give --text too"
-                )));
-            }
-            let source = text_source(recipe, inputs, text.as_ref());
-            check_vocabulary((&teacher_config, teacher_tokenizer), (&read_config(dir)?.config, dir), source)?;
-        }
-        // The teacher has the precision of the student, as both see the same tokens in every step.
-        let load = |dir: &Path| {
-            let model = load_model(dir, Head::LanguageModel)?.to_device(device)?;
-            Ok::<_, Error>(model.in_precision(recipe.optimizer.precision)?)
-        };
-        let runs_teacher = recipe.alpha != 0.;
-        let teacher = if runs_teacher { Some(load(&inputs.teacher)?) } else { None };
-        let text_teacher = inputs.text_teacher.as_deref().filter(|_| runs_teacher).map(load).transpose()?;
-        Ok(Self { teacher_config, teacher, text_teacher, text })
-    }
-}
-
-/// The plain text as a source of tokens, if there is any.
-fn text_source<'a>(
-    recipe: &DistillRecipe,
-    inputs: &'a DistillInputs,
-    text: Option<&'a TokenDataset>,
-) -> Option<TokenSource<'a>> {
-    let (shards, dir) = text.zip(inputs.text.as_deref())?;
-    Some(TokenSource::Shards { shards, dir, seq_len: recipe.seq_len })
-}
-
-/// Checks that the model in `dir` has the tokenizer and the vocabulary size of the teacher.
-fn check_vocabulary(
-    (teacher_config, teacher_tokenizer): (&ModelConfig, (&Tokenizer, &Path)),
-    (config, dir): (&ModelConfig, &Path),
-    text: Option<TokenSource>,
-) -> Result<()> {
-    let other = TokenSource::Model { config, tokenizer: &Tokenizer::load(dir)?, dir };
-    check_compatible(teacher_config, teacher_tokenizer, &text.into_iter().chain([other]).collect::<Vec<_>>())?;
-    if config.vocab_size != teacher_config.vocab_size {
-        let (found, expected, teacher) = (config.vocab_size, teacher_config.vocab_size, teacher_tokenizer.1.display());
-        return Err(Error::BadRequest(format!(
-            "{}: \"vocab_size\" is {found}, that of {teacher} is {expected}; both must be equal",
-            dir.display()
-        )));
-    }
-    Ok(())
-}
-
-/// `eval_loss`, the cross-entropy, and with a teacher `eval_kl`, the KL divergence at T = 1: means over the tokens of all answers.
-fn evaluate(
-    student: &Model,
-    teacher: Option<&Model>,
-    validation: &[Example],
+/// The conversations to validate on.
+struct Validation {
+    /// With their numbers in the whole validation split.
+    examples: Vec<(usize, Example)>,
     batch_size: usize,
     pad: u32,
-) -> Result<Vec<(&'static str, f64)>> {
-    let (mut kl_sum, mut loss_sum, mut count) = (0., 0., 0.);
-    for chunk in validation.chunks(batch_size) {
-        let batch = DistillBatch::of_answers(&chunk.iter().collect::<Vec<_>>(), Some(pad), None)?;
-        let losses = batch.loss(student, teacher, 1., 1.)?;
-        let n = batch.labels.len() as f64;
-        kl_sum += n * losses.kl.unwrap_or(0.);
-        loss_sum += n * losses.cross_entropy;
-        count += n;
-    }
-    let count = f64::max(count, 1.);
-    let kl = teacher.map(|_| ("eval_kl", kl_sum / count));
-    Ok(kl.into_iter().chain([("eval_loss", loss_sum / count)]).collect())
+}
+
+/// The conversations of the validation split that are evaluated.
+fn validation_of(recipe: &DistillRecipe, validation: &[Example], pad: u32) -> Validation {
+    let chosen = take_evenly((0..validation.len()).collect(), recipe.eval_batches * recipe.batch_size);
+    let examples = chosen.into_iter().map(|i| (i, validation[i].clone())).collect();
+    Validation { examples, batch_size: recipe.batch_size, pad }
 }
 
 /// The conversations to train and to validate on.
@@ -302,34 +308,4 @@ fn log_share(student: &ModelConfig, teacher: &ModelConfig) {
     let parameters = |config: &ModelConfig| ParamCount::of(config, Head::LanguageModel).total() as f64;
     let share = 100. * parameters(student) / parameters(teacher);
     tracing::info!("the student has {share:.1} % of the teacher's parameters");
-}
-
-/// The initial student: loaded from a folder, or a new one. Its vocabulary must be the teacher's.
-fn student(
-    recipe: &DistillRecipe,
-    inputs: &DistillInputs,
-    teacher_config: &ModelConfig,
-    teacher_tokenizer: &Tokenizer,
-    text: Option<&TokenDataset>,
-) -> Result<Model> {
-    let Some(dir) = &inputs.student else {
-        if recipe.lora.is_some() || inputs.adapter.is_some() {
-            let message = "an adapter needs a trained model below it; give the student's folder with --student";
-            return Err(Error::BadRequest(message.to_owned()));
-        }
-        let config = ModelConfig {
-            vocab_size: teacher_config.vocab_size,
-            max_position_embeddings: teacher_config.max_position_embeddings,
-            bos_token_id: teacher_config.bos_token_id,
-            eos_token_id: teacher_config.eos_token_id,
-            pad_token_id: teacher_config.pad_token_id,
-            ..recipe.student.clone()
-        };
-        refuse_overwritten("student", &recipe.student, &config, "the teacher")?;
-        return Ok(Model::init(config, Head::LanguageModel, recipe.seed)?);
-    };
-    let student = load_model(dir, Head::LanguageModel)?;
-    let source = text_source(recipe, inputs, text);
-    check_vocabulary((teacher_config, (teacher_tokenizer, &inputs.teacher)), (student.config(), dir), source)?;
-    Ok(student)
 }

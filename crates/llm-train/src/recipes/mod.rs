@@ -13,10 +13,14 @@ mod prepare;
 mod pretrain;
 mod reward;
 pub mod scaling;
+mod teacher_logits;
 mod tokenizer;
 
 pub use compare_methods::{CompareMethodsRecipe, compare_methods};
-pub use distill::{DistillInputs, DistillRecipe, distill};
+pub use distill::{
+    DistillInputs, DistillRecipe, DistillReport, DistillRow, DivergenceKind, MeasureDecode, distill, distill_report,
+    measure_decode,
+};
 pub use dpo::{DpoInputs, DpoRecipe, PairLoss, dpo};
 pub use finetune::{FinetuneInputs, FinetuneRecipe, finetune};
 pub(crate) use finetune::{load as load_finetune, train_on_answers};
@@ -28,6 +32,7 @@ pub use prepare::{PrepareInputs, prepare};
 pub use pretrain::{PretrainInputs, PretrainRecipe, pretrain};
 pub use reward::{RankingLoss, RewardInputs, RewardRecipe, reward};
 pub use scaling::{ScalingRecipe, scaling};
+pub use teacher_logits::{TeacherLogitsInputs, TeacherLogitsRecipe, teacher_logits};
 pub use tokenizer::train_tokenizer;
 
 use std::path::Path;

@@ -39,6 +39,7 @@ pub(crate) use checkpoint::Checkpoint;
 pub use history::Best;
 use history::History;
 pub(crate) use history::Selection;
+pub(crate) use inputs::fingerprint;
 pub(crate) use record::Record;
 pub(crate) use result::is_intact;
 pub(crate) use setup::{RunSetup, Start, already_exists, refuse_existing};

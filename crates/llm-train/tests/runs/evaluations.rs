@@ -53,15 +53,7 @@ fn run(stage: Stage, file: &Path, eval_batches: usize, out: &Path) {
                 ..Default::default()
             };
             let teacher = model;
-            let inputs = DistillInputs {
-                adapter: None,
-                teacher,
-                text_teacher: None,
-                student: None,
-                data: vec![data],
-                validation,
-                text: None,
-            };
+            let inputs = DistillInputs { teacher, data: vec![data], validation, ..DistillInputs::default() };
             distill(&recipe, &inputs, out, quiet()).unwrap();
         }
     }

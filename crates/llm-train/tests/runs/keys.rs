@@ -24,15 +24,7 @@ fn pretrained(model: ModelConfig, out: &Path) -> Result<()> {
 fn distilled(student: ModelConfig, out: &Path) -> Result<()> {
     let recipe = DistillRecipe { epochs: 1, batch_size: 8, student, ..DistillRecipe::default() };
     let (teacher, data) = (FIXTURE.path("model"), FIXTURE.path("chats.jsonl"));
-    let inputs = DistillInputs {
-        adapter: None,
-        teacher: teacher.clone(),
-        text_teacher: None,
-        student: None,
-        data: vec![data.clone()],
-        validation: None,
-        text: None,
-    };
+    let inputs = DistillInputs { teacher: teacher.clone(), data: vec![data.clone()], ..DistillInputs::default() };
     distill(&recipe, &inputs, out, quiet()).map(|_| ())
 }
 

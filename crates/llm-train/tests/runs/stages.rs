@@ -174,13 +174,11 @@ pub fn distill(fixture: &Fixture, knobs: &Knobs, out: &Path, options: RunOptions
         ..DistillRecipe::default()
     };
     let inputs = DistillInputs {
-        adapter: None,
         teacher: fixture.path("model"),
-        text_teacher: None,
-        student: None,
         data: vec![knobs.data(fixture, "chats.jsonl")],
         validation: Some(fixture.path("other.jsonl")),
         text: Some(fixture.path("shards")),
+        ..DistillInputs::default()
     };
     recipes::distill(&recipe, &inputs, out, options)
 }

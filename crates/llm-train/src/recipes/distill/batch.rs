@@ -4,10 +4,9 @@ use candle_core::Tensor;
 use llm_data::TokenBatch;
 use llm_model::{Batch, Model, Routing};
 
-use super::DistillRecipe;
+use super::hidden::HiddenStates;
 use crate::examples::{Example, answer_positions, gather_rows};
-use crate::optim::Learner;
-use crate::routing::RouterMetrics;
+use crate::loss::{DistillationLoss, DistillationOptions, Teacher, TopKLogprobs};
 use crate::{Result, loss};
 
 /// A batch with the flat positions that predict a trained token (None: all), and the ids of those tokens.
@@ -42,52 +41,72 @@ impl DistillBatch {
         })
     }
 
-    /// Accumulates the gradients of `weight · (α · T² · KL(teacher/T ‖ student/T) + (1 - α) · cross-entropy)`; without a teacher α
-    /// is 0. Returns the unweighted loss and its parts.
-    pub(super) fn accumulate_gradients(
-        &self,
-        learner: &mut Learner,
-        teacher: Option<&Model>,
-        recipe: &DistillRecipe,
-        weight: f64,
-        routers: &mut RouterMetrics,
-    ) -> Result<Vec<(&'static str, f64)>> {
-        let loss = self.loss(&learner.model, teacher, recipe.alpha, recipe.temperature)?;
-        learner.backward(&routers.add(&(&loss.loss * weight)?, loss.routing.as_ref(), weight)?)?;
-        let mut metrics = vec![("loss", loss::scalar(&loss.loss)?), ("cross_entropy_loss", loss.cross_entropy)];
-        metrics.extend(loss.kl.map(|kl| ("kl_loss", recipe.temperature * recipe.temperature * kl)));
-        Ok(metrics)
-    }
-
-    /// The loss of the trained tokens.
+    /// The loss of the trained tokens; without a teacher it is the cross-entropy.
     pub(super) fn loss(
         &self,
         student: &Model,
-        teacher: Option<&Model>,
-        alpha: f64,
-        temperature: f64,
+        teacher: Option<BatchTeacher>,
+        options: &DistillationOptions,
+        states: Option<&HiddenStates>,
     ) -> Result<DistillLoss> {
-        let (hidden, routing) = student.hidden_and_routing(&self.batch)?; // (b, t, hidden)
-        let student_states = self.gather(&hidden)?; // (n, hidden)
-        let Some(teacher) = teacher else {
-            let loss = loss::next_token(student, &student_states, &self.labels)?;
-            return Ok(DistillLoss { kl: None, cross_entropy: loss::scalar(&loss)?, loss, routing });
+        let layers = states.map_or(Vec::new(), HiddenStates::student_layers);
+        let output = student.hidden_layers(&self.batch, &layers)?; // (b, t, hidden)
+        let student_states = self.gather(&output.hidden)?; // (n, hidden)
+        let routing = output.routing;
+        let (teacher_states, teacher) = match teacher {
+            None => {
+                let loss = loss::next_token(student, &student_states, &self.labels)?;
+                let cross_entropy = loss::scalar(&loss)?;
+                return Ok(DistillLoss { divergence: None, cross_entropy, hidden: None, loss, routing });
+            }
+            Some(BatchTeacher::Stored(top)) => {
+                let losses =
+                    loss::distillation((student, &student_states), Teacher::TopK(&top), &self.labels, options)?;
+                return Ok(DistillLoss::of(losses, None, routing));
+            }
+            Some(BatchTeacher::Model(teacher)) => {
+                let layers = states.map_or(Vec::new(), HiddenStates::teacher_layers);
+                (teacher.hidden_layers(&self.batch, &layers)?, teacher)
+            }
         };
-        let teacher_states = self.gather(&teacher.hidden(&self.batch, None)?)?.detach(); // (n, hidden)
-        let (student, teacher) = ((student, &student_states), (teacher, &teacher_states));
-        let losses = loss::distillation(student, teacher, &self.labels, alpha, temperature)?;
-        Ok(DistillLoss { loss: losses.loss, kl: Some(losses.kl), cross_entropy: losses.cross_entropy, routing })
+        let hidden = match states {
+            None => None,
+            Some(states) => {
+                let gathered = |layers: &[Tensor]| layers.iter().map(|x| self.gather(x)).collect::<Result<Vec<_>>>();
+                Some(states.loss(&gathered(&output.layers)?, &gathered(&teacher_states.layers)?)?)
+            }
+        };
+        let teacher_states = self.gather(&teacher_states.hidden)?.detach(); // (n, hidden)
+        let teacher = Teacher::Model(teacher, &teacher_states);
+        let losses = loss::distillation((student, &student_states), teacher, &self.labels, options)?;
+        Ok(DistillLoss::of(losses, hidden, routing))
     }
+}
+
+/// The teacher of a batch.
+pub(super) enum BatchTeacher<'a> {
+    Model(&'a Model),
+    /// Its stored log-probabilities at the trained tokens.
+    Stored(TopKLogprobs),
 }
 
 /// The loss of a batch: means over its trained tokens.
 pub(super) struct DistillLoss {
-    /// The loss to minimise, a scalar.
-    loss: Tensor,
-    /// `KL(teacher/T ‖ student/T)`, if there is a teacher.
-    pub(super) kl: Option<f64>,
+    /// The loss to minimise without that of the hidden states, a scalar.
+    pub(super) loss: Tensor,
+    /// The divergence at temperature T, if there is a teacher.
+    pub(super) divergence: Option<f64>,
     /// The cross-entropy with the labels.
     pub(super) cross_entropy: f64,
+    /// The loss of the hidden states, a scalar.
+    pub(super) hidden: Option<Tensor>,
     /// The routing of a student with experts.
-    routing: Option<Routing>,
+    pub(super) routing: Option<Routing>,
+}
+
+impl DistillLoss {
+    fn of(losses: DistillationLoss, hidden: Option<Tensor>, routing: Option<Routing>) -> Self {
+        let DistillationLoss { loss, divergence, cross_entropy } = losses;
+        Self { loss, divergence: Some(divergence), cross_entropy, hidden, routing }
+    }
 }

@@ -251,13 +251,12 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
     for (recipe, text_teacher, out) in [(&recipe.distill, Some(base), &student), (&labels_only, None, &baseline)] {
         if !is_intact(out)? {
             let inputs = DistillInputs {
-                adapter: None,
                 teacher: aligned.clone(),
                 text_teacher,
-                student: None,
                 data: vec![data.join("lessons-train.jsonl")],
                 validation: Some(data.join("lessons-held_out.jsonl")),
                 text: Some(shards.clone()),
+                ..DistillInputs::default()
             };
             distill(recipe, &inputs, out, RunOptions::of_stage(out, &device, observer, stop))?;
         }

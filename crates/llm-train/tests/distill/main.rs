@@ -1,90 +1,31 @@
-//! Distillation with known optima (L8).
+//! Distillation: losses with known values and optima, and runs.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod losses;
+mod policy;
+mod stored;
+mod students;
+mod table;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 
-use candle_core::{D, DType, Device, Tensor, Var};
 use common::{fresh_model, quietly};
 use llm_data::{ChatMessage, Conversation, write_jsonl};
-use llm_kernels::{AdamWStep, adamw_step, kl_divergence};
 use llm_model::{Model, ModelConfig};
 use llm_tokenizer::Tokenizer;
+use llm_train::Error;
 use llm_train::examples::{Example, answer_states};
-use llm_train::loss;
+use llm_train::loss::{DistillationOptions, Divergence, Teacher};
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{DistillInputs, DistillRecipe, PrepareInputs, distill, prepare};
 use llm_train::rows::read_examples;
+use llm_train::run::{Event, RunOptions};
 use serde_json::Value;
-
-/// Minimises `f` by Adam with a linear learning rate.
-fn minimise(parameters: &Var, steps: u64, learning_rate: f64, f: impl Fn(&Tensor) -> Tensor) {
-    let moments = Tensor::zeros((2, parameters.elem_count()), DType::F32, &Device::Cpu).unwrap();
-    for step in 1..=steps {
-        let grads = f(parameters).backward().unwrap();
-        let learning_rate = learning_rate * (1. - (step - 1) as f64 / steps as f64);
-        let numbers =
-            AdamWStep { learning_rate, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0., step, gradient_scale: 1. };
-        adamw_step(parameters, grads.get(parameters).unwrap(), &moments, &numbers).unwrap();
-    }
-}
-
-fn scalar(x: &Tensor) -> f32 {
-    x.to_scalar::<f32>().unwrap()
-}
-
-#[test]
-fn free_logits_converge_to_the_teachers_distribution() {
-    let teacher = Tensor::randn(0f32, 2., (16, 32), &Device::Cpu).unwrap();
-    let student = Var::zeros((16, 32), DType::F32, &Device::Cpu).unwrap();
-    let forward = |x: &Tensor| scalar(&loss::kl_divergence(x, &teacher, 1.).unwrap());
-    assert!(forward(&student) > 0.5);
-    for temperature in [1., 4.] {
-        minimise(&student, 600, 0.1, |x| loss::kl_divergence(x, &teacher, temperature).unwrap());
-        let reverse = scalar(&kl_divergence(&teacher, &student.detach(), 1.).unwrap().mean_all().unwrap());
-        assert!(forward(&student) < 1e-3 && reverse < 1e-3, "T = {temperature}: {}, {reverse}", forward(&student));
-    }
-}
-
-/// Logits of a bell curve over 41 positions, with parameters mean and log width: it cannot represent two peaks.
-fn bell(parameters: &Tensor) -> Tensor {
-    let positions = Tensor::arange(-20f32, 21., &Device::Cpu).unwrap();
-    let mean = parameters.narrow(0, 0, 1).unwrap();
-    let width = parameters.narrow(0, 1, 1).unwrap().exp().unwrap();
-    let x = positions.broadcast_sub(&mean).unwrap().broadcast_div(&width).unwrap();
-    (x.sqr().unwrap() * -0.5).unwrap().unsqueeze(0).unwrap()
-}
-
-#[test]
-fn forward_kl_covers_both_peaks_and_reverse_kl_chooses_one() {
-    let peak = |at: f32| (Tensor::arange(-20f32, 21., &Device::Cpu).unwrap() - f64::from(at)).unwrap().sqr().unwrap();
-    let two = ((peak(-9.) * -0.25).unwrap().exp().unwrap() + (peak(9.) * -0.25).unwrap().exp().unwrap()).unwrap();
-    let teacher = (two + 1e-6).unwrap().log().unwrap().unsqueeze(0).unwrap();
-    let start = || Var::new(&[6f32, 0.7], &Device::Cpu).unwrap();
-    let softmax = |x: &Tensor| {
-        let x = x.exp().unwrap();
-        x.broadcast_div(&x.sum_keepdim(D::Minus1).unwrap()).unwrap()
-    };
-
-    let forward = start();
-    minimise(&forward, 1500, 0.05, |p| loss::kl_divergence(&bell(p), &teacher, 1.).unwrap());
-    let reverse = start();
-    minimise(&reverse, 1500, 0.05, |p| {
-        // KL(student || teacher), from candle's basic operations.
-        let (student, target) = (softmax(&bell(p)), softmax(&teacher));
-        let ratio = ((&student + 1e-9).unwrap().log().unwrap() - (target + 1e-9).unwrap().log().unwrap()).unwrap();
-        (student * ratio).unwrap().sum_all().unwrap()
-    });
-    let shape = |p: &Var| {
-        let p = p.to_vec1::<f32>().unwrap();
-        (p[0], p[1].exp())
-    };
-    let ((mean, width), (chosen, narrow)) = (shape(&forward), shape(&reverse));
-    assert!(mean.abs() < 1.5 && width > 7., "forward: mean {mean}, width {width}");
-    assert!((chosen.abs() - 9.).abs() < 1.5 && narrow < 3., "reverse: mean {chosen}, width {narrow}");
-}
 
 /// Few conversations, and a student of the teacher's architecture.
 #[test]
@@ -122,13 +63,10 @@ fn distillation_gets_closer_to_the_teacher_than_training_on_labels() {
             ..DistillRecipe::default()
         };
         let inputs = DistillInputs {
-            adapter: None,
             teacher: teacher.clone(),
-            text_teacher: None,
-            student: None,
             data: vec![data.clone()],
             validation: Some(validation.clone()),
-            text: None,
+            ..DistillInputs::default()
         };
         quietly(|options| distill(&recipe, &inputs, &path(name), options)).unwrap();
         (metrics(&path(name), "eval_kl"), validation_kl(&teacher, &path(name), &validation))
@@ -149,7 +87,12 @@ fn validation_kl(teacher: &Path, student: &Path, validation: &Path) -> f64 {
     let examples: Vec<&Example> = examples.iter().collect();
     let (teacher_states, labels) = answer_states(&teacher, &examples, 0).unwrap();
     let (student_states, _) = answer_states(&student, &examples, 0).unwrap();
-    student.distillation(&student_states, (&teacher, &teacher_states), &labels, 1., 1.).unwrap().kl
+    let vocab = student.config().vocab_size;
+    let options = DistillationOptions { alpha: 1., temperature: 1., divergence: Divergence::Forward, vocab };
+    student
+        .distillation(&student_states, Teacher::Model(&teacher, &teacher_states), &labels, &options)
+        .unwrap()
+        .divergence
 }
 
 fn metrics(run: &Path, key: &str) -> Vec<f64> {
@@ -191,7 +134,13 @@ impl Fixture {
         self.dir.path().join(name)
     }
 
-    fn distill(&self, out: &str, alpha: f64, shards: &str, text_teacher: Option<&str>) -> llm_train::Result<()> {
+    /// The conversations with the first teacher.
+    fn inputs(&self) -> DistillInputs {
+        DistillInputs { teacher: self.path("teacher"), data: vec![self.path("data.jsonl")], ..DistillInputs::default() }
+    }
+
+    /// A recipe of a small student and few steps on conversations.
+    fn recipe() -> DistillRecipe {
         let student = ModelConfig {
             hidden_size: 16,
             intermediate_size: 24,
@@ -200,29 +149,40 @@ impl Fixture {
             num_key_value_heads: 1,
             ..ModelConfig::default()
         };
-        let recipe = DistillRecipe {
-            alpha,
-            text_steps: 4,
-            text_batch_size: 2,
-            seq_len: 8,
-            epochs: 1,
+        DistillRecipe {
+            text_steps: 0,
+            epochs: 2,
             batch_size: 8,
+            max_new_tokens: 6,
             student,
             ..DistillRecipe::default()
-        };
-        let text_teacher = text_teacher.map(|name| self.path(name));
-        let (teacher, data, text) = (self.path("teacher"), self.path("data.jsonl"), self.path(shards));
-        let inputs = DistillInputs {
-            adapter: None,
-            teacher: teacher.clone(),
-            text_teacher,
-            student: None,
-            data: vec![data.clone()],
-            validation: None,
-            text: Some(text.clone()),
-        };
-        quietly(|options| distill(&recipe, &inputs, &self.path(out), options)).map(|_| ())
+        }
     }
+
+    fn run(&self, recipe: &DistillRecipe, inputs: &DistillInputs, out: &str) -> llm_train::Result<()> {
+        quietly(|options| distill(recipe, inputs, self.path(out), options)).map(|_| ())
+    }
+
+    fn distill(&self, out: &str, alpha: f64, shards: &str, text_teacher: Option<&str>) -> llm_train::Result<()> {
+        let recipe =
+            DistillRecipe { alpha, text_steps: 4, text_batch_size: 2, seq_len: 8, epochs: 1, ..Self::recipe() };
+        let text_teacher = text_teacher.map(|name| self.path(name));
+        let inputs = DistillInputs { text_teacher, text: Some(self.path(shards)), ..self.inputs() };
+        self.run(&recipe, &inputs, out)
+    }
+}
+
+/// Runs `work` until the observer has seen `steps` steps, then with resume to its end.
+fn interrupted<T>(steps: u64, work: impl Fn(RunOptions) -> llm_train::Result<T>) -> T {
+    let stop = AtomicBool::new(false);
+    let mut observer = |event: Event| {
+        if matches!(event, Event::Progress { done, .. } if done >= steps) {
+            stop.store(true, SeqCst);
+        }
+    };
+    let first = work(RunOptions { stop: &stop, observer: &mut observer, ..RunOptions::default() });
+    assert!(matches!(first, Err(Error::Interrupted { .. })), "the run must be interrupted");
+    work(RunOptions { resume: true, ..RunOptions::default() }).unwrap()
 }
 
 #[test]
