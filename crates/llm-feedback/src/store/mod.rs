@@ -8,6 +8,7 @@ mod assign;
 mod import;
 mod items;
 mod judgements;
+mod lookup;
 mod rows;
 mod schema;
 #[cfg(test)]

@@ -228,19 +228,20 @@ function drop(index, { slot, group }) {
 }
 
 /* Drafts: in the browser at once, in the database as fast as it takes them. */
-let saving = false, unsaved = false, events = [];
-async function saveDraft(event) {
+let saving = null, unsaved = false, events = [];
+function saveDraft(event) {
   if (event) events.push(event);
   store(draftKey(), { item: task.item, draft: packed() });
-  if (saving) { unsaved = true; return; }
-  saving = true;
-  do {
+  unsaved = true;
+  saving ??= sendDrafts().finally(() => { saving = null; });
+}
+async function sendDrafts() {
+  while (unsaved && task && !busy) {
     unsaved = false;
-    // A draft that does not arrive is in the browser, and the next one contains it.
     const sent = events.splice(0, 50);
-    try { if (task) await post("api/draft", { item: task.item, draft: packed(), events: sent }, { keepalive: true }); } catch { /* see above */ }
-  } while (unsaved);
-  saving = false;
+    // A draft that does not arrive is in the browser, and the next one contains it.
+    try { await post("api/draft", { item: task.item, draft: packed(), events: sent }, { keepalive: true }); } catch { /* see above */ }
+  }
 }
 const seen = () => visible + (since ? performance.now() - since : 0);
 
@@ -266,6 +267,8 @@ async function submit(kind, reason) {
 async function advance(undone) {
   busy = true;
   if (task) draw();
+  // A draft that arrived after its judgement would be shown when the item comes again.
+  await saving;
   try {
     const last = await flush();
     if (last && !last.refused) store(draftKey(), null);
@@ -358,7 +361,7 @@ $("undo").onclick = $("end-undo").onclick = undo;
 $("submit").onclick = () => submit();
 $("again").onclick = () => advance();
 $("who").onclick = async () => { if (busy && task) return; await enter(); $("who").textContent = config.tokens ? "Token" : me.name; advance(); };
-$("reason").oninput = () => { draft.reason = $("reason").value; draft.n++; saveDraft(); };
+$("reason").oninput = () => { if (busy) return; draft.reason = $("reason").value; draft.n++; saveDraft(); };
 // After a click the keys are those of the page again, so that Enter submits.
 document.addEventListener("click", (event) => { if (event.detail > 0) event.target.closest?.("button")?.blur(); });
 const ACTIONS = {

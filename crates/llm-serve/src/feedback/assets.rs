@@ -19,14 +19,12 @@ const STYLE: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 pub(super) const RANK_PAGE: Asset = Asset { kind: HTML, text: include_str!("../../assets/feedback/index.html") };
-
-/// The files that the pages load, with their paths.
-pub(super) const PARTS: [(&str, Asset); 4] = [
-    ("/feedback.css", Asset { kind: STYLE, text: include_str!("../../assets/feedback/feedback.css") }),
-    ("/common.js", Asset { kind: SCRIPT, text: include_str!("../../assets/feedback/common.js") }),
-    ("/drag.js", Asset { kind: SCRIPT, text: include_str!("../../assets/feedback/drag.js") }),
-    ("/rank.js", Asset { kind: SCRIPT, text: include_str!("../../assets/feedback/rank.js") }),
-];
+pub(super) const ARENA_PAGE: Asset = Asset { kind: HTML, text: include_str!("../../assets/feedback/arena.html") };
+pub(super) const STYLE_SHEET: Asset = Asset { kind: STYLE, text: include_str!("../../assets/feedback/feedback.css") };
+pub(super) const COMMON_SCRIPT: Asset = Asset { kind: SCRIPT, text: include_str!("../../assets/feedback/common.js") };
+pub(super) const RANK_SCRIPT: Asset = Asset { kind: SCRIPT, text: include_str!("../../assets/feedback/rank.js") };
+pub(super) const DRAG_SCRIPT: Asset = Asset { kind: SCRIPT, text: include_str!("../../assets/feedback/drag.js") };
+pub(super) const ARENA_SCRIPT: Asset = Asset { kind: SCRIPT, text: include_str!("../../assets/feedback/arena.js") };
 
 impl IntoResponse for Asset {
     fn into_response(self) -> Response {
@@ -47,7 +45,7 @@ mod tests {
 
     #[test]
     fn the_pages_are_small_and_name_no_other_server() {
-        let all: Vec<Asset> = PARTS.iter().map(|(_, asset)| *asset).chain([RANK_PAGE]).collect();
+        let all = [RANK_PAGE, ARENA_PAGE, STYLE_SHEET, COMMON_SCRIPT, RANK_SCRIPT, DRAG_SCRIPT, ARENA_SCRIPT];
         let bytes: usize = all.iter().map(|asset| asset.text.len()).sum();
         assert!(bytes <= 60 << 10, "{bytes} bytes");
         for asset in all {

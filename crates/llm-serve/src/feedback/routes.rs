@@ -1,44 +1,46 @@
-//! The routes of the ranking page.
+//! The routes of the ranking page, and those that all pages share.
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Json, Router};
 use llm_feedback::store::{self, AnnotatorId};
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::assets::{PARTS, RANK_PAGE};
+use super::app::{App, act, of_store};
+use super::assets::{COMMON_SCRIPT, DRAG_SCRIPT, RANK_PAGE, RANK_SCRIPT, STYLE_SHEET};
 use super::blind;
-use super::server::{App, LIMITS, of_store};
-use super::wire::{Draft, Judged, Named, OfItem, Undo};
-use crate::body::read;
+use super::wire::{Draft, Judged, OfItem, Undo};
 use crate::error::{ApiError, Result};
-use crate::guard::{bearer, check_host};
-use crate::wire::json::parse;
+use crate::guard::check_host;
 
-/// All routes. Requests of the page are `POST` with JSON, so that no other site can send them (`guard` checks the origin).
-pub(super) fn router(app: Arc<App>) -> Router {
-    let mut routes = Router::new()
+/// The routes of the ranking page.
+pub(super) fn ranking() -> Router<Arc<App>> {
+    Router::new()
         .route("/", get(async || RANK_PAGE))
-        .route("/health", get(async || axum::Json(json!({"status": "ok"}))))
-        .route("/api/config", post(config))
+        .route("/rank.js", get(async || RANK_SCRIPT))
+        .route("/drag.js", get(async || DRAG_SCRIPT))
         .route("/api/next", post(next))
         .route("/api/draft", post(draft))
         .route("/api/heartbeat", post(heartbeat))
         .route("/api/judge", post(judge))
-        .route("/api/undo", post(undo));
-    for (path, asset) in PARTS {
-        routes = routes.route(path, get(async move || asset));
-    }
+        .route("/api/undo", post(undo))
+}
+
+/// The routes of a page with those that all pages share. Requests of a page are `POST` with JSON, so that no other site can send them
+/// (`guard` checks the origin).
+pub(super) fn with_shared(page: Router<Arc<App>>, app: Arc<App>) -> Router {
     let missing = async || ApiError::new(StatusCode::NOT_FOUND, "there is no such page");
     let method = async || ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path has another method");
-    routes
+    page.route("/health", get(async || Json(json!({"status": "ok"}))))
+        .route("/feedback.css", get(async || STYLE_SHEET))
+        .route("/common.js", get(async || COMMON_SCRIPT))
+        .route("/api/config", post(config))
         .fallback(missing)
         .method_not_allowed_fallback(method)
         .layer(from_fn_with_state(Arc::clone(&app), guard))
@@ -53,28 +55,10 @@ async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     }
 }
 
-/// Reads a request, finds out who asks, and answers on a thread that may wait for the database.
-async fn act<T: DeserializeOwned + 'static>(
-    app: Arc<App>,
-    headers: HeaderMap,
-    body: Body,
-    answer: impl FnOnce(&App, AnnotatorId, T) -> Result<Value> + Send + 'static,
-) -> Result<axum::Json<Value>> {
-    let bytes = read(&headers, body, LIMITS).await?;
-    let token = bearer(&headers).map(str::to_owned);
-    let shared = Arc::clone(&app);
-    let work = move || {
-        let named: Named = parse(&bytes)?;
-        let asker = shared.asker(token.as_deref(), named.annotator.as_deref())?;
-        answer(&shared, asker, parse(&bytes)?)
-    };
-    app.work.run(work).await.map(axum::Json)
-}
-
 /// What the page must know before there is an annotator.
-async fn config(State(app): State<Arc<App>>) -> axum::Json<Value> {
+async fn config(State(app): State<Arc<App>>) -> Json<Value> {
     let policy = &app.options.policy;
-    axum::Json(json!({
+    Json(json!({
         "tokens": app.tokens,
         "grades": app.options.grades,
         "guideline": policy.guideline,
@@ -83,8 +67,8 @@ async fn config(State(app): State<Arc<App>>) -> axum::Json<Value> {
 }
 
 /// The next item, and how far the annotator is.
-async fn next(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<axum::Json<Value>> {
-    act(app, headers, body, |app, asker, _: Value| task(app, asker)).await
+async fn next(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>> {
+    act(&app, headers, body, |app, asker, _: Value| task(app, asker)).await.map(Json)
 }
 
 fn task(app: &App, asker: AnnotatorId) -> Result<Value> {
@@ -98,8 +82,8 @@ fn task(app: &App, asker: AnnotatorId) -> Result<Value> {
     }
 }
 
-async fn draft(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<axum::Json<Value>> {
-    act(app, headers, body, |app, asker, sent: Draft| {
+async fn draft(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>> {
+    act(&app, headers, body, |app, asker, sent: Draft| {
         app.store.save_draft(asker, &sent.item, &sent.draft).map_err(of_store)?;
         for event in &sent.events {
             app.store.log_event(Some(asker), Some(&sent.item), event).map_err(of_store)?;
@@ -107,18 +91,20 @@ async fn draft(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> R
         Ok(json!({"status": "saved"}))
     })
     .await
+    .map(Json)
 }
 
-async fn heartbeat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<axum::Json<Value>> {
-    act(app, headers, body, |app, asker, sent: OfItem| {
+async fn heartbeat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>> {
+    act(&app, headers, body, |app, asker, sent: OfItem| {
         let until = app.store.heartbeat(asker, &sent.item, &app.options.policy, store::now()).map_err(of_store)?;
         Ok(json!({"lease_until": until}))
     })
     .await
+    .map(Json)
 }
 
-async fn judge(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<axum::Json<Value>> {
-    act(app, headers, body, |app, asker, sent: Judged| {
+async fn judge(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>> {
+    act(&app, headers, body, |app, asker, sent: Judged| {
         let item = app.store.item(&sent.item).map_err(of_store)?;
         let item = item.ok_or_else(|| ApiError::invalid("item", format!("there is no item {:?}", sent.item)))?;
         let judgement = blind::judgement(sent, asker, &item.item.answers)?;
@@ -128,15 +114,17 @@ async fn judge(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> R
         }
     })
     .await
+    .map(Json)
 }
 
 /// Takes the last judgement back; answers with its item as the next task. An item of null: there was none to take back.
-async fn undo(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<axum::Json<Value>> {
-    act(app, headers, body, |app, asker, sent: Undo| {
+async fn undo(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>> {
+    act(&app, headers, body, |app, asker, sent: Undo| {
         let undone = app.store.undo(asker, &sent.id, &app.options.policy, store::now()).map_err(of_store)?;
         let mut answer = task(app, asker)?;
         answer["undone"] = undone.into();
         Ok(answer)
     })
     .await
+    .map(Json)
 }

@@ -1,31 +1,19 @@
-//! Starts and stops the server of the ranking page.
+//! Starts and stops the server of the ranking page or the arena.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use llm_feedback::store::{AnnotatorId, Store};
+use axum::Router;
+use llm_feedback::store::Store;
 
+use super::app::{App, LIMITS};
+use super::arena::{self, ArenaModel};
 use super::options::FeedbackOptions;
-use super::routes::router;
-use crate::error::{ApiError, Result};
-use crate::limits::Limits;
+use super::routes::{ranking, with_shared};
 use crate::listen::{Listening, ServeError};
-use crate::work::Work;
 
-/// Limits of this server: its requests are small.
-pub(super) const LIMITS: Limits = Limits {
-    max_body: 256 << 10,
-    max_connections: 256,
-    header_timeout: Duration::from_secs(30),
-    body_timeout: Duration::from_secs(30),
-    stall_timeout: Duration::from_secs(30),
-};
-
-/// How many requests may wait for the database.
-const MAX_PENDING: usize = 128;
-
-/// A running server of the ranking page.
+/// A running server of the ranking page or the arena.
 ///
 /// ```no_run
 /// use llm_feedback::store::Store;
@@ -43,16 +31,29 @@ pub struct FeedbackServer {
 
 impl FeedbackServer {
     /// Listens on `address` (port 0: any free port) and serves the items of `store`.
-    pub fn start(store: Store, address: SocketAddr, options: FeedbackOptions) -> std::result::Result<Self, ServeError> {
+    pub fn start(store: Store, address: SocketAddr, options: FeedbackOptions) -> Result<Self, ServeError> {
+        Self::listen(store, address, options, |app| with_shared(ranking(), app))
+    }
+
+    /// [`Self::start`] with the arena in place of the ranking page: both models answer the prompts of a person, who does not know which
+    /// is which and votes. Prompts, answers and votes are items and judgements of `store`.
+    pub fn start_arena(
+        store: Store,
+        models: [ArenaModel; 2],
+        address: SocketAddr,
+        options: FeedbackOptions,
+    ) -> Result<Self, ServeError> {
+        Self::listen(store, address, options, |app| with_shared(arena::routes(models), app))
+    }
+
+    fn listen(
+        store: Store,
+        address: SocketAddr,
+        options: FeedbackOptions,
+        routes: impl FnOnce(Arc<App>) -> Router,
+    ) -> Result<Self, ServeError> {
         let listening = Listening::start(address, LIMITS, |bound, _| {
-            let loopback = bound.ip().is_loopback();
-            router(Arc::new(App {
-                store,
-                tokens: options.tokens || !loopback,
-                loopback,
-                options,
-                work: Work::new(MAX_PENDING),
-            }))
+            routes(Arc::new(App::new(store, options, bound.ip().is_loopback())))
         })?;
         Ok(Self { listening })
     }
@@ -66,39 +67,5 @@ impl FeedbackServer {
     pub fn shutdown(self, deadline: Duration) {
         self.listening.stop();
         self.listening.end(deadline);
-    }
-}
-
-/// What all requests share.
-#[derive(Debug)]
-pub(super) struct App {
-    pub(super) store: Store,
-    pub(super) options: FeedbackOptions,
-    /// Whether annotators need tokens.
-    pub(super) tokens: bool,
-    pub(super) loopback: bool,
-    pub(super) work: Work,
-}
-
-impl App {
-    /// The annotator with this token, or without tokens the one with this name, who is added if new.
-    pub(super) fn asker(&self, token: Option<&str>, name: Option<&str>) -> Result<AnnotatorId> {
-        let unknown = |message: &str| ApiError::new(axum::http::StatusCode::UNAUTHORIZED, message);
-        if self.tokens {
-            let token = token.ok_or_else(|| unknown("the token is missing"))?;
-            let found =
-                self.store.authenticate(token).map_err(of_store)?.ok_or_else(|| unknown("the token is not valid"))?;
-            return Ok(found.id);
-        }
-        let name = name.map(str::trim).filter(|name| !name.is_empty()).ok_or_else(|| unknown("the name is missing"))?;
-        self.store.annotator(name).map_err(of_store)
-    }
-}
-
-/// The error of a request for an error of the database.
-pub(super) fn of_store(error: llm_feedback::Error) -> ApiError {
-    match error.is_callers_fault() {
-        true => ApiError::invalid("", error.to_string()),
-        false => ApiError::internal(error),
     }
 }

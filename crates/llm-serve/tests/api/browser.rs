@@ -174,11 +174,27 @@ impl Browser {
         self.touch("touchEnd", &[]);
     }
 
-    /// Touches an element.
-    pub fn tap(&mut self, selector: &str) {
-        let place = self.middle(selector);
-        self.touch("touchStart", &[place]);
-        self.touch("touchEnd", &[]);
+    /// Touches an element, until a condition is true. On a busy machine a touch may last so long that it is no tap.
+    pub fn tap(&mut self, selector: &str, condition: &str) {
+        for _ in 0..10 {
+            let place = self.middle(selector);
+            self.touch("touchStart", &[place]);
+            self.touch("touchEnd", &[]);
+            for _ in 0..50 {
+                if self.value(condition) == true {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        panic!("{condition} after a touch of {selector}");
+    }
+
+    /// Loads the page anew, and waits until that is done.
+    pub fn reload(&mut self) {
+        self.value("window.before = true");
+        self.call("Page.reload", json!({}));
+        self.wait("window.before === undefined && document.readyState === 'complete'");
     }
 
     /// Types a text.

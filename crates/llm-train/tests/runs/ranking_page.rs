@@ -100,8 +100,7 @@ fn every_acknowledged_judgement_is_stored_once_however_often_the_program_is_kill
         if kill % 7 == 3 {
             // The page is loaded anew while the server is away, and finds it again.
             program = Program::start(dir.path(), &port);
-            browser.call("Page.reload", serde_json::json!({}));
-            browser.wait("document.getElementById('counts') !== null");
+            browser.reload();
         } else {
             program = Program::start(dir.path(), &port);
         }

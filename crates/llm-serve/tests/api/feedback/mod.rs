@@ -1,5 +1,6 @@
 //! The ranking page.
 
+mod arena;
 mod http;
 mod page;
 

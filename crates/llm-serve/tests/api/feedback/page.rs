@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::{Ranking, item, plain};
 use crate::browser::Browser;
 
-const DESKTOP: (u32, u32) = (1280, 800);
-const PHONE: (u32, u32) = (390, 844);
+pub(super) const DESKTOP: (u32, u32) = (1280, 800);
+pub(super) const PHONE: (u32, u32) = (390, 844);
 /// The page waits for its user.
 const READY: &str = "document.getElementById('judge')?.hidden === false && !document.getElementById('undo').disabled";
 const ORDER: &str = "[...document.querySelectorAll('#order .group')].map(g => [...g.querySelectorAll('.chip')].map(c => c.textContent).join('')).join('>')";
@@ -86,12 +86,12 @@ fn a_person_judges_by_keys_alone() {
     browser.press("r", false);
     browser.insert("a reason 1");
     browser.press("Enter", false);
-    browser.call("Page.reload", json!({}));
+    browser.reload();
     browser.wait(&format!("{READY} && {ORDER} === 'C>A'"));
     assert_eq!(browser.value("document.getElementById('reason').value"), "a reason 1");
     browser.wait("fetch('health').then(r => r.ok)");
     browser.value("localStorage.removeItem(Object.keys(localStorage).find(k => k.startsWith('feedback.draft')))");
-    browser.call("Page.reload", json!({}));
+    browser.reload();
     browser.wait(&format!("{READY} && {ORDER} === 'C>A'"));
     // The answer that is left is the last one.
     submit(&mut browser, 1);
@@ -207,9 +207,8 @@ fn a_person_judges_with_a_finger() {
     assert_eq!(browser.value(ORDER), "B");
     browser.drag_by_touch("#tray .chip[data-index='0']", "#order .group[data-group='0']");
     assert_eq!(browser.value(ORDER), "BA");
-    browser.tap("#tray .chip[data-index='2']");
-    browser.wait(&format!("{ORDER} === 'BA>C'"));
-    browser.tap("#submit");
+    browser.tap("#tray .chip[data-index='2']", &format!("{ORDER} === 'BA>C'"));
+    browser.tap("#submit", "document.getElementById('counts').textContent.startsWith('1 done')");
     wait_done(&mut browser, 1);
     assert_eq!(by_letters(&ranking, "one", "anna"), "AB>C");
     check_page(&mut browser, 8);
@@ -269,7 +268,7 @@ fn a_judgement_waits_in_the_browser_for_its_acknowledgement() {
     browser.wait("lost >= 2 && !document.getElementById('notice').hidden");
     let waiting = "Object.keys(localStorage).filter(k => k.startsWith('feedback.out')).length";
     assert_eq!(browser.value(waiting), 1);
-    browser.call("Page.reload", json!({}));
+    browser.reload();
     wait_done(&mut browser, 1);
     browser.wait(&format!("{waiting} === 0 && document.getElementById('notice').hidden"));
     assert_eq!(ranking.store.history().unwrap().len(), 1);

@@ -1,5 +1,6 @@
 //! The commands `feedback`: answers of models, judged by people.
 
+mod arena;
 mod collect;
 mod files;
 mod policy;
@@ -13,6 +14,7 @@ use llm_hub::Wanted;
 
 use crate::Error;
 use crate::run::Event;
+use arena::Arena;
 use collect::{Collect, Simulate};
 use files::{Export, Import};
 use rank::Rank;
@@ -25,6 +27,8 @@ pub(super) enum Feedback {
     Collect(Collect),
     /// Serve the page on which people rank the answers of a database
     Serve(Serve),
+    /// Serve a page where two models answer live, blind, and people vote
+    Arena(Arena),
     /// Judge answers in the terminal, blind
     Rank(Rank),
     /// Let simulated annotators judge
@@ -45,6 +49,10 @@ impl Feedback {
                 let hub = args.hub;
                 args.model.iter_mut().try_for_each(|path| hub.resolve(path, Wanted::Model))
             }
+            Self::Arena(args) => {
+                let hub = args.hub;
+                args.model.iter_mut().try_for_each(|path| hub.resolve(path, Wanted::Model))
+            }
             Self::Simulate(args) => super::hub::given(args.hub, &mut args.reward, Wanted::Model),
             Self::Serve(_) | Self::Rank(_) | Self::Report(_) | Self::Import(_) | Self::Export(_) => Ok(()),
         }
@@ -62,6 +70,7 @@ pub(super) fn run(command: Feedback, observer: &mut dyn FnMut(Event)) -> Result<
         Feedback::Collect(args) => collect::run_collect(&args, observer),
         Feedback::Simulate(args) => collect::run_simulate(&args, observer),
         Feedback::Serve(args) => serve::serve(&args),
+        Feedback::Arena(args) => arena::arena(&args),
         Feedback::Rank(args) => rank::run_rank(&args),
         Feedback::Report(args) => report::run_report(&args),
         Feedback::Import(args) => files::run_import(&args),

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use clap::{Args, value_parser};
-use llm_feedback::store::{Policy, Store};
+use clap::Args;
+use llm_feedback::store::Store;
 use llm_serve::feedback::{FeedbackOptions, FeedbackServer};
 
+use super::policy::PolicyOptions;
 use crate::Error;
 
 /// Options of the pages for people.
@@ -32,9 +33,6 @@ pub(super) struct Listen {
     /// Give this annotator a new token in place of a lost one (repeatable)
     #[arg(long, value_name = "NAME")]
     renew_token: Vec<String>,
-    /// File with the guideline that annotators see
-    #[arg(long, value_name = "FILE")]
-    guideline: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -48,21 +46,8 @@ pub(in crate::cli) struct Serve {
     db: PathBuf,
     #[command(flatten)]
     listen: Listen,
-    /// How many annotators judge each item, at least 1
-    #[arg(long, value_name = "N", default_value_t = Policy::default().overlap, value_parser = value_parser!(u32).range(1..))]
-    overlap: u32,
-    /// One of this many items is a gold item, if there are any; 0: none
-    #[arg(long, value_name = "N", default_value_t = Policy::default().gold_every)]
-    gold_every: u32,
-    /// After this many items one of the annotator's own items is shown again; 0: never
-    #[arg(long, value_name = "N", default_value_t = Policy::default().repeat_every)]
-    repeat_every: u32,
-    /// Minutes for which an item is reserved for the annotator who sees it, 1 to 1440
-    #[arg(long, value_name = "MINUTES", default_value_t = 10, value_parser = value_parser!(u64).range(1..=1440))]
-    lease: u64,
-    /// Seed of the order of the answers, and of the places of gold items and repeats
-    #[arg(long, default_value_t = Policy::default().seed)]
-    seed: u64,
+    #[command(flatten)]
+    policy: PolicyOptions,
     /// Ask for grades of each answer too: accuracy, helpfulness, safety
     #[arg(long)]
     grades: bool,
@@ -71,14 +56,7 @@ pub(in crate::cli) struct Serve {
 /// Runs the command.
 pub(super) fn serve(args: &Serve) -> Result<String, Error> {
     let store = Store::open_existing(&args.db)?;
-    let policy = Policy {
-        overlap: args.overlap,
-        gold_every: args.gold_every,
-        repeat_every: args.repeat_every,
-        lease: Duration::from_secs(60 * args.lease),
-        seed: args.seed,
-        ..Policy::default()
-    };
+    let policy = args.policy.policy()?;
     let options = FeedbackOptions { policy, grades: args.grades, ..FeedbackOptions::default() };
     let items = store.item_count()?;
     if items == 0 {
@@ -99,9 +77,6 @@ impl Listen {
     ) -> Result<String, Error> {
         options.hosts.clone_from(&self.allow_host);
         options.tokens = self.tokens || !self.host.is_loopback();
-        if let Some(path) = &self.guideline {
-            options.policy.guideline = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        }
         let makes_tokens = !self.annotator.is_empty() || !self.renew_token.is_empty();
         if makes_tokens && !options.tokens {
             let problem =
