@@ -20,6 +20,8 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 pub(super) const RANK_PAGE: Asset = Asset { kind: HTML, text: include_str!("../../assets/feedback/index.html") };
 pub(super) const ARENA_PAGE: Asset = Asset { kind: HTML, text: include_str!("../../assets/feedback/arena.html") };
+pub(super) const REPORT_PAGE: Asset = Asset { kind: HTML, text: include_str!("../../assets/feedback/report.html") };
+pub(super) const REPORT_SCRIPT: Asset = Asset { kind: SCRIPT, text: include_str!("../../assets/feedback/report.js") };
 pub(super) const STYLE_SHEET: Asset = Asset { kind: STYLE, text: include_str!("../../assets/feedback/feedback.css") };
 pub(super) const COMMON_SCRIPT: Asset = Asset { kind: SCRIPT, text: include_str!("../../assets/feedback/common.js") };
 pub(super) const RANK_SCRIPT: Asset = Asset { kind: SCRIPT, text: include_str!("../../assets/feedback/rank.js") };
@@ -45,7 +47,17 @@ mod tests {
 
     #[test]
     fn the_pages_are_small_and_name_no_other_server() {
-        let all = [RANK_PAGE, ARENA_PAGE, STYLE_SHEET, COMMON_SCRIPT, RANK_SCRIPT, DRAG_SCRIPT, ARENA_SCRIPT];
+        let all = [
+            RANK_PAGE,
+            ARENA_PAGE,
+            REPORT_PAGE,
+            REPORT_SCRIPT,
+            STYLE_SHEET,
+            COMMON_SCRIPT,
+            RANK_SCRIPT,
+            DRAG_SCRIPT,
+            ARENA_SCRIPT,
+        ];
         let bytes: usize = all.iter().map(|asset| asset.text.len()).sum();
         assert!(bytes <= 60 << 10, "{bytes} bytes");
         for asset in all {

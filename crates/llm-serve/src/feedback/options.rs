@@ -12,6 +12,8 @@ pub struct FeedbackOptions {
     pub tokens: bool,
     /// Whether the page asks for grades of each answer: accuracy, helpfulness and safety. Default false.
     pub grades: bool,
+    /// The annotators who can see the report, which names the models, where tokens are needed. Without tokens everybody can.
+    pub admins: Vec<String>,
     /// Names in the header `Host` that are accepted besides loopback names, while the server listens on a loopback address. So no page of
     /// another site can reach it under a name of its own (DNS rebinding).
     pub hosts: Vec<String>,

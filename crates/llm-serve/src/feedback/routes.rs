@@ -9,11 +9,12 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use llm_feedback::report::ReportOptions;
 use llm_feedback::store::{self, AnnotatorId};
 use serde_json::{Value, json};
 
 use super::app::{App, act, of_store};
-use super::assets::{COMMON_SCRIPT, DRAG_SCRIPT, RANK_PAGE, RANK_SCRIPT, STYLE_SHEET};
+use super::assets::{COMMON_SCRIPT, DRAG_SCRIPT, RANK_PAGE, RANK_SCRIPT, REPORT_PAGE, REPORT_SCRIPT, STYLE_SHEET};
 use super::blind;
 use super::wire::{Draft, Judged, OfItem, Undo};
 use crate::error::{ApiError, Result};
@@ -40,6 +41,9 @@ pub(super) fn with_shared(page: Router<Arc<App>>, app: Arc<App>) -> Router {
     page.route("/health", get(async || Json(json!({"status": "ok"}))))
         .route("/feedback.css", get(async || STYLE_SHEET))
         .route("/common.js", get(async || COMMON_SCRIPT))
+        .route("/report", get(async || REPORT_PAGE))
+        .route("/report.js", get(async || REPORT_SCRIPT))
+        .route("/api/report", post(report))
         .route("/api/config", post(config))
         .fallback(missing)
         .method_not_allowed_fallback(method)
@@ -64,6 +68,24 @@ async fn config(State(app): State<Arc<App>>) -> Json<Value> {
         "guideline": policy.guideline,
         "guideline_version": policy.guideline_version(),
     }))
+}
+
+/// The report, for everybody where names are enough, else for admins.
+async fn report(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>> {
+    act(&app, headers, body, |app, asker, _: Value| {
+        if app.tokens {
+            let annotators = app.store.annotators().map_err(of_store)?;
+            let is_admin = |name: &String| app.options.admins.contains(name);
+            if !annotators.iter().any(|annotator| annotator.id == asker && is_admin(&annotator.name)) {
+                let message = "the report names the models; it is for the annotators of --admin";
+                return Err(ApiError::new(StatusCode::FORBIDDEN, message));
+            }
+        }
+        let report = llm_feedback::report::report(&app.store, &ReportOptions::default()).map_err(of_store)?;
+        Ok(json!({"report": report.to_string()}))
+    })
+    .await
+    .map(Json)
 }
 
 /// The next item, and how far the annotator is.

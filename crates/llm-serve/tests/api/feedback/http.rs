@@ -17,7 +17,7 @@ fn two_answers(count: usize) -> Vec<llm_feedback::store::NewItem> {
 #[test]
 fn pages_have_a_policy_that_allows_only_their_own_server() {
     let ranking = Ranking::new(&two_answers(1), plain());
-    for path in ["/", "/rank.js", "/common.js", "/drag.js", "/feedback.css"] {
+    for path in ["/", "/report", "/report.js", "/rank.js", "/common.js", "/drag.js", "/feedback.css"] {
         let response = ranking.agent.get(ranking.url(path)).call().unwrap();
         assert_eq!(response.status().as_u16(), 200, "{path}");
         let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
@@ -74,6 +74,25 @@ fn with_tokens_only_annotators_get_items() {
         .send(json!({"annotator": "anna"}).to_string())
         .unwrap();
     assert_eq!(response.status().as_u16(), 401, "{}", response.body_mut().read_to_string().unwrap());
+}
+
+#[test]
+fn the_report_is_for_admins_where_tokens_are_needed() {
+    let options = FeedbackOptions { tokens: true, admins: vec!["eve".to_owned()], ..plain() };
+    let ranking = Ranking::new(&two_answers(2), options);
+    let tokens = ["anna", "eve"].map(|name| format!("Bearer {}", ranking.store.add_annotator(name).unwrap().1));
+    let task = ranking.ask("/api/next", &json!({}), &[("Authorization", &tokens[0])]).1["task"].clone();
+    let judged = ranking.ask("/api/judge", &judgement("", "id-1", &task), &[("Authorization", &tokens[0])]);
+    assert_eq!(judged.0, 200, "{}", judged.1);
+    let (status, refused) = ranking.ask("/api/report", &json!({}), &[("Authorization", &tokens[0])]);
+    assert!(status == 403 && !refused.to_string().contains("secret"), "{refused}");
+    let (status, answer) = ranking.ask("/api/report", &json!({}), &[("Authorization", &tokens[1])]);
+    let text = answer["report"].as_str().unwrap();
+    assert!(status == 200 && text.contains("1 judgements") && text.contains("secret-model-0"), "{text}");
+    let named = Ranking::new(&two_answers(1), plain());
+    assert!(
+        named.post("/api/report", &json!({"annotator": "anna"}))["report"].as_str().unwrap().contains("0 judgements")
+    );
 }
 
 #[test]

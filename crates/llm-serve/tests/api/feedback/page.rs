@@ -314,6 +314,12 @@ fn the_page_fits_desktops_and_phones_in_light_and_dark() {
             keys(&mut browser, "Escape s");
             browser.screenshot(&format!("{name}-skip"));
             browser.press("Escape", false);
+            browser.open(&ranking.url("/report"), size, phone);
+            browser.wait("document.getElementById('report')?.textContent.includes('judgements')");
+            browser.screenshot(&format!("{name}-report"));
+            check_page(&mut browser, 2);
+            browser.open(&ranking.url("/"), size, phone);
+            browser.wait(READY);
             // Every button is large enough for a finger.
             if phone {
                 let small = "[...document.querySelectorAll('button')].filter(b => b.offsetParent && b.getBoundingClientRect().height < 38).map(b => b.textContent)";

@@ -30,6 +30,9 @@ pub(super) struct Listen {
     /// Give this annotator a token and print the link with it (repeatable)
     #[arg(long, value_name = "NAME")]
     annotator: Vec<String>,
+    /// Annotator who can see the page /report, which names the models (repeatable); without tokens everybody can
+    #[arg(long, value_name = "NAME")]
+    admin: Vec<String>,
     /// Give this annotator a new token in place of a lost one (repeatable)
     #[arg(long, value_name = "NAME")]
     renew_token: Vec<String>,
@@ -76,6 +79,7 @@ impl Listen {
         start: impl FnOnce(Store, SocketAddr, FeedbackOptions) -> Result<FeedbackServer, llm_serve::ServeError>,
     ) -> Result<String, Error> {
         options.hosts.clone_from(&self.allow_host);
+        options.admins.clone_from(&self.admin);
         options.tokens = self.tokens || !self.host.is_loopback();
         let makes_tokens = !self.annotator.is_empty() || !self.renew_token.is_empty();
         if makes_tokens && !options.tokens {
