@@ -130,6 +130,7 @@ def trl(args, rows, start):
             if "loss" in logs:
                 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
                 lines.append(line("trl", state.global_step, float(logs["loss"]), began[-1], memory))
+                print(json.dumps(lines[-1]), flush=True)
 
     if args.stage == "dpo":
         model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
@@ -178,8 +179,6 @@ def main():
         for step in mine:
             print(json.dumps(step), flush=True)
         theirs = trl(args, rows, start)
-        for step in theirs:
-            print(json.dumps(step), flush=True)
     if mine:
         gaps = [abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(mine, theirs, strict=True)]
         # The first step includes one-time costs.

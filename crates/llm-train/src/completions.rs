@@ -143,9 +143,62 @@ pub(crate) fn numbers(x: &Tensor) -> Result<Vec<f64>> {
 
 #[cfg(test)]
 mod tests {
+    use llm_model::{Head, ModelConfig};
     use llm_tokenizer::{TrainConfig, train_bpe};
 
     use super::*;
+    use crate::rollout::reply_logprobs;
+
+    fn model() -> Model {
+        let config = ModelConfig {
+            vocab_size: 30,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            initializer_range: 0.3,
+            ..ModelConfig::default()
+        };
+        Model::init(config, Head::LanguageModel, 3).unwrap().frozen().unwrap()
+    }
+
+    /// Each row of a ragged batch has the sum that it has alone, and that of the tokens of a padded batch (PPO's code).
+    #[test]
+    fn an_answer_has_the_same_log_probability_alone_and_in_any_batch() {
+        let model = model();
+        let replies: [Reply; 3] = [(&[1, 2, 3], &[4, 5, 6, 7]), (&[8], &[9]), (&[10, 11, 12, 13, 14], &[15, 16])];
+        let together = numbers(&answer_logprobs(&model, &replies).unwrap().sums).unwrap();
+        let tokens = reply_logprobs(&model, &replies, 1., 0).unwrap().to_vec1::<f32>().unwrap();
+        let (mut at, mut padded) = (0, Vec::new());
+        for (_, answer) in replies {
+            padded.push(tokens[at..at + answer.len()].iter().map(|&x| f64::from(x)).sum::<f64>());
+            at += answer.len();
+        }
+        let alone = frozen_logprobs(&model, &replies, 1).unwrap();
+        for ((together, alone), padded) in together.iter().zip(&alone).zip(&padded) {
+            assert!((together - alone).abs() < 1e-5 && (together - padded).abs() < 1e-5, "{together} {alone} {padded}");
+        }
+    }
+
+    /// A changed token changes its own log-probability and later ones, and no earlier one.
+    #[test]
+    fn a_changed_token_leaves_the_log_probabilities_before_it_unchanged() {
+        let (model, query) = (model(), [1u32, 2, 3]);
+        let of = |answer: &[u32]| -> Vec<f32> {
+            reply_logprobs(&model, &[(&query, answer)], 1., 0).unwrap().to_vec1().unwrap()
+        };
+        let sum = |answer: &[u32]| numbers(&answer_logprobs(&model, &[(&query, answer)]).unwrap().sums).unwrap()[0];
+        let (first, changed) = (of(&[4, 5, 6, 7]), of(&[4, 5, 9, 7]));
+        assert_eq!(first[..2], changed[..2]);
+        assert!(first[2] != changed[2] && first[3] != changed[3]);
+        // The sums of the beginnings differ by the log-probability of one token each.
+        for t in 1..4 {
+            let answer = [4, 5, 6, 7];
+            let step = sum(&answer[..=t]) - sum(&answer[..t]);
+            assert!((step - f64::from(first[t])).abs() < 1e-5, "{t}: {step} {}", first[t]);
+        }
+    }
 
     fn tokenizer() -> Tokenizer {
         let config = TrainConfig { vocab_size: 300, min_frequency: 2 };
