@@ -41,7 +41,7 @@ pub fn robust_dpo(difference: &Tensor, beta: f64, label_smoothing: f64) -> Resul
     Ok(((right - wrong)? / (1. - 2. * label_smoothing))?)
 }
 
-/// The hinge loss of each pair, `max(0, 1 - β·d)` (SLiC, Zhao et al. 2023, arXiv 2305.10425, on DPO's reward). See [`dpo`] for
+/// The hinge loss of each pair, `max(0, 1 - β·d)` (`SLiC`, Zhao et al. 2023, arXiv 2305.10425, on DPO's reward). See [`dpo`] for
 /// `difference`.
 pub fn hinge(difference: &Tensor, beta: f64) -> Result<Tensor> {
     Ok((1. - (difference * beta)?)?.relu()?)
@@ -123,7 +123,7 @@ mod tests {
         let (ref_chosen, ref_rejected) = ([-0.5, -10.1, -0.1], [-0.1, -20.1, -0.1]);
         let difference: Vec<f64> =
             (0..3).map(|i| (chosen[i] - ref_chosen[i]) - (rejected[i] - ref_rejected[i])).collect();
-        assert_near(dpo(&tensor(&difference), 0.1, 0.), &[0.693147, 0.313262, 0.126928]);
+        assert_near(dpo(&tensor(&difference), 0.1, 0.), &[std::f64::consts::LN_2, 0.313262, 0.126928]);
         // Log-ratios +1 and -2, and the same with the answers exchanged.
         assert_near(dpo(&tensor(&[3., -3.]), 0.1, 0.), &[0.554355, 0.854355]);
         assert_near(dpo(&tensor(&[3.]), 0.1, 0.1), &[0.584355]);

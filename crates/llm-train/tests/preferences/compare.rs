@@ -125,7 +125,7 @@ fn people_decide_through_the_database() {
             annotator,
             kind,
             shown,
-            grades: Default::default(),
+            grades: std::collections::BTreeMap::new(),
             reason: (votes % 5 == 0).then(|| "unclear".to_owned()),
             started: now(),
             ms_visible: 1,

@@ -191,7 +191,7 @@ fn load(inputs: &DpoInputs) -> Result<(Tokenizer, Model)> {
 /// The reference of the training pairs: the model, or its log-probabilities, which an interrupted run has stored.
 fn reference_of(recipe: &DpoRecipe, model: Model, train: &[Pair], run: &Path) -> Result<Reference> {
     if !recipe.precompute_ref_log_probs {
-        return Ok(Reference::Model(model));
+        return Ok(Reference::Model(Box::new(model)));
     }
     if let Some(stored) = reference::stored(run, train.len()) {
         return Ok(Reference::Stored(stored));

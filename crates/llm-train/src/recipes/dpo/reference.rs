@@ -17,7 +17,7 @@ pub(super) enum Reference {
     /// The loss has no reference.
     None,
     /// The frozen model, asked at each step.
-    Model(Model),
+    Model(Box<Model>),
     /// Log-probabilities of the (chosen, rejected) answer of each training pair.
     Stored(Vec<[f64; 2]>),
 }
