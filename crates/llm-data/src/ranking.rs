@@ -112,18 +112,18 @@ impl Keyed for Ranking {
 }
 
 fn indices_or_groups<S: Serializer>(order: &[Vec<usize>], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(order.iter().map(index_or_group))
+    serializer.collect_seq(order.iter().map(|group| index_or_group(group)))
 }
 
-fn index_or_group(group: &Vec<usize>) -> Value {
-    match group[..] {
-        [index] => Value::from(index),
-        _ => Value::from(group.clone()),
+fn index_or_group(group: &[usize]) -> Value {
+    match group {
+        [index] => Value::from(*index),
+        _ => Value::from(group),
     }
 }
 
 fn orders_by_head<S: Serializer>(heads: &BTreeMap<String, Vec<Vec<usize>>>, serializer: S) -> Result<S::Ok, S::Error> {
-    let order = |order: &Vec<Vec<usize>>| order.iter().map(index_or_group).collect::<Vec<_>>();
+    let order = |order: &Vec<Vec<usize>>| order.iter().map(|group| index_or_group(group)).collect::<Vec<_>>();
     serializer.collect_map(heads.iter().map(|(name, groups)| (name, order(groups))))
 }
 

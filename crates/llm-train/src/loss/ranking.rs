@@ -194,7 +194,7 @@ mod tests {
         let scores = tensor(&[2., 0., 0.5]);
         let tied = f64::midpoint(softplus(0.5), softplus(-0.5));
         let expected = (softplus(-2.) + softplus(-1.5) + tied) / 3.;
-        assert!((value(k_way_with_ties(&scores, &[prompt.clone()], 0.)) - expected).abs() < 1e-12);
+        assert!((value(k_way_with_ties(&scores, std::slice::from_ref(&prompt), 0.)) - expected).abs() < 1e-12);
         let centered = expected + 0.1 * (4. + 6.25 + 0.25) / 3.;
         assert!((value(k_way_with_ties(&scores, &[prompt], 0.1)) - centered).abs() < 1e-12);
         // Only ties.

@@ -147,7 +147,7 @@ impl Iterator for Numbers<'_> {
     fn next(&mut self) -> Option<Number> {
         let bytes = self.text.as_bytes();
         let is_digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
-        let digits_from = |at: usize| (at..).take_while(|&at| is_digit(at)).count();
+        let digits_from = |at: usize| bytes.iter().skip(at).take_while(|byte| byte.is_ascii_digit()).count();
         let begins = |at: usize| is_digit(at) || bytes[at] == b'.' && is_digit(at + 1);
         let first = (self.at..bytes.len()).find(|&at| begins(at))?;
         let mut end = first + digits_from(first);
