@@ -97,6 +97,7 @@ fn initial_gradients_equal_the_policy_gradient() {
 fn metrics_after_a_change_of_the_models_equal_their_definitions() {
     let value_optimizer = OptimizerConfig { learning_rate: 7e-3, ..recipe().value_optimizer };
     let first = PpoRecipe { micro_batch_size: 3, cliprange: 0.1, cliprange_value: 0.45, value_optimizer, ..recipe() };
+    #[allow(clippy::needless_late_init, reason = "the trainer borrows it, so it is declared first")]
     let steered;
     let mut trainer =
         PpoTrainer { reference: model(Head::LanguageModel, 9).frozen().unwrap(), kl_coef: 0.2, ..trainer(&first) };

@@ -381,7 +381,7 @@ fn rewards_of_the_form_equal_those_of_trl() {
     };
     let ids: Vec<Vec<u32>> = (0..60).map(|_| (0..3 + next(14)).map(|_| next(4)).collect()).collect();
     let parts = ["<think>", "</think>", "a", "\n", " ", "<think>", "</think>"];
-    let texts: Vec<String> = (0..400).map(|_| (0..1 + next(6)).map(|_| parts[next(7) as usize]).collect()).collect();
+    let texts: Vec<String> = (0..400).map(|_| (0..=next(6)).map(|_| parts[next(7) as usize]).collect()).collect();
     let mut child = std::process::Command::new(python)
         .args(["-c", script])
         .stdin(std::process::Stdio::piped())
