@@ -152,6 +152,8 @@ pub fn grpo(recipe: &GrpoRecipe, inputs: &GrpoInputs, out: impl AsRef<Path>, opt
     };
     let reference = if recipe.beta > 0. { Some(start(&base)?) } else { None };
     let policy = adapters.learner(&base, &setup, &recipe.optimizer)?;
+    // Without a reference, the weights at the start are not needed any more.
+    drop(base);
     let mut trainer = GrpoTrainer::new(policy, reference, &reward, ids, recipe)?;
     let run = setup.open(Plan {
         steps: recipe.updates,
