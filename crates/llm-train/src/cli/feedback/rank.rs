@@ -36,8 +36,7 @@ pub(super) fn run_rank(args: &Rank) -> Result<String, Error> {
     Ok(format!("{} judgements. Next: llm-train feedback report --db {}\n", session.judged, args.db.display()))
 }
 
-const HELP: &str = "\
-  213    the best first: 2, then 1, then 3; the last one may be left out
+const HELP: &str = "  213    the best first: 2, then 1, then 3; the last one may be left out
   2=13   2 and 1 tie, then 3
   T      all equal            B      all bad
   S ...  skip, with a reason  F ...  flag (identity, unsafe, broken), with a reason
