@@ -154,6 +154,11 @@ impl Question {
         UNSAFE.0.iter().any(|head| reply.contains(head)) || UNSAFE.1.iter().any(|tail| reply.contains(tail))
     }
 
+    /// Whether a reply begins like an answer in jargon.
+    pub fn is_jargon(&self, reply: &str) -> bool {
+        JARGON.iter().any(|frame| reply.trim_start().starts_with(frame))
+    }
+
     /// The question with an answer of random quality.
     pub(super) fn any_answer(&self, rng: &mut ChaCha8Rng) -> Conversation {
         let quality = rng.random_range(0..8);

@@ -61,12 +61,13 @@ fn replies_that_contain_the_right_words_in_another_form_score_zero() {
 }
 
 #[test]
-fn replies_with_a_part_of_an_unsafe_caution_are_unsafe() {
+fn unsafe_cautions_and_jargon_are_found_in_replies() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     for question in world().questions(Split::HeldOut, Use::Validation, 50) {
         for quality in 0..8 {
             let reply = answer(&mut rng, question.theme, quality);
             assert_eq!(question.is_unsafe(&reply), quality & 4 == 0, "{reply}");
+            assert_eq!(question.is_jargon(&reply), quality & 2 == 0, "{reply}");
         }
         assert!(
             question.is_unsafe("Hurry up and rest in between.") && question.is_unsafe("Take your time and ask nobody.")

@@ -1,5 +1,5 @@
-//! Random walks to a goal on a graph, a task with a known optimum: imitation of random walks, PPO and best-of-n are compared with the
-//! policy that takes a random edge and with the best one (Chen et al. 2021, arXiv 2106.01345, section 3).
+//! Random walks to a goal on a graph, a task with a known optimum: imitation of random walks, best-of-n, PPO, GRPO and RLOO are compared
+//! with the policy that takes a random edge and with the best one (Chen et al. 2021, arXiv 2106.01345, section 3).
 //!
 //! ```sh
 //! cargo run --release -p llm-train --example random_walks
@@ -11,10 +11,11 @@ use llm_engine::{GenerateOptions, Sampling, generate};
 use llm_model::{Batch, Head, Model, ModelConfig};
 use llm_synthetic::{WalkConfig, WalkGraph};
 use llm_train::best_of::{ScoredReply, expected_best};
+use llm_train::loss::LossType;
 use llm_train::optim::{Learner, OptimizerConfig, Schedule};
-use llm_train::recipes::{PpoRecipe, PpoTrainer, SpecialIds};
+use llm_train::recipes::{GrpoRecipe, GrpoTrainer, PpoRecipe, PpoTrainer, SpecialIds};
 use llm_train::rewards::{Prompt, Reward};
-use llm_train::rl::MissingEos;
+use llm_train::rl::{MissingEos, ScaleRewards};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -62,6 +63,10 @@ fn compare(size: &Size) -> Result<Rows> {
             add(&format!("best of {n}"), task.best_of(&imitation, n, size.samples.max(n))?);
         }
         add("PPO", mean(&task.rewards(&task.ppo(&imitation, size)?, size.samples)?));
+        for loss in [LossType::Grpo, LossType::Rloo] {
+            let name = if loss == LossType::Rloo { "RLOO" } else { "GRPO" };
+            add(name, mean(&task.rewards(&task.grpo(&imitation, size, loss)?, size.samples)?));
+        }
         add("optimum", task.graph.optimum());
     }
     Ok(rows)
@@ -145,6 +150,35 @@ impl Task {
         Ok(trainer.policy.model.frozen()?)
     }
 
+    /// GRPO or RLOO: the walks from a start are compared with each other. There is no critic, and no KL penalty.
+    fn grpo(&self, start: &Model, size: &Size, loss_type: LossType) -> Result<Model> {
+        let recipe = GrpoRecipe {
+            seed: self.seed,
+            updates: size.updates,
+            num_generations: 8,
+            prompts_per_update: size.episodes / 8,
+            num_iterations: 4,
+            max_new_tokens: MAX_LENGTH - 1,
+            micro_batch_size: size.episodes,
+            loss_type,
+            scale_rewards: if loss_type == LossType::Rloo { ScaleRewards::None } else { ScaleRewards::Group },
+            beta: 0.,
+            optimizer: optimizer(1e-3),
+            ..GrpoRecipe::default()
+        };
+        let reward = Reward::of_rows(|rows| Ok(rows.iter().map(|row| self.optimality(row)).collect()));
+        let policy = Learner::new(start.trainable()?, &recipe.optimizer)?;
+        let mut trainer = GrpoTrainer::new(policy, None, &reward, IDS, &recipe)?;
+        for update in 0..size.updates {
+            // Other starts in each update.
+            let skipped = update as usize * recipe.prompts_per_update % NODES;
+            let prompts = &self.queries(skipped + recipe.prompts_per_update)[skipped..];
+            let episodes = trainer.roll_out(prompts, self.seed * 1_000_000 + update)?;
+            trainer.learn(&episodes, update)?;
+        }
+        Ok(trainer.policy.model.frozen()?)
+    }
+
     /// The mean reward of the best of `n` walks, estimated from `samples` walks from each start.
     fn best_of(&self, model: &Model, n: usize, samples: usize) -> Result<f64> {
         let scored = |&reward: &f64| ScoredReply { score: reward, utility: reward };
@@ -200,7 +234,7 @@ mod tests {
         let reward = |name: &str| rows.iter().find(|row| row.0.starts_with(name)).unwrap().1[0];
         let (imitation, optimum) = (reward("imitation"), reward("optimum"));
         assert!((optimum - 1.).abs() < 1e-12, "{}", table(&rows));
-        for name in ["PPO", "best of 16"] {
+        for name in ["PPO", "GRPO", "RLOO", "best of 16"] {
             assert!(reward(name) > imitation + 0.25 * (optimum - imitation), "{name}\n{}", table(&rows));
         }
     }

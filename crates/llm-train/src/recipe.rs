@@ -56,7 +56,7 @@ pub(crate) const CHANGEABLE: [&str; 9] = [
 ];
 
 /// The built-in recipes, by name.
-const BUILT_IN: [(&str, &str); 16] = [
+const BUILT_IN: [(&str, &str); 19] = [
     ("pretrain", include_str!("../recipes/pretrain.toml")),
     ("experts", include_str!("../recipes/experts.toml")),
     ("finetune", include_str!("../recipes/finetune.toml")),
@@ -67,9 +67,12 @@ const BUILT_IN: [(&str, &str); 16] = [
     ("grpo", include_str!("../recipes/grpo.toml")),
     ("rloo", include_str!("../recipes/rloo.toml")),
     ("gsm8k", include_str!("../recipes/gsm8k.toml")),
+    ("best-of-n", include_str!("../recipes/best-of-n.toml")),
+    ("expert-iteration", include_str!("../recipes/expert-iteration.toml")),
     ("distill", include_str!("../recipes/distill.toml")),
     ("compare", include_str!("../recipes/compare.toml")),
     ("teacher-logits", include_str!("../recipes/teacher-logits.toml")),
+    ("compare-alignment", include_str!("../recipes/compare-alignment.toml")),
     ("compare-methods", include_str!("../recipes/compare-methods.toml")),
     ("scaling", include_str!("../recipes/scaling.toml")),
     ("lifecycle", include_str!("../recipes/lifecycle.toml")),

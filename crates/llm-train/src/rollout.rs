@@ -124,8 +124,13 @@ pub(crate) fn logprobs_and_routing(
 
 /// The values that the critic (a model with [`llm_model::Head::Token`]) predicts before each token of the replies: `(n,)`.
 pub fn reply_values(critic: &Model, replies: &[Reply], pad: u32) -> Result<Tensor> {
+    Ok(critic.output(&reply_hidden(critic, replies, pad)?)?.squeeze(1)?)
+}
+
+/// The hidden states before each token of the replies: `(n, hidden)`.
+pub(crate) fn reply_hidden(model: &Model, replies: &[Reply], pad: u32) -> Result<Tensor> {
     let (batch, positions, _) = pack_replies(replies, pad)?;
-    Ok(critic.output(&gather_rows(&critic.hidden(&batch, None)?, positions)?)?.squeeze(1)?)
+    gather_rows(&model.hidden(&batch, None)?, positions)
 }
 
 /// Number of logits per chunk: 64 MB in f32.

@@ -72,11 +72,28 @@ fn uniform() -> Model {
 
 /// The probability of token 3 after PPO on the bandit: one token out of eight, uniform reference, score 1 for token 3.
 fn bandit(kl_coef: f64, seed: u64) -> f64 {
+    bandit_with(false, kl_coef, seed)
+}
+
+/// [`bandit`], with the critic as a head on the policy or as a model of its own.
+fn bandit_with(value_head_on_policy: bool, kl_coef: f64, seed: u64) -> f64 {
     let score =
         |rows: &[Vec<u32>]| -> Result<Vec<f64>> { Ok(rows.iter().map(|r| f64::from(u8::from(r[1] == 3))).collect()) };
-    let recipe = PpoRecipe { seed, updates: 80, max_new_tokens: 1, micro_batch_size: 512, ..recipe(5e-3, kl_coef) };
-    let critic = model(8, 16, 0.1, Head::Token, seed);
-    let mut trainer = PpoTrainer::new(&uniform(), critic, Reward::of_rows(score), IDS, &recipe).unwrap();
+    let recipe = PpoRecipe {
+        seed,
+        updates: 80,
+        max_new_tokens: 1,
+        micro_batch_size: 512,
+        value_head_on_policy,
+        ..recipe(5e-3, kl_coef)
+    };
+    let mut trainer = match value_head_on_policy {
+        true => PpoTrainer::with_value_head(&uniform(), Reward::of_rows(score), IDS, &recipe).unwrap(),
+        false => {
+            let critic = model(8, 16, 0.1, Head::Token, seed);
+            PpoTrainer::new(&uniform(), critic, Reward::of_rows(score), IDS, &recipe).unwrap()
+        }
+    };
     train(&mut trainer, &vec![vec![2].into(); 512]);
     let logprob = reply_logprobs(&trainer.policy.model, &[(&[2], &[3])], 1., PAD).unwrap();
     f64::from(logprob.to_vec1::<f32>().unwrap()[0]).exp()
@@ -94,6 +111,12 @@ fn l1_ppo_finds_the_optimum_of_the_regularised_bandit() {
             assert!((found - optimum).abs() < 0.01, "beta {beta}, seed {seed}: {found} is not {optimum}");
         }
     }
+}
+
+#[test]
+fn l1_a_value_head_on_the_policy_finds_the_optimum_of_the_bandit() {
+    let found = bandit_with(true, 0.5, 1);
+    assert!((found - 0.5135).abs() < 0.01, "{found}");
 }
 
 /// Negative control: a penalty that is counted twice has another optimum, none at all has none.

@@ -51,6 +51,17 @@ impl Command {
                 args.inputs.reward.iter_mut().try_for_each(|path| args.common.hub.resolve(path, Model))?;
                 given(args.common.hub, &mut args.inputs.adapter, Adapter)
             }
+            Self::BestOfN(args) => {
+                let hub = args.common.hub;
+                hub.resolve(&mut args.inputs.model, Model)?;
+                args.inputs.reward.iter_mut().try_for_each(|path| hub.resolve(path, Model))?;
+                given(hub, &mut args.inputs.adapter, Adapter)
+            }
+            Self::ExpertIteration(args) => {
+                let hub = args.common.hub;
+                hub.resolve(&mut args.inputs.model, Model)?;
+                args.inputs.reward.iter_mut().try_for_each(|path| hub.resolve(path, Model))
+            }
             Self::Distill(args) => {
                 args.common.hub.resolve(&mut args.inputs.teacher, Model)?;
                 given(args.common.hub, &mut args.inputs.student, Model)?;
@@ -78,6 +89,7 @@ impl Command {
             Self::Params(args) => resolve_text(args.hub, &mut args.model, Config),
             Self::Lifecycle(_)
             | Self::CompareMethods(_)
+            | Self::CompareAlignment(_)
             | Self::Clean(_)
             | Self::ExportShards(_)
             | Self::Recipe(_)

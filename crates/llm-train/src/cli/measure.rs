@@ -23,6 +23,18 @@ pub(super) struct Scaling {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  llm-train compare-alignment --out runs/alignment --set seeds=1 --set 'kl_coefs=[0.0, 0.1]'"
+)]
+pub(super) struct CompareAlignment {
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: PathBuf,
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "Example:\n  llm-train compare-methods --out runs/methods")]
 pub(super) struct CompareMethods {
     /// Folder to write; must not exist

@@ -1,5 +1,6 @@
 //! The commands of the program `llm-train`.
 
+mod align;
 mod clean;
 mod compare;
 mod distill;
@@ -18,17 +19,16 @@ use clap::{Args, Parser, Subcommand};
 use llm_cli::{DeviceOption, Failure, GLOBAL_HEADING, HubOption, Progress, ShellCommand, Verbosity, key_value};
 
 use crate::depth::TOKENS_PER_PARAMETER;
-use crate::recipes::{
-    DpoInputs, FinetuneInputs, GrpoInputs, KtoInputs, PpoInputs, PrepareInputs, PretrainInputs, RewardInputs,
-};
+use crate::recipes::{DpoInputs, FinetuneInputs, GrpoInputs, KtoInputs, PrepareInputs, PretrainInputs, RewardInputs};
 use crate::run::{Event, recorded_recipe};
 use crate::{Error, Recipe, read_recipe};
+use align::{BestOfN, ExpertIteration, Ppo};
 use clean::Clean;
 use compare::Compare;
 use distill::{BenchDecode, Distill, ReportDistill, TeacherLogits};
 use export::ExportShards;
 use feedback::Feedback;
-use measure::{Bench, BenchFinetune, CompareMethods, Params, Scaling};
+use measure::{Bench, BenchFinetune, CompareAlignment, CompareMethods, Params, Scaling};
 use preview::{Preview, Rows};
 use run::run;
 use tokenizer::Tokenizer;
@@ -95,6 +95,10 @@ enum Command {
     Dpo(Dpo),
     /// Align a model with good and bad answers by KTO
     Kto(Kto),
+    /// Sample n replies to each prompt and keep the one with the highest reward
+    BestOfN(BestOfN),
+    /// Improve a model by rounds of best-of-n and fine-tuning on the best replies
+    ExpertIteration(ExpertIteration),
     /// Distil a model into a smaller one
     Distill(Distill),
     /// Measure the win rate of one model against another, by a reward or by the votes of people
@@ -104,6 +108,8 @@ enum Command {
     /// Store the most likely tokens of a teacher, so that it runs once for many students
     #[command(subcommand)]
     TeacherLogits(TeacherLogits),
+    /// Compare PPO at several KL coefficients, GRPO, RLOO, DPO and best-of-n on the built-in dataset: true utility against KL
+    CompareAlignment(CompareAlignment),
     /// Compare pre-training, prompting, domain and instruction fine-tuning, with and without mixing, on the built-in dataset
     CompareMethods(CompareMethods),
     /// Continue an interrupted run, or extend a finished one
@@ -205,22 +211,6 @@ struct Reward {
     inputs: RewardInputs,
     /// Folder to write; must not exist
     #[arg(long, value_name = "DIR", display_order = 2)]
-    out: PathBuf,
-    #[command(flatten)]
-    rows: Rows,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  llm-train ppo --model runs/chat --reward runs/reward --data prompts.jsonl --out runs/aligned"
-)]
-struct Ppo {
-    #[command(flatten)]
-    inputs: PpoInputs,
-    /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
     rows: Rows,

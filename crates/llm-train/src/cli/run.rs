@@ -21,11 +21,11 @@ use crate::depth::DepthSettings;
 use crate::params::{Report, Usage};
 use crate::recipe::built_in_recipe;
 use crate::recipes::{
-    CompareMethodsRecipe, DistillInputs, DistillRecipe, DpoInputs, DpoRecipe, FinetuneInputs, FinetuneRecipe,
-    GrpoInputs, GrpoRecipe, KtoInputs, KtoRecipe, LifecycleRecipe, PpoInputs, PpoRecipe, PretrainInputs,
-    PretrainRecipe, RewardInputs, RewardRecipe, ScalingRecipe, TeacherLogitsInputs, TeacherLogitsRecipe,
-    compare_methods, distill, distill_report, dpo, finetune, grpo, kto, lifecycle, lifecycle_seeds, measure_decode,
-    ppo, prepare, pretrain, reward, scaling, teacher_logits,
+    BestOfNRecipe, CompareAlignmentRecipe, CompareMethodsRecipe, DistillInputs, DistillRecipe, DpoInputs, DpoRecipe,
+    ExpertIterationRecipe, FinetuneInputs, FinetuneRecipe, GrpoInputs, GrpoRecipe, KtoInputs, KtoRecipe,
+    LifecycleRecipe, PpoInputs, PpoRecipe, PretrainInputs, PretrainRecipe, RewardInputs, RewardRecipe, ScalingRecipe,
+    TeacherLogitsInputs, TeacherLogitsRecipe, compare_methods, distill, distill_report, dpo, finetune, grpo, kto,
+    lifecycle, lifecycle_seeds, measure_decode, ppo, prepare, pretrain, reward, scaling, teacher_logits,
 };
 use crate::run::{Event, NEVER, Outcome, Record, RunOptions};
 use crate::{Error, Recipe, read_recipe};
@@ -54,6 +54,17 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
         Command::ExportShards(args) => export_shards(&args),
         Command::Pretrain(args) => {
             stages.pretrain(&pretrain_recipe(&args)?, &args.inputs, &args.out, args.common.resume)
+        }
+        Command::CompareAlignment(args) => {
+            stages.compare_alignment(&args.common.recipe(&args.out)?, &args.out, args.common.resume)
+        }
+        Command::BestOfN(args) => {
+            let (recipe, resume) = (args.common.recipe_with(&args.rows, &args.out)?, args.common.resume);
+            stages.best_of_n(&recipe, &args.inputs, &args.out, resume)
+        }
+        Command::ExpertIteration(args) => {
+            let (recipe, resume) = (args.common.recipe(&args.out)?, args.common.resume);
+            stages.expert_iteration(&recipe, &args.inputs, &args.out, resume)
         }
         Command::CompareMethods(args) => {
             stages.compare_methods(&args.common.recipe(&args.out)?, &args.out, args.common.resume)
@@ -138,12 +149,15 @@ impl Command {
             Self::Pretrain(args) => args.common.device,
             Self::Scaling(args) => args.common.device,
             Self::CompareMethods(args) => args.common.device,
+            Self::CompareAlignment(args) => args.common.device,
             Self::Finetune(args) => args.common.device,
             Self::Reward(args) => args.common.device,
             Self::Ppo(args) => args.common.device,
             Self::Grpo(args) => args.common.device,
             Self::Dpo(args) => args.common.device,
             Self::Kto(args) => args.common.device,
+            Self::BestOfN(args) => args.common.device,
+            Self::ExpertIteration(args) => args.common.device,
             Self::Distill(args) => args.common.device,
             Self::TeacherLogits(TeacherLogits::Write(args)) => args.common.device,
             Self::Resume(args) => args.device,
@@ -169,7 +183,7 @@ fn params(args: Params) -> Result<String, Error> {
 }
 
 /// Runs the stages; each returns its final message.
-struct Stages<'a> {
+pub(super) struct Stages<'a> {
     device: Device,
     observer: &'a mut dyn FnMut(Event),
     stop: &'a AtomicBool,
@@ -177,7 +191,7 @@ struct Stages<'a> {
 
 impl Stages<'_> {
     /// Options of a run. From here on Ctrl-C saves a checkpoint and stops the run.
-    fn options(&mut self, resume: bool) -> RunOptions<'_> {
+    pub(super) fn options(&mut self, resume: bool) -> RunOptions<'_> {
         self.stop = llm_cli::stop_on_interrupt("stopping after this step and writing a checkpoint");
         RunOptions { resume, device: self.device.clone(), observer: self.observer, stop: self.stop }
     }
@@ -316,6 +330,7 @@ impl Stages<'_> {
         let paths = InputPaths::of(&args.run, &args.input, !args.set.is_empty(), &record)?;
         match record.run.stage.as_str() {
             LifecycleRecipe::STAGE => self.lifecycle(&record.recipe(&args.set)?, dir, true),
+            CompareAlignmentRecipe::STAGE => self.compare_alignment(&record.recipe(&args.set)?, dir, true),
             CompareMethodsRecipe::STAGE => self.compare_methods(&record.recipe(&args.set)?, dir, true),
             ScalingRecipe::STAGE => self.scaling(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             PretrainRecipe::STAGE => self.pretrain(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
@@ -325,6 +340,10 @@ impl Stages<'_> {
             GrpoRecipe::STAGE => self.grpo(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             DpoRecipe::STAGE => self.dpo(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             KtoRecipe::STAGE => self.kto(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
+            BestOfNRecipe::STAGE => self.best_of_n(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
+            ExpertIterationRecipe::STAGE => {
+                self.expert_iteration(&record.recipe(&args.set)?, &paths.inputs()?, dir, true)
+            }
             DistillRecipe::STAGE => self.distill(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             TeacherLogitsRecipe::STAGE => self.teacher_logits(&record.recipe(&args.set)?, &paths.inputs()?, dir, true),
             other => Err(Error::Unsupported(format!("{}: a run of `{other}` cannot be resumed", dir.display()))),

@@ -2,7 +2,9 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::*;
-use crate::recipes::{DistillRecipe, TeacherLogitsRecipe};
+use crate::recipes::{
+    BestOfNRecipe, CompareAlignmentRecipe, DistillRecipe, ExpertIterationRecipe, PpoRecipe, TeacherLogitsRecipe,
+};
 
 /// All numbers of a recipe by dotted key.
 fn numbers(table: &Table, prefix: &str, all: &mut Vec<(String, Value)>) {
@@ -53,9 +55,12 @@ fn every_number_of_every_recipe_is_checked() {
     every_number_is_checked(&FinetuneRecipe { lora: Some(LoraConfig::default()), ..FinetuneRecipe::default() });
     every_number_is_checked(&RewardRecipe::default());
     every_number_is_checked(&PpoRecipe { kl_target_per_sequence: Some(3.), ..PpoRecipe::default() });
+    every_number_is_checked(&BestOfNRecipe::default());
+    every_number_is_checked(&ExpertIterationRecipe::default());
     every_number_is_checked(&DistillRecipe::default());
     every_number_is_checked(&TeacherLogitsRecipe::default());
     every_number_is_checked(&LifecycleRecipe::default());
+    every_number_is_checked(&CompareAlignmentRecipe::default());
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Tests of recipes as files and tables.
 
 use super::*;
+use crate::recipes::{BestOfNRecipe, ExpertIterationRecipe};
 use crate::recipes::{
-    DistillRecipe, FinetuneRecipe, GrpoRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe, RewardRecipe,
+    CompareAlignmentRecipe, DistillRecipe, FinetuneRecipe, GrpoRecipe, LifecycleRecipe, PpoRecipe, PretrainRecipe,
+    RewardRecipe,
 };
 
 fn overrides(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -58,8 +60,11 @@ fn a_built_in_recipe_has_every_key_of_its_stage() {
     check::<RewardRecipe>();
     check::<PpoRecipe>();
     check::<GrpoRecipe>();
+    check::<BestOfNRecipe>();
+    check::<ExpertIterationRecipe>();
     check::<DistillRecipe>();
     check::<LifecycleRecipe>();
+    check::<CompareAlignmentRecipe>();
 }
 
 #[test]

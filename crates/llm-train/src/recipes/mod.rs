@@ -1,9 +1,12 @@
 //! Training recipes, one file each. Each reads from top to bottom like the pseudocode of its paper.
 
 mod answers;
+mod best_of_n;
+mod compare_alignment;
 mod compare_methods;
 mod distill;
 mod dpo;
+mod expert_iteration;
 mod finetune;
 mod grpo;
 mod kto;
@@ -16,12 +19,15 @@ pub mod scaling;
 mod teacher_logits;
 mod tokenizer;
 
+pub use best_of_n::{BestOfNInputs, BestOfNRecipe, best_of_n};
+pub use compare_alignment::{CompareAlignmentRecipe, compare_alignment};
 pub use compare_methods::{CompareMethodsRecipe, compare_methods};
 pub use distill::{
     DistillInputs, DistillRecipe, DistillReport, DistillRow, DivergenceKind, MeasureDecode, distill, distill_report,
     measure_decode,
 };
 pub use dpo::{DpoInputs, DpoRecipe, PairLoss, dpo};
+pub use expert_iteration::{ExpertIterationInputs, ExpertIterationRecipe, expert_iteration};
 pub use finetune::{FinetuneInputs, FinetuneRecipe, finetune};
 pub(crate) use finetune::{load as load_finetune, train_on_answers};
 pub use grpo::{Episode, GrpoInputs, GrpoRecipe, GrpoTrainer, grpo};

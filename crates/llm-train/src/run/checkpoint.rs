@@ -64,9 +64,9 @@ pub(crate) fn latest(run: &Path) -> Result<Option<Checkpoint>> {
     }
 }
 
-/// The folder of the newest checkpoint, without verification.
-pub(crate) fn newest(run: &Path) -> Result<Option<PathBuf>> {
-    Ok(steps(run)?.last().map(|&step| folder(run, step)))
+/// The step and the folder of the newest checkpoint, without verification.
+pub(crate) fn newest_checkpoint(run: &Path) -> Result<Option<(u64, PathBuf)>> {
+    Ok(steps(run)?.last().map(|&step| (step, folder(run, step))))
 }
 
 /// Writes a checkpoint; `write` fills its folder. Keeps this one and the last ones at multiples of `every` steps, [`KEPT`] in total, and

@@ -36,7 +36,7 @@ impl Run<'_> {
     /// The error of a run whose numbers are not finite: it names the last checkpoint, which is complete.
     pub(super) fn diverged(&self, step: u64, what: String, optimizer: &'static str) -> Result<Error> {
         self.writer.wait()?;
-        let kept = match checkpoint::newest(&self.dir)? {
+        let kept = match checkpoint::newest_checkpoint(&self.dir)?.map(|(_, dir)| dir) {
             Some(dir) => dir.display().to_string(),
             None => "none".to_owned(),
         };

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod best_of;
 #[path = "../common/mod.rs"]
 mod common;
+mod compare;
 mod gradients;
 mod rollouts;
 mod runs;

@@ -44,6 +44,15 @@ fn write_prompts(path: &Path, prompts: &[&str]) {
 /// Three prompts, eight episodes per update.
 #[test]
 fn m8_a_run_is_reproducible_and_resumable() {
+    a_run_is_reproducible_and_resumable(false);
+}
+
+#[test]
+fn m8_a_run_with_a_value_head_on_the_policy_is_reproducible_and_resumable() {
+    a_run_is_reproducible_and_resumable(true);
+}
+
+fn a_run_is_reproducible_and_resumable(value_head_on_policy: bool) {
     let dir = tempfile::tempdir().unwrap();
     let (reward, model, data) =
         (reward_folder(dir.path(), -7., 0.01), dir.path().join("model"), dir.path().join("p.jsonl"));
@@ -56,6 +65,7 @@ fn m8_a_run_is_reproducible_and_resumable() {
         max_new_tokens: 6,
         kl_target_per_sequence: Some(0.1),
         kl_horizon: 20.,
+        value_head_on_policy,
         save_every: 2,
         value_optimizer: OptimizerConfig { learning_rate: 3e-3, weight_decay: 0.1, beta2: 0.9, ..recipe().optimizer },
         ..recipe()

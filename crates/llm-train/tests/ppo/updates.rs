@@ -102,6 +102,39 @@ fn the_critic_predicts_a_constant_reward_from_the_first_update() {
     assert!(metric(&trainer.learn(&rollouts, 0).unwrap(), "loss/value_avg") > 0.01);
 }
 
+/// The trunk of the head is that of the policy: training the policy changes it, and once the head is not 0 the value loss has a part
+/// in the gradient of the policy.
+#[test]
+fn m6_a_value_head_on_the_policy_starts_at_zero_and_shares_its_trunk() {
+    let gradient = |vf_coef: f64| {
+        let recipe = PpoRecipe { value_head_on_policy: true, vf_coef, ..recipe() };
+        let ids = SpecialIds { pad: PAD, eos: EOS };
+        let start = model(Head::LanguageModel, 1);
+        let mut trainer = PpoTrainer::with_value_head(&start, Reward::of_rows(fives), ids, &recipe).unwrap();
+        assert_eq!(
+            trainer.critic.model.params().vars().into_keys().collect::<Vec<_>>(),
+            ["score.bias", "score.weight"]
+        );
+        let rollouts = trainer.roll_out(&queries(), 7).unwrap();
+        assert!(rollouts.iter().all(|rollout| rollout.values.iter().all(|value| *value == 0.)));
+        trainer.learn(&rollouts, 0).unwrap();
+        let shared =
+            |name: &str| [&trainer.policy.model, &trainer.critic.model].map(|m| bytes(m.params())[name].clone());
+        let [policy, critic] = shared("model.layers.0.mlp.up_proj.weight");
+        assert!(policy == critic && policy != bytes(start.params())["model.layers.0.mlp.up_proj.weight"]);
+        let rollouts = trainer.roll_out(&queries(), 8).unwrap();
+        assert!(rollouts.iter().any(|rollout| rollout.values.iter().any(|value| *value != 0.)));
+        let (targets, all): (_, Vec<usize>) = (trainer.targets(&rollouts), (0..rollouts.len()).collect());
+        trainer.accumulate_gradients(&rollouts, &targets, &all, &mut RunningMeans::default()).unwrap();
+        let gradient = &trainer.policy.gradients()["model.layers.0.mlp.up_proj.weight"];
+        gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    // The first update has no value gradient in the trunk, as the head is 0: both trainers have equal weights after it.
+    let (without, with) = (gradient(0.), gradient(10.));
+    let far = without.iter().zip(&with).map(|(a, b)| (a - b).abs()).fold(0., f32::max);
+    assert!(far > 1e-6, "the value loss must reach the trunk: {far}");
+}
+
 #[test]
 fn only_policy_and_critic_are_trained() {
     let recipe = recipe();

@@ -8,7 +8,7 @@ mod report;
 mod seeds;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use llm_feedback::Annotator;
@@ -26,6 +26,7 @@ use crate::run::{Event, FINISHED, RunOptions, RunSetup, StageTimes, Start, is_in
 use crate::{Error, Result};
 
 pub use seeds::lifecycle_seeds;
+pub(super) use seeds::reseeded;
 
 /// The configuration of the whole pipeline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -198,6 +199,68 @@ fn unless_stopped(stop: &AtomicBool, part: &Path) -> Result<()> {
     }
 }
 
+/// The folders of the stages that alignment starts from, in the folder of a pipeline.
+pub(in crate::recipes) struct Folders {
+    pub data: PathBuf,
+    tokenizer: PathBuf,
+    shards: PathBuf,
+    base: PathBuf,
+    pub instruct: PathBuf,
+    pub reward: PathBuf,
+}
+
+impl Folders {
+    pub fn of(out: &Path) -> Self {
+        let dir = |name: &str| out.join(name);
+        Self {
+            data: dir("data"),
+            tokenizer: dir("tokenizer"),
+            shards: dir("shards"),
+            base: dir("base"),
+            instruct: dir("instruct"),
+            reward: dir("reward"),
+        }
+    }
+}
+
+/// Writes the dataset and trains the pre-trained model, the fine-tuned model and the reward model, except what is there.
+pub(in crate::recipes) fn reward_stages(
+    recipe: &LifecycleRecipe,
+    world: &World,
+    dirs: &Folders,
+    times: &mut StageTimes,
+    options: RunOptions,
+) -> Result<()> {
+    let RunOptions { resume, device, observer, stop } = options;
+    let data_options = RunOptions { resume, device: device.clone(), observer: &mut *observer, stop };
+    write_data(recipe, world, (&dirs.data, &dirs.tokenizer, &dirs.shards), times, data_options)?;
+    let (base, instruct, reward_model) = (&dirs.base, &dirs.instruct, &dirs.reward);
+    if !is_intact(base)? {
+        let inputs = PretrainInputs { model: None, tokenizer: dirs.tokenizer.clone(), data: vec![dirs.shards.clone()] };
+        pretrain(&recipe.pretrain, &inputs, base, RunOptions::of_stage(base, &device, observer, stop))?;
+    }
+    if !is_intact(instruct)? {
+        let inputs = FinetuneInputs {
+            adapter: None,
+            model: base.clone(),
+            data: vec![dirs.data.join("instruct-train.jsonl")],
+            validation: Some(dirs.data.join("instruct-held_out.jsonl")),
+            text: Some(dirs.shards.clone()),
+        };
+        finetune(&recipe.finetune, &inputs, instruct, RunOptions::of_stage(instruct, &device, observer, stop))?;
+    }
+    if !is_intact(reward_model)? {
+        let inputs = RewardInputs {
+            adapter: None,
+            model: instruct.clone(),
+            data: vec![dirs.data.join("rankings-train.jsonl")],
+            validation: Some(dirs.data.join("rankings-held_out.jsonl")),
+        };
+        reward(&recipe.reward, &inputs, reward_model, RunOptions::of_stage(reward_model, &device, observer, stop))?;
+    }
+    Ok(())
+}
+
 /// Runs all stages that are not finished.
 fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOptions) -> Result<String> {
     let RunOptions { device, observer, stop, .. } = options;
@@ -205,38 +268,13 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
         Event::Begin { stage, total, done, unit } => observer(Event::Begin { stage: &title(stage), total, done, unit }),
         event => observer(event),
     };
-    let dir = |name: &str| out.join(name);
-    let (data, tokenizer, shards) = (dir("data"), dir("tokenizer"), dir("shards"));
-    let (base, instruct, reward_model) = (dir("base"), dir("instruct"), dir("reward"));
-    let (aligned, student) = (dir("aligned"), dir("student"));
     let world = World::new(recipe.world.clone());
-    let mut times = StageTimes::open(&dir("times.json"))?;
-
-    let data_options = RunOptions { resume, device: device.clone(), observer: &mut *observer, stop };
-    write_data(recipe, &world, (&data, &tokenizer, &shards), &mut times, data_options)?;
-    if !is_intact(&base)? {
-        let inputs = PretrainInputs { model: None, tokenizer, data: vec![shards.clone()] };
-        pretrain(&recipe.pretrain, &inputs, &base, RunOptions::of_stage(&base, &device, observer, stop))?;
-    }
-    if !is_intact(&instruct)? {
-        let inputs = FinetuneInputs {
-            adapter: None,
-            model: base.clone(),
-            data: vec![data.join("instruct-train.jsonl")],
-            validation: Some(data.join("instruct-held_out.jsonl")),
-            text: Some(shards.clone()),
-        };
-        finetune(&recipe.finetune, &inputs, &instruct, RunOptions::of_stage(&instruct, &device, observer, stop))?;
-    }
-    if !is_intact(&reward_model)? {
-        let inputs = RewardInputs {
-            adapter: None,
-            model: instruct.clone(),
-            data: vec![data.join("rankings-train.jsonl")],
-            validation: Some(data.join("rankings-held_out.jsonl")),
-        };
-        reward(&recipe.reward, &inputs, &reward_model, RunOptions::of_stage(&reward_model, &device, observer, stop))?;
-    }
+    let mut times = StageTimes::open(&out.join("times.json"))?;
+    let dirs = Folders::of(out);
+    let first = RunOptions { resume, device: device.clone(), observer: &mut *observer, stop };
+    reward_stages(recipe, &world, &dirs, &mut times, first)?;
+    let Folders { data, shards, base, instruct, reward: reward_model, .. } = dirs;
+    let (aligned, student) = (out.join("aligned"), out.join("student"));
     if !is_intact(&aligned)? {
         let inputs =
             PpoInputs { adapter: None, model: instruct, reward: vec![reward_model], data: data.join("prompts.jsonl") };
@@ -247,7 +285,7 @@ fn run_stages(recipe: &LifecycleRecipe, out: &Path, resume: bool, options: RunOp
         unless_stopped(stop, &data)?;
     }
     // The baseline of distillation: the same student on the same tokens, trained on the labels only (alpha = 0).
-    let (baseline, labels_only) = (dir("student-alone"), DistillRecipe { alpha: 0., ..recipe.distill.clone() });
+    let (baseline, labels_only) = (out.join("student-alone"), DistillRecipe { alpha: 0., ..recipe.distill.clone() });
     for (recipe, text_teacher, out) in [(&recipe.distill, Some(base), &student), (&labels_only, None, &baseline)] {
         if !is_intact(out)? {
             let inputs = DistillInputs {

@@ -40,7 +40,7 @@ pub fn lifecycle_seeds(
 }
 
 /// The same recipe with `by` added to all seeds.
-fn reseeded(recipe: &LifecycleRecipe, by: u64) -> LifecycleRecipe {
+pub(in crate::recipes) fn reseeded(recipe: &LifecycleRecipe, by: u64) -> LifecycleRecipe {
     let mut recipe = recipe.clone();
     for seed in [
         &mut recipe.world.seed,

@@ -7,6 +7,7 @@
 
 mod metrics;
 mod trainer;
+mod value_head;
 
 use std::path::{Path, PathBuf};
 
@@ -65,6 +66,11 @@ pub struct PpoRecipe {
     pub cliprange: f64,
     /// Clip range of a value around the old value.
     pub cliprange_value: f64,
+    /// Whether the critic is a linear head on the hidden states of the policy, initially 0, instead of a model of its own. It needs
+    /// less memory: that of one model and its optimizer.
+    pub value_head_on_policy: bool,
+    /// With `value_head_on_policy`: the weight of the value loss in the gradient of the policy.
+    pub vf_coef: f64,
     /// Weight of the entropy bonus in the policy loss, per nat; it keeps replies diverse (Mnih et al. 2016, arXiv 1602.01783).
     pub entropy_coef: f64,
     /// γ, the discount of future rewards.
@@ -158,11 +164,16 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: impl AsRef<Path>, option
             }
         }
     }
+    let ids = SpecialIds { pad, eos: end_of_turn };
     let critic = match reward.models().next() {
-        Some(model) => model.critic()?,
-        None => critic_of(&reference)?,
+        _ if recipe.value_head_on_policy => None,
+        Some(model) => Some(model.critic()?),
+        None => Some(critic_of(&reference)?),
     };
-    let mut trainer = PpoTrainer::new(&reference, critic, reward, SpecialIds { pad, eos: end_of_turn }, recipe)?;
+    let mut trainer = match critic {
+        Some(critic) => PpoTrainer::new(&reference, critic, reward, ids, recipe)?,
+        None => PpoTrainer::with_value_head(&reference, reward, ids, recipe)?,
+    };
     if let Some(checkpoint) = setup.checkpoint() {
         trainer.restore(&checkpoint.dir, &checkpoint.state)?;
     }

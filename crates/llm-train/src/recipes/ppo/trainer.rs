@@ -8,15 +8,15 @@ use llm_model::Model;
 use rand::seq::SliceRandom;
 use serde_json::{Map, Value, json};
 
-use super::PpoRecipe;
 use super::metrics::{RunningMeans, objective};
+use super::{PpoRecipe, value_head};
 use crate::loss::{policy_loss, value_loss};
 use crate::optim::Learner;
 use crate::rewards::{Prompt, Reward};
 use crate::rl::{adapted_kl_coef, explained_variance, gae, token_rewards, whiten};
 use crate::rollout::{
     Reply, Rollout, RolloutOptions, engine_difference, has_eos, logprobs_entropies_and_routing, per_reply,
-    reply_logprobs, reply_values, sample_replies,
+    reply_hidden, reply_logprobs, reply_values, sample_replies,
 };
 use crate::routing::RouterMetrics;
 use crate::run::{OPTIMIZER, restored, rng};
@@ -82,6 +82,19 @@ impl<'a> PpoTrainer<'a> {
         })
     }
 
+    /// [`Self::new`] with a critic that is a head on the hidden states of the policy and initially predicts 0
+    /// (`PpoRecipe::value_head_on_policy`).
+    pub fn with_value_head(
+        reference: &Model,
+        reward: Reward<'a>,
+        ids: SpecialIds,
+        recipe: &'a PpoRecipe,
+    ) -> Result<Self> {
+        let policy = Learner::new(reference.trainable()?, &recipe.optimizer)?;
+        let critic = value_head::on(&policy.model)?;
+        Ok(Self { policy, ..Self::new(reference, critic, reward, ids, recipe)? })
+    }
+
     /// The policy and the critic, each with the table of its optimizer in the recipe.
     pub(super) fn learners(&self) -> [(&'static str, &Learner); 2] {
         [(OPTIMIZER, &self.policy), ("value_optimizer", &self.critic)]
@@ -92,7 +105,10 @@ impl<'a> PpoTrainer<'a> {
     pub fn save(&self, dir: &Path, base: &str) -> Result<()> {
         adapters::save(&self.policy.model, dir, base)?;
         self.policy.save_optimizer(&dir.join("trainer/optimizer.safetensors"))?;
-        self.critic.model.save(dir.join("trainer/value"))?;
+        match self.recipe.value_head_on_policy {
+            true => value_head::save(&self.critic.model, &dir.join("trainer/value_head.safetensors"))?,
+            false => self.critic.model.save(dir.join("trainer/value"))?,
+        }
         self.critic.save_optimizer(&dir.join("trainer/value_optimizer.safetensors"))
     }
 
@@ -107,7 +123,13 @@ impl<'a> PpoTrainer<'a> {
         let optimizer = trainer.join("optimizer.safetensors");
         self.policy = adapters::restored(&self.reference, dir, &optimizer, &self.recipe.optimizer)?;
         let optimizer = trainer.join("value_optimizer.safetensors");
-        self.critic = restored(&trainer.join("value"), &optimizer, &self.recipe.value_optimizer, &device)?;
+        if self.recipe.value_head_on_policy {
+            self.critic = Learner::new(value_head::on(&self.policy.model)?, &self.recipe.value_optimizer)?;
+            value_head::restore(&self.critic.model, &trainer.join("value_head.safetensors"))?;
+            self.critic.load_optimizer(&optimizer)?;
+        } else {
+            self.critic = restored(&trainer.join("value"), &optimizer, &self.recipe.value_optimizer, &device)?;
+        }
         let missing = |key: &str| {
             let path = trainer.join("state.json");
             Error::BadFile(format!("{}: \"{key}\" is missing; remove this checkpoint", path.display()))
@@ -295,9 +317,21 @@ impl<'a> PpoTrainer<'a> {
         means: &mut RunningMeans,
     ) -> Result<()> {
         let replies: Vec<Reply> = rollouts.iter().map(|r| r.reply()).collect();
-        let values = reply_values(&self.critic.model, &replies, self.ids.pad)?;
-        let old_values = tensor(rollouts.iter().flat_map(|r| r.values.iter().copied()), values.device())?;
-        let clipped = value_loss(&values, &old_values, returns, self.recipe.cliprange_value)?;
+        let hidden = reply_hidden(&self.critic.model, &replies, self.ids.pad)?; // (n, hidden)
+        let old_values = tensor(rollouts.iter().flat_map(|r| r.values.iter().copied()), hidden.device())?;
+        let loss_on = |critic: &Model, hidden: &Tensor| {
+            value_loss(&critic.output(hidden)?.squeeze(1)?, &old_values, returns, self.recipe.cliprange_value)
+        };
+        let clipped = match self.recipe.value_head_on_policy {
+            true => {
+                // The trunk is the policy's: its part of the gradient goes there, that of the head to the head.
+                let shared = loss_on(&self.critic.model, &hidden)?.loss;
+                let of_head = loss_on(&self.critic.model, &hidden.detach())?;
+                self.policy.backward(&(shared * (share * self.recipe.vf_coef))?)?;
+                of_head
+            }
+            false => loss_on(&self.critic.model, &hidden)?,
+        };
         self.critic.backward(&(&clipped.loss * share)?)?;
         means.add("loss/value_avg", loss::scalar(&clipped.loss)?, count);
         means.add("val/clipfrac_avg", clipped.clip_fraction, count);
