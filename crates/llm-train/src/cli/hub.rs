@@ -19,48 +19,30 @@ impl Command {
                 given(args.common.hub, &mut args.inputs.model, Model)
             }
             Self::Scaling(args) => args.common.hub.resolve(&mut args.inputs.tokenizer, Tokenizer),
-            Self::Finetune(args) => {
-                args.common.hub.resolve(&mut args.inputs.model, Model)?;
-                given(args.common.hub, &mut args.inputs.adapter, Adapter)
-            }
+            Self::Finetune(args) => policy(args.common.hub, &mut args.inputs.model, &mut [], &mut args.inputs.adapter),
             Self::Tokenizer(command) => {
                 let (hub, paths) = command.tokenizers();
                 paths.iter_mut().try_for_each(|path| hub.resolve(path, Tokenizer))
             }
             Self::Feedback(command) => command.resolve_names(),
             Self::Preview(args) => args.hub.resolve(&mut args.model, Tokenizer),
-            Self::Reward(args) => {
-                args.common.hub.resolve(&mut args.inputs.model, Model)?;
-                given(args.common.hub, &mut args.inputs.adapter, Adapter)
-            }
+            Self::Reward(args) => policy(args.common.hub, &mut args.inputs.model, &mut [], &mut args.inputs.adapter),
             Self::Ppo(args) => {
-                args.common.hub.resolve(&mut args.inputs.model, Model)?;
-                args.inputs.reward.iter_mut().try_for_each(|path| args.common.hub.resolve(path, Model))?;
-                given(args.common.hub, &mut args.inputs.adapter, Adapter)
+                let inputs = &mut args.inputs;
+                policy(args.common.hub, &mut inputs.model, &mut inputs.reward, &mut inputs.adapter)
             }
-            Self::Dpo(args) => {
-                args.common.hub.resolve(&mut args.inputs.model, Model)?;
-                given(args.common.hub, &mut args.inputs.adapter, Adapter)
-            }
-            Self::Kto(args) => {
-                args.common.hub.resolve(&mut args.inputs.model, Model)?;
-                given(args.common.hub, &mut args.inputs.adapter, Adapter)
-            }
+            Self::Dpo(args) => policy(args.common.hub, &mut args.inputs.model, &mut [], &mut args.inputs.adapter),
+            Self::Kto(args) => policy(args.common.hub, &mut args.inputs.model, &mut [], &mut args.inputs.adapter),
             Self::Grpo(args) => {
-                args.common.hub.resolve(&mut args.inputs.model, Model)?;
-                args.inputs.reward.iter_mut().try_for_each(|path| args.common.hub.resolve(path, Model))?;
-                given(args.common.hub, &mut args.inputs.adapter, Adapter)
+                let inputs = &mut args.inputs;
+                policy(args.common.hub, &mut inputs.model, &mut inputs.reward, &mut inputs.adapter)
             }
             Self::BestOfN(args) => {
-                let hub = args.common.hub;
-                hub.resolve(&mut args.inputs.model, Model)?;
-                args.inputs.reward.iter_mut().try_for_each(|path| hub.resolve(path, Model))?;
-                given(hub, &mut args.inputs.adapter, Adapter)
+                let inputs = &mut args.inputs;
+                policy(args.common.hub, &mut inputs.model, &mut inputs.reward, &mut inputs.adapter)
             }
             Self::ExpertIteration(args) => {
-                let hub = args.common.hub;
-                hub.resolve(&mut args.inputs.model, Model)?;
-                args.inputs.reward.iter_mut().try_for_each(|path| hub.resolve(path, Model))
+                policy(args.common.hub, &mut args.inputs.model, &mut args.inputs.reward, &mut None)
             }
             Self::Distill(args) => {
                 args.common.hub.resolve(&mut args.inputs.teacher, Model)?;
@@ -98,6 +80,18 @@ impl Command {
             | Self::Bench(_) => Ok(()),
         }
     }
+}
+
+/// Resolves the model that is trained, its reward models and its adapter.
+fn policy(
+    hub: HubOption,
+    model: &mut PathBuf,
+    rewards: &mut [PathBuf],
+    adapter: &mut Option<PathBuf>,
+) -> Result<(), Failure> {
+    hub.resolve(model, Wanted::Model)?;
+    rewards.iter_mut().try_for_each(|path| hub.resolve(path, Wanted::Model))?;
+    given(hub, adapter, Wanted::Adapter)
 }
 
 /// Resolves an option that may be left out.

@@ -15,7 +15,7 @@ use super::export::export_shards;
 use super::inputs::InputPaths;
 use super::measure::Params;
 use super::preview::preview;
-use super::{Command, Pretrain, Resume, feedback, tokenizer};
+use super::{Command, Lifecycle, Prepare, Pretrain, Resume, feedback, tokenizer};
 use crate::bench::{bench, bench_finetune};
 use crate::depth::DepthSettings;
 use crate::params::{Report, Usage};
@@ -34,23 +34,10 @@ use crate::{Error, Recipe, read_recipe};
 pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Event)) -> Result<String, Error> {
     let mut stages = Stages { device, observer, stop: &NEVER };
     match command {
-        Command::Lifecycle(args) => match args.seeds {
-            None => stages.lifecycle(&args.common.recipe(&args.out)?, &args.out, args.common.resume),
-            Some(seeds) => {
-                let name = args.common.recipe.as_deref().unwrap_or(LifecycleRecipe::STAGE);
-                let recipe: LifecycleRecipe = read_recipe(name, &args.common.set)?;
-                let table = lifecycle_seeds(&recipe, seeds, &args.out, stages.options(args.common.resume))?;
-                Ok(format!("{table}\nReport: {}/report.md\n", args.out.display()))
-            }
-        },
+        Command::Lifecycle(args) => stages.lifecycle_of(&args),
         Command::Tokenizer(command) => tokenizer::run(command),
         Command::Clean(args) => clean::run(&args, stages.observer),
-        Command::Prepare(args) => {
-            let options = RunOptions { observer: stages.observer, ..RunOptions::default() };
-            prepare(&args.inputs, &args.out, options)?;
-            let (tokenizer, out) = (args.inputs.tokenizer.display(), args.out.display());
-            Ok(format!("{out}: done. Next: llm-train pretrain --tokenizer {tokenizer} --data {out} --out RUN\n"))
-        }
+        Command::Prepare(args) => stages.prepare(&args),
         Command::ExportShards(args) => export_shards(&args),
         Command::Pretrain(args) => {
             stages.pretrain(&pretrain_recipe(&args)?, &args.inputs, &args.out, args.common.resume)
@@ -194,6 +181,24 @@ impl Stages<'_> {
     pub(super) fn options(&mut self, resume: bool) -> RunOptions<'_> {
         self.stop = llm_cli::stop_on_interrupt("stopping after this step and writing a checkpoint");
         RunOptions { resume, device: self.device.clone(), observer: self.observer, stop: self.stop }
+    }
+
+    /// The lifecycle once, or with several seeds.
+    fn lifecycle_of(&mut self, args: &Lifecycle) -> Result<String, Error> {
+        let Some(seeds) = args.seeds else {
+            return self.lifecycle(&args.common.recipe(&args.out)?, &args.out, args.common.resume);
+        };
+        let name = args.common.recipe.as_deref().unwrap_or(LifecycleRecipe::STAGE);
+        let recipe: LifecycleRecipe = read_recipe(name, &args.common.set)?;
+        let table = lifecycle_seeds(&recipe, seeds, &args.out, self.options(args.common.resume))?;
+        Ok(format!("{table}\nReport: {}/report.md\n", args.out.display()))
+    }
+
+    fn prepare(&mut self, args: &Prepare) -> Result<String, Error> {
+        let options = RunOptions { observer: self.observer, ..RunOptions::default() };
+        prepare(&args.inputs, &args.out, options)?;
+        let (tokenizer, out) = (args.inputs.tokenizer.display(), args.out.display());
+        Ok(format!("{out}: done. Next: llm-train pretrain --tokenizer {tokenizer} --data {out} --out RUN\n"))
     }
 
     fn lifecycle(&mut self, recipe: &LifecycleRecipe, out: &Path, resume: bool) -> Result<String, Error> {

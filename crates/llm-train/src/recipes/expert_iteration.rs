@@ -1,5 +1,5 @@
 //! Expert iteration: sample replies, keep the best of each prompt, fine-tune on them, and repeat with the tuned model (Anthony et al.
-//! 2017, arXiv 1705.08439; for language models RAFT, Dong et al. 2023, arXiv 2304.06767, and ReST, Gulcehre et al. 2023, arXiv
+//! 2017, arXiv 1705.08439; for language models RAFT, Dong et al. 2023, arXiv 2304.06767, and `ReST`, Gulcehre et al. 2023, arXiv
 //! 2308.08998).
 
 use std::path::{Path, PathBuf};

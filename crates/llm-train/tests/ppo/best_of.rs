@@ -66,8 +66,9 @@ fn the_best_of_five_replies_is_kept() {
 
     // Stopped after its first batch and resumed, it ends in the same bytes. A finished run is not repeated.
     let stop = AtomicBool::new(false);
-    let mut observer =
-        |event: Event| stop.fetch_or(matches!(event, Event::Progress { .. }), SeqCst).then_some(()).unwrap_or(());
+    let mut observer = |event: Event| {
+        stop.fetch_or(matches!(event, Event::Progress { .. }), SeqCst);
+    };
     let options = RunOptions { observer: &mut observer, stop: &stop, ..RunOptions::default() };
     let error = best_of_n(&recipe(), &inputs, path("two"), options).unwrap_err();
     assert!(matches!(error, Error::Interrupted { .. }), "{error}");
