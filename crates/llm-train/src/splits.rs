@@ -133,7 +133,9 @@ pub(crate) fn encode_all<T: Sync, E: Send>(
             false => error,
         })
     };
-    let encoded: Vec<Encoded<E>> = items.par_iter().enumerate().map(at).collect::<Result<_>>()?;
+    // All, and then the first error in the order of the rows: rayon's own collection into a result has any of them.
+    let encoded: Vec<Result<Encoded<E>>> = items.par_iter().enumerate().map(at).collect();
+    let encoded = encoded.into_iter().collect::<Result<Vec<_>>>()?;
     let (all, path) = (items.len(), path.display());
     let (mut fitting, mut too_long, mut untrained) = (Vec::with_capacity(all), 0, 0);
     for item in encoded {

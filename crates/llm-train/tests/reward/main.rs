@@ -5,7 +5,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod heads;
+mod properties;
 mod scores;
+mod server;
 mod sources;
 
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! The metrics of the replies of an update, with the names of TRL.
 
-use super::Episode;
+use super::episode::Episode;
 use crate::rl::{are_equal, sample_std};
 
 /// The rewards that are compared, of groups of `group` replies: mean, sample standard deviation over all replies, share of groups with

@@ -5,6 +5,7 @@
 //! They differ in the advantages ([`crate::rl::group_advantages`], [`crate::rl::leave_one_out_advantages`]) and in the loss
 //! ([`crate::loss::grpo_loss`], [`crate::loss::rloo_loss`]).
 
+mod episode;
 mod evaluation;
 mod metrics;
 mod trainer;
@@ -17,8 +18,9 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+pub use self::episode::Episode;
 use self::evaluation::Validation;
-pub use self::trainer::{Episode, GrpoTrainer};
+pub use self::trainer::GrpoTrainer;
 use super::ppo::SpecialIds;
 use super::{chat_format, load_model, load_tokenizer};
 use crate::Result;
