@@ -19,7 +19,8 @@ impl Gradients {
         self.add_from(&model.params().vars(), &mut loss.backward()?, &mut model.take_recomputed_gradients())
     }
 
-    /// Adds the gradients of these variables from the result of a backward, and from those of recomputed blocks.
+    /// Adds the gradients of these variables from the result of a backward, and from those of recomputed blocks: a variable that is
+    /// used within such a block and outside of one has both.
     pub(super) fn add_from(
         &mut self,
         variables: &BTreeMap<String, Var>,
@@ -27,12 +28,13 @@ impl Gradients {
         recomputed: &mut HashMap<TensorId, Tensor>,
     ) -> Result<()> {
         for (name, var) in variables {
-            let Some(grad) = grads.remove(var).or_else(|| recomputed.remove(&var.id())) else { continue };
-            let sum = match self.0.remove(name) {
-                Some(before) => (before + grad)?,
-                None => grad,
-            };
-            self.0.insert(name.clone(), sum);
+            for grad in grads.remove(var).into_iter().chain(recomputed.remove(&var.id())) {
+                let sum = match self.0.remove(name) {
+                    Some(before) => (before + grad)?,
+                    None => grad,
+                };
+                self.0.insert(name.clone(), sum);
+            }
         }
         Ok(())
     }
@@ -51,5 +53,24 @@ impl Gradients {
             square += sum_of_squares(gradient)?;
         }
         Ok((gradients, square.sqrt()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_variable_within_and_outside_a_recomputed_block_has_both_gradients() {
+        let device = Device::Cpu;
+        let var = Var::new(&[1f32, 2.], &device).unwrap();
+        let mut grads = (var.as_tensor() * 2.).unwrap().sum_all().unwrap().backward().unwrap();
+        let inside = Tensor::new(&[3f32, 4.], &device).unwrap();
+        let variables = BTreeMap::from([("x".to_owned(), var.clone())]);
+        let mut gradients = Gradients::default();
+        gradients.add_from(&variables, &mut grads, &mut HashMap::from([(var.id(), inside)])).unwrap();
+        assert_eq!(gradients.sums()["x"].to_vec1::<f32>().unwrap(), [5., 6.]);
     }
 }
