@@ -327,14 +327,26 @@ mod tests {
     }
 
     /// The same bits alone, among others, and with so few pages that sequences are stopped and computed again.
+    /// The same replies to the last bit; on the reference path, whose sums depend on the number of rows, log-probabilities are rounded
+    /// differently.
+    fn assert_same(found: &[Vec<SampledReply>], expected: &[Vec<SampledReply>]) {
+        let reference = std::env::var("LLM_KERNELS_UNIT").is_ok_and(|unit| unit == "reference");
+        let tolerance = if reference { 1e-4 } else { 0. };
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+            assert_eq!((&found.ids, found.reason), (&expected.ids, expected.reason));
+            let pairs = found.logprobs.iter().zip(&expected.logprobs);
+            assert!(pairs.map(|(a, b)| (a - b).abs()).fold(0., f32::max) <= tolerance);
+        }
+    }
+
     #[test]
     fn a_reply_does_not_depend_on_what_is_generated_beside_it() {
         let (model, prompts, options) = (model(), prompts(), options(1.));
         let many = vec![prompts.clone(); 5].concat();
         let all = generate_batch(&model, &many, 4, &options).unwrap(); // 120 replies, 64 at a time
-        assert_eq!(with_pages(&model, &many, 4, &options, 9).unwrap(), all, "9 pages: two long sequences");
-        let fewer = generate_batch(&model, &many[..7], 4, &options).unwrap();
-        assert_eq!(fewer, all[..7]);
+        assert_same(&with_pages(&model, &many, 4, &options, 9).unwrap(), &all); // 9 pages: two long sequences
+        assert_same(&generate_batch(&model, &many[..7], 4, &options).unwrap(), &all[..7]);
     }
 
     #[test]
