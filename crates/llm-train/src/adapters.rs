@@ -44,6 +44,12 @@ impl<'a> Adapters<'a> {
         })
     }
 
+    /// The frozen model at the start of the run, for a reference: a new adapter changes nothing yet, so the first KL divergence from it is
+    /// exactly 0.
+    pub fn reference(&self, base: &Model) -> Result<Model> {
+        if self.is_empty() { Ok(base.frozen()?) } else { Ok(self.start(base)?.frozen()?) }
+    }
+
     /// `base` with the adapter of an earlier stage, if there is one.
     pub fn below(&self, base: &Model) -> Result<Model> {
         let mut model = base.clone();

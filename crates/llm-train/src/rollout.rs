@@ -6,7 +6,7 @@
 
 mod sampling;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use llm_kernels::{token_logprobs, token_logprobs_and_entropies};
 use llm_model::{Batch, Model, Routing};
 
@@ -174,6 +174,13 @@ fn pack_replies(replies: &[Reply], pad: u32) -> Result<(Batch, Vec<u32>, Vec<u32
         predicted.extend_from_slice(response);
     }
     Ok((Batch::from_flat(&ids, width)?.with_padding(&padding)?, positions, predicted))
+}
+
+/// Numbers as a flat tensor in f32: `(n,)`.
+pub(crate) fn flat(numbers: impl Iterator<Item = f64>, device: &Device) -> Result<Tensor> {
+    let numbers: Vec<f32> = numbers.map(|x| x as f32).collect();
+    let n = numbers.len();
+    Ok(Tensor::from_vec(numbers, n, device)?)
 }
 
 /// Splits a flat tensor of per-token numbers into one list per reply.

@@ -1,49 +1,16 @@
-//! The commands `ppo`, `best-of-n`, `expert-iteration` and `compare-alignment`.
+//! The commands `best-of-n`, `expert-iteration` and `compare-alignment`.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::Common;
-use super::preview::Rows;
 use super::run::Stages;
 use crate::Error;
 use crate::recipes::{
-    BestOfNInputs, BestOfNRecipe, CompareAlignmentRecipe, ExpertIterationInputs, ExpertIterationRecipe, PpoInputs,
-    best_of_n, compare_alignment, expert_iteration,
+    BestOfNInputs, BestOfNRecipe, CompareAlignmentRecipe, ExpertIterationInputs, ExpertIterationRecipe, best_of_n,
+    compare_alignment, expert_iteration,
 };
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  llm-train ppo --model runs/chat --reward runs/reward --data prompts.jsonl --out runs/aligned"
-)]
-pub(super) struct Ppo {
-    #[command(flatten)]
-    pub(super) inputs: PpoInputs,
-    /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR")]
-    pub(super) out: PathBuf,
-    #[command(flatten)]
-    pub(super) rows: Rows,
-    #[command(flatten)]
-    pub(super) common: Common,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  llm-train best-of-n --model runs/chat --reward runs/reward --data prompts.jsonl --out runs/best --set n=16"
-)]
-pub(super) struct BestOfN {
-    #[command(flatten)]
-    pub(super) inputs: BestOfNInputs,
-    /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR")]
-    pub(super) out: PathBuf,
-    #[command(flatten)]
-    pub(super) rows: Rows,
-    #[command(flatten)]
-    pub(super) common: Common,
-}
 
 #[derive(Debug, Args)]
 #[command(

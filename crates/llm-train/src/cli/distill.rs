@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 use llm_cli::key_value;
 use llm_engine::InferenceCost;
 
-use super::Common;
 use super::preview::Rows;
+use super::{Common, Stage};
 use crate::Error;
 use crate::recipes::{DistillInputs, TeacherLogitsInputs, measure_decode};
 
@@ -33,24 +33,11 @@ pub(super) struct Distill {
 #[derive(Debug, Subcommand)]
 pub(super) enum TeacherLogits {
     /// Run the teacher over conversations and write its most likely tokens to a folder
-    Write(WriteTeacherLogits),
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  llm-train teacher-logits write --teacher runs/aligned --data chats.jsonl --out runs/logits\n  \
+    #[command(
+        after_help = "Example:\n  llm-train teacher-logits write --teacher runs/aligned --data chats.jsonl --out runs/logits\n  \
                   llm-train distill --teacher runs/aligned --teacher-logits runs/logits --data chats.jsonl --out runs/student"
-)]
-pub(super) struct WriteTeacherLogits {
-    #[command(flatten)]
-    pub(super) inputs: TeacherLogitsInputs,
-    /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR", display_order = 2)]
-    pub(super) out: PathBuf,
-    #[command(flatten)]
-    pub(super) rows: Rows,
-    #[command(flatten)]
-    pub(super) common: Common,
+    )]
+    Write(Stage<TeacherLogitsInputs>),
 }
 
 #[derive(Debug, Args)]

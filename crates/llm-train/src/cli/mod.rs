@@ -19,10 +19,13 @@ use clap::{Args, Parser, Subcommand};
 use llm_cli::{DeviceOption, Failure, GLOBAL_HEADING, HubOption, Progress, ShellCommand, Verbosity, key_value};
 
 use crate::depth::TOKENS_PER_PARAMETER;
-use crate::recipes::{DpoInputs, FinetuneInputs, GrpoInputs, KtoInputs, PrepareInputs, PretrainInputs, RewardInputs};
+use crate::recipes::{
+    BestOfNInputs, DpoInputs, FinetuneInputs, GrpoInputs, KtoInputs, PpoInputs, PrepareInputs, PretrainInputs,
+    RewardInputs,
+};
 use crate::run::{Event, recorded_recipe};
 use crate::{Error, Recipe, read_recipe};
-use align::{BestOfN, ExpertIteration, Ppo};
+use align::ExpertIteration;
 use clean::Clean;
 use compare::Compare;
 use distill::{BenchDecode, Distill, ReportDistill, TeacherLogits};
@@ -79,24 +82,42 @@ enum Command {
     /// Train a series of models at equal compute: scaling law, plot, and whether a larger model is better
     Scaling(Scaling),
     /// Fine-tune a model on conversations, with all weights or a LoRA adapter
-    Finetune(Finetune),
+    #[command(after_help = "Example:\n  llm-train finetune --model runs/base --data chats.jsonl --out runs/chat")]
+    Finetune(Stage<FinetuneInputs>),
     /// Show data as the model will see it: the trained tokens, ids, lengths and what is left out; trains nothing
     Preview(Preview),
     /// Let people rank answers of models: the database, its judgements and their quality
     #[command(subcommand)]
     Feedback(Feedback),
     /// Train a reward model on ranked answers
-    Reward(Reward),
+    #[command(after_help = "Example:\n  llm-train reward --model runs/chat --data rankings.jsonl --out runs/reward")]
+    Reward(Stage<RewardInputs>),
     /// Align a model with a reward model by PPO
-    Ppo(Ppo),
+    #[command(
+        after_help = "Example:\n  llm-train ppo --model runs/chat --reward runs/reward --data prompts.jsonl --out runs/aligned"
+    )]
+    Ppo(Stage<PpoInputs>),
     /// Train a model on rewards of its own replies by GRPO, Dr. GRPO, DAPO or RLOO
-    Grpo(Grpo),
+    #[command(
+        after_help = "Examples:\n  llm-train grpo --model runs/chat --reward runs/reward --data prompts.jsonl --out runs/aligned\n  \
+                  llm-train grpo --recipe rloo --model runs/chat --reward runs/reward --data prompts.jsonl --out runs/aligned\n  \
+                  llm-train grpo --model MODEL --data gsm8k.jsonl --out RUN --set 'rewards=[{kind=\"exact_answer\"}]'"
+    )]
+    Grpo(Stage<GrpoInputs>),
     /// Align a model with pairs of answers, by DPO, IPO, ORPO and other losses
-    Dpo(Dpo),
+    #[command(
+        after_help = "Examples:\n  llm-train dpo --model runs/chat --data rankings.jsonl --out runs/aligned\n  llm-train dpo --model \
+                  runs/chat --data rankings.jsonl --out runs/simpo --set loss=simpo --set beta=2"
+    )]
+    Dpo(Stage<DpoInputs>),
     /// Align a model with good and bad answers by KTO
-    Kto(Kto),
+    #[command(after_help = "Example:\n  llm-train kto --model runs/chat --data labelled.jsonl --out runs/aligned")]
+    Kto(Stage<KtoInputs>),
     /// Sample n replies to each prompt and keep the one with the highest reward
-    BestOfN(BestOfN),
+    #[command(
+        after_help = "Example:\n  llm-train best-of-n --model runs/chat --reward runs/reward --data prompts.jsonl --out runs/best --set n=16"
+    )]
+    BestOfN(Stage<BestOfNInputs>),
     /// Improve a model by rounds of best-of-n and fine-tuning on the best replies
     ExpertIteration(ExpertIteration),
     /// Distil a model into a smaller one
@@ -156,6 +177,27 @@ struct Common {
     hub: HubOption,
 }
 
+/// Options of a stage that reads rows of data.
+#[derive(Debug, Args)]
+struct Stage<I: Args> {
+    #[command(flatten)]
+    inputs: I,
+    /// Folder to write; must not exist
+    #[arg(long, value_name = "DIR", display_order = 2)]
+    out: PathBuf,
+    #[command(flatten)]
+    rows: Rows,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl<I: Args> Stage<I> {
+    /// The recipe of the run.
+    fn recipe<R: Recipe>(&self) -> Result<R, Error> {
+        self.common.recipe_with(&self.rows, &self.out)
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  llm-train lifecycle --out runs/lifecycle --set pretrain.steps=3000")]
 struct Lifecycle {
@@ -186,83 +228,6 @@ struct Pretrain {
     /// With --depth: training tokens for each parameter that multiplies a token
     #[arg(long, value_name = "X", requires = "depth", default_value_t = TOKENS_PER_PARAMETER)]
     tokens_per_parameter: f64,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  llm-train finetune --model runs/base --data chats.jsonl --out runs/chat")]
-struct Finetune {
-    #[command(flatten)]
-    inputs: FinetuneInputs,
-    /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR", display_order = 2)]
-    out: PathBuf,
-    #[command(flatten)]
-    rows: Rows,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  llm-train reward --model runs/chat --data rankings.jsonl --out runs/reward")]
-struct Reward {
-    #[command(flatten)]
-    inputs: RewardInputs,
-    /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR", display_order = 2)]
-    out: PathBuf,
-    #[command(flatten)]
-    rows: Rows,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  llm-train dpo --model runs/chat --data rankings.jsonl --out runs/aligned\n  llm-train dpo --model \
-                  runs/chat --data rankings.jsonl --out runs/simpo --set loss=simpo --set beta=2"
-)]
-struct Dpo {
-    #[command(flatten)]
-    inputs: DpoInputs,
-    /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR", display_order = 2)]
-    out: PathBuf,
-    #[command(flatten)]
-    rows: Rows,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  llm-train kto --model runs/chat --data labelled.jsonl --out runs/aligned")]
-struct Kto {
-    #[command(flatten)]
-    inputs: KtoInputs,
-    /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR", display_order = 2)]
-    out: PathBuf,
-    #[command(flatten)]
-    rows: Rows,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  llm-train grpo --model runs/chat --reward runs/reward --data prompts.jsonl --out runs/aligned\n  \
-                  llm-train grpo --recipe rloo --model runs/chat --reward runs/reward --data prompts.jsonl --out runs/aligned\n  \
-                  llm-train grpo --model MODEL --data gsm8k.jsonl --out RUN --set 'rewards=[{kind=\"exact_answer\"}]'"
-)]
-struct Grpo {
-    #[command(flatten)]
-    inputs: GrpoInputs,
-    /// Folder to write; must not exist
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    #[command(flatten)]
-    rows: Rows,
     #[command(flatten)]
     common: Common,
 }

@@ -45,10 +45,7 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
         Command::CompareAlignment(args) => {
             stages.compare_alignment(&args.common.recipe(&args.out)?, &args.out, args.common.resume)
         }
-        Command::BestOfN(args) => {
-            let (recipe, resume) = (args.common.recipe_with(&args.rows, &args.out)?, args.common.resume);
-            stages.best_of_n(&recipe, &args.inputs, &args.out, resume)
-        }
+        Command::BestOfN(args) => stages.best_of_n(&args.recipe()?, &args.inputs, &args.out, args.common.resume),
         Command::ExpertIteration(args) => {
             let (recipe, resume) = (args.common.recipe(&args.out)?, args.common.resume);
             stages.expert_iteration(&recipe, &args.inputs, &args.out, resume)
@@ -60,37 +57,21 @@ pub(super) fn run(command: Command, device: Device, observer: &mut dyn FnMut(Eve
             let (recipe, resume) = (args.common.recipe(&args.out)?, args.common.resume);
             stages.scaling(&recipe, &args.inputs, &args.out, resume)
         }
-        Command::Finetune(args) => stages.finetune(
-            &args.common.recipe_with(&args.rows, &args.out)?,
-            &args.inputs,
-            &args.out,
-            args.common.resume,
-        ),
+        Command::Finetune(args) => stages.finetune(&args.recipe()?, &args.inputs, &args.out, args.common.resume),
         Command::Preview(args) => preview(&args),
         Command::Feedback(command) => feedback::run(command, stages.observer),
-        Command::Reward(args) => {
-            stages.reward(&args.common.recipe_with(&args.rows, &args.out)?, &args.inputs, &args.out, args.common.resume)
-        }
-        Command::Ppo(args) => {
-            stages.ppo(&args.common.recipe_with(&args.rows, &args.out)?, &args.inputs, &args.out, args.common.resume)
-        }
-        Command::Dpo(args) => {
-            stages.dpo(&args.common.recipe_with(&args.rows, &args.out)?, &args.inputs, &args.out, args.common.resume)
-        }
-        Command::Kto(args) => {
-            stages.kto(&args.common.recipe_with(&args.rows, &args.out)?, &args.inputs, &args.out, args.common.resume)
-        }
-        Command::Grpo(args) => {
-            stages.grpo(&args.common.recipe_with(&args.rows, &args.out)?, &args.inputs, &args.out, args.common.resume)
-        }
+        Command::Reward(args) => stages.reward(&args.recipe()?, &args.inputs, &args.out, args.common.resume),
+        Command::Ppo(args) => stages.ppo(&args.recipe()?, &args.inputs, &args.out, args.common.resume),
+        Command::Dpo(args) => stages.dpo(&args.recipe()?, &args.inputs, &args.out, args.common.resume),
+        Command::Kto(args) => stages.kto(&args.recipe()?, &args.inputs, &args.out, args.common.resume),
+        Command::Grpo(args) => stages.grpo(&args.recipe()?, &args.inputs, &args.out, args.common.resume),
         Command::Distill(args) => {
             let mut recipe: DistillRecipe = args.common.recipe_with(&args.rows, &args.out)?;
             recipe.sequence_level |= args.sequence_level;
             stages.distill(&recipe, &args.inputs, &args.out, args.common.resume)
         }
         Command::TeacherLogits(TeacherLogits::Write(args)) => {
-            let recipe = args.common.recipe_with(&args.rows, &args.out)?;
-            stages.teacher_logits(&recipe, &args.inputs, &args.out, args.common.resume)
+            stages.teacher_logits(&args.recipe()?, &args.inputs, &args.out, args.common.resume)
         }
         Command::Resume(args) => stages.resume(&args),
         Command::Compare(args) => compare::run(&args, &stages.device),

@@ -7,16 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 
 use llm_data::{ChatMessage, Conversation, write_jsonl};
-use llm_model::{Head, Model, write_atomic};
-use llm_tokenizer::{ChatFormat, Tokenizer};
+use llm_model::{Model, write_atomic};
+use llm_tokenizer::Tokenizer;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{chat_format, load_model, load_tokenizer};
-use crate::adapters::{Adapters, tokenizer_folder};
+use super::policy::Policy;
+use crate::adapters::Adapters;
 use crate::best_of::{ScoredReply, expected_best, kl_bound};
-use crate::compat::{TokenSource, check_compatible};
 use crate::data::{DataOptions, one_or_several};
 use crate::prompts::read_prompts;
 use crate::rewards::{Prompt, Reward, RewardTable};
@@ -94,17 +93,11 @@ pub fn best_of_n(
         Start::Open(setup) => setup,
         Start::Finished(_) => return std::fs::read_to_string(out.join(REPORT)).map_err(Error::io(out.join(REPORT))),
     };
-    let folder = tokenizer_folder(&inputs.model, inputs.adapter.as_ref());
-    let tokenizer = load_tokenizer(folder)?.with_end_of_turn_as_eos();
-    let base = load_model(&inputs.model, Head::LanguageModel)?.to_device(setup.device())?;
-    let ChatFormat { end_of_turn, .. } = *chat_format(&tokenizer, folder)?;
+    let loaded = Policy::load(&inputs.model, inputs.adapter.as_ref())?;
+    let reward = loaded.rewards(&recipe.rewards, &inputs.reward, setup.device())?;
+    let Policy { tokenizer, base, end_of_turn, .. } = loaded;
+    let base = base.to_device(setup.device())?;
     let policy = Adapters::new(&inputs.model, None, inputs.adapter.as_ref(), recipe.seed).below(&base)?;
-    let mut reward = Reward::open(&recipe.rewards, &inputs.reward, &tokenizer)?;
-    for model in reward.models_mut() {
-        model.model = model.model.to_device(setup.device())?;
-    }
-    let models: Vec<TokenSource> = reward.models().map(|model| model.token_source()).collect();
-    check_compatible(base.config(), (&tokenizer, folder), &models)?;
     let room = (base.config().max_position_embeddings, recipe.max_new_tokens);
     let prompts = read_prompts(&inputs.data, &recipe.data, &tokenizer, room)?;
 

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use llm_data::{LabelledAnswer, ReadOptions, read_labelled_answers};
 use llm_eval::stats::{cluster_bootstrap, wilson_of};
-use llm_model::{Head, LoraConfig, Model};
-use llm_tokenizer::{ChatFormat, Tokenizer};
+use llm_model::{LoraConfig, Model};
+use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
-use super::{RunningMeans, chat_format, load_model, load_tokenizer};
-use crate::adapters::{Adapters, tokenizer_folder};
+use super::RunningMeans;
+use super::policy::Policy;
+use crate::adapters::Adapters;
 use crate::batches::{BatchSize, LengthBatches};
-use crate::compat::check_compatible;
 use crate::completions::{Completions, Room, answer_logprobs, frozen_logprobs, numbers};
 use crate::data::{DataOptions, one_or_several};
 use crate::examples::take_evenly;
@@ -112,19 +112,13 @@ pub fn kto(recipe: &KtoRecipe, inputs: &KtoInputs, out: impl AsRef<Path>, option
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let folder = tokenizer_folder(&inputs.model, inputs.adapter.as_ref());
-    let tokenizer = load_tokenizer(folder)?.with_end_of_turn_as_eos();
-    let ChatFormat { end_of_turn, .. } = *chat_format(&tokenizer, folder)?;
-    let mut base = load_model(&inputs.model, Head::LanguageModel)?;
-    check_compatible(base.config(), (&tokenizer, folder), &[])?;
-    base.set_end_of_turn(end_of_turn);
+    let Policy { tokenizer, base, .. } = Policy::load(&inputs.model, inputs.adapter.as_ref())?;
     let positions = base.config().max_position_embeddings;
     let (train, validation) = read(recipe, inputs, &tokenizer, recipe.max_length.min(positions))?;
     warn_of_imbalance(recipe, &train);
     let adapters = Adapters::new(&inputs.model, recipe.lora.as_ref(), inputs.adapter.as_ref(), recipe.seed);
-    // The policy at the start of the run, in its precision, so that the first log-ratios are 0: a new adapter changes nothing yet.
-    let start = if adapters.is_empty() { base.frozen()? } else { adapters.start(&base)?.frozen()? };
-    let reference = start.in_precision(recipe.optimizer.precision)?.to_device(setup.device())?;
+    // In the precision of the policy, so that the first log-ratios are 0.
+    let reference = adapters.reference(&base)?.in_precision(recipe.optimizer.precision)?.to_device(setup.device())?;
     let mut learner = adapters.learner(&base, &setup, &recipe.optimizer)?;
     let size = BatchSize::Items(recipe.batch_size);
     let mut batches = LengthBatches::new(train.iter().map(Labelled::tokens).collect(), size, recipe.seed)?;

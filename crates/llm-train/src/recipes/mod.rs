@@ -11,6 +11,7 @@ mod finetune;
 mod grpo;
 mod kto;
 mod lifecycle;
+mod policy;
 mod ppo;
 mod prepare;
 mod pretrain;

@@ -11,19 +11,17 @@ mod reference;
 
 use std::path::{Path, PathBuf};
 
-use llm_model::{Head, LoraConfig, Model};
-use llm_tokenizer::{ChatFormat, Tokenizer};
+use llm_model::{LoraConfig, Model};
 use serde::{Deserialize, Serialize};
 
 pub use self::objective::PairLoss;
 use self::objective::{Batch, evaluate};
 use self::pairs::Pair;
 use self::reference::Reference;
-use super::{chat_format, load_model, load_tokenizer};
+use super::policy::Policy;
 use crate::Result;
-use crate::adapters::{Adapters, tokenizer_folder};
+use crate::adapters::Adapters;
 use crate::batches::{BatchSize, LengthBatches};
-use crate::compat::check_compatible;
 use crate::data::{DataOptions, one_or_several};
 use crate::optim::OptimizerConfig;
 use crate::recipes::RunningMeans;
@@ -109,15 +107,15 @@ pub fn dpo(recipe: &DpoRecipe, inputs: &DpoInputs, out: impl AsRef<Path>, option
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let (tokenizer, base) = load(inputs)?;
+    let Policy { tokenizer, base, .. } = Policy::load(&inputs.model, inputs.adapter.as_ref())?;
     let max_length = recipe.max_length.min(base.config().max_position_embeddings);
     let (train, validation) = pairs::read(recipe, inputs, &tokenizer, max_length)?;
     let adapters = Adapters::new(&inputs.model, recipe.lora.as_ref(), inputs.adapter.as_ref(), recipe.seed);
     let (reference, ref_validation) = match recipe.loss.has_reference() {
         true => {
-            // The policy at the start of the run, in its precision, so that the first log-ratios are 0: a new adapter changes nothing yet.
-            let start = if adapters.is_empty() { base.frozen()? } else { adapters.start(&base)?.frozen()? };
-            let model = start.in_precision(recipe.optimizer.precision)?.to_device(setup.device())?;
+            // In the precision of the policy, so that the first log-ratios are 0.
+            let model =
+                adapters.reference(&base)?.in_precision(recipe.optimizer.precision)?.to_device(setup.device())?;
             let ref_validation = reference::logprobs(&model, &validation, recipe.batch_size)?;
             (reference_of(recipe, model, &train, out.as_ref())?, Some(ref_validation))
         }
@@ -175,17 +173,6 @@ pub fn dpo(recipe: &DpoRecipe, inputs: &DpoInputs, out: impl AsRef<Path>, option
         step.finish(&learner, &metrics, routers.metrics())?;
     }
     run.finish(&learner)
-}
-
-/// Loads the tokenizer and the model, and checks that they match.
-fn load(inputs: &DpoInputs) -> Result<(Tokenizer, Model)> {
-    let folder = tokenizer_folder(&inputs.model, inputs.adapter.as_ref());
-    let tokenizer = load_tokenizer(folder)?.with_end_of_turn_as_eos();
-    let ChatFormat { end_of_turn, .. } = *chat_format(&tokenizer, folder)?;
-    let mut base = load_model(&inputs.model, Head::LanguageModel)?;
-    check_compatible(base.config(), (&tokenizer, folder), &[])?;
-    base.set_end_of_turn(end_of_turn);
-    Ok((tokenizer, base))
 }
 
 /// The reference of the training pairs: the model, or its log-probabilities, which an interrupted run has stored.

@@ -12,8 +12,8 @@ mod trainer;
 
 use std::path::{Path, PathBuf};
 
-use llm_model::{Head, LoraConfig, Model};
-use llm_tokenizer::{ChatFormat, Tokenizer};
+use llm_model::LoraConfig;
+use llm_tokenizer::Tokenizer;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -21,16 +21,15 @@ use serde_json::{Value, json};
 pub use self::episode::Episode;
 use self::evaluation::Validation;
 pub use self::trainer::GrpoTrainer;
+use super::policy::Policy;
 use super::ppo::SpecialIds;
-use super::{chat_format, load_model, load_tokenizer};
 use crate::Result;
-use crate::adapters::{Adapters, tokenizer_folder};
-use crate::compat::{TokenSource, check_compatible};
+use crate::adapters::Adapters;
 use crate::data::{DataOptions, one_or_several};
 use crate::loss::LossType;
 use crate::optim::OptimizerConfig;
 use crate::prompts::{Prompts, read_prompts};
-use crate::rewards::{Reward, RewardTable};
+use crate::rewards::RewardTable;
 use crate::rl::{MissingEos, ScaleRewards};
 use crate::run::{Evaluation, Outcome, Plan, RunOptions, RunSetup, Start, rng};
 
@@ -124,22 +123,10 @@ pub fn grpo(recipe: &GrpoRecipe, inputs: &GrpoInputs, out: impl AsRef<Path>, opt
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let folder = tokenizer_folder(&inputs.model, inputs.adapter.as_ref());
-    let tokenizer = load_tokenizer(folder)?.with_end_of_turn_as_eos();
-    let mut base = load_model(&inputs.model, Head::LanguageModel)?;
-    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, folder)?;
-    base.set_end_of_turn(end_of_turn);
+    let policy = Policy::load(&inputs.model, inputs.adapter.as_ref())?;
+    let reward = policy.rewards(&recipe.rewards, &inputs.reward, setup.device())?;
+    let Policy { tokenizer, base, end_of_turn, pad, .. } = policy;
     let base = base.to_device(setup.device())?;
-    let mut reward = Reward::open(&recipe.rewards, &inputs.reward, &tokenizer)?;
-    for model in reward.models_mut() {
-        model.model = model.model.to_device(setup.device())?;
-    }
-    let of_models = reward.models().map(|model| TokenSource::Model {
-        config: model.model.config(),
-        tokenizer: &model.tokenizer,
-        dir: &model.dir,
-    });
-    check_compatible(base.config(), (&tokenizer, folder), &of_models.collect::<Vec<_>>())?;
     let room = (base.config().max_position_embeddings, recipe.max_new_tokens);
     let read = |path: &Path| read_prompts(path, &recipe.data, &tokenizer, room);
     let prompts = Prompts::new(read(&inputs.data)?, recipe.prompts_per_update, recipe.seed)?;
@@ -148,11 +135,7 @@ pub fn grpo(recipe: &GrpoRecipe, inputs: &GrpoInputs, out: impl AsRef<Path>, opt
     let validation = validation.map(|prompts| Validation::new(prompts, recipe, &reward, &tokenizer, ids));
 
     let adapters = Adapters::new(&inputs.model, recipe.lora.as_ref(), inputs.adapter.as_ref(), recipe.seed);
-    // The policy at the start of the run: a new adapter changes nothing yet. Computed with it, the initial KL is exactly 0.
-    let start = |base: &Model| -> Result<Model> {
-        if adapters.is_empty() { Ok(base.clone()) } else { Ok(adapters.start(base)?.frozen()?) }
-    };
-    let reference = if recipe.beta > 0. { Some(start(&base)?) } else { None };
+    let reference = if recipe.beta > 0. { Some(adapters.reference(&base)?) } else { None };
     let policy = adapters.learner(&base, &setup, &recipe.optimizer)?;
     // Without a reference, the weights at the start are not needed any more.
     drop(base);

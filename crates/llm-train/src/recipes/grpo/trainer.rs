@@ -1,6 +1,6 @@
 //! One update: sample replies to each prompt, score them, compare them with each other, train on them.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use llm_engine::SampledReply;
 use llm_model::Model;
 use rand::seq::SliceRandom;
@@ -15,7 +15,8 @@ use crate::recipes::ppo::{RunningMeans, SpecialIds, even_parts};
 use crate::rewards::{Prompt, Reward};
 use crate::rl::{group_advantages, leave_one_out_advantages, sequence_reward};
 use crate::rollout::{
-    LogprobDifference, Reply, RolloutOptions, has_eos, logprobs_and_routing, per_reply, reply_logprobs, sample_replies,
+    LogprobDifference, Reply, RolloutOptions, flat, has_eos, logprobs_and_routing, per_reply, reply_logprobs,
+    sample_replies,
 };
 use crate::routing::RouterMetrics;
 use crate::run::rng;
@@ -199,7 +200,7 @@ impl<'a> GrpoTrainer<'a> {
         let device = logprobs.device().clone();
         let list = |of: &dyn Fn(&Episode) -> Option<&Vec<f64>>| -> Result<Option<Tensor>> {
             let lists: Option<Vec<&Vec<f64>>> = micro_batch.iter().map(|(episode, _)| of(episode)).collect();
-            lists.map(|lists| tensor(lists.into_iter().flatten().copied(), &device)).transpose()
+            lists.map(|lists| flat(lists.into_iter().flatten().copied(), &device)).transpose()
         };
         // On-policy the ratio is 1; it still has a gradient.
         let old_logprobs = list(&|episode| episode.old_logprobs.as_ref())?.unwrap_or_else(|| logprobs.detach());
@@ -207,13 +208,13 @@ impl<'a> GrpoTrainer<'a> {
         let clip = ClipRange { low: recipe.epsilon, high: recipe.epsilon_high };
         let found = if recipe.loss_type == LossType::Rloo {
             let lengths: Vec<usize> = replies.iter().map(|(_, response)| response.len()).collect();
-            let advantages = tensor(micro_batch.iter().map(|(episode, _)| episode.advantage), &device)?;
-            let weights = tensor(micro_batch.iter().map(|(_, weight)| *weight), &device)?;
+            let advantages = flat(micro_batch.iter().map(|(episode, _)| episode.advantage), &device)?;
+            let weights = flat(micro_batch.iter().map(|(_, weight)| *weight), &device)?;
             rloo_loss(&logprobs, &old_logprobs, &lengths, &advantages, &weights, clip)?
         } else {
             let each = |of: &dyn Fn(&(&Episode, f64)) -> f64| {
                 let repeated = micro_batch.iter().flat_map(|item| std::iter::repeat_n(of(item), item.0.response.len()));
-                tensor(repeated, &device)
+                flat(repeated, &device)
             };
             let (advantages, weights) = (each(&|(episode, _)| episode.advantage)?, each(&|(_, weight)| *weight)?);
             let reference = ref_logprobs.as_ref().map(|logprobs| (logprobs, recipe.beta));
@@ -257,10 +258,4 @@ struct Sums {
     tokens: f64,
     ratio: f64,
     ratios: f64,
-}
-
-fn tensor(numbers: impl Iterator<Item = f64>, device: &Device) -> Result<Tensor> {
-    let numbers: Vec<f32> = numbers.map(|x| x as f32).collect();
-    let n = numbers.len();
-    Ok(Tensor::from_vec(numbers, n, device)?)
 }

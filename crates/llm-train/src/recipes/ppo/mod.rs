@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use llm_engine::{GenerateOptions, Sampling};
 use llm_model::{Head, LoraConfig, Model};
-use llm_tokenizer::{ChatFormat, Tokenizer};
+use llm_tokenizer::Tokenizer;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -21,13 +21,12 @@ use serde_json::{Value, json};
 pub use self::metrics::RunningMeans;
 pub(super) use self::trainer::even_parts;
 pub use self::trainer::{PpoTrainer, SpecialIds, Targets};
-use super::{chat_format, load_model, load_tokenizer};
-use crate::adapters::{Adapters, tokenizer_folder};
-use crate::compat::{TokenSource, check_compatible};
+use super::policy::Policy;
+use crate::adapters::Adapters;
 use crate::data::{DataOptions, one_or_several};
 use crate::optim::OptimizerConfig;
 use crate::prompts::{Prompts, read_prompts};
-use crate::rewards::{Reward, RewardModel, RewardScale, RewardTable};
+use crate::rewards::{RewardModel, RewardScale, RewardTable};
 use crate::rl::MissingEos;
 use crate::rollout::Rollout;
 use crate::run::{Outcome, Plan, RunOptions, RunSetup, Start, rng};
@@ -131,21 +130,12 @@ pub fn ppo(recipe: &PpoRecipe, inputs: &PpoInputs, out: impl AsRef<Path>, option
         Start::Open(setup) => setup,
         Start::Finished(outcome) => return Ok(outcome),
     };
-    let folder = tokenizer_folder(&inputs.model, inputs.adapter.as_ref());
-    let tokenizer = load_tokenizer(folder)?.with_end_of_turn_as_eos();
-    let mut base = load_model(&inputs.model, Head::LanguageModel)?;
-    let ChatFormat { end_of_turn, pad, .. } = *chat_format(&tokenizer, folder)?;
-    base.set_end_of_turn(end_of_turn);
+    let policy = Policy::load(&inputs.model, inputs.adapter.as_ref())?;
+    let mut reward = policy.rewards(&recipe.rewards, &inputs.reward, setup.device())?;
+    let Policy { tokenizer, base, end_of_turn, pad, .. } = policy;
     let adapters = Adapters::new(&inputs.model, recipe.lora.as_ref(), inputs.adapter.as_ref(), recipe.seed);
-    // The policy at the start of the run: a new adapter changes nothing yet.
-    let reference =
-        if adapters.is_empty() { base } else { adapters.start(&base)?.frozen()? }.to_device(setup.device())?;
-    let mut reward = Reward::open(&recipe.rewards, &inputs.reward, &tokenizer)?;
-    for model in reward.models_mut() {
-        model.model = model.model.to_device(setup.device())?;
-    }
-    let others: Vec<TokenSource> = reward.models().map(RewardModel::token_source).collect();
-    check_compatible(reference.config(), (&tokenizer, folder), &others)?;
+    let reference = adapters.reference(&base)?.to_device(setup.device())?;
+    drop(base);
     let room = (reference.config().max_position_embeddings, recipe.max_new_tokens);
     let prompts = read_prompts(&inputs.data, &recipe.data, &tokenizer, room)?;
     let prompts = Prompts::new(prompts, recipe.episodes, recipe.seed)?;

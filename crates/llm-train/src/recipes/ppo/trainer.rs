@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use llm_engine::SampledReply;
 use llm_model::Model;
 use rand::seq::SliceRandom;
@@ -15,7 +15,7 @@ use crate::optim::Learner;
 use crate::rewards::{Prompt, Reward};
 use crate::rl::{adapted_kl_coef, explained_variance, gae, token_rewards, whiten};
 use crate::rollout::{
-    Reply, Rollout, RolloutOptions, engine_difference, has_eos, logprobs_entropies_and_routing, per_reply,
+    Reply, Rollout, RolloutOptions, engine_difference, flat, has_eos, logprobs_entropies_and_routing, per_reply,
     reply_hidden, reply_logprobs, reply_values, sample_replies,
 };
 use crate::routing::RouterMetrics;
@@ -260,7 +260,7 @@ impl<'a> PpoTrainer<'a> {
         let (tokens, device) = (tokens_of(mini_batch), self.policy.model.device());
         for micro_batch in mini_batch.chunks(self.recipe.micro_batch_size.max(1)) {
             let chosen: Vec<&Rollout> = micro_batch.iter().map(|&i| &rollouts[i]).collect();
-            let pick = |lists: &[Vec<f64>]| tensor(micro_batch.iter().flat_map(|&i| lists[i].iter().copied()), &device);
+            let pick = |lists: &[Vec<f64>]| flat(micro_batch.iter().flat_map(|&i| lists[i].iter().copied()), &device);
             let (advantages, returns) = (pick(&targets.advantages)?, pick(&targets.returns)?); // (n,)
             let count = tokens_of(micro_batch);
             self.policy_gradients(&chosen, &advantages, count / tokens, count, means)?;
@@ -282,7 +282,7 @@ impl<'a> PpoTrainer<'a> {
         let replies: Vec<Reply> = rollouts.iter().map(|r| r.reply()).collect();
         let (logprobs, entropies, routing) =
             logprobs_entropies_and_routing(&self.policy.model, &replies, recipe.temperature, self.ids.pad)?;
-        let old_logprobs = tensor(rollouts.iter().flat_map(|r| r.logprobs.iter().copied()), logprobs.device())?;
+        let old_logprobs = flat(rollouts.iter().flat_map(|r| r.logprobs.iter().copied()), logprobs.device())?;
         let clipped = policy_loss(&logprobs, &old_logprobs, advantages, recipe.cliprange)?;
         let entropy = entropies.mean_all()?;
         let loss = match recipe.entropy_coef == 0. {
@@ -318,7 +318,7 @@ impl<'a> PpoTrainer<'a> {
     ) -> Result<()> {
         let replies: Vec<Reply> = rollouts.iter().map(|r| r.reply()).collect();
         let hidden = reply_hidden(&self.critic.model, &replies, self.ids.pad)?; // (n, hidden)
-        let old_values = tensor(rollouts.iter().flat_map(|r| r.values.iter().copied()), hidden.device())?;
+        let old_values = flat(rollouts.iter().flat_map(|r| r.values.iter().copied()), hidden.device())?;
         let loss_on = |critic: &Model, hidden: &Tensor| {
             value_loss(&critic.output(hidden)?.squeeze(1)?, &old_values, returns, self.recipe.cliprange_value)
         };
@@ -354,12 +354,6 @@ fn whiten_all(lists: &mut [Vec<f64>], shift_mean: bool) {
     for (x, whitened) in lists.iter_mut().flatten().zip(all) {
         *x = whitened;
     }
-}
-
-fn tensor(numbers: impl Iterator<Item = f64>, device: &Device) -> Result<Tensor> {
-    let numbers: Vec<f32> = numbers.map(|x| x as f32).collect();
-    let n = numbers.len();
-    Ok(Tensor::from_vec(numbers, n, device)?)
 }
 
 #[cfg(test)]
