@@ -66,6 +66,27 @@ fn wilson_of_sum(successes: f64, n: usize) -> Interval {
     Interval { low: ((centre - half) / scale).max(0.), high: ((centre + half) / scale).min(1.) }
 }
 
+/// The interval of the mean of `scores` from 0 to 1; score `i` belongs to cluster `clusters[i]`, and those of a cluster depend on each
+/// other.
+///
+/// It is [`wilson_of`] if every cluster has one score, and [`cluster_bootstrap`] if not. If all clusters have the same mean, or there is
+/// only one, a bootstrap has no width: then it is Wilson's, with a cluster as one item. The lengths must be equal.
+pub fn share_interval(scores: &[f64], clusters: &[usize], seed: u64) -> Result<Interval> {
+    let mut sums: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
+    for (score, cluster) in scores.iter().zip(clusters) {
+        let (sum, count) = sums.entry(*cluster).or_default();
+        (*sum, *count) = (*sum + score, *count + 1.);
+    }
+    if scores.len() == clusters.len() && sums.len() == scores.len() {
+        return Ok(wilson_of(scores));
+    }
+    let means: Vec<f64> = sums.into_values().map(|(sum, count)| sum / count).collect();
+    match means.iter().all(|mean| *mean == means[0]) {
+        true if scores.len() == clusters.len() => Ok(wilson_of(&means)),
+        _ => cluster_bootstrap(scores, clusters, seed),
+    }
+}
+
 /// The bootstrap interval of the mean of `values`; item `i` belongs to cluster `clusters[i]`.
 ///
 /// Each of 2,000 bootstrap samples draws clusters with replacement, as many as there are, and takes the mean over their items. The
@@ -193,6 +214,18 @@ mod tests {
         assert_eq!(wilson(0, 0), Interval { low: 0., high: 1. });
         assert_eq!(wilson(7, 7).high, 1.);
         assert_eq!(wilson_of(&[1., 1., 0., 0.5, 0.5]), wilson(3, 5));
+    }
+
+    #[test]
+    fn a_share_has_an_interval_with_a_width_however_its_items_are_clustered() {
+        let of = |scores: &[f64], clusters: &[usize]| share_interval(scores, clusters, 1).unwrap();
+        let mixed = [1., 0., 1., 1.];
+        assert_eq!(of(&mixed, &[4, 3, 2, 1]), wilson(3, 4), "every item is a cluster");
+        assert_eq!(of(&mixed, &[1, 1, 2, 2]), cluster_bootstrap(&mixed, &[1, 1, 2, 2], 1).unwrap());
+        assert_eq!(of(&[1.; 6], &[1, 1, 2, 2, 3, 3]), wilson(3, 3), "equal clusters: a bootstrap has no width");
+        assert_eq!(of(&[0.5; 4], &[7; 4]), wilson_of(&[0.5]), "one cluster is one item");
+        assert_eq!(of(&[], &[]), wilson(0, 0));
+        assert!(matches!(share_interval(&[1.], &[], 1), Err(Error::Lengths { .. })));
     }
 
     /// The exact coverage, from the binomial distribution.

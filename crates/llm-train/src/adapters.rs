@@ -6,10 +6,11 @@ use std::sync::Arc;
 use llm_model::{LoraConfig, Model};
 use llm_tokenizer::Tokenizer;
 use rand::RngExt;
+use serde_json::Value;
 
-use crate::Result;
 use crate::optim::{Learner, OptimizerConfig};
-use crate::run::{RunSetup, WriteModel, rng};
+use crate::run::{Record, RunSetup, WriteModel, rng};
+use crate::{Error, Result};
 
 /// The adapters of a stage. Without any the stage trains all weights.
 #[derive(Debug, Clone)]
@@ -117,6 +118,23 @@ pub(crate) fn restored(start: &Model, dir: &Path, optimizer: &Path, config: &Opt
 /// The folder with the tokenizer: that of the adapter if it has one, as its chat template may be newer.
 pub(crate) fn tokenizer_folder<'a>(model: &'a Path, adapter: Option<&'a PathBuf>) -> &'a Path {
     adapter.map(PathBuf::as_path).filter(|dir| dir.join("tokenizer.json").is_file()).unwrap_or(model)
+}
+
+/// The folder of the model below the adapter in `dir`: what its `adapter_config.json` says, or the input of its run.
+pub(crate) fn base_of_adapter(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join("adapter_config.json");
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let config: Value = serde_json::from_str(&text).map_err(|e| Error::BadFile(format!("{}: {e}", path.display())))?;
+    let base = config.get("base_model_name_or_path").and_then(Value::as_str).map(PathBuf::from);
+    // The path is relative to the folder in which the run was started; the run also knows the way from its own folder.
+    let of_run = || Record::read(dir).ok().and_then(|record| record.inputs.get("model")?.find("model", dir).ok());
+    base.clone().filter(|base| base.is_dir()).or_else(of_run).ok_or_else(|| {
+        let wrong = match base {
+            None => "is missing; it must be the folder of the model".to_owned(),
+            Some(base) => format!("is \"{}\": no such folder; write the folder of the model there", base.display()),
+        };
+        Error::BadFile(format!("{}: \"base_model_name_or_path\" {wrong}", path.display()))
+    })
 }
 
 /// The seed of the dropout of a batch with this number.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use llm_cli::Failure;
-use llm_eval::stats::{Interval, cluster_bootstrap, wilson};
+use llm_eval::stats::{Interval, share_interval, wilson};
 use serde::Serialize;
 
 use crate::generate::SEED;
@@ -147,7 +147,7 @@ fn right(temperature: f64, answers: &[Vec<Answer>]) -> Result<Option<(f64, Optio
     let interval = match questions {
         1 if temperature == 0. => None,
         1 => Some(wilson(correct as usize, scores.len())),
-        _ => Some(cluster_bootstrap(&scores, &clusters, SEED).map_err(|e| Failure::input(e.to_string()))?),
+        _ => Some(share_interval(&scores, &clusters, SEED).map_err(|e| Failure::input(e.to_string()))?),
     };
     Ok(Some((correct / scores.len() as f64, interval)))
 }

@@ -4,19 +4,20 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use llm_data::{ReadOptions, read_prompts};
-use llm_engine::{GenerateOptions, Sampling, generate_from};
+use llm_engine::{GenerateOptions, SampledReply, Sampling, generate_batch};
 use llm_model::{Head, Model};
-use llm_tokenizer::{TemplateOptions, Tokenizer};
+use llm_tokenizer::Tokenizer;
 use rand::RngExt;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{CompareInputs, CompareRecipe, Pair, answer_of};
+use crate::adapters::base_of_adapter;
 use crate::compat::{TokenSource, check_compatible};
 use crate::examples::take_evenly;
 use crate::load::{chat_format, load_model};
-use crate::recipes::FinetuneRecipe;
-use crate::rewards::{Prompt, Reward};
-use crate::run::{Record, rng};
+use crate::recipes::load_tokenizer;
+use crate::rewards::{Prompt, Reward, RewardModel};
+use crate::run::rng;
 use crate::splits::read_items;
 use crate::{Error, Result};
 
@@ -31,15 +32,13 @@ pub(super) struct Contestant {
 impl Contestant {
     /// Loads the model of a folder, or the adapter of a folder on its base.
     pub fn open(dir: &Path, device: &Device) -> Result<Self> {
-        // A chat template that writes the date gets always the same one, so that the answers are the same on another day.
-        let options = TemplateOptions { date: Some(FinetuneRecipe::default().date), ..TemplateOptions::default() };
-        let tokenizer = Tokenizer::load(dir)?.with_template_options(options)?.with_end_of_turn_as_eos();
+        let tokenizer = load_tokenizer(dir)?.with_end_of_turn_as_eos();
         let end_of_turn = chat_format(&tokenizer, dir)?.end_of_turn;
         let is_adapter = dir.join("adapter_config.json").is_file() && !dir.join("config.json").is_file();
         let model = match is_adapter {
             false => load_model(dir, Head::LanguageModel)?,
             true => {
-                let mut model = load_model(&base_of(dir)?, Head::LanguageModel)?;
+                let mut model = load_model(&base_of_adapter(dir)?, Head::LanguageModel)?;
                 model.load_adapter("compared", dir)?;
                 model.use_adapter(Some("compared"))?;
                 model
@@ -48,21 +47,6 @@ impl Contestant {
         check_compatible(model.config(), (&tokenizer, dir), &[])?;
         Ok(Self { dir: dir.to_owned(), model: model.to_device(device)?, tokenizer, end_of_turn })
     }
-}
-
-/// The folder of the base of an adapter: what its configuration says, or the input of its run.
-fn base_of(dir: &Path) -> Result<PathBuf> {
-    let path = dir.join("adapter_config.json");
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let config: Value = serde_json::from_str(&text).map_err(|e| Error::BadFile(format!("{}: {e}", path.display())))?;
-    let base = config.get("base_model_name_or_path").and_then(Value::as_str).map(PathBuf::from);
-    // The path is relative to the folder in which the run was started; the run also knows the way from its own folder.
-    let of_run = || Record::read(dir).ok().and_then(|record| record.inputs.get("model")?.find("model", dir).ok());
-    base.clone().filter(|base| base.is_dir()).or_else(of_run).ok_or_else(|| {
-        let base = base.map_or("missing".to_owned(), |base| format!("\"{}\"", base.display()));
-        let message = "it must be the folder of the model";
-        Error::BadFile(format!("{}: \"base_model_name_or_path\" is {base}; {message}", path.display()))
-    })
 }
 
 /// An answer of a model.
@@ -131,34 +115,28 @@ pub(super) fn replies_of(recipe: &CompareRecipe, contestant: &Contestant, prompt
     };
     let options =
         GenerateOptions { max_new_tokens: recipe.max_new_tokens, stop_ids: Some(vec![*end_of_turn]), sampling };
-    let rows: Vec<Vec<u32>> =
-        queries.iter().flat_map(|query| std::iter::repeat_n(query.clone(), recipe.answers)).collect();
-    let mut all = Vec::with_capacity(rows.len());
-    for (number, rows) in rows.chunks(recipe.batch_size).enumerate() {
-        all.extend(generate_from(model, rows, number * recipe.batch_size, &options, |_, _| true)?);
-    }
-    let mut all = all.into_iter().map(|ids| {
-        let (text, finished) = (tokenizer.decode(&ids)?, ids.last() == Some(end_of_turn));
-        Ok(Reply { ids, text, finished })
-    });
-    let replies = (0..prompts.len()).map(|_| all.by_ref().take(recipe.answers).collect::<Result<Vec<_>>>());
-    let replies = replies.collect::<Result<Vec<_>>>()?;
+    let read = |reply: SampledReply| {
+        let (text, finished) = (tokenizer.decode(&reply.ids)?, reply.ids.last() == Some(end_of_turn));
+        Ok(Reply { ids: reply.ids, text, finished })
+    };
+    let all = generate_batch(model, &queries, recipe.answers, &options)?;
+    let replies = all.into_iter().map(|of_prompt| of_prompt.into_iter().map(read).collect());
+    let replies = replies.collect::<Result<Vec<Vec<Reply>>>>()?;
     Ok(Replies { queries, replies })
 }
 
-/// The reward of the recipe. It is an error if a reward model has another tokenizer than the models.
+/// The reward of the recipe, on a device. It is an error if a reward model has another tokenizer than the models.
 pub(super) fn reward(
     recipe: &CompareRecipe,
     inputs: &CompareInputs,
     contestants: &[Contestant; 2],
+    device: &Device,
 ) -> Result<Reward<'static>> {
-    let reward = Reward::open(&recipe.rewards, &inputs.reward, &contestants[0].tokenizer)?;
-    for model in reward.models() {
-        for contestant in contestants {
-            let dir = inputs.reward.first().map_or(Path::new(""), PathBuf::as_path);
-            let other = TokenSource::Model { config: model.model.config(), tokenizer: &model.tokenizer, dir };
-            check_compatible(contestant.model.config(), (&contestant.tokenizer, &contestant.dir), &[other])?;
-        }
+    let mut reward = Reward::open(&recipe.rewards, &inputs.reward, &contestants[0].tokenizer)?;
+    reward.to_device(device)?;
+    let models: Vec<TokenSource> = reward.models().map(RewardModel::token_source).collect();
+    for contestant in contestants {
+        check_compatible(contestant.model.config(), (&contestant.tokenizer, &contestant.dir), &models)?;
     }
     Ok(reward)
 }

@@ -10,7 +10,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use candle_core::Device;
-use llm_eval::stats::{Interval, cluster_bootstrap, wilson_of};
+use llm_eval::stats::{Interval, share_interval};
 use serde::{Deserialize, Serialize};
 
 use self::answers::{Contestant, Replies, replies_of};
@@ -128,13 +128,6 @@ impl Comparison {
         let scores: Vec<f64> = outcomes.iter().map(|outcome| outcome.score).collect();
         let prompts: Vec<usize> = outcomes.iter().map(|outcome| outcome.prompt).collect();
         let count = |score: f64| scores.iter().filter(|&&other| other == score).count();
-        let mut distinct = prompts.clone();
-        distinct.sort_unstable();
-        distinct.dedup();
-        let interval = match distinct.len() == prompts.len() {
-            true => wilson_of(&scores),
-            false => cluster_bootstrap(&scores, &prompts, seed).unwrap_or_else(|_| wilson_of(&scores)),
-        };
         let decided: Vec<&Outcome> =
             outcomes.iter().filter(|o| o.score != 0.5 && o.lengths[0] != o.lengths[1]).collect();
         let longer = decided.iter().filter(|o| (o.score == 1.) == (o.lengths[1] > o.lengths[0])).count();
@@ -147,7 +140,8 @@ impl Comparison {
             equal: 0,
             open: 0,
             win_rate: some(scores.iter().sum::<f64>() / scores.len() as f64, scores.len()),
-            interval: (!scores.is_empty()).then_some(interval),
+            // The lists have equal lengths, so there is an interval.
+            interval: share_interval(&scores, &prompts, seed).ok().filter(|_| !scores.is_empty()),
             rewards: None,
             longer_wins: some(longer as f64 / decided.len() as f64, decided.len()),
         }
@@ -230,7 +224,7 @@ pub fn compare(recipe: &CompareRecipe, inputs: &CompareInputs, device: &Device) 
     let prompts = answers::prompts(recipe, data, &contestants)?;
     let reward = match inputs.feedback {
         Some(_) => None,
-        None => Some(answers::reward(recipe, inputs, &contestants)?),
+        None => Some(answers::reward(recipe, inputs, &contestants, device)?),
     };
     let [a, b] = &contestants;
     let sides = [replies_of(recipe, a, &prompts)?, replies_of(recipe, b, &prompts)?];

@@ -1,5 +1,6 @@
 //! Answers of two models as items of a feedback database, and the votes of people on them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use llm_feedback::store::{Kind, NewAnswer, NewItem, Store};
@@ -65,17 +66,20 @@ fn id(names: &[String; 2], messages: &[llm_tokenizer::ChatMessage], pair: &Pair)
 /// The result of the votes on the answers of these two models, in either order. "All bad" is a tie.
 pub(super) fn count(database: &Path, names: &[String; 2], seed: u64) -> Result<Comparison> {
     let store = Store::open_existing(database)?;
-    // For each item its number, and the ids and lengths of the answers of the first and the second model.
-    let mut items = std::collections::BTreeMap::new();
+    // For each item the number of its prompt, and the ids and lengths of the answers of the first and the second model. Several items can
+    // have one prompt.
+    let (mut items, mut prompts) = (BTreeMap::new(), BTreeMap::new());
     for item in store.items()?.into_iter().map(|item| item.item).filter(|item| item.source == SOURCE) {
         let of = |name: &String| item.answers.iter().find(|answer| answer.checkpoint.as_ref() == Some(name));
         if let (Some(a), Some(b)) = (of(&names[0]), of(&names[1])) {
             let (ids, lengths) =
                 ([a, b].map(|answer| answer.id.clone()), [a, b].map(|answer| answer.text.chars().count()));
-            items.insert(item.id.clone(), (items.len(), ids, lengths));
+            let next = prompts.len();
+            let prompt = *prompts.entry(json!(item.prompt).to_string()).or_insert(next);
+            items.insert(item.id.clone(), (prompt, ids, lengths));
         }
     }
-    let mut outcomes = Vec::new();
+    let (mut outcomes, mut judged) = (Vec::new(), BTreeSet::new());
     for judgement in store.current()?.into_iter().filter_map(|stored| stored.judgement) {
         let Some((prompt, [a, b], lengths)) = items.get(&judgement.item) else { continue };
         let score = match judgement.kind {
@@ -88,8 +92,8 @@ pub(super) fn count(database: &Path, names: &[String; 2], seed: u64) -> Result<C
             Kind::Skip | Kind::Flag => continue,
         };
         outcomes.push(Outcome { prompt: *prompt, score, lengths: *lengths });
+        judged.insert(judgement.item);
     }
-    let judged: std::collections::BTreeSet<usize> = outcomes.iter().map(|outcome| outcome.prompt).collect();
     let open = items.len() - judged.len();
     Ok(Comparison { open, ..Comparison::of(names.clone(), &outcomes, seed) })
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use llm_data::{LabelledAnswer, ReadOptions, read_labelled_answers};
-use llm_eval::stats::{cluster_bootstrap, wilson_of};
+use llm_eval::stats::share_interval;
 use llm_model::{LoraConfig, Model};
 use llm_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
@@ -187,22 +187,22 @@ fn frozen(reference: &Model, answers: &[&Labelled]) -> Result<Tensor> {
 }
 
 /// The estimate of the KL divergence between two models (policy, reference), in nats: the mean log-ratio of each prompt with an answer to
-/// another prompt, at least 0.
+/// another prompt, at least 0. An answer is left out if all prompts are equal.
 fn z0([policy, reference]: [&Model; 2], answers: &[&Labelled], batch_size: usize) -> Result<f64> {
     let positions = policy.config().max_position_embeddings;
     let n = answers.len();
     let mismatched: Vec<Reply> = (0..n)
-        .map(|i| {
+        .filter_map(|i| {
             let prompt = answers[i].prompt.as_slice();
-            let other = (1..n).map(|by| (i + n - by) % n).find(|&j| answers[j].prompt != prompt).unwrap_or(i);
+            let other = (1..n).map(|by| (i + n - by) % n).find(|&j| answers[j].prompt != prompt)?;
             let answer = answers[other].answer.as_slice();
-            (prompt, &answer[..answer.len().min(positions - prompt.len())])
+            Some((prompt, &answer[..answer.len().min(positions - prompt.len())]))
         })
         .collect();
     let policy = frozen_logprobs(policy, &mismatched, batch_size)?;
     let reference = frozen_logprobs(reference, &mismatched, batch_size)?;
     let sum: f64 = policy.iter().zip(&reference).map(|(policy, reference)| policy - reference).sum();
-    Ok((sum / n.max(1) as f64).max(0.))
+    Ok((sum / mismatched.len().max(1) as f64).max(0.))
 }
 
 /// Adds the metrics of (losses, log-ratios, log-probabilities) to means over answers, with the names of TRL.
@@ -265,7 +265,7 @@ fn evaluate(
         prompts.dedup();
         let number = |answer: &&Labelled| prompts.binary_search(&answer.prompt.as_slice()).unwrap_or_default();
         let clusters: Vec<usize> = answers.iter().map(number).collect();
-        let interval = cluster_bootstrap(&right, &clusters, recipe.seed).unwrap_or_else(|_| wilson_of(&right));
+        let interval = share_interval(&right, &clusters, recipe.seed)?;
         metrics.push(("eval_rewards/accuracies_low", interval.low));
         metrics.push(("eval_rewards/accuracies_high", interval.high));
         summary += &format!(" (95 % interval {:.1} to {:.1})", 100. * interval.low, 100. * interval.high);

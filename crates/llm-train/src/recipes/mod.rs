@@ -54,7 +54,7 @@ use crate::run::WriteModel;
 
 /// The tokenizer of a folder, for training: a chat template that writes the date gets always the same one, so that a resumed run has
 /// the same text.
-fn load_tokenizer(dir: &Path) -> Result<Tokenizer> {
+pub(crate) fn load_tokenizer(dir: &Path) -> Result<Tokenizer> {
     let options = TemplateOptions { date: Some(FinetuneRecipe::default().date), ..TemplateOptions::default() };
     Ok(Tokenizer::load(dir)?.with_template_options(options)?)
 }

@@ -41,9 +41,7 @@ impl Policy {
     /// The rewards of its replies, on a device. Reward models must have the tokenizer of the policy.
     pub fn rewards<'a>(&self, tables: &[RewardTable], models: &[PathBuf], device: &Device) -> Result<Reward<'a>> {
         let mut reward = Reward::open(tables, models, &self.tokenizer)?;
-        for model in reward.models_mut() {
-            model.model = model.model.to_device(device)?;
-        }
+        reward.to_device(device)?;
         let others: Vec<TokenSource> = reward.models().map(RewardModel::token_source).collect();
         check_compatible(self.base.config(), (&self.tokenizer, &self.folder), &others)?;
         Ok(reward)

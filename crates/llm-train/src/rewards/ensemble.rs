@@ -40,9 +40,8 @@ impl Combine {
         let count = scores.len() as f64;
         match self {
             Self::Mean => scores.sum::<f64>() / count,
-            Self::Min => {
-                scores.fold(f64::INFINITY, |lowest, score| if score < lowest { score } else { lowest.min(score) })
-            }
+            Self::Min => scores
+                .fold(f64::INFINITY, |lowest, score| if score.is_nan() || score < lowest { score } else { lowest }),
         }
     }
 }
@@ -56,5 +55,10 @@ mod tests {
         assert_eq!(Combine::Mean.of([1., 4., -2.].into_iter()), 1.);
         assert_eq!(Combine::Min.of([1., 4., -2.].into_iter()), -2.);
         assert_eq!(Combine::Min.of([3.].into_iter()), 3.);
+        for combine in [Combine::Mean, Combine::Min] {
+            for scores in [[1., f64::NAN], [f64::NAN, 1.]] {
+                assert!(combine.of(scores.into_iter()).is_nan(), "{combine:?}: a broken model is not hidden");
+            }
+        }
     }
 }

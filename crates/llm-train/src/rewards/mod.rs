@@ -16,6 +16,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use candle_core::Device;
 use llm_tokenizer::{ChatMessage, Conversation, Tokenizer};
 use serde::Serialize;
 use serde_json::Value;
@@ -318,7 +319,15 @@ impl<'a> Reward<'a> {
         })
     }
 
-    /// The reward models, to set their scale or device.
+    /// Moves the reward models to a device.
+    pub fn to_device(&mut self, device: &Device) -> Result<()> {
+        for model in self.models_mut() {
+            model.model = model.model.to_device(device)?;
+        }
+        Ok(())
+    }
+
+    /// The reward models, to set their scale.
     pub fn models_mut(&mut self) -> impl Iterator<Item = &mut RewardModel> {
         self.sources.iter_mut().flat_map(|source| match &mut source.source {
             Source::Model(ensemble) => ensemble.models.as_mut_slice(),

@@ -10,14 +10,17 @@ use llm_tokenizer::{ChatMessage, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::adapters::base_of_adapter;
 use crate::compat::{TokenSource, check_compatible};
 use crate::examples::{gather_rows, rows_to_batch};
 use crate::load::{chat_format, load_model};
-use crate::run::Record;
 use crate::{Error, Result};
 
 /// The file with the score scale of a reward model that is an adapter.
 pub(crate) const SCALE: &str = "reward_scale.json";
+
+/// Conversations per forward pass, so that memory does not grow with their number.
+const SCORED_TOGETHER: usize = 16;
 
 /// The normalisation of raw scores: `(score - mean) / std`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -79,7 +82,7 @@ impl RewardModel {
     }
 
     fn raw_scores(&self, rows: &[Vec<u32>]) -> Result<Vec<f64>> {
-        rewards_of(&self.model, rows, rows.len(), self.pad)
+        rewards_of(&self.model, rows, SCORED_TOGETHER, self.pad)
     }
 
     /// The raw scores of each head, in the order of the labels, for each conversation in token ids.
@@ -226,17 +229,7 @@ fn load_adapter(dir: &Path) -> Result<Model> {
             "\"task_type\" is {task}; this adapter has no score head; a reward model needs \"SEQ_CLS\""
         ));
     }
-    let Some(base) = config.get("base_model_name_or_path").and_then(Value::as_str).map(PathBuf::from) else {
-        return wrong("\"base_model_name_or_path\" is missing; it must be the folder of the model".to_owned());
-    };
-    // The path is relative to the folder in which the run was started; the run also knows the way from its own folder.
-    let of_run = || Record::read(dir).ok().and_then(|record| record.inputs.get("model")?.find("model", dir).ok());
-    let Some(base) = Some(base.clone()).filter(|base| base.is_dir()).or_else(of_run) else {
-        let base = base.display();
-        return wrong(format!(
-            "\"base_model_name_or_path\" is \"{base}\": no such folder; write the folder of the model there"
-        ));
-    };
+    let base = base_of_adapter(dir)?;
     let keys = match dir.join(SCALE).is_file() {
         true => read(SCALE)?.as_object().cloned().unwrap_or_default(),
         false => serde_json::Map::new(),

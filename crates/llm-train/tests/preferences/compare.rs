@@ -106,6 +106,7 @@ fn people_decide_through_the_database() {
     let annotator = store.annotator("ann").unwrap();
     let second = world.path("long").display().to_string();
     let (mut votes, mut counts, mut first_shown) = (0, [0, 0, 0], 0);
+    let (mut scores, mut prompts) = (Vec::new(), Vec::new());
     while let Some(task) = store.next(annotator, &policy, now()).unwrap() {
         let item = store.item(&task.item).unwrap().unwrap().item;
         let shown: Vec<String> = task.answers.iter().map(|answer| answer.id.clone()).collect();
@@ -119,6 +120,10 @@ fn people_decide_through_the_database() {
             _ => Kind::Rank { ranks: [(best.id.clone(), 1), (other, 2)].into() },
         };
         counts[usize::from(votes % 5 == 1) + 2 * usize::from(votes % 5 == 2)] += usize::from(votes % 5 != 0);
+        if votes % 5 != 0 {
+            scores.push([0., 0.5, 0., 1., 1.][votes % 5]);
+            prompts.push(json!(item.prompt).to_string());
+        }
         let judgement = Judgement {
             id: format!("vote-{votes}"),
             item: task.item,
@@ -141,6 +146,15 @@ fn people_decide_through_the_database() {
     assert_eq!((counted.wins, counted.ties, counted.losses), (counts[0], counts[1], counts[2]));
     let total = (counts[0] + counts[1] + counts[2]) as f64;
     assert_eq!(counted.win_rate, Some((counts[0] as f64 + 0.5 * counts[1] as f64) / total));
+    // Both answers to a prompt are one cluster.
+    let clusters: Vec<usize> =
+        prompts.iter().map(|prompt| prompts.iter().position(|other| other == prompt).unwrap()).collect();
+    let expected = llm_eval::stats::share_interval(&scores, &clusters, recipe.seed).unwrap();
+    let interval = counted.interval.unwrap();
+    assert!(clusters.iter().collect::<std::collections::BTreeSet<_>>().len() < scores.len());
+    assert!((interval.low - expected.low).abs() < 0.1 && (interval.high - expected.high).abs() < 0.1, "{interval:?}");
+    let narrow = llm_eval::stats::wilson_of(&scores);
+    assert!(interval != narrow, "not one cluster for each answer");
     let again = run(&recipe, &inputs);
     assert_eq!((again.wins, store.items().unwrap().len()), (counted.wins, items.len()));
     assert_eq!(counted.open, items.len() - total as usize);

@@ -1,7 +1,7 @@
 //! The losses and metrics of a batch of pairs.
 
 use candle_core::{Device, Tensor};
-use llm_eval::stats::{Interval, cluster_bootstrap, wilson_of};
+use llm_eval::stats::{Interval, share_interval};
 use llm_model::{Model, Routing};
 use serde::{Deserialize, Serialize};
 
@@ -192,14 +192,9 @@ pub(super) fn evaluate(
         100. * accuracy
     );
     if evaluating.is_last() {
-        let Interval { low, high } = interval(&right, &prompt_numbers(pairs), recipe.seed);
+        let Interval { low, high } = share_interval(&right, &prompt_numbers(pairs), recipe.seed)?;
         metrics.extend([("eval_rewards/accuracies_low", low), ("eval_rewards/accuracies_high", high)]);
         summary += &format!(" (95 % interval {:.1} to {:.1})", 100. * low, 100. * high);
     }
     evaluating.log(&metrics, &summary)
-}
-
-/// The interval of the mean over prompts, or over pairs if there is one prompt only.
-fn interval(scores: &[f64], prompts: &[usize], seed: u64) -> Interval {
-    cluster_bootstrap(scores, prompts, seed).unwrap_or_else(|_| wilson_of(scores))
 }

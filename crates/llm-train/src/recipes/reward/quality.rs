@@ -1,9 +1,7 @@
 //! How well the scores of a reward model agree with rankings that it was not trained on: accuracy, calibration, and the bias towards
 //! longer answers, with intervals over prompts.
 
-use std::collections::BTreeSet;
-
-use llm_eval::stats::{Interval, cluster_bootstrap, wilson_of};
+use llm_eval::stats::{Interval, share_interval};
 use llm_model::Model;
 
 use super::data::EncodedRanking;
@@ -110,12 +108,7 @@ impl Quality {
         let of = |pairs: &[&Judged], value: fn(&Judged) -> f64| {
             let values: Vec<f64> = pairs.iter().map(|pair| value(pair)).collect();
             let prompts: Vec<usize> = pairs.iter().map(|pair| pair.prompt).collect();
-            // Without any difference a bootstrap has no width.
-            let all_equal = values.iter().all(|value| *value == values[0]);
-            let interval = match all_equal {
-                true => Some(wilson_of(&vec![values[0]; prompts.iter().collect::<BTreeSet<_>>().len()])),
-                false => cluster_bootstrap(&values, &prompts, seed).ok(), // none with one prompt
-            };
+            let interval = share_interval(&values, &prompts, seed).ok();
             (mean(values.iter().copied()), interval)
         };
         let mut ends = |name: &str, interval: Option<Interval>| {
