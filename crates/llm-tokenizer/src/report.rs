@@ -124,7 +124,8 @@ impl Tokenizer {
             Ok(Some(id))
         };
         let texts: Vec<(u32, Vec<u8>)> = (0..).zip(self.token_texts()).collect();
-        let found: Vec<Option<u32>> = texts.into_par_iter().map(unreachable).collect::<Result<_>>()?;
+        let found: Vec<Result<Option<u32>>> = texts.into_par_iter().map(unreachable).collect();
+        let found = found.into_iter().collect::<Result<Vec<_>>>()?; // the first error in the order of the ids
         Ok(found.into_iter().flatten().collect())
     }
 

@@ -64,9 +64,10 @@ impl Clusters {
             if options.min_jaccard <= 0. {
                 continue;
             }
-            let compared: Vec<Compared> =
-                groups.par_iter().map(|group| Compared::of(store, group, &clusters, options)).collect::<Result<_>>()?;
+            let compared: Vec<Result<Compared>> =
+                groups.par_iter().map(|group| Compared::of(store, group, &clusters, options)).collect();
             for compared in compared {
+                let compared = compared?;
                 not_compared += compared.left_out;
                 compared.edges.into_iter().for_each(|(a, b)| clusters.unite(a, b));
             }

@@ -47,7 +47,8 @@ impl TokenDataset {
                 _ => Ok(bytes),
             }
         });
-        let opened = opened.collect::<Result<Vec<Bytes>>>()?;
+        // The first damaged file, whichever thread finds one first.
+        let opened = opened.collect::<Vec<_>>().into_iter().collect::<Result<Vec<Bytes>>>()?;
         let index = open_intact(dir, &info.index)?;
         let mut tokens = 0;
         let files = opened.into_iter().map(|bytes| {

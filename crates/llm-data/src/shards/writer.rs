@@ -79,7 +79,9 @@ impl<'a> ShardWriter<'a> {
                 let started = Instant::now();
                 Ok((tokenizer.encode(piece.text)?, started.elapsed()))
             });
-            for ((split, piece), (ids, time)) in batch.iter().zip(encoded.collect::<Result<Vec<_>>>()?) {
+            // In order, so that an error is always that of the first piece.
+            for ((split, piece), encoded) in batch.iter().zip(encoded.collect::<Vec<Result<_>>>()) {
+                let (ids, time) = encoded?;
                 self.encoding += time;
                 let separator = self.manifest.separator_id;
                 self.bytes += piece.text.len() as u64;

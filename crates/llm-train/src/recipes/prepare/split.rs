@@ -146,7 +146,8 @@ impl<'a> Splitter<'a> {
             }
             Ok((SplitKey::of([item.text.as_str()]), item))
         });
-        keyed.collect()
+        // The first error in the order of the items, whichever thread finds one first.
+        keyed.collect::<Vec<_>>().into_iter().collect()
     }
 
     /// Writes documents to the split that their hash says.
