@@ -97,7 +97,7 @@ pub struct DistillRecipe {
     /// Pairs of layers of student and teacher, counted from 0, whose outputs are compared; empty: each layer of the student with one of the
     /// teacher, evenly spaced, the last with the last.
     pub hidden_layers: Vec<[usize; 2]>,
-    /// Whether to train the same student also without the teacher, on the same tokens in as many steps (α = 0), in the folder `control` of the
+    /// Whether to train the same student also without the teacher, on the answers of the data in as many steps (α = 0), in the folder `control` of the
     /// run.
     pub control: bool,
     /// Number of layers that a new student takes from the teacher with their weights, evenly spaced, the first and the last among them;
@@ -165,7 +165,7 @@ pub struct DistillInputs {
     #[cfg_attr(feature = "cli", arg(long, value_name = "FILE", display_order = 9))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tasks: Option<PathBuf>,
-    /// Folder of `teacher-logits write`: the teacher's stored log-probabilities of these conversations, so that it does not run.
+    /// Folder of `teacher-logits write`: the teacher's stored log-probabilities of these conversations, so that it does not run in training.
     #[cfg_attr(feature = "cli", arg(long, value_name = "DIR", display_order = 8))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_logits: Option<PathBuf>,
@@ -191,7 +191,14 @@ pub fn distill(
     let outcome =
         train(recipe, inputs, out, RunOptions { resume, device: device.clone(), observer: &mut *observer, stop })?;
     if recipe.control {
-        let alone = DistillRecipe { alpha: 0., on_policy: 0., hidden_weight: 0., control: false, ..recipe.clone() };
+        let alone = DistillRecipe {
+            alpha: 0.,
+            on_policy: 0.,
+            sequence_level: false,
+            hidden_weight: 0.,
+            control: false,
+            ..recipe.clone()
+        };
         let inputs = DistillInputs { text_teacher: None, teacher_logits: None, ..inputs.clone() };
         let dir = out.join(CONTROL);
         train(&alone, &inputs, &dir, RunOptions::of_stage(&dir, &device, observer, stop)).map_err(

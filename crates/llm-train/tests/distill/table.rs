@@ -37,6 +37,10 @@ fn the_table_compares_teacher_student_control_and_quantised_student() {
         let [median, low, high] = row.tokens_per_second;
         assert!(low > 0. && low <= median && median <= high && row.task_score.is_some(), "{row:?}");
     }
+    let stale = fs::read(run.join("student-q8_0.gguf")).unwrap();
+    fs::write(run.join("student-q8_0.gguf"), "of a shorter run").unwrap();
+    let report = distill_report(&recipe, &inputs, &run, &measure_decode).unwrap();
+    assert!(fs::read(run.join("student-q8_0.gguf")).unwrap() == stale, "written again, as a run can be extended");
     let json = fs::read_to_string(run.join("distillation.json")).unwrap();
     assert_eq!(serde_json::from_str::<DistillReport>(&json).unwrap().rows.len(), 4);
     assert_eq!(fs::read_to_string(run.join("distillation.md")).unwrap(), report.table());

@@ -1,7 +1,7 @@
 //! Replies that a model generates to the prompts of the conversations: the student's for on-policy distillation (Agarwal et al. 2024, arXiv
 //! 2306.13649), the teacher's for sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947).
 
-use llm_engine::{GenerateOptions, Sampling, generate_from};
+use llm_engine::{GenerateOptions, SampledReply, Sampling, generate_batch};
 use llm_model::Model;
 use rand::RngExt;
 
@@ -45,17 +45,15 @@ impl Replies<'_> {
     /// Each conversation up to its last answer, with a generated one; only its tokens are trained.
     fn replaced(self, model: &Model, examples: &[&Example], sampling: Sampling) -> Result<Vec<Example>> {
         let options = GenerateOptions { max_new_tokens: self.recipe.max_new_tokens, stop_ids: None, sampling };
-        let (mut all, size) = (Vec::with_capacity(examples.len()), self.recipe.batch_size.max(1));
-        for (number, chunk) in examples.chunks(size).enumerate() {
-            let prompts: Vec<Vec<u32>> = chunk.iter().map(|example| prompt(example).to_vec()).collect();
-            let replies = generate_from(model, &prompts, number * size, &options, |_, _| true)?;
-            all.extend(prompts.into_iter().zip(replies).map(|(prompt, reply)| {
-                let room = self.max_length.saturating_sub(prompt.len()).max(1);
-                let loss_mask = (0..prompt.len() + reply.len().min(room)).map(|i| i >= prompt.len()).collect();
-                Example { ids: prompt.into_iter().chain(reply.into_iter().take(room)).collect(), loss_mask }
-            }));
-        }
-        Ok(all)
+        let prompts: Vec<Vec<u32>> = examples.iter().map(|example| prompt(example).to_vec()).collect();
+        let replies = generate_batch(model, &prompts, 1, &options)?.into_iter().flatten();
+        let replaced = |(prompt, reply): (Vec<u32>, SampledReply)| {
+            let room = self.max_length.saturating_sub(prompt.len()).max(1);
+            let ids = prompt.iter().copied().chain(reply.ids.into_iter().take(room)).collect::<Vec<_>>();
+            let loss_mask = (0..ids.len()).map(|i| i >= prompt.len()).collect();
+            Example { ids, loss_mask }
+        };
+        Ok(prompts.into_iter().zip(replies).map(replaced).collect())
     }
 }
 

@@ -95,10 +95,10 @@ pub fn distill_report(
         models.push(("student without teacher", whole(&control, inputs, scratch.path())?));
     }
     let quantised = out.join("student-q8_0.gguf");
-    if !quantised.exists() {
-        let student = TextModel::load(&models[1].1)?;
-        student.save_gguf(&quantised, Some(WeightDtype::Quantized(BlockFormat::Q8_0)))?;
-    }
+    // In the place of that of an earlier table: the run can have been extended.
+    let fresh = scratch.path().join("student-q8_0.gguf");
+    TextModel::load(&models[1].1)?.save_gguf(&fresh, Some(WeightDtype::Quantized(BlockFormat::Q8_0)))?;
+    std::fs::rename(&fresh, &quantised).map_err(Error::io(&quantised))?;
     models.push(("student in q8_0", quantised));
     let positions = teacher.model.config().max_position_embeddings;
     let student = Model::open(&models[1].1)?;

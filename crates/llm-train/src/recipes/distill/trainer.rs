@@ -121,14 +121,17 @@ impl Trainer<'_> {
     }
 }
 
-/// `eval_loss`, the cross-entropy, and with a teacher `eval_kl`, the KL divergence at T = 1, or of stored log-probabilities at theirs: means
-/// over the tokens of all answers.
+/// `eval_loss`, the cross-entropy, and with a teacher `eval_kl`, the KL divergence at T = 1, or with stored log-probabilities
+/// `eval_kl_stored`, that of their outcomes at their temperature: means over the tokens of all answers.
 pub(super) fn evaluate(
     (student, teacher): (&Model, &Source),
     validation: &Validation,
     loss: &DistillationOptions,
 ) -> Result<Metrics> {
-    let temperature = if matches!(teacher, Source::Stored { .. }) { loss.temperature } else { 1. };
+    let (name, temperature) = match teacher {
+        Source::Stored { .. } => ("eval_kl_stored", loss.temperature),
+        _ => ("eval_kl", 1.),
+    };
     let options = DistillationOptions { alpha: 1., temperature, divergence: Divergence::Forward, vocab: loss.vocab };
     let (mut kl_sum, mut loss_sum, mut count, mut has_teacher) = (0., 0., 0., false);
     for chunk in validation.examples.chunks(validation.batch_size) {
@@ -143,6 +146,6 @@ pub(super) fn evaluate(
         count += n;
     }
     let count = f64::max(count, 1.);
-    let kl = has_teacher.then_some(("eval_kl", kl_sum / count));
+    let kl = has_teacher.then_some((name, kl_sum / count));
     Ok(kl.into_iter().chain([("eval_loss", loss_sum / count)]).collect())
 }
