@@ -8,7 +8,7 @@ use crate::compat::{refuse_overwritten, without_token_ids};
 use crate::data::{DataOptions, TooLong};
 use crate::optim::{OptimizerConfig, OptimizerKind};
 use crate::recipes::{
-    CompareMethodsRecipe, FinetuneRecipe, LifecycleRecipe, PretrainRecipe, RewardRecipe, ScalingRecipe,
+    CompareMethodsRecipe, FinetuneRecipe, LifecycleRecipe, PretrainRecipe, RankingLoss, RewardRecipe, ScalingRecipe,
 };
 use crate::rewards::RewardTable;
 use crate::run::Best;
@@ -185,6 +185,10 @@ impl Recipe for RewardRecipe {
             .whole("eval_every", self.eval_every, COUNT_OR_NONE)?
             .whole("eval_batches", self.eval_batches, COUNT_OR_NONE)?
             .whole("save_every", self.save_every, COUNT_OR_NONE)?;
+        if self.loss == RankingLoss::PlackettLuce && !self.ties {
+            let allowed = "true with loss = \"plackett_luce\", whose orders contain the ties";
+            return Err(Keys { table }.wrong("ties", false, allowed));
+        }
         let heads = Keys { table: &format!("{table}heads.") };
         self.heads.iter().try_for_each(|(name, weight)| heads.real(name, *weight, Real::Any).map(|_| ()))?;
         check_lora(self.lora.as_ref(), self.optimizer.kind, table)?;

@@ -64,6 +64,13 @@ fn every_number_of_every_recipe_is_checked() {
 }
 
 #[test]
+fn ties_cannot_be_left_out_of_whole_orders() {
+    let sets = [("loss", "plackett_luce"), ("ties", "false")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let message = crate::recipe::override_recipe(&RewardRecipe::default(), &sets).unwrap_err().to_string();
+    assert!(message.contains("ties is false; it must be true with loss = \"plackett_luce\""), "{message}");
+}
+
+#[test]
 fn an_invalid_value_gives_an_error_with_key_and_range() {
     fn message<R: Recipe + Default + Serialize>(key: &str, value: &str) -> String {
         let sets = [(key.to_owned(), value.to_owned())];

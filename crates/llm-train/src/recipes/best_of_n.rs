@@ -32,7 +32,7 @@ pub struct BestOfNRecipe {
     pub seed: u64,
     /// Replies to each prompt.
     pub n: usize,
-    /// Prompts per batch; after each batch the replies are written. It does not change them.
+    /// Prompts per batch; after each batch the replies are written. Another number gives other random replies.
     pub batch_size: usize,
     /// Token limit of a reply.
     pub max_new_tokens: usize,

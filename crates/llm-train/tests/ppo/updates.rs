@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use llm_model::{Head, Model, Params};
+use llm_model::{Head, LoraConfig, Model, Params};
 use llm_train::optim::OptimizerConfig;
 use llm_train::recipes::{PpoRecipe, PpoTrainer, RewardModel, RunningMeans, SpecialIds};
 use llm_train::rewards::Reward;
@@ -100,6 +100,15 @@ fn the_critic_predicts_a_constant_reward_from_the_first_update() {
     let mut trainer = PpoTrainer::new(&policy, raw, reward(), ids, &recipe).unwrap();
     let rollouts = trainer.roll_out(&queries(), 7).unwrap();
     assert!(metric(&trainer.learn(&rollouts, 0).unwrap(), "loss/value_avg") > 0.01);
+}
+
+#[test]
+fn a_value_head_on_a_policy_with_an_adapter_is_refused() {
+    let lora = LoraConfig { r: 2, ..LoraConfig::default() };
+    let adapted = model(Head::LanguageModel, 1).with_lora(&lora, 1).unwrap().frozen().unwrap();
+    let (recipe, ids) = (PpoRecipe { value_head_on_policy: true, ..recipe() }, SpecialIds { pad: PAD, eos: EOS });
+    let error = PpoTrainer::with_value_head(&adapted, Reward::of_rows(fives), ids, &recipe).err().unwrap();
+    assert!(error.to_string().contains("needs a policy without adapters"), "its trunk would be the base: {error}");
 }
 
 /// The trunk of the head is that of the policy: training the policy changes it, and once the head is not 0 the value loss has a part

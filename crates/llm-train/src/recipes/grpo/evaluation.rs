@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::GrpoRecipe;
 use crate::Result;
+use crate::examples::take_evenly;
 use crate::recipes::ppo::SpecialIds;
 use crate::rewards::{Prompt, Reward};
 use crate::rollout::has_eos;
@@ -23,17 +24,15 @@ pub(super) struct Validation<'a> {
 }
 
 impl<'a> Validation<'a> {
-    /// The first `eval_prompts` of these prompts; 0: all.
+    /// `eval_prompts` of these prompts, spread evenly over them; 0: all.
     pub fn new(
-        mut prompts: Vec<Prompt>,
+        prompts: Vec<Prompt>,
         recipe: &'a GrpoRecipe,
         reward: &'a Reward<'a>,
         tokenizer: &'a Tokenizer,
         ids: SpecialIds,
     ) -> Self {
-        if recipe.eval_prompts > 0 {
-            prompts.truncate(recipe.eval_prompts);
-        }
+        let prompts = take_evenly(prompts, recipe.eval_prompts);
         Self { prompts, recipe, reward, tokenizer, ids }
     }
 

@@ -71,7 +71,7 @@ pub struct GrpoRecipe {
     pub missing_eos: MissingEos,
     /// Updates between evaluations on the validation prompts. 0: only before the first and after the last update.
     pub eval_every: u64,
-    /// The number of validation prompts, the first of the file. 0: all.
+    /// The number of validation prompts, spread evenly over the file. 0: all.
     pub eval_prompts: usize,
     /// Updates between checkpoints; each also writes some replies to `samples/`. 0: only at the end.
     pub save_every: u64,

@@ -162,16 +162,18 @@ impl<'a> GrpoTrainer<'a> {
         let mut trained: Vec<(&Episode, f64)> = mini_batch.iter().map(|&at| &episodes[at]).zip(weights).collect();
         let first = trained.first().map(|&(episode, _)| (episode, 0.));
         trained.retain(|(episode, _)| !is_masked(episode) && (needs_all || episode.advantage != 0.));
+        let tokens = lengths.iter().sum::<usize>().max(1) as f64;
+        let mut share_of_token = 1. / tokens;
         if trained.is_empty() {
-            // A step with gradients of 0.
+            // A step with gradients of 0, those of routers too.
             trained.extend(first);
+            share_of_token = 0.;
         }
         // Replies of similar length together: less padding.
         trained.sort_by_key(|(episode, _)| episode.response.len() + episode.query.len());
         let mut sums = Sums::default();
-        let tokens = lengths.iter().sum::<usize>().max(1) as f64;
         for micro_batch in trained.chunks(recipe.micro_batch_size.max(1)) {
-            self.micro_batch(micro_batch, tokens, &mut sums, difference)?;
+            self.micro_batch(micro_batch, share_of_token, &mut sums, difference)?;
         }
         let ratios = if recipe.loss_type == LossType::Rloo { lengths.len() as f64 } else { tokens };
         means.add("loss", sums.loss, 1.);
@@ -186,11 +188,11 @@ impl<'a> GrpoTrainer<'a> {
         Ok(())
     }
 
-    /// Accumulates the gradients of replies with the weights of their tokens; the mini-batch has `tokens` tokens.
+    /// Accumulates the gradients of replies with the weights of their tokens; `share_of_token` is the weight of a token in the loss of routers.
     fn micro_batch(
         &mut self,
         micro_batch: &[(&Episode, f64)],
-        tokens: f64,
+        share_of_token: f64,
         sums: &mut Sums,
         difference: &mut LogprobDifference,
     ) -> Result<()> {
@@ -221,7 +223,7 @@ impl<'a> GrpoTrainer<'a> {
             grpo_loss(&logprobs, &old_logprobs, &advantages, &weights, clip, reference)?
         };
         let count = logprobs.elem_count() as f64;
-        let total = RouterMetrics::default().add(&found.loss, routing.as_ref(), count / tokens)?;
+        let total = RouterMetrics::default().add(&found.loss, routing.as_ref(), count * share_of_token)?;
         self.policy.backward(&total)?;
 
         let log_ratios = (&logprobs - &old_logprobs)?.detach();

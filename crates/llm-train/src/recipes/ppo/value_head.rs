@@ -12,6 +12,11 @@ use crate::{Error, Result};
 /// A model with the head of a critic, whose trunk is that of `policy`: the same variables, so that the gradients of a loss of its values
 /// are those of the policy too. Only the head is its own.
 pub(super) fn on(policy: &Model) -> Result<Model> {
+    if !policy.active_adapters().is_empty() {
+        let message = "value_head_on_policy needs a policy without adapters, whose hidden states are trained; merge the adapter \
+                       (llm-infer merge), or set value_head_on_policy = false";
+        return Err(Error::Unsupported(message.to_owned()));
+    }
     let (config, device) = (policy.config(), policy.device());
     let mut shared: BTreeMap<&str, &Weight> = policy.params().iter().collect();
     let mut weights = BTreeMap::new();
